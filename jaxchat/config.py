@@ -1,0 +1,332 @@
+"""Frozen, validated configuration. Defaults live here and nowhere else.
+
+A published run is a TOML file in `configs/`; `jaxchat.recipe` reads it, derives from `depth` what
+the file does not say, and builds the dataclasses below. Everything here imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_type_hints
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what, and what to do."""
+
+
+STAGES = ("data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval", "report")
+PRESETS = ("classic", "modern")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _positive(table: str, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(value > 0, f"{table}.{name} is {value}; it must be greater than 0.")
+
+
+def _not_negative(table: str, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(value >= 0, f"{table}.{name} is {value}; it must be 0 or greater.")
+
+
+def _one_of(table: str, config: object, name: str, allowed: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    _check(value in allowed, f"{table}.{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture. `classic` leaves every switch off, `modern` turns all of them on.
+
+    Axes: L layers, D width, H query heads, G key/value heads, V vocabulary.
+    """
+
+    vocab_size: int = 65_536
+    sequence_len: int = 2_048
+    n_layer: int = 20
+    n_head: int = 10
+    n_kv_head: int = 10
+    n_embd: int = 1_280
+    rope_base: float = 10_000.0
+    softcap: float = 15.0  # logits are softcap * tanh(logits / softcap)
+    qk_scale: float = 1.0  # multiplies q and k after QK-norm
+    window_pattern: str = "L"  # tiled over layers: S short window, L full; the last layer is L
+    value_embeds: bool = False  # gated value embeddings on alternating layers
+    residual_scalars: bool = False  # learned per-layer scalars on the residual and on x0
+    smear: bool = False  # mixes the previous token's embedding into this one
+    backout: bool = False  # subtracts the middle layer's residual before the head
+    init: str = "classic"  # "classic" or "modern": the table of initial standard deviations
+
+    def __post_init__(self) -> None:
+        _positive("model", self, "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
+        _positive("model", self, "rope_base", "softcap", "qk_scale")
+        _check(self.sequence_len >= 2, f"model.sequence_len is {self.sequence_len}; at least 2.")
+        _check(
+            self.n_embd % self.n_head == 0,
+            f"model.n_embd is {self.n_embd} and model.n_head is {self.n_head}; "
+            "the width must be a multiple of the number of heads.",
+        )
+        _check(
+            self.n_head % self.n_kv_head == 0,
+            f"model.n_head is {self.n_head} and model.n_kv_head is {self.n_kv_head}; "
+            "query heads must be a multiple of key/value heads.",
+        )
+        _check(
+            self.head_dim % 2 == 0,
+            f"the head size {self.head_dim} is odd; rotary embeddings need an even one.",
+        )
+        _check(
+            bool(self.window_pattern) and set(self.window_pattern) <= {"S", "L"},
+            f"model.window_pattern is {self.window_pattern!r}; it is made of the letters S and L.",
+        )
+        _one_of("model", self, "init", PRESETS)
+
+    @property
+    def head_dim(self) -> int:
+        """K, the size of one head."""
+        return self.n_embd // self.n_head
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Rates and switches of the Muon and AdamW chain (`jaxchat.optim`).
+
+    Rates are those of a batch and width for which they were tuned; `recipe` scales them to the
+    run's, so what stands here is what the optimizer uses. Adam rates are still multiplied by
+    (D / 768) ** -0.5 where `optim.table` says so.
+    """
+
+    matrix_lr: float = 0.02
+    embedding_lr: float = 0.2
+    unembedding_lr: float = 0.004
+    scalar_lr: float = 0.5
+    weight_decay: float = 0.0  # Muon's
+    groups: str = "classic"  # betas and decays of the Adam groups: see optim/table.py
+    orthogonalizer: str = "newton_schulz"  # or "polar_express"
+    equilibrate_rows: bool = False
+    renormalize: bool = False
+    normuon: bool = False
+    cautious_decay: bool = False
+    normuon_beta2: float = 0.9
+    momentum_start: float = 0.85
+    momentum: float = 0.95
+    momentum_end: float = 0.95  # reached at the end of the warmdown
+    momentum_warmup_steps: int = 300
+    decay_schedule: str = "constant"  # or "cosine", to 0 at the horizon
+    warmup_steps: int = 0
+    warmdown_ratio: float = 0.2
+    final_lr_frac: float = 0.0
+    grad_clip: float = 1.0  # by global norm; 0 turns it off
+
+    def __post_init__(self) -> None:
+        _not_negative("optim", self, "matrix_lr", "embedding_lr", "unembedding_lr", "scalar_lr")
+        _not_negative("optim", self, "weight_decay", "warmup_steps", "grad_clip", "final_lr_frac")
+        _not_negative("optim", self, "momentum_warmup_steps")
+        _one_of("optim", self, "groups", PRESETS)
+        _one_of("optim", self, "orthogonalizer", ("newton_schulz", "polar_express"))
+        _one_of("optim", self, "decay_schedule", ("constant", "cosine"))
+        for name in ("momentum", "momentum_start", "momentum_end", "normuon_beta2"):
+            value = getattr(self, name)
+            _check(0 <= value < 1, f"optim.{name} is {value}; it must be in [0, 1).")
+        _check(
+            0 <= self.warmdown_ratio <= 1,
+            f"optim.warmdown_ratio is {self.warmdown_ratio}; it must be in [0, 1].",
+        )
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How the tokenizer is trained."""
+
+    vocab_size: int = 65_536
+    max_chars: int = 2_000_000_000  # characters of training text it sees
+
+    def __post_init__(self) -> None:
+        # 256 bytes and nine special tokens
+        _check(
+            self.vocab_size >= 265,
+            f"tokenizer.vocab_size is {self.vocab_size}; 256 bytes and 9 special tokens need 265.",
+        )
+        _positive("tokenizer", self, "max_chars")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the text comes from and how much of it is kept."""
+
+    source: str = "machine"  # "machine": the documentation every Python carries; or "fineweb_edu"
+    max_chars: int = 12_000_000
+    words: int = 6_000  # words of the corpus the spelling problems draw from
+
+    def __post_init__(self) -> None:
+        _one_of("data", self, "source", ("machine", "fineweb_edu", "climbmix"))
+        _positive("data", self, "max_chars", "words")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training stage (base, mid or sft) over the common `fit` loop."""
+
+    steps: int = 0  # 0: as many as one pass over the stage's rows takes
+    batch_tokens: int = 524_288  # tokens of one optimizer step, over all devices
+    micro_rows: int = 32  # rows one device takes at once; the rest is accumulated
+    lr_scale: float = 1.0  # multiplies every rate of [optim]
+    conversations: int = 0  # generated conversations (mid, sft); 0 for base
+    mixture: Mapping[str, float] = field(default_factory=dict)  # task name -> share
+    eval_every: int = 250
+    eval_rows: int = 2_048
+    save_every: int = 1_000
+
+    def __post_init__(self) -> None:
+        _not_negative("train", self, "steps", "conversations", "lr_scale")
+        _positive("train", self, "batch_tokens", "micro_rows", "eval_every", "eval_rows")
+        _positive("train", self, "save_every")
+        for name, share in self.mixture.items():
+            _check(share > 0, f"train.mixture.{name} is {share}; a share must be greater than 0.")
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """Reinforcement learning: the simplified GRPO."""
+
+    steps: int = 60
+    task: str = "arithmetic"
+    problems_per_step: int = 16
+    samples_per_problem: int = 16
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    micro_rows: int = 64
+    lr_scale: float = 0.05
+    save_every: int = 20
+
+    def __post_init__(self) -> None:
+        _positive("rl", self, "steps", "problems_per_step", "max_new_tokens", "temperature")
+        _positive("rl", self, "micro_rows", "lr_scale", "save_every")
+        _check(
+            self.samples_per_problem >= 2,
+            f"rl.samples_per_problem is {self.samples_per_problem}; an advantage is a reward less "
+            "its group's mean, so a group needs at least 2.",
+        )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What the evaluation stage measures."""
+
+    tasks: tuple[str, ...] = ("identity", "arithmetic", "spelling", "counting", "choice")
+    problems: int = 200  # held-out problems a task
+    max_new_tokens: int = 256
+    slots: int = 64  # conversations the engine decodes at once
+    reward_samples: int = 4  # samples per problem, temperature 1, for the mean reward of [rl]
+
+    def __post_init__(self) -> None:
+        _positive("eval", self, "problems", "max_new_tokens", "slots", "reward_samples")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each named axis; `data = 0` takes all that the others leave."""
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+    host_devices: int = 0  # virtual devices on a machine without accelerators; 0: one
+
+    def __post_init__(self) -> None:
+        _not_negative("mesh", self, "data", "host_devices")
+        _positive("mesh", self, "fsdp", "tensor")
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """What `--plan` reckons with; nothing else reads it."""
+
+    name: str = "NVIDIA H100 80GB"
+    devices: int = 8
+    peak_flops: float = 989e12  # per device, dense bf16
+    utilization: float = 0.45  # share of the peak that training reaches (MFU)
+    memory_bytes: float = 80e9
+    dollars_per_hour: float = 24.0  # for all devices together; 0: one's own machine
+
+    def __post_init__(self) -> None:
+        _positive("hardware", self, "devices", "peak_flops", "utilization", "memory_bytes")
+        _not_negative("hardware", self, "dollars_per_hour")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run, from text to report."""
+
+    name: str
+    preset: str
+    depth: int
+    seed: int
+    data_ratio: float  # training tokens per scaling parameter
+    model: ModelConfig
+    optim: OptimConfig
+    tokenizer: TokenizerConfig
+    data: DataConfig
+    base: TrainConfig
+    mid: TrainConfig
+    sft: TrainConfig
+    rl: RLConfig
+    eval: EvalConfig
+    mesh: MeshConfig
+    hardware: HardwareConfig
+
+
+T = TypeVar("T")
+
+
+def unknown_key(where: str, key: str, known: list[str]) -> ConfigError:
+    """The error for a key nobody reads, with the nearest known one."""
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}."
+    return ConfigError(f"{where} has the unknown key {key!r}; {hint}")
+
+
+def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    """Makes the dataclass `cls` from a TOML table.
+
+    Raises ConfigError for a key that is no field and for a value of another type. Integers are
+    accepted where a float is expected; lists become tuples.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in fields:
+            raise unknown_key(where, key, list(fields))
+        values[key] = _convert(value, hints[key], f"{where}.{key}")
+    return cls(**values)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool):
+        if type(value) is not hint:
+            raise ConfigError(
+                f"{where} is {value!r}, of type {type(value).__name__}; "
+                f"it must be of type {hint.__name__}."
+            )
+        return value
+    if isinstance(value, list):
+        if not all(isinstance(item, str) for item in value):
+            raise ConfigError(f"{where} is {value!r}; it must be a list of strings.")
+        return tuple(value)
+    if isinstance(value, Mapping):
+        bad = {k: v for k, v in value.items() if type(v) not in (int, float)}
+        if bad:
+            raise ConfigError(f"{where} holds {bad!r}; every share must be a number.")
+        return {key: float(item) for key, item in value.items()}
+    raise ConfigError(f"{where} is {value!r}; that is not a value this key takes.")

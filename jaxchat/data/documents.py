@@ -1,0 +1,210 @@
+"""Documents out of installed Python files: docstrings, help topics, readmes and source code."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import hashlib
+import os
+import re
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_FILE_BYTES = 1_000_000  # a larger file is data, not documentation
+MAX_CHARS = 20_000  # of a document; longer text is cut into several at blank lines
+CODE_SHARE = 0.3  # of the standard library's files are kept as code, the rest as docstrings
+
+_PROJECT = "jaxchat"  # never its own documentation
+_SKIPPED_FOLDERS = frozenset(
+    re.findall(
+        r"\S+",
+        """__pycache__ site-packages dist-packages test tests testing idlelib lib2to3 encodings
+        pydoc_data turtledemo vendor _vendor vendored locale""",
+    )
+)
+_SKIPPED_DOCS = re.compile(
+    r"licen[cs]e|copying|notice|author|contribut|requirement|constraint|top_level|entry_point"
+    r"|sources|record|vendor|cmakelists|namespace_packages|zip-safe|changelog|changes|history",
+    re.IGNORECASE,
+)
+_DOC_SUFFIXES = frozenset({".md", ".rst", ".txt"})
+_ORNAMENT = re.compile(r"^\s*(\[?!\[|<|\.\. |\|[ -|]|:\w+:|[-=~^*#+_|]{4,})")  # badges, html, rules
+_MIN_DOCSTRING = 30
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text. `origin` names the file it came from, the same on every machine."""
+
+    text: str
+    source: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where to read: the folder of the standard library, and the folders of packages."""
+
+    stdlib: Path
+    packages: tuple[Path, ...]
+
+    @classmethod
+    def of_this_python(cls) -> Paths:
+        """Those of the running interpreter; in a virtual environment, its own packages."""
+        packages = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+        return cls(Path(sysconfig.get_path("stdlib")), tuple(sorted(packages)))
+
+
+def sources(paths: Paths) -> dict[str, Iterator[Document]]:
+    """Every source's documents, read as they are asked for, in an order fixed by file names."""
+    stdlib = _files(paths.stdlib)
+    modules = [(path, name) for path, name in stdlib if name.endswith(".py")]
+    packages = [entry for folder in paths.packages for entry in _files(folder)]
+    return {
+        "python": _topics(paths.stdlib / "pydoc_data" / "topics.py"),
+        "stdlib": _docstrings([m for m in modules if not _is_code(m[1])], "stdlib"),
+        "packages": _docstrings([m for m in packages if m[1].endswith(".py")], "packages"),
+        "readme": _readmes(packages),
+        "code": _code([m for m in modules if _is_code(m[1])]),
+    }
+
+
+def _files(root: Path) -> list[tuple[Path, str]]:
+    """(path, name below the root) of every file, shuffled by the hash of the name.
+
+    Packages are of very different sizes: shuffled, any number of files is a fair sample.
+    """
+    found: list[tuple[Path, str]] = []
+    for folder, subfolders, names in os.walk(root):
+        top = Path(folder) == root
+        subfolders[:] = [name for name in subfolders if not _skips(name, top)]
+        for name in names:
+            path = Path(folder, name)
+            if not (top and name.startswith(_PROJECT)):
+                found.append((path, path.relative_to(root).as_posix()))
+    return sorted(found, key=lambda entry: (_digest(entry[1]), entry[1]))
+
+
+def _skips(folder: str, top: bool) -> bool:
+    own = top and re.split(r"[-.]", folder)[0] == _PROJECT
+    return own or folder in _SKIPPED_FOLDERS or folder.startswith(("config-", "."))
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+
+def _is_code(name: str) -> bool:
+    return int.from_bytes(_digest(f"code/{name}")[:8], "big") < CODE_SHARE * 2**64
+
+
+def _topics(path: Path) -> Iterator[Document]:
+    """The help topics: a module with one dictionary of strings."""
+    tree = _parse(_text(path))
+    for node in ast.walk(tree) if tree else ():
+        if not isinstance(node, ast.Dict):
+            continue
+        for key, value in zip(node.keys, node.values, strict=True):
+            match key, value:
+                case ast.Constant(value=str(topic)), ast.Constant(value=str(text)):
+                    yield from _cut(text, "python", f"topics/{topic}")
+
+
+def _docstrings(files: list[tuple[Path, str]], source: str) -> Iterator[Document]:
+    """One document a module: its docstring, then those of its classes and functions."""
+    for path, name in files:
+        if name.endswith("_pb2.py"):
+            continue
+        tree = _parse(_text(path))
+        if tree is not None:
+            module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            entries = [f"{title}\n\n{text}" for title, text in _documented(tree, module)]
+            yield from _cut("\n\n".join(entries), source, name)
+
+
+def _documented(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, title: str
+) -> Iterator[tuple[str, str]]:
+    """(title, docstring) of a module or class and what it holds, in the order of the file."""
+    text = ast.get_docstring(node)
+    if text is not None and len(text) >= _MIN_DOCSTRING:
+        yield title, text
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return
+    prefix = f"{title}." if isinstance(node, ast.ClassDef) else ""
+    for child in node.body:
+        match child:
+            case ast.ClassDef(name=name):
+                yield from _documented(child, prefix + name)
+            case ast.FunctionDef(name=name, args=args) | ast.AsyncFunctionDef(name=name, args=args):
+                named = [arg.arg for arg in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
+                shown = ", ".join(arg for arg in named if arg not in ("self", "cls"))
+                yield from _documented(child, f"{prefix}{name}({shown})")
+
+
+def _readmes(files: list[tuple[Path, str]]) -> Iterator[Document]:
+    """Descriptions in the packages' metadata, and documentation files, without ornaments."""
+    for path, name in files:
+        inside, _, base = name.rpartition("/")
+        if inside.endswith(".dist-info") and "/" not in inside and base == "METADATA":
+            _, _, text = (_text(path) or "").partition("\n\n")  # the headers end at a blank line
+        elif path.suffix in _DOC_SUFFIXES and not _SKIPPED_DOCS.search(name):
+            text = _text(path) or ""
+        else:
+            continue
+        # a package's version is in the folder's name, and must not change the split
+        origin = re.sub(r"-[^/]*\.dist-info", "", name)
+        kept = [line for line in text.splitlines() if not _ORNAMENT.match(line)]
+        yield from _cut("\n".join(kept), "readme", origin)
+
+
+def _code(files: list[tuple[Path, str]]) -> Iterator[Document]:
+    """Source files that parse."""
+    for path, name in files:
+        text = _text(path)
+        if text is not None and _parse(text) is not None:
+            yield from _cut(text, "code", name)
+
+
+def _text(path: Path) -> str | None:
+    """A file's text, or None when it cannot be read, is very large, or is binary."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES or not path.is_file():
+            return None
+        data = path.read_bytes()
+    except OSError:
+        return None
+    if b"\0" in data:
+        return None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _parse(text: str | None) -> ast.Module | None:
+    collecting = gc.isenabled()
+    gc.disable()  # a tree has no cycles; letting the collector walk it costs a third of the time
+    try:
+        return None if text is None else ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _cut(text: str, source: str, origin: str) -> Iterator[Document]:
+    """The text as one document, or several when it is long, cut at blank lines."""
+    text = re.sub(r"[ \t]+\n", "\n", text)
+    text = re.sub(r"\n{3,}", "\n\n", text).strip("\n")
+    while len(text) > MAX_CHARS:
+        end = text.rfind("\n\n", MAX_CHARS // 2, MAX_CHARS)
+        end = MAX_CHARS if end < 0 else end
+        yield Document(text[:end], source, origin)
+        text = text[end:].strip("\n")
+    if text:
+        yield Document(text, source, origin)

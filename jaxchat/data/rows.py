@@ -1,0 +1,117 @@
+"""Rows of T+1 tokens on disk: memory-mapped arrays with a manifest, and Grain over them.
+
+A rows folder holds `tokens.npy` [N, T+1], optionally `mask.npy` [N, T+1] (1: the token is trained
+on) and `manifest.json` with counts, the tokenizer's hash and checksums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from jaxchat.home import ArtifactError, atomic_folder, read_json, sha256_file, write_json
+
+FORMAT = "jaxchat-rows-1"
+
+
+@dataclass(frozen=True)
+class RowsManifest:
+    """What a rows folder holds."""
+
+    format: str
+    tokenizer: str  # hash
+    rows: int
+    row_tokens: int  # T+1
+    trained_tokens: int  # with mask 1
+    checksums: dict[str, str]
+
+
+def write_rows(
+    folder: Path, tokens: np.ndarray, mask: np.ndarray | None, tokenizer_hash: str
+) -> RowsManifest:
+    """Writes a rows folder atomically; tokens and mask are [N, T+1]."""
+    if tokens.ndim != 2 or len(tokens) == 0:
+        raise ArtifactError(
+            f"there are no rows to write to {folder.name} (array of shape {tokens.shape}); the text "
+            "is shorter than one row: raise data.max_chars or lower model.sequence_len."
+        )
+    with atomic_folder(folder) as temporary:
+        np.save(temporary / "tokens.npy", tokens)
+        if mask is not None:
+            np.save(temporary / "mask.npy", mask.astype(np.uint8))
+        manifest = RowsManifest(
+            format=FORMAT,
+            tokenizer=tokenizer_hash,
+            rows=len(tokens),
+            row_tokens=tokens.shape[1],
+            trained_tokens=int(tokens.size if mask is None else mask.sum()),
+            checksums={f.name: sha256_file(f) for f in sorted(temporary.glob("*.npy"))},
+        )
+        write_json(temporary / "manifest.json", asdict(manifest))
+    return manifest
+
+
+class RowSource:
+    """A random-access Grain source of rows: {"tokens": [T+1], "mask": [T+1]}."""
+
+    def __init__(self, folder: Path, tokenizer_hash: str) -> None:
+        """Opens the folder; raises ArtifactError when it is damaged or of another tokenizer."""
+        try:
+            self.manifest = RowsManifest(**read_json(folder / "manifest.json"))
+        except TypeError as error:
+            raise ArtifactError(f"{folder}/manifest.json is no rows manifest: {error}.") from error
+        if self.manifest.format != FORMAT or self.manifest.tokenizer != tokenizer_hash:
+            raise ArtifactError(
+                f"the rows in {folder} are of format {self.manifest.format} and tokenizer "
+                f"{self.manifest.tokenizer[:12]}, not {FORMAT} and {tokenizer_hash[:12]}; "
+                "make them again with --force rows."
+            )
+        for name, checksum in self.manifest.checksums.items():
+            path = folder / name
+            if not path.exists() or sha256_file(path) != checksum:
+                raise ArtifactError(
+                    f"{path} is missing or damaged (its checksum is not the manifest's); "
+                    "make it again with --force rows."
+                )
+        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        masked = "mask.npy" in self.manifest.checksums
+        self.mask = np.load(folder / "mask.npy", mmap_mode="r") if masked else None
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        tokens = np.asarray(self.tokens[index], dtype=np.int32)
+        if self.mask is None:
+            return {"tokens": tokens, "mask": np.ones(tokens.shape, np.float32)}
+        return {"tokens": tokens, "mask": np.asarray(self.mask[index], dtype=np.float32)}
+
+
+def training_batches(
+    source: RowSource, rows: int, seed: int, process: int = 0, processes: int = 1
+) -> grain.MapDataset:
+    """Endless shuffled batches of `rows` rows; item `n` is the batch of step `n`.
+
+    The position in the data is the step's number, so a resume is exact. With several processes
+    each takes its share of every batch.
+    """
+    if rows % processes:
+        raise ValueError(f"{rows} rows a step do not divide by {processes} processes.")
+    dataset: Any = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    return dataset[process::processes].batch(rows // processes)
+
+
+def validation_batches(source: RowSource, rows: int, limit: int) -> grain.MapDataset:
+    """The first `limit` rows in order, in batches of exactly `rows`; a partial last one is left."""
+    count = min(limit, len(source)) // rows * rows
+    if count == 0:
+        raise ArtifactError(
+            f"there are {len(source)} held-out rows, fewer than one batch of {rows}; raise "
+            "data.max_chars or lower the batch (base.micro_rows)."
+        )
+    dataset: Any = grain.MapDataset.source(source)
+    return dataset[:count].batch(rows)

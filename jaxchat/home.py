@@ -1,0 +1,130 @@
+"""Where artefacts live: paths, atomic writes and hashes. The one module that reads the environment.
+
+Everything a run makes is under `HOME/runs/NAME/`. A file is written beside its final name and then
+renamed, so that what has its final name is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+DEFAULT_HOME = "~/.cache/jaxchat"
+
+
+class ArtifactError(RuntimeError):
+    """An artefact that is missing, foreign or damaged; the message says which and what to do."""
+
+
+def home(given: str | os.PathLike[str] | None = None) -> Path:
+    """The root of all artefacts: `given`, else JAXCHAT_HOME, else ~/.cache/jaxchat."""
+    return Path(given or os.environ.get("JAXCHAT_HOME") or DEFAULT_HOME).expanduser().absolute()
+
+
+def runs(root: Path) -> Path:
+    """The folder that holds one folder per run."""
+    return root / "runs"
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes renames in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Opens a temporary file beside `path`; renames it to `path` when the block ends well.
+
+    The temporary file is removed when the block fails, so a full disk leaves the old content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoding = None if "b" in mode else "utf-8"
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path` that takes its name when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        remove(path)
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Deletes a file or a folder with all it holds; nothing happens when it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes temporary files and folders that a killed process left in `folder`."""
+    for path in folder.glob(".*.tmp"):
+        remove(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically."""
+    with atomic_open(path) as file:
+        json.dump(value, file, indent=1, sort_keys=False)
+        file.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON. Raises ArtifactError, naming the file, when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist; run the stage that makes it.") from error
+    except ValueError as error:
+        raise ArtifactError(
+            f"{path} is damaged (not JSON: {error}); delete it and give the same command again."
+        ) from error
+
+
+def sha256_text(*parts: str) -> str:
+    """The hash of several strings, lengths included, so that parts cannot run into each other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

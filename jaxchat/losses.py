@@ -1,0 +1,146 @@
+"""Losses over features and a head, as (sum, weight): divide once, after accumulation and devices.
+
+Axes: B batch, T time, D width, V vocabulary. Everything is summed in float32. Logits are capped,
+so exp() of them cannot overflow and the cap itself is what logsumexp subtracts.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+CHUNK_ROWS = 1_024  # logits held at once; on a GPU at least 8192 is faster
+
+
+def cross_entropy(
+    x: Array,
+    kernel: Array,
+    targets: Array,
+    mask: Array,
+    *,
+    softcap: float,
+    weights: Array | None = None,
+    chunk_rows: int = CHUNK_ROWS,
+) -> tuple[Array, Array]:
+    """Sum of mask * weights * -log p(target) in nats, and sum of mask, both float32 scalars.
+
+    x [B,T,D] features, kernel [D,V] the head, targets [B,T] int, mask [B,T] float (0: not counted),
+    weights [B,T] float of either sign (1 when None). Where the mask is all zero both sums are 0.
+
+    The gradient, with respect to x and kernel only, is computed together with the value, a chunk of
+    rows at a time: neither logits nor probabilities of the whole batch ever exist.
+    """
+    mask = mask.astype(jnp.float32)
+    factor = mask if weights is None else mask * weights.astype(jnp.float32)
+    chunk = max(1, chunk_rows // x.shape[0])
+    total = _weighted_nll(softcap, chunk, x, kernel, targets, lax.stop_gradient(factor))
+    return total, jnp.sum(mask)
+
+
+def token_logprobs(
+    x: Array, kernel: Array, targets: Array, *, softcap: float, chunk_rows: int = CHUNK_ROWS
+) -> Array:
+    """log p(target) in nats, [B,T] float32, from features x [B,T,D] and the head [D,V]."""
+
+    def one(_: None, chunk: tuple[Array, Array]) -> tuple[None, Array]:
+        return None, -_nll(*chunk, kernel, softcap)[0]
+
+    size = max(1, chunk_rows // x.shape[0])
+    _, logprobs = lax.scan(one, None, (_chunks(x, size), _chunks(targets, size)))
+    return _whole(logprobs, x.shape[1])
+
+
+def nll_and_bytes(nll: Array, targets: Array, token_bytes: Array) -> tuple[Array, Array]:
+    """Sum of nats and sum of bytes, over tokens that stand for bytes; for bits per byte.
+
+    nll and targets [B,T]; token_bytes [V] is the bytes of each token, 0 for special ones. Targets
+    below 0 do not count. Bits per byte is nats / bytes / log(2): `bits_per_byte`.
+    """
+    size = jnp.where(targets >= 0, token_bytes[jnp.maximum(targets, 0)], 0).astype(jnp.float32)
+    return jnp.sum(jnp.where(size > 0, nll, 0.0)), jnp.sum(size)
+
+
+def bits_per_byte(nats: float, size: float) -> float:
+    """Bits per byte of text, from summed nats and bytes; NaN where there are no bytes."""
+    return nats / size / math.log(2.0) if size else math.nan
+
+
+def _chunks(x: Array, size: int) -> Array:
+    """[B,T,...] -> [N,B,size,...]; the last chunk is filled up with zeros.
+
+    Cut along time, so that rows split over devices stay where they are.
+    """
+    batch, time = x.shape[:2]
+    count = -(-time // size)
+    size = -(-time // count)  # equal chunks waste less
+    x = jnp.pad(x, ((0, 0), (0, count * size - time), *((0, 0),) * (x.ndim - 2)))
+    return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+
+
+def _whole(chunks: Array, time: int) -> Array:
+    """[N,B,size,...] -> [B,T,...], the inverse of `_chunks`."""
+    x = jnp.moveaxis(chunks, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]
+
+
+def _nll(
+    x: Array, targets: Array, kernel: Array, softcap: float
+) -> tuple[Array, Array, Array, Array]:
+    """-log p(target) [B,T], then what the gradient needs: tanh, exp(logits - cap), their sum."""
+    logits = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+    tanh = jnp.tanh(logits / softcap)
+    exp = jnp.exp(softcap * (tanh - 1.0))
+    total = jnp.sum(exp, axis=-1)
+    hit = softcap * jnp.take_along_axis(tanh, targets[..., None], axis=-1)[..., 0]
+    return jnp.log(total) + softcap - hit, tanh, exp, total
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _weighted_nll(
+    softcap: float, chunk: int, x: Array, kernel: Array, targets: Array, factor: Array
+) -> Array:
+    """Sum of factor * -log p(target); see `cross_entropy`."""
+    return jnp.sum(
+        factor * -token_logprobs(x, kernel, targets, softcap=softcap, chunk_rows=chunk * x.shape[0])
+    )
+
+
+def _forward(
+    softcap: float, chunk: int, x: Array, kernel: Array, targets: Array, factor: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    """The value, and the gradients as they are for a cotangent of 1."""
+    head = kernel.astype(x.dtype)
+
+    def one(
+        carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array], Array]:
+        value, kernel_grad = carry
+        x, targets, factor = inputs
+        nll, tanh, exp, total = _nll(x, targets, head, softcap)
+        hit = targets[..., None] == jnp.arange(kernel.shape[1], dtype=targets.dtype)[None, None, :]
+        grad = (factor / total)[..., None] * exp - jnp.where(hit, factor[..., None], 0.0)
+        grad = (grad * (1.0 - tanh * tanh)).astype(x.dtype)
+        x_grad = jnp.einsum("btv,dv->btd", grad, head)
+        kernel_grad += jnp.einsum("btd,btv->dv", x, grad, preferred_element_type=jnp.float32)
+        return (value + jnp.sum(factor * nll), kernel_grad), x_grad
+
+    start = (jnp.zeros((), jnp.float32), jnp.zeros(kernel.shape, jnp.float32))
+    inputs = (_chunks(x, chunk), _chunks(targets, chunk), _chunks(factor, chunk))
+    (value, kernel_grad), x_grad = lax.scan(one, start, inputs)
+    return value, (_whole(x_grad, x.shape[1]), kernel_grad.astype(kernel.dtype))
+
+
+def _backward(
+    softcap: float, chunk: int, grads: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array, None, None]:
+    """Scales what the forward pass computed."""
+    x_grad, kernel_grad = grads
+    scale = cotangent.astype(x_grad.dtype)
+    return x_grad * scale, kernel_grad * cotangent.astype(kernel_grad.dtype), None, None
+
+
+_weighted_nll.defvjp(_forward, _backward)

@@ -1,0 +1,395 @@
+"""The GPT: Flax Linen modules inside, pure functions over a plain dict of parameters outside.
+
+Axes: B batch, T time, D width, H query heads, G key/value heads, K head size, F hidden,
+V vocabulary, L layers. Kernels are [in, out].
+
+    wte/embedding [V,D]      lm_head/kernel [D,V]      value_embeds_{l}/embedding [V,G*K]
+    h_{l}/attn/c_q/kernel [D,H*K]    c_k, c_v [D,G*K]    c_proj [H*K,D]    ve_gate [12,G]
+    h_{l}/mlp/c_fc/kernel [D,F]      c_proj [F,D]
+    resid_lambdas [L]   x0_lambdas [L]   smear_gate/kernel [24,1]   smear_lambda []
+    backout_lambda []
+
+The architecture is nanochat's (github.com/karpathy/nanochat): rotary embeddings, normalised
+queries and keys, relu^2, RMSNorm without weights, no biases, an untied head, capped logits. With
+every switch of ModelConfig off it is that of November 2025, with every switch on of July 2026.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from jaxchat.config import ModelConfig
+from jaxchat.model.attention import (
+    MAX_SCORE,
+    Implementation,
+    cached_attention,
+    causal_attention,
+)
+from jaxchat.model.cache import Cache, fill, slot_positions, write
+from jaxchat.model.initial import Initializer, init_table
+from jaxchat.scaling import (
+    SMEAR_GATE_CHANNELS,
+    VALUE_GATE_CHANNELS,
+    has_value_embedding,
+    windows,
+)
+
+Params = dict[str, Any]
+# (layer, q [B,T,H,K], k [B,T,G,K], v [B,T,G,K]) -> (attended [B,T,H,K], what the mode keeps)
+Attend = Callable[[int, Array, Array, Array], tuple[Array, Any]]
+
+NORM_EPSILON = 1.1920929e-07  # float32's, which is what torch takes when none is given
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What one layer is like."""
+
+    window: int  # keys it sees to the left of its own
+    value_embedding: bool
+
+
+def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
+    """One LayerSpec a layer, first to last."""
+    return tuple(
+        LayerSpec(
+            window=window,
+            value_embedding=config.value_embeds and has_value_embedding(layer, config.n_layer),
+        )
+        for layer, window in enumerate(windows(config))
+    )
+
+
+# ---------------------------------------------------------------------------- modules
+
+
+def rms_norm(x: Array) -> Array:
+    """Divides by the root mean square of the last axis; computed in float32."""
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + NORM_EPSILON)
+    return (wide * scale).astype(x.dtype)
+
+
+def rotary(positions: Array, size: int, base: float, dtype: DTypeLike) -> tuple[Array, Array]:
+    """Cosines and sines [B,T,1,K/2] for positions [B,T]."""
+    frequency = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
+    return jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotates x [B,T,H,K] pairwise, first half with second half, by minus the angle."""
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos + b * sin, b * cos - a * sin], axis=-1)
+
+
+class Linear(nn.Module):
+    """A matrix in float32, multiplied in the dtype of its input."""
+
+    out: int
+    initializer: Initializer
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.initializer, (x.shape[-1], self.out))
+        return x @ kernel.astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """A table in float32, looked up in `dtype`."""
+
+    rows: int
+    width: int
+    initializer: Initializer
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        table = self.param("embedding", self.initializer, (self.rows, self.width))
+        return table[tokens].astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Attention of one layer; `attend` decides what the queries see."""
+
+    config: ModelConfig
+    layer: int
+
+    @nn.compact
+    def __call__(
+        self, x: Array, value: Array | None, rope: tuple[Array, Array], attend: Attend
+    ) -> tuple[Array, Any]:
+        config, init = self.config, init_table(self.config)
+        size, groups = config.head_dim, config.n_kv_head
+
+        def heads(name: str, count: int) -> Array:
+            y = Linear(count * size, init[name], name=name)(x)
+            return y.reshape(*y.shape[:-1], count, size)
+
+        q, k, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
+        if value is not None:
+            channels = x[..., : min(VALUE_GATE_CHANNELS, config.n_embd)]
+            gate = 3.0 * nn.sigmoid(Linear(groups, init["ve_gate"], name="ve_gate")(channels))
+            v = v + gate[..., None] * value.reshape(v.shape)
+        q, k = (config.qk_scale * rms_norm(rotate(a, *rope)) for a in (q, k))
+        y, kept = attend(self.layer, q, k, v)
+        y = y.reshape(*y.shape[:-2], -1)
+        return Linear(config.n_embd, init["c_proj"], name="c_proj")(y), kept
+
+
+class MLP(nn.Module):
+    """D -> F = 4D -> D with relu^2 between."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = init_table(self.config)
+        x = Linear(4 * self.config.n_embd, init["c_fc"], name="c_fc")(x)
+        x = jnp.square(nn.relu(x))
+        return Linear(self.config.n_embd, init["c_proj"], name="c_proj")(x)
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on the normalised residual and added to it."""
+
+    config: ModelConfig
+    layer: int
+
+    @nn.compact
+    def __call__(
+        self, x: Array, value: Array | None, rope: tuple[Array, Array], attend: Attend
+    ) -> tuple[Array, Any]:
+        y, kept = Attention(self.config, self.layer, name="attn")(rms_norm(x), value, rope, attend)
+        x = x + y
+        return x + MLP(self.config, name="mlp")(rms_norm(x)), kept
+
+
+class GPT(nn.Module):
+    """Tokens [B,T] -> normalised features [B,T,D]; the head is `unembed`."""
+
+    config: ModelConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Array, positions: Array, previous: Array, attend: Attend
+    ) -> tuple[Array, Array, list[Any]]:
+        """Positions [1 or B,T]; `previous` [B,D] is the embedding before the first token, or 0.
+
+        Returns features, embeddings [B,T,D] before smear, and what `attend` kept of each layer.
+        """
+        config, init = self.config, init_table(self.config)
+        embedded = rms_norm(self._table("wte", config.n_embd, "wte")(tokens))
+        x = embedded
+        if config.smear:
+            x = self._smear(x, previous)
+        start = x
+        if config.residual_scalars:
+            shape = (config.n_layer,)
+            residual = self.param("resid_lambdas", init["resid_lambdas"], shape).astype(x.dtype)
+            first = self.param("x0_lambdas", init["x0_lambdas"], shape).astype(x.dtype)
+        rope = rotary(positions, config.head_dim, config.rope_base, x.dtype)
+        kept = []
+        middle = x
+        for layer, spec in enumerate(layer_specs(config)):
+            if config.residual_scalars:
+                x = residual[layer] * x + first[layer] * start
+            value = None
+            if spec.value_embedding:
+                width = config.n_kv_head * config.head_dim
+                value = self._table(f"value_embeds_{layer}", width, "value_embeds")(tokens)
+            x, state = Block(config, layer, name=f"h_{layer}")(x, value, rope, attend)
+            kept.append(state)
+            if layer == config.n_layer // 2:
+                middle = x
+        if config.backout:
+            share = self.param("backout_lambda", init["backout_lambda"], ())
+            x = x - share.astype(x.dtype) * middle
+        return rms_norm(x), embedded, kept
+
+    def _table(self, name: str, width: int, init: str) -> Embedding:
+        table = init_table(self.config)[init]
+        return Embedding(self.config.vocab_size, width, table, self.dtype, name=name)
+
+    def _smear(self, x: Array, previous: Array) -> Array:
+        """Adds a gated share of the embedding before each."""
+        init = init_table(self.config)
+        strength = self.param("smear_lambda", init["smear_lambda"], ()).astype(x.dtype)
+        channels = x[..., : min(SMEAR_GATE_CHANNELS, self.config.n_embd)]
+        gate = strength * nn.sigmoid(Linear(1, init["smear_gate"], name="smear_gate")(channels))
+        before = jnp.concatenate([previous[:, None, :], x[:, :-1]], axis=1)
+        return x + gate * before
+
+
+# ---------------------------------------------------------------------------- pure functions
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def init_params(key: Array, config: ModelConfig) -> Params:
+    """The initial parameters in float32, equal in distribution to nanochat's.
+
+    Raises ValueError when qk_scale would let exp(score) overflow.
+    """
+    bound = config.head_dim**0.5 * config.qk_scale**2
+    if bound > MAX_SCORE:
+        raise ValueError(
+            f"model.qk_scale is {config.qk_scale} with heads of {config.head_dim}, so scores reach "
+            f"{bound:.0f}; at most {MAX_SCORE:.0f} is supported. Choose a smaller qk_scale."
+        )
+    stem, head = jax.random.split(key)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    params = GPT(config).init(stem, tokens, tokens, jnp.zeros((1, config.n_embd)), _see_itself)
+    kernel = init_table(config)["lm_head"](head, (config.n_embd, config.vocab_size))
+    return {**params["params"], "lm_head": {"kernel": kernel}}
+
+
+def _see_itself(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, None]:
+    """The shape of attention, for the initialisation."""
+    del layer, k, v
+    return q, None
+
+
+def _apply(
+    params: Params,
+    tokens: Array,
+    positions: Array,
+    previous: Array,
+    attend: Attend,
+    config: ModelConfig,
+    dtype: DTypeLike,
+) -> tuple[Array, Array, list[Any]]:
+    """`GPT.__call__` with these parameters."""
+    result: Any = GPT(config, dtype).apply({"params": params}, tokens, positions, previous, attend)
+    return result  # type: ignore[no-any-return]
+
+
+def _run_rows(
+    params: Params,
+    tokens: Array,
+    config: ModelConfig,
+    dtype: DTypeLike,
+    attention: Implementation,
+) -> tuple[Array, Array, list[Any]]:
+    """The network over whole rows [B,T] from position 0; keeps each layer's (k, v)."""
+    specs = layer_specs(config)
+
+    def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+        window = specs[layer].window
+        return causal_attention(q, k, v, window=window, implementation=attention), (k, v)
+
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    previous = jnp.zeros((tokens.shape[0], config.n_embd), dtype)
+    return _apply(params, tokens, positions, previous, attend, config, dtype)
+
+
+def features(
+    params: Params,
+    tokens: Array,
+    config: ModelConfig,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    attention: Implementation = "blocked",
+) -> Array:
+    """Tokens [B,T] -> normalised features [B,T,D] in `dtype`, for `unembed` or a loss."""
+    return _run_rows(params, tokens, config, dtype, attention)[0]
+
+
+def unembed(params: Params, x: Array, config: ModelConfig) -> Array:
+    """Features [...,D] -> capped logits [...,V] in float32."""
+    logits = jnp.matmul(
+        x, params["lm_head"]["kernel"].astype(x.dtype), preferred_element_type=jnp.float32
+    )
+    return config.softcap * jnp.tanh(logits / config.softcap)
+
+
+def forward(
+    params: Params,
+    tokens: Array,
+    config: ModelConfig,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    attention: Implementation = "blocked",
+) -> Array:
+    """Tokens [B,T] -> logits [B,T,V] in float32."""
+    x = features(params, tokens, config, dtype=dtype, attention=attention)
+    return unembed(params, x, config)
+
+
+def prefill(
+    params: Params,
+    tokens: Array,
+    lengths: Array,
+    cache: Cache,
+    config: ModelConfig,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    attention: Implementation = "blocked",
+) -> tuple[Array, Cache]:
+    """Reads prompts into an empty cache: logits [B,V] after each row's last token, and the cache.
+
+    tokens [B,T] are padded on the right (with anything); row b has lengths[b] >= 1 real ones. What
+    the cache held before is forgotten. It must have room for T positions.
+    """
+    x, embedded, kept = _run_rows(params, tokens, config, dtype, attention)
+    rows = jnp.arange(tokens.shape[0])
+    store = cache.previous.dtype
+
+    def layers(side: int) -> tuple[Array, ...]:
+        return tuple(
+            fill(pair[side].astype(store), lengths, old.shape[1])
+            for pair, old in zip(kept, cache.k, strict=True)
+        )
+
+    last = lengths - 1
+    new = Cache(layers(0), layers(1), lengths, embedded[rows, last].astype(store))
+    return unembed(params, x[rows, last], config), new
+
+
+def decode(
+    params: Params,
+    tokens: Array,
+    cache: Cache,
+    config: ModelConfig,
+    *,
+    active: Array | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[Array, Cache]:
+    """One more token [B] in each row: logits [B,V], and the cache with the token in it.
+
+    Rows may stand at different positions. Rows where `active` [B] is False stay as they are: their
+    logits mean nothing, and what was written for them lies beyond what they see.
+    """
+    position = cache.length
+    specs = layer_specs(config)
+    store = cache.previous.dtype
+
+    def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+        keys = write(cache.k[layer], k[:, 0].astype(store), position)
+        values = write(cache.v[layer], v[:, 0].astype(store), position)
+        held = slot_positions(position + 1, keys.shape[1])
+        visible = (held >= 0) & (held >= position[:, None] - specs[layer].window)
+        y = cached_attention(q[:, 0], keys.astype(dtype), values.astype(dtype), visible)
+        return y[:, None], (keys, values)
+
+    previous = cache.previous.astype(dtype)
+    x, embedded, kept = _apply(
+        params, tokens[:, None], position[:, None], previous, attend, config, dtype
+    )
+    going = jnp.ones_like(position, bool) if active is None else active
+    new = Cache(
+        k=tuple(k for k, _ in kept),
+        v=tuple(v for _, v in kept),
+        length=position + going.astype(position.dtype),
+        previous=jnp.where(going[:, None], embedded[:, 0].astype(store), cache.previous),
+    )
+    return unembed(params, x[:, 0], config), new

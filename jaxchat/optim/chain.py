@@ -1,0 +1,84 @@
+"""The optimizer: one Optax partition of Muon and AdamW chains over the parameter table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+
+from jaxchat.config import ModelConfig, OptimConfig
+from jaxchat.optim import muon, schedule
+from jaxchat.optim.table import Group, label_params, parameter_table
+
+ADAM_EPS = 1e-10
+
+
+def make_optimizer(
+    model: ModelConfig,
+    config: OptimConfig,
+    steps: int,
+    *,
+    lr_scale: float = 1.0,
+    muon_dtype: DTypeLike = jnp.float32,
+) -> optax.GradientTransformation:
+    """The whole chain for `steps` steps; every rate is multiplied by `lr_scale`.
+
+    `muon_dtype` is what the orthogonalisation computes in: bf16 on a GPU, fp32 on a CPU.
+    """
+    table = parameter_table(model, config)
+    multiplier = schedule.rate_multiplier(config, steps)
+    chains = {}
+    for group in table:
+        rate = group.rate * lr_scale
+        if group.kind == "muon":
+            core = muon_chain(config, steps, muon_dtype)
+        else:
+            core = adamw_chain(group)
+        chains[group.label] = optax.chain(core, _scale_by_rate(rate, multiplier))
+    partition = optax.partition(chains, lambda params: label_params(params, table))
+    if config.grad_clip:
+        return optax.chain(optax.clip_by_global_norm(config.grad_clip), partition)
+    return partition
+
+
+def muon_chain(
+    config: OptimConfig, steps: int, dtype: DTypeLike = jnp.float32
+) -> optax.GradientTransformation:
+    """Muon with the refinements that `config` turns on; with none it is plain Muon."""
+    express = config.orthogonalizer == "polar_express"
+    transforms = [muon.nesterov_momentum(schedule.momentum(config, steps))]
+    if config.equilibrate_rows:
+        transforms.append(muon.equilibrate_rows())
+    if express:
+        transforms.append(muon.orthogonalize(muon.POLAR_EXPRESS, dtype, slack=1.01, eps=1e-6))
+    else:
+        transforms.append(muon.orthogonalize(muon.NEWTON_SCHULZ, dtype))
+    if config.renormalize:
+        transforms.append(muon.renormalize())
+    if config.normuon:
+        transforms.append(muon.normuon(config.normuon_beta2))
+    if config.weight_decay:
+        decay = schedule.decay(config, steps)
+        transforms.append(muon.decoupled_decay(decay, config.cautious_decay))
+    transforms.append(muon.scale_by_shape())
+    return optax.chain(*transforms)
+
+
+def adamw_chain(group: Group) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) with the group's betas and decay, before its rate."""
+    adam = optax.scale_by_adam(b1=group.beta1, b2=group.beta2, eps=ADAM_EPS)
+    if not group.decay:
+        return adam
+    return optax.chain(adam, optax.add_decayed_weights(group.decay))
+
+
+def _scale_by_rate(
+    rate: float, multiplier: schedule.Schedule
+) -> optax.GradientTransformation:
+    def step_size(count: Any) -> jax.Array:
+        return -rate * multiplier(count)
+
+    return optax.scale_by_schedule(step_size)

@@ -1,0 +1,59 @@
+"""Schedules of the rate, the momentum and the decay, as functions of the step (traceable)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxchat.config import OptimConfig
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def _warmdown_steps(config: OptimConfig, steps: int) -> int:
+    return round(config.warmdown_ratio * steps)
+
+
+def rate_multiplier(config: OptimConfig, steps: int) -> Schedule:
+    """Linear warmup, constant, linear warmdown to `final_lr_frac` at `steps`."""
+    warmup, warmdown = config.warmup_steps, _warmdown_steps(config, steps)
+
+    def schedule(step: jax.Array) -> jax.Array:
+        it = step.astype(jnp.float32)
+        up = jnp.minimum(1.0, (it + 1) / max(warmup, 1)) if warmup else jnp.ones_like(it)
+        left = jnp.clip((steps - it) / max(warmdown, 1), 0.0, 1.0)
+        down = left + (1 - left) * config.final_lr_frac
+        return jnp.where(it < warmup, up, down)
+
+    return schedule
+
+
+def momentum(config: OptimConfig, steps: int) -> Schedule:
+    """From `momentum_start` to `momentum`, and to `momentum_end` during the warmdown."""
+    warmdown = _warmdown_steps(config, steps)
+
+    def schedule(step: jax.Array) -> jax.Array:
+        it = step.astype(jnp.float32)
+        up = jnp.minimum(1.0, it / max(config.momentum_warmup_steps, 1))
+        warm = (1 - up) * config.momentum_start + up * config.momentum
+        down = jnp.clip((it - (steps - warmdown)) / max(warmdown, 1), 0.0, 1.0)
+        cool = (1 - down) * config.momentum + down * config.momentum_end
+        # A run shorter than the warmup never reaches the plateau the warmdown starts from.
+        return jnp.where(it < config.momentum_warmup_steps, warm, cool)
+
+    return schedule
+
+
+def decay(config: OptimConfig, steps: int) -> Schedule:
+    """Muon's decay: constant, or a half cosine to 0 at `steps`."""
+
+    def schedule(step: jax.Array) -> jax.Array:
+        it = step.astype(jnp.float32)
+        if config.decay_schedule == "constant":
+            return jnp.full_like(it, config.weight_decay)
+        return config.weight_decay * 0.5 * (1 + jnp.cos(math.pi * it / steps))
+
+    return schedule

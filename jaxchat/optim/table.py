@@ -1,0 +1,69 @@
+"""The parameter table: one row for every group, and every parameter in exactly one row.
+
+A row says which optimizer a group has and its rate, betas and decay. Rates and betas as in nanochat
+(November 2025 for `classic`, July 2026 for `modern`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxchat.config import ModelConfig, OptimConfig
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row: the parameters whose path matches `pattern` are optimized like this."""
+
+    label: str
+    pattern: str
+    kind: str  # "muon" or "adamw"
+    rate: float
+    beta1: float = 0.8
+    beta2: float = 0.95
+    decay: float = 0.0
+
+
+def parameter_table(model: ModelConfig, optim: OptimConfig) -> tuple[Group, ...]:
+    """The rows for a model; embedding and head rates are scaled by (D / 768) ** -0.5."""
+    width = (model.n_embd / 768) ** -0.5
+    modern = optim.groups == "modern"
+    return (
+        Group(
+            "head", r"lm_head/.*", "adamw", optim.unembedding_lr * width,
+            beta2=0.96 if modern else 0.95, decay=0.01 if modern else 0.0,
+        ),
+        Group(
+            "embedding", r"wte/.*", "adamw", optim.embedding_lr * width,
+            beta2=0.995 if modern else 0.95, decay=0.001 if modern else 0.0,
+        ),
+        Group(
+            "value_embedding", r"value_embeds_\d+/.*", "adamw", optim.embedding_lr * width * 0.5,
+            beta2=0.995, decay=0.01,
+        ),
+        Group("residual", r"resid_lambdas", "adamw", optim.scalar_lr * 0.01, decay=0.05),
+        Group("x0", r"x0_lambdas", "adamw", optim.scalar_lr, beta1=0.96),
+        Group("smear", r"(smear|backout).*", "adamw", 0.2),
+        Group("matrix", r"h_\d+/.*", "muon", optim.matrix_lr),
+    )  # fmt: skip
+
+
+def label_params(params: Any, table: tuple[Group, ...]) -> Any:
+    """A tree like `params` of group labels. Raises ValueError for a parameter in no or two rows."""
+
+    def label(path: tuple[Any, ...], leaf: Any) -> str:
+        del leaf
+        name = "/".join(str(key.key) for key in path)
+        labels = [group.label for group in table if re.fullmatch(group.pattern, name)]
+        if len(labels) != 1:
+            raise ValueError(
+                f"the parameter {name} is in {len(labels)} rows of the parameter table {labels}; "
+                "it must be in exactly one (jaxchat/optim/table.py)."
+            )
+        return labels[0]
+
+    return jax.tree_util.tree_map_with_path(label, params)

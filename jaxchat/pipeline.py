@@ -1,0 +1,162 @@
+"""Runs the stages of a run in order, skips what is done, and goes on where it stopped (layer 4).
+
+A stage's folder holds `done.json` once the stage is complete: the hash of its inputs (settings and
+the artefacts it was made from), its time and its results. A stage is skipped when the hash is still
+the same, and begins anew when it is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxchat.config import ConfigError, RunConfig
+from jaxchat.home import ArtifactError, read_json, remove, sha256_text, sweep, write_json
+from jaxchat.progress import duration
+from jaxchat.recipe import to_json
+
+FORMAT = "jaxchat-stage-1"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row in the table of contents.
+
+    `run(context)` makes the artefact in `context.folder(name)` and returns its results, a JSON
+    object whose `artifact` is a hash of what was made. `settings(config)` are the parts of the
+    configuration it depends on, `after` the stages whose artefacts it reads.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Context], dict[str, Any]]
+    settings: Callable[[RunConfig], tuple[object, ...]]
+    after: tuple[str, ...] = ()
+
+
+class Context:
+    """What stages share: the configuration, the run's folder, and what is done so far."""
+
+    def __init__(self, config: RunConfig, root: Path) -> None:
+        self.config = config
+        self.root = root
+        self.done: dict[str, dict[str, Any]] = {}
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage's artefact lives."""
+        return self.root / stage
+
+
+def done_file(root: Path, stage: str) -> Path:
+    """The file that says a stage is complete."""
+    return root / stage / "done.json"
+
+
+def input_hash(stage: Stage, context: Context) -> str:
+    """The hash of all a stage depends on."""
+    settings = [
+        to_json(s) if dataclasses.is_dataclass(s) else repr(s)
+        for s in stage.settings(context.config)
+    ]
+    artifacts = [str(context.done[name]["results"]["artifact"]) for name in stage.after]
+    return sha256_text(FORMAT, stage.name, *settings, *artifacts)
+
+
+def read_done(root: Path, stage: str) -> dict[str, Any] | None:
+    """A stage's record, or None when it is not complete. Raises ArtifactError when damaged."""
+    path = done_file(root, stage)
+    if not path.exists():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{path} is no record of format {FORMAT}; make the stage again with --force {stage}."
+        )
+    return record
+
+
+def run_stages(
+    stages: Iterable[Stage],
+    context: Context,
+    *,
+    only: Iterable[str] | None = None,
+    force: Iterable[str] = (),
+) -> None:
+    """Runs the stages that are not complete, in order.
+
+    `only` names the stages to run (default all); one that needs an incomplete stage that was not
+    named is refused. `force` names stages to do again from the start.
+    """
+    stages = list(stages)
+    wanted = _known(only, stages) if only is not None else {stage.name for stage in stages}
+    forced = _known(force, stages)
+    for number, stage in enumerate(stages, 1):
+        label = f"[{number}/{len(stages)}] {stage.title}"
+        folder = context.folder(stage.name)
+        record = None if stage.name in forced else read_done(context.root, stage.name)
+        missing = [name for name in stage.after if name not in context.done]
+        if stage.name not in wanted:
+            if record is not None and not missing:
+                context.done[stage.name] = record
+            continue
+        if missing:
+            raise ConfigError(
+                f"the stage {stage.name} needs {', '.join(missing)}, not complete in "
+                f"{context.root}; run without --stages, or name them too."
+            )
+        inputs = input_hash(stage, context)
+        if record is not None and record["inputs"] == inputs:
+            context.done[stage.name] = record
+            print(f"{label}: complete, skipped", flush=True)
+            continue
+        _clear_stale(folder, inputs, stage.name in forced)
+        print(f"{label}", flush=True)
+        began = time.monotonic()
+        results = stage.run(context)
+        elapsed = time.monotonic() - began
+        record = {
+            "format": FORMAT,
+            "stage": stage.name,
+            "inputs": inputs,
+            "settings": [
+                dataclasses.asdict(s) if dataclasses.is_dataclass(s) else s  # type: ignore[arg-type]
+                for s in stage.settings(context.config)
+            ],
+            # Training that was interrupted counts with all its sessions.
+            "seconds": max(elapsed, float(results.pop("seconds", 0.0))),
+            "results": results,
+        }
+        write_json(done_file(context.root, stage.name), record)
+        context.done[stage.name] = record
+        print(f"{label}: {duration(record['seconds'])}", flush=True)
+
+
+def _known(names: Iterable[str], stages: list[Stage]) -> set[str]:
+    known = {stage.name for stage in stages}
+    chosen = set(names)
+    if unknown := chosen - known:
+        order = ", ".join(stage.name for stage in stages)
+        raise ConfigError(f"there is no stage {sorted(unknown)[0]!r}; the stages are {order}.")
+    return chosen
+
+
+def _clear_stale(folder: Path, inputs: str, forced: bool) -> None:
+    """Deletes what was begun with other inputs; keeps what an interrupted stage can go on from."""
+    begun = folder / "begun.json"
+    same = begun.exists() and read_json(begun).get("inputs") == inputs
+    if forced or not same:
+        remove(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    (folder / "done.json").unlink(missing_ok=True)
+    write_json(begun, {"inputs": inputs})
+
+
+def results(context: Context, stage: str) -> Mapping[str, Any]:
+    """The results of a stage that is complete."""
+    found: Mapping[str, Any] = context.done[stage]["results"]
+    return found

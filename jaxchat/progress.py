@@ -1,0 +1,100 @@
+"""Progress of long work: a bar on a terminal, a line every ten seconds elsewhere (layer 0)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+PLAIN_INTERVAL = 10.0  # seconds between lines where no bar can be drawn
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `7s`, `3m05s` or `2h07m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Progress:
+    """Shows `done` of `total` with rate and time left. Use as a context manager.
+
+    `total = 0` means unknown. Work that ends within two seconds prints no line of its own.
+    """
+
+    def __init__(self, title: str, total: int = 0, unit: str = "it", start: int = 0) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.start = self.done = start
+        self.began = self.printed = time.monotonic()
+        self.note = ""
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            self._bar = self._make_bar()
+            self._bar.start()
+            self._task = self._bar.add_task(
+                self.title, total=self.total or None, completed=self.start, note=""
+            )
+        return self
+
+    def _make_bar(self) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        return Bar(
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+
+    def update(self, done: int, note: str = "") -> None:
+        """Sets how much is done; `note` is shown beside it (a loss, a rate)."""
+        self.done, self.note = done, note
+        if self._bar is not None:
+            shown = f"{self.rate():,.1f} {self.unit}/s {note}"
+            self._bar.update(self._task, completed=done, note=shown)
+        elif time.monotonic() - self.printed >= PLAIN_INTERVAL:
+            self.printed = time.monotonic()
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Adds to what is done."""
+        self.update(self.done + amount, note)
+
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
+
+    def line(self) -> str:
+        """The state as one line of text."""
+        rate = self.rate()
+        parts = [f"{self.title}: {self.done:,}"]
+        if self.total:
+            parts[0] += f"/{self.total:,}"
+            if rate > 0:
+                parts.append(f"{duration((self.total - self.done) / rate)} left")
+        parts.append(f"{rate:,.1f} {self.unit}/s")
+        if self.note:
+            parts.append(self.note)
+        return ", ".join(parts)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

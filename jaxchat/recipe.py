@@ -1,0 +1,166 @@
+"""Reads a run's TOML file and overrides into a RunConfig (layer 0)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxchat.config import (
+    PRESETS,
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    HardwareConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    RLConfig,
+    RunConfig,
+    TokenizerConfig,
+    TrainConfig,
+    build,
+    unknown_key,
+)
+from jaxchat.scaling import DATA_RATIO, derive_horizon, derive_model
+
+RUN_KEYS = {"name": str, "preset": str, "depth": int, "seed": int, "data_ratio": float}
+TABLES = {
+    "model": ModelConfig,
+    "optim": OptimConfig,
+    "tokenizer": TokenizerConfig,
+    "data": DataConfig,
+    "base": TrainConfig,
+    "mid": TrainConfig,
+    "sft": TrainConfig,
+    "rl": RLConfig,
+    "eval": EvalConfig,
+    "mesh": MeshConfig,
+    "hardware": HardwareConfig,
+}
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads `path`, applies `key=value` overrides such as `base.steps=100`, derives the rest.
+
+    Raises ConfigError for a missing file, bad TOML, an unknown key or a value out of range.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the config {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name} is not valid TOML: {error}.") from error
+    return from_document(apply_overrides(document, overrides), path.name)
+
+
+def apply_overrides(document: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of the TOML document with each `table.key=value` set; values are TOML or bare text."""
+    result: dict[str, Any] = copy.deepcopy(dict(document))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(
+                f"the override {override!r} is not of the form table.key=value, "
+                "for example base.steps=100."
+            )
+        *parents, last = key.strip().split(".")
+        node = result
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"the override {override!r} goes into {parent!r}, no table.")
+        node[last] = _parse_value(text.strip())
+    return result
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
+    """Builds the RunConfig from a parsed TOML document called `where` in errors."""
+    tables = {name: document.get(name, {}) for name in TABLES}
+    for name in document:
+        if name not in TABLES and name != "run":
+            raise unknown_key(where, name, [*TABLES, "run"])
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{where}: {name} is {table!r}; it must be a table, [{name}].")
+    run = _run_table(document.get("run", {}), where)
+    preset = run["preset"]
+    tokenizer = build(TokenizerConfig, tables["tokenizer"], "tokenizer")
+    model = build(
+        ModelConfig,
+        {**_as_table(derive_model(run["depth"], preset, tokenizer.vocab_size)), **tables["model"]},
+        "model",
+    )
+    if model.vocab_size != tokenizer.vocab_size or model.n_layer != run["depth"]:
+        raise ConfigError(
+            f"{where}: the model has vocab_size {model.vocab_size} and n_layer {model.n_layer}; set "
+            "them as tokenizer.vocab_size and run.depth, from which the model takes them."
+        )
+    ratio = run.get("data_ratio", DATA_RATIO[preset])
+    horizon = derive_horizon(model, preset, ratio)
+    optim = build(OptimConfig, {**_as_table(horizon.optim), **tables["optim"]}, "optim")
+    base_table = {"batch_tokens": horizon.batch_tokens, "steps": horizon.steps, **tables["base"]}
+    return RunConfig(
+        name=run["name"],
+        preset=preset,
+        depth=run["depth"],
+        seed=run["seed"],
+        data_ratio=ratio,
+        model=model,
+        optim=optim,
+        tokenizer=tokenizer,
+        data=build(DataConfig, tables["data"], "data"),
+        base=_train("base", base_table),
+        mid=_train("mid", tables["mid"]),
+        sft=_train("sft", tables["sft"]),
+        rl=build(RLConfig, tables["rl"], "rl"),
+        eval=build(EvalConfig, tables["eval"], "eval"),
+        mesh=build(MeshConfig, tables["mesh"], "mesh"),
+        hardware=build(HardwareConfig, tables["hardware"], "hardware"),
+    )
+
+
+def _train(name: str, table: Mapping[str, Any]) -> TrainConfig:
+    try:
+        return build(TrainConfig, table, name)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("train.", f"{name}.", 1)) from error
+
+
+def _as_table(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def _run_table(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    run = {"preset": "classic", "seed": 0, **table}
+    for key, value in run.items():
+        if key not in RUN_KEYS:
+            raise unknown_key(f"{where} [run]", key, list(RUN_KEYS))
+        if RUN_KEYS[key] is float and type(value) is int:
+            run[key] = value = float(value)
+        if type(value) is not RUN_KEYS[key]:
+            raise ConfigError(
+                f"run.{key} is {value!r}; it must be of type {RUN_KEYS[key].__name__}."
+            )
+    for key in ("name", "depth"):
+        if key not in run:
+            raise ConfigError(f"{where} has no run.{key}; every run needs one.")
+    if run["preset"] not in PRESETS:
+        raise ConfigError(f"run.preset is {run['preset']!r}; it must be one of {PRESETS}.")
+    return run
+
+
+def to_json(config: object) -> str:
+    """A config as canonical JSON, for hashes and reports."""
+    return json.dumps(dataclasses.asdict(config), sort_keys=True)  # type: ignore[call-overload]

@@ -1,0 +1,167 @@
+"""The dial: what depth decides, as pure functions (layer 0, no jax).
+
+Sources: nanochat of November 2025 (`classic`) and July 2026 (`modern`) for the reference values
+and the rules; Power Lines (arXiv 2505.13738) for batch size against horizon; arXiv 2405.13698 for
+keeping B / (rate * decay * horizon) constant; PaLM (arXiv 2204.02311) for FLOPs per token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from jaxchat.config import ConfigError, ModelConfig, OptimConfig
+
+ASPECT_RATIO = 64  # width per layer
+HEAD_DIM = 128
+REFERENCE_DEPTH = 12  # where modern's rates, decay and batch were tuned
+REFERENCE_BATCH = 2**19  # tokens
+BATCH_EXPONENT = 0.383  # best batch grows as horizon ** 0.383
+DATA_RATIO = {"classic": 20.0, "modern": 12.0}  # training tokens per scaling parameter
+
+
+def derive_model(depth: int, preset: str, vocab_size: int, sequence_len: int = 2048) -> ModelConfig:
+    """The architecture of a depth: width 64 per layer, rounded up to whole heads of 128."""
+    if depth < 1:
+        raise ConfigError(f"depth is {depth}; a model needs at least 1 layer.")
+    heads = max(1, math.ceil(depth * ASPECT_RATIO / HEAD_DIM))
+    model = ModelConfig(
+        vocab_size=vocab_size,
+        sequence_len=sequence_len,
+        n_layer=depth,
+        n_head=heads,
+        n_kv_head=heads,
+        n_embd=heads * HEAD_DIM,
+    )
+    if preset == "classic":
+        # In November 2025 the width was not rounded up: an odd depth had narrower heads.
+        return dataclasses.replace(model, n_embd=depth * ASPECT_RATIO)
+    return dataclasses.replace(
+        model,
+        rope_base=100_000.0,
+        qk_scale=1.2,
+        window_pattern="SSSL",
+        value_embeds=True,
+        residual_scalars=True,
+        smear=True,
+        backout=True,
+        init="modern",
+    )
+
+
+def has_value_embedding(layer: int, n_layer: int) -> bool:
+    """Whether a layer has a value embedding: every second one, the last always."""
+    return layer % 2 == (n_layer - 1) % 2
+
+
+def short_window(sequence_len: int) -> int:
+    """Keys to the left an S layer sees: a quarter of the context, in whole tiles of 128."""
+    return math.ceil(sequence_len / 4 / 128) * 128
+
+
+def windows(model: ModelConfig) -> tuple[int, ...]:
+    """Keys to the left each layer sees; `sequence_len` for a full layer."""
+    pattern = model.window_pattern
+    short = min(short_window(model.sequence_len), model.sequence_len)
+    sizes = [
+        short if pattern[layer % len(pattern)] == "S" else model.sequence_len
+        for layer in range(model.n_layer)
+    ]
+    sizes[-1] = model.sequence_len
+    return tuple(sizes)
+
+
+VALUE_GATE_CHANNELS = 12
+SMEAR_GATE_CHANNELS = 24
+
+
+def count_params(model: ModelConfig) -> dict[str, int]:
+    """Parameters by group, with `total`; no array is made."""
+    d, kv = model.n_embd, model.n_kv_head * model.head_dim
+    with_value = [
+        layer
+        for layer in range(model.n_layer)
+        if model.value_embeds and has_value_embedding(layer, model.n_layer)
+    ]
+    gates = len(with_value) * min(VALUE_GATE_CHANNELS, d) * model.n_kv_head
+    counts = {
+        "wte": model.vocab_size * d,
+        "lm_head": model.vocab_size * d,
+        "matrices": model.n_layer * (2 * d * d + 2 * d * kv + 8 * d * d) + gates,
+        "value_embeds": len(with_value) * model.vocab_size * kv,
+        "scalars": (2 * model.n_layer if model.residual_scalars else 0)
+        + (min(SMEAR_GATE_CHANNELS, d) + 1 if model.smear else 0)
+        + (1 if model.backout else 0),
+    }
+    counts["total"] = sum(counts.values())
+    return counts
+
+
+def flops_per_token(model: ModelConfig) -> int:
+    """Floating-point operations of one token's forward and backward pass.
+
+    6 per parameter that multiplies (embeddings are looked up), and 12 * H * K * window for the
+    scores and their use in each layer. Rounding tiles up, a window can exceed T: it counts as T.
+    """
+    counts = count_params(model)
+    smear_gate = min(SMEAR_GATE_CHANNELS, model.n_embd) if model.smear else 0
+    matmul = counts["matrices"] + counts["lm_head"] + smear_gate
+    attention = sum(12 * model.n_head * model.head_dim * window for window in windows(model))
+    return 6 * matmul + attention
+
+
+def scaling_params(model: ModelConfig, preset: str) -> int:
+    """The parameters the horizon is a multiple of: all (classic), or matrices and head (modern)."""
+    counts = count_params(model)
+    return counts["total"] if preset == "classic" else counts["matrices"] + counts["lm_head"]
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How long and with what a base model trains."""
+
+    batch_tokens: int
+    steps: int
+    optim: OptimConfig
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of the whole run."""
+        return self.batch_tokens * self.steps
+
+
+def derive_horizon(model: ModelConfig, preset: str, ratio: float) -> Horizon:
+    """Batch, steps, rates and decay of a base model; `ratio` is tokens per scaling parameter."""
+    target = ratio * scaling_params(model, preset)
+    if preset == "classic":
+        return Horizon(REFERENCE_BATCH, int(target) // REFERENCE_BATCH, OptimConfig())
+    reference_model = dataclasses.replace(
+        derive_model(REFERENCE_DEPTH, preset, model.vocab_size, model.sequence_len)
+    )
+    reference = ratio * scaling_params(reference_model, preset)
+    target = int(target)
+    batch = 2 ** round(math.log2(REFERENCE_BATCH * (target / reference) ** BATCH_EXPONENT))
+    scale = math.sqrt(batch / REFERENCE_BATCH)
+    optim = OptimConfig(
+        matrix_lr=0.02 * scale,
+        embedding_lr=0.3 * scale,
+        unembedding_lr=0.008 * scale,
+        scalar_lr=0.5 * scale,
+        weight_decay=0.28 * scale * reference / target,
+        groups="modern",
+        orthogonalizer="polar_express",
+        equilibrate_rows=True,
+        renormalize=True,
+        normuon=True,
+        cautious_decay=True,
+        momentum=0.97,
+        momentum_end=0.90,
+        momentum_warmup_steps=400,
+        decay_schedule="cosine",
+        warmup_steps=40,
+        warmdown_ratio=0.65,
+        final_lr_frac=0.05,
+        grad_clip=0.0,
+    )
+    return Horizon(batch, target // batch, optim)

@@ -1,0 +1,250 @@
+"""The stages of a run, from text to report: what `run_speedrun.py` lists (layer 4)."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxchat.config import ModelConfig, TrainConfig
+from jaxchat.data import prepare
+from jaxchat.data.rows import RowSource, validation_batches
+from jaxchat.evals.bpb import bits_per_byte
+from jaxchat.evals.chat import evaluate_tasks, mean_reward
+from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
+from jaxchat.home import read_json, remove, write_json
+from jaxchat.infer.engine import Engine
+from jaxchat.model import gpt
+from jaxchat.pipeline import Context, Stage, results
+from jaxchat.report import write_report
+from jaxchat.sharding import make_mesh
+from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.train.checkpoint import load_params, save_params
+from jaxchat.train.fit import Job, fit
+from jaxchat.train.rl import RLJob, train_rl
+
+MODELS = ("base", "mid", "sft", "rl")  # the stages that make weights
+
+
+@functools.cache
+def _tokenizer(folder: Path) -> Tokenizer:
+    return prepare.load_tokenizer(folder)
+
+
+def tokenizer_of(context: Context) -> Tokenizer:
+    """The run's tokenizer."""
+    return _tokenizer(context.folder("tokenizer"))
+
+
+def mesh_of(context: Context) -> Mesh:
+    """The run's mesh over all devices."""
+    return make_mesh(context.config.mesh)
+
+
+def abstract_params(model: ModelConfig) -> Any:
+    """Shapes and types of a model's parameters, on one device."""
+    shapes = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
+    )
+
+
+def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
+    """The weights a stage of the run in `root` made."""
+    return load_params(root / stage / "model", abstract_params(model))[0]
+
+
+def make_engine(context: Context, params: Any) -> Engine:
+    """The engine that evaluates and samples."""
+    config = context.config
+    return Engine(params, config.model, tokenizer_of(context), slots=config.eval.slots)
+
+
+def run_data(context: Context) -> dict[str, Any]:
+    """Gathers the text."""
+    return prepare.build_corpus(context.config.data, context.folder("data") / "corpus")
+
+
+def run_tokenizer(context: Context) -> dict[str, Any]:
+    """Trains the tokenizer."""
+    corpus = context.folder("data") / "corpus"
+    _tokenizer.cache_clear()
+    return prepare.train_tokenizer(context.config, corpus, context.folder("tokenizer"))
+
+
+def run_rows(context: Context) -> dict[str, Any]:
+    """Tokenizes and packs all that is trained on."""
+    corpus = context.folder("data") / "corpus"
+    return prepare.build_rows(
+        context.config, corpus, tokenizer_of(context), context.folder("rows")
+    )
+
+
+def _train(context: Context, stage: str, train: TrainConfig, source: str | None) -> dict[str, Any]:
+    config, tokenizer = context.config, tokenizer_of(context)
+    rows, folder = context.folder("rows"), context.folder(stage)
+    if source is None:
+        params = gpt.init_params(jax.random.key(config.seed), config.model)
+    else:
+        params = load_model(context.root, source, config.model)
+    job = Job(
+        title=stage,
+        folder=folder,
+        model=config.model,
+        optim=config.optim,
+        train=train,
+        rows=RowSource(rows / f"{stage}_train", tokenizer.hash),
+        held_out=RowSource(rows / f"{stage}_heldout", tokenizer.hash),
+        token_bytes=tokenizer.token_bytes,
+        mesh=mesh_of(context),
+        seed=config.seed,
+    )
+    result = fit(job, params)
+    digest = save_params(folder / "model", result.params, {"stage": stage})
+    remove(folder / "checkpoints")
+    return {
+        "artifact": digest,
+        "seconds": result.seconds,
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "loss": result.loss,
+        "bits_per_byte": result.bits_per_byte,
+    }
+
+
+def run_base(context: Context) -> dict[str, Any]:
+    """Pretrains on text."""
+    return _train(context, "base", context.config.base, None)
+
+
+def run_mid(context: Context) -> dict[str, Any]:
+    """Midtrains on conversations, tool use and multiple choice."""
+    return _train(context, "mid", context.config.mid, "base")
+
+
+def run_sft(context: Context) -> dict[str, Any]:
+    """Fine-tunes on conversations."""
+    return _train(context, "sft", context.config.sft, "mid")
+
+
+def run_rl(context: Context) -> dict[str, Any]:
+    """Reinforcement learning on problems with a checkable answer."""
+    config, tokenizer = context.config, tokenizer_of(context)
+    corpus, folder = context.folder("data") / "corpus", context.folder("rl")
+    params = load_model(context.root, "sft", config.model)
+    tasks = prepare.run_tasks([config.rl.task], config.seed, corpus, tokenizer)
+    job = RLJob(
+        folder=folder,
+        model=config.model,
+        optim=config.optim,
+        config=config.rl,
+        task=tasks[config.rl.task],
+        tokenizer=tokenizer,
+        mesh=mesh_of(context),
+        engine=make_engine(context, params),
+        seed=config.seed,
+    )
+    result = train_rl(job, params)
+    digest = save_params(folder / "model", result.params, {"stage": "rl"})
+    remove(folder / "checkpoints")
+    tenth = max(1, len(result.rewards) // 10)
+    return {
+        "artifact": digest,
+        "seconds": result.seconds,
+        "steps": config.rl.steps,
+        "rollouts": config.rl.steps * config.rl.problems_per_step * config.rl.samples_per_problem,
+        "reward_first_steps": sum(result.rewards[:tenth]) / tenth,
+        "reward_last_steps": sum(result.rewards[-tenth:]) / tenth,
+    }
+
+
+def run_eval(context: Context) -> dict[str, Any]:
+    """Evaluates every model; what an interrupted evaluation finished is kept."""
+    scores: dict[str, Any] = {}
+    engine: Engine | None = None
+    for stage in MODELS:
+        path = context.folder("eval") / f"{stage}.json"
+        if not path.exists():
+            params = load_model(context.root, stage, context.config.model)
+            if engine is None:
+                engine = make_engine(context, params)
+            engine.set_params(params)
+            write_json(path, _evaluate(context, stage, params, engine))
+        scores[stage] = read_json(path)
+    return {"artifact": "eval", "models": scores}
+
+
+def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict[str, Any]:
+    config, tokenizer = context.config, tokenizer_of(context)
+    corpus = context.folder("data") / "corpus"
+    held_out = RowSource(context.folder("rows") / "base_heldout", tokenizer.hash)
+    batches = validation_batches(held_out, config.base.micro_rows, config.base.eval_rows)
+    tasks = prepare.run_tasks(config.eval.tasks, config.seed, corpus, tokenizer)
+    limit = config.eval.max_new_tokens
+    scores = evaluate_tasks(
+        engine, tokenizer, tasks, problems=config.eval.problems, max_tokens=limit,
+        title=f"evaluating {stage}",
+    )  # fmt: skip
+    record: dict[str, Any] = {
+        "bits_per_byte": bits_per_byte(params, list(batches), tokenizer.token_bytes, config.model),
+        "tasks": {name: score.to_json() for name, score in scores.items()},
+    }
+    if stage in ("sft", "rl"):
+        task = prepare.run_tasks([config.rl.task], config.seed, corpus, tokenizer)[config.rl.task]
+        record["reward"] = mean_reward(
+            engine, tokenizer, task, problems=config.eval.problems,
+            samples=config.eval.reward_samples, max_tokens=limit, seed=config.seed,
+            title=f"rewards of {stage}",
+        ).to_json()  # fmt: skip
+    if stage == "base":
+        record["samples"] = text_samples(engine, tokenizer, COMPLETIONS)
+    else:
+        record["samples"] = chat_samples(engine, tokenizer, QUESTIONS)
+    return record
+
+
+def run_report(context: Context) -> dict[str, Any]:
+    """Writes report.md and report.json."""
+    paths = write_report(context.config, context.root, context.done)
+    return {"artifact": "report", "files": [path.name for path in paths]}
+
+
+STAGES = (
+    Stage("data", "text", run_data, lambda c: (c.data,)),
+    Stage(
+        "tokenizer", "tokenizer", run_tokenizer,
+        lambda c: (c.tokenizer, c.mid, c.seed), ("data",),
+    ),
+    Stage(
+        "rows", "tokenized rows", run_rows,
+        lambda c: (c.model.sequence_len, c.mid, c.sft, c.seed), ("data", "tokenizer"),
+    ),
+    Stage(
+        "base", "base model", run_base,
+        lambda c: (c.model, c.optim, c.base, c.mesh, c.seed), ("rows", "tokenizer"),
+    ),
+    Stage(
+        "mid", "midtraining", run_mid,
+        lambda c: (c.optim, c.mid, c.mesh, c.seed), ("base", "rows", "tokenizer"),
+    ),
+    Stage(
+        "sft", "supervised fine-tuning", run_sft,
+        lambda c: (c.optim, c.sft, c.mesh, c.seed), ("mid", "rows", "tokenizer"),
+    ),
+    Stage(
+        "rl", "reinforcement learning", run_rl,
+        lambda c: (c.optim, c.rl, c.mesh, c.seed, c.eval.slots), ("sft", "data", "tokenizer"),
+    ),
+    Stage(
+        "eval", "evaluation", run_eval,
+        lambda c: (c.eval, c.seed, c.base.eval_rows, c.rl.task),
+        (*MODELS, "rows", "data", "tokenizer"),
+    ),
+    Stage("report", "report", run_report, lambda c: (c,), ("eval",)),
+)  # fmt: skip

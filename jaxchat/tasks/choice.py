@@ -1,0 +1,45 @@
+"""Multiple choice over the tables of facts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from jaxchat.tasks.base import GeneratedTask, Problem, say
+from jaxchat.tasks.facts import TABLES, question
+
+LETTERS = "ABCD"
+
+
+class ChoiceTask(GeneratedTask):
+    """A question with four options; the answer is one letter.
+
+    The key is the fact and the set of its options, so a held-out problem's options never appear
+    in training beside that fact, in any order or wording. The fact itself does appear: what is
+    measured is choosing among new options, not unseen knowledge.
+
+    The wrong options are other answers of the same table, where every subject has one answer.
+    """
+
+    name = "choice"
+
+    def draw(self, rng: random.Random) -> Problem:
+        table = rng.choice(TABLES)
+        subject, answer = rng.choice(table.facts)
+        wrong = [other for other in table.answers if other != answer]
+        options = rng.sample(wrong, len(LETTERS) - 1)
+        key = f"{table.name}: {subject}: {answer} | {', '.join(sorted(options))}"
+        options.insert(rng.randrange(len(LETTERS)), answer)
+        letter = LETTERS[options.index(answer)]
+        user = _ask(question(table, subject, rng), options)
+        return Problem(self.name, key, say(user, letter), letter)
+
+
+def _ask(wording: str, options: Sequence[str]) -> str:
+    """The question with its options, one a line.
+
+    A letter comes before its option at the head of a line: there it is a token of its own, the
+    same as in the reply, whatever the tokenizer has merged.
+    """
+    lines = [f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=True)]
+    return "\n".join([wording, *lines, "Answer with the letter."])

@@ -1,0 +1,48 @@
+"""Counting a letter in a word: spelled into a call of the calculator, which counts."""
+
+from __future__ import annotations
+
+import random
+import string
+
+from jaxchat.tasks.base import Problem, say_with_tool
+from jaxchat.tasks.spelling import WordTask, spelled
+from jaxchat.tools.calculator import calculate
+
+_ABSENT_SHARE = 0.15  # of questions, about a letter that may be missing
+
+_QUESTIONS = (
+    "How many {letter} are in {word}?",
+    "How many {letter} are there in {word}?",
+    "How many letters {letter} are in {word}?",
+    "How many {letter}'s are in {word}?",
+    "How many times is {letter} in {word}?",
+    "How often does {letter} appear in {word}?",
+    "Count the {letter} in {word}.",
+    "Count the letter {letter} in the word {word}.",
+)
+
+
+class CountingTask(WordTask):
+    """ "How many r are in strawberry?": the same held-out words as in spelling.
+
+    The key is the word, whichever letter is asked for.
+    """
+
+    name = "counting"
+
+    def draw(self, rng: random.Random) -> Problem:
+        word = rng.choice(self.words)
+        absent = rng.random() < _ABSENT_SHARE
+        letter = rng.choice(string.ascii_lowercase if absent else word)
+        user = rng.choice(_QUESTIONS).format(letter=letter, word=word)
+        expression = f'"{spelled(word)}".count("{letter}")'
+        count = calculate(expression)
+        reply = _sentence(letter, count, word)
+        return Problem(self.name, word, say_with_tool(user, expression, count, reply), count)
+
+
+def _sentence(letter: str, count: str, word: str) -> str:
+    """ "The letter r appears 3 times in strawberry." """
+    times = "time" if count == "1" else "times"
+    return f"The letter {letter} appears {count} {times} in {word}."

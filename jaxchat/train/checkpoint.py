@@ -1,0 +1,130 @@
+"""Checkpoints by Orbax: everything a stage needs to go on, in one atomic save."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxchat.home import ArtifactError, atomic_folder, read_json, write_json
+
+FORMAT = "jaxchat-checkpoint-1"
+
+
+class Checkpoints:
+    """The newest checkpoints of a stage. Saves run in the background; `close` waits for them."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save at length
+        self.folder = folder
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        step: int | None = self._manager.latest_step()
+        return step
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        """Starts saving; the arrays are copied first, so they may be donated afterwards."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                meta=ocp.args.JsonSave({"format": FORMAT, "step": step, **meta}),
+            ),
+        )
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """The state and meta saved at `step`, with the shapes and shardings of `like`.
+
+        Raises ArtifactError for a checkpoint that is damaged or of another model.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise ArtifactError(
+                f"the checkpoint {self.folder / str(step)} cannot be read ({reason}); delete that "
+                "folder to go on from the one before, or use --force to start the stage again."
+            ) from error
+        meta = dict(restored["meta"])
+        if meta.get("format") != FORMAT:
+            raise ArtifactError(
+                f"the checkpoint {self.folder / str(step)} has format {meta.get('format')!r}, "
+                f"not {FORMAT!r}; it was made by another version: use --force to start again."
+            )
+        return restored["state"], meta
+
+
+def hash_params(params: Any) -> str:
+    """sha256 over the paths, shapes, types and bytes of all parameters."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_params(folder: Path, params: Any, meta: Mapping[str, Any]) -> str:
+    """Writes weights alone, atomically, with their hash, which is returned."""
+    digest = hash_params(params)
+    with atomic_folder(folder) as temporary:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(temporary / "params", jax.device_get(params))
+        write_json(temporary / "meta.json", {"format": FORMAT, "sha256": digest, **meta})
+    return digest
+
+
+def load_params(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Weights written by `save_params` and their meta; `like` gives shapes and shardings.
+
+    Raises ArtifactError when they are missing, damaged, or of another model.
+    """
+    meta = read_json(folder / "meta.json")
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(folder / "params", abstract)
+        digest = hash_params(params)
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ArtifactError(
+            f"the weights in {folder} cannot be read ({reason}); make them again with "
+            "--force and the stage's name."
+        ) from error
+    if digest != meta.get("sha256"):
+        raise ArtifactError(
+            f"the weights in {folder} are damaged (their hash is {digest[:12]}, not "
+            f"{str(meta.get('sha256'))[:12]}); make them again with --force and the stage's name."
+        )
+    return params, meta

@@ -1,0 +1,223 @@
+"""The one loop of pretraining, midtraining and SFT.
+
+A loop is killed and started again without a trace: its whole state (parameters, optimizer, step) is
+in the newest checkpoint, and the data of a step depends on nothing but the step's number.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from jaxchat.config import ConfigError, ModelConfig, OptimConfig, TrainConfig
+from jaxchat.data.rows import RowSource, training_batches, validation_batches
+from jaxchat.evals.bpb import bits_per_byte
+from jaxchat.optim.chain import make_optimizer
+from jaxchat.progress import Progress
+from jaxchat.sharding import batch_shards, put_batch, replicated
+from jaxchat.train.checkpoint import Checkpoints
+from jaxchat.train.metrics import MetricsLog
+from jaxchat.train.step import TrainState, init_state, make_train_step
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one training stage works on."""
+
+    title: str
+    folder: Path  # checkpoints and metrics.jsonl go here
+    model: ModelConfig
+    optim: OptimConfig
+    train: TrainConfig
+    rows: RowSource
+    held_out: RowSource
+    token_bytes: np.ndarray  # [V]
+    mesh: Mesh
+    seed: int
+    dtype: DTypeLike = jnp.float32
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came out of a training stage."""
+
+    params: Any
+    steps: int
+    tokens: int
+    loss: float  # mean of the last tenth of the steps
+    bits_per_byte: float  # on the held-out rows, at the end
+    seconds: float  # of training, over all sessions that were interrupted
+
+
+class Interrupted(Exception):
+    """The process was asked to stop; what was done is saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], int]]:
+    """While open, SIGTERM and SIGINT only set what the yielded function returns (0: go on)."""
+    received = 0
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        del frame
+        received = number
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def plan_batch(train: TrainConfig, row_tokens: int, shards: int) -> tuple[int, int]:
+    """(A, rows): A micro-batches of `rows` rows over all shards make one step.
+
+    Raises ConfigError, with the numbers, when they do not divide.
+    """
+    rows, rest = divmod(train.batch_tokens, row_tokens)
+    if rest or rows == 0:
+        raise ConfigError(
+            f"batch_tokens is {train.batch_tokens}, not a multiple of the row's {row_tokens} tokens."
+        )
+    if rows % shards:
+        raise ConfigError(
+            f"a step of {rows} rows does not divide by the {shards} devices of the batch axes."
+        )
+    micro = min(train.micro_rows * shards, rows)
+    if rows % micro:
+        raise ConfigError(
+            f"a step of {rows} rows is not a multiple of {micro} rows (micro_rows "
+            f"{train.micro_rows} on {shards} devices)."
+        )
+    return rows // micro, micro
+
+
+def count_steps(train: TrainConfig, rows: RowSource) -> int:
+    """The stage's steps: as configured, or one pass over the rows."""
+    rows_per_step = train.batch_tokens // (rows.manifest.row_tokens - 1)
+    return train.steps or max(1, len(rows) // max(rows_per_step, 1))
+
+
+def fit(job: Job, params: Any) -> FitResult:
+    """Trains `params` for the job's steps, from its newest checkpoint when there is one.
+
+    Raises Interrupted after saving when SIGTERM or SIGINT comes.
+    """
+    time_axis = job.rows.manifest.row_tokens - 1
+    accumulation, rows = plan_batch(job.train, time_axis, batch_shards(job.mesh))
+    steps = count_steps(job.train, job.rows)
+    optimizer = make_optimizer(job.model, job.optim, steps, lr_scale=job.train.lr_scale)
+    step_fn = make_train_step(job.model, optimizer, job.mesh, job.dtype)
+    # A copy: the first step donates its state, and the caller may still need its parameters.
+    params = jax.tree.map(jnp.copy, params)
+    state = jax.device_put(init_state(params, optimizer), replicated(job.mesh))
+    batches = training_batches(job.rows, accumulation * rows, job.seed)
+    held_out = list(validation_batches(job.held_out, rows, job.train.eval_rows))
+
+    def evaluate(state: TrainState) -> float:
+        return bits_per_byte(state.params, held_out, job.token_bytes, job.model, job.dtype)
+
+    def batch_of(step: int) -> Any:
+        flat = batches[step]
+        split = {k: v.reshape(accumulation, rows, *v.shape[1:]) for k, v in flat.items()}
+        return put_batch(job.mesh, split)
+
+    with Checkpoints(job.folder / "checkpoints") as checkpoints, stop_requests() as stop:
+        start, before = 0, 0.0
+        if (latest := checkpoints.latest()) is not None:
+            state, meta = checkpoints.restore(latest, state)
+            start, before = latest, float(meta["seconds"])
+        log = MetricsLog(job.folder / "metrics.jsonl", from_step=start)
+        loop = _Loop(job, log, steps, start, before, job.train.batch_tokens)
+        with loop.progress:
+            for step in range(start, steps):
+                state, metrics = step_fn(state, batch_of(step))
+                loop.dispatched(step, metrics)
+                done = step + 1
+                if done % job.train.eval_every == 0 or done == steps:
+                    loop.evaluated(done, evaluate(state))
+                if done % job.train.save_every == 0 or done == steps or stop():
+                    loop.flush()
+                    checkpoints.save(done, state, {"seconds": loop.seconds()})
+                if stop() and done < steps:
+                    checkpoints.wait()
+                    raise Interrupted(stop())
+        loop.flush()
+    return loop.result(state.params, evaluate)
+
+
+class _Loop:
+    """The bookkeeping of `fit`: reads the metrics of a step after the next was dispatched."""
+
+    def __init__(
+        self, job: Job, log: MetricsLog, steps: int, start: int, before: float, step_tokens: int
+    ) -> None:
+        self.job, self.log, self.steps, self.step_tokens = job, log, steps, step_tokens
+        self.before, self.began = before, time.monotonic()
+        self.pending: tuple[int, Any] | None = None
+        self.bpb: float | None = None
+        self.progress = Progress(job.title, steps, "step", start)
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def dispatched(self, step: int, metrics: Any) -> None:
+        previous, self.pending = self.pending, (step, metrics)
+        if previous:
+            self._record(*previous)
+
+    def flush(self) -> None:
+        if self.pending:
+            self._record(*self.pending)
+            self.pending = None
+
+    def _record(self, step: int, metrics: Any) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        if not np.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"{self.job.title}: the loss of step {step} is {values['loss']}; lower the rates "
+                "([optim] matrix_lr, embedding_lr) and give the command again."
+            )
+        self.log.write({"step": step, **values})
+        rate = self.progress.rate() * self.step_tokens
+        self.progress.update(step + 1, f"{rate:,.0f} tok/s loss {values['loss']:.3f}")
+
+    def evaluated(self, done: int, bpb: float) -> None:
+        self.flush()
+        self.bpb = bpb
+        self.log.write({"step": done - 1, "bits_per_byte": bpb})
+
+    def result(self, params: Any, evaluate: Callable[[Any], float]) -> FitResult:
+        from jaxchat.train.metrics import read_metrics
+
+        losses = [r["loss"] for r in read_metrics(self.log.path) if "loss" in r]
+        tail = losses[-max(1, len(losses) // 10) :]
+        bpb = self.bpb
+        if bpb is None:  # everything had been done before this session
+            bpb = evaluate(TrainState(params, None, jnp.zeros([], jnp.int32)))
+        return FitResult(
+            params=params,
+            steps=self.steps,
+            tokens=self.steps * self.step_tokens,
+            loss=float(np.mean(tail)),
+            bits_per_byte=bpb,
+            seconds=self.seconds(),
+        )

@@ -1,0 +1,139 @@
+"""Losses against the plain formula, differentiated automatically."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxchat.losses import bits_per_byte, cross_entropy, nll_and_bytes, token_logprobs
+
+SOFTCAP = 15.0
+B, T, D, V = 3, 10, 8, 33
+
+
+def make_batch(seed=0, time=T):
+    keys = jax.random.split(jax.random.key(seed), 5)
+    x = jax.random.normal(keys[0], (B, time, D))
+    kernel = 3.0 * jax.random.normal(keys[1], (D, V))  # large, so that the cap bends the logits
+    targets = jax.random.randint(keys[2], (B, time), 0, V)
+    mask = jax.random.bernoulli(keys[3], 0.6, (B, time)).astype(jnp.float32)
+    weights = jax.random.normal(keys[4], (B, time))
+    return x, kernel, targets, mask, weights
+
+
+def plain_logprobs(x, kernel, targets):
+    logits = SOFTCAP * jnp.tanh((x @ kernel) / SOFTCAP)
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    return jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+
+
+def plain_loss(x, kernel, targets, factor):
+    return -jnp.sum(factor * plain_logprobs(x, kernel, targets))
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 4, 9, 12, 30, 1000])
+def test_value_and_gradients_are_those_of_the_plain_loss(chunk_rows):
+    x, kernel, targets, mask, weights = make_batch()
+
+    def chunked(x, kernel):
+        total, _ = cross_entropy(
+            x, kernel, targets, mask, softcap=SOFTCAP, weights=weights, chunk_rows=chunk_rows
+        )
+        return 0.37 * total  # a cotangent that is not 1
+
+    def plain(x, kernel):
+        return 0.37 * plain_loss(x, kernel, targets, mask * weights)
+
+    got, got_grads = jax.value_and_grad(chunked, argnums=(0, 1))(x, kernel)
+    want, want_grads = jax.value_and_grad(plain, argnums=(0, 1))(x, kernel)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for a, b in zip(got_grads, want_grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
+    np.testing.assert_allclose(chunked(x, kernel), want, rtol=1e-5)  # without differentiation
+
+
+def test_negative_weights_turn_the_gradient_round():
+    x, kernel, targets, mask, weights = make_batch()
+
+    def grad(sign):
+        def loss(x):
+            return cross_entropy(
+                x, kernel, targets, mask, softcap=SOFTCAP, weights=sign * jnp.abs(weights)
+            )[0]
+
+        return jax.grad(loss)(x)
+
+    assert jnp.any(grad(1.0) != 0)
+    np.testing.assert_allclose(grad(-1.0), -grad(1.0))
+
+
+def test_weight_is_the_mask_whatever_the_weights_are():
+    x, kernel, targets, mask, weights = make_batch()
+    _, weight = cross_entropy(x, kernel, targets, mask, softcap=SOFTCAP, weights=weights)
+    assert float(weight) == float(mask.sum())
+
+
+def test_an_empty_mask_gives_zero_and_finite_gradients():
+    x, kernel, targets, mask, _ = make_batch()
+
+    def loss(x, kernel):
+        total, weight = cross_entropy(x, kernel, targets, 0 * mask, softcap=SOFTCAP)
+        return total / jnp.maximum(weight, 1.0)
+
+    value, grads = jax.value_and_grad(loss, argnums=(0, 1))(x, kernel)
+    assert value == 0
+    assert all(jnp.all(grad == 0) for grad in grads)
+
+
+def test_parts_of_a_batch_add_up_to_the_whole():
+    x, kernel, targets, mask, _ = make_batch()
+    whole = cross_entropy(x, kernel, targets, mask, softcap=SOFTCAP)
+    parts = [
+        cross_entropy(x[i : i + 1], kernel, targets[i : i + 1], mask[i : i + 1], softcap=SOFTCAP)
+        for i in range(B)
+    ]
+    for got, want in zip(map(sum, zip(*parts, strict=True)), whole, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_extreme_logits_stay_finite():
+    x, kernel, targets, mask, _ = make_batch()
+    value, grads = jax.value_and_grad(
+        lambda k: cross_entropy(x, k, targets, mask, softcap=SOFTCAP)[0]
+    )(1e6 * kernel)
+    assert jnp.isfinite(value)
+    assert jnp.all(jnp.isfinite(grads))
+
+
+def test_half_precision_features_give_half_precision_gradients_near_the_exact_ones():
+    x, kernel, targets, mask, _ = make_batch()
+
+    def grads(x):
+        return jax.grad(
+            lambda x, k: cross_entropy(x, k, targets, mask, softcap=SOFTCAP)[0], argnums=(0, 1)
+        )(x, kernel)
+
+    half, exact = grads(x.astype(jnp.bfloat16)), grads(x)
+    assert half[0].dtype == jnp.bfloat16
+    assert half[1].dtype == jnp.float32
+    for a, b in zip(half, exact, strict=True):
+        assert jnp.linalg.norm(a.astype(jnp.float32) - b) < 0.05 * jnp.linalg.norm(b)
+
+
+@pytest.mark.parametrize("chunk_rows", [4, 30])
+def test_token_logprobs_are_the_plain_ones(chunk_rows):
+    x, kernel, targets, _, _ = make_batch()
+    got = token_logprobs(x, kernel, targets, softcap=SOFTCAP, chunk_rows=chunk_rows)
+    np.testing.assert_allclose(got, plain_logprobs(x, kernel, targets), atol=1e-5)
+
+
+def test_bits_per_byte_counts_no_special_and_no_padding_token():
+    token_bytes = jnp.array([0, 1, 4], jnp.int32)
+    nll = jnp.array([[8.0, 1.0, 2.0, 16.0]])
+    targets = jnp.array([[0, 1, 2, -1]])
+    nats, size = nll_and_bytes(nll, targets, token_bytes)
+    assert (float(nats), float(size)) == (3.0, 5.0)
+    assert bits_per_byte(3.0, 5.0) == pytest.approx(3.0 / 5.0 / math.log(2.0))
+    assert math.isnan(bits_per_byte(0.0, 0.0))

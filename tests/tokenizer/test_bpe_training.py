@@ -1,0 +1,169 @@
+"""The trainer (`jaxchat._bpe`, through `Tokenizer.train`): which merges, and how it behaves."""
+
+import itertools
+import pydoc_data.topics
+import signal
+import weakref
+from collections.abc import Callable, Iterator
+
+import naive_bpe
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxchat import _bpe
+from jaxchat.tokenizer import SPLIT_PATTERN, Tokenizer, TokenizerError
+
+DOCUMENTATION = list(pydoc_data.topics.topics.values())
+
+# Few letters, so that ties and overlapping pairs abound; and any character that is in the Unicode
+# tables of every Python we support (engines with newer tables split newer characters otherwise).
+few_letters = st.text("ab é1!\n", max_size=60)
+any_text = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60)
+corpora = st.lists(few_letters | any_text, max_size=8)
+
+
+@given(corpora, st.integers(256, 330))
+def test_merges_equal_those_of_the_naive_trainer(texts: list[str], vocab_size: int) -> None:
+    tokens, _ = naive_bpe.train(texts, vocab_size, SPLIT_PATTERN)
+    assert _bpe.train(texts, vocab_size, SPLIT_PATTERN) == tokens
+
+
+@given(corpora)
+def test_encoding_cuts_words_as_the_trainer_left_them(texts: list[str]) -> None:
+    _, words = naive_bpe.train(texts, 300 - 9, SPLIT_PATTERN)
+    tokenizer = Tokenizer.train(texts, 300)
+    assert list(itertools.chain(*tokenizer.encode_batch(texts))) == list(itertools.chain(*words))
+
+
+@pytest.mark.parametrize("vocab_size", [512, 4096])
+def test_merges_equal_those_of_rustbpe(vocab_size: int) -> None:
+    rustbpe = pytest.importorskip("rustbpe", reason="rustbpe 0.1.0 has no wheel for this machine")
+    other = rustbpe.Tokenizer()
+    other.train_from_iterator(iter(DOCUMENTATION), vocab_size, pattern=SPLIT_PATTERN)
+    theirs = [bytes(token) for token, _ in sorted(other.get_mergeable_ranks(), key=lambda t: t[1])]
+    assert _bpe.train(DOCUMENTATION, vocab_size, SPLIT_PATTERN) == theirs
+
+
+def test_of_equally_frequent_pairs_the_smallest_is_merged_first() -> None:
+    tokens = _bpe.train(["zy", "zx", "ab", "cd", "cd"], 260, SPLIT_PATTERN)
+    assert tokens[256:] == [b"cd", b"ab", b"zx", b"zy"]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_the_merges_do_not_depend_on_the_number_of_threads(threads: int) -> None:
+    expected = _bpe.train(DOCUMENTATION[:40], 1024, SPLIT_PATTERN)
+    assert _bpe.train(DOCUMENTATION[:40], 1024, SPLIT_PATTERN, threads=threads) == expected
+
+
+def test_the_vocabulary_is_smaller_when_the_texts_run_out_of_pairs() -> None:
+    assert Tokenizer.train(["abc"], 5000).vocab_size == 256 + 2 + 9
+    assert Tokenizer.train([], 5000).vocab_size == 256 + 9
+
+
+def test_the_corpus_is_never_held() -> None:
+    class Text(str):
+        """A str that can be watched."""
+
+    alive: set[int] = set()
+    most = 0
+
+    def texts():  # type: ignore[no-untyped-def]
+        nonlocal most
+        for number in range(60):
+            text = Text("a" * 1_000_000)
+            alive.add(number)
+            weakref.finalize(text, alive.discard, number)
+            most = max(most, len(alive))
+            yield text
+
+    Tokenizer.train(texts(), 270)
+    assert most < 20, f"{most} texts of 1 MB were alive at once"
+    assert not alive
+
+
+def test_progress_counts_the_merges() -> None:
+    told: list[int] = []
+    tokenizer = Tokenizer.train(DOCUMENTATION, 4096, progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == tokenizer.vocab_size - 265 == 4096 - 265
+
+
+def test_an_error_of_the_progress_callback_stops_the_training() -> None:
+    def fail(merges: int) -> None:
+        raise RuntimeError(f"no more after {merges}")
+
+    with pytest.raises(RuntimeError, match="no more after 2"):
+        Tokenizer.train(["abc"], 300, progress=fail)
+
+
+class Interrupted(Exception):
+    """Stands for KeyboardInterrupt, which would end pytest where the test fails."""
+
+
+@pytest.fixture
+def alarm() -> Iterator[Callable[[float], object]]:
+    """Sets an alarm, in seconds, whose signal raises Interrupted as Ctrl-C does its error."""
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("needs POSIX timers")
+
+    def handler(number: int, frame: object) -> None:
+        raise Interrupted
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_signal_stops_the_reading(alarm: Callable[[float], object]) -> None:
+    # An iterator written in C: no Python code looks for signals meanwhile. Without the signal
+    # the reading ends, rather than hang the tests.
+    texts = itertools.repeat("to be or not to be " * 1000, 20_000)
+    alarm(0.3)
+    with pytest.raises(Interrupted):
+        Tokenizer.train(texts, 1000)
+
+
+def test_a_signal_stops_the_merging(alarm: Callable[[float], object]) -> None:
+    texts = map("".join, itertools.permutations("abcdefghi"))
+    with pytest.raises(Interrupted):
+        Tokenizer.train(texts, 1_000_000, progress=lambda merges: alarm(0.001))
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        (["fine", 3], TypeError, "item 1 is int"),
+        (["fine", None], TypeError, "item 1 is NoneType"),
+        ([b"bytes"], TypeError, "item 0 is bytes"),
+        ("one text", TypeError, "texts is one str"),
+        (5, TypeError, "not iterable"),
+        (["fine", "\ud800"], ValueError, "text 1 is not valid Unicode"),
+        (["fine", " " * 1_100_000], ValueError, "text 1 .*: drop it or cut it up"),
+    ],
+)
+def test_bad_texts_are_named(texts: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Tokenizer.train(texts, 300)  # type: ignore[arg-type]
+
+
+def test_an_error_of_the_iterator_is_passed_on() -> None:
+    def texts():  # type: ignore[no-untyped-def]
+        yield "fine"
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        Tokenizer.train(texts(), 300)
+
+
+def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
+    with pytest.raises(TokenizerError, match=r"vocab_size is 264; .* at least 265"):
+        Tokenizer.train(["text"], 264)
+    with pytest.raises(ValueError, match="vocab_size is 255"):
+        _bpe.train(["text"], 255, SPLIT_PATTERN)
+
+
+def test_a_pattern_that_does_not_compile_is_refused() -> None:
+    with pytest.raises(ValueError, match="split pattern is not valid"):
+        _bpe.train(["text"], 300, "(")
