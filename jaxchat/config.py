@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
@@ -40,7 +41,9 @@ def _not_negative(table: str, config: object, *names: str) -> None:
 
 def _one_of(table: str, config: object, name: str, allowed: tuple[str, ...]) -> None:
     value = getattr(config, name)
-    _check(value in allowed, f"{table}.{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+    _check(
+        value in allowed, f"{table}.{name} is {value!r}; it must be one of {', '.join(allowed)}."
+    )
 
 
 @dataclass(frozen=True)
@@ -254,11 +257,13 @@ class HardwareConfig:
     devices: int = 8
     peak_flops: float = 989e12  # per device, dense bf16
     utilization: float = 0.45  # share of the peak that training reaches (MFU)
-    memory_bytes: float = 80e9
+    memory_bytes: float = 80e9  # per device
+    compute_bytes: int = 2  # of an activation: 2 in bf16, 4 in fp32
     dollars_per_hour: float = 24.0  # for all devices together; 0: one's own machine
 
     def __post_init__(self) -> None:
         _positive("hardware", self, "devices", "peak_flops", "utilization", "memory_bytes")
+        _positive("hardware", self, "compute_bytes")
         _not_negative("hardware", self, "dollars_per_hour")
 
 
@@ -298,7 +303,7 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     """Makes the dataclass `cls` from a TOML table.
 
     Raises ConfigError for a key that is no field and for a value of another type. Integers are
-    accepted where a float is expected; lists become tuples.
+    accepted where a float is expected; lists become tuples; numbers must be finite.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = get_type_hints(cls)
@@ -311,22 +316,21 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and type(value) is int:
+        value = float(value)
     if hint in (int, float, str, bool):
         if type(value) is not hint:
             raise ConfigError(
                 f"{where} is {value!r}, of type {type(value).__name__}; "
                 f"it must be of type {hint.__name__}."
             )
+        if hint is float and not math.isfinite(value):
+            raise ConfigError(f"{where} is {value}; it must be a finite number.")
         return value
-    if isinstance(value, list):
-        if not all(isinstance(item, str) for item in value):
+    if hint == tuple[str, ...]:
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
             raise ConfigError(f"{where} is {value!r}; it must be a list of strings.")
         return tuple(value)
-    if isinstance(value, Mapping):
-        bad = {k: v for k, v in value.items() if type(v) not in (int, float)}
-        if bad:
-            raise ConfigError(f"{where} holds {bad!r}; every share must be a number.")
-        return {key: float(item) for key, item in value.items()}
-    raise ConfigError(f"{where} is {value!r}; that is not a value this key takes.")
+    if not isinstance(value, Mapping):  # the one kind left: names to shares
+        raise ConfigError(f"{where} is {value!r}; it must be a table of numbers.")
+    return {key: _convert(item, float, f"{where}.{key}") for key, item in value.items()}

@@ -82,16 +82,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file or a folder with all it holds; nothing happens when it is not there."""
+    """Deletes a file or a folder with all it holds; nothing happens when it is not there.
+
+    A folder is renamed first: killed half-way, its name is gone and `sweep` finds the rest.
+    """
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        doomed = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        path.replace(doomed)
+        shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> None:
     """Removes temporary files and folders that a killed process left in `folder`."""
-    for path in folder.glob(".*.tmp"):
+    for path in list(folder.glob(".*.tmp")):
         remove(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -87,14 +88,15 @@ def _parse_value(text: str) -> Any:
 
 def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
     """Builds the RunConfig from a parsed TOML document called `where` in errors."""
-    tables = {name: document.get(name, {}) for name in TABLES}
+    names = [*TABLES, "run"]
     for name in document:
-        if name not in TABLES and name != "run":
-            raise unknown_key(where, name, [*TABLES, "run"])
+        if name not in names:
+            raise unknown_key(where, name, names)
+    tables = {name: document.get(name, {}) for name in names}
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise ConfigError(f"{where}: {name} is {table!r}; it must be a table, [{name}].")
-    run = _run_table(document.get("run", {}), where)
+    run = _run_table(tables["run"], where)
     preset = run["preset"]
     tokenizer = build(TokenizerConfig, tables["tokenizer"], "tokenizer")
     model = build(
@@ -104,8 +106,8 @@ def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
     )
     if model.vocab_size != tokenizer.vocab_size or model.n_layer != run["depth"]:
         raise ConfigError(
-            f"{where}: the model has vocab_size {model.vocab_size} and n_layer {model.n_layer}; set "
-            "them as tokenizer.vocab_size and run.depth, from which the model takes them."
+            f"{where}: the model has vocab_size {model.vocab_size} and n_layer {model.n_layer}; "
+            "set them as tokenizer.vocab_size and run.depth, from which the model takes them."
         )
     ratio = run.get("data_ratio", DATA_RATIO[preset])
     horizon = derive_horizon(model, preset, ratio)
@@ -157,10 +159,28 @@ def _run_table(table: Mapping[str, Any], where: str) -> dict[str, Any]:
         if key not in run:
             raise ConfigError(f"{where} has no run.{key}; every run needs one.")
     if run["preset"] not in PRESETS:
-        raise ConfigError(f"run.preset is {run['preset']!r}; it must be one of {PRESETS}.")
+        raise ConfigError(
+            f"run.preset is {run['preset']!r}; it must be one of {', '.join(PRESETS)}."
+        )
+    if not 0 <= run["seed"] < 2**32:
+        raise ConfigError(f"run.seed is {run['seed']}; it must be from 0 to {2**32 - 1}.")
+    if not 0 < run.get("data_ratio", 1.0) < math.inf:
+        raise ConfigError(f"run.data_ratio is {run['data_ratio']}; it must be greater than 0.")
     return run
 
 
 def to_json(config: object) -> str:
     """A config as canonical JSON, for hashes and reports."""
     return json.dumps(dataclasses.asdict(config), sort_keys=True)  # type: ignore[call-overload]
+
+
+def from_json(text: str) -> RunConfig:
+    """The RunConfig that `to_json` wrote. Raises ConfigError for anything else."""
+    try:
+        document = json.loads(text)
+        tables: dict[str, Any] = {
+            name: build(cls, document.pop(name), name) for name, cls in TABLES.items()
+        }
+        return RunConfig(**document, **tables)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"this is no configuration of a run ({error}).") from error

@@ -25,7 +25,13 @@ def derive_model(depth: int, preset: str, vocab_size: int, sequence_len: int = 2
     """The architecture of a depth: width 64 per layer, rounded up to whole heads of 128."""
     if depth < 1:
         raise ConfigError(f"depth is {depth}; a model needs at least 1 layer.")
-    heads = max(1, math.ceil(depth * ASPECT_RATIO / HEAD_DIM))
+    width = depth * ASPECT_RATIO
+    heads = math.ceil(width / HEAD_DIM)
+    if preset == "classic" and width % heads:
+        raise ConfigError(
+            f"depth {depth} of the classic preset has a width {width} that its {heads} heads do "
+            "not divide; choose an even depth."
+        )
     model = ModelConfig(
         vocab_size=vocab_size,
         sequence_len=sequence_len,
@@ -36,7 +42,7 @@ def derive_model(depth: int, preset: str, vocab_size: int, sequence_len: int = 2
     )
     if preset == "classic":
         # In November 2025 the width was not rounded up: an odd depth had narrower heads.
-        return dataclasses.replace(model, n_embd=depth * ASPECT_RATIO)
+        return dataclasses.replace(model, n_embd=width)
     return dataclasses.replace(
         model,
         rope_base=100_000.0,
@@ -136,9 +142,7 @@ def derive_horizon(model: ModelConfig, preset: str, ratio: float) -> Horizon:
     target = ratio * scaling_params(model, preset)
     if preset == "classic":
         return Horizon(REFERENCE_BATCH, int(target) // REFERENCE_BATCH, OptimConfig())
-    reference_model = dataclasses.replace(
-        derive_model(REFERENCE_DEPTH, preset, model.vocab_size, model.sequence_len)
-    )
+    reference_model = derive_model(REFERENCE_DEPTH, preset, model.vocab_size, model.sequence_len)
     reference = ratio * scaling_params(reference_model, preset)
     target = int(target)
     batch = 2 ** round(math.log2(REFERENCE_BATCH * (target / reference) ** BATCH_EXPONENT))

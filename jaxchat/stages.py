@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxchat.config import ModelConfig, TrainConfig
@@ -20,7 +18,7 @@ from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_sam
 from jaxchat.home import read_json, remove, write_json
 from jaxchat.infer.engine import Engine
 from jaxchat.model import gpt
-from jaxchat.pipeline import Context, Stage, results
+from jaxchat.pipeline import Context, Stage
 from jaxchat.report import write_report
 from jaxchat.sharding import make_mesh
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -50,9 +48,7 @@ def abstract_params(model: ModelConfig) -> Any:
     """Shapes and types of a model's parameters, on one device."""
     shapes = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
 
 
 def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
@@ -81,9 +77,7 @@ def run_tokenizer(context: Context) -> dict[str, Any]:
 def run_rows(context: Context) -> dict[str, Any]:
     """Tokenizes and packs all that is trained on."""
     corpus = context.folder("data") / "corpus"
-    return prepare.build_rows(
-        context.config, corpus, tokenizer_of(context), context.folder("rows")
-    )
+    return prepare.build_rows(context.config, corpus, tokenizer_of(context), context.folder("rows"))
 
 
 def _train(context: Context, stage: str, train: TrainConfig, source: str | None) -> dict[str, Any]:

@@ -17,13 +17,11 @@ MAX_CHARS = 20_000  # of a document; longer text is cut into several at blank li
 CODE_SHARE = 0.3  # of the standard library's files are kept as code, the rest as docstrings
 
 _PROJECT = "jaxchat"  # never its own documentation
-_SKIPPED_FOLDERS = frozenset(
-    re.findall(
-        r"\S+",
-        """__pycache__ site-packages dist-packages test tests testing idlelib lib2to3 encodings
-        pydoc_data turtledemo vendor _vendor vendored locale""",
-    )
-)
+_NO_TEXT = """
+    __pycache__ site-packages dist-packages test tests testing idlelib lib2to3 encodings pydoc_data
+    turtledemo vendor _vendor vendored locale
+"""
+_SKIPPED_FOLDERS = frozenset(_NO_TEXT.split())
 _SKIPPED_DOCS = re.compile(
     r"licen[cs]e|copying|notice|author|contribut|requirement|constraint|top_level|entry_point"
     r"|sources|record|vendor|cmakelists|namespace_packages|zip-safe|changelog|changes|history",

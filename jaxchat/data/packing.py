@@ -70,8 +70,8 @@ def pack_conversations(
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Packs (ids, mask) pairs whole into rows of `row` ids, padded with `pad` and mask 0.
 
-    Of `pool` waiting conversations the longest that fits comes next, so little is padded; one longer
-    than a row is cut at the row's end.
+    Of `pool` waiting conversations the longest that fits comes next, so little is padded; one
+    longer than a row is cut at the row's end.
     """
     waiting: list[tuple[int, int]] = []
     bodies: dict[int, tuple[list[int], list[int]]] = {}

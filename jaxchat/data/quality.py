@@ -13,12 +13,11 @@ NEAR_SHARE = 0.5  # of its long lines seen before make a document a near-duplica
 _LONG_LINE = 40  # characters
 
 _WORD = re.compile("[A-Za-z]+")
-_COMMON = frozenset(
-    _WORD.findall(
-        """the of to a is in and for be that this with by are as or if on it not an from which can
-        you will when at use used all has have no may one return returns value"""
-    )
-)
+_SMALL_WORDS = """
+    the of to a is in and for be that this with by are as or if on it not an from which can you
+    will when at use used all has have no may one return returns value
+"""
+_COMMON = frozenset(_SMALL_WORDS.split())
 
 Verdict = Literal["documents", "duplicates", "near_duplicates"]
 

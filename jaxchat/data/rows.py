@@ -36,7 +36,7 @@ def write_rows(
     """Writes a rows folder atomically; tokens and mask are [N, T+1]."""
     if tokens.ndim != 2 or len(tokens) == 0:
         raise ArtifactError(
-            f"there are no rows to write to {folder.name} (array of shape {tokens.shape}); the text "
+            f"there are no rows to write to {folder.name} (an array of {tokens.shape}); the text "
             "is shorter than one row: raise data.max_chars or lower model.sequence_len."
         )
     with atomic_folder(folder) as temporary:
@@ -55,15 +55,25 @@ def write_rows(
     return manifest
 
 
+def _read_manifest(path: Path) -> RowsManifest:
+    try:
+        manifest = RowsManifest(**read_json(path))
+        if "tokens.npy" not in manifest.checksums:
+            raise TypeError("it has no checksum of tokens.npy")
+    except (ArtifactError, TypeError) as error:
+        reason = str(error).split(";")[0].removesuffix(".")
+        raise ArtifactError(
+            f"{path} is no rows manifest ({reason}); make the rows again with --force rows."
+        ) from error
+    return manifest
+
+
 class RowSource:
     """A random-access Grain source of rows: {"tokens": [T+1], "mask": [T+1]}."""
 
     def __init__(self, folder: Path, tokenizer_hash: str) -> None:
         """Opens the folder; raises ArtifactError when it is damaged or of another tokenizer."""
-        try:
-            self.manifest = RowsManifest(**read_json(folder / "manifest.json"))
-        except TypeError as error:
-            raise ArtifactError(f"{folder}/manifest.json is no rows manifest: {error}.") from error
+        self.manifest = _read_manifest(folder / "manifest.json")
         if self.manifest.format != FORMAT or self.manifest.tokenizer != tokenizer_hash:
             raise ArtifactError(
                 f"the rows in {folder} are of format {self.manifest.format} and tokenizer "
@@ -80,6 +90,12 @@ class RowSource:
         self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
         masked = "mask.npy" in self.manifest.checksums
         self.mask = np.load(folder / "mask.npy", mmap_mode="r") if masked else None
+        shape = (self.manifest.rows, self.manifest.row_tokens)
+        if self.tokens.shape != shape or (self.mask is not None and self.mask.shape != shape):
+            raise ArtifactError(
+                f"the rows in {folder} are of shape {self.tokens.shape}, not {shape} as their "
+                "manifest says; make them again with --force rows."
+            )
 
     def __len__(self) -> int:
         return self.manifest.rows

@@ -96,7 +96,9 @@ def evaluate_tasks(
 ) -> dict[str, Score]:
     """Greedy exact match over the first `problems` held-out problems of every task."""
     chosen = [
-        (name, task.problem("test", index)) for name, task in tasks.items() for index in range(problems)
+        (name, task.problem("test", index))
+        for name, task in tasks.items()
+        for index in range(problems)
     ]
     completions = answer(
         engine, tokenizer, [problem for _, problem in chosen], max_tokens=max_tokens, title=title

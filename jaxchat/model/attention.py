@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def causal_attention(
     """
     if implementation == "cudnn":
         # is_causal is needed beside the window: without it, cudnn attends to the future
-        # (jax issue 39576)
+        # (jax pull request 39576)
         left = None if window >= q.shape[1] - 1 else (window, 0)
         return jax.nn.dot_product_attention(
             q, k, v, is_causal=True, local_window_size=left, implementation="cudnn"
@@ -59,7 +59,12 @@ def blocked_attention(q: Array, k: Array, v: Array, *, window: int) -> Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _every_head(window: int, q: Array, k: Array, v: Array) -> Array:
     """q [G,B,R,T,K], k and v [G,B,T,K] -> [G,B,R,T,K]."""
-    return lax.map(lambda head: _one_head(*head, window), (q, k, v))
+
+    def one(head: tuple[Array, Array, Array]) -> Array:
+        return _one_head(*head, window=window)
+
+    y: Array = lax.map(one, (q, k, v))
+    return y
 
 
 def _every_head_forward(
@@ -71,13 +76,13 @@ def _every_head_forward(
 def _every_head_backward(
     window: int, saved: tuple[Array, Array, Array], dy: Array
 ) -> tuple[Array, Array, Array]:
-    def one(head: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+    def one(head: tuple[Array, ...]) -> Any:
         *inputs, dy = head
         _, pull = jax.vjp(functools.partial(_one_head, window=window), *inputs)
-        dq, dk, dv = pull(dy)
-        return dq, dk, dv
+        return pull(dy)
 
-    return lax.map(one, (*saved, dy))
+    dq, dk, dv = lax.map(one, (*saved, dy))
+    return dq, dk, dv
 
 
 _every_head.defvjp(_every_head_forward, _every_head_backward)
@@ -113,15 +118,15 @@ def _one_head(q: Array, k: Array, v: Array, window: int) -> Array:
 def cached_attention(q: Array, k: Array, v: Array, visible: Array) -> Array:
     """One query a row against the keys of a cache.
 
-    q [B,H,K], k and v [B,S,G,K], visible [B,S] bool -> [B,H,K]. A row that sees no key gives NaN.
+    q [B,H,K], k and v [B,G,S,K], visible [B,S] bool -> [B,H,K]. A row that sees no key gives NaN.
     """
     batch, heads, size = q.shape
-    groups = k.shape[2]
+    groups = k.shape[1]
     q = (q * jnp.asarray(size**-0.5, q.dtype)).reshape(batch, groups, heads // groups, size)
-    scores = jnp.einsum("bgrk,bsgk->bgrs", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bgrk,bgsk->bgrs", q, k, preferred_element_type=jnp.float32)
     weights = jnp.where(visible[:, None, None, :], jnp.exp(scores), 0.0)
     y = jnp.einsum(
-        "bgrs,bsgk->bgrk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        "bgrs,bgsk->bgrk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
     y = y / jnp.sum(weights, axis=-1, keepdims=True)
     return y.reshape(batch, heads, size).astype(q.dtype)

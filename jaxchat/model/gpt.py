@@ -346,7 +346,7 @@ def prefill(
 
     def layers(side: int) -> tuple[Array, ...]:
         return tuple(
-            fill(pair[side].astype(store), lengths, old.shape[1])
+            fill(pair[side].astype(store), lengths, old.shape[2])
             for pair, old in zip(kept, cache.k, strict=True)
         )
 
@@ -376,7 +376,7 @@ def decode(
     def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
         keys = write(cache.k[layer], k[:, 0].astype(store), position)
         values = write(cache.v[layer], v[:, 0].astype(store), position)
-        held = slot_positions(position + 1, keys.shape[1])
+        held = slot_positions(position + 1, keys.shape[2])
         visible = (held >= 0) & (held >= position[:, None] - specs[layer].window)
         y = cached_attention(q[:, 0], keys.astype(dtype), values.astype(dtype), visible)
         return y[:, None], (keys, values)

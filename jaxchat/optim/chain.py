@@ -33,10 +33,8 @@ def make_optimizer(
     chains = {}
     for group in table:
         rate = group.rate * lr_scale
-        if group.kind == "muon":
-            core = muon_chain(config, steps, muon_dtype)
-        else:
-            core = adamw_chain(group)
+        muon_group = group.kind == "muon"
+        core = muon_chain(config, steps, muon_dtype) if muon_group else adamw_chain(group)
         chains[group.label] = optax.chain(core, _scale_by_rate(rate, multiplier))
     partition = optax.partition(chains, lambda params: label_params(params, table))
     if config.grad_clip:
@@ -75,9 +73,7 @@ def adamw_chain(group: Group) -> optax.GradientTransformation:
     return optax.chain(adam, optax.add_decayed_weights(group.decay))
 
 
-def _scale_by_rate(
-    rate: float, multiplier: schedule.Schedule
-) -> optax.GradientTransformation:
+def _scale_by_rate(rate: float, multiplier: schedule.Schedule) -> optax.GradientTransformation:
     def step_size(count: Any) -> jax.Array:
         return -rate * multiplier(count)
 

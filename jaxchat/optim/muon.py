@@ -10,6 +10,7 @@ Sources: Muon (Keller Jordan, kellerjordan.github.io/posts/muon), Polar Express
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ POLAR_EXPRESS: Coefficients = (
 class MomentumState(NamedTuple):
     """Steps taken and the running mean of gradients."""
 
-    count: jax.Array
+    steps: jax.Array
     momentum: Any
 
 
@@ -48,10 +49,10 @@ def nesterov_momentum(momentum: Schedule) -> optax.GradientTransformation:
 
     def update(grads: Any, state: MomentumState, params: Any = None) -> tuple[Any, MomentumState]:
         del params
-        beta = momentum(state.count)
+        beta = momentum(state.steps)
         mean = jax.tree.map(lambda m, g: m + (1 - beta) * (g - m), state.momentum, grads)
         ahead = jax.tree.map(lambda m, g: g + beta * (m - g), mean, grads)
-        return ahead, MomentumState(state.count + 1, mean)
+        return ahead, MomentumState(state.steps + 1, mean)
 
     return optax.GradientTransformation(init, update)
 
@@ -114,7 +115,7 @@ def orthogonalize(
 
 
 def _renormalize(x: jax.Array) -> jax.Array:
-    target = min(x.shape[-2:]) ** 0.5
+    target = math.sqrt(min(x.shape[-2:]))
     return x * (target / jnp.maximum(_norm(x, (-2, -1)), 1e-6)).astype(x.dtype)
 
 
@@ -156,7 +157,7 @@ def normuon(beta2: float) -> optax.GradientTransformation:
             step = jax.lax.rsqrt(jnp.maximum(v, 1e-10))
             before = jnp.sqrt(jnp.sum(mean, axis=(-2, -1), keepdims=True))
             after = jnp.sqrt(jnp.sum(mean * jnp.square(step), axis=(-2, -1), keepdims=True))
-            size = g.shape[_neuron_axis(g.shape)] ** 0.5
+            size = math.sqrt(g.shape[_neuron_axis(g.shape)])
             return g * step * (size * before / jnp.maximum(size * after, 1e-10))
 
         return jax.tree.map(scale, updates, means, second), NorMuonState(second)
@@ -168,15 +169,15 @@ def scale_by_shape() -> optax.GradientTransformation:
     """Multiplies by max(1, out / in) ** 0.5, so that the rate fits matrices of every shape."""
 
     def scale(x: jax.Array) -> jax.Array:
-        return x * max(1.0, x.shape[-1] / x.shape[-2]) ** 0.5
+        return x * math.sqrt(max(1.0, x.shape[-1] / x.shape[-2]))
 
     return optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
 
 
-class CountState(NamedTuple):
+class DecayState(NamedTuple):
     """Steps taken."""
 
-    count: jax.Array
+    steps: jax.Array
 
 
 def decoupled_decay(decay: Schedule, cautious: bool) -> optax.GradientTransformation:
@@ -185,17 +186,17 @@ def decoupled_decay(decay: Schedule, cautious: bool) -> optax.GradientTransforma
     Stands before `scale_by_shape` and the rate, which then multiply update and decay alike.
     """
 
-    def init(params: Any) -> CountState:
+    def init(params: Any) -> DecayState:
         del params
-        return CountState(jnp.zeros([], jnp.int32))
+        return DecayState(jnp.zeros([], jnp.int32))
 
-    def update(updates: Any, state: CountState, params: Any = None) -> tuple[Any, CountState]:
-        rate = decay(state.count)
+    def update(updates: Any, state: DecayState, params: Any = None) -> tuple[Any, DecayState]:
+        rate = decay(state.steps)
 
         def add(g: jax.Array, p: jax.Array) -> jax.Array:
             decayed = rate * p
             return g + (jnp.where(g * p >= 0, decayed, 0.0) if cautious else decayed)
 
-        return jax.tree.map(add, updates, params), CountState(state.count + 1)
+        return jax.tree.map(add, updates, params), DecayState(state.steps + 1)
 
     return optax.GradientTransformation(init, update)

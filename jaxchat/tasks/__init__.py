@@ -10,6 +10,7 @@ from jaxchat.tasks.choice import ChoiceTask
 from jaxchat.tasks.counting import CountingTask
 from jaxchat.tasks.facts import FactTask
 from jaxchat.tasks.identity import IdentityTask
+from jaxchat.tasks.repeat import RepeatTask
 from jaxchat.tasks.spelling import SpellingTask, WordTask, select_words
 
 __all__ = ["TASKS", "Problem", "Split", "Task", "make_tasks", "select_words"]
@@ -24,6 +25,7 @@ TASKS: dict[str, Callable[..., Task]] = {
         CountingTask,
         ChoiceTask,
         FactTask,
+        RepeatTask,
     )
 }
 
@@ -45,6 +47,6 @@ def make_tasks(
         if name not in TASKS:
             raise ValueError(f"there is no task {name!r}; the tasks are {', '.join(TASKS)}")
         make = TASKS[name]
-        on_words = isinstance(make, type) and issubclass(make, WordTask)
+        on_words = isinstance(make, type) and issubclass(make, WordTask | RepeatTask)
         tasks[name] = make(seed, words, always_train=always_train) if on_words else make(seed)
     return tasks

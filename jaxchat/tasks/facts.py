@@ -185,7 +185,8 @@ class FactTask(GeneratedTask):
     """Questions on the facts, answered in a word: "What is the capital of France?" -> "Paris."
 
     What is held out is the exact wording of a question, never a fact: nobody can answer what they
-    were never told. The bare questions are always training questions.
+    were never told. The bare questions are always training questions. Answers keep their small
+    letters, so that they are the same tokens here as among the options of `choice`.
     """
 
     name = "facts"
@@ -196,8 +197,7 @@ class FactTask(GeneratedTask):
         user = rng.choice(_OPENINGS) + question(table, subject, rng)
         if rng.random() < 0.25:
             user = user.removesuffix("?").removesuffix(".")
-        reply = answer[0].upper() + answer[1:] + "."
-        return Problem(self.name, user.lower(), say(user, reply), answer)
+        return Problem(self.name, user.lower(), say(user, f"{answer}."), answer)
 
     def is_test(self, key: str) -> bool:
         return key not in _BARE_QUESTIONS and super().is_test(key)

@@ -95,7 +95,7 @@ def plan_batch(train: TrainConfig, row_tokens: int, shards: int) -> tuple[int, i
     rows, rest = divmod(train.batch_tokens, row_tokens)
     if rest or rows == 0:
         raise ConfigError(
-            f"batch_tokens is {train.batch_tokens}, not a multiple of the row's {row_tokens} tokens."
+            f"batch_tokens is {train.batch_tokens}, no multiple of the row's {row_tokens} tokens."
         )
     if rows % shards:
         raise ConfigError(

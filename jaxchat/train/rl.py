@@ -64,7 +64,8 @@ class RLResult:
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
     """Rewards [problems, samples] less each problem's mean."""
-    return rewards - rewards.mean(axis=1, keepdims=True)
+    mean: np.ndarray = rewards.mean(axis=1, keepdims=True)
+    return np.asarray(rewards - mean)
 
 
 def make_batch(

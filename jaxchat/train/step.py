@@ -76,7 +76,7 @@ def loss_and_grads(
 
     zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros([]), jnp.zeros([]))
     sums, _ = lax.scan(add, zeros, batch)
-    return sums  # type: ignore[no-any-return]
+    return sums
 
 
 def make_train_step(
@@ -96,7 +96,10 @@ def make_train_step(
     axes = RULES["batch"]
 
     def local(params: Params, batch: Batch) -> tuple[Params, jax.Array, jax.Array]:
-        return lax.psum(loss_and_grads(params, batch, model, dtype), axes)
+        sums: tuple[Params, jax.Array, jax.Array] = lax.psum(
+            loss_and_grads(params, batch, model, dtype), axes
+        )
+        return sums
 
     over_mesh = jax.shard_map(
         local, mesh=mesh, in_specs=(P(), P(None, axes)), out_specs=P(), check_vma=False
@@ -112,7 +115,7 @@ def make_train_step(
         metrics = {
             "loss": total * scale,
             "weight": weight,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
         }
         return TrainState(params, opt_state, state.step + 1), metrics
 

@@ -1,5 +1,6 @@
 """What holds for every task: splits, determinism, grading of the reference."""
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,15 +11,18 @@ from jaxchat.tasks import TASKS, Problem, Task, make_tasks
 from jaxchat.tasks.base import held_out
 from jaxchat.tokenizer.chat import Part
 
-# 27 * 19 * 16 pronounceable words, plus a few real ones
+_FIRST = "b c d f g h j k l m n p r s t v w ch sh st tr br gr pl cl fl sn"
+_VOWELS = "a e i o u ai ea ee ie oa oo ou ay ow au ui ey oi ue"
+_LAST = "bit den fer gle ket ler men ner pet ring son ter ton ver wick zen"
+# some eight thousand pronounceable words, and a few real ones
 WORDS = tuple(
     dict.fromkeys(
         ["banana", "window", "letter"]
         + [
             first + vowel + last
-            for first in "b c d f g h j k l m n p r s t v w ch sh st tr br gr pl cl fl sn".split()
-            for vowel in "a e i o u ai ea ee ie oa oo ou ay ow au ui ey oi ue".split()
-            for last in "bit den fer gle ket ler men ner pet ring son ter ton ver wick zen".split()
+            for first in _FIRST.split()
+            for vowel in _VOWELS.split()
+            for last in _LAST.split()
         ]
     )
 )
@@ -103,7 +107,7 @@ def corruptions(problem: Problem) -> list[Sequence[Part]]:
 
 def test_another_problems_answer_fails(task: Task) -> None:
     problems = [task.problem("test", index) for index in range(100)]
-    for one, other in zip(problems, problems[1:], strict=False):
+    for one, other in itertools.pairwise(problems):
         same = one.solution[-1] == other.solution[-1] and one.answer == other.answer
         assert task.grade(one, other.solution) == same
 

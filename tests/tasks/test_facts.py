@@ -1,6 +1,5 @@
 """The tables of facts, and choosing among them."""
 
-import re
 from collections import Counter
 
 import pytest
@@ -45,10 +44,12 @@ def test_the_letter_is_that_of_the_right_answer_and_of_no_other() -> None:
     for index in range(4_000):
         problem = task.problem("train", index)
         wording, *lines, _ = problem.prompt.split("\n")
-        options = dict(re.fullmatch(r"([A-D])\) (.+)", line).groups() for line in lines)  # type: ignore[union-attr, misc]
-        assert list(options) == list(LETTERS)
-        assert len(set(options.values())) == len(LETTERS)
-        assert options[problem.answer] == answers[wording]
+        letter_of = dict(line.split("=") for line in lines)
+        assert list(letter_of.values()) == list(LETTERS)
+        assert len(letter_of) == len(LETTERS)
+        right = answers[wording]
+        assert letter_of[right] == problem.answer
+        assert problem.solution == [{"type": "text", "text": f"{right}={problem.answer}"}]
         letters[problem.answer] += 1
     assert min(letters.values()) > 900, letters
 
@@ -64,7 +65,7 @@ def test_a_held_out_set_of_options_never_appears_in_training_in_any_order_or_wor
             for subject, _ in table.facts
             if wording in [one.format(subject) for one in table.questions]
         )
-        return subject, frozenset(line[3:] for line in lines)
+        return subject, frozenset(line.partition("=")[0] for line in lines)
 
     test = {identity(task.problem("test", index).prompt) for index in range(400)}
     assert len(test) == 400
@@ -80,8 +81,20 @@ def test_every_fact_and_every_bare_question_can_be_trained_on() -> None:
             assert table.questions[0].format(subject) in asked
 
 
-def test_a_fact_is_answered_in_one_capitalised_word() -> None:
+def test_a_fact_is_answered_in_one_word_written_as_among_the_options() -> None:
     task = FactTask(0)
+    answers = {answer for table in TABLES for answer in table.answers}
     for index in range(500):
-        reply = task.problem("train", index).solution[0]["text"]
-        assert re.fullmatch(r"[A-Z][a-z]*\.", reply), reply
+        problem = task.problem("train", index)
+        assert problem.solution == [{"type": "text", "text": f"{problem.answer}."}]
+        assert problem.answer in answers
+
+
+def test_the_right_option_with_a_wrong_letter_and_the_letter_alone_both_fail() -> None:
+    task = ChoiceTask(0)
+    problem = task.problem("test", 0)
+    option, letter = problem.solution[0]["text"].split("=")
+    other = next(one for one in LETTERS if one != letter)
+    assert task.grade(problem, [{"type": "text", "text": f"{option}={letter}"}])
+    for wrong in (f"{option}={other}", letter, option):
+        assert not task.grade(problem, [{"type": "text", "text": wrong}])

@@ -1,0 +1,162 @@
+"""Sets jaxchat up and starts it; needs nothing but Python 3.11 or newer, pip and Rust.
+
+python3 bootstrap.py run [ARGUMENTS]     run_speedrun.py, by default --tier cpu
+python3 bootstrap.py test [ARGUMENTS]    all checks and tests; ARGUMENTS go to pytest
+
+The first time it makes `.venv`, installs jaxchat with what it needs and builds its Rust extension.
+After that nothing is installed, and no network is needed, until pyproject.toml, constraints.txt or
+the Rust sources change.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+# Here, because an older Python would stumble over the definitions below.
+if sys.version_info < (3, 11):  # noqa: UP036
+    sys.exit(
+        f"jaxchat needs Python 3.11 or newer, and this is {VERSION}: install one (python.org), "
+        "then give the same command with it, for example python3.12 bootstrap.py run"
+    )
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "jaxchat-installed"
+CRATE = "bpe_rs/Cargo.toml"
+HEARTBEAT = 10  # seconds after which a silent step says that it is still at work
+
+
+def main(arguments: list[str]) -> int:
+    """Installs if need be and starts what was asked for; returns its exit code."""
+    if not arguments or arguments[0] not in ("run", "test"):
+        asked_for_help = arguments in (["-h"], ["--help"])
+        print(__doc__, file=sys.stdout if asked_for_help else sys.stderr)
+        return 0 if asked_for_help else 2
+    what, rest = arguments[0], arguments[1:]
+    os.chdir(ROOT)
+    find_cargo()
+    if not is_installed():
+        install()
+    if what == "test":
+        return test(rest)
+    if not any(argument.startswith("--tier") or argument in ("-h", "--help") for argument in rest):
+        rest = ["--tier", "cpu", *rest]
+    sys.stdout.flush()
+    # In place of this process, so that signals and the exit code need no passing on.
+    os.execv(PYTHON, [str(PYTHON), "run_speedrun.py", *rest])
+
+
+def find_cargo() -> None:
+    """Puts cargo on PATH where rustup left it, for shells that do not know it yet."""
+    if not shutil.which("cargo"):
+        path = os.environ.get("PATH", os.defpath)
+        os.environ["PATH"] = os.pathsep.join([path, str(Path("~/.cargo/bin").expanduser())])
+
+
+def fingerprint() -> tuple[str, str]:
+    """What `.venv` itself depends on, and a hash of what decides what is installed in it."""
+    files = [ROOT / "pyproject.toml", ROOT / "constraints.txt", ROOT / "bpe_rs" / "Cargo.lock"]
+    files += [ROOT / CRATE, *sorted((ROOT / "bpe_rs" / "src").glob("**/*.rs"))]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return f"Python {VERSION} for {ROOT}", digest.hexdigest()
+
+
+def installed() -> tuple[str, ...]:
+    """The fingerprint of the installation that is there; empty when there is none."""
+    return tuple(STAMP.read_text().splitlines()) if STAMP.exists() and PYTHON.exists() else ()
+
+
+def is_installed() -> bool:
+    """Whether `.venv` was made from what stands here now, and the extension is there."""
+    return installed() == fingerprint() and any((ROOT / "jaxchat").glob("_bpe*.so"))
+
+
+def install() -> None:
+    """Makes `.venv` and installs into it; leaves with a sentence when that fails."""
+    if not shutil.which("cargo"):
+        sys.exit(
+            "jaxchat needs Rust to build its tokenizer, and there is no cargo on PATH: install "
+            "Rust from rustup.rs, then give the same command again."
+        )
+    began = time.monotonic()
+    print("Setting up .venv (once; about two minutes)", flush=True)
+    fresh = installed()[:1] != fingerprint()[:1]
+    if fresh and patiently([sys.executable, "-m", "venv", "--clear", str(VENV)]):
+        sys.exit(
+            "Python could not make a virtual environment (see above): its venv and pip modules are "
+            "needed; on Debian and Ubuntu, apt install python3-venv. Then give the command again."
+        )
+    pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check"]
+    if patiently([*pip, "--constraint", "constraints.txt", "--editable", ".[dev]"]):
+        sys.exit(
+            "Installing failed (see above). It needs the network this once; nothing was lost: give "
+            "the same command again."
+        )
+    STAMP.write_text("\n".join(fingerprint()))
+    print(f"Set up in {time.monotonic() - began:.0f}s", flush=True)
+
+
+def patiently(command: list[str]) -> int:
+    """Runs a command, says every ten seconds that it is still at work; returns its exit code."""
+    began = time.monotonic()
+    process = subprocess.Popen(command)
+    while True:
+        try:
+            return process.wait(timeout=HEARTBEAT)
+        except subprocess.TimeoutExpired:
+            print(f"... still at work ({time.monotonic() - began:.0f}s)", flush=True)
+        except KeyboardInterrupt:
+            process.wait()  # it was interrupted too
+            sys.exit("Interrupted; give the same command again.")
+
+
+def test(arguments: list[str]) -> int:
+    """Formatting, types, lints and tests; pytest comes last. Returns 0 when all passed."""
+    os.environ["PYO3_PYTHON"] = str(PYTHON)
+    python, cargo = [str(PYTHON), "-m"], shutil.which("cargo") or "cargo"
+    crate = ["--manifest-path", CRATE]
+    checks = {
+        "ruff check": [*python, "ruff", "check", "."],
+        "ruff format": [*python, "ruff", "format", "--check", "."],
+        "mypy": [*python, "mypy"],
+        "cargo fmt": [cargo, "fmt", *crate, "--check"],
+        "cargo clippy": [
+            *(cargo, "clippy", *crate, "--locked", "--all-targets", "--features", "python"),
+            *("--", "-D", "warnings"),
+        ],
+        "cargo test": [cargo, "test", *crate, "--locked", "--quiet"],
+    }
+    failed = []
+    for name, command in checks.items():
+        if name in ("cargo fmt", "cargo clippy") and not has_component(name.split()[1]):
+            print(f"== {name}: skipped, not installed (rustup component add {name.split()[1]})")
+            continue
+        print(f"== {name}", flush=True)
+        if patiently(command):
+            failed.append(name)
+    print(f"== failed: {', '.join(failed)}" if failed else "== pytest", flush=True)
+    code = subprocess.call([*python, "pytest", *arguments])
+    if failed:
+        print(f"Failed before pytest: {', '.join(failed)}", file=sys.stderr)
+    return code or int(bool(failed))
+
+
+def has_component(name: str) -> bool:
+    """Whether `cargo NAME` is there."""
+    try:
+        done = subprocess.run(["cargo", name, "--version"], capture_output=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,155 @@
+"""The `jaxchat` command (layer 5). Nothing heavy is imported before the arguments are read."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jaxchat
+from jaxchat import home, machine, runs
+from jaxchat.errors import explain, guarded
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code (see `errors`)."""
+    args = parse(argv)
+    return guarded(lambda: args.run_command(args), home.home(args.home))
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments; exits with 2 for bad ones and 0 after --help."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--home",
+        type=Path,
+        help="where all artefacts are (default JAXCHAT_HOME or ~/.cache/jaxchat)",
+    )
+    parser = argparse.ArgumentParser("jaxchat", description="Talk to what run_speedrun.py trained.")
+    parser.add_argument("--version", action="version", version=f"jaxchat {jaxchat.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_chat(commands.add_parser("chat", parents=[common], help="talk to a model"))
+    report = commands.add_parser("report", parents=[common], help="show a run's metrics")
+    report.add_argument("--run", help="name of the run (default: the last)")
+    report.set_defaults(run_command=report_command)
+    doctor = commands.add_parser("doctor", parents=[common], help="check this machine")
+    doctor.set_defaults(run_command=doctor_command)
+    return parser.parse_args(argv)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", help="name of the run (default: the last)")
+    parser.add_argument("--stage", choices=("mid", "sft", "rl"), help="default: the last complete")
+    parser.add_argument("-p", "--prompt", help="answer this and leave")
+    parser.add_argument("--temperature", type=_not_negative, default=0.0, help="0 is greedy")
+    parser.add_argument("--top-k", type=_whole, default=0, help="sample among so many; 0: all")
+    parser.add_argument("--max-tokens", type=_positive, default=256, help="length of an answer")
+    parser.add_argument("--seed", type=_whole, default=0)
+    parser.set_defaults(run_command=chat_command)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if _whole(text) == 0:
+        raise argparse.ArgumentTypeError("0 is too few")
+    return int(text)
+
+
+def _not_negative(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return value
+
+
+def chat_command(args: argparse.Namespace) -> int:
+    """Talks to a model: once with -p, else until the user leaves."""
+    root = home.home(args.home)
+    config = runs.read_config(runs.find(root, args.run))  # says what is missing, before JAX starts
+    machine.configure_jax(config.mesh, root / "xla")
+    from jaxchat import chat
+
+    sampling = chat.Sampling(args.temperature, args.top_k, args.max_tokens, args.seed)
+    loaded = chat.load(root, args.run, args.stage, sampling)
+    if args.prompt is not None:
+        return chat.answer_once(loaded.chat, args.prompt)
+    if sys.stdin.isatty():
+        size = f"{loaded.parameters:,} parameters"
+        print(f"jaxchat: run {loaded.run.name}, stage {loaded.stage}, {size}.")
+    return chat.converse(loaded.chat)
+
+
+def report_command(args: argparse.Namespace) -> int:
+    """Prints a run's table of metrics and where its report is."""
+    from jaxchat import report
+
+    run = runs.find(home.home(args.home), args.run)
+    print(report.summary(report.read_report(run)))
+    print(f"\n{run / 'report.md'}")
+    return 0
+
+
+def doctor_command(args: argparse.Namespace) -> int:
+    """Prints what this machine offers; 1 when something that is needed is missing."""
+    root = home.home(args.home)
+    checks = [
+        ("python", platform.python_version(), sys.version_info >= (3, 11)),
+        ("packages", *_check_packages()),
+        ("tokenizer", *_check_extension()),
+        ("devices", *_check_devices()),
+        ("processor", f"{machine.processor()}, {machine.cores()} cores", True),
+        ("memory", f"{machine.memory_bytes() / 1e9:.1f} GB", True),
+        ("home", *_check_home(root)),
+    ]
+    for name, told, good in checks:
+        print(f"{'ok ' if good else 'BAD'}  {name:<10} {told}")
+    return 0 if all(good for _, _, good in checks) else 1
+
+
+def _check_packages() -> tuple[str, bool]:
+    versions = machine.versions()
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return told, "missing" not in versions.values()
+
+
+def _check_extension() -> tuple[str, bool]:
+    try:
+        from jaxchat import _bpe
+    except ImportError as error:
+        return (
+            f"the Rust extension is missing ({error}); run python3 bootstrap.py run --help",
+            False,
+        )
+    return f"{Path(str(_bpe.__file__)).name}", True
+
+
+def _check_devices() -> tuple[str, bool]:
+    try:
+        import jax
+
+        devices = [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
+    except Exception as error:  # whatever a broken driver raises is what the doctor is for
+        return f"JAX finds no device ({str(error).splitlines()[0]})", False
+    return ", ".join(f"{devices.count(name)} x {name}" for name in dict.fromkeys(devices)), True
+
+
+def _check_home(root: Path) -> tuple[str, bool]:
+    try:
+        runs.check_writable(root)
+    except OSError as error:
+        told = explain(error, root)
+        return told[0].removeprefix("jaxchat: ") if told else str(error), False
+    names = sorted(path.parent.name for path in home.runs(root).glob(f"*/{runs.CONFIG}"))
+    free = shutil.disk_usage(root).free / 1e9
+    return f"{root}, {free:.1f} GB free, runs: {', '.join(names) or 'none'}", True

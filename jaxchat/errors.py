@@ -1,0 +1,116 @@
+"""What a user sees when a command cannot go on: one sentence, and an exit code (layer 4).
+
+0  done
+1  something on the machine is in the way: a disk, an artefact, numbers that are not finite
+2  the command or its configuration asks for what does not exist
+128 + n  stopped by signal n; the same command goes on from there
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+from jaxchat.config import ConfigError
+from jaxchat.home import ArtifactError
+from jaxchat.runs import BusyError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM. Training, which saves first, handles the signal itself (`train.fit`)."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+def guarded(work: Callable[[], int], home: Path) -> int:
+    """Runs `work` and returns its exit code; what a user can mend is told in one sentence.
+
+    Any other exception is a bug of ours and keeps its traceback. `home` is named where the
+    operating system does not say which file it could not write.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return work()
+    except BrokenPipeError:  # whoever read our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except BaseException as error:
+        told = explain(error, home)
+        if told is None:
+            raise
+        sentence, code = told
+        print(sentence, file=sys.stderr, flush=True)
+        return code
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise Terminated
+
+
+def explain(error: BaseException, home: Path) -> tuple[str, int] | None:
+    """The sentence and the exit code for an error that the user can mend; None for others."""
+    code = getattr(error, "exit_code", None)  # Terminated, and train.fit's Interrupted
+    if code is not None or isinstance(error, KeyboardInterrupt):
+        sentence = "Interrupted; give the same command again to go on."
+        return sentence, code or 128 + signal.SIGINT
+    if isinstance(error, ConfigError):
+        return f"jaxchat: {error}", 2
+    if isinstance(error, ArtifactError | BusyError | FloatingPointError) or _of_tokenizer(error):
+        return f"jaxchat: {error}", 1
+    if any(_is_full(cause) for cause in _chain(error)):
+        return (
+            f"jaxchat: the disk of {_path(error, home)} is full; free some space, or name another "
+            "folder with --home, and give the same command again: what is complete is kept.",
+            1,
+        )
+    if isinstance(error, ImportError) and _not_installed(error):
+        return (
+            f"jaxchat: this Python lacks a part of jaxchat ({error}); use .venv/bin/python, which "
+            "python3 bootstrap.py run makes.",
+            1,
+        )
+    if isinstance(error, OSError):
+        return (
+            f"jaxchat: {_path(error, home)} cannot be used ({error.strerror or error}); see to it, "
+            "or name another folder with --home or JAXCHAT_HOME.",
+            1,
+        )
+    return None
+
+
+def _of_tokenizer(error: BaseException) -> bool:
+    # Its module is heavy: if nobody has imported it, nobody has raised its error.
+    module = sys.modules.get("jaxchat.tokenizer.bpe")
+    return module is not None and isinstance(error, module.TokenizerError)
+
+
+def _not_installed(error: ImportError) -> bool:
+    ours = (error.name or "").split(".")[0] == "jaxchat"
+    return not ours or "_bpe" in str(error)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _is_full(error: BaseException) -> bool:
+    """Orbax and TensorStore tell a full disk in words, in errors of many types."""
+    by_number = isinstance(error, OSError) and error.errno in _FULL
+    return by_number or os.strerror(errno.ENOSPC) in str(error)
+
+
+def _path(error: BaseException, home: Path) -> Path:
+    named = (e.filename for e in _chain(error) if isinstance(e, OSError))
+    return Path(next((name for name in named if isinstance(name, str)), home))

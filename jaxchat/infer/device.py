@@ -1,0 +1,114 @@
+"""The engine's compiled functions. Module-level, so that engines of one configuration share them.
+
+Axes: B slots of the engine, R prompts read at once, N decode steps of a dispatch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from jaxchat.config import ModelConfig
+from jaxchat.model import gpt
+from jaxchat.model.attention import Implementation
+from jaxchat.model.cache import Cache, init_cache, narrow, place, widen
+from jaxchat.sampling import Sampling, sample
+
+
+class Rows(NamedTuple):
+    """What the host says of every slot before a dispatch."""
+
+    token: Array  # [B] int32, the last of each row, not yet in the cache
+    active: Array  # [B] bool
+    remaining: Array  # [B] int32, tokens it may still have
+    forced: Array  # [B,N] int32, tokens to take before any is sampled
+    forced_count: Array  # [B] int32
+    sampling: Sampling
+
+
+class Emitted(NamedTuple):
+    """The tokens of a dispatch; those of row b are the leading ones, where `active` is True."""
+
+    token: Array  # [N,B] int32
+    logprob: Array  # [N,B] float32
+    active: Array  # [N,B] bool
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "attention"))
+def read_prompts(
+    params: Any,
+    tokens: Array,
+    lengths: Array,
+    *,
+    config: ModelConfig,
+    dtype: DTypeLike,
+    attention: Implementation,
+) -> tuple[Array, Cache]:
+    """Prompts [R,T] of `lengths` [R], padded on the right: logits [R,V] after each, and a cache."""
+    cache = init_cache(config, tokens.shape[0], tokens.shape[1], dtype)
+    return gpt.prefill(params, tokens, lengths, cache, config, dtype=dtype, attention=attention)
+
+
+@functools.partial(jax.jit, static_argnames="truncate", donate_argnames="cache")
+def start_rows(
+    cache: Cache,
+    prompts: Cache,
+    logits: Array,
+    source: Array,
+    target: Array,
+    sampling: Sampling,
+    *,
+    truncate: bool,
+) -> tuple[Cache, Array, Array]:
+    """Puts prompt source[i] into slot target[i] and samples its first token.
+
+    source, target and sampling have length R; a target past the last slot is padding. Gives the new
+    cache, tokens [R] and log-probabilities [R].
+    """
+    sampled = sample(logits[source], sampling, prompts.length[source], truncate=truncate)
+    return place(cache, prompts, source, target), *sampled
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("config", "dtype", "span", "pauses", "truncate"),
+    donate_argnames="cache",
+)
+def decode_steps(
+    params: Any,
+    cache: Cache,
+    rows: Rows,
+    *,
+    config: ModelConfig,
+    dtype: DTypeLike,
+    span: int,
+    pauses: tuple[int, ...],
+    truncate: bool,
+) -> tuple[Cache, Emitted]:
+    """N tokens for every active row, or fewer for one that comes to its end.
+
+    A row stands still after it has sampled one of `pauses` or has none remaining. Only the first
+    `span` slots of the cache are looked at: no active row may come to have more positions.
+    """
+
+    def step(carry: tuple[Cache, Array, Array, Array], number: Array) -> tuple[Any, Emitted]:
+        cache, token, active, remaining = carry
+        logits, cache = gpt.decode(params, token, cache, config, active=active, dtype=dtype)
+        sampled, logprob = sample(logits, rows.sampling, cache.length, truncate=truncate)
+        choose = number >= rows.forced_count
+        token = jnp.where(active, jnp.where(choose, sampled, rows.forced[:, number]), token)
+        emitted = Emitted(token, logprob, active)
+        remaining = remaining - active.astype(remaining.dtype)
+        paused = choose & jnp.isin(token, jnp.array(pauses, token.dtype))
+        return (cache, token, active & ~paused & (remaining > 0), remaining), emitted
+
+    # A scan of known length: of a loop that stops early, the host would wait for every step.
+    start = (narrow(cache, span), rows.token, rows.active, rows.remaining)
+    numbers = jnp.arange(rows.forced.shape[1], dtype=jnp.int32)
+    (narrowed, *_), emitted = lax.scan(step, start, numbers)
+    return widen(cache, narrowed), emitted

@@ -1,0 +1,317 @@
+"""The engine: many requests at once through one model, with tools (layer 3).
+
+It has a fixed number of slots. A request waits until slots are free, its prompt is read once for
+all its samples, and each sample then decodes in a slot of its own beside whatever the other slots
+hold, until it ends and gives the slot to the next. Every shape is one of a few buckets, so that
+little is compiled; what a request gets does not depend on its company.
+
+One thread at a time may use an engine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from jaxchat.config import ModelConfig
+from jaxchat.infer.device import Rows, decode_steps, read_prompts, start_rows
+from jaxchat.infer.request import Completion, EngineError, Request
+from jaxchat.infer.row import Row, Specials, Tool, Toolbox
+from jaxchat.model.attention import choose_attention
+from jaxchat.model.cache import init_cache
+from jaxchat.sampling import Sampling
+from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tools.calculator import run_tool
+
+__all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
+
+PROMPT_ROWS = (1, 8, 64)  # prompts read at once
+MIN_PROMPT = 32  # tokens a prompt is padded to; longer ones to the next power of two
+MIN_SPAN = 128  # slots of the cache that decoding looks at; then powers of two
+
+
+class Job:
+    """A submitted request; its rows fill up with every step of the engine."""
+
+    def __init__(self, request: Request, limit: int) -> None:
+        self.request = request
+        self.rows = [Row(request, stream, limit) for stream in range(request.n)]
+
+    @property
+    def done(self) -> bool:
+        """Whether every sample has ended."""
+        return all(row.finish_reason for row in self.rows)
+
+
+class Engine:
+    """Serves requests with one set of weights, on one device."""
+
+    def __init__(
+        self,
+        params: Any,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        *,
+        slots: int = 64,
+        max_len: int | None = None,
+        dtype: DTypeLike = jnp.float32,
+        tools: Tool = run_tool,
+        steps_per_dispatch: int = 8,
+        device: jax.Device | None = None,
+    ) -> None:
+        """`max_len` (the model's context by default) holds a prompt and its completion.
+
+        Raises EngineError when the tokenizer has ids that the model does not know.
+        """
+        if tokenizer.vocab_size > config.vocab_size:
+            raise EngineError(
+                f"the tokenizer has {tokenizer.vocab_size} ids but the model only "
+                f"{config.vocab_size}; give the tokenizer that the model was trained with."
+            )
+        self.config, self.dtype, self.slots = config, jnp.dtype(dtype), slots
+        self.max_len = max_len or config.sequence_len
+        self._steps = steps_per_dispatch
+        self._device = device or jax.devices()[0]
+        self._toolbox = Toolbox(tools, tokenizer, Specials.of(tokenizer))
+        self._pauses = (*self._toolbox.specials.stops, self._toolbox.specials.python_end)
+        self._attention = choose_attention(config.head_dim, self.dtype)
+        self._rows: list[Row | None] = [None] * slots
+        self._waiting: deque[Row] = deque()
+        self.set_params(params)
+        cache = init_cache(config, slots, self.max_len, self.dtype)
+        self._cache = jax.device_put(cache, self._device)
+
+    def set_params(self, params: Any) -> None:
+        """Takes other weights of the same shapes; nothing is compiled again.
+
+        They may share memory with `params`: whoever donates those must give a copy. Requests that
+        are under way go on with the new weights.
+        """
+        params = jax.tree.map(lambda x: x.astype(self.dtype), params)
+        self._params = jax.device_put(params, self._device)
+
+    def generate(
+        self, requests: Sequence[Request], progress: Callable[[int], object] | None = None
+    ) -> list[list[Completion]]:
+        """The completions of every request, `n` each, in the order of the requests.
+
+        `progress` is told how many requests are done. Raises EngineError, before anything runs, for
+        a request that does not fit.
+        """
+        for request in requests:
+            self._check(request)
+        jobs = [self.submit(request) for request in requests]
+        left = jobs
+        try:
+            while left:
+                self.step()
+                left = [job for job in left if not job.done]
+                if progress is not None:
+                    progress(len(jobs) - len(left))
+        finally:
+            for job in left:
+                self.cancel(job)
+        return [[row.completion for row in job.rows] for job in jobs]
+
+    def stream(self, request: Request) -> Iterator[list[int]]:
+        """New ids of one completion as they come, those of tools included.
+
+        To stop early, close the iterator. Raises EngineError where n is not 1.
+        """
+        if request.n != 1:
+            raise EngineError(f"n is {request.n}; a stream has one sample. Use generate.")
+        job = self.submit(request)
+        (row,), sent = job.rows, 0
+        try:
+            while not job.done:
+                self.step()
+                if row.tokens[sent:]:
+                    yield row.tokens[sent:]
+                    sent = len(row.tokens)
+        finally:
+            self.cancel(job)
+
+    def submit(self, request: Request) -> Job:
+        """Queues a request; `step` then works on it. Raises EngineError if it does not fit."""
+        self._check(request)
+        job = Job(request, min(request.max_tokens, self.max_len - len(request.tokens)))
+        self._waiting.extend(job.rows)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Drops what is unfinished of a job, at once."""
+        self._rows = [None if row in job.rows else row for row in self._rows]
+        self._waiting = deque(row for row in self._waiting if row not in job.rows)
+
+    def step(self) -> bool:
+        """Gives free slots to who waits, then decodes one dispatch. False: nothing is left."""
+        self._admit()
+        if any(self._rows):
+            self._decode()
+        return any(self._rows) or bool(self._waiting)
+
+    def _check(self, request: Request) -> None:
+        length = len(request.tokens)
+        if length > self.max_len - 1:
+            raise EngineError(
+                f"the prompt has {length} tokens, and the context of {self.max_len} leaves room "
+                f"for {self.max_len - 1} and one to answer; shorten the prompt."
+            )
+        if not all(0 <= token < self.config.vocab_size for token in request.tokens):
+            raise EngineError(
+                f"the prompt has a token outside the vocabulary of {self.config.vocab_size}; "
+                "encode it with the model's tokenizer."
+            )
+
+    def _admit(self) -> None:
+        """Fills free slots from the queue, prompts of about one length together."""
+        free = [slot for slot, row in enumerate(self._rows) if row is None]
+        groups: dict[int, list[tuple[int, Row]]] = {}
+        for slot in free[: len(self._waiting)]:
+            row = self._waiting.popleft()
+            length = _bucket(len(row.request.tokens), MIN_PROMPT, self.max_len)
+            groups.setdefault(length, []).append((slot, row))
+        for length, placed in groups.items():
+            self._start(length, placed)
+
+    def _start(self, length: int, placed: list[tuple[int, Row]]) -> None:
+        """Reads the prompts of rows and samples their first tokens."""
+        requests = list({id(row.request): row.request for _, row in placed}.values())
+        most = min(PROMPT_ROWS[-1], _row_bucket(self.slots))
+        for first in range(0, len(requests), most):
+            part = requests[first : first + most]
+            count = _row_bucket(len(part))
+            order = {id(request): number for number, request in enumerate(part)}
+            logits, prompts = read_prompts(
+                self._params,
+                *_padded([request.tokens for request in part], count, length),
+                config=self.config,
+                dtype=self.dtype,
+                attention=self._attention,
+            )
+            mine = [(slot, row) for slot, row in placed if id(row.request) in order]
+            for begin in range(0, len(mine), count):
+                some = mine[begin : begin + count]
+                source = [order[id(row.request)] for _, row in some]
+                self._place(logits, prompts, source, some, count)
+
+    def _place(
+        self,
+        logits: jax.Array,
+        prompts: Any,
+        source: list[int],
+        placed: list[tuple[int, Row]],
+        count: int,
+    ) -> None:
+        padding = count - len(placed)
+        self._cache, tokens, logprobs = start_rows(
+            self._cache,
+            prompts,
+            logits,
+            _ints(source + [0] * padding),
+            _ints([slot for slot, _ in placed] + [self.slots] * padding),
+            _sampling([row for _, row in placed] + [None] * padding),
+            truncate=_truncates(row for _, row in placed),
+        )
+        for (slot, row), token, logprob in zip(
+            placed, tokens.tolist(), logprobs.tolist(), strict=False
+        ):
+            self._rows[slot] = row
+            self._take(slot, token, logprob)
+
+    def _decode(self) -> None:
+        """One dispatch of decode steps for all slots."""
+        active = [row for row in self._rows if row is not None]
+        reach = max(row.position for row in active) + self._steps
+        self._cache, emitted = decode_steps(
+            self._params,
+            self._cache,
+            self._host_rows(),
+            config=self.config,
+            dtype=self.dtype,
+            span=_bucket(reach, MIN_SPAN, self.max_len),
+            pauses=self._pauses,
+            truncate=_truncates(active),
+        )
+        counts = np.asarray(emitted.active).sum(axis=0).tolist()
+        tokens, logprobs = np.asarray(emitted.token).T.tolist(), emitted.logprob.T.tolist()
+        for slot, count in enumerate(counts):
+            for token, logprob in zip(tokens[slot][:count], logprobs[slot], strict=False):
+                self._take(slot, token, logprob)
+
+    def _take(self, slot: int, token: int, logprob: float) -> None:
+        row = self._rows[slot]
+        assert row is not None
+        row.take(token, logprob, self._toolbox)
+        if row.finish_reason:
+            self._rows[slot] = None
+
+    def _host_rows(self) -> Rows:
+        """The slots as the device needs to know them."""
+        forced = np.zeros((self.slots, self._steps), np.int32)
+        token, remaining, count = np.zeros((3, self.slots), np.int32)
+        for slot, row in enumerate(self._rows):
+            if row is None:
+                continue
+            queue = list(row.forced)[: self._steps]
+            forced[slot, : len(queue)] = queue
+            count[slot] = len(queue)
+            token[slot] = row.tokens[-1]
+            remaining[slot] = row.limit - len(row.tokens)
+        return Rows(
+            token=jnp.asarray(token),
+            active=jnp.asarray([row is not None for row in self._rows]),
+            remaining=jnp.asarray(remaining),
+            forced=jnp.asarray(forced),
+            forced_count=jnp.asarray(count),
+            sampling=_sampling(self._rows),
+        )
+
+
+def _bucket(size: int, least: int, most: int) -> int:
+    """The smallest power of two, from `least`, that holds `size`; at most `most`."""
+    return min(max(least, 1 << (size - 1).bit_length()), most)
+
+
+def _row_bucket(count: int) -> int:
+    return next((rows for rows in PROMPT_ROWS if rows >= count), PROMPT_ROWS[-1])
+
+
+def _ints(values: Sequence[int]) -> jax.Array:
+    return jnp.asarray(np.array(values, np.int32))
+
+
+def _padded(
+    prompts: Sequence[Sequence[int]], count: int, length: int
+) -> tuple[jax.Array, jax.Array]:
+    """Prompts as [count, length] padded on the right, and their lengths [count]."""
+    tokens = np.zeros((count, length), np.int32)
+    for number, prompt in enumerate(prompts):
+        tokens[number, : len(prompt)] = prompt
+    lengths = [len(prompt) for prompt in prompts] + [1] * (count - len(prompts))
+    return jnp.asarray(tokens), _ints(lengths)
+
+
+def _sampling(rows: Sequence[Row | None]) -> Sampling:
+    """The settings of rows; an empty slot is greedy."""
+    requests = [row.request if row is not None else None for row in rows]
+    temperature = np.array([r.temperature if r else 0.0 for r in requests], np.float32)
+    top_p = np.array([r.top_p if r else 1.0 for r in requests], np.float32)
+    seed = np.array([r.seed % 2**32 if r else 0 for r in requests], np.uint32)
+    return Sampling(
+        temperature=jnp.asarray(temperature),
+        top_k=_ints([r.top_k if r else 0 for r in requests]),
+        top_p=jnp.asarray(top_p),
+        seed=jnp.asarray(seed),
+        stream=_ints([row.stream if row else 0 for row in rows]),
+    )
+
+
+def _truncates(rows: Iterable[Row]) -> bool:
+    return any(row.request.top_k > 0 or row.request.top_p < 1.0 for row in rows)

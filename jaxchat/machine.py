@@ -1,0 +1,104 @@
+"""The machine a process runs on: JAX's settings for it, and its description (layer 4)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jaxchat
+from jaxchat.config import MeshConfig
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tiktoken")
+CHECKOUT = Path(jaxchat.__file__).resolve().parent.parent
+
+
+def configure_jax(mesh: MeshConfig, cache: Path) -> None:
+    """Sets up JAX; call it before the first use of a device.
+
+    Compiled programs are kept in the folder `cache`, so that the next process starts faster.
+    """
+    import jax
+
+    if mesh.host_devices:
+        jax.config.update("jax_num_cpu_devices", mesh.host_devices)
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def describe() -> dict[str, Any]:
+    """Python, packages, processor, memory and devices, as JSON. Starts JAX."""
+    import jax
+
+    return {
+        "jaxchat": jaxchat.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+        "packages": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that decide what comes out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(names, platform.machine())
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """The machine's memory; 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
+
+
+def git_state(folder: Path = CHECKOUT) -> dict[str, Any]:
+    """`commit` and `dirty` of the checkout in `folder`; `commit` is None where there is none."""
+    try:
+        # A package installed somewhere inside another project's checkout is not that project's.
+        if Path(_git(folder, "rev-parse", "--show-toplevel")).resolve() != folder.resolve():
+            return {"commit": None, "dirty": None}
+        commit = _git(folder, "rev-parse", "HEAD")
+        dirty = _git(folder, "status", "--porcelain", "--untracked-files=no") != ""
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": dirty}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    result = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=5,
+        check=True,
+    )
+    return result.stdout.strip()

@@ -1,0 +1,99 @@
+"""The folder of a run: its configuration, and its lock (layer 2).
+
+HOME/runs/NAME/config.json   the configuration, with all that was derived
+HOME/runs/NAME/.lock         held while a process works on the run
+HOME/runs/NAME/STAGE/        what a stage made
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxchat import home, recipe
+from jaxchat.config import ConfigError, RunConfig
+from jaxchat.home import ArtifactError
+
+CONFIG = "config.json"
+
+
+class BusyError(RuntimeError):
+    """Another process works on the run; the message says which."""
+
+
+def folder(root: Path, name: str) -> Path:
+    """Where the run called `name` lives under the home `root`. Raises ConfigError for a path."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(
+            f"run.name is {name!r}; it names a folder: letters, digits and . _ - only."
+        )
+    return home.runs(root) / name
+
+
+def check_writable(root: Path) -> None:
+    """Makes `root`. Raises OSError, naming a path, when nothing can be written there."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=root, prefix=".writable.", suffix=".tmp") as file:
+        file.write(b"x" * 4096)
+        file.flush()
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keeps other processes from working on the run while open. Raises BusyError."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise BusyError(
+                f"another process (number {owner}) works on the run in {run}; wait until it ends, "
+                'or give this run another name with --set run.name="other".'
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield  # the lock goes with the file, even when the process is killed
+
+
+def write_config(run: Path, config: RunConfig) -> None:
+    """Keeps the configuration beside what is made with it."""
+    with home.atomic_open(run / CONFIG) as file:
+        file.write(recipe.to_json(config) + "\n")
+
+
+def read_config(run: Path) -> RunConfig:
+    """The configuration of a run. Raises ArtifactError when it is missing or unreadable."""
+    path = run / CONFIG
+    home.read_json(path)  # says it well when the file is missing or no JSON
+    try:
+        return recipe.from_json(path.read_text(encoding="utf-8"))
+    except ConfigError as error:
+        raise ArtifactError(
+            f"{path} cannot be used: {str(error).removesuffix('.')}; give the command of the run "
+            "again to write it anew."
+        ) from error
+
+
+def find(root: Path, name: str | None) -> Path:
+    """The folder of the run called `name`, or of the run that was worked on last.
+
+    Raises ArtifactError, with the runs that there are, when there is no such run.
+    """
+    there = {path.parent.name: path.parent for path in home.runs(root).glob(f"*/{CONFIG}")}
+    if name in there:
+        return there[name]
+    if name is None and there:
+        return max(there.values(), key=lambda run: (run / CONFIG).stat().st_mtime_ns)
+    wanted = "no run" if name is None else f"no run {name!r}"
+    others = f"; the runs there are {', '.join(sorted(there))}" if there else ""
+    raise ArtifactError(
+        f"there is {wanted} in {root}{others}. Make one with: python run_speedrun.py --tier cpu"
+    )

@@ -1,0 +1,95 @@
+"""From raw text to a model that answers in a chat: the table of contents of the whole project.
+
+python run_speedrun.py --tier cpu            # minutes, on any machine, without a GPU or a network
+python run_speedrun.py --tier 100 --plan     # what a run would take; runs nothing
+
+Every stage is skipped when its artefact is complete and nothing it depends on has changed, and a
+run that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxchat import errors, home, machine, plan, recipe, runs
+from jaxchat.config import ConfigError, RunConfig
+
+STAGES = {
+    "data": "gather text: deduplicate, filter, hold some out",
+    "tokenizer": "train the byte-level BPE tokenizer (bpe_rs)",
+    "rows": "tokenize and pack text and conversations into rows",
+    "base": "pretrain the transformer on text",
+    "mid": "midtrain on conversations, tool use and multiple choice",
+    "sft": "fine-tune on conversations",
+    "rl": "reinforce what solves problems, the calculator in the loop",
+    "eval": "evaluate base, mid, sft and rl on what was held out",
+    "report": "write report.md and report.json",
+}
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a tier, or plans it; returns the exit code (see `jaxchat.errors`)."""
+    args = parse(argv)
+    root = home.home(args.home)
+    return errors.guarded(lambda: speedrun(args, root), root)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    width = max(map(len, STAGES))
+    contents = "\n".join(f"  {name:<{width}}  {what}" for name, what in STAGES.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"stages:\n{contents}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--tier", required=True, help=f"one of {', '.join(tiers())}")
+    parser.add_argument("--home", type=Path, help="where artefacts go (JAXCHAT_HOME)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--stages", metavar="A,B", help="run only these")
+    parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="do again")
+    parser.add_argument("--plan", action="store_true", help="only say what it would take")
+    return parser.parse_args(argv)
+
+
+def tiers() -> dict[str, Path]:
+    """Name -> file of every published configuration."""
+    files = {path.stem.removeprefix("tier_"): path for path in sorted(CONFIGS.glob("*.toml"))}
+    return dict(sorted(files.items(), key=lambda item: (len(item[0]), item[0] != "cpu")))
+
+
+def speedrun(args: argparse.Namespace, root: Path) -> int:
+    """Reads the configuration, plans or runs."""
+    if args.tier not in tiers():
+        raise ConfigError(f"there is no tier {args.tier!r}; the tiers are {', '.join(tiers())}.")
+    config = recipe.load(tiers()[args.tier], args.set)
+    if args.plan:
+        print(plan.render(plan.make_plan(config)))
+        return 0
+    runs.check_writable(root)
+    run = runs.folder(root, config.name)
+    with runs.locked(run):
+        runs.write_config(run, config)
+        return run_all(config, root, run, args)
+
+
+def run_all(config: RunConfig, root: Path, run: Path, args: argparse.Namespace) -> int:
+    """Runs the stages in order, then says what came out."""
+    machine.configure_jax(config.mesh, root / "xla")
+    from jaxchat import pipeline, report, stages
+
+    by_name = {stage.name: stage for stage in stages.STAGES}
+    context = pipeline.Context(config, run)
+    only = args.stages.split(",") if args.stages else None
+    pipeline.run_stages([by_name[name] for name in STAGES], context, only=only, force=args.force)
+    if "report" in context.done:
+        print(report.farewell(run, "" if args.home is None else f" --home {root}"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

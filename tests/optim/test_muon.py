@@ -1,0 +1,64 @@
+"""Muon's small transforms, each alone. Kernels are [in, out]: a neuron is a column."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxchat.optim import muon
+
+SHAPES = [(6, 10), (10, 6), (8, 8), (3, 4, 7)]
+
+
+def gradient(shape: tuple[int, ...]) -> jax.Array:
+    scales = 10.0 ** jnp.linspace(-2, 2, shape[-1])
+    return jax.random.normal(jax.random.key(0), shape) * scales.reshape((1,) * (len(shape) - 1) + (-1,))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equilibrated_neurons_have_equal_norms_and_the_matrix_its_own(
+    shape: tuple[int, ...],
+) -> None:
+    x = gradient(shape)
+    y, _ = muon.equilibrate_rows().update({"x": x}, optax.EmptyState())
+    norms = np.linalg.norm(y["x"], axis=-2)
+    whole = np.linalg.norm(x, axis=(-2, -1))
+    np.testing.assert_allclose(norms, np.broadcast_to(norms[..., :1], norms.shape), rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(y["x"], axis=(-2, -1)), whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("coefficients", "low", "high"),
+    [(muon.NEWTON_SCHULZ, 0.6, 1.25), (muon.POLAR_EXPRESS, 0.85, 1.15)],
+)
+def test_orthogonalized_singular_values_are_near_one(
+    shape: tuple[int, ...], coefficients: muon.Coefficients, low: float, high: float
+) -> None:
+    x = jax.random.normal(jax.random.key(1), shape)
+    y = muon.orthogonalize_matrix(x, coefficients, jnp.float32, 1.01, 1e-6)
+    values = np.linalg.svd(y, compute_uv=False)
+    wanted = np.linalg.svd(x, compute_uv=False)
+    kept = wanted > 0.05 * wanted.max()  # five steps do not lift the very smallest
+    assert values[kept].min() > low
+    assert values.max() < high
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_renormalized_matrix_has_the_norm_of_a_semi_orthogonal_one(
+    shape: tuple[int, ...],
+) -> None:
+    y, _ = muon.renormalize().update({"x": gradient(shape)}, optax.EmptyState())
+    norms = np.linalg.norm(y["x"], axis=(-2, -1))
+    np.testing.assert_allclose(norms, min(shape[-2:]) ** 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3])
+def test_normuon_keeps_the_norm_and_one_number_a_neuron(shape: tuple[int, int]) -> None:
+    transform = muon.normuon(0.9)
+    state = transform.init({"x": jnp.zeros(shape)})
+    into, out = shape
+    assert state.second["x"].shape == ((1, out) if out >= into else (into, 1))
+    y, _ = transform.update({"x": gradient(shape)}, state)
+    np.testing.assert_allclose(np.linalg.norm(y["x"]), np.linalg.norm(gradient(shape)), rtol=1e-5)

@@ -1,0 +1,109 @@
+"""Configuration: what is refused, and in what words."""
+
+import pytest
+
+from jaxchat.config import (
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    HardwareConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    RLConfig,
+    TokenizerConfig,
+    TrainConfig,
+    build,
+)
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "hint"),
+    [
+        ("base", "batch_token", "did you mean 'batch_tokens'?"),
+        ("base", "stepz", "did you mean 'steps'?"),
+        ("base", "zzz", "known keys are batch_tokens"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known_one(
+    table: str, key: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(TrainConfig, {key: 1}, table)
+    assert f"{table} has the unknown key {key!r}" in str(caught.value)
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "key", "value"),
+    [
+        (TrainConfig, "steps", "100"),
+        (TrainConfig, "steps", 1.5),
+        (TrainConfig, "steps", True),
+        (TrainConfig, "lr_scale", "fast"),
+        (TrainConfig, "lr_scale", True),
+        (TrainConfig, "lr_scale", float("nan")),
+        (TrainConfig, "lr_scale", float("inf")),
+        (TrainConfig, "mixture", ["identity"]),
+        (TrainConfig, "mixture", "identity"),
+        (TrainConfig, "mixture", {"identity": "half"}),
+        (TrainConfig, "mixture", {"identity": float("nan")}),
+        (ModelConfig, "smear", 1),
+        (ModelConfig, "init", 3),
+        (EvalConfig, "tasks", "identity"),
+        (EvalConfig, "tasks", {"identity": 1.0}),
+        (EvalConfig, "tasks", ["identity", 3]),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(cls: type, key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"table\.{key}"):
+        build(cls, {key: value}, "table")
+
+
+def test_what_toml_writes_differently_is_converted() -> None:
+    train = build(TrainConfig, {"lr_scale": 2, "mixture": {"identity": 1}}, "base")
+    assert (train.lr_scale, type(train.lr_scale)) == (2.0, float)
+    assert train.mixture == {"identity": 1.0}
+    assert build(EvalConfig, {"tasks": ["choice"]}, "eval").tasks == ("choice",)
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "said"),
+    [
+        (ModelConfig, {"n_layer": 0}, "model.n_layer is 0"),
+        (ModelConfig, {"sequence_len": 1}, "model.sequence_len is 1"),
+        (ModelConfig, {"n_embd": 100, "n_head": 3}, "100 .* 3"),
+        (ModelConfig, {"n_head": 10, "n_kv_head": 4}, "10 .* 4"),
+        (ModelConfig, {"n_embd": 30, "n_head": 10, "n_kv_head": 10}, "head size 3 is odd"),
+        (ModelConfig, {"window_pattern": "SXL"}, "'SXL'"),
+        (ModelConfig, {"window_pattern": ""}, "window_pattern is ''"),
+        (ModelConfig, {"init": "random"}, "classic, modern"),
+        (ModelConfig, {"softcap": -1.0}, "model.softcap is -1.0"),
+        (OptimConfig, {"matrix_lr": -0.1}, "optim.matrix_lr is -0.1"),
+        (OptimConfig, {"momentum": 1.0}, "optim.momentum is 1.0"),
+        (OptimConfig, {"warmdown_ratio": 1.5}, "optim.warmdown_ratio is 1.5"),
+        (OptimConfig, {"orthogonalizer": "svd"}, "newton_schulz, polar_express"),
+        (TokenizerConfig, {"vocab_size": 264}, "264"),
+        (DataConfig, {"source": "internet"}, "'internet'"),
+        (TrainConfig, {"batch_tokens": 0}, "train.batch_tokens is 0"),
+        (TrainConfig, {"mixture": {"identity": 0.0}}, "train.mixture.identity is 0.0"),
+        (RLConfig, {"samples_per_problem": 1}, "at least 2"),
+        (RLConfig, {"temperature": 0.0}, "rl.temperature is 0.0"),
+        (EvalConfig, {"problems": 0}, "eval.problems is 0"),
+        (MeshConfig, {"fsdp": 0}, "mesh.fsdp is 0"),
+        (HardwareConfig, {"utilization": 0.0}, "hardware.utilization is 0.0"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_value(
+    cls: type, values: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        cls(**values)
+
+
+def test_defaults_are_valid() -> None:
+    for cls in (
+        ModelConfig, OptimConfig, TokenizerConfig, DataConfig, TrainConfig, RLConfig, EvalConfig,
+        MeshConfig, HardwareConfig,
+    ):  # fmt: skip
+        cls()

@@ -1,0 +1,195 @@
+"""The shape of the package: imports only flow down, and what no module may do.
+
+Imports inside functions count too: all are found in the source, nothing is imported here.
+"""
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jaxchat
+
+# The layers of the design. A name covers all below it; the longest name that fits decides.
+LAYERS = {
+    name: layer
+    for layer, names in {
+        0: "config home scaling recipe progress",
+        1: "_bpe tokenizer model optim tools losses sampling sharding data.packing",
+        2: "data tasks train.step train.checkpoint train.metrics runs",
+        3: "infer evals",
+        4: "train.fit train.rl pipeline stages plan report chat errors machine interop serve",
+        5: "cli",
+    }.items()
+    for name in names.split()
+}
+LATER = {"interop", "serve"}  # in the design, not written yet
+SPLIT = {"", "data", "train"}  # packages over several layers: theirs is an empty __init__
+
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+UNSAFE_CALLS = {"eval", "exec", "__import__"}
+ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+
+PACKAGE = Path(jaxchat.__file__).parent
+
+
+def read_modules() -> dict[str, ast.Module]:
+    """Name below jaxchat ("" is jaxchat itself) -> syntax tree."""
+    trees = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        trees[name] = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    return trees
+
+
+MODULES = read_modules()
+
+
+def imports(name: str) -> Iterator[tuple[str, int]]:
+    """(full name, line) of all that a module imports; `from a import b` as a and as a.b."""
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name} line {node.lineno}: write imports from the top"
+            yield node.module or "", node.lineno
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+
+
+def own_imports(name: str) -> Iterator[tuple[str, int]]:
+    """The modules of ours that it imports, but for packages that are nothing but a folder."""
+    for imported, line in imports(name):
+        own = imported.removeprefix("jaxchat").removeprefix(".")
+        is_ours = imported.split(".")[0] == "jaxchat" and (own in MODULES or own == "_bpe")
+        if is_ours and own not in SPLIT:
+            yield own, line
+
+
+def layer_of(name: str) -> int | None:
+    while name and name not in LAYERS:
+        name = name.rpartition(".")[0]
+    return LAYERS.get(name)
+
+
+def offences(is_one: Callable[[str, ast.AST], bool]) -> list[str]:
+    """`module line n: source` of every node of every module that `is_one` finds wrong."""
+    return [
+        f"{name} line {getattr(node, 'lineno', '?')}: {ast.unparse(node)}"
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if is_one(name, node)
+    ]
+
+
+def test_every_module_has_its_layer() -> None:
+    without = [name for name in MODULES if name not in SPLIT and layer_of(name) is None]
+    assert not without, f"put {without} into LAYERS, where the design has them"
+    gone = set(LAYERS) - set(MODULES) - {"_bpe"} - LATER
+    assert not gone, f"LAYERS names {sorted(gone)}, which do not exist"
+
+
+def test_packages_over_several_layers_have_an_empty_init() -> None:
+    for name in SPLIT - {""}:
+        assert not MODULES[name].body, f"jaxchat/{name}/__init__.py must be empty"
+    assert not list(own_imports(""))
+
+
+def test_imports_only_flow_down() -> None:
+    upward = [
+        f"{name} (layer {layer_of(name)}) line {line} imports {own} (layer {layer_of(own)})"
+        for name in MODULES
+        for own, line in own_imports(name)
+        if (layer_of(own) or 0) > (layer_of(name) or 0)
+    ]
+    assert not upward, "\n".join(upward)
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    done = {"_bpe"}
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"circle: {' -> '.join([*path, name])}"
+        if name in done:
+            return
+        for own in sorted({own for own, _ in own_imports(name)}):
+            # a module may name its own package, whose __init__ runs before it anyway
+            if not name.startswith(f"{own}."):
+                visit(own, (*path, name))
+        done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+def test_the_model_never_sees_tokenizer_optimizer_or_mesh() -> None:
+    hidden = ("jaxchat.tokenizer", "jaxchat.optim", "jaxchat.sharding", "jax.sharding", "optax")
+    seen = [
+        f"{name} line {line} imports {imported}"
+        for name in MODULES
+        if name.split(".")[0] == "model"
+        for imported, line in imports(name)
+        if imported.startswith(hidden)
+    ]
+    assert not seen, "\n".join(seen)
+
+
+def test_flax_is_confined_to_the_model() -> None:
+    users = {name for name in MODULES for i, _ in imports(name) if i.split(".")[0] == "flax"}
+    assert users == {"model.gpt"}
+
+
+def test_nobody_uses_jax_internals() -> None:
+    used = [
+        f"{name} line {line} imports {imported}"
+        for name in MODULES
+        for imported, line in imports(name)
+        if imported.startswith(("jax._src", "jaxlib"))
+    ]
+    used += offences(lambda _, node: isinstance(node, ast.Attribute) and node.attr == "_src")
+    assert not used, "\n".join(used)
+
+
+def test_nobody_unpickles() -> None:
+    found = [
+        f"{name} line {line} imports {imported}"
+        for name in MODULES
+        for imported, line in imports(name)
+        if imported.split(".")[0] in UNSAFE_MODULES
+    ]
+    found += offences(
+        lambda _, node: (
+            isinstance(node, ast.keyword)
+            and node.arg == "allow_pickle"
+            and ast.unparse(node.value) != "False"
+        )
+    )
+    assert not found, "\n".join(found)
+
+
+def test_nobody_evaluates_text_as_code() -> None:
+    found = offences(
+        lambda _, node: (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in UNSAFE_CALLS
+        )
+    )
+    assert not found, "\n".join(found)
+
+
+def test_only_home_reads_the_environment() -> None:
+    found = [
+        f"{name} line {line} imports {imported}"
+        for name in MODULES
+        if name != "home"
+        for imported, line in imports(name)
+        if imported in {f"os.{attribute}" for attribute in ENVIRONMENT}
+    ]
+    found += offences(
+        lambda name, node: (
+            name != "home" and isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT
+        )
+    )
+    assert not found, "\n".join(found)
