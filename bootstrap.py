@@ -40,8 +40,10 @@ def main(arguments: list[str]) -> int:
         return 0 if asked_for_help else 2
     what, rest = arguments[0], arguments[1:]
     os.chdir(ROOT)
-    find_cargo()
-    if not is_installed():
+    up_to_date = is_installed()
+    if what == "test" or not up_to_date:
+        find_cargo()
+    if not up_to_date:
         install()
     if what == "test":
         return test(rest)
@@ -53,10 +55,14 @@ def main(arguments: list[str]) -> int:
 
 
 def find_cargo() -> None:
-    """Puts cargo on PATH where rustup left it, for shells that do not know it yet."""
+    """Leaves with a sentence when there is no cargo on PATH, nor where rustup puts it."""
+    path = [os.environ.get("PATH", os.defpath), str(Path("~/.cargo/bin").expanduser())]
+    os.environ["PATH"] = os.pathsep.join(filter(None, path))
     if not shutil.which("cargo"):
-        path = os.environ.get("PATH", os.defpath)
-        os.environ["PATH"] = os.pathsep.join([path, str(Path("~/.cargo/bin").expanduser())])
+        sys.exit(
+            "jaxchat needs Rust to build its tokenizer, and there is no cargo on PATH: install "
+            "Rust from rustup.rs, then give the same command again."
+        )
 
 
 def fingerprint() -> tuple[str, str]:
@@ -81,11 +87,6 @@ def is_installed() -> bool:
 
 def install() -> None:
     """Makes `.venv` and installs into it; leaves with a sentence when that fails."""
-    if not shutil.which("cargo"):
-        sys.exit(
-            "jaxchat needs Rust to build its tokenizer, and there is no cargo on PATH: install "
-            "Rust from rustup.rs, then give the same command again."
-        )
     began = time.monotonic()
     print("Setting up .venv (once; about two minutes)", flush=True)
     fresh = installed()[:1] != fingerprint()[:1]
@@ -121,18 +122,18 @@ def patiently(command: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     """Formatting, types, lints and tests; pytest comes last. Returns 0 when all passed."""
     os.environ["PYO3_PYTHON"] = str(PYTHON)
-    python, cargo = [str(PYTHON), "-m"], shutil.which("cargo") or "cargo"
+    python = [str(PYTHON), "-m"]
     crate = ["--manifest-path", CRATE]
     checks = {
         "ruff check": [*python, "ruff", "check", "."],
         "ruff format": [*python, "ruff", "format", "--check", "."],
         "mypy": [*python, "mypy"],
-        "cargo fmt": [cargo, "fmt", *crate, "--check"],
+        "cargo fmt": ["cargo", "fmt", *crate, "--check"],
         "cargo clippy": [
-            *(cargo, "clippy", *crate, "--locked", "--all-targets", "--features", "python"),
+            *("cargo", "clippy", *crate, "--locked", "--all-targets", "--features", "python"),
             *("--", "-D", "warnings"),
         ],
-        "cargo test": [cargo, "test", *crate, "--locked", "--quiet"],
+        "cargo test": ["cargo", "test", *crate, "--locked", "--quiet"],
     }
     failed = []
     for name, command in checks.items():
@@ -151,11 +152,7 @@ def test(arguments: list[str]) -> int:
 
 def has_component(name: str) -> bool:
     """Whether `cargo NAME` is there."""
-    try:
-        done = subprocess.run(["cargo", name, "--version"], capture_output=True, check=False)
-    except OSError:
-        return False
-    return done.returncode == 0
+    return not subprocess.run(["cargo", name, "--version"], capture_output=True).returncode
 
 
 if __name__ == "__main__":

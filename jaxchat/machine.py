@@ -87,7 +87,7 @@ def git_state(folder: Path = CHECKOUT) -> dict[str, Any]:
         if Path(_git(folder, "rev-parse", "--show-toplevel")).resolve() != folder.resolve():
             return {"commit": None, "dirty": None}
         commit = _git(folder, "rev-parse", "HEAD")
-        dirty = _git(folder, "status", "--porcelain", "--untracked-files=no") != ""
+        dirty = _git(folder, "status", "--porcelain") != ""
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
     return {"commit": commit, "dirty": dirty}

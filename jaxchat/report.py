@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         _samples_section(report),
         _stages_section(report),
         _data_section(report),
+        _settings_section(report),
         _environment_section(report),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -181,16 +183,15 @@ def _metrics_section(report: Mapping[str, Any]) -> str:
 def _samples_section(report: Mapping[str, Any]) -> str:
     parts = ["## Samples"] if report["samples"] else []
     for model in reversed(MODELS):
-        samples = report["samples"].get(model)
-        if samples:
-            parts += [f"### {model}", *(_sample(sample) for sample in samples)]
+        if samples := report["samples"].get(model):
+            parts += [f"### {model}", _fenced("\n\n".join(map(_sample, samples)))]
     return "\n\n".join(parts)
 
 
 def _sample(sample: Mapping[str, Any]) -> str:
     if "prompt" in sample:
-        return _fenced(f"{sample['prompt']} |> {sample['completion']}")
-    return _fenced(f"user: {sample['question']}\njaxchat: {as_text(sample['parts'])}")
+        return f"{sample['prompt']} |> {sample['completion']}"
+    return f"user: {sample['question']}\njaxchat: {as_text(sample['parts'])}"
 
 
 def _fenced(text: str) -> str:
@@ -202,31 +203,34 @@ def _fenced(text: str) -> str:
 
 def _stages_section(report: Mapping[str, Any]) -> str:
     stages = report["stages"]
-    rows = [("stage", "time")]
-    rows += [(TITLES[name], duration(stage["seconds"])) for name, stage in stages.items()]
-    rows.append(("**total**", f"**{duration(report['seconds'])}**"))
-    parts = ["## Stages", _grid(rows)]
-    for name, stage in stages.items():
-        shown = _flat(stage["results"])
-        if not shown and not stage["settings"]:
-            continue
-        parts.append(f"### {TITLES[name]}")
-        if shown:
-            parts.append(_grid([("result", ""), *shown]))
+    rows = [("stage", "time", "result")]
+    rows += [
+        (TITLES[name], duration(stage["seconds"]), _told(stage["results"]))
+        for name, stage in stages.items()
+    ]
+    rows.append(("**total**", f"**{duration(report['seconds'])}**", ""))
+    return "\n\n".join(
+        [
+            "## Stages",
+            _grid(rows),
+            "Bits per byte of a stage are those of the held-out rows of its own data. Loss is the "
+            "mean of the last tenth of the steps.",
+        ]
+    )
+
+
+def _told(results: Mapping[str, Any]) -> str:
+    plain = {k: v for k, v in results.items() if not isinstance(v, Mapping)}
+    return ", ".join(f"{key.replace('_', ' ')} {_shown(value)}" for key, value in plain.items())
+
+
+def _settings_section(report: Mapping[str, Any]) -> str:
+    lines = []
+    for stage in report["stages"].values():
         for part, values in stage["settings"].items():
-            parts.append(f"`[{part}]` " + ", ".join(f"{k} {_shown(v)}" for k, v in values.items()))
-    return "\n\n".join(parts)
-
-
-def _flat(results: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for key, value in results.items():
-        label = f"{prefix}{key.replace('_', ' ')}"
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{label}: ")
-        else:
-            rows.append((label, _shown(value)))
-    return rows
+            text = f"[{part}] " + ", ".join(f"{k}={_shown(v)}" for k, v in values.items())
+            lines.append(textwrap.fill(text, 96, subsequent_indent="    "))
+    return "## Settings\n\n" + _fenced("\n\n".join(lines))
 
 
 def _shown(value: Any) -> str:
@@ -244,17 +248,23 @@ def _shown(value: Any) -> str:
 
 
 def _data_section(report: Mapping[str, Any]) -> str:
-    data = report["data"]
-    if not data:
-        return ""
-    parts = ["## Data"]
-    for title, tables in data.items():
-        columns = list(dict.fromkeys(key for counts in tables.values() for key in counts))
-        columns = [column for column in columns if column != "sha256"]
-        rows = [(title.removesuffix("s"), *(column.replace("_", " ") for column in columns))]
-        rows += [(name, *(_shown(c.get(k, 0)) for k in columns)) for name, c in tables.items()]
-        parts.append(_grid(rows))
-    return "\n\n".join(parts)
+    tables = dict(report["data"])
+    rows = report["stages"].get("rows", {}).get("results", {})
+    tables["rows"] = {name.replace("_", " "): counts for name, counts in rows.items()}
+    parts = [_counts(title, table) for title, table in tables.items() if table]
+    return "\n\n".join(["## Data", *parts]) if parts else ""
+
+
+def _counts(title: str, table: Mapping[str, Mapping[str, Any]]) -> str:
+    """Rows of counts under their names."""
+    keys = list(dict.fromkeys(key for counts in table.values() for key in counts))
+    keys = [key for key in keys if key != "sha256"]
+    rows = [(title, *(key.replace("_", " ") for key in keys))]
+    rows += [
+        (name, *(_shown(counts[key]) if key in counts else "-" for key in keys))
+        for name, counts in table.items()
+    ]
+    return _grid(rows)
 
 
 def _environment_section(report: Mapping[str, Any]) -> str:
@@ -265,7 +275,6 @@ def _environment_section(report: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     devices = environment["devices"]
     rows = [
-        ("what", ""),
         ("commit", commit),
         ("python", environment["python"]),
         ("platform", environment["platform"]),
@@ -274,7 +283,7 @@ def _environment_section(report: Mapping[str, Any]) -> str:
         ("devices", ", ".join(f"{devices.count(d)} x {d}" for d in dict.fromkeys(devices))),
         ("packages", packages),
     ]
-    return "## Environment\n\n" + _grid(rows)
+    return "## Environment\n\n" + "\n".join(f"- {name}: {told}" for name, told in rows)
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> str:

@@ -178,7 +178,7 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict
     config, tokenizer = context.config, tokenizer_of(context)
     corpus = context.folder("data") / "corpus"
     held_out = RowSource(context.folder("rows") / "base_heldout", tokenizer.hash)
-    batches = validation_batches(held_out, config.base.micro_rows, config.base.eval_rows)
+    batches = validation_batches(held_out, config.eval.slots, config.base.eval_rows)
     tasks = prepare.run_tasks(config.eval.tasks, config.seed, corpus, tokenizer)
     limit = config.eval.max_new_tokens
     scores = evaluate_tasks(

@@ -25,8 +25,7 @@ QUESTIONS = (
     "Ann has 12 apples, gets 30 more and loses 7. How many apples are left?",
     "How many r are in strawberry?",
     "Spell the word strawberry.",
-    "What is the capital of France?\nA) Rome\nB) Paris\nC) Madrid\nD) Berlin\n"
-    "Answer with the letter.",
+    "What is the capital of France?\nRome=A\nParis=B\nMadrid=C\nBerlin=D\nWhich one?",
 )
 MAX_TOKENS = 96
 

@@ -54,24 +54,18 @@ def read_prompts(
     return gpt.prefill(params, tokens, lengths, cache, config, dtype=dtype, attention=attention)
 
 
-@functools.partial(jax.jit, static_argnames="truncate", donate_argnames="cache")
-def start_rows(
-    cache: Cache,
-    prompts: Cache,
-    logits: Array,
-    source: Array,
-    target: Array,
-    sampling: Sampling,
-    *,
-    truncate: bool,
-) -> tuple[Cache, Array, Array]:
-    """Puts prompt source[i] into slot target[i] and samples its first token.
+@functools.partial(jax.jit, donate_argnames="cache")
+def place_rows(cache: Cache, prompts: Cache, source: Array, target: Array) -> Cache:
+    """The cache with prompt source[i] [R] in slot target[i] [R]; one past the last is padding."""
+    return place(cache, prompts, source, target)
 
-    source, target and sampling have length R; a target past the last slot is padding. Gives the new
-    cache, tokens [R] and log-probabilities [R].
-    """
-    sampled = sample(logits[source], sampling, prompts.length[source], truncate=truncate)
-    return place(cache, prompts, source, target), *sampled
+
+@functools.partial(jax.jit, static_argnames="truncate")
+def first_tokens(
+    logits: Array, lengths: Array, source: Array, sampling: Sampling, *, truncate: bool
+) -> tuple[Array, Array]:
+    """The token that follows prompt source[i] [R], and its log-probability."""
+    return sample(logits[source], sampling, lengths[source], truncate=truncate)
 
 
 @functools.partial(

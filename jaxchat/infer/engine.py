@@ -20,11 +20,11 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxchat.config import ModelConfig
-from jaxchat.infer.device import Rows, decode_steps, read_prompts, start_rows
+from jaxchat.infer.device import Rows, decode_steps, first_tokens, place_rows, read_prompts
 from jaxchat.infer.request import Completion, EngineError, Request
 from jaxchat.infer.row import Row, Specials, Tool, Toolbox
 from jaxchat.model.attention import choose_attention
-from jaxchat.model.cache import init_cache
+from jaxchat.model.cache import Cache, init_cache
 from jaxchat.sampling import Sampling
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tools.calculator import run_tool
@@ -32,7 +32,7 @@ from jaxchat.tools.calculator import run_tool
 __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
 
 PROMPT_ROWS = (1, 8, 64)  # prompts read at once
-MIN_PROMPT = 32  # tokens a prompt is padded to; longer ones to the next power of two
+MIN_PROMPT = 64  # tokens a prompt is padded to; longer ones to the next power of two
 MIN_SPAN = 128  # slots of the cache that decoding looks at; then powers of two
 
 
@@ -183,10 +183,9 @@ class Engine:
     def _start(self, length: int, placed: list[tuple[int, Row]]) -> None:
         """Reads the prompts of rows and samples their first tokens."""
         requests = list({id(row.request): row.request for _, row in placed}.values())
-        most = min(PROMPT_ROWS[-1], _row_bucket(self.slots))
-        for first in range(0, len(requests), most):
-            part = requests[first : first + most]
-            count = _row_bucket(len(part))
+        while requests:
+            count = _row_bucket(len(requests))
+            part, requests = requests[:count], requests[count:]
             order = {id(request): number for number, request in enumerate(part)}
             logits, prompts = read_prompts(
                 self._params,
@@ -199,25 +198,20 @@ class Engine:
             for begin in range(0, len(mine), count):
                 some = mine[begin : begin + count]
                 source = [order[id(row.request)] for _, row in some]
-                self._place(logits, prompts, source, some, count)
+                source += [0] * (count - len(some))
+                self._place(logits, prompts, _ints(source), some)
 
     def _place(
-        self,
-        logits: jax.Array,
-        prompts: Any,
-        source: list[int],
-        placed: list[tuple[int, Row]],
-        count: int,
+        self, logits: jax.Array, prompts: Cache, source: jax.Array, placed: list[tuple[int, Row]]
     ) -> None:
-        padding = count - len(placed)
-        self._cache, tokens, logprobs = start_rows(
-            self._cache,
-            prompts,
-            logits,
-            _ints(source + [0] * padding),
-            _ints([slot for slot, _ in placed] + [self.slots] * padding),
-            _sampling([row for _, row in placed] + [None] * padding),
-            truncate=_truncates(row for _, row in placed),
+        """Puts prompt source[i] into the slot of the i-th row, with its first token."""
+        padding = source.size - len(placed)
+        slots = _ints([slot for slot, _ in placed] + [self.slots] * padding)
+        self._cache = place_rows(self._cache, prompts, source, slots)
+        rows = [row for _, row in placed]
+        sampling = _sampling([*rows, *[None] * padding])
+        tokens, logprobs = first_tokens(
+            logits, prompts.length, source, sampling, truncate=_truncates(rows)
         )
         for (slot, row), token, logprob in zip(
             placed, tokens.tolist(), logprobs.tolist(), strict=False
@@ -280,7 +274,9 @@ def _bucket(size: int, least: int, most: int) -> int:
 
 
 def _row_bucket(count: int) -> int:
-    return next((rows for rows in PROMPT_ROWS if rows >= count), PROMPT_ROWS[-1])
+    """The fewest rows that hold `count`, or fewer where over half of them would stay empty."""
+    fits = next((rows for rows in PROMPT_ROWS if rows >= count), PROMPT_ROWS[-1])
+    return fits if fits <= 2 * count else max(rows for rows in PROMPT_ROWS if rows <= count)
 
 
 def _ints(values: Sequence[int]) -> jax.Array:

@@ -1,0 +1,67 @@
+"""Attention against the plain formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxchat.model.attention import blocked_attention, cached_attention, choose_attention
+
+B, H, G, K = 2, 4, 2, 8
+
+
+def plain(q, k, v, window):
+    """Every score, then a mask, then a softmax."""
+    time = q.shape[1]
+    k, v = jnp.repeat(k, H // G, axis=2), jnp.repeat(v, H // G, axis=2)
+    scores = jnp.einsum("bthk,bshk->bhts", q, k) / jnp.sqrt(jnp.float32(K))
+    back = np.arange(time)[:, None] - np.arange(time)[None, :]
+    mask = (back >= 0) & (back <= window)
+    probs = jax.nn.softmax(jnp.where(mask[None, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhts,bshk->bthk", probs, v)
+
+
+def random_qkv(time, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    shapes = ((B, time, H, K), (B, time, G, K), (B, time, G, K), (B, time, H, K))
+    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+@pytest.mark.parametrize("window", [0, 1, 50, 1000])
+@pytest.mark.parametrize("time", [1, 63, 64, 65, 200])
+def test_blocked_attention_and_its_gradients_are_the_plain_ones(time, window):
+    q, k, v, dy = random_qkv(time)
+
+    def run(attention):
+        def total(q, k, v):
+            return jnp.sum(attention(q, k, v) * dy)
+
+        return jax.jit(attention)(q, k, v), *jax.jit(jax.grad(total, (0, 1, 2)))(q, k, v)
+
+    got = run(lambda q, k, v: blocked_attention(q, k, v, window=window))
+    want = run(lambda q, k, v: plain(q, k, v, window))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_long_rows_make_few_blocks_and_the_same_result():
+    q, k, v, _ = random_qkv(1100)
+    got = jax.jit(lambda q, k, v: blocked_attention(q, k, v, window=300))(q, k, v)
+    np.testing.assert_allclose(got, plain(q, k, v, 300), atol=2e-5)
+
+
+def test_one_query_against_a_cache_is_the_last_row_of_attention():
+    q, k, v, _ = random_qkv(40)
+    want = plain(q, k, v, 1000)
+    rows, lengths = np.arange(B), np.array([13, 40])
+    visible = np.arange(40)[None, :] < lengths[:, None]
+    got = cached_attention(
+        q[rows, lengths - 1], k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), jnp.array(visible)
+    )
+    np.testing.assert_allclose(got, want[rows, lengths - 1], atol=2e-5)
+
+
+def test_a_cpu_gets_the_implementation_that_runs_on_it():
+    assert jax.default_backend() == "cpu"
+    assert choose_attention(64, jnp.bfloat16) == "blocked"
+    assert choose_attention(64, jnp.float32) == "blocked"

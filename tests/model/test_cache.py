@@ -1,0 +1,71 @@
+"""The cache by itself: where positions stand, and moving rows about."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_variants import MODERN
+
+from jaxchat.model.cache import Cache, fill, init_cache, narrow, place, slot_positions, widen, write
+
+
+def test_slots_hold_the_latest_positions_written_by_hand():
+    got = slot_positions(jnp.array([0, 1, 3, 4, 6], jnp.int32), 4)
+    want = [
+        [-4, -3, -2, -1],  # negative: nothing yet
+        [0, -3, -2, -1],
+        [0, 1, 2, -1],
+        [0, 1, 2, 3],
+        [4, 5, 2, 3],
+    ]
+    assert got.tolist() == want
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 11])
+def test_filling_at_once_is_writing_one_by_one(length):
+    values = jnp.arange(1, 12, dtype=jnp.float32)[None, :, None, None]  # [1,11,1,1]
+    layer = jnp.zeros((1, 1, 5, 1))
+    for position in range(length):
+        layer = write(layer, values[:, position], jnp.array([position]))
+    filled = fill(values, jnp.array([length], jnp.int32), 5)
+    held = np.asarray(slot_positions(jnp.array([length], jnp.int32), 5)[0]) >= 0
+    assert filled[0, 0, held, 0].tolist() == layer[0, 0, held, 0].tolist()
+
+
+def numbered(batch, length):
+    """A cache in which every number is another."""
+    empty = init_cache(MODERN, batch, length)
+    count = iter(range(100))
+
+    def fresh(x):
+        values = jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape) + 1e6 * next(count)
+        return values.astype(x.dtype)
+
+    return Cache(
+        tuple(map(fresh, empty.k)),
+        tuple(map(fresh, empty.v)),
+        jnp.arange(batch, dtype=jnp.int32) + 5,
+        fresh(empty.previous),
+    )
+
+
+def test_narrow_then_widen_keeps_every_slot():
+    cache = numbered(2, 160)
+    small = narrow(cache, 64)
+    assert [k.shape[2] for k in small.k] == [64, 64, 64]
+    back = widen(cache, small)
+    assert all(map(jnp.array_equal, back.k + back.v, cache.k + cache.v))
+
+
+def test_place_copies_rows_and_drops_the_padding():
+    cache, prompts = numbered(4, 160), numbered(3, 32)
+    source, target = jnp.array([2, 2, 0]), jnp.array([3, 0, 4])  # 4: past the last
+    placed = place(cache, prompts, source, target)
+    assert placed.length.tolist() == [7, 6, 7, 7]
+    for new, old, prompt in zip(
+        placed.k + placed.v, cache.k + cache.v, prompts.k + prompts.v, strict=True
+    ):
+        for row in (0, 3):
+            assert jnp.array_equal(new[row, :, :32], prompt[2])
+        for row in (1, 2):
+            assert jnp.array_equal(new[row], old[row])
+    assert jnp.array_equal(placed.previous[jnp.array([0, 3])], prompts.previous[jnp.array([2, 2])])

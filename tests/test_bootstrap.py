@@ -1,0 +1,142 @@
+"""Setting up: what is said when something is missing, and that a second time needs nothing."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("bootstrap.py", "pyproject.toml", "constraints.txt", "bpe_rs/Cargo.toml")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """What bootstrap.py looks at, in a folder without .venv."""
+    root = tmp_path / "checkout"
+    for name in (*PARTS, "bpe_rs/Cargo.lock"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "bpe_rs" / "src", root / "bpe_rs" / "src")
+    (root / "jaxchat").mkdir()
+    return root
+
+
+def bootstrap(root, *arguments, python=None):
+    environment = {"PATH": "", "HOME": str(root)}  # no cargo, no rustup, no network client
+    return subprocess.run(
+        [python or sys.executable, root / "bootstrap.py", *arguments],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def installed(checkout):
+    """The checkout as an installation leaves it, with a python that only tells its arguments."""
+    python = checkout / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@"\nexit 7\n')
+    python.chmod(0o755)
+    (checkout / "jaxchat" / "_bpe.abi3.so").write_text("")
+    code = "import bootstrap; bootstrap.STAMP.write_text('\\n'.join(bootstrap.fingerprint()))"
+    subprocess.run([sys.executable, "-c", code], cwd=checkout, check=True)
+    return checkout
+
+
+@pytest.mark.parametrize("command", ["run", "test"])
+def test_missing_rust_is_one_sentence(checkout, command):
+    done = bootstrap(checkout, command)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "no cargo on PATH: install Rust from rustup.rs" in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_an_old_python_is_one_sentence(checkout):
+    code = (
+        "import sys; sys.version_info = (3, 9, 0, 'final', 0)\n"
+        "source = open('bootstrap.py').read()\n"
+        "exec(compile(source, 'bootstrap.py', 'exec'), {'__name__': '__main__'})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("jaxchat needs Python 3.11 or newer, and this is 3.9: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_old_python_can_read_the_file_at_all():
+    ast.parse((ROOT / "bootstrap.py").read_text(), feature_version=(3, 6))
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"]])
+def test_anything_else_shows_the_usage(checkout, arguments):
+    done = bootstrap(checkout, *arguments)
+    assert done.returncode == 2
+    assert "bootstrap.py run" in done.stderr
+
+
+def test_what_is_installed_runs_without_rust_and_network(installed):
+    done = bootstrap(installed, "run")
+    assert (done.stdout, done.stderr) == ("run_speedrun.py --tier cpu\n", "")
+    assert done.returncode == 7, "the exit code of run_speedrun.py is ours"
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        (["--plan"], "--tier cpu --plan"),
+        (["--tier", "100", "--plan"], "--tier 100 --plan"),
+        (["--tier=gpt2"], "--tier=gpt2"),
+        (["--help"], "--help"),
+    ],
+)
+def test_arguments_go_to_the_run(installed, given, passed):
+    assert bootstrap(installed, "run", *given).stdout == f"run_speedrun.py {passed}\n"
+
+
+@pytest.mark.parametrize("name", [*PARTS[1:], "bpe_rs/Cargo.lock", "bpe_rs/src/lib.rs"])
+def test_it_is_installed_again_when_what_it_was_made_from_changes(installed, name):
+    with (installed / name).open("a") as file:
+        file.write("\n")
+    assert "no cargo on PATH" in bootstrap(installed, "run").stderr
+
+
+def test_it_is_installed_again_when_the_extension_is_gone(installed):
+    (installed / "jaxchat" / "_bpe.abi3.so").unlink()
+    assert "no cargo on PATH" in bootstrap(installed, "run").stderr
+
+
+def test_the_checks_all_run_and_pytest_comes_last(installed):
+    cargo = installed / ".cargo" / "bin" / "cargo"  # where rustup leaves it
+    cargo.parent.mkdir(parents=True)
+    cargo.write_text('#!/bin/sh\n[ "$1" = clippy ] && exit 101\necho "cargo $@"\n')
+    cargo.chmod(0o755)
+    done = bootstrap(installed, "test", "-k", "nothing")
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "-m pytest -k nothing"
+    assert "== cargo clippy: skipped, not installed (rustup component add clippy)" in lines
+    assert done.returncode == 7
+    assert "cargo test --manifest-path bpe_rs/Cargo.toml --locked --quiet" in lines
+    failed = "ruff check, ruff format, mypy"
+    assert f"== failed: {failed}" in lines
+    assert done.stderr.splitlines()[-1] == f"Failed before pytest: {failed}"
+
+
+def test_the_pins_are_plain_and_name_no_host():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(line.count("==") == 1 and "/" not in line and "@" not in line for line in pins)
+    assert any(line.startswith("jax==") for line in pins)
+
+
+def test_ci_runs_the_readmes_test_command():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "python3 bootstrap.py test" in script.read_text()
+    assert "python3 bootstrap.py test" in (ROOT / "README.md").read_text()

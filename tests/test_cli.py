@@ -1,0 +1,99 @@
+"""The `jaxchat` command: what it answers, and what it says when something is missing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxchat import home, recipe, runs
+from jaxchat.cli import main, parse
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+HEAVY = {"jax", "flax", "grain", "optax", "orbax", "tiktoken", "numpy", "rich"}
+
+
+def loaded_by(*arguments):
+    """The heavy packages that a command imports, asked of a process of its own."""
+    code = (
+        "import sys\nfrom jaxchat.cli import main\n"
+        f"try: main({list(arguments)!r})\nexcept SystemExit: pass\n"
+        f"print('loaded', sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments):
+    assert loaded_by(*arguments) == "loaded []"
+
+
+def test_help_names_the_commands_that_exist(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    told = capsys.readouterr().out
+    assert "{" not in told
+    for command in ("chat", "report", "doctor"):
+        assert f"    {command} " in told
+        with pytest.raises(SystemExit) as caught:
+            parse([command, "--help"])
+        assert caught.value.code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["chat", "--stage", "base"],
+        ["chat", "--temperature", "-1"],
+        ["chat", "--temperature", "nan"],
+        ["chat", "--top-k", "many"],
+        ["chat", "--max-tokens", "0"],
+    ],
+)
+def test_bad_arguments_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(arguments)
+    assert caught.value.code == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_chat_without_a_run_says_what_to_run(tmp_path, capsys):
+    assert main(["chat", "--home", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told == (
+        f"jaxchat: there is no run in {tmp_path}. Make one with: "
+        "python run_speedrun.py --tier cpu\n"
+    )
+
+
+def test_report_prints_the_table_and_the_path(tmp_path, capsys):
+    run = runs.folder(tmp_path, "cpu")
+    runs.write_config(run, recipe.load(CONFIGS / "tier_cpu.toml"))
+    assert main(["report", "--home", str(tmp_path)]) == 1
+    assert "report.json does not exist" in capsys.readouterr().err
+    rows = [{"name": "spelling", "values": {"rl": {"value": 0.9, "interval": [0.8, 0.95]}}}]
+    home.write_json(run / "report.json", {"format": "jaxchat-report-1", "metrics": rows})
+    assert main(["report", "--home", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "90.0% [80.0, 95.0]" in out
+    assert out.splitlines()[-1] == str(run / "report.md")
+
+
+def test_doctor_finds_this_machine_in_order(tmp_path, capsys):
+    assert main(["doctor", "--home", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "BAD" not in out
+    for name in ("python", "packages", "tokenizer", "devices", "memory", "home"):
+        assert f"ok   {name}" in out
+    assert "8 x cpu: cpu" in out
+    assert "runs: none" in out
+
+
+def test_doctor_says_that_the_home_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["doctor", "--home", str(tmp_path / "file" / "home")]) == 1
+    assert "BAD  home" in capsys.readouterr().out

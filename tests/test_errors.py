@@ -1,0 +1,97 @@
+"""What the user is told, and the exit code, for everything that can go wrong."""
+
+import errno
+import os
+import signal
+
+import pytest
+
+from jaxchat.config import ConfigError
+from jaxchat.errors import explain, guarded
+from jaxchat.home import ArtifactError
+from jaxchat.runs import BusyError
+from jaxchat.tokenizer.bpe import TokenizerError
+from jaxchat.train.fit import Interrupted
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """`guarded` takes SIGTERM over; the test runner gets it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("base.steps is -1."), 2),
+        (ArtifactError("x is damaged."), 1),
+        (BusyError("another process."), 1),
+        (FloatingPointError("the loss is nan."), 1),
+        (TokenizerError("no usable tokenizer."), 1),
+    ],
+)
+def test_our_own_errors_are_told_as_they_are(error, code, tmp_path):
+    assert explain(error, tmp_path) == (f"jaxchat: {error}", code)
+
+
+def test_a_full_disk_names_the_file_or_the_home(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    told, code = explain(full, tmp_path)
+    assert code == 1
+    assert f"the disk of {tmp_path} is full" in told
+    named = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "rows.npy"))
+    assert f"the disk of {tmp_path / 'rows.npy'} is full" in explain(named, tmp_path)[0]
+
+
+def test_a_full_disk_is_recognised_in_the_words_of_other_libraries(tmp_path):
+    error = ValueError("RESOURCE_EXHAUSTED: write failed: No space left on device; [source...")
+    assert "is full" in explain(error, tmp_path)[0]
+
+
+def test_a_read_only_disk_is_named_with_what_to_do(tmp_path):
+    error = OSError(errno.EROFS, "Read-only file system", str(tmp_path / "runs"))
+    told, code = explain(error, tmp_path)
+    assert code == 1
+    assert "Read-only file system" in told
+    assert str(tmp_path / "runs") in told
+    assert "--home" in told
+
+
+def test_interruptions_give_the_shell_the_signal(tmp_path):
+    assert explain(KeyboardInterrupt(), tmp_path)[1] == 130
+    told, code = explain(Interrupted(signal.SIGTERM), tmp_path)
+    assert code == 143
+    assert told == "Interrupted; give the same command again to go on."
+
+
+def test_sigterm_ends_what_runs_with_its_code(tmp_path, capsys):
+    def work():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    assert guarded(work, tmp_path) == 143
+    assert capsys.readouterr().err == "Interrupted; give the same command again to go on.\n"
+
+
+def test_a_package_that_is_missing_is_no_traceback(tmp_path):
+    told, code = explain(ModuleNotFoundError("No module named 'grain'", name="grain"), tmp_path)
+    assert code == 1
+    assert "No module named 'grain'" in told
+    assert "bootstrap.py" in told
+
+
+def test_a_bug_keeps_its_traceback(tmp_path):
+    def work():
+        raise ZeroDivisionError
+
+    for bug in (ZeroDivisionError(), ValueError("x"), ImportError("y", name="jaxchat.stages")):
+        assert explain(bug, tmp_path) is None
+    with pytest.raises(ZeroDivisionError):
+        guarded(work, tmp_path)
+
+
+def test_every_sentence_is_one_line(tmp_path):
+    for error in (OSError(errno.ENOSPC, "full"), OSError(errno.EACCES, "denied"), Interrupted(2)):
+        assert "\n" not in explain(error, tmp_path)[0]

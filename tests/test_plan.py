@@ -1,0 +1,85 @@
+"""What `--plan` prints, against figures worked out by hand."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from jaxchat import recipe
+from jaxchat.plan import count, make_plan, render, size
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def plan_of(name, *overrides):
+    return make_plan(recipe.load(CONFIGS / f"{name}.toml", overrides))
+
+
+def test_tier_100_is_the_published_run():
+    plan = plan_of("tier_100")
+    base = plan.stages[0]
+    assert plan.params["total"] == 560_988_160
+    assert (base.steps, base.step_tokens, base.tokens) == (21_400, 524_288, 11_219_763_200)
+    assert base.flops == 3_491_758_080 * 11_219_763_200
+    # 3.918e19 FLOPs on 8 devices of 989e12 at 45%
+    assert base.seconds == pytest.approx(3.9177e19 / (8 * 989e12 * 0.45), rel=1e-4)
+    assert base.dollars == pytest.approx(24 * base.seconds / 3600)
+    assert 3 * 3600 < plan.seconds < 4 * 3600
+    assert 70 < plan.dollars < 100
+
+
+def test_memory_of_tier_100_is_what_its_parts_are():
+    memory = plan_of("tier_100").memory
+    embeddings, matrices = 2 * 65_536 * 1_280, 20 * 12 * 1_280**2
+    assert memory["weights"] == memory["gradients"] == 4 * (embeddings + matrices)
+    assert memory["optimizer"] == 4 * (2 * embeddings + matrices)
+    # 32 rows of 2048 tokens, 20 layers, 18 values of width 1280, 2 bytes
+    assert memory["activations"] == 32 * 2_048 * 20 * 18 * 1_280 * 2
+
+
+def test_a_micro_batch_that_does_not_fit_is_said():
+    plan = plan_of("tier_1000", "base.micro_rows=32")
+    assert not plan.fits
+    assert "does not fit: lower base.micro_rows" in render(plan)
+    assert "does not fit" not in render(plan_of("tier_1000"))
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "tokens"),
+    [
+        ("tier_100", 560_988_160, 11_219_763_200),
+        ("tier_300", 1_081_999_360, 41_275 * 2**19),
+        ("tier_1000", 1_879_048_192, 37_580_963_840),
+        ("gpt2", 1_384_122_122, 8 * 729_810_624 // 2**20 * 2**20),
+    ],
+)
+def test_published_tiers(name, total, tokens):
+    plan = plan_of(name)
+    assert (plan.params["total"], plan.stages[0].tokens) == (total, tokens)
+    assert plan.fits
+    text = render(plan)
+    assert f"{total:,} parameters" in text
+    assert all(stage in text for stage in ("base", "mid", "sft", "rl"))
+
+
+def test_a_stage_without_steps_is_one_pass_over_its_conversations():
+    plan = plan_of("tier_cpu", "mid.steps=0", "mid.conversations=1024", "mid.batch_tokens=4096")
+    assert plan.stages[1].steps == 1_024 * 40 // 4_096
+    assert plan_of("tier_cpu", "mid.steps=7").stages[1].steps == 7
+
+
+def test_the_config_of_the_small_machine_costs_nothing_and_fits():
+    plan = plan_of("tier_cpu")
+    assert plan.dollars == 0
+    assert plan.fits
+    assert sum(plan.disk.values()) < 200e6
+
+
+def test_more_devices_take_less_time():
+    one, eight = (plan_of("tier_100", f"hardware.devices={n}") for n in (1, 8))
+    assert math.isclose(one.seconds, 8 * eight.seconds)
+
+
+def test_numbers_are_short():
+    assert [count(n) for n in (999, 1_000, 11_219_763_200)] == ["999", "1.0k", "11.2B"]
+    assert [size(n) for n in (12, 80e9, 1.5e12)] == ["12 B", "80.0 GB", "1.5 TB"]

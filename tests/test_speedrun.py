@@ -1,0 +1,140 @@
+"""The main command's edges; what it trains is tested where the stages are."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxchat import config, runs
+from jaxchat.stages import STAGES
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "run_speedrun.py"
+HEAVY = {"jax", "flax", "grain", "optax", "orbax", "tiktoken", "numpy", "rich"}
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("run_speedrun", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def speedrun(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        capture_output=True, text=True, check=False, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--tier", "100", "--plan"]])
+def test_nothing_heavy_is_imported_before_it_is_needed(arguments):
+    code = (
+        f"import runpy, sys\nsys.argv = ['run_speedrun.py', *{arguments!r}]\n"
+        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\nexcept SystemExit: pass\n"
+        f"print('loaded', sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_the_table_of_contents_is_the_pipeline(script):
+    assert list(script.STAGES) == [stage.name for stage in STAGES] == list(config.STAGES)
+
+
+def test_every_config_is_a_tier_and_can_be_planned(script, capsys):
+    tiers = list(script.tiers())
+    assert tiers == ["cpu", "100", "300", "gpt2", "1000"]
+    assert len(tiers) == len(list((ROOT / "configs").glob("*.toml")))
+    for tier in tiers:
+        assert script.main(["--tier", tier, "--plan"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"{tier}: ")
+        assert "Memory per device" in out
+
+
+@pytest.mark.parametrize("tier", ["cpu", "100", "300", "gpt2", "1000"])
+def test_every_config_says_how_and_what_for(script, tier):
+    head = script.tiers()[tier].read_text().partition("\n[run]")[0]
+    assert f"# Command   python run_speedrun.py --tier {tier}\n" in head
+    for word in ("Hardware", "Time", "Cost", "Metrics"):
+        assert f"# {word:<9} " in head
+
+
+def test_plan_takes_overrides_and_writes_nothing(script, tmp_path, capsys):
+    arguments = ["--tier", "100", "--plan", "--home", str(tmp_path / "home")]
+    assert script.main([*arguments, "--set", "run.depth=26"]) == 0
+    assert "1,081,999,360 parameters" in capsys.readouterr().out
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tier", "2000"], "there is no tier '2000'; the tiers are cpu, 100, 300, gpt2, 1000."),
+        (["--tier", "cpu", "--set", "base.step=3"], "did you mean 'steps'?"),
+        (["--tier", "cpu", "--set", "base.steps"], "not of the form table.key=value"),
+        (["--tier", "cpu", "--set", "run.name=../up"], "run.name is '../up'"),
+    ],
+)
+def test_what_does_not_exist_is_one_sentence_and_2(script, arguments, said, tmp_path, capsys):
+    assert script.main([*arguments, "--home", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", [("--stages", "base,sleep"), ("--force", "sleep")])
+def test_a_stage_that_does_not_exist_is_one_sentence(option, tmp_path):
+    done = speedrun("--tier", "cpu", "--home", tmp_path, *option)
+    assert done.returncode == 2
+    assert "there is no stage 'sleep'; the stages are data, tokenizer," in done.stderr
+
+
+def test_data_that_cannot_be_fetched_yet_is_said_by_the_stage_that_would(tmp_path):
+    done = speedrun("--tier", "100", "--home", tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == "[1/9] text\n"
+    assert "which this version cannot fetch yet" in done.stderr
+
+
+def test_a_home_that_cannot_be_written_is_said_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = speedrun("--tier", "cpu", "--home", tmp_path / "file" / "home")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"jaxchat: {tmp_path / 'file' / 'home'} cannot be used (Not a ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 kB; skips where it cannot be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place]
+    if sys.platform != "linux" or os.getuid() or subprocess.run(command, check=False).returncode:
+        pytest.skip("only root may mount the small file system that this test fills")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_artefact(small_disk):
+    done = speedrun("--tier", "cpu", "--home", small_disk, "--set", "data.max_chars=1000000")
+    assert done.returncode == 1
+    assert f"the disk of {small_disk}" in done.stderr
+    assert "is full; free some space" in done.stderr
+    assert "Traceback" not in done.stderr
+    left = [path.name for path in (small_disk / "runs" / "cpu" / "data").iterdir()]
+    assert left == ["begun.json"]
+
+
+def test_a_run_that_another_process_works_on_is_refused(tmp_path):
+    with runs.locked(runs.folder(tmp_path, "cpu")):
+        done = speedrun("--tier", "cpu", "--home", tmp_path)
+    assert done.returncode == 1
+    assert f"another process (number {os.getpid()}) works on the run" in done.stderr

@@ -1,0 +1,181 @@
+"""The training step: accumulation, devices and masks must not change what is computed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_training import (
+    CLASSIC,
+    CLASSIC_OPTIM,
+    MODERN,
+    MODERN_OPTIM,
+    VOCAB,
+    T,
+    random_params,
+)
+
+from jaxchat.config import ConfigError, MeshConfig, ModelConfig
+from jaxchat.model import gpt
+from jaxchat.optim.chain import make_optimizer
+from jaxchat.sharding import make_mesh, put_batch
+from jaxchat.train.step import TrainState, batch_loss, init_state, loss_and_grads, make_train_step
+
+ROWS, STEPS = 8, 4
+Batch = dict[str, np.ndarray]
+
+
+def make_batch(seed: int, rows: int = ROWS, advantage: bool = False) -> Batch:
+    """Rows whose masks have very different sums: the mean of means is far from the mean."""
+    rng = np.random.default_rng(seed)
+    share = np.linspace(0.05, 0.95, rows)[:, None]
+    batch = {
+        "tokens": rng.integers(0, VOCAB, (rows, T + 1)).astype(np.int32),
+        "mask": (rng.random((rows, T + 1)) < share).astype(np.float32),
+    }
+    if advantage:
+        batch["advantage"] = rng.normal(size=rows).astype(np.float32)
+    return batch
+
+
+def split(batch: Batch, accumulation: int) -> Batch:
+    return {k: v.reshape(accumulation, -1, *v.shape[1:]) for k, v in batch.items()}
+
+
+def plain_loss(params: Any, batch: Batch, model: ModelConfig) -> jax.Array:
+    """-mean of advantage * log p over the counted tokens, by the plain formula."""
+    logprobs = jax.nn.log_softmax(gpt.forward(params, batch["tokens"][:, :-1], model))
+    targets = batch["tokens"][:, 1:, None]
+    chosen = jnp.take_along_axis(logprobs, targets, axis=-1)[..., 0]
+    weights = batch.get("advantage", np.ones(len(targets), np.float32))[:, None]
+    mask = batch["mask"][:, 1:]
+    return -(chosen * mask * weights).sum() / mask.sum()
+
+
+def assert_trees_close(got: Any, want: Any, atol: float) -> None:
+    def check(path: Any, a: Any, b: Any) -> None:
+        np.testing.assert_allclose(a, b, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(check, got, want)
+
+
+@pytest.mark.parametrize("advantage", [False, True], ids=["text", "rewards"])
+@pytest.mark.parametrize("model", [CLASSIC, MODERN], ids=["classic", "modern"])
+def test_accumulated_gradients_equal_those_of_the_whole_batch(
+    model: ModelConfig, advantage: bool
+) -> None:
+    params, batch = random_params(model), make_batch(0, advantage=advantage)
+    grads_of = jax.jit(lambda p, b: loss_and_grads(p, b, model, jnp.float32))
+    whole, total, weight = grads_of(params, split(batch, 1))
+    parts, parts_total, parts_weight = grads_of(params, split(batch, 4))
+    assert float(weight) == float(parts_weight) == batch["mask"][:, 1:].sum()
+    np.testing.assert_allclose(parts_total, total, rtol=1e-5)
+    # the sums are of some 60 tokens' gradients
+    assert_trees_close(parts, whole, atol=1e-4)
+
+
+def test_gradients_are_those_of_the_plain_formula() -> None:
+    params, batch = random_params(MODERN), make_batch(1, advantage=True)
+    total, weight = batch_loss(params, batch, MODERN)
+    want, want_grads = jax.value_and_grad(plain_loss)(params, batch, MODERN)
+    np.testing.assert_allclose(total / weight, want, rtol=1e-5)
+    grads, _, _ = loss_and_grads(params, split(batch, 1), MODERN, jnp.float32)
+    assert_trees_close(jax.tree.map(lambda g: g / weight, grads), want_grads, atol=1e-5)
+
+
+def test_the_first_tokens_mask_counts_for_nothing() -> None:
+    """It is predicted from nothing."""
+    params, batch = random_params(CLASSIC), make_batch(2)
+    flipped = {**batch, "mask": batch["mask"].copy()}
+    flipped["mask"][:, 0] = 1 - flipped["mask"][:, 0]
+    assert batch_loss(params, batch, CLASSIC) == batch_loss(params, flipped, CLASSIC)
+
+
+def train(
+    model: ModelConfig, mesh: MeshConfig, devices: int, accumulation: int
+) -> tuple[list[dict[str, float]], Any]:
+    """Metrics of STEPS steps and the final parameters, on the first `devices` devices."""
+    over = make_mesh(mesh, jax.devices()[:devices])
+    optim = MODERN_OPTIM if model is MODERN else CLASSIC_OPTIM
+    optimizer = make_optimizer(model, optim, STEPS)
+    step = make_train_step(model, optimizer, over)
+    state = init_state(random_params(model), optimizer)
+    metrics = []
+    for number in range(STEPS):
+        batch = put_batch(over, split(make_batch(number), accumulation))
+        state, values = step(state, batch)
+        metrics.append({name: float(value) for name, value in values.items()})
+    assert int(state.step) == STEPS
+    return metrics, jax.device_get(state.params)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("model", [CLASSIC, MODERN], ids=["classic", "modern"])
+def test_eight_devices_give_the_losses_of_one(model: ModelConfig) -> None:
+    want, want_params = train(model, MeshConfig(), devices=1, accumulation=1)
+    assert want[-1]["loss"] != pytest.approx(want[0]["loss"], rel=1e-3), "nothing was trained"
+    for mesh, devices, accumulation in (
+        (MeshConfig(data=8), 8, 1),
+        (MeshConfig(data=4, fsdp=2), 8, 1),
+        (MeshConfig(data=2), 2, 2),
+    ):
+        got, params = train(model, mesh, devices, accumulation)
+        for step, (a, b) in enumerate(zip(got, want, strict=True)):
+            assert a == pytest.approx(b, rel=2e-5), f"{mesh} differs from one device at {step}"
+        assert_trees_close(params, want_params, atol=1e-4)
+
+
+@pytest.fixture
+def one() -> Any:
+    """A classic step on one device, its mesh and a fresh state."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    optimizer = make_optimizer(CLASSIC, CLASSIC_OPTIM, STEPS)
+    return make_train_step(CLASSIC, optimizer, mesh), mesh, init_state(
+        random_params(CLASSIC), optimizer
+    )
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_batch_without_counted_tokens_is_harmless(one: Any) -> None:
+    step, mesh, state = one
+    before = jax.device_get(state.params)
+    batch = split(make_batch(0), 2)
+    batch["mask"] = np.zeros_like(batch["mask"])
+    state, metrics = step(state, put_batch(mesh, batch))
+    assert {k: float(v) for k, v in metrics.items()} == {"loss": 0, "weight": 0, "grad_norm": 0}
+    # without decay nothing moves
+    jax.tree.map(np.testing.assert_array_equal, state.params, before)
+    state, metrics = step(state, put_batch(mesh, split(make_batch(1), 2)))
+    assert np.isfinite(float(metrics["loss"]))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_one_micro_batch_without_counted_tokens_changes_nothing(one: Any) -> None:
+    """Its weight of zero must not be divided by, nor count as a share of the mean."""
+    step, mesh, state = one
+    params = jax.device_get(state.params)
+    batch = make_batch(3)
+    batch["mask"][: ROWS // 2] = 0
+    _, metrics = step(state, put_batch(mesh, split(batch, 2)))
+    assert float(metrics["loss"]) == pytest.approx(
+        float(plain_loss(params, batch, CLASSIC)), rel=1e-5
+    )
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_the_state_is_donated_and_the_step_traced_once(one: Any) -> None:
+    step, mesh, state = one
+    for number in range(3):
+        old: TrainState = state
+        state, _ = step(state, put_batch(mesh, split(make_batch(number), 2)))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
+    assert step._cache_size() == 1
+
+
+def test_a_tensor_axis_is_refused() -> None:
+    mesh = make_mesh(MeshConfig(tensor=2), jax.devices()[:2])
+    optimizer = make_optimizer(CLASSIC, CLASSIC_OPTIM, STEPS)
+    with pytest.raises(ConfigError, match=r"mesh\.tensor is 2"):
+        make_train_step(CLASSIC, optimizer, mesh)

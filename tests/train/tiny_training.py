@@ -1,0 +1,53 @@
+"""A model and rows small enough to train in a test."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxchat.config import ModelConfig, OptimConfig
+from jaxchat.data.rows import RowSource, write_rows
+from jaxchat.model import gpt
+from jaxchat.scaling import derive_horizon, derive_model
+
+T, VOCAB = 16, 300
+TOKENIZER = "hash of no tokenizer"
+# every token one byte, but for nine special ones
+TOKEN_BYTES = np.r_[np.ones(VOCAB - 9, np.int32), np.zeros(9, np.int32)]
+
+CLASSIC = ModelConfig(
+    vocab_size=VOCAB, sequence_len=T, n_layer=2, n_head=2, n_kv_head=2, n_embd=32
+)
+MODERN = replace(
+    derive_model(2, "modern", VOCAB, T), n_head=4, n_kv_head=2, n_embd=32, window_pattern="SL"
+)
+CLASSIC_OPTIM = OptimConfig(momentum_warmup_steps=5)
+MODERN_OPTIM = replace(
+    derive_horizon(derive_model(12, "modern", VOCAB), "modern", 12.0).optim,
+    warmup_steps=2, momentum_warmup_steps=5,
+)  # fmt: skip
+
+
+def random_params(model: ModelConfig, seed: int = 0) -> Any:
+    """Parameters without the zeros of the initialisation, which hide mistakes."""
+    shapes = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        width = leaf.shape[0] if len(leaf.shape) > 1 else 4
+        return jax.numpy.asarray(rng.normal(size=leaf.shape) / width**0.5, np.float32)
+
+    return jax.tree.map(draw, shapes)
+
+
+def write_tiny_rows(folder: Path, count: int, seed: int = 0) -> RowSource:
+    """Rows of a language that can be learned: each token follows from the one before."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(0, VOCAB - 9, count)]
+    for _ in range(T):
+        surprise = rng.random(count) < 0.1
+        rows.append(np.where(surprise, rng.integers(0, VOCAB - 9, count), (rows[-1] * 7 + 3) % 50))
+    write_rows(folder, np.stack(rows, 1).astype(np.uint16), None, TOKENIZER)
+    return RowSource(folder, TOKENIZER)
