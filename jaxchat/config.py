@@ -185,12 +185,13 @@ class TrainConfig:
     lr_scale: float = 1.0  # multiplies every rate of [optim]
     conversations: int = 0  # generated conversations (mid, sft); 0 for base
     mixture: Mapping[str, float] = field(default_factory=dict)  # task name -> share
+    text_share: float = 0.0  # of the conversations' rows, added as rows of text: less is forgotten
     eval_every: int = 250
     eval_rows: int = 2_048
     save_every: int = 1_000
 
     def __post_init__(self) -> None:
-        _not_negative("train", self, "steps", "conversations", "lr_scale")
+        _not_negative("train", self, "steps", "conversations", "lr_scale", "text_share")
         _positive("train", self, "batch_tokens", "micro_rows", "eval_every", "eval_rows")
         _positive("train", self, "save_every")
         for name, share in self.mixture.items():

@@ -31,7 +31,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     """
     devices = jax.devices() if devices is None else devices
     rest = config.fsdp * config.tensor
-    data = config.data or len(devices) // rest
+    data = config.data or max(1, len(devices) // rest)
     if data * rest != len(devices):
         raise ConfigError(
             f"the mesh data={data}, fsdp={config.fsdp}, tensor={config.tensor} needs {data * rest} "

@@ -79,6 +79,15 @@ def test_modern_d24_doubles_the_batch() -> None:
     assert horizon.optim.weight_decay == pytest.approx(0.0597384, rel=1e-5)
 
 
+def test_the_batch_grows_with_the_horizon_to_the_power_of_power_lines() -> None:
+    # d32: 12 * 1,728,055,808 tokens are 15.695 times d12's, and 15.695 ** 0.383 = 2.87 = 2 ** 1.52
+    model = derive_model(32, "modern", 32_768)
+    assert derive_horizon(model, "modern", 12.0).batch_tokens == 2**21
+    # d30: 1,490,065,920 scaling parameters, 13.53 ** 0.383 = 2.71 = 2 ** 1.44
+    model = derive_model(30, "modern", 32_768)
+    assert derive_horizon(model, "modern", 12.0).batch_tokens == 2**20
+
+
 def test_the_ratio_lengthens_the_run_and_leaves_the_scaled_batch() -> None:
     model = derive_model(24, "modern", 32_768)
     short, long = (derive_horizon(model, "modern", ratio) for ratio in (8.0, 16.0))

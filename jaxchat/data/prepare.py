@@ -8,13 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxchat.config import ConfigError, DataConfig, RunConfig, TrainConfig
 from jaxchat.data import corpus
 from jaxchat.data.packing import pack_conversations, pack_text, to_array
-from jaxchat.data.rows import RowsManifest, write_rows
+from jaxchat.data.rows import RowsManifest, RowSource, write_rows
 from jaxchat.home import ArtifactError, read_json, sha256_file, sha256_text, write_json
 from jaxchat.progress import Progress
-from jaxchat.tasks import Problem, Task, make_tasks, select_words
+from jaxchat.tasks import EVERYDAY_WORDS, Problem, Task, make_tasks, select_words
 from jaxchat.tasks.base import Split
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import render
@@ -34,7 +36,8 @@ def build_corpus(config: DataConfig, folder: Path) -> dict[str, Any]:
         )
     with Progress("gathering text", config.max_chars, "char") as progress:
         manifest = corpus.build(folder, max_chars=config.max_chars, progress=progress.update)
-    words = select_words(corpus.read(folder, "train"), config.words)
+    common = select_words(corpus.read(folder, "train"), config.words)
+    words = list(dict.fromkeys([*common, *EVERYDAY_WORDS]))
     write_json(folder / "words.json", words)
     return {
         "artifact": sha256_text(
@@ -140,7 +143,8 @@ def build_rows(
         for split, count in (("train", train.conversations), ("heldout", HELD_OUT_CONVERSATIONS)):
             problems = _problems(stage, split, train, tasks, count)
             target = folder / f"{stage}_{split}"
-            manifest = _chat_rows(problems, count, tokenizer, row, target)
+            text = RowSource(folder / f"base_{split}", tokenizer.hash).tokens
+            manifest = _chat_rows(problems, count, tokenizer, text, train.text_share, target)
             results[f"{stage}_{split}"] = _told(manifest) | {"conversations": count}
             digests += manifest.checksums.values()
     return {"artifact": sha256_text(*digests), **results}
@@ -180,8 +184,15 @@ def _text_rows(
 
 
 def _chat_rows(
-    problems: Iterable[Problem], count: int, tokenizer: Tokenizer, row: int, folder: Path
+    problems: Iterable[Problem],
+    count: int,
+    tokenizer: Tokenizer,
+    text: np.ndarray,
+    text_share: float,
+    folder: Path,
 ) -> RowsManifest:
+    """Conversations as rows, and `text_share` times as many rows of `text` [N, T+1] behind them."""
+    row = text.shape[1]
     with Progress(f"rendering {folder.name}", count, "conversation") as progress:
 
         def rendered() -> Iterator[tuple[list[int], list[int]]]:
@@ -192,4 +203,7 @@ def _chat_rows(
         packed = list(pack_conversations(rendered(), row, tokenizer.bos))
     tokens = to_array((ids for ids, _ in packed), row, tokenizer.vocab_size)
     mask = to_array((flags for _, flags in packed), row, 2)
+    some = text[len(text) - min(round(text_share * len(tokens)), len(text)) :]
+    tokens = np.concatenate([tokens, some])
+    mask = np.concatenate([mask, np.ones(some.shape, mask.dtype)])
     return write_rows(folder, tokens, mask, tokenizer.hash)

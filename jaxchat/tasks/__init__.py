@@ -11,9 +11,9 @@ from jaxchat.tasks.counting import CountingTask
 from jaxchat.tasks.facts import FactTask
 from jaxchat.tasks.identity import IdentityTask
 from jaxchat.tasks.repeat import RepeatTask
-from jaxchat.tasks.spelling import SpellingTask, WordTask, select_words
+from jaxchat.tasks.spelling import EVERYDAY_WORDS, SpellingTask, WordTask, select_words
 
-__all__ = ["TASKS", "Problem", "Split", "Task", "make_tasks", "select_words"]
+__all__ = ["EVERYDAY_WORDS", "TASKS", "Problem", "Split", "Task", "make_tasks", "select_words"]
 
 TASKS: dict[str, Callable[..., Task]] = {
     task.name: task

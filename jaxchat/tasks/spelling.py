@@ -12,6 +12,23 @@ from jaxchat.tasks.base import GeneratedTask, Problem, held_out, say
 # always a test word, because people try it first
 SHOWN_WORD = "strawberry"
 
+# What people ask for and documentation has none of: it would say "array", never "banana".
+EVERYDAY_WORDS = tuple(
+    """
+    apple apricot autumn bakery ballet banana barrel basket bedroom berry bicycle biscuit blanket
+    blossom blueberry bottle bread breakfast brother butter butterfly candle carrot castle cherry
+    chicken chocolate coffee cookie cottage cranberry cupboard dancer daughter desert diamond dinner
+    doctor dolphin dragon dream eagle elephant evening family farmer father feather fiddle finger
+    flower forest friend garden giraffe grandma grape guitar hammer happy harbor honey horse
+    hospital island jacket jungle kettle kitchen kitten ladder lemon letter lion mirror monkey
+    morning mother mountain mulberry music necklace orange orchard paper parrot peach pencil pepper
+    piano picture pillow pirate potato prairie puppy rabbit rainbow raspberry ribbon river rocket
+    saddle sandwich school seashell shadow silver sister sparrow spider spoon squirrel straw
+    strawman summer sunshine teacher thunder tiger tomato train tunnel turtle umbrella uncle valley
+    village violin walnut water weather whale window winter wizard yellow zebra
+    """.split()
+)
+
 _WORD = re.compile(r"(?<![\w'./\\@#$%&=<>-])[a-z]{3,10}(?![\w'/\\@=(\[{-]|\.\w)", re.ASCII)
 _VOWELS = re.compile("[aeiouy]")
 _RUN = re.compile(r"(.)\1\1|[^aeiouy]{5}")  # "aaa", "bcdfg": nobody's word

@@ -3,6 +3,8 @@
 Written from nanochat's description, not from jaxchat's code: one sequence, one query at a time.
 """
 
+import itertools
+
 import numpy as np
 
 EPSILON = float(np.finfo(np.float32).eps)
@@ -63,7 +65,7 @@ def to_float64(tree):
 
 def smear(p, rows):
     out = [rows[0]]
-    for before, x in zip(rows[:-1], rows[1:], strict=True):
+    for before, x in itertools.pairwise(rows):
         gate = sigmoid(x[:24] @ p["smear_gate"]["kernel"][:, 0])
         out.append(x + p["smear_lambda"] * gate * before)
     return out

@@ -1,8 +1,10 @@
 """Small models: both presets, and each switch of ModelConfig alone."""
 
 import dataclasses
+import functools
 
 import jax
+import numpy as np
 
 from jaxchat.config import ModelConfig
 from jaxchat.model.gpt import init_params
@@ -31,7 +33,7 @@ VARIANTS = {
 
 
 def lively_params(config, seed=0):
-    """Initial values and noise: what begins at zero would hide all that it multiplies."""
-    params = init_params(jax.random.key(seed), config)
-    keys = iter(jax.random.split(jax.random.key(seed + 1), len(jax.tree.leaves(params))))
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape, x.dtype), params)
+    """Random values everywhere: what begins at zero would hide all that it multiplies."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(functools.partial(init_params, config=config), jax.random.key(0))
+    return jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32) + 0.1, shapes)

@@ -38,32 +38,24 @@ def random_tokens(config, *shape, seed=0):
 
 
 @every_variant
-def test_logits_are_those_of_the_oracle(config):
-    config = dataclasses.replace(config, sequence_len=160)
-    tokens = random_tokens(config, 1, 145)  # longer than the short window
-    params = lively_params(config)
-    got = forward(params, tokens, config)
-    assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got[0], logits_of(params, tokens[0], config), atol=1e-4)
-
-
-@every_variant
-def test_decoding_with_the_cache_equals_the_full_forward_pass(config):
+def test_logits_are_those_of_the_oracle_and_the_cache_gives_the_same(config):
     """Rows of different lengths: of one token, and at each side of the short window's edge."""
     params = lively_params(config)
     lengths = np.array([1, 20, 127, 128, 129, 140], np.int32)
+    rows = np.arange(len(lengths))
     tokens = random_tokens(config, len(lengths), 170)
     full = forward(params, tokens, config)
-    rows = np.arange(len(lengths))
+    assert full.dtype == jnp.float32
+    np.testing.assert_allclose(full[3, :145], logits_of(params, tokens[3, :145], config), atol=1e-4)
 
     prompts = np.where(np.arange(140) < lengths[:, None], tokens[:, :140], 7)  # 7: padding
     cache = init_cache(config, len(lengths), 170)
     logits, cache = prefill(params, prompts, lengths, cache, config)
-    np.testing.assert_allclose(logits, full[rows, lengths - 1], atol=3e-5)
+    np.testing.assert_allclose(logits, full[rows, lengths - 1], atol=1e-4)
 
     following = lengths[:, None] + np.arange(30)
     logits, cache = decode_all(params, tokens[rows[:, None], following], cache, config)
-    np.testing.assert_allclose(logits, full[rows[:, None], following], atol=3e-5)
+    np.testing.assert_allclose(logits, full[rows[:, None], following], atol=1e-4)
     assert cache.length.tolist() == (lengths + 30).tolist()
 
 
@@ -95,18 +87,15 @@ def test_an_inactive_row_goes_on_as_if_it_had_not_waited():
     np.testing.assert_allclose(got[1], want[1], atol=1e-6)
 
 
-@every_variant
+@pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
 def test_no_token_sees_a_later_one_or_another_row(config):
-    params, tokens = lively_params(config), random_tokens(config, 2, 12)
+    params = lively_params(config)
+    tokens = jnp.arange(24, dtype=jnp.int32).reshape(2, 12)  # each position an id of its own
 
-    def logits(embedding):
-        changed = {**params, "wte": {"embedding": embedding}}
-        # value embeddings are looked up by token, so each position gets an id of its own
-        return gpt.forward(changed, jnp.arange(24, dtype=jnp.int32).reshape(2, 12), config)[0, 6]
+    def logit(embedding):
+        return gpt.forward({**params, "wte": {"embedding": embedding}}, tokens, config)[0, 6, 0]
 
-    del tokens
-    jacobian = jax.jit(jax.jacobian(lambda e: logits(e).sum()))(params["wte"]["embedding"])
-    reached = np.abs(jacobian).sum(axis=1) > 0
+    reached = np.abs(jax.jit(jax.grad(logit))(params["wte"]["embedding"])).sum(axis=1) > 0
     assert reached[:7].all(), "position 6 should see itself and what is before it"
     assert not reached[7:].any()
 
@@ -114,11 +103,9 @@ def test_no_token_sees_a_later_one_or_another_row(config):
 def test_a_short_window_sees_its_own_token_and_128_to_the_left():
     config = dataclasses.replace(CLASSIC, n_layer=2, window_pattern="SL", sequence_len=150)
     assert [spec.window for spec in layer_specs(config)] == [128, 150]
-    params = lively_params(config)
-    # The full last layer is cut off: its attention adds nothing.
-    params["h_1"]["attn"]["c_proj"]["kernel"] *= 0
     config = dataclasses.replace(config, vocab_size=150)
-    params["wte"]["embedding"] = jax.random.normal(jax.random.key(0), (150, 32))
+    params = lively_params(config)
+    params["h_1"]["attn"]["c_proj"]["kernel"] *= 0  # the last layer is full: it adds nothing now
     tokens = jnp.arange(150, dtype=jnp.int32)[None]
 
     def last(embedding):
@@ -139,7 +126,7 @@ def test_bfloat16_stays_near_float32():
 
 @every_variant
 def test_parameters_are_as_many_as_the_plan_says(config):
-    params = init_params(jax.random.key(0), config)
+    params = jax.eval_shape(functools.partial(init_params, config=config), jax.random.key(0))
     counts = dict.fromkeys(count_params(config), 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path[0].key
