@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def configure_jax(mesh: MeshConfig, cache: Path) -> None:
     if mesh.host_devices:
         jax.config.update("jax_num_cpu_devices", mesh.host_devices)
     jax.config.update("jax_compilation_cache_dir", str(cache))
+    # A program that cannot be kept, or was kept in part, is compiled again: no harm done.
+    warnings.filterwarnings("ignore", message="Error (read|writ)ing persistent compilation cache")
 
 
 def describe() -> dict[str, Any]:

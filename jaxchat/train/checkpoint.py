@@ -22,7 +22,8 @@ class Checkpoints:
     """The newest checkpoints of a stage. Saves run in the background; `close` waits for them."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save at length
+        # Orbax tells every save at length, and every error, which it also raises, with tracebacks.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(folder, options=options)

@@ -83,9 +83,7 @@ def test_a_row_too_short_for_text_is_refused() -> None:
 
 
 Chats = list[tuple[list[int], list[int]]]
-chats = st.lists(
-    st.lists(st.integers(0, 1), max_size=40).map(lambda mask: [0, *mask]), max_size=30
-)
+chats = st.lists(st.lists(st.integers(0, 1), max_size=40).map(lambda mask: [0, *mask]), max_size=30)
 PAD = 999
 
 

@@ -99,7 +99,9 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, content: str) -> None:
 
 
 def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"manifest\.json does not exist\); make the rows again"):
+    with pytest.raises(
+        ArtifactError, match=r"manifest\.json does not exist\); make the rows again"
+    ):
         RowSource(tmp_path, "hash")
 
 

@@ -192,11 +192,11 @@ def assert_std(x, std):
 
 
 def assert_uniform(x, low, high):
-    assert low <= float(x.min()) < low + 0.2 * (high - low)
-    assert high - 0.2 * (high - low) < float(x.max()) <= high
-    assert float(x.std()) == pytest.approx(
-        (high - low) / 12**0.5, rel=0.35 if x.size < 99 else 0.03
-    )
+    few = x.size < 99
+    slack = (0.5 if few else 0.02) * (high - low)
+    assert low <= float(x.min()) < low + slack
+    assert high - slack < float(x.max()) <= high
+    assert float(x.std()) == pytest.approx((high - low) / 12**0.5, rel=0.4 if few else 0.03)
 
 
 def test_a_score_that_could_overflow_is_refused_in_one_sentence():

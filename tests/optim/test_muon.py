@@ -13,7 +13,9 @@ SHAPES = [(6, 10), (10, 6), (8, 8), (3, 4, 7)]
 
 def gradient(shape: tuple[int, ...]) -> jax.Array:
     scales = 10.0 ** jnp.linspace(-2, 2, shape[-1])
-    return jax.random.normal(jax.random.key(0), shape) * scales.reshape((1,) * (len(shape) - 1) + (-1,))
+    return jax.random.normal(jax.random.key(0), shape) * scales.reshape(
+        (1,) * (len(shape) - 1) + (-1,)
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -50,9 +50,7 @@ def test_a_run_shorter_than_the_momentum_warmup_only_warms_up() -> None:
     config = OptimConfig(
         momentum=0.97, momentum_end=0.90, momentum_warmup_steps=400, warmdown_ratio=0.65
     )
-    assert values(schedule.momentum(config, 100), 0, 50, 99) == pytest.approx(
-        [0.85, 0.865, 0.8797]
-    )
+    assert values(schedule.momentum(config, 100), 0, 50, 99) == pytest.approx([0.85, 0.865, 0.8797])
 
 
 def test_the_cosine_decay_goes_from_all_to_nothing() -> None:

@@ -36,8 +36,10 @@ def test_the_classic_model_is_matrices_embedding_and_head() -> None:
 
 def test_the_modern_model_has_every_group() -> None:
     found = labels(derive_model(3, "modern", 300))
-    assert found["value_embeds_0/embedding"] == found["value_embeds_2/embedding"] == (
-        "value_embedding"
+    assert (
+        found["value_embeds_0/embedding"]
+        == found["value_embeds_2/embedding"]
+        == ("value_embedding")
     )
     assert found["h_0/attn/ve_gate/kernel"] == "matrix"
     assert found["resid_lambdas"] == "residual"

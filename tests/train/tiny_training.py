@@ -17,9 +17,7 @@ TOKENIZER = "hash of no tokenizer"
 # every token one byte, but for nine special ones
 TOKEN_BYTES = np.r_[np.ones(VOCAB - 9, np.int32), np.zeros(9, np.int32)]
 
-CLASSIC = ModelConfig(
-    vocab_size=VOCAB, sequence_len=T, n_layer=2, n_head=2, n_kv_head=2, n_embd=32
-)
+CLASSIC = ModelConfig(vocab_size=VOCAB, sequence_len=T, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
 MODERN = replace(
     derive_model(2, "modern", VOCAB, T), n_head=4, n_kv_head=2, n_embd=32, window_pattern="SL"
 )

@@ -1,0 +1,125 @@
+"""The sampler: what it may draw, how often, and that company changes nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxchat import sampling
+from jaxchat.sampling import Sampling
+
+sample = jax.jit(sampling.sample, static_argnames="truncate")
+PROBS = np.array([0.05, 0.4, 0.1, 0.2, 0.25], np.float32)
+DRAWS = 20_000
+
+
+def settings(rows, temperature=1.0, top_k=0, top_p=1.0, seed=None):
+    return Sampling(
+        temperature=jnp.full(rows, temperature, jnp.float32),
+        top_k=jnp.full(rows, top_k, jnp.int32),
+        top_p=jnp.full(rows, top_p, jnp.float32),
+        seed=jnp.arange(rows, dtype=jnp.uint32) if seed is None else jnp.full(rows, seed, "uint32"),
+        stream=jnp.zeros(rows, jnp.int32),
+    )
+
+
+def frequencies(**kwargs):
+    """How often each token of PROBS is drawn, each draw with a seed of its own."""
+    logits = jnp.log(jnp.tile(PROBS, (DRAWS, 1)))
+    tokens, _ = sample(
+        logits, settings(DRAWS, **kwargs), jnp.zeros(DRAWS, jnp.int32), truncate=True
+    )
+    return np.bincount(tokens, minlength=len(PROBS)) / DRAWS
+
+
+def test_temperature_zero_takes_the_first_of_the_likeliest():
+    logits = jnp.array([[0.0, 2.0, 2.0, 1.0], [5.0, -1.0, 0.0, 4.9]])
+    tokens, _ = sample(logits, settings(2, 0.0), jnp.zeros(2, jnp.int32), truncate=True)
+    assert tokens.tolist() == [1, 0]
+
+
+def test_tokens_come_as_often_as_their_probability_says():
+    np.testing.assert_allclose(frequencies(), PROBS, atol=0.015)
+
+
+def test_temperature_sharpens():
+    want = PROBS**2 / (PROBS**2).sum()
+    np.testing.assert_allclose(frequencies(temperature=0.5), want, atol=0.015)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "kept"),
+    [
+        ({"top_k": 1}, [1]),
+        ({"top_k": 3}, [1, 3, 4]),
+        ({"top_k": 99}, [0, 1, 2, 3, 4]),
+        ({"top_p": 0.39}, [1]),
+        ({"top_p": 0.41}, [1, 4]),
+        ({"top_p": 0.8}, [1, 3, 4]),
+        ({"top_p": 1e-9}, [1]),
+        # of the three likeliest, renormalised, the two likeliest have 0.65 / 0.85 = 0.76
+        ({"top_k": 3, "top_p": 0.75}, [1, 4]),
+        ({"top_k": 3, "top_p": 0.8}, [1, 3, 4]),
+    ],
+)
+def test_top_k_and_top_p_keep_the_likeliest_in_proportion(kwargs, kept):
+    want = np.zeros_like(PROBS)
+    want[kept] = PROBS[kept] / PROBS[kept].sum()
+    np.testing.assert_allclose(frequencies(**kwargs), want, atol=0.015)
+
+
+@functools.cache
+def random_logits(rows=32, vocab=1_003):
+    return 4.0 * jax.random.normal(jax.random.key(0), (rows, vocab))
+
+
+def test_a_row_draws_the_same_alone_and_in_company():
+    logits, position = random_logits(), jnp.arange(32, dtype=jnp.int32)
+    rows = settings(32)._replace(top_k=jnp.arange(32, dtype=jnp.int32) % 3 * 10)
+    together, logprobs = sample(logits, rows, position, truncate=True)
+    for i in range(0, 32, 5):
+        one = slice(i, i + 1)
+        alone, logprob = sample(
+            logits[one], jax.tree.map(lambda x: x[one], rows), position[one], truncate=True
+        )
+        assert alone[0] == together[i]
+        assert float(logprob[0]) == pytest.approx(float(logprobs[i]), abs=1e-5)
+
+
+def test_truncation_of_one_row_leaves_the_others_draws():
+    logits, position = random_logits(), jnp.zeros(32, jnp.int32)
+    rows = settings(32)
+    plain, _ = sample(logits, rows, position, truncate=False)
+    mixed, _ = sample(logits, rows._replace(top_k=rows.top_k.at[0].set(1)), position, truncate=True)
+    assert plain[1:].tolist() == mixed[1:].tolist()
+    assert int(mixed[0]) == int(logits[0].argmax())
+
+
+def test_seed_stream_and_position_each_change_what_is_drawn():
+    logits = jnp.tile(random_logits()[:1] / 4, (32, 1))  # flat, so that draws differ
+    same = settings(32, seed=7)
+    still, many = jnp.zeros(32, jnp.int32), jnp.arange(32, dtype=jnp.int32)
+
+    def drawn(rows, position):
+        return len(set(sample(logits, rows, position, truncate=False)[0].tolist()))
+
+    assert drawn(same, still) == 1
+    assert drawn(same, many) > 20
+    assert drawn(settings(32), still) > 20
+    assert drawn(same._replace(stream=many), still) > 20
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"temperature": 0.0}, {"temperature": 2.0, "top_k": 5}])
+def test_the_log_probability_is_the_models_whatever_the_settings(kwargs):
+    logits = random_logits()
+    tokens, got = sample(logits, settings(32, **kwargs), jnp.zeros(32, jnp.int32), truncate=True)
+    want = jax.nn.log_softmax(logits)[jnp.arange(32), tokens]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_impossible_tokens_are_never_drawn_at_the_ends_of_the_unit_interval():
+    weights = jnp.array([[0.0, 0.0, 1e-8, 0.0, 3.0, 0.0, 0.0]] * 3)
+    ends = jnp.array([0.0, 0.5, 1.0 - 2.0**-24])
+    assert sampling._draw(weights, ends).tolist() == [2, 4, 4]
