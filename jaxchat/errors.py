@@ -23,7 +23,7 @@ from jaxchat.runs import BusyError
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Terminated(KeyboardInterrupt):
+class Terminated(BaseException):
     """SIGTERM. Training, which saves first, handles the signal itself (`train.fit`)."""
 
     exit_code = 128 + signal.SIGTERM

@@ -147,7 +147,7 @@ def _known(names: Iterable[str], stages: list[Stage]) -> set[str]:
 def _clear_stale(folder: Path, inputs: str, forced: bool) -> None:
     """Deletes what was begun with other inputs; keeps what an interrupted stage can go on from."""
     begun = folder / "begun.json"
-    same = begun.exists() and read_json(begun).get("inputs") == inputs
+    same = begun.exists() and read_json(begun) == {"inputs": inputs}
     if forced or not same:
         remove(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """What every test runs under: 8 virtual devices, strict promotion, a home of its own."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,12 @@ import hypothesis
 import jax
 import pytest
 
-# Before anything asks for a device: afterwards it would be an error.
+# Tests compile much and compute little: half the time goes without LLVM's optimizations. Read when
+# the first device is asked for; what XLA_FLAGS says already, comes last and wins.
+FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+# Before the first device is asked for, too: afterwards it would be an error.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -23,6 +29,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXCHAT_HOME", str(folder))
+        # as the command line does: what one test compiled, the next need not
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
         yield folder
 
 

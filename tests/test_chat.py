@@ -2,7 +2,9 @@
 
 import dataclasses
 import io
+import os
 import shutil
+import signal
 
 import jax
 import pytest
@@ -168,6 +170,21 @@ def test_a_pipe_is_answered_line_by_line(engine, tokenizer, monkeypatch, capsys)
     assert "(a new conversation)" in out
     assert chat.HELP in out
     assert [message["content"] for message in talk.messages[::2]] == ["how many"]
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(engine, tokenizer, monkeypatch, capsys):
+    class Impatient(Chat):
+        def ask(self, text):
+            for number, piece in enumerate(super().ask(text)):
+                if number == 1:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield piece
+
+    talk = Impatient(engine, tokenizer, 128, Sampling(max_tokens=60))
+    monkeypatch.setattr("sys.stdin", io.StringIO("who are you\n"))
+    assert chat.converse(talk) == 0
+    assert capsys.readouterr().out.endswith(" (stopped)\n\n")
+    assert len(talk.messages) == 2
 
 
 def test_one_prompt_gives_the_answer_and_nothing_else(engine, tokenizer, capsys):

@@ -80,10 +80,8 @@ def test_a_row_draws_the_same_alone_and_in_company():
     rows = settings(32)._replace(top_k=jnp.arange(32, dtype=jnp.int32) % 3 * 10)
     together, logprobs = sample(logits, rows, position, truncate=True)
     for i in range(0, 32, 5):
-        one = slice(i, i + 1)
-        alone, logprob = sample(
-            logits[one], jax.tree.map(lambda x: x[one], rows), position[one], truncate=True
-        )
+        mine = Sampling(*(setting[i : i + 1] for setting in rows))
+        alone, logprob = sample(logits[i : i + 1], mine, position[i : i + 1], truncate=True)
         assert alone[0] == together[i]
         assert float(logprob[0]) == pytest.approx(float(logprobs[i]), abs=1e-5)
 

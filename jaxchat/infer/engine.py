@@ -129,11 +129,13 @@ class Engine:
         job = self.submit(request)
         (row,), sent = job.rows, 0
         try:
-            while not job.done:
-                self.step()
-                if row.tokens[sent:]:
-                    yield row.tokens[sent:]
-                    sent = len(row.tokens)
+            while not job.done or sent < len(row.tokens):
+                if sent == len(row.tokens):
+                    self.step()
+                new = row.tokens[sent:]  # others may step the engine between two pieces
+                sent += len(new)
+                if new:
+                    yield new
         finally:
             self.cancel(job)
 

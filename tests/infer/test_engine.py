@@ -1,9 +1,11 @@
 """The engine against naive decoding: one request, one full forward pass a token, no cache."""
 
+import contextlib
 import dataclasses
 import functools
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,10 +68,9 @@ def naive(params, config, tokenizer):
     return decode
 
 
-def random_prompts(tokenizer, count, seed=0, longest=60):
+def random_prompts(count, seed=0, longest=60):
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, longest, count)
-    return [tuple(rng.integers(0, 256, n).tolist()) for n in lengths]
+    return [tuple(rng.integers(0, 256, rng.integers(1, longest)).tolist()) for _ in range(count)]
 
 
 def assert_same(got, want):
@@ -79,16 +80,249 @@ def assert_same(got, want):
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
 
 
-def test_greedy_decoding_equals_the_naive_one_with_tool_calls_in_the_loop(engine, naive, tokenizer):
-    prompts = random_prompts(tokenizer, 20)
-    requests = [Request(prompt, max_tokens=40) for prompt in prompts]
-    reasons, forced = set(), 0
-    for request, (got,) in zip(requests, engine.generate(requests), strict=True):
-        tokens, mask, logprobs, reason = naive(request.tokens, request.max_tokens)
-        assert (list(got.tokens), list(got.mask)) == (tokens, mask)
-        assert got.finish_reason == reason
-        np.testing.assert_allclose(got.logprobs, logprobs, atol=1e-4)
-        reasons.add(reason)
-        forced += mask.count(0)
+def assert_is(completion, want):
+    """A completion is what naive decoding gives."""
+    tokens, mask, logprobs, reason = want
+    assert (list(completion.tokens), list(completion.mask)) == (tokens, mask)
+    assert completion.finish_reason == reason
+    np.testing.assert_allclose(completion.logprobs, logprobs, atol=1e-4)
+
+
+def test_greedy_decoding_equals_the_naive_one_with_tool_calls_in_the_loop(engine, naive):
+    """20 requests in 8 slots: they join and leave while others decode."""
+    requests = [Request(prompt, max_tokens=40) for prompt in random_prompts(20)]
+    completions = [completion for (completion,) in engine.generate(requests)]
+    for request, completion in zip(requests, completions, strict=True):
+        assert_is(completion, naive(request.tokens, request.max_tokens))
+    reasons = {completion.finish_reason for completion in completions}
     assert reasons == {"stop", "length"}, "the fixture's model should do both; change its seed"
+    forced = sum(completion.mask.count(0) for completion in completions)
     assert forced > 20, "the fixture's model should call tools; change its seed"
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 128, 129, 200])
+def test_prompts_at_the_edges_of_buckets_and_windows(engine, naive, length):
+    prompt = tuple(np.random.default_rng(length).integers(0, 256, length).tolist())
+    ((completion,),) = engine.generate([Request(prompt, max_tokens=12)])
+    assert_is(completion, naive(prompt, 12))
+
+
+def test_a_completion_may_fill_the_context(engine, naive, config):
+    prompt = random_prompts(1, seed=5)[0]
+    ((completion,),) = engine.generate([Request(prompt, max_tokens=10_000)])
+    assert_is(completion, naive(prompt, 10_000))
+    for length in (config.sequence_len - 1, config.sequence_len - 9):
+        longest = (prompt * 300)[:length]
+        ((completion,),) = engine.generate([Request(longest, max_tokens=10_000)])
+        assert len(completion.tokens) <= config.sequence_len - length
+        assert_is(completion, naive(longest, 10_000))
+
+
+SAMPLED = (
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_k": 20},
+    {"temperature": 1.3, "top_p": 0.8},
+    {},  # greedy
+)
+
+
+def test_a_request_gets_the_same_alone_and_among_31_others(engine):
+    requests = [
+        Request(prompt, max_tokens=30, seed=number, **SAMPLED[number % len(SAMPLED)])
+        for number, prompt in enumerate(random_prompts(32, seed=1))
+    ]
+    together = engine.generate(requests)
+    for number in (0, 1, 2, 3, 13, 22, 31):
+        assert_same(engine.generate([requests[number]])[0], together[number])
+
+
+def test_samples_of_one_prompt_differ_and_do_not_depend_on_their_number(engine):
+    request = Request(random_prompts(1)[0], max_tokens=20, temperature=1.0, seed=3, n=19)
+    (many,) = engine.generate([request])  # more than there are slots
+    assert len({completion.tokens for completion in many}) > 10
+    (few,) = engine.generate([dataclasses.replace(request, n=2)])
+    assert_same(few, many[:2])
+    (other,) = engine.generate([dataclasses.replace(request, n=2, seed=4)])
+    assert other[0].tokens != few[0].tokens
+
+
+def test_temperature_0_samples_are_all_the_greedy_one(engine, naive):
+    prompt = random_prompts(1)[0]
+    (group,) = engine.generate([Request(prompt, max_tokens=20, n=3)])
+    for completion in group:
+        assert_is(completion, naive(prompt, 20))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 16])
+def test_the_steps_of_a_dispatch_change_nothing(make_engine, engine, steps):
+    requests = [
+        Request(prompt, max_tokens=25, temperature=temperature)
+        for prompt, temperature in zip(random_prompts(6), [0.0, 1.0] * 3, strict=True)
+    ]
+    other = make_engine(steps_per_dispatch=steps).generate(requests)
+    for got, want in zip(other, engine.generate(requests), strict=True):
+        assert_same(got, want)
+
+
+def test_log_probabilities_are_the_models_at_temperature_1(engine, params, config):
+    """What RL on policy relies on."""
+    prompt = random_prompts(1)[0]
+    request = Request(prompt, max_tokens=30, temperature=1.5, top_k=40, seed=1)
+    ((completion,),) = engine.generate([request])
+    ids = jnp.array([[*prompt, *completion.tokens]], jnp.int32)
+    logprobs = jax.nn.log_softmax(forward(params, ids, config))[0, len(prompt) - 1 : -1]
+    want = [float(logprobs[i, token]) for i, token in enumerate(completion.tokens)]
+    want = np.where(completion.mask, want, 0.0)
+    np.testing.assert_allclose(completion.logprobs, want, atol=1e-4)
+
+
+def test_a_stream_gives_the_tokens_of_generate_in_pieces(engine):
+    request = Request(random_prompts(1, seed=8)[0], max_tokens=30, temperature=1.0)
+    ((completion,),) = engine.generate([request])
+    pieces = list(engine.stream(request))
+    assert len(pieces) > 1
+    assert tuple(token for piece in pieces for token in piece) == completion.tokens
+
+
+def test_a_stream_that_is_closed_early_frees_its_slot(make_engine):
+    engine = make_engine(slots=1)
+    request = Request(random_prompts(1, seed=8)[0], max_tokens=200, temperature=1.0)
+    stream = engine.stream(request)
+    next(stream)
+    stream.close()
+    assert not engine.step(), "nothing should be left to do"
+    assert engine.generate([dataclasses.replace(request, max_tokens=5)])
+
+
+def test_a_request_joins_while_another_streams(engine, naive):
+    first, second = random_prompts(2, seed=11)
+    stream = engine.stream(Request(first, max_tokens=40))
+    pieces = [next(stream)]
+    ((joined,),) = engine.generate([Request(second, max_tokens=10)])
+    assert_is(joined, naive(second, 10))
+    pieces += stream
+    assert [token for piece in pieces for token in piece] == naive(first, 40)[0]
+
+
+def test_a_tool_that_raises_answers_error_and_the_row_goes_on(make_engine, naive):
+    def broken(code):
+        raise RuntimeError(code)
+
+    requests = [Request(prompt, max_tokens=40) for prompt in random_prompts(20)]
+    completions = make_engine(tools=broken).generate(requests)
+    assert any(0 in completion.mask for (completion,) in completions)
+    for request, (completion,) in zip(requests, completions, strict=True):
+        assert_is(completion, naive(request.tokens, 40, tool=lambda code: "error"))
+
+
+def test_a_long_tool_output_is_fed_over_several_dispatches_and_cut_at_the_limit(make_engine, naive):
+    def talkative(code):
+        return "12 + 34 = 46, " * 5
+
+    requests = [Request(prompt, max_tokens=60) for prompt in random_prompts(10)]
+    completions = make_engine(tools=talkative).generate(requests)
+    assert max(completion.mask.count(0) for (completion,) in completions) > 20
+    assert any(completion.mask[-1] == 0 for (completion,) in completions), "none was cut"
+    for request, (completion,) in zip(requests, completions, strict=True):
+        assert_is(completion, naive(request.tokens, 60, tool=talkative))
+
+
+def test_new_weights_are_used_and_nothing_is_compiled_again(make_engine, params):
+    engine = make_engine()
+    request = Request(random_prompts(1)[0], max_tokens=20)
+    before = engine.generate([request])
+    with compilations() as count:
+        engine.set_params(jax.tree.map(lambda x: -x, params))
+        after = engine.generate([request])
+        engine.set_params(params)
+        again = engine.generate([request])
+    # negating is one small function for every shape of a parameter
+    assert count() <= len({x.shape for x in jax.tree.leaves(params)})
+    assert before[0][0].tokens != after[0][0].tokens
+    assert_same(again[0], before[0])
+
+
+def test_a_second_engine_and_any_mix_of_requests_compile_little(make_engine, config):
+    """Prompts in rows of 1, 8, 64 and lengths of 64, 128, 256; decoding over 128 and 256."""
+    rng = np.random.default_rng(0)
+
+    def run(engine, count):
+        engine.generate(
+            [
+                Request((1,) * int(rng.integers(1, 200)), max_tokens=int(rng.integers(1, 56)))
+                for _ in range(count)
+            ]
+        )
+
+    engine = make_engine()
+    with compilations() as count:
+        for size in (1, 2, 5, 9, 30, 3, 70, 11):
+            run(engine, size)
+    assert count() <= 9 + 9 + 3 + 2  # read_prompts, place_rows, first_tokens, decode_steps
+    with compilations() as count:
+        for size in (4, 40):
+            run(make_engine(), size)
+    assert count() <= 9 + 9 + 3 + 2 - 8, "the second engine should find most of it compiled"
+
+
+@contextlib.contextmanager
+def compilations():
+    """Counts what XLA compiles meanwhile."""
+    found = []
+
+    def listen(event, duration, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lambda: len(found)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_progress_counts_finished_requests(engine):
+    seen = []
+    requests = [Request(prompt, max_tokens=9, n=2) for prompt in random_prompts(9)]
+    engine.generate(requests, progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 9
+
+
+def test_no_requests_no_completions(engine):
+    assert engine.generate([]) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tokens": ()}, "the prompt is empty"),
+        ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
+        ({"n": 0}, "n is 0; it must be at least 1"),
+        ({"temperature": -1.0}, r"temperature is -1\.0; it must be at least 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": -3}, "top_k is -3"),
+        ({"top_p": 0.0}, r"top_p is 0\.0; it must be above 0 and at most 1"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(values, message):
+    with pytest.raises(EngineError, match=message):
+        Request(**{"tokens": (1,), "max_tokens": 1, **values})
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_runs(engine, config):
+    fits = Request((1,) * (config.sequence_len - 1), max_tokens=1)
+    too_long = Request((1,) * config.sequence_len, max_tokens=1)
+    with pytest.raises(EngineError, match=r"has 256 tokens, .* room for 255 .* shorten"):
+        engine.generate([fits, too_long])
+    with pytest.raises(EngineError, match=f"outside the vocabulary of {config.vocab_size}"):
+        engine.generate([fits, Request((config.vocab_size,), max_tokens=1)])
+    with pytest.raises(EngineError, match="n is 2; a stream has one sample"):
+        next(engine.stream(Request((1,), max_tokens=1, n=2)))
+    assert not engine.step(), "nothing should be left to do"
+
+
+def test_another_models_tokenizer_is_refused(params, config, tokenizer):
+    smaller = dataclasses.replace(config, vocab_size=100)
+    with pytest.raises(EngineError, match="ids but the model only 100"):
+        Engine(params, smaller, tokenizer)

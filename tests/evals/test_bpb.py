@@ -1,0 +1,65 @@
+"""Bits per byte against a hand computation in NumPy."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from jaxchat.config import ModelConfig
+from jaxchat.evals.bpb import bits_per_byte
+from jaxchat.model import gpt
+
+MODEL = ModelConfig(vocab_size=11, sequence_len=8, n_layer=1, n_head=2, n_kv_head=2, n_embd=16)
+SIZES = np.array([0, 1, 1, 2, 3, 1, 4, 0, 2, 1, 5], np.int32)  # 0 and 7 are special
+
+
+@pytest.fixture(scope="module")
+def params() -> gpt.Params:
+    """A model whose head is not zero, as it is at first."""
+    params = gpt.init_params(jax.random.key(0), MODEL)
+    kernel = jax.random.normal(jax.random.key(1), (MODEL.n_embd, MODEL.vocab_size))
+    return {**params, "lm_head": {"kernel": kernel}}
+
+
+def batch(seed: int, rows: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, MODEL.vocab_size, (rows, MODEL.sequence_len + 1)).astype(np.int32)
+    return {"tokens": tokens, "mask": rng.integers(0, 2, tokens.shape).astype(np.float32)}
+
+
+def by_hand(params: gpt.Params, batches: list[dict[str, np.ndarray]]) -> float:
+    nats = size = 0.0
+    for one in batches:
+        logits = np.asarray(gpt.forward(params, one["tokens"][:, :-1], MODEL), np.float64)
+        for row, position in np.ndindex(logits.shape[:2]):
+            target = one["tokens"][row, position + 1]
+            if one["mask"][row, position + 1] == 0 or SIZES[target] == 0:
+                continue
+            scores = logits[row, position]
+            nats += math.log(sum(math.exp(s) for s in scores)) - scores[target]
+            size += SIZES[target]
+    return nats / math.log(2) / size
+
+
+def test_special_and_masked_tokens_count_neither_above_nor_below(params: gpt.Params) -> None:
+    batches = [batch(0, 3), batch(1, 3)]
+    found = bits_per_byte(params, batches, SIZES, MODEL)
+    assert found == pytest.approx(by_hand(params, batches), rel=1e-5)
+
+
+def test_batches_are_weighted_by_their_bytes_not_averaged(params: gpt.Params) -> None:
+    large, small = batch(2, 4), batch(3, 4)
+    small["mask"][:, 2:] = 0
+    found = bits_per_byte(params, [large, small], SIZES, MODEL)
+    mean = np.mean([bits_per_byte(params, [one], SIZES, MODEL) for one in (large, small)])
+    assert found == pytest.approx(by_hand(params, [large, small]), rel=1e-5)
+    assert abs(found - mean) > 1e-3, "the two batches weigh the same"
+
+
+def test_no_byte_at_all_is_not_a_number(params: gpt.Params) -> None:
+    empty = batch(4, 2)
+    empty["mask"][:] = 0
+    assert math.isnan(bits_per_byte(params, [empty], SIZES, MODEL))

@@ -1,0 +1,142 @@
+"""Stages are skipped when complete, done again when what they depend on changed, never half-read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxchat import recipe
+from jaxchat.config import ConfigError, RunConfig
+from jaxchat.home import ArtifactError, read_json
+from jaxchat.pipeline import Context, Stage, read_done, run_stages
+
+
+def config(seed: int = 0) -> RunConfig:
+    """A configuration; only its seed matters here."""
+    return recipe.from_document({"run": {"name": "x", "depth": 2, "seed": seed}}, "test")
+
+
+class Kitchen:
+    """Two stages, the second made from the first, and a list of what was cooked."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.cooked: list[str] = []
+        self.flavour = "plain"
+        self.fails = False
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (
+            Stage("dough", "dough", self.make("dough"), lambda c: (c.seed,)),
+            Stage("bread", "bread", self.make("bread"), lambda c: ("oven",), ("dough",)),
+        )
+
+    def make(self, name: str) -> Any:
+        def run(context: Context) -> dict[str, Any]:
+            folder = context.folder(name)
+            (folder / "half").write_text("begun")
+            if self.fails:
+                raise OSError(28, "No space left on device")
+            self.cooked.append(name)
+            return {"artifact": f"{name} {self.flavour} {context.config.seed}"}
+
+        return run
+
+    def run(self, seed: int = 0, **options: Any) -> list[str]:
+        """Runs the stages; returns the names of those that ran."""
+        self.cooked = []
+        run_stages(self.stages(), Context(config(seed), self.root), **options)
+        return self.cooked
+
+
+@pytest.fixture
+def kitchen(tmp_path: Path) -> Kitchen:
+    return Kitchen(tmp_path)
+
+
+def test_complete_stages_are_skipped(kitchen: Kitchen) -> None:
+    assert kitchen.run() == ["dough", "bread"]
+    assert kitchen.run() == []
+
+
+def test_changed_settings_do_a_stage_and_what_follows_again(kitchen: Kitchen) -> None:
+    kitchen.run(seed=0)
+    assert kitchen.run(seed=1) == ["dough", "bread"]
+
+
+def test_the_same_artefact_again_leaves_what_follows_alone(kitchen: Kitchen) -> None:
+    kitchen.run()
+    assert kitchen.run(force=["dough"]) == ["dough"]
+
+
+def test_another_artefact_does_what_follows_again(kitchen: Kitchen) -> None:
+    kitchen.run()
+    kitchen.flavour = "rye"
+    assert kitchen.run(force=["dough"]) == ["dough", "bread"]
+
+
+def test_a_stage_that_fails_is_not_complete_and_keeps_what_it_began(kitchen: Kitchen) -> None:
+    kitchen.fails = True
+    with pytest.raises(OSError, match="No space"):
+        kitchen.run()
+    assert read_done(kitchen.root, "dough") is None
+    half = kitchen.root / "dough" / "half"
+    half.write_text("from before")
+    kitchen.fails = True
+    with pytest.raises(OSError, match="No space"):
+        kitchen.run(seed=1)
+    assert half.read_text() == "begun", "what was begun with other settings was not dropped"
+
+
+def test_what_was_begun_with_the_same_inputs_is_still_there(kitchen: Kitchen) -> None:
+    kitchen.fails = True
+    with pytest.raises(OSError, match="No space"):
+        kitchen.run()
+    (kitchen.root / "dough" / "checkpoint").write_text("step 7")
+    kitchen.fails = False
+    kitchen.run()
+    assert (kitchen.root / "dough" / "checkpoint").read_text() == "step 7"
+
+
+def test_force_drops_what_was_begun(kitchen: Kitchen) -> None:
+    kitchen.run()
+    (kitchen.root / "dough" / "checkpoint").write_text("step 7")
+    kitchen.run(force=["dough"])
+    assert not (kitchen.root / "dough" / "checkpoint").exists()
+
+
+def test_only_some_stages(kitchen: Kitchen) -> None:
+    assert kitchen.run(only=["dough"]) == ["dough"]
+    assert kitchen.run(only=["bread"]) == ["bread"]
+
+
+def test_a_stage_whose_input_is_missing_is_refused_by_name(kitchen: Kitchen) -> None:
+    with pytest.raises(ConfigError, match="the stage bread needs dough"):
+        kitchen.run(only=["bread"])
+
+
+@pytest.mark.parametrize("option", ["only", "force"])
+def test_an_unknown_stage_is_refused_with_the_known_ones(kitchen: Kitchen, option: str) -> None:
+    with pytest.raises(ConfigError, match=r"no stage 'cake'; the stages are dough, bread\."):
+        kitchen.run(**{option: ["cake"]})
+    assert kitchen.cooked == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": "other"}'])
+def test_a_damaged_record_is_one_sentence_that_names_it(kitchen: Kitchen, text: str) -> None:
+    kitchen.run()
+    path = kitchen.root / "dough" / "done.json"
+    path.write_text(text)
+    with pytest.raises(ArtifactError, match=r"done\.json"):
+        kitchen.run()
+    assert path.read_text() == text, "the evidence is gone"
+
+
+def test_a_record_tells_settings_time_and_results(kitchen: Kitchen) -> None:
+    kitchen.run(seed=3)
+    record = read_json(kitchen.root / "dough" / "done.json")
+    assert record["settings"] == [3]
+    assert record["results"] == {"artifact": "dough plain 3"}
+    assert record["seconds"] >= 0

@@ -1,0 +1,184 @@
+"""Checkpoints: bit for bit, or a clear refusal."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_training import CLASSIC, CLASSIC_OPTIM, random_params
+
+from jaxchat.config import MeshConfig
+from jaxchat.home import ArtifactError
+from jaxchat.optim.chain import make_optimizer
+from jaxchat.sharding import make_mesh, replicated
+from jaxchat.train.checkpoint import Checkpoints, hash_params, load_params, save_params
+from jaxchat.train.step import TrainState, init_state
+
+ONE = make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def make_state(seed: int = 0) -> TrainState:
+    """A whole training state, optimizer included, with no zeros in it."""
+    optimizer = make_optimizer(CLASSIC, CLASSIC_OPTIM, 10)
+    state = init_state(random_params(CLASSIC, seed), optimizer)
+    keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(state))))
+
+    def fill(leaf: jax.Array) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return leaf + 7
+        return jax.random.normal(next(keys), leaf.shape)
+
+    return jax.device_put(jax.tree.map(fill, state), replicated(ONE))
+
+
+def assert_identical(got: Any, want: Any) -> None:
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def damage(folder: Path, wrong: int = 1) -> list[Path]:
+    """Flips a bit in the middle of the largest files below."""
+    files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    for path in files[-wrong:]:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    return files[-wrong:]
+
+
+def test_a_state_comes_back_bit_for_bit_with_its_meta(tmp_path: Path) -> None:
+    state = make_state()
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() is None
+        checkpoints.save(3, state, {"seconds": 1.5})
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 3
+        got, meta = checkpoints.restore(3, make_state(seed=1))
+    assert_identical(got, state)
+    assert (meta["seconds"], meta["step"]) == (1.5, 3)
+
+
+def test_what_is_donated_right_after_a_save_is_saved_as_it_was(tmp_path: Path) -> None:
+    state = make_state()
+    want = jax.tree.map(np.array, state)
+    overwrite = jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for step in range(1, 4):
+            checkpoints.save(step, state, {})
+            zeros = overwrite(state)
+            assert not np.asarray(zeros.params["wte"]["embedding"]).any()
+            checkpoints.wait()
+            assert_identical(checkpoints.restore(step, zeros)[0], want)
+            state = jax.device_put(want, replicated(ONE))
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, {"x": jnp.full(3, float(step))}, {})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_a_checkpoint_moves_to_another_mesh(tmp_path: Path) -> None:
+    state = make_state()
+    eight = make_mesh(MeshConfig(data=8))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        got, _ = checkpoints.restore(1, jax.device_put(make_state(1), replicated(eight)))
+    assert_identical(got, state)
+    assert got.params["wte"]["embedding"].sharding == replicated(eight)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    wider = jax.tree.map(lambda x: jnp.zeros((*x.shape, 2)), make_state())
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, make_state(), {})
+        checkpoints.wait()
+        with pytest.raises(ArtifactError, match=r"checkpoints/1 cannot be read .* --force"):
+            checkpoints.restore(1, wider)
+        with pytest.raises(ArtifactError, match=r"checkpoints/1 cannot be read .* --force"):
+            checkpoints.restore(1, {"other": jnp.zeros(3)})
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, make_state(), {})
+    (damaged,) = damage(tmp_path / "checkpoints" / "1")
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        with pytest.raises(ArtifactError, match=r"checkpoints/1 .*--force") as caught:
+            checkpoints.restore(1, make_state(1))
+        assert "\n" not in str(caught.value), damaged
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Any, str]:
+    params = random_params(CLASSIC)
+    digest = save_params(tmp_path / "model", params, {"stage": "base"})
+    return tmp_path / "model", params, digest
+
+
+def test_weights_come_back_bit_for_bit(saved: tuple[Path, Any, str]) -> None:
+    folder, params, digest = saved
+    got, meta = load_params(folder, random_params(CLASSIC, 1))
+    assert_identical(got, params)
+    assert meta["stage"] == "base"
+    assert meta["sha256"] == digest == hash_params(got)
+
+
+def test_the_hash_sees_names_shapes_types_and_bits() -> None:
+    trees = [
+        {"a": jnp.zeros(4)}, {"b": jnp.zeros(4)}, {"a": jnp.zeros((2, 2))},
+        {"a": jnp.zeros(4, jnp.int32)}, {"a": -jnp.zeros(4)}, {"a": {"a": jnp.zeros(4)}},
+        {"a": jnp.zeros(2), "b": jnp.zeros(2)},
+    ]  # fmt: skip
+    assert len({hash_params(tree) for tree in trees}) == len(trees)
+
+
+@pytest.mark.parametrize("files", [1, 2, 3])
+def test_a_flipped_bit_in_the_weights_is_found(saved: tuple[Path, Any, str], files: int) -> None:
+    folder, params, _ = saved
+    damaged = damage(folder / "params", files)
+    with pytest.raises(ArtifactError, match=r"weights in .*model .*--force") as caught:
+        load_params(folder, params)
+    assert "\n" not in str(caught.value), damaged
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "jaxchat-checkpoint-0"}'])
+def test_weights_whose_meta_is_damaged_are_refused(
+    saved: tuple[Path, Any, str], content: str
+) -> None:
+    folder, params, _ = saved
+    (folder / "meta.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"model.*--force"):
+        load_params(folder, params)
+
+
+def test_weights_under_another_hash_are_refused(saved: tuple[Path, Any, str]) -> None:
+    folder, params, digest = saved
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"sha256": "0" * 64}))
+    with pytest.raises(ArtifactError, match=f"their hash is {digest[:12]}, not 0{{12}}"):
+        load_params(folder, params)
+
+
+@pytest.mark.parametrize(
+    "change", [{"n_embd": 64}, {"n_layer": 3}, {"n_layer": 1}, {"smear": True}, {"vocab_size": 301}]
+)
+def test_weights_of_another_model_are_refused(
+    saved: tuple[Path, Any, str], change: dict[str, Any]
+) -> None:
+    other = random_params(dataclasses.replace(CLASSIC, **change))
+    with pytest.raises(ArtifactError, match=r"weights in .*model cannot be read .*--force"):
+        load_params(saved[0], other)
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"meta\.json does not exist"):
+        load_params(tmp_path / "model", random_params(CLASSIC))
