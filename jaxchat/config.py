@@ -183,7 +183,7 @@ class TrainConfig:
     batch_tokens: int = 524_288  # tokens of one optimizer step, over all devices
     micro_rows: int = 32  # rows one device takes at once; the rest is accumulated
     lr_scale: float = 1.0  # multiplies every rate of [optim]
-    conversations: int = 0  # generated conversations (mid, sft); 0 for base
+    conversations: int = 0  # generated problems, one to three a conversation (mid, sft)
     mixture: Mapping[str, float] = field(default_factory=dict)  # task name -> share
     text_share: float = 0.0  # of the conversations' rows, added as rows of text: less is forgotten
     eval_every: int = 250

@@ -100,13 +100,14 @@ def run_stages(
         record = None if stage.name in forced else read_done(context.root, stage.name)
         missing = [name for name in stage.after if name not in context.done]
         if stage.name not in wanted:
-            if record is not None and not missing:
+            # What was made with other settings counts as missing for the stages that were named.
+            if record and not missing and record["inputs"] == input_hash(stage, context):
                 context.done[stage.name] = record
             continue
         if missing:
             raise ConfigError(
-                f"the stage {stage.name} needs {', '.join(missing)}, not complete in "
-                f"{context.root}; run without --stages, or name them too."
+                f"the stage {stage.name} needs {', '.join(missing)}, not complete with these "
+                f"settings in {context.root}; run without --stages, or name them too."
             )
         inputs = input_hash(stage, context)
         if record is not None and record["inputs"] == inputs:

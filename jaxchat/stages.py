@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxchat.data.rows import RowSource, validation_batches
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.evals.chat import evaluate_tasks, mean_reward
 from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
-from jaxchat.home import read_json, remove, write_json
+from jaxchat.home import read_json, remove, sha256_text, write_json
 from jaxchat.infer.engine import Engine
 from jaxchat.model import gpt
 from jaxchat.pipeline import Context, Stage
@@ -171,7 +172,7 @@ def run_eval(context: Context) -> dict[str, Any]:
             engine.set_params(params)
             write_json(path, _evaluate(context, stage, params, engine))
         scores[stage] = read_json(path)
-    return {"artifact": "eval", "models": scores}
+    return {"artifact": sha256_text(json.dumps(scores)), "models": scores}
 
 
 def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict[str, Any]:

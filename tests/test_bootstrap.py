@@ -112,11 +112,17 @@ def test_it_is_installed_again_when_the_extension_is_gone(installed):
     assert "no cargo on PATH" in bootstrap(installed, "run").stderr
 
 
-def test_the_checks_all_run_and_pytest_comes_last(installed):
-    cargo = installed / ".cargo" / "bin" / "cargo"  # where rustup leaves it
+@pytest.fixture
+def rust(installed):
+    """A cargo without clippy, where rustup leaves it."""
+    cargo = installed / ".cargo" / "bin" / "cargo"
     cargo.parent.mkdir(parents=True)
     cargo.write_text('#!/bin/sh\n[ "$1" = clippy ] && exit 101\necho "cargo $@"\n')
     cargo.chmod(0o755)
+
+
+@pytest.mark.usefixtures("rust")
+def test_the_checks_all_run_and_pytest_comes_last(installed):
     done = bootstrap(installed, "test", "-k", "nothing")
     lines = done.stdout.splitlines()
     assert lines[-1] == "-m pytest -k nothing"
@@ -126,6 +132,14 @@ def test_the_checks_all_run_and_pytest_comes_last(installed):
     failed = "ruff check, ruff format, mypy"
     assert f"== failed: {failed}" in lines
     assert done.stderr.splitlines()[-1] == f"Failed before pytest: {failed}"
+
+
+@pytest.mark.usefixtures("rust")
+@pytest.mark.parametrize(("failing", "code"), [("nothing", 0), ("mypy", 1), ("pytest", 1)])
+def test_the_exit_code_is_0_only_when_all_passed(installed, failing, code):
+    python = installed / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\n[ "$2" = {failing} ] && exit 1\nexit 0\n')
+    assert bootstrap(installed, "test").returncode == code
 
 
 def test_the_pins_are_plain_and_name_no_host():

@@ -80,7 +80,8 @@ def test_a_file_keeps_its_old_content_when_the_block_raises(tmp_path: Path) -> N
             file.write("half of the new")
             raise Boom
 
-    pytest.raises(Boom, write)
+    with pytest.raises(Boom):
+        write()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -117,7 +118,8 @@ def test_a_folder_keeps_its_old_content_when_the_block_raises(tmp_path: Path) ->
             (folder / "new").touch()
             raise Boom
 
-    pytest.raises(Boom, write)
+    with pytest.raises(Boom):
+        write()
     assert os.listdir(path) == ["old"]
     assert os.listdir(tmp_path) == ["folder"]
 
@@ -146,7 +148,8 @@ def test_a_folder_whose_removal_is_cut_short_has_lost_its_name(
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", killed)
-        pytest.raises(KeyboardInterrupt, remove, folder)
+        with pytest.raises(KeyboardInterrupt):
+            remove(folder)
     assert not folder.exists(), "half a folder still looks like a whole one"
     sweep(tmp_path)
     assert os.listdir(tmp_path) == []
@@ -158,7 +161,8 @@ def test_sweep_takes_what_a_killed_process_left_and_nothing_else(tmp_path: Path)
             shutil.copytree(tmp_path, tmp_path.parent / "left")  # as SIGKILL would find it
             raise Boom
 
-    pytest.raises(Boom, left)
+    with pytest.raises(Boom):
+        left()
     found = tmp_path.parent / "left"
     assert len(os.listdir(found)) == 2
     for name in (".hidden", "file.tmp", "done.json"):

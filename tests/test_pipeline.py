@@ -1,4 +1,4 @@
-"""Stages are skipped when complete, done again when what they depend on changed, never half-read."""
+"""Stages are skipped when complete and done again when what they depend on changed."""
 
 from __future__ import annotations
 
@@ -115,6 +115,12 @@ def test_only_some_stages(kitchen: Kitchen) -> None:
 def test_a_stage_whose_input_is_missing_is_refused_by_name(kitchen: Kitchen) -> None:
     with pytest.raises(ConfigError, match="the stage bread needs dough"):
         kitchen.run(only=["bread"])
+
+
+def test_a_stage_made_with_other_settings_does_not_feed_the_named_ones(kitchen: Kitchen) -> None:
+    kitchen.run(seed=0)
+    with pytest.raises(ConfigError, match="the stage bread needs dough, not complete with these"):
+        kitchen.run(seed=1, only=["bread"])
 
 
 @pytest.mark.parametrize("option", ["only", "force"])

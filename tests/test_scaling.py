@@ -32,7 +32,9 @@ def test_classic_d20_is_the_100_dollar_model() -> None:
     assert (optim.weight_decay, optim.grad_clip) == (0.0, 1.0)
     assert (optim.warmup_steps, optim.warmdown_ratio, optim.final_lr_frac) == (0, 0.2, 0.0)
     assert (optim.momentum_start, optim.momentum, optim.momentum_warmup_steps) == (0.85, 0.95, 300)
-    assert not (optim.normuon or optim.cautious_decay or optim.renormalize)
+    assert not (optim.normuon)
+    assert not (optim.cautious_decay)
+    assert not (optim.renormalize)
 
 
 @pytest.mark.parametrize(("depth", "total"), [(26, 1_081_999_360), (32, 1_879_048_192)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ HELD_OUT_CONVERSATIONS = 400
 # Each stage draws its training problems from a range of its own, so none sees another's draws.
 FIRST_INDEX = {"tokenizer": 0, "mid": 0, "sft": 100_000_000, "rl": 200_000_000}
 ENCODE_BATCH = 256
+# Problems in each training conversation, in turn: a chat goes on after its first answer.
+TURNS = (1, 2, 1, 3)
 
 
 def build_corpus(config: DataConfig, folder: Path) -> dict[str, Any]:
@@ -65,9 +67,12 @@ def always_train(words: Iterable[str], tokenizer: Tokenizer) -> list[str]:
 def run_tasks(
     names: Iterable[str], seed: int, corpus_folder: Path, tokenizer: Tokenizer
 ) -> dict[str, Task]:
-    """The named tasks of a run, over the words of its corpus."""
+    """The named tasks of a run, over the words of its corpus. Raises ConfigError for no task."""
     words = read_words(corpus_folder)
-    return make_tasks(names, seed, words, always_train=always_train(words, tokenizer))
+    try:
+        return make_tasks(names, seed, words, always_train=always_train(words, tokenizer))
+    except ValueError as error:
+        raise ConfigError(f"{error} (a mixture, eval.tasks or rl.task names it).") from error
 
 
 def mixture(
@@ -78,9 +83,9 @@ def mixture(
     A task's own problems come in order from index `first`.
     """
     total = sum(shares.values())
-    taken = dict.fromkeys(shares, 0)
+    taken = dict.fromkeys(sorted(shares), 0)  # whatever order the configuration has them in
     for number in range(1, count + 1):
-        name = max(shares, key=lambda task: number * shares[task] / total - taken[task])
+        name = max(taken, key=lambda task: number * shares[task] / total - taken[task])
         yield tasks[name].problem(split, first + taken[name])
         taken[name] += 1
 
@@ -144,7 +149,8 @@ def build_rows(
             problems = _problems(stage, split, train, tasks, count)
             target = folder / f"{stage}_{split}"
             text = RowSource(folder / f"base_{split}", tokenizer.hash).tokens
-            manifest = _chat_rows(problems, count, tokenizer, text, train.text_share, target)
+            turns = TURNS if split == "train" else (1,)
+            manifest = _chat_rows(problems, count, tokenizer, turns, text, train.text_share, target)
             results[f"{stage}_{split}"] = _told(manifest) | {"conversations": count}
             digests += manifest.checksums.values()
     return {"artifact": sha256_text(*digests), **results}
@@ -157,6 +163,16 @@ def _problems(
     if split == "train":
         return mixture(shares, tasks, "train", count, FIRST_INDEX[stage])
     return mixture(shares, tasks, "test", count)
+
+
+def _grouped(problems: Iterable[Problem], sizes: Sequence[int]) -> Iterator[list[Problem]]:
+    """Problems in groups of the sizes in turn; the last may be smaller."""
+    source = iter(problems)
+    for size in itertools.cycle(sizes):
+        group = list(itertools.islice(source, size))
+        if not group:
+            return
+        yield group
 
 
 def _told(manifest: RowsManifest) -> dict[str, int]:
@@ -187,18 +203,23 @@ def _chat_rows(
     problems: Iterable[Problem],
     count: int,
     tokenizer: Tokenizer,
+    turns: Sequence[int],
     text: np.ndarray,
     text_share: float,
     folder: Path,
 ) -> RowsManifest:
-    """Conversations as rows, and `text_share` times as many rows of `text` [N, T+1] behind them."""
+    """Conversations as rows, and `text_share` times as many rows of `text` [N, T+1] behind them.
+
+    The problems are asked in conversations of as many turns as `turns` says, over and over.
+    """
     row = text.shape[1]
     with Progress(f"rendering {folder.name}", count, "conversation") as progress:
 
         def rendered() -> Iterator[tuple[list[int], list[int]]]:
-            for problem in problems:
-                yield render(problem.conversation, tokenizer)
-                progress.advance()
+            for problems_of_one in _grouped(problems, turns):
+                messages = [m for p in problems_of_one for m in p.conversation["messages"]]
+                yield render({"messages": messages}, tokenizer)
+                progress.advance(len(problems_of_one))
 
         packed = list(pack_conversations(rendered(), row, tokenizer.bos))
     tokens = to_array((ids for ids, _ in packed), row, tokenizer.vocab_size)

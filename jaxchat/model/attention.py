@@ -46,8 +46,9 @@ def causal_attention(
 def blocked_attention(q: Array, k: Array, v: Array, *, window: int) -> Array:
     """`causal_attention`, one key/value head after the other, in blocks of queries.
 
-    No block computes keys it cannot see. Scores are computed again for the gradient and so never
-    leave the cache of a CPU: on 2 cores twice as fast as saving them (B=16, T=256, K=32).
+    No block computes keys it cannot see. Scores are computed again for the gradient, so that they
+    never leave the cache of a CPU: with B=16, T=256, H=4, K=32 on 2 cores, forward and backward
+    take 19 ms against 38 with saved scores; with K=64 it is even.
     """
     batch, time, heads, size = q.shape
     groups = k.shape[2]

@@ -38,11 +38,7 @@ class CountingTask(WordTask):
         user = rng.choice(_QUESTIONS).format(letter=letter, word=word)
         expression = f'"{spelled(word)}".count("{letter}")'
         count = calculate(expression)
-        reply = _sentence(letter, count, word)
+        times = "time" if count == "1" else "times"
+        # Short: the word said again would be one more thing to get wrong.
+        reply = f"The letter {letter} appears {count} {times}."
         return Problem(self.name, word, say_with_tool(user, expression, count, reply), count)
-
-
-def _sentence(letter: str, count: str, word: str) -> str:
-    """ "The letter r appears 3 times in strawberry." """
-    times = "time" if count == "1" else "times"
-    return f"The letter {letter} appears {count} {times} in {word}."

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxchat.home import ArtifactError, atomic_folder, read_json, write_json
+from jaxchat.home import ArtifactError, atomic_folder, read_json, sha256_file, write_json
 
 FORMAT = "jaxchat-checkpoint-1"
 
@@ -46,11 +46,12 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Starts saving; the arrays are copied first, so they may be donated afterwards."""
+        # Orbax does not notice every damaged file when it restores: the hash does.
+        told = {"format": FORMAT, "step": step, "sha256": hash_params(state), **meta}
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                meta=ocp.args.JsonSave({"format": FORMAT, "step": step, **meta}),
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(told)
             ),
         )
 
@@ -83,6 +84,12 @@ class Checkpoints:
                 f"the checkpoint {self.folder / str(step)} has format {meta.get('format')!r}, "
                 f"not {FORMAT!r}; it was made by another version: use --force to start again."
             )
+        if meta.get("sha256") != hash_params(restored["state"]):
+            raise ArtifactError(
+                f"the checkpoint {self.folder / str(step)} is damaged (its hash is not the one it "
+                "was saved with); delete that folder to go on from the one before, or use --force "
+                "to start the stage again."
+            )
         return restored["state"], meta
 
 
@@ -102,7 +109,10 @@ def save_params(folder: Path, params: Any, meta: Mapping[str, Any]) -> str:
     with atomic_folder(folder) as temporary:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(temporary / "params", jax.device_get(params))
-        write_json(temporary / "meta.json", {"format": FORMAT, "sha256": digest, **meta})
+        files = sorted(path for path in (temporary / "params").rglob("*") if path.is_file())
+        checksums = {str(path.relative_to(temporary)): sha256_file(path) for path in files}
+        told = {"format": FORMAT, "sha256": digest, "checksums": checksums, **meta}
+        write_json(temporary / "meta.json", told)
     return digest
 
 
@@ -111,21 +121,37 @@ def load_params(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
 
     Raises ArtifactError when they are missing, damaged, or of another model.
     """
-    meta = read_json(folder / "meta.json")
+    meta = _read_meta(folder)
+    # Before Orbax sees them: it does not notice every damaged file, and is loud about the others.
+    for name, checksum in meta["checksums"].items():
+        path = folder / name
+        if not path.exists() or sha256_file(path) != checksum:
+            raise ArtifactError(
+                f"the weights file {path} is missing or damaged (its checksum is not the one it "
+                "was saved with); make them again with --force and the stage's name."
+            )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(folder / "params", abstract)
-        digest = hash_params(params)
     except Exception as error:  # Orbax and TensorStore raise many kinds
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ArtifactError(
             f"the weights in {folder} cannot be read ({reason}); make them again with "
             "--force and the stage's name."
         ) from error
-    if digest != meta.get("sha256"):
-        raise ArtifactError(
-            f"the weights in {folder} are damaged (their hash is {digest[:12]}, not "
-            f"{str(meta.get('sha256'))[:12]}); make them again with --force and the stage's name."
-        )
     return params, meta
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    try:
+        meta = read_json(folder / "meta.json")
+        if meta["format"] != FORMAT or not isinstance(meta["checksums"], dict):
+            raise ValueError(f"its format is {meta['format']!r}, not {FORMAT!r}")
+    except (ArtifactError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).split(";")[0].removesuffix(".")
+        raise ArtifactError(
+            f"{folder / 'meta.json'} does not describe weights ({reason}); make them again with "
+            "--force and the stage's name."
+        ) from error
+    return dict(meta)

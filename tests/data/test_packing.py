@@ -1,5 +1,6 @@
 """Packing: nothing is lost, nothing is mixed up, every row begins with BOS."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,9 +52,9 @@ def test_the_order_within_a_document_is_kept(lengths: list[int], row: int, pool:
 
 @given(lengths, rows_of, pools)
 def test_pieces_are_separated_by_bos(lengths: list[int], row: int, pool: int) -> None:
-    following = {a: b for doc in numbered(lengths) for a, b in zip(doc[1:], doc[2:], strict=False)}
+    following = {a: b for doc in numbered(lengths) for a, b in itertools.pairwise(doc)}
     for ids in pack_text(numbered(lengths), row, BOS, pool):
-        for left, right in zip(ids, ids[1:], strict=False):
+        for left, right in itertools.pairwise(ids):
             if left != BOS and right != BOS:
                 assert following.get(left) == right, "two documents run into each other"
 

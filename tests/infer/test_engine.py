@@ -281,6 +281,18 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def test_half_precision_gives_nearly_the_same_probabilities(make_engine, params, config):
+    prompt = random_prompts(1)[0]
+    request = Request(prompt, max_tokens=30, temperature=1.0)
+    ((completion,),) = make_engine(dtype=jnp.bfloat16).generate([request])
+    ids = jnp.array([[*prompt, *completion.tokens]], jnp.int32)
+    logprobs = jax.nn.log_softmax(forward(params, ids, config))[0, len(prompt) - 1 : -1]
+    want = [float(logprobs[i, token]) for i, token in enumerate(completion.tokens)]
+    gaps = np.abs(np.array(want) - completion.logprobs)[np.array(completion.mask) == 1]
+    assert len(gaps) > 3
+    assert 1e-5 < gaps.mean() < 0.2, "near, but not computed in float32"
+
+
 def test_progress_counts_finished_requests(engine):
     seen = []
     requests = [Request(prompt, max_tokens=9, n=2) for prompt in random_prompts(9)]

@@ -21,7 +21,7 @@ EXPRESS = [
 
 
 def odd_polynomials(g: np.ndarray, coefficients: list, divisor: float) -> np.ndarray:
-    """Applies p(s) = a s + b s^3 + c s^5 to the singular values, by decomposing, not by products."""
+    """Applies p(s) = a s + b s^3 + c s^5 to the singular values, by decomposing."""
     u, s, vt = np.linalg.svd(g / divisor, full_matrices=False)
     for a, b, c in coefficients:
         s = a * s + b * s**3 + c * s**5

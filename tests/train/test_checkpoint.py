@@ -1,7 +1,6 @@
 """Checkpoints: bit for bit, or a clear refusal."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,13 @@ ONE = make_mesh(MeshConfig(), jax.devices()[:1])
 def make_state(seed: int = 0) -> TrainState:
     """A whole training state, optimizer included, with no zeros in it."""
     optimizer = make_optimizer(CLASSIC, CLASSIC_OPTIM, 10)
-    state = init_state(random_params(CLASSIC, seed), optimizer)
-    keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(state))))
+    shapes = jax.eval_shape(lambda: init_state(random_params(CLASSIC), optimizer))
+    rng = np.random.default_rng(seed)
 
-    def fill(leaf: jax.Array) -> jax.Array:
-        if jnp.issubdtype(leaf.dtype, jnp.integer):
-            return leaf + 7
-        return jax.random.normal(next(keys), leaf.shape)
+    def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return np.asarray(100 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
-    return jax.device_put(jax.tree.map(fill, state), replicated(ONE))
+    return jax.device_put(jax.tree.map(fill, shapes), replicated(ONE))
 
 
 def assert_identical(got: Any, want: Any) -> None:
@@ -42,14 +39,13 @@ def assert_identical(got: Any, want: Any) -> None:
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def damage(folder: Path, wrong: int = 1) -> list[Path]:
-    """Flips a bit in the middle of the largest files below."""
-    files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    for path in files[-wrong:]:
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
-    return files[-wrong:]
+def damage(folder: Path, which: int) -> Path:
+    """Flips a bit in the middle of a file of array data; the largest is file 0."""
+    files = sorted(folder.rglob("d/*"), key=lambda path: -path.stat().st_size)
+    data = bytearray(files[which].read_bytes())
+    data[len(data) // 2] ^= 1
+    files[which].write_bytes(data)
+    return files[which]
 
 
 def test_a_state_comes_back_bit_for_bit_with_its_meta(tmp_path: Path) -> None:
@@ -96,21 +92,27 @@ def test_a_checkpoint_moves_to_another_mesh(tmp_path: Path) -> None:
     assert got.params["wte"]["embedding"].sharding == replicated(eight)
 
 
+# Orbax leaves coroutines behind when it cannot restore.
+loud = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@loud
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    wider = jax.tree.map(lambda x: jnp.zeros((*x.shape, 2)), make_state())
+    wider = jax.tree.map(lambda x: np.zeros((*x.shape, 2), x.dtype), make_state())
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, make_state(), {})
         checkpoints.wait()
-        with pytest.raises(ArtifactError, match=r"checkpoints/1 cannot be read .* --force"):
-            checkpoints.restore(1, wider)
-        with pytest.raises(ArtifactError, match=r"checkpoints/1 cannot be read .* --force"):
-            checkpoints.restore(1, {"other": jnp.zeros(3)})
+        for other in (wider, {"other": np.zeros(3, np.float32)}):
+            with pytest.raises(ArtifactError, match=r"checkpoints/1 cannot be read .* --force"):
+                checkpoints.restore(1, other)
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+@loud
+@pytest.mark.parametrize("file", range(3))
+def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path, file: int) -> None:
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, make_state(), {})
-    (damaged,) = damage(tmp_path / "checkpoints" / "1")
+    damaged = damage(tmp_path / "checkpoints" / "1", file)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         with pytest.raises(ArtifactError, match=r"checkpoints/1 .*--force") as caught:
             checkpoints.restore(1, make_state(1))
@@ -141,11 +143,13 @@ def test_the_hash_sees_names_shapes_types_and_bits() -> None:
     assert len({hash_params(tree) for tree in trees}) == len(trees)
 
 
-@pytest.mark.parametrize("files", [1, 2, 3])
-def test_a_flipped_bit_in_the_weights_is_found(saved: tuple[Path, Any, str], files: int) -> None:
+@pytest.mark.parametrize("file", range(3))
+def test_a_flipped_bit_in_the_weights_is_found(saved: tuple[Path, Any, str], file: int) -> None:
     folder, params, _ = saved
-    damaged = damage(folder / "params", files)
-    with pytest.raises(ArtifactError, match=r"weights in .*model .*--force") as caught:
+    damaged = damage(folder / "params", file)
+    with pytest.raises(
+        ArtifactError, match=r"model/params/.* missing or damaged .*--force"
+    ) as caught:
         load_params(folder, params)
     assert "\n" not in str(caught.value), damaged
 
@@ -160,14 +164,7 @@ def test_weights_whose_meta_is_damaged_are_refused(
         load_params(folder, params)
 
 
-def test_weights_under_another_hash_are_refused(saved: tuple[Path, Any, str]) -> None:
-    folder, params, digest = saved
-    meta = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps(meta | {"sha256": "0" * 64}))
-    with pytest.raises(ArtifactError, match=f"their hash is {digest[:12]}, not 0{{12}}"):
-        load_params(folder, params)
-
-
+@loud
 @pytest.mark.parametrize(
     "change", [{"n_embd": 64}, {"n_layer": 3}, {"n_layer": 1}, {"smear": True}, {"vocab_size": 301}]
 )
