@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jaxchat.config import ModelConfig, TrainConfig
 from jaxchat.data import prepare
@@ -57,10 +59,22 @@ def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
     return load_params(root / stage / "model", abstract_params(model))[0]
 
 
+def compute_dtype() -> DTypeLike:
+    """What activations are computed in: bf16 on a GPU, fp32 on a CPU; weights are always fp32."""
+    dtype: DTypeLike = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
+    return dtype
+
+
 def make_engine(context: Context, params: Any) -> Engine:
     """The engine that evaluates and samples."""
     config = context.config
-    return Engine(params, config.model, tokenizer_of(context), slots=config.eval.slots)
+    return Engine(
+        params,
+        config.model,
+        tokenizer_of(context),
+        slots=config.eval.slots,
+        dtype=compute_dtype(),
+    )
 
 
 def run_data(context: Context) -> dict[str, Any]:
@@ -99,6 +113,7 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
         token_bytes=tokenizer.token_bytes,
         mesh=mesh_of(context),
         seed=config.seed,
+        dtype=compute_dtype(),
     )
     result = fit(job, params)
     digest = save_params(folder / "model", result.params, {"stage": stage})
@@ -144,6 +159,7 @@ def run_rl(context: Context) -> dict[str, Any]:
         mesh=mesh_of(context),
         engine=make_engine(context, params),
         seed=config.seed,
+        dtype=compute_dtype(),
     )
     result = train_rl(job, params)
     digest = save_params(folder / "model", result.params, {"stage": "rl"})
@@ -187,7 +203,9 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict
         title=f"evaluating {stage}",
     )  # fmt: skip
     record: dict[str, Any] = {
-        "bits_per_byte": bits_per_byte(params, list(batches), tokenizer.token_bytes, config.model),
+        "bits_per_byte": bits_per_byte(
+            params, list(batches), tokenizer.token_bytes, config.model, compute_dtype()
+        ),
         "tasks": {name: score.to_json() for name, score in scores.items()},
     }
     if stage in ("sft", "rl"):

@@ -124,7 +124,9 @@ def fit(job: Job, params: Any) -> FitResult:
     time_axis = job.rows.manifest.row_tokens - 1
     accumulation, rows = plan_batch(job.train, time_axis, batch_shards(job.mesh))
     steps = count_steps(job.train, job.rows)
-    optimizer = make_optimizer(job.model, job.optim, steps, lr_scale=job.train.lr_scale)
+    optimizer = make_optimizer(
+        job.model, job.optim, steps, lr_scale=job.train.lr_scale, muon_dtype=job.dtype
+    )
     step_fn = make_train_step(job.model, optimizer, job.mesh, job.dtype)
     # A copy: the first step donates its state, and the caller may still need its parameters.
     params = jax.tree.map(jnp.copy, params)

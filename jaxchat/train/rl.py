@@ -113,7 +113,9 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
             f"a step of {rows} rollouts does not divide into micro-batches of {micro} over "
             f"{batch_shards(job.mesh)} devices; change [rl] problems_per_step or micro_rows."
         )
-    optimizer = make_optimizer(job.model, job.optim, config.steps, lr_scale=config.lr_scale)
+    optimizer = make_optimizer(
+        job.model, job.optim, config.steps, lr_scale=config.lr_scale, muon_dtype=job.dtype
+    )
     step_fn = make_train_step(job.model, optimizer, job.mesh, job.dtype)
     params = jax.tree.map(jnp.copy, params)
     state = jax.device_put(init_state(params, optimizer), replicated(job.mesh))

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxchat import losses
 from jaxchat.config import ConfigError, ModelConfig
 from jaxchat.model import gpt
+from jaxchat.model.attention import Implementation, choose_attention
 from jaxchat.sharding import RULES, replicated, sharding
 
 Params = Any
@@ -39,7 +40,11 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def batch_loss(
-    params: Params, batch: Batch, model: ModelConfig, dtype: DTypeLike = jnp.float32
+    params: Params,
+    batch: Batch,
+    model: ModelConfig,
+    dtype: DTypeLike = jnp.float32,
+    attention: Implementation = "blocked",
 ) -> tuple[jax.Array, jax.Array]:
     """(sum, weight) of the loss over rows [B, T+1]; the caller divides once.
 
@@ -50,20 +55,24 @@ def batch_loss(
     weights = None
     if "advantage" in batch:
         weights = jnp.broadcast_to(batch["advantage"][:, None], mask.shape)
-    x = gpt.features(params, tokens[:, :-1], model, dtype=dtype)
+    x = gpt.features(params, tokens[:, :-1], model, dtype=dtype, attention=attention)
     return losses.cross_entropy(
         x, params["lm_head"]["kernel"], tokens[:, 1:], mask, softcap=model.softcap, weights=weights
     )
 
 
 def loss_and_grads(
-    params: Params, batch: Batch, model: ModelConfig, dtype: DTypeLike
+    params: Params,
+    batch: Batch,
+    model: ModelConfig,
+    dtype: DTypeLike = jnp.float32,
+    attention: Implementation = "blocked",
 ) -> tuple[Params, jax.Array, jax.Array]:
     """Sums over the A micro-batches of [A, B, ...]: gradients, loss, weight. Nothing is divided."""
 
     def one(micro: Batch) -> tuple[Params, jax.Array, jax.Array]:
         def loss(params: Params) -> tuple[jax.Array, jax.Array]:
-            return batch_loss(params, micro, model, dtype)
+            return batch_loss(params, micro, model, dtype, attention)
 
         (total, weight), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return grads, total, weight
@@ -94,10 +103,11 @@ def make_train_step(
     if mesh.shape["tensor"] != 1:
         raise ConfigError(f"mesh.tensor is {mesh.shape['tensor']}; this version supports only 1.")
     axes = RULES["batch"]
+    attention = choose_attention(model.head_dim, dtype)
 
     def local(params: Params, batch: Batch) -> tuple[Params, jax.Array, jax.Array]:
         sums: tuple[Params, jax.Array, jax.Array] = lax.psum(
-            loss_and_grads(params, batch, model, dtype), axes
+            loss_and_grads(params, batch, model, dtype, attention), axes
         )
         return sums
 
