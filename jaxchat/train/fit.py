@@ -156,12 +156,13 @@ def fit(job: Job, params: Any) -> FitResult:
                 done = step + 1
                 if done % job.train.eval_every == 0 or done == steps:
                     loop.evaluated(done, evaluate(state))
-                if done % job.train.save_every == 0 or done == steps or stop():
+                stopping = stop()  # once: a signal between two looks would stop without saving
+                if done % job.train.save_every == 0 or done == steps or stopping:
                     loop.flush()
                     checkpoints.save(done, state, {"seconds": loop.seconds()})
-                if stop() and done < steps:
+                if stopping and done < steps:
                     checkpoints.wait()
-                    raise Interrupted(stop())
+                    raise Interrupted(stopping)
         loop.flush()
     return loop.result(state.params, evaluate)
 

@@ -139,12 +139,13 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
                 log.write({"step": step, "reward": reward, **values})
                 progress.update(step + 1, f"reward {reward:.3f}")
                 done = step + 1
-                if done % config.save_every == 0 or done == config.steps or stop():
+                stopping = stop()  # once: a signal between two looks would stop without saving
+                if done % config.save_every == 0 or done == config.steps or stopping:
                     seconds = before + time.monotonic() - began
                     checkpoints.save(done, state, {"seconds": seconds, "rewards": rewards})
-                if stop() and done < config.steps:
+                if stopping and done < config.steps:
                     checkpoints.wait()
-                    raise Interrupted(stop())
+                    raise Interrupted(stopping)
     return RLResult(state.params, rewards, before + time.monotonic() - began)
 
 

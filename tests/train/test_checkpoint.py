@@ -1,6 +1,8 @@
 """Checkpoints: bit for bit, or a clear refusal."""
 
 import dataclasses
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +94,17 @@ def test_a_checkpoint_moves_to_another_mesh(tmp_path: Path) -> None:
     assert got.params["wte"]["embedding"].sharding == replicated(eight)
 
 
-# Orbax leaves coroutines behind when it cannot restore.
-loud = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Collects what a test leaves, lest a later one be blamed."""
+    yield
+    gc.collect()
+
+
+def loud(test: Callable[..., None]) -> Callable[..., None]:
+    """For tests in which Orbax cannot restore: it leaves coroutines that were never awaited."""
+    ignored = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    return ignored(pytest.mark.usefixtures("collected")(test))
 
 
 @loud

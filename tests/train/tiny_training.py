@@ -1,5 +1,10 @@
-"""A model and rows small enough to train in a test."""
+"""A model and rows small enough to train in a test.
 
+As a program, `python tiny_training.py FOLDER`, it trains them slowly, to be killed meanwhile.
+"""
+
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,10 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxchat.config import ModelConfig, OptimConfig
+from jaxchat.config import MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxchat.data.rows import RowSource, write_rows
 from jaxchat.model import gpt
 from jaxchat.scaling import derive_horizon, derive_model
+from jaxchat.sharding import make_mesh
+from jaxchat.train.fit import Job, fit
 
 T, VOCAB = 16, 300
 TOKENIZER = "hash of no tokenizer"
@@ -49,3 +56,42 @@ def write_tiny_rows(folder: Path, count: int, seed: int = 0) -> RowSource:
         rows.append(np.where(surprise, rng.integers(0, VOCAB - 9, count), (rows[-1] * 7 + 3) % 50))
     write_rows(folder, np.stack(rows, 1).astype(np.uint16), None, TOKENIZER)
     return RowSource(folder, TOKENIZER)
+
+
+# 8 rows a step, in two micro-batches on one device
+TRAIN = TrainConfig(
+    steps=12, batch_tokens=8 * T, micro_rows=4, eval_every=4, eval_rows=8, save_every=5
+)
+
+
+class SlowRows(RowSource):
+    """Rows that take a while to read, so that a step takes long enough to be killed in."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        time.sleep(0.02)
+        return super().__getitem__(index)
+
+
+def tiny_job(folder: Path, rows: type[RowSource] = RowSource, **changes: Any) -> Job:
+    """A stage in `folder/stage` over the rows in `folder/rows`, which are written if need be."""
+    for name, count in (("rows", 50), ("held_out", 20)):
+        if not (folder / name).exists():
+            write_tiny_rows(folder / name, count, seed=count)
+    job = Job(
+        title="test",
+        folder=folder / "stage",
+        model=CLASSIC,
+        optim=CLASSIC_OPTIM,
+        train=TRAIN,
+        rows=rows(folder / "rows", TOKENIZER),
+        held_out=RowSource(folder / "held_out", TOKENIZER),
+        token_bytes=TOKEN_BYTES,
+        mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
+        seed=1,
+    )
+    return replace(job, **changes)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)  # as in conftest.py: the same numbers
+    fit(tiny_job(Path(sys.argv[1]), rows=SlowRows), random_params(CLASSIC))

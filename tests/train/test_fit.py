@@ -1,0 +1,208 @@
+"""The training loop: killed or asked to stop, it ends as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny_training
+from tiny_training import CLASSIC, TRAIN, T, random_params, tiny_job
+
+from jaxchat.config import ConfigError, MeshConfig, TrainConfig
+from jaxchat.data.rows import RowSource
+from jaxchat.evals.bpb import bits_per_byte
+from jaxchat.sharding import make_mesh
+from jaxchat.train.checkpoint import Checkpoints, hash_params
+from jaxchat.train.fit import (
+    FitResult,
+    Interrupted,
+    Job,
+    count_steps,
+    fit,
+    plan_batch,
+    stop_requests,
+)
+from jaxchat.train.metrics import read_metrics
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+
+def records(job: Job) -> list[dict[str, Any]]:
+    return read_metrics(job.folder / "metrics.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[FitResult, list[dict[str, Any]]]:
+    """A run that nothing interrupted: its result and its metrics."""
+    job = tiny_job(tmp_path_factory.mktemp("whole"))
+    with jax.numpy_dtype_promotion("standard"):
+        return fit(job, random_params(CLASSIC)), records(job)
+
+
+def assert_same_run(job: Job, got: FitResult, whole: Any) -> None:
+    """Bit for bit: the parameters, every loss, every evaluation."""
+    want, metrics = whole
+    assert hash_params(got.params) == hash_params(want.params)
+    assert (got.loss, got.bits_per_byte) == (want.loss, want.bits_per_byte)
+    assert records(job) == metrics
+
+
+def test_a_run_logs_every_step_once_and_learns(whole: Any, tmp_path: Path) -> None:
+    result, metrics = whole
+    losses = [r["loss"] for r in metrics if "loss" in r]
+    assert [r["step"] for r in metrics if "loss" in r] == list(range(12))
+    assert [r["step"] for r in metrics if "bits_per_byte" in r] == [3, 7, 11]
+    assert (result.steps, result.tokens) == (12, 12 * 8 * T)
+    assert result.loss == losses[-1]  # the mean of the last tenth
+    assert result.bits_per_byte == metrics[-1]["bits_per_byte"]
+    assert result.seconds > 0
+
+    job = tiny_job(tmp_path)
+    held_out = [{k: np.stack([job.held_out[i][k] for i in range(8)]) for k in ("tokens", "mask")}]
+
+    def measure(params: Any) -> float:
+        return bits_per_byte(params, held_out, job.token_bytes, CLASSIC)
+
+    assert measure(result.params) == pytest.approx(result.bits_per_byte, rel=1e-5)
+    assert result.bits_per_byte < measure(random_params(CLASSIC)) - 0.5
+
+
+def run_until(folder: Path, step: int) -> None:
+    """Trains in another process and kills it with SIGKILL once `step` is logged."""
+    process = subprocess.Popen([sys.executable, tiny_training.__file__, str(folder)])
+    log = folder / "stage" / "metrics.jsonl"
+    began = time.monotonic()
+    while not any(record["step"] >= step for record in read_metrics(log)):
+        assert process.poll() is None, "the training ended before it could be killed"
+        assert time.monotonic() < began + 300, "the training hangs"
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    logged = [record["step"] for record in read_metrics(log)]
+    assert max(logged) < TRAIN.steps - 1, "it was killed too late to show anything"
+
+
+def test_a_run_killed_twice_ends_like_one_left_alone(tmp_path: Path, whole: Any) -> None:
+    job = tiny_job(tmp_path)
+    run_until(tmp_path, step=2)  # before the first checkpoint, of step 5
+    run_until(tmp_path, step=7)  # and after it
+    with Checkpoints(job.folder / "checkpoints") as checkpoints:
+        assert checkpoints.latest() in (5, 10)
+    assert_same_run(job, fit(job, random_params(CLASSIC)), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_asked_to_stop_saves_and_goes_on_later(
+    tmp_path: Path, whole: Any, number: signal.Signals
+) -> None:
+    class Stopping(RowSource):
+        """Sends the signal while the rows of step 6 are read."""
+
+        reads = 0
+
+        def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+            Stopping.reads += 1
+            if Stopping.reads == 6 * 8 + 3:
+                os.kill(os.getpid(), number)
+            return super().__getitem__(index)
+
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=number.name) as caught:
+        fit(tiny_job(tmp_path, rows=Stopping), random_params(CLASSIC))
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) is before, "the signal is not handled as it was"
+
+    job = tiny_job(tmp_path)
+    with Checkpoints(job.folder / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 7, "the step that was under way was not saved"
+    assert [r["step"] for r in records(job) if "loss" in r] == list(range(7))
+    assert_same_run(job, fit(job, random_params(CLASSIC)), whole)
+
+
+def test_a_signal_after_the_loop_is_no_business_of_its_own() -> None:
+    with stop_requests() as stop:
+        assert stop() == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop() == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, whole: Any) -> None:
+    job, params = tiny_job(tmp_path), random_params(CLASSIC)
+    first = fit(job, params)
+    assert_same_run(job, first, whole)
+    assert hash_params(params) == hash_params(random_params(CLASSIC)), "the caller's were donated"
+    # other parameters, to show that it is the checkpoint that comes back
+    again = fit(job, random_params(CLASSIC, seed=9))
+    assert_same_run(job, again, whole)
+    assert again.seconds >= first.seconds * 0.5, "the time of the first session is forgotten"
+
+
+def test_several_devices_give_the_losses_of_one(tmp_path: Path, whole: Any) -> None:
+    _, metrics = whole
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    job = tiny_job(tmp_path, mesh=mesh, train=replace(TRAIN, micro_rows=1, steps=12))
+    fit(job, random_params(CLASSIC))
+    for got, want in zip(records(job), metrics, strict=True):
+        assert got == pytest.approx(want, rel=1e-4)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path: Path) -> None:
+    params = random_params(CLASSIC)
+    params["wte"]["embedding"] = params["wte"]["embedding"] * np.float32(np.nan)
+    job = tiny_job(tmp_path, train=replace(TRAIN, save_every=1))
+    with pytest.raises(FloatingPointError, match=r"test: the loss of step 0 is nan; lower the"):
+        fit(job, params)
+    with Checkpoints(job.folder / "checkpoints") as checkpoints:
+        assert checkpoints.latest() is None
+
+
+@pytest.mark.parametrize(
+    ("batch_tokens", "micro_rows", "shards", "plan"),
+    [
+        (524_288, 32, 8, (1, 256)),
+        (524_288, 32, 1, (8, 32)),
+        (524_288, 512, 8, (1, 256)),  # micro-batches are no larger than the step
+        (16_384, 2, 4, (1, 8)),
+        (32_768, 1, 8, (2, 8)),
+    ],
+)
+def test_a_step_is_divided_into_micro_batches(
+    batch_tokens: int, micro_rows: int, shards: int, plan: tuple[int, int]
+) -> None:
+    train = TrainConfig(batch_tokens=batch_tokens, micro_rows=micro_rows)
+    assert plan_batch(train, 2048, shards) == plan
+
+
+@pytest.mark.parametrize(
+    ("batch_tokens", "micro_rows", "shards", "said"),
+    [
+        (5_000, 1, 1, "batch_tokens is 5000, no multiple of the row's 2048 tokens"),
+        (1_024, 1, 1, "batch_tokens is 1024, no multiple of the row's 2048 tokens"),
+        (2_048 * 6, 1, 4, "a step of 6 rows does not divide by the 4 devices"),
+        (2_048 * 8, 3, 1, "a step of 8 rows is not a multiple of 3 rows .micro_rows 3 on 1"),
+        (2_048 * 8, 3, 2, "a step of 8 rows is not a multiple of 6 rows .micro_rows 3 on 2"),
+    ],
+)
+def test_a_step_that_does_not_divide_is_refused_with_the_numbers(
+    batch_tokens: int, micro_rows: int, shards: int, said: str
+) -> None:
+    train = TrainConfig(batch_tokens=batch_tokens, micro_rows=micro_rows)
+    with pytest.raises(ConfigError, match=said):
+        plan_batch(train, 2048, shards)
+
+
+def test_steps_left_open_are_one_pass_over_the_rows(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path)  # 50 rows, 8 a step
+    assert count_steps(replace(TRAIN, steps=0), job.rows) == 6
+    assert count_steps(replace(TRAIN, steps=0, batch_tokens=64 * T), job.rows) == 1
+    assert count_steps(TRAIN, job.rows) == 12
