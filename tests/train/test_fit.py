@@ -132,8 +132,7 @@ def test_a_signal_after_the_loop_is_no_business_of_its_own() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop() == signal.SIGTERM
     with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, whole: Any) -> None:
