@@ -72,7 +72,8 @@ def read_done(root: Path, stage: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    of_format = isinstance(record, dict) and record.get("format") == FORMAT
+    if not of_format or not {"inputs", "seconds", "results"} <= record.keys():
         raise ArtifactError(
             f"{path} is no record of format {FORMAT}; make the stage again with --force {stage}."
         )
@@ -94,6 +95,7 @@ def run_stages(
     stages = list(stages)
     wanted = _known(only, stages) if only is not None else {stage.name for stage in stages}
     forced = _known(force, stages)
+    sweep(context.root)
     for number, stage in enumerate(stages, 1):
         label = f"[{number}/{len(stages)}] {stage.title}"
         folder = context.folder(stage.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,22 @@ def test_force_drops_what_was_begun(kitchen: Kitchen) -> None:
     assert not (kitchen.root / "dough" / "checkpoint").exists()
 
 
+def test_a_forced_stage_killed_while_its_folder_is_deleted_is_not_complete(
+    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kitchen.run()
+
+    def killed(path: object, *args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            kitchen.run(force=["dough"])
+    assert kitchen.run() == ["dough"]
+    assert sorted(path.name for path in kitchen.root.iterdir()) == ["bread", "dough"]
+
+
 def test_only_some_stages(kitchen: Kitchen) -> None:
     assert kitchen.run(only=["dough"]) == ["dough"]
     assert kitchen.run(only=["bread"]) == ["bread"]
@@ -130,7 +147,9 @@ def test_an_unknown_stage_is_refused_with_the_known_ones(kitchen: Kitchen, optio
     assert kitchen.cooked == []
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": "other"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": "other"}', '{"format": "jaxchat-stage-1"}']
+)
 def test_a_damaged_record_is_one_sentence_that_names_it(kitchen: Kitchen, text: str) -> None:
     kitchen.run()
     path = kitchen.root / "dough" / "done.json"

@@ -76,6 +76,7 @@ def test_documents_that_fit_are_not_cut() -> None:
 
 def test_empty_documents_are_left_out() -> None:
     assert list(pack_text([[BOS], [], [BOS, 1, 2], [BOS]], 3, BOS)) == [[BOS, 1, 2]]
+    assert list(pack_text([[BOS], [BOS, 1]], 3, BOS)) == [], "a lone BOS filled a row"
 
 
 def test_a_row_too_short_for_text_is_refused() -> None:
