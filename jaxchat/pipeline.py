@@ -71,7 +71,7 @@ def read_done(root: Path, stage: str) -> dict[str, Any] | None:
     path = done_file(root, stage)
     if not path.exists():
         return None
-    record = read_json(path)
+    record: dict[str, Any] = read_json(path)
     of_format = isinstance(record, dict) and record.get("format") == FORMAT
     if not of_format or not {"inputs", "seconds", "results"} <= record.keys():
         raise ArtifactError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,17 @@ from jaxchat.optim.chain import make_optimizer
 from jaxchat.sharding import make_mesh, replicated
 from jaxchat.train.checkpoint import Checkpoints, hash_params, load_params, save_params
 from jaxchat.train.step import TrainState, init_state
+
+# Where Orbax cannot restore, it leaves coroutines that were never awaited.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected() -> Iterator[None]:
+    """Collects what these tests leave, lest a later one be blamed."""
+    yield
+    gc.collect()
+
 
 ONE = make_mesh(MeshConfig(), jax.devices()[:1])
 
@@ -94,20 +105,6 @@ def test_a_checkpoint_moves_to_another_mesh(tmp_path: Path) -> None:
     assert got.params["wte"]["embedding"].sharding == replicated(eight)
 
 
-@pytest.fixture
-def collected() -> Iterator[None]:
-    """Collects what a test leaves, lest a later one be blamed."""
-    yield
-    gc.collect()
-
-
-def loud(test: Callable[..., None]) -> Callable[..., None]:
-    """For tests in which Orbax cannot restore: it leaves coroutines that were never awaited."""
-    ignored = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-    return ignored(pytest.mark.usefixtures("collected")(test))
-
-
-@loud
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     wider = jax.tree.map(lambda x: np.zeros((*x.shape, 2), x.dtype), make_state())
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -118,7 +115,6 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
                 checkpoints.restore(1, other)
 
 
-@loud
 @pytest.mark.parametrize("file", range(3))
 def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path, file: int) -> None:
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -175,7 +171,6 @@ def test_weights_whose_meta_is_damaged_are_refused(
         load_params(folder, params)
 
 
-@loud
 @pytest.mark.parametrize(
     "change", [{"n_embd": 64}, {"n_layer": 3}, {"n_layer": 1}, {"smear": True}, {"vocab_size": 301}]
 )
