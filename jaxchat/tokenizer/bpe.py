@@ -164,7 +164,7 @@ class Tokenizer:
 
     def decode_stream(self) -> DecodeStream:
         """A decoder for ids as they come."""
-        return DecodeStream(self)
+        return DecodeStream(self.decode_bytes)
 
     def to_tiktoken(self) -> tiktoken.Encoding:
         """The same tokenizer for tiktoken, special tokens included."""

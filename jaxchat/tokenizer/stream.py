@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from jaxchat.tokenizer.bpe import Tokenizer
+from collections.abc import Callable, Sequence
 
 
 class DecodeStream:
     """Turns ids into text as they arrive, whole UTF-8 characters only.
 
-    What `feed` and `close` return, joined, is `Tokenizer.decode` of all ids: a character of several
-    tokens comes with its last one, and bytes that never become a character as U+FFFD.
+    `decode_bytes` gives the bytes of ids. What `feed` and `close` return, joined, is the text of
+    all ids: a character of several tokens comes with its last one, and bytes that never become a
+    character as U+FFFD.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, decode_bytes: Callable[[Sequence[int]], bytes]) -> None:
+        self._decode_bytes = decode_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, ids: Sequence[int]) -> str:
-        """The text that new ids complete. Raises TokenizerError as `Tokenizer.decode` does."""
-        return self._decoder.decode(self._tokenizer.decode_bytes(ids))
+        """The text that new ids complete. Raises what `decode_bytes` raises."""
+        return self._decoder.decode(self._decode_bytes(ids))
 
     def close(self) -> str:
         """What is left of an unfinished character; the stream starts afresh."""
