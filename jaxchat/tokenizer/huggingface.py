@@ -108,7 +108,7 @@ def to_huggingface(tokenizer: Tokenizer, folder: Path) -> None:
 
 def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of `tokenizer.json`."""
-    names = {byte: chr(point) for byte, point in _byte_alphabet().items()}
+    names = {byte: chr(point) for byte, point in byte_alphabet().items()}
     spelled = ["".join(names[byte] for byte in token) for token in tokenizer.tokens]
     pattern = {"Regex": to_oniguruma(tokenizer.pattern)}
     byte_level = {
@@ -174,8 +174,11 @@ def _config() -> dict[str, Any]:
     }
 
 
-def _byte_alphabet() -> dict[int, int]:
-    """GPT-2's characters for bytes: printable ones for themselves, the others from U+0100 on."""
+def byte_alphabet() -> dict[int, int]:
+    """GPT-2's code points for bytes: printable ones for themselves, the others from U+0100 on.
+
+    In the order of GPT-2's ranks.
+    """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {byte: byte for byte in plain} | {byte: 256 + i for i, byte in enumerate(others)}
