@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxchat.tokenizer import SPLIT_PATTERN, ConversationError, Tokenizer, TokenizerError
-from jaxchat.tokenizer.bpe import train_tokenizer
-from jaxchat.tokenizer.chat import render, render_prompt
+from jaxchat.tokenizer import (
+    PATTERNS,
+    SPLIT_PATTERN,
+    ConversationError,
+    Tokenizer,
+    TokenizerError,
+    render,
+    render_prompt,
+    train_tokenizer,
+)
 from jaxchat.tokenizer.huggingface import CHAT_TEMPLATE, merges, to_huggingface, to_oniguruma
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -20,18 +27,14 @@ sandbox = pytest.importorskip("jinja2.sandbox")
 TEXT = """
 There is no accounting for taste, they're told, but there's a count of 1234 tastes; I'll say it's
 naïve:   "Łódź is 12.5 km away."\r\n\r\n\tdef count(tastes): return len(tastes)  # what's counted
-В чащах юга жил бы цитрус? Да, но фальшивый экземпляр!  いろはにほへと ちりぬるを 我能吞下玻璃而不伤身体。
+Поезд идёт быстро! Да, но далеко ли?  古い本を読む人、 まだ来ない。 小镇的钟停了。又走了。
 हिन्दी में कुछ शब्द लिखे हैं। مرحبا بالعالم 👩‍👩‍👧 🎉🎉 aaaa bbbbbb      !!!! ......\n\n\n
 """
-# GPT-2's and GPT-4's patterns, as tiktoken spells them.
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-GPT4 = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
-)
-PATTERNS = {"ours": SPLIT_PATTERN, "gpt2": GPT2, "gpt4": GPT4}
 # Characters at which the patterns turn, and one of each kind beside them.
-TURNS = " \n\r\t\u00a0\u2028\u3000'sStTlLvVrReEdDmMaſK1９²½Ⅷ!.<|>_é\u0301中😀\u200d\U0001f3fd\U00010ffff"
+TURNS = (
+    " \n\r\t\u00a0\u2028\u3000'sStTlLvVrReEdDmMa\u017f\u212a1\uff19²½Ⅷ!.<|>_é\u0301中"
+    "😀\u200d\U0001f3fd\U0010ffff"
+)
 
 
 @pytest.fixture(scope="module", params=sorted(PATTERNS))
@@ -234,9 +237,11 @@ def test_any_conversation_has_the_ids_of_render_or_is_refused(both_ours, system,
     try:
         found = template_ids(both_ours, messages)
     except TemplateRefusal as refusal:
-        assert "become a special token" in str(refusal) or "side by side" in str(refusal)
+        found, told = expected, str(refusal)
     else:
-        assert found == expected
+        told = ""
+    assert found == expected
+    assert not told or "become a special token" in told or "side by side" in told
 
 
 @pytest.mark.parametrize(
