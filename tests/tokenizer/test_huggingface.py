@@ -122,6 +122,21 @@ def test_vocabularies_that_no_training_makes(tmp_path_factory, words, text):
     assert_same(both, [text, " ".join(text), text[::-1]])
 
 
+def test_a_word_that_no_merge_makes_is_its_token_all_the_same(tmp_path):
+    both = ours, _ = (
+        Tokenizer([*BYTES, b"abcd"]),
+        exported(Tokenizer([*BYTES, b"abcd"]), tmp_path),
+    )
+    assert ours.encode("abcd") == [256]
+    assert_same(both, ["abcd", "abcde", " abcd", "abcdabcd", "abcd abcd", "abcd\nabcd"])
+
+
+def test_a_bounded_possessive_repetition_does_not_repeat(tmp_path):
+    ours = Tokenizer([*BYTES, b"34", b"12", b"1234"], pattern=PATTERNS["gpt4"])
+    assert ours.encode("1234") == [257, ord("3"), ord("4")]  # 123 and 4
+    assert_same((ours, exported(ours, tmp_path)), ["1234", "12341234", "34123434"])
+
+
 def test_each_token_has_the_merge_that_makes_it():
     tokens = (*BYTES, b"ab", b"abab", b"ba", b"aba")
     ab, abab, ba = 256, 257, 258
