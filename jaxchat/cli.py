@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jaxchat
-from jaxchat import home, machine, runs
+from jaxchat import home, machine, runs, tokenizer_cli
 from jaxchat.errors import explain, guarded
 
 
@@ -35,6 +35,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     report = commands.add_parser("report", parents=[common], help="show a run's metrics")
     report.add_argument("--run", help="name of the run (default: the last)")
     report.set_defaults(run_command=report_command)
+    tokenizer = commands.add_parser(
+        "tokenizer", parents=[common], help="train and compare tokenizers"
+    )
+    tokenizer_cli.add_commands(tokenizer)
     doctor = commands.add_parser("doctor", parents=[common], help="check this machine")
     doctor.set_defaults(run_command=doctor_command)
     return parser.parse_args(argv)
