@@ -34,7 +34,7 @@ from jaxchat.data.textfiles import TextFiles
 from jaxchat.plan import count, table
 from jaxchat.progress import Progress
 from jaxchat.tokenizer import SPLIT_PATTERN, Tokenizer, TrainingReport, train_tokenizer
-from jaxchat.tokenizer.huggingface import to_huggingface, to_oniguruma
+from jaxchat.tokenizer.huggingface import to_oniguruma
 
 OURS, RUSTBPE, HUGGINGFACE, TIKTOKEN = "jaxchat", "rustbpe", "tokenizers", "tiktoken"
 TRAINERS = (OURS, RUSTBPE, HUGGINGFACE)
@@ -214,7 +214,7 @@ def run_prepare(task: Row) -> Row:
     work = Path(task["work"])
     tokenizer = train_tokenizer(load_texts(task), task["vocab_size"])
     tokenizer.save(work / "ours")
-    to_huggingface(tokenizer, work / "theirs")
+    tokenizer.to_huggingface(work / "theirs")
     return {}
 
 

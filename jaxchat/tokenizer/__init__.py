@@ -1,6 +1,6 @@
 """Text to token ids and back (`bpe`), and conversations to token ids and back (`chat`)."""
 
-from jaxchat.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer, TokenizerError
+from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import (
     Conversation,
     ConversationError,
@@ -11,6 +11,7 @@ from jaxchat.tokenizer.chat import (
     render_prompt,
 )
 from jaxchat.tokenizer.patterns import PATTERNS, SPLIT_PATTERN
+from jaxchat.tokenizer.special import SPECIAL_TOKENS, TokenizerError
 from jaxchat.tokenizer.training import TrainingReport, train_tokenizer
 
 __all__ = [

@@ -21,31 +21,17 @@ import numpy.typing as npt
 
 from jaxchat import _bpe
 from jaxchat.home import atomic_open, sha256_text, write_json
+from jaxchat.tokenizer.huggingface import write_huggingface
 from jaxchat.tokenizer.patterns import SPLIT_PATTERN
+from jaxchat.tokenizer.special import SPECIAL_TOKENS, TokenizerError
 from jaxchat.tokenizer.stream import DecodeStream
 
 if TYPE_CHECKING:
     import tiktoken
 
-SPECIAL_TOKENS = (
-    "<|bos|>",
-    "<|user_start|>",
-    "<|user_end|>",
-    "<|assistant_start|>",
-    "<|assistant_end|>",
-    "<|python_start|>",
-    "<|python_end|>",
-    "<|output_start|>",
-    "<|output_end|>",
-)
-MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 FORMAT = "jaxchat-tokenizer-1"
 SETTINGS_FILE = "tokenizer.json"
 RANKS_FILE = "tokenizer.tiktoken"
-
-
-class TokenizerError(ValueError):
-    """A tokenizer that cannot be made, loaded or used as asked; the message says why."""
 
 
 class Tokenizer:
@@ -176,6 +162,15 @@ class Tokenizer:
             mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
             special_tokens=self._specials,
         )
+
+    def to_huggingface(self, folder: Path) -> None:
+        """Writes the files from which `tokenizers` and transformers make this tokenizer.
+
+        What they do differently with special tokens is said in `jaxchat.tokenizer.huggingface`.
+        Raises TokenizerError when the folder holds a tokenizer of ours, or when the pattern has no
+        equal in the regular expressions of `tokenizers`.
+        """
+        write_huggingface(self.tokens, self.pattern, folder)
 
     @cached_property
     def token_bytes(self) -> npt.NDArray[np.int32]:

@@ -11,11 +11,12 @@ of a special token, and two parts of text side by side.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxchat.home import atomic_open, write_json
-from jaxchat.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer, TokenizerError
+from jaxchat.tokenizer.special import SPECIAL_TOKENS, TokenizerError
 
 OWN_FILE = "tokenizer.tiktoken"  # a folder with it is ours, and its tokenizer.json too
 
@@ -85,7 +86,7 @@ CHAT_TEMPLATE = """\
 """.replace("SPECIAL_TOKENS", ", ".join(f"'{name}'" for name in SPECIAL_TOKENS))
 
 
-def to_huggingface(tokenizer: Tokenizer, folder: Path) -> None:
+def write_huggingface(tokens: Sequence[bytes], pattern: str, folder: Path) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` into `folder`.
 
     Each file is written whole or not at all. `tokenizers.Tokenizer.from_file` and transformers'
@@ -99,18 +100,17 @@ def to_huggingface(tokenizer: Tokenizer, folder: Path) -> None:
             f"{folder} holds a tokenizer of jaxchat, whose tokenizer.json would be replaced; "
             "export into another folder."
         )
-    settings = _settings(tokenizer)  # may raise, before anything is written
+    settings = _settings(tokens, pattern)  # may raise, before anything is written
     write_json(folder / "tokenizer_config.json", _config())
     with atomic_open(folder / "chat_template.jinja") as file:
         file.write(CHAT_TEMPLATE)
     write_json(folder / "tokenizer.json", settings)
 
 
-def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
+def _settings(tokens: Sequence[bytes], pattern: str) -> dict[str, Any]:
     """The content of `tokenizer.json`."""
     names = {byte: chr(point) for byte, point in byte_alphabet().items()}
-    spelled = ["".join(names[byte] for byte in token) for token in tokenizer.tokens]
-    pattern = {"Regex": to_oniguruma(tokenizer.pattern)}
+    spelled = ["".join(names[byte] for byte in token) for token in tokens]
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,
@@ -122,14 +122,19 @@ def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": tokenizer.special(name), "content": name, **_ADDED_TOKEN}
-            for name in SPECIAL_TOKENS
+            {"id": token, "content": name, **_ADDED_TOKEN}
+            for token, name in enumerate(SPECIAL_TOKENS, start=len(tokens))
         ],
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False},
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": to_oniguruma(pattern)},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
                 byte_level,
             ],
         },
@@ -146,7 +151,7 @@ def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
             # As tiktoken: a word that is a token as a whole is that token, whatever merges say.
             "ignore_merges": True,
             "vocab": {name: rank for rank, name in enumerate(spelled)},
-            "merges": [[spelled[left], spelled[right]] for left, right in merges(tokenizer.tokens)],
+            "merges": [[spelled[left], spelled[right]] for left, right in merges(tokens)],
         },
     }
 
@@ -184,7 +189,7 @@ def byte_alphabet() -> dict[int, int]:
     return {byte: byte for byte in plain} | {byte: 256 + i for i, byte in enumerate(others)}
 
 
-def merges(tokens: tuple[bytes, ...]) -> list[tuple[int, int]]:
+def merges(tokens: Sequence[bytes]) -> list[tuple[int, int]]:
     """The ranks of the two tokens that each longer token is merged from, in rank order.
 
     tiktoken joins neighbours when the bytes of both are a token; Hugging Face only pairs that it

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from jaxchat import _bpe
-from jaxchat.tokenizer.bpe import MIN_VOCAB_SIZE, SPECIAL_TOKENS, Tokenizer, TokenizerError
+from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.patterns import SPLIT_PATTERN
+from jaxchat.tokenizer.special import MIN_VOCAB_SIZE, SPECIAL_TOKENS, TokenizerError
 
 
 class TrainingReport(NamedTuple):

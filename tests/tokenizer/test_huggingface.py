@@ -19,7 +19,7 @@ from jaxchat.tokenizer import (
     render_prompt,
     train_tokenizer,
 )
-from jaxchat.tokenizer.huggingface import CHAT_TEMPLATE, merges, to_huggingface, to_oniguruma
+from jaxchat.tokenizer.huggingface import CHAT_TEMPLATE, merges, to_oniguruma
 
 tokenizers = pytest.importorskip("tokenizers")
 sandbox = pytest.importorskip("jinja2.sandbox")
@@ -45,7 +45,7 @@ def both(request, tmp_path_factory):
 
 
 def exported(ours, folder):
-    to_huggingface(ours, folder)
+    ours.to_huggingface(folder)
     theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     theirs.encode_special_tokens = True  # text is text
     return theirs
@@ -160,12 +160,12 @@ def test_our_own_folder_is_not_written_into(tmp_path):
     ours = Tokenizer(BYTES)
     ours.save(tmp_path)
     with pytest.raises(TokenizerError, match="would be replaced"):
-        to_huggingface(ours, tmp_path)
+        ours.to_huggingface(tmp_path)
     assert Tokenizer.load(tmp_path).hash == ours.hash
 
 
 def test_the_configuration_names_the_special_tokens(tmp_path):
-    to_huggingface(Tokenizer(BYTES), tmp_path)
+    Tokenizer(BYTES).to_huggingface(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert (config["bos_token"], config["eos_token"]) == ("<|bos|>", "<|assistant_end|>")
     assert config["chat_template"] == (tmp_path / "chat_template.jinja").read_text()
