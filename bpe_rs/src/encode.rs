@@ -9,7 +9,7 @@ use crate::merges::Merges;
 use crate::{Error, Splitter};
 
 /// Texts are encoded in units of about this many bytes, one thread each.
-const UNIT_BYTES: usize = 1 << 18;
+const UNIT_BYTES: usize = 1 << 16;
 
 /// Turns text into token ids; many threads may use one.
 pub struct Encoder {
