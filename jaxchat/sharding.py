@@ -8,6 +8,7 @@ axes. Nobody else names what a mesh axis splits.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -103,6 +104,16 @@ def spec_of(mesh: Mesh, logical: tuple[str | None, ...], shape: tuple[int, ...])
     return P(*entries)
 
 
+def keep(spec: P, axes: Collection[str]) -> P:
+    """A spec without the mesh axes that are not in `axes`."""
+    return P(*(tuple(axis for axis in names if axis in axes) or None for names in axes_of(spec)))
+
+
+def axes_of(spec: P) -> tuple[tuple[str, ...], ...]:
+    """The mesh axes that cut each dimension."""
+    return tuple((entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in spec)
+
+
 def param_specs(mesh: Mesh, params: Any) -> Any:
     """A tree like `params` (arrays or their shapes) of PartitionSpecs."""
 
@@ -121,7 +132,7 @@ def param_shardings(mesh: Mesh, params: Any) -> Any:
 def put(tree: Any, shardings: Any) -> Any:
     """Puts whole arrays, the same on every process, on the mesh; `shardings` is one or a tree."""
 
-    def place(x: Any, where: NamedSharding) -> jax.Array:
+    def place(x: Any, where: NamedSharding) -> Any:
         if where.is_fully_addressable or (isinstance(x, jax.Array) and x.sharding == where):
             return jax.device_put(x, where)
         host = np.asarray(x)
@@ -168,7 +179,7 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     layout, shards = sharding(mesh, "accumulation", "batch"), batch_shards(mesh)
     parts = row_share(mesh)[1]
 
-    def place(x: Any) -> jax.Array:
+    def place(x: Any) -> Any:
         rows = x.shape[1] * parts
         if rows % shards:
             raise ConfigError(

@@ -21,9 +21,9 @@ from jaxchat import losses
 from jaxchat.config import ModelConfig, check_heads
 from jaxchat.model import gpt
 from jaxchat.model.attention import Implementation, causal_attention, choose_attention
-from jaxchat.optim.shares import Shares, keep, manual_axes
+from jaxchat.optim.shares import Shares
 from jaxchat.optim.stacks import stack
-from jaxchat.sharding import RULES, put, replicated, sharding
+from jaxchat.sharding import RULES, keep, put, replicated, sharding
 
 Params = Any
 Batch = dict[str, jax.Array]
@@ -51,25 +51,23 @@ def init_state(
     fresh = jax.jit(
         functools.partial(_fresh, optimizer=optimizer, multiple=mesh.size), out_shardings=layout
     )
-    return fresh(params)._replace(params=params)
+    state: TrainState = fresh(params)
+    return state._replace(params=params)
 
 
 def _fresh(params: Params, optimizer: optax.GradientTransformation, multiple: int) -> TrainState:
     return TrainState(params, optimizer.init(stack(params, multiple)), jnp.zeros([], jnp.int32))
 
 
-def _state_specs(
-    params: Params, optimizer: optax.GradientTransformation, shares: Shares
-) -> TrainState:
+def _state_specs(params: Params, optimizer: optax.GradientTransformation, shares: Shares) -> Any:
     state = jax.eval_shape(
         functools.partial(_fresh, optimizer=optimizer, multiple=shares.mesh.size), params
     )
-    return TrainState(shares.param_specs, shares.state_specs(state.opt_state), P())
+    specs: Any = (shares.stored, shares.state_specs(state.opt_state), P())
+    return TrainState(*specs)
 
 
-def state_shardings(
-    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
+def state_shardings(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """How a state of these parameters (arrays or their shapes) lies on the mesh."""
     specs = _state_specs(params, optimizer, Shares(mesh, params))
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
@@ -124,21 +122,45 @@ def loss_and_grads(
     return sums
 
 
-def over_rows(
-    function: Callable[[Params, Batch], Any], mesh: Mesh, in_specs: Any, out_specs: Any
-) -> Callable[..., Any]:
-    """A `shard_map` of a function of a state and a batch [A, B, ...] whose rows are split.
+def manual_axes(mesh: Mesh) -> set[str]:
+    """The axes over which a step is cut by hand: all but a tensor axis of several devices.
 
-    Specs are those of the whole mesh; a tensor axis of several devices is left to the compiler.
+    That one is left to the compiler, which follows the parameters' shardings through the model.
     """
-    manual = manual_axes(mesh)
-    cut = functools.partial(jax.tree.map, lambda spec: keep(spec, manual))
+    return {axis for axis in mesh.axis_names if axis != "tensor" or mesh.shape[axis] == 1}
+
+
+def over_rows(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
+    """A `shard_map` of function(state, batch [A, B, ...]) over `manual_axes`: rows are split.
+
+    The specs, of the state and of what is returned, are those for the whole mesh.
+    """
+    return _shard_map(
+        function,
+        manual_axes(mesh),
+        (in_specs, sharding(mesh, "accumulation", "batch").spec),
+        out_specs,
+        mesh,
+    )
+
+
+def over_tensor(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
+    """Inside `over_rows`: a `shard_map` over the tensor axis, too, where collectives need one."""
+    if "tensor" in manual_axes(mesh):
+        return function
+    return _shard_map(function, {"tensor"}, in_specs, out_specs)
+
+
+def _shard_map(
+    function: Any, axes: set[str], in_specs: Any, out_specs: Any, mesh: Mesh | None = None
+) -> Any:
+    cut = functools.partial(jax.tree.map, lambda spec: keep(spec, axes))
     return jax.shard_map(
         function,
         mesh=mesh,
-        in_specs=(cut(in_specs), sharding(mesh, "accumulation", "batch").spec),
+        in_specs=cut(in_specs),
         out_specs=cut(out_specs),
-        axis_names=manual,
+        axis_names=axes,
         check_vma=False,
     )
 
@@ -154,17 +176,10 @@ def mesh_attention(mesh: Mesh, model: ModelConfig, dtype: DTypeLike) -> Implemen
         return chosen
 
     def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, window: int) -> jax.Array:
-        heads = P(None, None, *(RULES["heads"] or ()))
+        heads = P(None, None, RULES["heads"])
         local = functools.partial(causal_attention, window=window, implementation=chosen)
-        by_heads = jax.shard_map(
-            local,
-            in_specs=heads,
-            out_specs=heads,
-            axis_names=set(RULES["heads"] or ()),
-            check_vma=False,
-        )
-        result: jax.Array = by_heads(q, k, v)
-        return result
+        y: jax.Array = over_tensor(local, mesh, (heads, heads, heads), heads)(q, k, v)
+        return y
 
     return attention
 
@@ -183,23 +198,21 @@ def make_train_step(
     attention = mesh_attention(mesh, model, dtype)
     abstract = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
     shares = Shares(mesh, abstract)
-    update = optax.with_extra_args_support(optimizer).update
+    specs = _state_specs(abstract, optimizer, shares)
+    gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
+    update = over_tensor(
+        functools.partial(_update, optimizer=optimizer, shares=shares),
+        mesh,
+        (specs, shares.gathered, shares.gathered, P(), P()),
+        (specs, P()),
+    )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        whole = shares.gather(state.params)
-        grads, total, weight = loss_and_grads(whole, batch, model, dtype, attention)
-        if shares.axes:
-            total, weight = lax.psum((total, weight), shares.axes)
-        # A batch without a counted token is harmless: its gradients are zero.
-        scale = 1.0 / jnp.maximum(weight, 1.0)
-        grads = jax.tree.map(lambda g: g * scale, shares.reduce(grads))
-        norm = shares.norm(grads)
-        updates, opt_state = update(grads, state.opt_state, shares.own(whole), norm=norm)
-        params = optax.apply_updates(state.params, shares.spread(updates))
-        metrics = {"loss": total * scale, "weight": weight, "grad_norm": norm}
-        return TrainState(params, opt_state, state.step + 1), metrics
+        whole = gather(state.params)
+        sums = loss_and_grads(whole, batch, model, dtype, attention)
+        result: tuple[TrainState, dict[str, jax.Array]] = update(state, whole, *sums)
+        return result
 
-    specs = _state_specs(abstract, optimizer, shares)
     layout = state_shardings(abstract, optimizer, mesh)
     return jax.jit(
         over_rows(step, mesh, specs, (specs, P())),
@@ -207,3 +220,28 @@ def make_train_step(
         in_shardings=(layout, sharding(mesh, "accumulation", "batch")),
         out_shardings=(layout, replicated(mesh)),
     )
+
+
+def _update(
+    state: TrainState,
+    whole: Params,
+    grads: Params,
+    total: jax.Array,
+    weight: jax.Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    shares: Shares,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The second half of a step: this device's sums are reduced, and its share is optimized."""
+    if shares.axes:
+        total, weight = lax.psum((total, weight), shares.axes)
+    # A batch without a counted token is harmless: its gradients are zero.
+    scale = 1.0 / jnp.maximum(weight, 1.0)
+    grads = jax.tree.map(lambda g: g * scale, shares.reduce(grads))
+    norm = shares.norm(grads)
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(
+        grads, state.opt_state, shares.own(whole), norm=norm
+    )
+    params = optax.apply_updates(state.params, shares.spread(updates))
+    metrics = {"loss": total * scale, "weight": weight, "grad_norm": norm}
+    return TrainState(params, opt_state, state.step + 1), metrics
