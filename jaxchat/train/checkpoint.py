@@ -105,15 +105,14 @@ def fingerprint(state: Any) -> str:
     Computed on the devices, so no process needs to see all of the state, and in integers, so the
     order of sums does not matter. The zeros that fill the optimizer's stacks up do not count.
     """
-    digest, sums = hashlib.sha256(), []
+    digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         array = jnp.asarray(leaf)
         stacked = any(isinstance(key, DictKey) and key.key == STACKS for key in path)
         shape = array.shape[1:] if stacked else array.shape
         digest.update(f"{jax.tree_util.keystr(path)} {shape} {array.dtype}".encode())
-        sums.append(_weighted_sums(array))
-    for pair in jax.device_get(sums):
-        digest.update(np.asarray(pair).tobytes())
+        # Read at once: of several processes, programs in flight could meet in different orders.
+        digest.update(np.asarray(jax.device_get(_weighted_sums(array))).tobytes())
     return digest.hexdigest()
 
 
