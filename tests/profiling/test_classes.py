@@ -37,9 +37,7 @@ def operations(f: Callable[..., Any], *arguments: jax.Array) -> list[Operation]:
         if name == module.entry or "body" in name or "region" in name or "wide" in name
     ]
     return [
-        known.find(i.name)
-        for i in ran
-        if i.opcode not in silent and not known.is_control(i.name)
+        known.find(i.name) for i in ran if i.opcode not in silent and not known.is_control(i.name)
     ]
 
 

@@ -40,7 +40,9 @@ def test_a_compiled_program_is_read_whole(module: Module) -> None:
     assert set(loops[0].called) < set(module.computations)
     known = {name for name in module.by_name}
     missing = [i.name for i in module.by_name.values() if not known.issuperset(i.operands)]
-    assert not missing or all(module.by_name[n].opcode in ("parameter", "constant") for n in missing)
+    assert not missing or all(
+        module.by_name[n].opcode in ("parameter", "constant") for n in missing
+    )
 
 
 def test_a_product_knows_its_flops_and_its_source_line(module: Module) -> None:
@@ -65,7 +67,9 @@ def test_loops_count_nothing_since_their_body_is_timed(module: Module) -> None:
 
 def one(*instructions: str) -> Module:
     body = "\n".join(f"  {line}" for line in instructions)
-    return parse(f"HloModule m, is_scheduled=true\n\nENTRY %main (p: f32[]) -> f32[] {{\n{body}\n}}\n")
+    return parse(
+        f"HloModule m, is_scheduled=true\n\nENTRY %main (p: f32[]) -> f32[] {{\n{body}\n}}\n"
+    )
 
 
 def test_a_product_that_cublas_makes_is_counted() -> None:
