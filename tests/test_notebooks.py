@@ -44,7 +44,9 @@ def test_a_notebook_runs_on_eight_devices(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_on_one_device(path: Path) -> None:
-    command = f"import test_notebooks, pathlib; print(test_notebooks.run(pathlib.Path({str(path)!r})))"
+    command = (
+        f"import test_notebooks, pathlib; print(test_notebooks.run(pathlib.Path({str(path)!r})))"
+    )
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run(
         [sys.executable, "-c", command],

@@ -38,7 +38,7 @@ def test_a_compiled_program_is_read_whole(module: Module) -> None:
     assert len(loops) == 1
     assert len(loops[0].called) == 2, "a loop has a condition and a body"
     assert set(loops[0].called) < set(module.computations)
-    known = {name for name in module.by_name}
+    known = set(module.by_name)
     missing = [i.name for i in module.by_name.values() if not known.issuperset(i.operands)]
     assert not missing or all(
         module.by_name[n].opcode in ("parameter", "constant") for n in missing
