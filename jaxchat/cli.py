@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jaxchat
-from jaxchat import home, machine, runs
+from jaxchat import home, machine, runs, tokenizer_cli
 from jaxchat.errors import explain, guarded
 
 
@@ -37,6 +37,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     report.add_argument("--run", help="name of the run (default: the last)")
     report.set_defaults(run_command=report_command)
     _add_profile(commands.add_parser("profile", parents=[common], help="say where time went"))
+    tokenizer = commands.add_parser(
+        "tokenizer", parents=[common], help="train and compare tokenizers"
+    )
+    tokenizer_cli.add_commands(tokenizer)
     doctor = commands.add_parser("doctor", parents=[common], help="check this machine")
     doctor.set_defaults(run_command=doctor_command)
     return parser.parse_args(argv)

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxchat.config import ModelConfig, TrainConfig
 from jaxchat.data import prepare
 from jaxchat.data.rows import RowSource, validation_batches
+from jaxchat.evals import compression
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.evals.chat import evaluate_tasks, mean_reward
 from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
@@ -93,10 +94,12 @@ def run_data(context: Context) -> dict[str, Any]:
 
 
 def run_tokenizer(context: Context) -> dict[str, Any]:
-    """Trains the tokenizer."""
+    """Trains the tokenizer, and measures how it compresses."""
     corpus = context.folder("data") / "corpus"
     _tokenizer.cache_clear()
-    return prepare.train_tokenizer(context.config, corpus, context.folder("tokenizer"))
+    results = prepare.train_tokenizer(context.config, corpus, context.folder("tokenizer"))
+    measured = compression.survey({context.config.name: tokenizer_of(context)})
+    return results | {"compression": [result.to_json() for result in measured]}
 
 
 def run_rows(context: Context) -> dict[str, Any]:

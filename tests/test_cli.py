@@ -1,5 +1,6 @@
 """The `jaxchat` command: what it answers, and what it says when something is missing."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,10 @@ def loaded_by(*arguments):
     return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["chat", "--help"], ["tokenizer", "train", "--help"], ["--version"]],
+)
 def test_help_imports_nothing_heavy(arguments):
     assert loaded_by(*arguments) == "loaded []"
 
@@ -35,8 +39,8 @@ def test_help_names_the_commands_that_exist(capsys):
     assert caught.value.code == 0
     told = capsys.readouterr().out
     assert "{" not in told
-    for command in ("chat", "report", "profile", "doctor"):
-        assert f"    {command} " in told
+    for command in ("chat", "report", "profile", "tokenizer", "doctor"):
+        assert re.search(rf"^    {command}\b", told, re.MULTILINE)
         with pytest.raises(SystemExit) as caught:
             parse([command, "--help"])
         assert caught.value.code == 0

@@ -18,7 +18,7 @@ LAYERS = {
         2: "data tasks train.step train.checkpoint train.metrics runs profiling",
         3: "infer evals",
         4: "train.fit train.rl pipeline stages plan report chat errors machine interop serve",
-        5: "cli",
+        5: "cli tokenizer_cli",
     }.items()
     for name in names.split()
 }
