@@ -29,7 +29,7 @@ from jaxchat.infer.engine import Completion, Engine
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
-from jaxchat.sharding import batch_shards, put_batch, replicated
+from jaxchat.sharding import batch_shards, put_batch
 from jaxchat.tasks import Problem, Task
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.checkpoint import Checkpoints
@@ -120,7 +120,7 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
     )
     step_fn = make_train_step(job.model, optimizer, job.mesh, job.dtype)
     params = jax.tree.map(jnp.copy, params)
-    state = jax.device_put(init_state(params, optimizer), replicated(job.mesh))
+    state = init_state(params, optimizer, job.mesh)
     began, before, start = time.monotonic(), 0.0, 0
     rewards: list[float] = []
 
