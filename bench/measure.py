@@ -129,11 +129,10 @@ class Step:
         import jax
 
         from jaxchat.model import gpt
-        from jaxchat.sharding import replicated
         from jaxchat.train.step import init_state
 
-        state = init_state(gpt.init_params(jax.random.key(0), self.model), self.optimizer)
-        return jax.device_put(state, replicated(self.mesh))
+        params = gpt.init_params(jax.random.key(0), self.model)
+        return init_state(params, self.optimizer, self.mesh)
 
     def compile(self, state: Any) -> None:
         """Compiles; what it took is in `compile_seconds`. `state` may be shapes only."""

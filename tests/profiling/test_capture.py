@@ -18,7 +18,7 @@ from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.profiling.request import parse
 from jaxchat.profiling.summary import Profile, read_profile, render, to_json
 from jaxchat.scaling import flops_per_token
-from jaxchat.sharding import make_mesh, put_batch, replicated
+from jaxchat.sharding import make_mesh, put_batch
 from jaxchat.train.step import init_state, make_train_step
 
 MODEL = ModelConfig(vocab_size=300, sequence_len=16, n_layer=1, n_head=2, n_kv_head=2, n_embd=32)
@@ -33,8 +33,8 @@ class Training:
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:2])
         optimizer = make_optimizer(MODEL, OptimConfig(), 20)
         self.step = make_train_step(MODEL, optimizer, self.mesh)
-        state = init_state(gpt.init_params(jax.random.key(0), MODEL), optimizer)
-        self.state: Any = jax.device_put(state, replicated(self.mesh))
+        params = gpt.init_params(jax.random.key(0), MODEL)
+        self.state: Any = init_state(params, optimizer, self.mesh)
 
     def run(self, capture: Capture | None, steps: range) -> list[float]:
         """The losses of these steps."""
