@@ -23,6 +23,8 @@ from jaxchat.home import read_json, remove, sha256_text, write_json
 from jaxchat.infer.engine import Engine
 from jaxchat.model import gpt
 from jaxchat.pipeline import Context, Stage
+from jaxchat.profiling import request
+from jaxchat.profiling.capture import Capture
 from jaxchat.report import write_report
 from jaxchat.sharding import make_mesh
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -64,6 +66,14 @@ def compute_dtype() -> DTypeLike:
     """What activations are computed in: bf16 on a GPU, fp32 on a CPU; weights are always fp32."""
     dtype: DTypeLike = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
     return dtype
+
+
+def capture_of(context: Context, stage: str) -> Capture | None:
+    """What `--profile` asks to record of a training stage."""
+    wanted = request.for_stage(context.profiles, stage)
+    if wanted is None:
+        return None
+    return Capture(wanted, stage, request.folder(context.root, stage), context.config.model)
 
 
 def make_engine(context: Context, params: Any) -> Engine:
@@ -117,6 +127,7 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
         mesh=mesh_of(context),
         seed=config.seed,
         dtype=compute_dtype(),
+        profile=capture_of(context, stage),
     )
     result = fit(job, params)
     digest = save_params(folder / "model", result.params, {"stage": stage})
@@ -163,6 +174,7 @@ def run_rl(context: Context) -> dict[str, Any]:
         engine=make_engine(context, params),
         seed=config.seed,
         dtype=compute_dtype(),
+        profile=capture_of(context, "rl"),
     )
     result = train_rl(job, params)
     digest = save_params(folder / "model", result.params, {"stage": "rl"})
