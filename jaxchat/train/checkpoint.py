@@ -112,21 +112,29 @@ def fingerprint(state: Any) -> str:
         shape = array.shape[1:] if stacked else array.shape
         digest.update(f"{jax.tree_util.keystr(path)} {shape} {array.dtype}".encode())
         # Read at once: of several processes, programs in flight could meet in different orders.
-        digest.update(np.asarray(jax.device_get(_weighted_sums(array))).tobytes())
+        digest.update(np.asarray(jax.device_get(_sums(array))).tobytes())
     return digest.hexdigest()
 
 
 @jax.jit
-def _weighted_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two sums modulo 2**32 of the bits of all elements, each times an odd number of its own."""
+def _sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two sums modulo 2**32 over all elements of a hash of their bits and place; 0 for a zero."""
     bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
     index = jnp.zeros(x.shape, jnp.uint32)
     for dim, size in enumerate(x.shape):
         index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim)
-    once = (index * np.uint32(0x9E3779B1)) ^ (index >> np.uint32(7))  # a multiplicative hash
-    twice = (once * np.uint32(0x85EBCA77)) ^ (once >> np.uint32(13))
-    one, two = (bits * (factor | np.uint32(1)) for factor in (once, twice))
-    return jnp.sum(one, dtype=jnp.uint32), jnp.sum(two, dtype=jnp.uint32)
+    one, two = (_mix(index + np.uint32(salt)) for salt in (0x9E3779B1, 0x7F4A7C15))
+    # `_mix` is one to one, so no other bits give the same
+    hashes = (_mix(bits ^ place) - _mix(place) for place in (one, two))
+    first, second = (jnp.sum(each, dtype=jnp.uint32) for each in hashes)
+    return first, second
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """MurmurHash3's last step: every bit of the result depends on every bit of x (uint32)."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+    return x ^ (x >> np.uint32(16))
 
 
 def hash_params(params: Any) -> str:

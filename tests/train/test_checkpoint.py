@@ -51,7 +51,8 @@ def real_state(shape: tuple[int, int, int], seed: int = 0) -> TrainState:
     mesh, optimizer = make_mesh(MeshConfig(*shape)), make_optimizer(CLASSIC, CLASSIC_OPTIM, 10)
     state = init_state(random_params(CLASSIC, seed), optimizer, mesh)
     # the optimizer's moments: any function of the parameters will do
-    _, moments = jax.jit(optimizer.update)(*[stack(state.params, 8)], state.opt_state)
+    view = stack(state.params, 8)
+    _, moments = jax.jit(optimizer.update)(view, state.opt_state, view)
     layout = jax.tree.map(lambda x: x.sharding, state.opt_state)
     return state._replace(opt_state=jax.device_put(moments, layout))
 
