@@ -1,4 +1,4 @@
-"""The training step: accumulation, devices and masks must not change what is computed."""
+"""The training step: accumulation and masks must not change what is computed."""
 
 from typing import Any
 
@@ -11,7 +11,6 @@ from tiny_training import (
     CLASSIC,
     CLASSIC_OPTIM,
     MODERN,
-    MODERN_OPTIM,
     VOCAB,
     T,
     random_params,
@@ -93,41 +92,6 @@ def test_the_first_tokens_mask_counts_for_nothing() -> None:
 
 def fresh_state(model: ModelConfig, optimizer: Any, mesh: Mesh) -> TrainState:
     return init_state(random_params(model), optimizer, mesh)
-
-
-def train(
-    model: ModelConfig, mesh: MeshConfig, devices: int, accumulation: int
-) -> list[dict[str, float]]:
-    """Metrics of STEPS steps on the first `devices` devices."""
-    over = make_mesh(mesh, jax.devices()[:devices])
-    optim = MODERN_OPTIM if model is MODERN else CLASSIC_OPTIM
-    optimizer = make_optimizer(model, optim, STEPS)
-    step = make_train_step(model, optimizer, over)
-    state = fresh_state(model, optimizer, over)
-    metrics = []
-    for number in range(STEPS):
-        batch = put_batch(over, split(make_batch(number), accumulation))
-        state, values = step(state, batch)
-        metrics.append({name: float(value) for name, value in values.items()})
-    assert int(state.step) == STEPS
-    return metrics
-
-
-@pytest.mark.usefixtures("optax_promotion")
-@pytest.mark.parametrize(
-    ("model", "mesh", "accumulation"),
-    [
-        pytest.param(CLASSIC, MeshConfig(data=8), 2, id="classic, data=8, accumulating"),
-        pytest.param(MODERN, MeshConfig(data=4, fsdp=2), 1, id="modern, data=4 fsdp=2"),
-    ],
-)
-def test_eight_devices_give_the_losses_of_one(
-    model: ModelConfig, mesh: MeshConfig, accumulation: int
-) -> None:
-    want = train(model, MeshConfig(), devices=1, accumulation=1)
-    assert want[-1]["grad_norm"] != pytest.approx(want[0]["grad_norm"], rel=1e-2), "no training"
-    for step, (a, b) in enumerate(zip(train(model, mesh, 8, accumulation), want, strict=True)):
-        assert a == pytest.approx(b, rel=2e-5), f"differs from one device at step {step}"
 
 
 @pytest.fixture(scope="module")
