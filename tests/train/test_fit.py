@@ -130,12 +130,17 @@ def test_a_run_asked_to_stop_saves_and_goes_on_later(
 
 
 def test_a_signal_after_the_loop_is_no_business_of_its_own() -> None:
-    with stop_requests() as stop:
-        assert stop() == 0
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop() == signal.SIGTERM
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+    # a shell starts background jobs with this signal ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with stop_requests() as stop:
+            assert stop() == 0
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop() == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, whole: Any) -> None:
