@@ -137,9 +137,7 @@ class Horizon:
         return self.batch_tokens * self.steps
 
 
-def derive_horizon(
-    model: ModelConfig, preset: str, ratio: float, batch_tokens: int = 0
-) -> Horizon:
+def derive_horizon(model: ModelConfig, preset: str, ratio: float, batch_tokens: int = 0) -> Horizon:
     """Batch, steps, rates and decay of a base model; `ratio` is tokens per scaling parameter.
 
     A batch that is given (`batch_tokens`, 0: derive it) decides steps, rates and decay in its turn.

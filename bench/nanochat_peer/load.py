@@ -66,7 +66,7 @@ class TrainingScript:
         self.names = {"math": math, "print0": lambda *_: None, **names}
 
     def between(self, start: str, stop: str) -> None:
-        """Executes from the first line that begins with `start` to the next that does with `stop`."""
+        """Executes from the first line that begins with `start` to the next with `stop`."""
         lines = self.text.splitlines()
         first = next(i for i, line in enumerate(lines) if line.startswith(start))
         last = next(i for i, line in enumerate(lines) if i > first and line.startswith(stop))
@@ -92,7 +92,9 @@ class TrainingScript:
         return self.names[name]
 
 
-def modern_run(gpt: ModuleType, checkout: Path, vocab_size: int, **arguments: Any) -> TrainingScript:
+def modern_run(
+    gpt: ModuleType, checkout: Path, vocab_size: int, **arguments: Any
+) -> TrainingScript:
     """The modern script up to its optimizer and schedules, over a model without data.
 
     `arguments` are those of its command line. To train, put a real model in `names["model"]` and

@@ -71,7 +71,9 @@ def train(
             break
         begun = time.perf_counter()
         first = step * setting["batch_rows"]
-        losses.append(one_step(script, optimizer, rows["train"][first:][: setting["batch_rows"]], step))
+        losses.append(
+            one_step(script, optimizer, rows["train"][first:][: setting["batch_rows"]], step)
+        )
         seconds.append(time.perf_counter() - begun)
         print(f"step {step}: loss {losses[-1]:.4f}, {seconds[-1]:.2f} s", flush=True)
     return {"loss": losses, "bpb": bits, "seconds": seconds}

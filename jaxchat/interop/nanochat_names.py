@@ -33,7 +33,7 @@ def nanochat_name(path: tuple[str, ...]) -> str:
 def params_from_nanochat(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
     """nanochat's state dict as our tree of float32 NumPy arrays, padding removed.
 
-    Raises ValueError when a tensor is missing, left over, or of a shape that `config` does not have.
+    Raises ValueError when a tensor is missing, left over, or of a shape `config` does not have.
     """
     shapes = jax.eval_shape(functools.partial(init_params, config=config), jax.random.key(0))
     left = set(tensors)

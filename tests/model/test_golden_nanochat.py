@@ -109,9 +109,7 @@ def test_loss_and_gradients(golden):
 
 def test_bits_per_byte(golden):
     one_by_one = [{k: v[i : i + 1] for k, v in golden.batch().items()} for i in (0, 1)]
-    found = bits_per_byte(
-        golden.params(), one_by_one, golden.arrays["token_bytes"], golden.model
-    )
+    found = bits_per_byte(golden.params(), one_by_one, golden.arrays["token_bytes"], golden.model)
     assert found == pytest.approx(float(golden.arrays["bpb"]), abs=1e-5)
 
 
