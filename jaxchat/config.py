@@ -250,6 +250,17 @@ class MeshConfig:
         _positive("mesh", self, "fsdp", "tensor")
 
 
+def check_heads(model: ModelConfig, tensor: int) -> None:
+    """Raises ConfigError where a tensor axis of so many devices does not divide the heads."""
+    for name, heads in (("n_head", model.n_head), ("n_kv_head", model.n_kv_head)):
+        if heads % tensor:
+            fits = [n for n in range(1, heads + 1) if not model.n_head % n | model.n_kv_head % n]
+            raise ConfigError(
+                f"model.{name} is {heads} and mesh.tensor is {tensor}: heads must divide by the "
+                f"tensor axis; set mesh.tensor to one of {', '.join(map(str, fits))}."
+            )
+
+
 @dataclass(frozen=True)
 class HardwareConfig:
     """What `--plan` reckons with; nothing else reads it."""
@@ -288,6 +299,9 @@ class RunConfig:
     eval: EvalConfig
     mesh: MeshConfig
     hardware: HardwareConfig
+
+    def __post_init__(self) -> None:
+        check_heads(self.model, self.mesh.tensor)
 
 
 T = TypeVar("T")

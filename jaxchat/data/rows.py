@@ -115,14 +115,19 @@ def training_batches(
     The position in the data is the step's number, so a resume is exact. With several processes
     each takes its share of every batch.
     """
-    if rows % processes:
-        raise ValueError(f"{rows} rows a step do not divide by {processes} processes.")
+    _check_share(rows, processes)
     dataset: Any = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     return dataset[process::processes].batch(rows // processes)
 
 
-def validation_batches(source: RowSource, rows: int, limit: int) -> grain.MapDataset:
-    """The first `limit` rows in order, in batches of exactly `rows`; a partial last one is left."""
+def validation_batches(
+    source: RowSource, rows: int, limit: int, process: int = 0, processes: int = 1
+) -> grain.MapDataset:
+    """The first `limit` rows in order, in batches of exactly `rows`; a partial last one is left.
+
+    With several processes each takes its share of every batch.
+    """
+    _check_share(rows, processes)
     count = min(limit, len(source)) // rows * rows
     if count == 0:
         raise ArtifactError(
@@ -130,4 +135,9 @@ def validation_batches(source: RowSource, rows: int, limit: int) -> grain.MapDat
             "data.max_chars or lower the batch (base.micro_rows)."
         )
     dataset: Any = grain.MapDataset.source(source)
-    return dataset[:count].batch(rows)
+    return dataset[:count][process::processes].batch(rows // processes)
+
+
+def _check_share(rows: int, processes: int) -> None:
+    if rows % processes:
+        raise ValueError(f"{rows} rows a step do not divide by {processes} processes.")

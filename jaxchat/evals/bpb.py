@@ -14,26 +14,39 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxchat import losses
-from jaxchat.config import ModelConfig
+from jaxchat.config import MeshConfig, ModelConfig
 from jaxchat.model import gpt
+from jaxchat.optim.shares import Shares
+from jaxchat.sharding import make_mesh, put, put_batch, replicated
+from jaxchat.train.step import mesh_attention, over_rows, over_tensor
 
 
-@functools.partial(jax.jit, static_argnames=("model", "dtype"))
-def _sums(
-    params: Any, batch: dict[str, jax.Array], token_bytes: jax.Array, model: ModelConfig,
-    dtype: DTypeLike,
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """(nats, bytes) summed over a batch of rows [B, T+1] and mask [B, T+1]."""
-    tokens, targets = batch["tokens"], batch["tokens"][:, 1:]
-    size = token_bytes[targets].astype(jnp.float32) * batch["mask"][:, 1:]
-    counted = (size > 0).astype(jnp.float32)
-    x = gpt.features(params, tokens[:, :-1], model, dtype=dtype)
-    kernel = params["lm_head"]["kernel"]
-    nats, _ = losses.cross_entropy(x, kernel, targets, counted, softcap=model.softcap)
-    return nats, jnp.sum(size)
+@functools.cache
+def _sums_over(mesh: Mesh, model: ModelConfig, dtype: Any) -> Any:
+    """The jitted (params, bytes of each token [V]), batch [1, B, T+1] -> (nats, bytes)."""
+    shares = Shares(mesh, jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model)))
+    gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
+    attention = mesh_attention(mesh, model, dtype)
+
+    def local(
+        weights: tuple[Any, jax.Array], batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        params, token_bytes = gather(weights[0]), weights[1]
+        tokens, targets = batch["tokens"][0], batch["tokens"][0, :, 1:]
+        size = token_bytes[targets].astype(jnp.float32) * batch["mask"][0, :, 1:]
+        counted = (size > 0).astype(jnp.float32)
+        x = gpt.features(params, tokens[:, :-1], model, dtype=dtype, attention=attention)
+        kernel = params["lm_head"]["kernel"]
+        nats, _ = losses.cross_entropy(x, kernel, targets, counted, softcap=model.softcap)
+        sums = nats, jnp.sum(size)
+        return jax.lax.psum(sums, shares.axes) if shares.axes else sums
+
+    return jax.jit(over_rows(local, mesh, (shares.stored, P()), (P(), P())))
 
 
 def bits_per_byte(
@@ -42,14 +55,19 @@ def bits_per_byte(
     token_bytes: np.ndarray,
     model: ModelConfig,
     dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> float:
     """Bits per byte over batches of `tokens` and `mask`, each [B, T+1].
 
     `token_bytes` [V] is the number of bytes of each token, 0 for special ones. NaN when no byte is
-    predicted at all.
+    predicted at all. The rows are split over `mesh`, where the parameters lie as in training; with
+    several processes each gives its own. Without a mesh all is on the first device.
     """
-    sizes = jnp.asarray(token_bytes, jnp.int32)
-    sums = [_sums(params, batch, sizes, model, dtype) for batch in batches]
+    mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+    sums_over = _sums_over(mesh, model, jnp.dtype(dtype))
+    weights = params, put(np.asarray(token_bytes, np.int32), replicated(mesh))
+    micro = ({name: np.asarray(rows)[None] for name, rows in batch.items()} for batch in batches)
+    sums = [sums_over(weights, put_batch(mesh, batch)) for batch in micro]
     nats = math.fsum(float(n) for n, _ in sums)
     size = math.fsum(float(b) for _, b in sums)
     return losses.bits_per_byte(nats, size)

@@ -23,7 +23,7 @@ def make_optimizer(
     *,
     lr_scale: float = 1.0,
     muon_dtype: DTypeLike = jnp.float32,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The whole chain for `steps` steps; every rate is multiplied by `lr_scale`.
 
     `muon_dtype` is what the orthogonalisation computes in: bf16 on a GPU, fp32 on a CPU.
@@ -38,8 +38,21 @@ def make_optimizer(
         chains[group.label] = optax.chain(core, _scale_by_rate(rate, multiplier))
     partition = optax.partition(chains, lambda params: label_params(params, table))
     if config.grad_clip:
-        return optax.chain(optax.clip_by_global_norm(config.grad_clip), partition)
+        return optax.chain(clip_by_global_norm(config.grad_clip), partition)
     return partition
+
+
+def clip_by_global_norm(limit: float) -> optax.GradientTransformationExtraArgs:
+    """Optax's, but the norm may be given: whoever holds a share of the gradients cannot tell."""
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, norm: Any = None, **_: Any
+    ) -> tuple[Any, Any]:
+        del params
+        norm = optax.tree.norm(updates) if norm is None else norm
+        return jax.tree.map(lambda g: jnp.where(norm < limit, g, g / norm * limit), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def muon_chain(

@@ -48,7 +48,7 @@ def parameter_table(model: ModelConfig, optim: OptimConfig) -> tuple[Group, ...]
         Group("residual", r"resid_lambdas", "adamw", optim.scalar_lr * 0.01, decay=0.05),
         Group("x0", r"x0_lambdas", "adamw", optim.scalar_lr, beta1=0.96),
         Group("smear", r"(smear|backout).*", "adamw", 0.2),
-        Group("matrix", r"h_\d+/.*", "muon", optim.matrix_lr),
+        Group("matrix", r"h(_\d+)?/.*", "muon", optim.matrix_lr),
     )  # fmt: skip
 
 

@@ -10,10 +10,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.tree_util import DictKey
 
 from jaxchat.home import ArtifactError, atomic_folder, read_json, sha256_file, write_json
+from jaxchat.optim.stacks import STACKS
 
 FORMAT = "jaxchat-checkpoint-1"
 
@@ -46,8 +49,8 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Starts saving; the arrays are copied first, so they may be donated afterwards."""
-        # Orbax does not notice every damaged file when it restores: the hash does.
-        told = {"format": FORMAT, "step": step, "sha256": hash_params(state), **meta}
+        # Orbax does not notice every damaged file when it restores: the fingerprint does.
+        told = {"format": FORMAT, "step": step, "fingerprint": fingerprint(state), **meta}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -62,14 +65,17 @@ class Checkpoints:
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """The state and meta saved at `step`, with the shapes and shardings of `like`.
 
-        Raises ArtifactError for a checkpoint that is damaged or of another model.
+        The mesh may be another than the one it was saved on: what fills the optimizer's stacks up
+        (`optim.stacks`) is added or left out. Raises ArtifactError for a checkpoint that is damaged
+        or of another model.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+                    state=ocp.args.StandardRestore(abstract, strict=False),
+                    meta=ocp.args.JsonRestore(),
                 ),
             )
         except Exception as error:  # Orbax and TensorStore raise many kinds
@@ -84,13 +90,51 @@ class Checkpoints:
                 f"the checkpoint {self.folder / str(step)} has format {meta.get('format')!r}, "
                 f"not {FORMAT!r}; it was made by another version: use --force to start again."
             )
-        if meta.get("sha256") != hash_params(restored["state"]):
+        if meta.get("fingerprint") != fingerprint(restored["state"]):
             raise ArtifactError(
-                f"the checkpoint {self.folder / str(step)} is damaged (its hash is not the one it "
-                "was saved with); delete that folder to go on from the one before, or use --force "
-                "to start the stage again."
+                f"the checkpoint {self.folder / str(step)} cannot be read (it is damaged or of "
+                "another model: its fingerprint is not the one it was saved with); delete that "
+                "folder to go on from the one before, or use --force to start the stage again."
             )
         return restored["state"], meta
+
+
+def fingerprint(state: Any) -> str:
+    """Tells states apart, whatever the mesh they lie on; a flipped bit always changes it.
+
+    Computed on the devices, so no process needs to see all of the state, and in integers, so the
+    order of sums does not matter. The zeros that fill the optimizer's stacks up do not count.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        array = jnp.asarray(leaf)
+        stacked = any(isinstance(key, DictKey) and key.key == STACKS for key in path)
+        shape = array.shape[1:] if stacked else array.shape
+        digest.update(f"{jax.tree_util.keystr(path)} {shape} {array.dtype}".encode())
+        # Read at once: of several processes, programs in flight could meet in different orders.
+        digest.update(np.asarray(jax.device_get(_sums(array))).tobytes())
+    return digest.hexdigest()
+
+
+@jax.jit
+def _sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two sums modulo 2**32 over all elements of a hash of their bits and place; 0 for a zero."""
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    index = jnp.zeros(x.shape, jnp.uint32)
+    for dim, size in enumerate(x.shape):
+        index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim)
+    one, two = (_mix(index + np.uint32(salt)) for salt in (0x9E3779B1, 0x7F4A7C15))
+    # `_mix` is one to one, so no other bits give the same
+    hashes = (_mix(bits ^ place) - _mix(place) for place in (one, two))
+    first, second = (jnp.sum(each, dtype=jnp.uint32) for each in hashes)
+    return first, second
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """MurmurHash3's last step: every bit of the result depends on every bit of x (uint32)."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+    return x ^ (x >> np.uint32(16))
 
 
 def hash_params(params: Any) -> str:

@@ -25,8 +25,9 @@ from jaxchat.config import ConfigError, ModelConfig, OptimConfig, TrainConfig
 from jaxchat.data.rows import RowSource, training_batches, validation_batches
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.optim.chain import make_optimizer
+from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
-from jaxchat.sharding import batch_shards, put_batch, replicated
+from jaxchat.sharding import batch_shards, put_batch, row_share
 from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.metrics import MetricsLog
 from jaxchat.train.step import TrainState, init_state, make_train_step
@@ -47,6 +48,7 @@ class Job:
     mesh: Mesh
     seed: int
     dtype: DTypeLike = jnp.float32
+    profile: Capture | None = None  # steps to record
 
 
 @dataclass(frozen=True)
@@ -95,17 +97,20 @@ def plan_batch(train: TrainConfig, row_tokens: int, shards: int) -> tuple[int, i
     rows, rest = divmod(train.batch_tokens, row_tokens)
     if rest or rows == 0:
         raise ConfigError(
-            f"batch_tokens is {train.batch_tokens}, no multiple of the row's {row_tokens} tokens."
+            f"batch_tokens is {train.batch_tokens}, no multiple of the row's {row_tokens} tokens; "
+            "set it to one."
         )
     if rows % shards:
         raise ConfigError(
-            f"a step of {rows} rows does not divide by the {shards} devices of the batch axes."
+            f"a step of {rows} rows does not divide by the {shards} devices of the batch axes; set "
+            f"batch_tokens to a multiple of {shards * row_tokens}, or [mesh] to fewer devices."
         )
     micro = min(train.micro_rows * shards, rows)
     if rows % micro:
         raise ConfigError(
             f"a step of {rows} rows is not a multiple of {micro} rows (micro_rows "
-            f"{train.micro_rows} on {shards} devices)."
+            f"{train.micro_rows} on {shards} devices); set micro_rows to a divisor of "
+            f"{rows // shards}."
         )
     return rows // micro, micro
 
@@ -130,16 +135,19 @@ def fit(job: Job, params: Any) -> FitResult:
     step_fn = make_train_step(job.model, optimizer, job.mesh, job.dtype)
     # A copy: the first step donates its state, and the caller may still need its parameters.
     params = jax.tree.map(jnp.copy, params)
-    state = jax.device_put(init_state(params, optimizer), replicated(job.mesh))
-    batches = training_batches(job.rows, accumulation * rows, job.seed)
-    held_out = list(validation_batches(job.held_out, rows, job.train.eval_rows))
+    state = init_state(params, optimizer, job.mesh)
+    share = row_share(job.mesh)
+    batches = training_batches(job.rows, accumulation * rows, job.seed, *share)
+    held_out = list(validation_batches(job.held_out, rows, job.train.eval_rows, *share))
 
     def evaluate(state: TrainState) -> float:
-        return bits_per_byte(state.params, held_out, job.token_bytes, job.model, job.dtype)
+        return bits_per_byte(
+            state.params, held_out, job.token_bytes, job.model, job.dtype, job.mesh
+        )
 
     def batch_of(step: int) -> Any:
         flat = batches[step]
-        split = {k: v.reshape(accumulation, rows, *v.shape[1:]) for k, v in flat.items()}
+        split = {k: v.reshape(accumulation, -1, *v.shape[1:]) for k, v in flat.items()}
         return put_batch(job.mesh, split)
 
     with Checkpoints(job.folder / "checkpoints") as checkpoints, stop_requests() as stop:
@@ -147,11 +155,12 @@ def fit(job: Job, params: Any) -> FitResult:
         if (latest := checkpoints.latest()) is not None:
             state, meta = checkpoints.restore(latest, state)
             start, before = latest, float(meta["seconds"])
-        log = MetricsLog(job.folder / "metrics.jsonl", from_step=start)
+        first = jax.process_index() == 0
+        log = MetricsLog(job.folder / "metrics.jsonl", from_step=start, writes=first)
         loop = _Loop(job, log, steps, start, before, job.train.batch_tokens)
-        with loop.progress:
+        with loop.progress, recorded(step_fn, job.profile, start) as run_step:
             for step in range(start, steps):
-                state, metrics = step_fn(state, batch_of(step))
+                state, metrics = run_step(state, batch_of(step))
                 loop.dispatched(step, metrics)
                 done = step + 1
                 if done % job.train.eval_every == 0 or done == steps:

@@ -11,10 +11,15 @@ from jaxchat.home import atomic_open
 
 
 class MetricsLog:
-    """Appends records with a `step`; on a resume, records at or past the step are dropped first."""
+    """Appends records with a `step`; on a resume, records at or past the step are dropped first.
 
-    def __init__(self, path: Path, from_step: int = 0) -> None:
-        self.path = path
+    Of several processes that share the folder, one writes: the others are given `writes` False.
+    """
+
+    def __init__(self, path: Path, from_step: int = 0, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
+        if not writes:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [r for r in read_metrics(path) if r["step"] < from_step]
         with atomic_open(path) as file:
@@ -22,6 +27,8 @@ class MetricsLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record and hands it to the operating system."""
+        if not self.writes:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 

@@ -5,6 +5,7 @@ Axes: A accumulation, B rows, T time, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,31 +13,64 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxchat import losses
-from jaxchat.config import ConfigError, ModelConfig
+from jaxchat.config import ModelConfig, check_heads
 from jaxchat.model import gpt
-from jaxchat.model.attention import Implementation, choose_attention
-from jaxchat.sharding import RULES, replicated, sharding
+from jaxchat.model.attention import Implementation, causal_attention, choose_attention
+from jaxchat.optim.shares import Shares
+from jaxchat.optim.stacks import stack
+from jaxchat.sharding import RULES, keep, put, replicated, sharding
 
 Params = Any
 Batch = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes."""
+    """Everything a step changes. The optimizer's state is that of the view of `optim.stacks`."""
 
     params: Params
     opt_state: Any
     step: jax.Array  # int32 []
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A state at step 0."""
-    return TrainState(params, optimizer.init(params), jnp.zeros([], jnp.int32))
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
+) -> TrainState:
+    """A state at step 0, laid out on the mesh; without one, on one device.
+
+    The parameters may be shared with `params`: whoever donates the state must give a copy.
+    """
+    if mesh is None:
+        return _fresh(params, optimizer, 1)
+    layout = state_shardings(params, optimizer, mesh)
+    params = put(params, layout.params)
+    fresh = jax.jit(
+        functools.partial(_fresh, optimizer=optimizer, multiple=mesh.size), out_shardings=layout
+    )
+    state: TrainState = fresh(params)
+    return state._replace(params=params)
+
+
+def _fresh(params: Params, optimizer: optax.GradientTransformation, multiple: int) -> TrainState:
+    return TrainState(params, optimizer.init(stack(params, multiple)), jnp.zeros([], jnp.int32))
+
+
+def _state_specs(params: Params, optimizer: optax.GradientTransformation, shares: Shares) -> Any:
+    state = jax.eval_shape(
+        functools.partial(_fresh, optimizer=optimizer, multiple=shares.mesh.size), params
+    )
+    specs: Any = (shares.stored, shares.state_specs(state.opt_state), P())
+    return TrainState(*specs)
+
+
+def state_shardings(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """How a state of these parameters (arrays or their shapes) lies on the mesh."""
+    specs = _state_specs(params, optimizer, Shares(mesh, params))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def batch_loss(
@@ -88,50 +122,126 @@ def loss_and_grads(
     return sums
 
 
+def manual_axes(mesh: Mesh) -> set[str]:
+    """The axes over which a step is cut by hand: all but a tensor axis of several devices.
+
+    That one is left to the compiler, which follows the parameters' shardings through the model.
+    """
+    return {axis for axis in mesh.axis_names if axis != "tensor" or mesh.shape[axis] == 1}
+
+
+def over_rows(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
+    """A `shard_map` of function(state, batch [A, B, ...]) over `manual_axes`: rows are split.
+
+    The specs, of the state and of what is returned, are those for the whole mesh.
+    """
+    return _shard_map(
+        function,
+        manual_axes(mesh),
+        (in_specs, sharding(mesh, "accumulation", "batch").spec),
+        out_specs,
+        mesh,
+    )
+
+
+def over_tensor(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
+    """Inside `over_rows`: a `shard_map` over the tensor axis, too, where collectives need one."""
+    if "tensor" in manual_axes(mesh):
+        return function
+    return _shard_map(function, {"tensor"}, in_specs, out_specs)
+
+
+def _shard_map(
+    function: Any, axes: set[str], in_specs: Any, out_specs: Any, mesh: Mesh | None = None
+) -> Any:
+    cut = functools.partial(jax.tree.map, lambda spec: keep(spec, axes))
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=cut(in_specs),
+        out_specs=cut(out_specs),
+        axis_names=axes,
+        check_vma=False,
+    )
+
+
+def mesh_attention(mesh: Mesh, model: ModelConfig, dtype: DTypeLike) -> Implementation:
+    """The attention of this machine, by heads where a tensor axis splits them.
+
+    Raises ConfigError where it cannot split them.
+    """
+    check_heads(model, mesh.shape["tensor"])
+    chosen = choose_attention(model.head_dim, dtype)
+    if mesh.shape["tensor"] == 1:
+        return chosen
+
+    def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, window: int) -> jax.Array:
+        heads = P(None, None, RULES["heads"])
+        local = functools.partial(causal_attention, window=window, implementation=chosen)
+        y: jax.Array = over_tensor(local, mesh, (heads, heads, heads), heads)(q, k, v)
+        return y
+
+    return attention
+
+
 def make_train_step(
     model: ModelConfig,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     dtype: DTypeLike = jnp.float32,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step over a mesh: rows are split over the batch axes, parameters replicated.
+    """The jitted step over a mesh, for states of `init_state` and batches of `put_batch`.
 
-    Gradients are summed on each device over its micro-batches and reduced once. The batch is
-    [A, B, ...] as `sharding.put_batch` lays it out. Metrics: `loss` (mean over weight), `weight`
-    and `grad_norm`.
+    Gradients are summed on each device over its micro-batches [A, B, ...] and reduced once, into
+    the shares of `optim.shares`. Metrics: `loss` (mean over weight), `weight` and `grad_norm`.
     """
-    if mesh.shape["tensor"] != 1:
-        raise ConfigError(f"mesh.tensor is {mesh.shape['tensor']}; this version supports only 1.")
-    axes = RULES["batch"]
-    attention = choose_attention(model.head_dim, dtype)
-
-    def local(params: Params, batch: Batch) -> tuple[Params, jax.Array, jax.Array]:
-        sums: tuple[Params, jax.Array, jax.Array] = lax.psum(
-            loss_and_grads(params, batch, model, dtype, attention), axes
-        )
-        return sums
-
-    over_mesh = jax.shard_map(
-        local, mesh=mesh, in_specs=(P(), P(None, axes)), out_specs=P(), check_vma=False
+    attention = mesh_attention(mesh, model, dtype)
+    abstract = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
+    shares = Shares(mesh, abstract)
+    specs = _state_specs(abstract, optimizer, shares)
+    gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
+    update = over_tensor(
+        functools.partial(_update, optimizer=optimizer, shares=shares),
+        mesh,
+        (specs, shares.gathered, shares.gathered, P(), P()),
+        (specs, P()),
     )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        grads, total, weight = over_mesh(state.params, batch)
-        # A batch without a counted token is harmless: its gradients are zero.
-        scale = 1.0 / jnp.maximum(weight, 1.0)
-        grads = jax.tree.map(lambda g: g * scale, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {
-            "loss": total * scale,
-            "weight": weight,
-            "grad_norm": optax.tree.norm(grads),
-        }
-        return TrainState(params, opt_state, state.step + 1), metrics
+        whole = gather(state.params)
+        sums = loss_and_grads(whole, batch, model, dtype, attention)
+        result: tuple[TrainState, dict[str, jax.Array]] = update(state, whole, *sums)
+        return result
 
+    layout = state_shardings(abstract, optimizer, mesh)
     return jax.jit(
-        step,
+        over_rows(step, mesh, specs, (specs, P())),
         donate_argnums=0,
-        in_shardings=(replicated(mesh), sharding(mesh, "accumulation", "batch")),
-        out_shardings=replicated(mesh),
+        in_shardings=(layout, sharding(mesh, "accumulation", "batch")),
+        out_shardings=(layout, replicated(mesh)),
     )
+
+
+def _update(
+    state: TrainState,
+    whole: Params,
+    grads: Params,
+    total: jax.Array,
+    weight: jax.Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    shares: Shares,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The second half of a step: this device's sums are reduced, and its share is optimized."""
+    if shares.axes:
+        total, weight = lax.psum((total, weight), shares.axes)
+    # A batch without a counted token is harmless: its gradients are zero.
+    scale = 1.0 / jnp.maximum(weight, 1.0)
+    grads = jax.tree.map(lambda g: g * scale, shares.reduce(grads))
+    norm = shares.norm(grads)
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(
+        grads, state.opt_state, shares.own(whole), norm=norm
+    )
+    params = optax.apply_updates(state.params, shares.spread(updates))
+    metrics = {"loss": total * scale, "weight": weight, "grad_norm": norm}
+    return TrainState(params, opt_state, state.step + 1), metrics

@@ -15,8 +15,9 @@ from tiny_training import CLASSIC, CLASSIC_OPTIM, random_params
 from jaxchat.config import MeshConfig
 from jaxchat.home import ArtifactError
 from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.stacks import stack
 from jaxchat.sharding import make_mesh, replicated
-from jaxchat.train.checkpoint import Checkpoints, hash_params, load_params, save_params
+from jaxchat.train.checkpoint import Checkpoints, fingerprint, hash_params, load_params, save_params
 from jaxchat.train.step import TrainState, init_state
 
 # Where Orbax cannot restore, it leaves coroutines that were never awaited.
@@ -43,6 +44,17 @@ def make_state(seed: int = 0) -> TrainState:
         return np.asarray(100 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
     return jax.device_put(jax.tree.map(fill, shapes), replicated(ONE))
+
+
+def real_state(shape: tuple[int, int, int], seed: int = 0) -> TrainState:
+    """A state as it lies on a mesh of eight devices, with no zeros but those of the filling."""
+    mesh, optimizer = make_mesh(MeshConfig(*shape)), make_optimizer(CLASSIC, CLASSIC_OPTIM, 10)
+    state = init_state(random_params(CLASSIC, seed), optimizer, mesh)
+    # the optimizer's moments: any function of the parameters will do
+    view = stack(state.params, 8)
+    _, moments = jax.jit(optimizer.update)(view, state.opt_state, view)
+    layout = jax.tree.map(lambda x: x.sharding, state.opt_state)
+    return state._replace(opt_state=jax.device_put(moments, layout))
 
 
 def assert_identical(got: Any, want: Any) -> None:
@@ -103,6 +115,28 @@ def test_a_checkpoint_moves_to_another_mesh(tmp_path: Path) -> None:
         got, _ = checkpoints.restore(1, jax.device_put(make_state(1), replicated(eight)))
     assert_identical(got, state)
     assert got.params["wte"]["embedding"].sharding == replicated(eight)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_split_state_comes_back_on_its_own_mesh_and_on_others(tmp_path: Path) -> None:
+    state = real_state((2, 2, 2))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        same, _ = checkpoints.restore(1, real_state((2, 2, 2), seed=1))
+        assert_identical(same, state)
+        jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail(str(b)), same, state)
+        # on one device the stacks need no filling
+        optimizer = make_optimizer(CLASSIC, CLASSIC_OPTIM, 10)
+        one, _ = checkpoints.restore(1, init_state(random_params(CLASSIC, 1), optimizer, ONE))
+    assert_identical(one.params, state.params)
+    for got, want in zip(
+        jax.tree.leaves(one.opt_state), jax.tree.leaves(state.opt_state), strict=True
+    ):
+        whole = np.asarray(want)
+        np.testing.assert_array_equal(got, whole[: len(got)] if got.ndim else whole)
+        assert not whole.ndim or not whole[len(got) :].any(), "more than filling was left out"
+    assert fingerprint(one) == fingerprint(state)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -185,3 +219,21 @@ def test_weights_of_another_model_are_refused(
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"meta\.json does not exist"):
         load_params(tmp_path / "model", random_params(CLASSIC))
+
+
+def test_the_fingerprint_sees_names_shapes_types_and_every_bit() -> None:
+    trees = [
+        {"a": jnp.zeros(4)}, {"b": jnp.zeros(4)}, {"a": jnp.zeros((2, 2))},
+        {"a": jnp.zeros(4, jnp.int32)}, {"a": -jnp.zeros(4)}, {"a": {"a": jnp.zeros(4)}},
+        {"a": jnp.zeros(2), "b": jnp.zeros(2)}, {"a": jnp.arange(4.0)},
+        {"a": jnp.arange(4.0)[::-1]},
+    ]  # fmt: skip
+    seen = {fingerprint(tree) for tree in trees}
+    assert len(seen) == len(trees)
+    array = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    for place in range(15):
+        for bit in (0, 13, 31):
+            flipped = array.copy()
+            flipped.view(np.uint32).reshape(-1)[place] ^= np.uint32(1 << bit)
+            seen.add(fingerprint({"a": flipped}))
+    assert len(seen) == len(trees) + 45

@@ -17,10 +17,10 @@ from tiny_training import (
     random_params,
 )
 
-from jaxchat.config import ConfigError, MeshConfig, ModelConfig
+from jaxchat.config import MeshConfig, ModelConfig
 from jaxchat.model import gpt
 from jaxchat.optim.chain import make_optimizer
-from jaxchat.sharding import make_mesh, put_batch, replicated
+from jaxchat.sharding import make_mesh, put_batch
 from jaxchat.train.step import TrainState, batch_loss, init_state, loss_and_grads, make_train_step
 
 ROWS, STEPS = 16, 4
@@ -92,7 +92,7 @@ def test_the_first_tokens_mask_counts_for_nothing() -> None:
 
 
 def fresh_state(model: ModelConfig, optimizer: Any, mesh: Mesh) -> TrainState:
-    return jax.device_put(init_state(random_params(model), optimizer), replicated(mesh))
+    return init_state(random_params(model), optimizer, mesh)
 
 
 def train(
@@ -177,10 +177,3 @@ def test_the_state_is_donated_and_the_step_traced_once(one: Any) -> None:
         state, _ = step(state, put_batch(mesh, split(make_batch(number), 2)))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
     assert step._cache_size() == 1
-
-
-def test_a_tensor_axis_is_refused() -> None:
-    mesh = make_mesh(MeshConfig(tensor=2), jax.devices()[:2])
-    optimizer = make_optimizer(CLASSIC, CLASSIC_OPTIM, STEPS)
-    with pytest.raises(ConfigError, match=r"mesh\.tensor is 2"):
-        make_train_step(CLASSIC, optimizer, mesh)
