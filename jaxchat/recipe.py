@@ -110,7 +110,9 @@ def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
             "set them as tokenizer.vocab_size and run.depth, from which the model takes them."
         )
     ratio = run.get("data_ratio", DATA_RATIO[preset])
-    horizon = derive_horizon(model, preset, ratio)
+    # A batch of the user's own has other rates than the derived one.
+    batch = _train("base", tables["base"]).batch_tokens if "batch_tokens" in tables["base"] else 0
+    horizon = derive_horizon(model, preset, ratio, batch)
     optim = build(OptimConfig, {**_as_table(horizon.optim), **tables["optim"]}, "optim")
     base_table = {"batch_tokens": horizon.batch_tokens, "steps": horizon.steps, **tables["base"]}
     return RunConfig(

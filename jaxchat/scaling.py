@@ -137,15 +137,20 @@ class Horizon:
         return self.batch_tokens * self.steps
 
 
-def derive_horizon(model: ModelConfig, preset: str, ratio: float) -> Horizon:
-    """Batch, steps, rates and decay of a base model; `ratio` is tokens per scaling parameter."""
+def derive_horizon(model: ModelConfig, preset: str, ratio: float, batch_tokens: int = 0) -> Horizon:
+    """Batch, steps, rates and decay of a base model; `ratio` is tokens per scaling parameter.
+
+    A batch that is given (`batch_tokens`, 0: derive it) decides steps, rates and decay in its turn.
+    """
     target = ratio * scaling_params(model, preset)
     if preset == "classic":
-        return Horizon(REFERENCE_BATCH, int(target) // REFERENCE_BATCH, OptimConfig())
+        batch = batch_tokens or REFERENCE_BATCH
+        return Horizon(batch, int(target) // batch, OptimConfig())
     reference_model = derive_model(REFERENCE_DEPTH, preset, model.vocab_size, model.sequence_len)
     reference = ratio * scaling_params(reference_model, preset)
     target = int(target)
-    batch = 2 ** round(math.log2(REFERENCE_BATCH * (target / reference) ** BATCH_EXPONENT))
+    best_batch = REFERENCE_BATCH * (target / reference) ** BATCH_EXPONENT
+    batch = batch_tokens or 2 ** round(math.log2(best_batch))
     scale = math.sqrt(batch / REFERENCE_BATCH)
     optim = OptimConfig(
         matrix_lr=0.02 * scale,

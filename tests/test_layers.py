@@ -22,7 +22,7 @@ LAYERS = {
     }.items()
     for name in names.split()
 }
-LATER = {"interop", "serve"}  # in the design, not written yet
+LATER = {"serve"}  # in the design, not written yet
 SPLIT = {"", "data", "train"}  # packages over several layers: theirs is an empty __init__
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -1,0 +1,1 @@
+"""Other projects' checkpoints: their names and layouts."""
