@@ -64,6 +64,7 @@ def test_the_line_says_everything() -> None:
     )
 
 
+@pytest.mark.usefixtures("optax_promotion")
 def test_training_says_it_once(tmp_path: Path, capsys: Any) -> None:
     fit(tiny_job(tmp_path), random_params(CLASSIC))
     said = [line for line in capsys.readouterr().err.splitlines() if "attention blocked" in line]
@@ -107,6 +108,7 @@ def test_every_large_matrix_of_a_step_is_multiplied_in_fp8() -> None:
     assert fp8.count_products(program(False)) == 0
 
 
+@pytest.mark.usefixtures("optax_promotion")
 def test_a_model_learns_in_fp8_what_it_learns_without() -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = make_optimizer(WIDE, CLASSIC_OPTIM, 40)
@@ -125,6 +127,7 @@ def test_a_model_learns_in_fp8_what_it_learns_without() -> None:
     np.testing.assert_allclose(rounded, plain, rtol=0.03, atol=0.03)
 
 
+@pytest.mark.usefixtures("optax_promotion")
 def test_the_step_is_compiled_with_the_options() -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = make_optimizer(CLASSIC, CLASSIC_OPTIM, 10)
