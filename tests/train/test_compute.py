@@ -73,7 +73,7 @@ def test_training_says_it_once(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_fp8_is_refused_where_it_cannot_be() -> None:
-    with pytest.raises(ConfigError, match=r"at least 128, multiples of 16, .* n_embd is 32"):
+    with pytest.raises(ConfigError, match=r"at least 128, multiples of 16, .*n_embd is 32"):
         choose_compute(ComputeConfig(fp8=True), CLASSIC, jnp.float32)
     assert choose_compute(ComputeConfig(fp8=True), WIDE, jnp.float32).fp8
     for capability in ("8.6", "8.0", "7.5", ""):
