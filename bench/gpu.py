@@ -46,8 +46,7 @@ def parts(args: argparse.Namespace) -> Iterator[Part]:
     if args.nanochat:
         yield Part("nanochat d20", ("nanochat", "20", "16"), 110)
     yield Part("d12", ("steps", "12", "32,64"), 75)
-    if measure.supports_fp8():
-        yield Part("d20 fp8", ("steps", "20", "16", "fp8"), 100)
+    yield Part("d20 fp8", ("steps", "20", "16", "fp8"), 100)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +70,7 @@ def run_all(args: argparse.Namespace) -> int:
     """Prints the table; 1 when no part gave a result."""
     deadline = time.monotonic() + args.seconds
     results: list[dict[str, Any]] = []
-    notes = [] if measure.supports_fp8() else ["fp8: this version has no such switch, left out"]
+    notes = []
     if not args.nanochat:
         notes.append("nanochat: no --nanochat CHECKOUT given, left out")
     for part in parts(args):
@@ -128,7 +127,18 @@ def render(results: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
             lines += ["", HEADS[kind].format(title)]
         for r in rows:
             lines.append(attention_row(r) if kind == "attention" else step_row(r))
+    notes = [*notes, *fp8_notes(results)]
     return "\n".join([*lines, "", *notes]) if notes else "\n".join(lines)
+
+
+def fp8_notes(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Whether what was asked to be in fp8 is so, by the compiled programs."""
+    return [
+        f"{r['name']}, {r['rows']} rows: "
+        + (f"{r['fp8_products']} products in fp8" if r["fp8_products"] else "NOTHING IS IN FP8")
+        for r in results
+        if "fp8_products" in r
+    ]
 
 
 HEADS = {
@@ -224,6 +234,8 @@ def run_steps(depth: int, micros: str, fp8: bool, smoke: bool) -> None:
             first = str(error).splitlines()[0][:100]
             tell(**about, failure="out of memory" if "RESOURCE_EXHAUSTED" in first else first)
             return
+        if fp8:
+            about["fp8_products"] = step.fp8_products()
         tell(**{**figures.to_json(), **about})
 
 

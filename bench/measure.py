@@ -32,6 +32,8 @@ class Case:
     micro_rows: int = 0  # rows at once; 0: all
     dtype: str = "bfloat16"
     fp8: bool = False
+    chunk_rows: int = 0  # tokens whose logits are held at once; 0: as training chooses
+    options: tuple[str, ...] = ()  # XLA's, beside those training chooses
 
     @property
     def rows(self) -> int:
@@ -87,15 +89,6 @@ def run_config(case: Case) -> Any:
     return recipe.from_document(tables, "the benchmark's arguments")
 
 
-def supports_fp8() -> bool:
-    """Whether this version's step has the switch."""
-    import inspect
-
-    from jaxchat.train.step import make_train_step
-
-    return "fp8" in inspect.signature(make_train_step).parameters
-
-
 class Step:
     """jaxchat's step for a case, on one device, compiled ahead of its first call."""
 
@@ -104,9 +97,10 @@ class Step:
         import jax.numpy as jnp
         import numpy as np
 
-        from jaxchat.config import MeshConfig
+        from jaxchat.config import ComputeConfig, MeshConfig
         from jaxchat.optim.chain import make_optimizer
         from jaxchat.sharding import make_mesh, put_batch
+        from jaxchat.train.compute import choose_compute
         from jaxchat.train.step import make_train_step
 
         self.case, config = case, run_config(case)
@@ -114,8 +108,12 @@ class Step:
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         dtype = jnp.dtype(case.dtype)
         self.optimizer = make_optimizer(self.model, config.optim, 1000, muon_dtype=dtype)
-        switches = {"fp8": True} if case.fp8 else {}
-        self.step = make_train_step(self.model, self.optimizer, self.mesh, dtype, **switches)
+        switches = ComputeConfig(
+            fp8=case.fp8, loss_chunk_rows=case.chunk_rows, compiler_options=case.options
+        )
+        self.compute = choose_compute(switches, self.model, dtype)
+        log(self.compute.describe(self.mesh))
+        self.step = make_train_step(self.model, self.optimizer, self.mesh, self.compute)
         rng = np.random.default_rng(0)
         shape = (case.rows // case.micro, case.micro, case.seq_len + 1)
         tokens = rng.integers(0, case.vocab, shape).astype(np.int32)
@@ -139,6 +137,12 @@ class Step:
         began = time.perf_counter()
         self.compiled = self.step.lower(state, self.batch).compile()
         self.compile_seconds = time.perf_counter() - began
+
+    def fp8_products(self) -> int:
+        """Products in fp8 in the compiled step; those in a loop count once."""
+        from jaxchat.model import fp8
+
+        return fp8.count_products(str(self.compiled.as_text()))
 
     def measure(self, state: Any, steps: int, peak: float) -> tuple[Any, Figures]:
         """Times `steps` steps; returns the state after them."""

@@ -32,11 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         depth=args.depth, preset=args.preset, width=args.width, seq_len=args.seq_len,
         vocab=args.vocab, batch=args.batch or rows * args.seq_len, micro_rows=args.micro_rows,
         dtype=args.dtype or ("float32" if on_cpu else "bfloat16"), fp8=args.fp8,
+        chunk_rows=args.loss_chunk, options=tuple(args.xla),
     )  # fmt: skip
     if args.nanochat and args.preset != "modern":
         parser.error("--nanochat compares with its newest model: --preset must be modern.")
-    if args.fp8 and not measure.supports_fp8():
-        parser.error("this version of jaxchat has no fp8 switch; leave --fp8 out.")
     try:
         _ = case.rows, measure.run_config(case)
     except ValueError as error:
@@ -73,6 +72,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--micro-rows", type=int, default=0, help="rows at once (all)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="fp32; on a GPU bf16")
     parser.add_argument("--fp8", action="store_true", help="the large products in fp8")
+    parser.add_argument("--loss-chunk", type=int, default=0, metavar="TOKENS")
+    parser.add_argument("--xla", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed (10)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--limit", type=float, default=1800, help="seconds nanochat may take")

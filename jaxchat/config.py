@@ -250,6 +250,28 @@ class MeshConfig:
         _positive("mesh", self, "fsdp", "tensor")
 
 
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How training computes: precision, sizes and compiler, not what. Weights are always fp32."""
+
+    fp8: bool = False  # the blocks' matrices of 128 or more: an H100, RTX 40 or newer
+    loss_chunk_rows: int = 0  # tokens whose logits are held at once; 0: as the device likes it
+    compiler_options: tuple[str, ...] = ()  # XLA's, as "name=value", beside those tried anyway
+
+    def __post_init__(self) -> None:
+        _not_negative("compute", self, "loss_chunk_rows")
+        for option in self.compiler_options:
+            name, equals, value = option.partition("=")
+            _check(
+                bool(equals) and name.isidentifier() and bool(value),
+                f"compute.compiler_options has {option!r}; each must be of the form name=value, "
+                "for example xla_gpu_enable_triton_gemm=false.",
+            )
+
+
+DEFAULT_COMPUTE = ComputeConfig()
+
+
 def check_heads(model: ModelConfig, tensor: int) -> None:
     """Raises ConfigError where a tensor axis of so many devices does not divide the heads."""
     for name, heads in (("n_head", model.n_head), ("n_kv_head", model.n_kv_head)):
@@ -299,6 +321,7 @@ class RunConfig:
     eval: EvalConfig
     mesh: MeshConfig
     hardware: HardwareConfig
+    compute: ComputeConfig = DEFAULT_COMPUTE
 
     def __post_init__(self) -> None:
         check_heads(self.model, self.mesh.tensor)

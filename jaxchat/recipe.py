@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxchat.config import (
     PRESETS,
+    ComputeConfig,
     ConfigError,
     DataConfig,
     EvalConfig,
@@ -42,6 +43,7 @@ TABLES = {
     "eval": EvalConfig,
     "mesh": MeshConfig,
     "hardware": HardwareConfig,
+    "compute": ComputeConfig,
 }
 
 
@@ -132,6 +134,7 @@ def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
         eval=build(EvalConfig, tables["eval"], "eval"),
         mesh=build(MeshConfig, tables["mesh"], "mesh"),
         hardware=build(HardwareConfig, tables["hardware"], "hardware"),
+        compute=build(ComputeConfig, tables["compute"], "compute"),
     )
 
 
@@ -181,7 +184,9 @@ def from_json(text: str) -> RunConfig:
     try:
         document = json.loads(text)
         tables: dict[str, Any] = {
-            name: build(cls, document.pop(name), name) for name, cls in TABLES.items()
+            name: build(cls, document.pop(name), name)
+            for name, cls in TABLES.items()
+            if name in document  # a run from before a table existed has its defaults
         }
         return RunConfig(**document, **tables)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

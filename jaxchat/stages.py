@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from jaxchat.report import write_report
 from jaxchat.sharding import make_mesh
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.checkpoint import load_params, save_params
+from jaxchat.train.compute import choose_compute
 from jaxchat.train.fit import Job, fit
 from jaxchat.train.rl import RLJob, train_rl
 
@@ -127,6 +129,7 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
         mesh=mesh_of(context),
         seed=config.seed,
         dtype=compute_dtype(),
+        compute=config.compute,
         profile=capture_of(context, stage),
     )
     result = fit(job, params)
@@ -174,6 +177,7 @@ def run_rl(context: Context) -> dict[str, Any]:
         engine=make_engine(context, params),
         seed=config.seed,
         dtype=compute_dtype(),
+        compute=config.compute,
         profile=capture_of(context, "rl"),
     )
     result = train_rl(job, params)
@@ -213,13 +217,14 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict
     batches = validation_batches(held_out, config.eval.slots, config.base.eval_rows)
     tasks = prepare.run_tasks(config.eval.tasks, config.seed, corpus, tokenizer)
     limit = config.eval.max_new_tokens
+    compute = choose_compute(replace(config.compute, fp8=False), config.model, compute_dtype())
     scores = evaluate_tasks(
         engine, tokenizer, tasks, problems=config.eval.problems, max_tokens=limit,
         title=f"evaluating {stage}",
     )  # fmt: skip
     record: dict[str, Any] = {
         "bits_per_byte": bits_per_byte(
-            params, list(batches), tokenizer.token_bytes, config.model, compute_dtype()
+            params, list(batches), tokenizer.token_bytes, config.model, compute
         ),
         "tasks": {name: score.to_json() for name, score in scores.items()},
     }
@@ -255,19 +260,20 @@ STAGES = (
     ),
     Stage(
         "base", "base model", run_base,
-        lambda c: (c.model, c.optim, c.base, c.mesh, c.seed), ("rows", "tokenizer"),
+        lambda c: (c.model, c.optim, c.base, c.mesh, c.compute.fp8, c.seed), ("rows", "tokenizer"),
     ),
     Stage(
         "mid", "midtraining", run_mid,
-        lambda c: (c.optim, c.mid, c.mesh, c.seed), ("base", "rows", "tokenizer"),
+        lambda c: (c.optim, c.mid, c.mesh, c.compute.fp8, c.seed), ("base", "rows", "tokenizer"),
     ),
     Stage(
         "sft", "supervised fine-tuning", run_sft,
-        lambda c: (c.optim, c.sft, c.mesh, c.seed), ("mid", "rows", "tokenizer"),
+        lambda c: (c.optim, c.sft, c.mesh, c.compute.fp8, c.seed), ("mid", "rows", "tokenizer"),
     ),
     Stage(
         "rl", "reinforcement learning", run_rl,
-        lambda c: (c.optim, c.rl, c.mesh, c.seed, c.eval.slots), ("sft", "data", "tokenizer"),
+        lambda c: (c.optim, c.rl, c.mesh, c.compute.fp8, c.seed, c.eval.slots),
+        ("sft", "data", "tokenizer"),
     ),
     Stage(
         "eval", "evaluation", run_eval,

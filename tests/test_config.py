@@ -3,6 +3,7 @@
 import pytest
 
 from jaxchat.config import (
+    ComputeConfig,
     ConfigError,
     DataConfig,
     EvalConfig,
@@ -92,6 +93,10 @@ def test_what_toml_writes_differently_is_converted() -> None:
         (EvalConfig, {"problems": 0}, "eval.problems is 0"),
         (MeshConfig, {"fsdp": 0}, "mesh.fsdp is 0"),
         (HardwareConfig, {"utilization": 0.0}, "hardware.utilization is 0.0"),
+        (ComputeConfig, {"loss_chunk_rows": -1}, "compute.loss_chunk_rows is -1"),
+        (ComputeConfig, {"compiler_options": ("xla_gpu_x",)}, "'xla_gpu_x'; each .* name=value"),
+        (ComputeConfig, {"compiler_options": ("--xla_x=1",)}, "'--xla_x=1'"),
+        (ComputeConfig, {"compiler_options": ("xla_x=",)}, "'xla_x='"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_the_value(
@@ -104,6 +109,6 @@ def test_a_value_out_of_range_is_refused_with_the_value(
 def test_defaults_are_valid() -> None:
     for cls in (
         ModelConfig, OptimConfig, TokenizerConfig, DataConfig, TrainConfig, RLConfig, EvalConfig,
-        MeshConfig, HardwareConfig,
+        MeshConfig, HardwareConfig, ComputeConfig,
     ):  # fmt: skip
         cls()

@@ -16,22 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jax.typing import DTypeLike
 
 from jaxchat import losses
 from jaxchat.config import MeshConfig, ModelConfig
 from jaxchat.model import gpt
 from jaxchat.optim.shares import Shares
 from jaxchat.sharding import make_mesh, put, put_batch, replicated
-from jaxchat.train.step import mesh_attention, over_rows, over_tensor
+from jaxchat.train.compute import Compute
+from jaxchat.train.step import PLAIN, mesh_attention, over_rows, over_tensor
 
 
 @functools.cache
-def _sums_over(mesh: Mesh, model: ModelConfig, dtype: Any) -> Any:
+def _sums_over(mesh: Mesh, model: ModelConfig, compute: Compute) -> Any:
     """The jitted (params, bytes of each token [V]), batch [1, B, T+1] -> (nats, bytes)."""
     shares = Shares(mesh, jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model)))
     gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
-    attention = mesh_attention(mesh, model, dtype)
+    attention = mesh_attention(mesh, model, compute.attention)
 
     def local(
         weights: tuple[Any, jax.Array], batch: dict[str, jax.Array]
@@ -40,9 +40,11 @@ def _sums_over(mesh: Mesh, model: ModelConfig, dtype: Any) -> Any:
         tokens, targets = batch["tokens"][0], batch["tokens"][0, :, 1:]
         size = token_bytes[targets].astype(jnp.float32) * batch["mask"][0, :, 1:]
         counted = (size > 0).astype(jnp.float32)
-        x = gpt.features(params, tokens[:, :-1], model, dtype=dtype, attention=attention)
-        kernel = params["lm_head"]["kernel"]
-        nats, _ = losses.cross_entropy(x, kernel, targets, counted, softcap=model.softcap)
+        x = gpt.features(params, tokens[:, :-1], model, dtype=compute.dtype, attention=attention)
+        nats, _ = losses.cross_entropy(
+            x, params["lm_head"]["kernel"], targets, counted, softcap=model.softcap,
+            chunk_rows=compute.chunk_rows,
+        )  # fmt: skip
         sums = nats, jnp.sum(size)
         return jax.lax.psum(sums, shares.axes) if shares.axes else sums
 
@@ -54,17 +56,18 @@ def bits_per_byte(
     batches: Iterable[dict[str, Any]],
     token_bytes: np.ndarray,
     model: ModelConfig,
-    dtype: DTypeLike = jnp.float32,
+    compute: Compute = PLAIN,
     mesh: Mesh | None = None,
 ) -> float:
     """Bits per byte over batches of `tokens` and `mask`, each [B, T+1].
 
     `token_bytes` [V] is the number of bytes of each token, 0 for special ones. NaN when no byte is
     predicted at all. The rows are split over `mesh`, where the parameters lie as in training; with
-    several processes each gives its own. Without a mesh all is on the first device.
+    several processes each gives its own. Without a mesh all is on the first device. Where training
+    computes in fp8, this does not: what the weights are worth is measured without it.
     """
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-    sums_over = _sums_over(mesh, model, jnp.dtype(dtype))
+    sums_over = _sums_over(mesh, model, compute)
     weights = params, put(np.asarray(token_bytes, np.int32), replicated(mesh))
     micro = ({name: np.asarray(rows)[None] for name, rows in batch.items()} for batch in batches)
     sums = [sums_over(weights, put_batch(mesh, batch)) for batch in micro]

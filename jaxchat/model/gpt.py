@@ -28,14 +28,11 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxchat.config import ModelConfig
-from jaxchat.model.attention import (
-    MAX_SCORE,
-    Implementation,
-    cached_attention,
-    causal_attention,
-)
+from jaxchat.model import fp8
+from jaxchat.model.attention import MAX_SCORE, Implementation, cached_attention, causal_attention
 from jaxchat.model.cache import Cache, fill, slot_positions, write
 from jaxchat.model.initial import Initializer, init_table
+from jaxchat.model.rope import rotary, rotate
 from jaxchat.scaling import (
     SMEAR_GATE_CHANNELS,
     VALUE_GATE_CHANNELS,
@@ -79,28 +76,18 @@ def rms_norm(x: Array) -> Array:
     return (wide * scale).astype(x.dtype)
 
 
-def rotary(positions: Array, size: int, base: float, dtype: DTypeLike) -> tuple[Array, Array]:
-    """Cosines and sines [B,T,1,K/2] for positions [B,T]."""
-    frequency = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
-    return jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotates x [B,T,H,K] pairwise, first half with second half, by minus the angle."""
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos + b * sin, b * cos - a * sin], axis=-1)
-
-
 class Linear(nn.Module):
-    """A matrix in float32, multiplied in the dtype of its input."""
+    """A matrix in float32, multiplied in the dtype of its input, or if it is large in fp8."""
 
     out: int
     initializer: Initializer
+    fp8: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.initializer, (x.shape[-1], self.out))
+        if self.fp8 and fp8.takes(*kernel.shape):
+            return fp8.matmul(x, kernel)
         return x @ kernel.astype(x.dtype)
 
 
@@ -123,6 +110,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     layer: int
+    fp8: bool = False
 
     @nn.compact
     def __call__(
@@ -132,7 +120,7 @@ class Attention(nn.Module):
         size, groups = config.head_dim, config.n_kv_head
 
         def heads(name: str, count: int) -> Array:
-            y = Linear(count * size, init[name], name=name)(x)
+            y = Linear(count * size, init[name], self.fp8, name=name)(x)
             return y.reshape(*y.shape[:-1], count, size)
 
         q, k, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
@@ -143,20 +131,21 @@ class Attention(nn.Module):
         q, k = (config.qk_scale * rms_norm(rotate(a, *rope)) for a in (q, k))
         y, kept = attend(self.layer, q, k, v)
         y = y.reshape(*y.shape[:-2], -1)
-        return Linear(config.n_embd, init["c_proj"], name="c_proj")(y), kept
+        return Linear(config.n_embd, init["c_proj"], self.fp8, name="c_proj")(y), kept
 
 
 class MLP(nn.Module):
     """D -> F = 4D -> D with relu^2 between."""
 
     config: ModelConfig
+    fp8: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         init = init_table(self.config)
-        x = Linear(4 * self.config.n_embd, init["c_fc"], name="c_fc")(x)
+        x = Linear(4 * self.config.n_embd, init["c_fc"], self.fp8, name="c_fc")(x)
         x = jnp.square(nn.relu(x))
-        return Linear(self.config.n_embd, init["c_proj"], name="c_proj")(x)
+        return Linear(self.config.n_embd, init["c_proj"], self.fp8, name="c_proj")(x)
 
 
 class Block(nn.Module):
@@ -164,14 +153,16 @@ class Block(nn.Module):
 
     config: ModelConfig
     layer: int
+    fp8: bool = False
 
     @nn.compact
     def __call__(
         self, x: Array, value: Array | None, rope: tuple[Array, Array], attend: Attend
     ) -> tuple[Array, Any]:
-        y, kept = Attention(self.config, self.layer, name="attn")(rms_norm(x), value, rope, attend)
+        attention = Attention(self.config, self.layer, self.fp8, name="attn")
+        y, kept = attention(rms_norm(x), value, rope, attend)
         x = x + y
-        return x + MLP(self.config, name="mlp")(rms_norm(x)), kept
+        return x + MLP(self.config, self.fp8, name="mlp")(rms_norm(x)), kept
 
 
 class GPT(nn.Module):
@@ -179,6 +170,7 @@ class GPT(nn.Module):
 
     config: ModelConfig
     dtype: DTypeLike = jnp.float32
+    fp8: bool = False
 
     @nn.compact
     def __call__(
@@ -208,7 +200,8 @@ class GPT(nn.Module):
             if spec.value_embedding:
                 width = config.n_kv_head * config.head_dim
                 value = self._table(f"value_embeds_{layer}", width, "value_embeds")(tokens)
-            x, state = Block(config, layer, name=f"h_{layer}")(x, value, rope, attend)
+            block = Block(config, layer, self.fp8, name=f"h_{layer}")
+            x, state = block(x, value, rope, attend)
             kept.append(state)
             if layer == config.n_layer // 2:
                 middle = x
@@ -267,9 +260,11 @@ def _apply(
     attend: Attend,
     config: ModelConfig,
     dtype: DTypeLike,
+    fp8: bool = False,
 ) -> tuple[Array, Array, list[Any]]:
     """`GPT.__call__` with these parameters."""
-    result: Any = GPT(config, dtype).apply({"params": params}, tokens, positions, previous, attend)
+    model = GPT(config, dtype, fp8)
+    result: Any = model.apply({"params": params}, tokens, positions, previous, attend)
     return result  # type: ignore[no-any-return]
 
 
@@ -279,6 +274,7 @@ def _run_rows(
     config: ModelConfig,
     dtype: DTypeLike,
     attention: Implementation,
+    fp8: bool = False,
 ) -> tuple[Array, Array, list[Any]]:
     """The network over whole rows [B,T] from position 0; keeps each layer's (k, v)."""
     specs = layer_specs(config)
@@ -289,7 +285,7 @@ def _run_rows(
 
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     previous = jnp.zeros((tokens.shape[0], config.n_embd), dtype)
-    return _apply(params, tokens, positions, previous, attend, config, dtype)
+    return _apply(params, tokens, positions, previous, attend, config, dtype, fp8)
 
 
 def features(
@@ -299,9 +295,13 @@ def features(
     *,
     dtype: DTypeLike = jnp.float32,
     attention: Implementation = "blocked",
+    fp8: bool = False,
 ) -> Array:
-    """Tokens [B,T] -> normalised features [B,T,D] in `dtype`, for `unembed` or a loss."""
-    return _run_rows(params, tokens, config, dtype, attention)[0]
+    """Tokens [B,T] -> normalised features [B,T,D] in `dtype`, for `unembed` or a loss.
+
+    With `fp8` the blocks' large matrices are multiplied as `model.fp8` does.
+    """
+    return _run_rows(params, tokens, config, dtype, attention, fp8)[0]
 
 
 def unembed(params: Params, x: Array, config: ModelConfig) -> Array:

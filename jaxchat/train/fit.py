@@ -21,7 +21,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxchat.config import ConfigError, ModelConfig, OptimConfig, TrainConfig
+from jaxchat.config import (
+    DEFAULT_COMPUTE,
+    ComputeConfig,
+    ConfigError,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from jaxchat.data.rows import RowSource, training_batches, validation_batches
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.optim.chain import make_optimizer
@@ -29,6 +36,7 @@ from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards, put_batch, row_share
 from jaxchat.train.checkpoint import Checkpoints
+from jaxchat.train.compute import choose_compute
 from jaxchat.train.metrics import MetricsLog
 from jaxchat.train.step import TrainState, init_state, make_train_step
 
@@ -48,6 +56,7 @@ class Job:
     mesh: Mesh
     seed: int
     dtype: DTypeLike = jnp.float32
+    compute: ComputeConfig = DEFAULT_COMPUTE
     profile: Capture | None = None  # steps to record
 
 
@@ -132,7 +141,9 @@ def fit(job: Job, params: Any) -> FitResult:
     optimizer = make_optimizer(
         job.model, job.optim, steps, lr_scale=job.train.lr_scale, muon_dtype=job.dtype
     )
-    step_fn = make_train_step(job.model, optimizer, job.mesh, job.dtype)
+    compute = choose_compute(job.compute, job.model, job.dtype, job.mesh.size)
+    compute.announce(job.title, job.mesh)
+    step_fn = make_train_step(job.model, optimizer, job.mesh, compute)
     # A copy: the first step donates its state, and the caller may still need its parameters.
     params = jax.tree.map(jnp.copy, params)
     state = init_state(params, optimizer, job.mesh)
@@ -141,9 +152,7 @@ def fit(job: Job, params: Any) -> FitResult:
     held_out = list(validation_batches(job.held_out, rows, job.train.eval_rows, *share))
 
     def evaluate(state: TrainState) -> float:
-        return bits_per_byte(
-            state.params, held_out, job.token_bytes, job.model, job.dtype, job.mesh
-        )
+        return bits_per_byte(state.params, held_out, job.token_bytes, job.model, compute, job.mesh)
 
     def batch_of(step: int) -> Any:
         flat = batches[step]

@@ -22,7 +22,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxchat.config import ConfigError, ModelConfig, OptimConfig, RLConfig
+from jaxchat.config import (
+    DEFAULT_COMPUTE,
+    ComputeConfig,
+    ConfigError,
+    ModelConfig,
+    OptimConfig,
+    RLConfig,
+)
 from jaxchat.data.prepare import FIRST_INDEX
 from jaxchat.evals.chat import answer, parts_of, prompt_of
 from jaxchat.infer.engine import Completion, Engine
@@ -33,6 +40,7 @@ from jaxchat.sharding import batch_shards, put_batch
 from jaxchat.tasks import Problem, Task
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.checkpoint import Checkpoints
+from jaxchat.train.compute import choose_compute
 from jaxchat.train.fit import Interrupted, stop_requests
 from jaxchat.train.metrics import MetricsLog
 from jaxchat.train.step import init_state, make_train_step
@@ -52,6 +60,7 @@ class RLJob:
     engine: Engine
     seed: int
     dtype: DTypeLike = jnp.float32
+    compute: ComputeConfig = DEFAULT_COMPUTE
     profile: Capture | None = None  # steps to record
 
 
@@ -118,7 +127,9 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
     optimizer = make_optimizer(
         job.model, job.optim, config.steps, lr_scale=config.lr_scale, muon_dtype=job.dtype
     )
-    step_fn = make_train_step(job.model, optimizer, job.mesh, job.dtype)
+    compute = choose_compute(job.compute, job.model, job.dtype, job.mesh.size)
+    compute.announce("rl", job.mesh)
+    step_fn = make_train_step(job.model, optimizer, job.mesh, compute)
     params = jax.tree.map(jnp.copy, params)
     state = init_state(params, optimizer, job.mesh)
     began, before, start = time.monotonic(), 0.0, 0

@@ -15,18 +15,19 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.typing import DTypeLike
 
 from jaxchat import losses
 from jaxchat.config import ModelConfig, check_heads
 from jaxchat.model import gpt
-from jaxchat.model.attention import Implementation, causal_attention, choose_attention
+from jaxchat.model.attention import Implementation, causal_attention
 from jaxchat.optim.shares import Shares
 from jaxchat.optim.stacks import stack
 from jaxchat.sharding import RULES, keep, put, replicated, sharding
+from jaxchat.train.compute import Compute
 
 Params = Any
 Batch = dict[str, jax.Array]
+PLAIN = Compute()
 
 
 class TrainState(NamedTuple):
@@ -77,36 +78,41 @@ def batch_loss(
     params: Params,
     batch: Batch,
     model: ModelConfig,
-    dtype: DTypeLike = jnp.float32,
-    attention: Implementation = "blocked",
+    compute: Compute = PLAIN,
+    attention: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(sum, weight) of the loss over rows [B, T+1]; the caller divides once.
 
     `batch` holds `tokens` [B, T+1], `mask` [B, T+1] (1 where the token is predicted and counted)
-    and optionally `advantage` [B], which multiplies each row's loss but not its weight.
+    and optionally `advantage` [B], which multiplies each row's loss but not its weight. `attention`
+    (if given: `mesh_attention`) takes the place of that of `compute`.
     """
     tokens, mask = batch["tokens"], batch["mask"][:, 1:]
     weights = None
     if "advantage" in batch:
         weights = jnp.broadcast_to(batch["advantage"][:, None], mask.shape)
-    x = gpt.features(params, tokens[:, :-1], model, dtype=dtype, attention=attention)
+    x = gpt.features(
+        params, tokens[:, :-1], model, dtype=compute.dtype, fp8=compute.fp8,
+        attention=attention or compute.attention,
+    )  # fmt: skip
     return losses.cross_entropy(
-        x, params["lm_head"]["kernel"], tokens[:, 1:], mask, softcap=model.softcap, weights=weights
-    )
+        x, params["lm_head"]["kernel"], tokens[:, 1:], mask, softcap=model.softcap,
+        weights=weights, chunk_rows=compute.chunk_rows,
+    )  # fmt: skip
 
 
 def loss_and_grads(
     params: Params,
     batch: Batch,
     model: ModelConfig,
-    dtype: DTypeLike = jnp.float32,
-    attention: Implementation = "blocked",
+    compute: Compute = PLAIN,
+    attention: Implementation | None = None,
 ) -> tuple[Params, jax.Array, jax.Array]:
     """Sums over the A micro-batches of [A, B, ...]: gradients, loss, weight. Nothing is divided."""
 
     def one(micro: Batch) -> tuple[Params, jax.Array, jax.Array]:
         def loss(params: Params) -> tuple[jax.Array, jax.Array]:
-            return batch_loss(params, micro, model, dtype, attention)
+            return batch_loss(params, micro, model, compute, attention)
 
         (total, weight), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return grads, total, weight
@@ -165,13 +171,12 @@ def _shard_map(
     )
 
 
-def mesh_attention(mesh: Mesh, model: ModelConfig, dtype: DTypeLike) -> Implementation:
-    """The attention of this machine, by heads where a tensor axis splits them.
+def mesh_attention(mesh: Mesh, model: ModelConfig, chosen: Implementation) -> Implementation:
+    """The chosen attention, by heads where a tensor axis splits them.
 
     Raises ConfigError where it cannot split them.
     """
     check_heads(model, mesh.shape["tensor"])
-    chosen = choose_attention(model.head_dim, dtype)
     if mesh.shape["tensor"] == 1:
         return chosen
 
@@ -188,14 +193,14 @@ def make_train_step(
     model: ModelConfig,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    dtype: DTypeLike = jnp.float32,
+    compute: Compute = PLAIN,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step over a mesh, for states of `init_state` and batches of `put_batch`.
 
     Gradients are summed on each device over its micro-batches [A, B, ...] and reduced once, into
     the shares of `optim.shares`. Metrics: `loss` (mean over weight), `weight` and `grad_norm`.
     """
-    attention = mesh_attention(mesh, model, dtype)
+    attention = mesh_attention(mesh, model, compute.attention)
     abstract = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
     shares = Shares(mesh, abstract)
     specs = _state_specs(abstract, optimizer, shares)
@@ -209,7 +214,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         whole = gather(state.params)
-        sums = loss_and_grads(whole, batch, model, dtype, attention)
+        sums = loss_and_grads(whole, batch, model, compute, attention)
         result: tuple[TrainState, dict[str, jax.Array]] = update(state, whole, *sums)
         return result
 
@@ -219,6 +224,7 @@ def make_train_step(
         donate_argnums=0,
         in_shardings=(layout, sharding(mesh, "accumulation", "batch")),
         out_shardings=(layout, replicated(mesh)),
+        compiler_options=dict(compute.options) or None,
     )
 
 

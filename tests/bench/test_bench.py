@@ -91,6 +91,14 @@ def test_the_table_of_a_gpu_keeps_what_failed(bench: Any) -> None:
     assert lines[-1] == "fp8: left out"
 
 
+def test_the_table_says_whether_fp8_was_there(bench: Any) -> None:
+    step = {"kind": "step", "dtype": "bfloat16", "device": "NVIDIA X", "rows": 16}
+    step |= figures(bench, "d20", 150_000.0).to_json()
+    good, bad = ({**step, "name": name, "fp8_products": n} for name, n in (("a", 360), ("b", 0)))
+    lines = bench["gpu"].render([good, bad, {**step, "name": "c"}], []).splitlines()
+    assert lines[-2:] == ["a, 16 rows: 360 products in fp8", "b, 16 rows: NOTHING IS IN FP8"]
+
+
 @pytest.mark.parametrize(
     ("kind", "peak"),
     [

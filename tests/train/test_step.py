@@ -67,7 +67,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch_and_of_the_plain_f
     model: ModelConfig, advantage: bool
 ) -> None:
     params, batch = random_params(model), make_batch(0, advantage=advantage)
-    grads_of = jax.jit(lambda p, b: loss_and_grads(p, b, model, jnp.float32))
+    grads_of = jax.jit(lambda p, b: loss_and_grads(p, b, model))
     whole, total, weight = grads_of(params, split(batch, 1))
     parts, parts_total, parts_weight = grads_of(params, split(batch, 4))
     assert float(weight) == float(parts_weight) == batch["mask"][:, 1:].sum()

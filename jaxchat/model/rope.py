@@ -1,0 +1,24 @@
+"""Rotary position embeddings: pairs of channels turned by an angle that grows with the position.
+
+Axes: B batch, T time, H heads, K head size. Source: RoFormer (arXiv 2104.09864), with nanochat's
+pairs (the first half with the second) and direction.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+
+def rotary(positions: Array, size: int, base: float, dtype: DTypeLike) -> tuple[Array, Array]:
+    """Cosines and sines [B,T,1,K/2] for positions [B,T]."""
+    frequency = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
+    return jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotates x [B,T,H,K] pairwise, first half with second half, by minus the angle."""
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos + b * sin, b * cos - a * sin], axis=-1)

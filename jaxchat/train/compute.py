@@ -1,0 +1,123 @@
+"""How a step is computed on this machine: found out once, at the start, and said in one line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from jaxchat import losses
+from jaxchat.config import ComputeConfig, ConfigError, ModelConfig
+from jaxchat.model import fp8
+from jaxchat.model.attention import Implementation, choose_attention
+from jaxchat.train.xla_options import Option, candidates, choose_options
+
+FP8_CAPABILITY = (8, 9)  # compute capability of the first GPUs that have it (Ada, Hopper)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What the step is built from beside the model. The default runs anywhere."""
+
+    dtype: DTypeLike = jnp.float32  # of activations; weights and their gradients are float32
+    attention: Implementation = "blocked"
+    chunk_rows: int = losses.CHUNK_ROWS  # tokens whose logits are held at once
+    fp8: bool = False
+    options: tuple[Option, ...] = ()  # XLA's
+    dropped: tuple[str, ...] = ()  # names of XLA's options that were tried and do not work
+
+    def describe(self, mesh: Mesh) -> str:
+        """One line."""
+        kinds = [device.device_kind for device in mesh.devices.flat]
+        devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+        axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        name = jnp.dtype(self.dtype).name
+        named = self.attention if isinstance(self.attention, str) else self.attention.__name__
+        options = ", ".join(f"{key}={value}" for key, value in self.options) or "XLA's own"
+        unknown = f"; not in this jaxlib: {', '.join(self.dropped)}" if self.dropped else ""
+        return (
+            f"{devices} ({axes}); {name}{'' if name == 'float32' else ' over float32 weights'}; "
+            f"attention {named}; loss in chunks of {self.chunk_rows:,} tokens; "
+            f"fp8 {'on' if self.fp8 else 'off'}; compiler options: {options}{unknown}"
+        )
+
+    def announce(self, title: str, mesh: Mesh) -> None:
+        """Prints the line, from the first process."""
+        if jax.process_index() == 0:
+            print(f"{title}: {self.describe(mesh)}", file=sys.stderr, flush=True)
+
+
+def choose_compute(
+    config: ComputeConfig, model: ModelConfig, dtype: DTypeLike, devices: int = 1
+) -> Compute:
+    """Tries out what this machine can do for a step of this model over so many devices.
+
+    What was tried and does not work is left out, with a RuntimeWarning where that makes it slower.
+    Raises ConfigError where `config` asks for what the machine does not have.
+    """
+    backend = jax.default_backend()
+    if config.fp8:
+        check_fp8(model)
+    options, dropped = choose_options(candidates(backend, devices), config.compiler_options)
+    return Compute(
+        dtype=dtype,
+        attention=choose_attention(model.head_dim, dtype),
+        chunk_rows=config.loss_chunk_rows or losses.default_chunk_rows(backend),
+        fp8=config.fp8,
+        options=options,
+        dropped=dropped,
+    )
+
+
+def check_fp8(model: ModelConfig) -> None:
+    """Raises ConfigError where fp8 cannot be; warns where XLA would not do it in fp8.
+
+    A CPU computes it with float32 products of the rounded values: slow, but the same.
+    """
+    if not fp8.takes(model.n_embd, 4 * model.n_embd):
+        raise ConfigError(
+            f"compute.fp8 is on, but takes matrices of sides of at least {fp8.SMALLEST}, multiples "
+            f"of {fp8.MULTIPLE}, and model.n_embd is {model.n_embd}; turn it off."
+        )
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return
+    check_capability(device.device_kind, str(getattr(device, "compute_capability", "")))
+    done = fp8.count_products(_fp8_program())
+    if done < 3:
+        warnings.warn(
+            f"compute.fp8 is on, but of the 3 products of a layer XLA does {done} in fp8 on this "
+            f"{device.device_kind}; the others are rounded to fp8 and not faster for it.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def check_capability(kind: str, capability: str) -> None:
+    """Raises ConfigError for a device without products of fp8; `capability` is like "9.0"."""
+    numbers = tuple(int(part) for part in capability.split(".") if part.isdecimal())
+    if numbers < FP8_CAPABILITY:
+        least = ".".join(map(str, FP8_CAPABILITY))
+        raise ConfigError(
+            f"compute.fp8 is on, but {kind} has the compute capability {capability or 'none'}; fp8 "
+            f"needs {least} or more (H100, H200, RTX 40 and newer). Turn it off."
+        )
+
+
+def _fp8_program() -> str:
+    """A layer's three products, compiled here."""
+
+    def total(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(fp8.matmul(x, kernel).astype(jnp.float32)))
+
+    shapes = (
+        jax.ShapeDtypeStruct((1024, 512), jnp.bfloat16),
+        jax.ShapeDtypeStruct((512, 1024), jnp.float32),
+    )
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*shapes).compile()
+    return str(compiled.as_text())

@@ -1,0 +1,139 @@
+"""What the start of training finds out, and that the step does as it is told."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_training import CLASSIC, CLASSIC_OPTIM, MODERN, T, random_params, tiny_job
+
+from jaxchat import losses
+from jaxchat.config import ComputeConfig, ConfigError, MeshConfig
+from jaxchat.model import fp8
+from jaxchat.optim.chain import make_optimizer
+from jaxchat.sharding import make_mesh, put_batch
+from jaxchat.train.compute import Compute, check_capability, choose_compute
+from jaxchat.train.fit import fit
+from jaxchat.train.step import init_state, loss_and_grads, make_train_step
+
+WIDE = replace(MODERN, n_embd=128)  # the least that fp8 takes
+OPTION = "xla_cpu_enable_fast_min_max"
+
+
+def batch_of(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """One micro-batch, in which each token follows from the one before."""
+    first = np.random.default_rng(seed).integers(0, 50, rows)
+    tokens = [first]
+    for _ in range(T):
+        tokens.append((tokens[-1] * 7 + 3) % 50)
+    stacked = np.stack(tokens, 1).astype(np.int32)[None]
+    return {"tokens": stacked, "mask": np.ones(stacked.shape, np.float32)}
+
+
+def test_a_cpu_computes_as_it_always_did() -> None:
+    assert choose_compute(ComputeConfig(), CLASSIC, jnp.float32, 8) == Compute()
+
+
+def test_sizes_and_options_are_as_configured() -> None:
+    config = ComputeConfig(loss_chunk_rows=77, compiler_options=(f"{OPTION}=false",))
+    compute = choose_compute(config, CLASSIC, jnp.bfloat16)
+    assert (compute.chunk_rows, compute.options) == (77, ((OPTION, False),))
+    assert compute.dtype == jnp.bfloat16
+
+
+def test_a_gpu_takes_large_chunks() -> None:
+    assert losses.default_chunk_rows("gpu") >= 8_192
+    assert losses.default_chunk_rows("cpu") == losses.CHUNK_ROWS == Compute().chunk_rows
+
+
+def test_the_line_says_everything() -> None:
+    mesh = make_mesh(MeshConfig(fsdp=2))
+    assert Compute().describe(mesh) == (
+        "8 x cpu (data=4, fsdp=2, tensor=1); float32; attention blocked; loss in chunks of 1,024 "
+        "tokens; fp8 off; compiler options: XLA's own"
+    )
+    other = Compute(
+        jnp.bfloat16, "cudnn", 8192, True, (("xla_a", True), ("xla_b", 4)), ("xla_c", "xla_d")
+    )
+    assert other.describe(mesh).partition("; ")[2] == (
+        "bfloat16 over float32 weights; attention cudnn; loss in chunks of 8,192 tokens; fp8 on; "
+        "compiler options: xla_a=True, xla_b=4; not in this jaxlib: xla_c, xla_d"
+    )
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_training_says_it_once(tmp_path: Path, capsys: Any) -> None:
+    fit(tiny_job(tmp_path), random_params(CLASSIC))
+    said = [line for line in capsys.readouterr().err.splitlines() if "attention blocked" in line]
+    assert len(said) == 1
+    assert said[0].startswith("test: 1 x cpu (data=1, fsdp=1, tensor=1); float32; ")
+
+
+def test_fp8_is_refused_where_it_cannot_be() -> None:
+    with pytest.raises(ConfigError, match=r"at least 128, multiples of 16, .*n_embd is 32"):
+        choose_compute(ComputeConfig(fp8=True), CLASSIC, jnp.float32)
+    assert choose_compute(ComputeConfig(fp8=True), WIDE, jnp.float32).fp8
+    for capability in ("8.6", "8.0", "7.5", ""):
+        with pytest.raises(ConfigError, match=f"NVIDIA X has the compute capability {capability}"):
+            check_capability("NVIDIA X", capability)
+    for capability in ("8.9", "9.0", "10.0", "12.0"):
+        check_capability("NVIDIA X", capability)
+
+
+def test_the_loss_chunk_does_not_change_the_gradients() -> None:
+    params, batch = random_params(MODERN), batch_of(4)
+
+    def run(rows: int) -> Any:
+        compute = Compute(chunk_rows=rows)
+        return jax.jit(lambda p: loss_and_grads(p, batch, MODERN, compute))(params)
+
+    def close(a: Any, b: Any) -> None:
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+    jax.tree.map(close, run(8), run(8_192))
+
+
+def test_every_large_matrix_of_a_step_is_multiplied_in_fp8() -> None:
+    params, batch = random_params(WIDE), batch_of(4)
+
+    def program(on: bool) -> str:
+        step = jax.jit(lambda p: loss_and_grads(p, batch, WIDE, Compute(fp8=on)))
+        return step.lower(params).as_text(dialect="hlo")
+
+    # q and c_proj of 128 x 128, k and v of 128 x 64 (too small), MLP twice: forward, two backward
+    assert fp8.count_products(program(True)) == WIDE.n_layer * 4 * 3
+    assert fp8.count_products(program(False)) == 0
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_model_learns_in_fp8_what_it_learns_without() -> None:
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    optimizer = make_optimizer(WIDE, CLASSIC_OPTIM, 40)
+
+    def train(on: bool) -> list[float]:
+        step = make_train_step(WIDE, optimizer, mesh, Compute(fp8=on))
+        state, found = init_state(random_params(WIDE), optimizer, mesh), []
+        for number in range(40):
+            state, metrics = step(state, put_batch(mesh, batch_of(8, number)))
+            found.append(float(metrics["loss"]))
+        return found
+
+    plain, rounded = train(False), train(True)
+    assert plain[-1] < plain[0] / 2, "it learns nothing, so this test shows nothing"
+    assert rounded != plain, "the switch does nothing"
+    np.testing.assert_allclose(rounded, plain, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_the_step_is_compiled_with_the_options() -> None:
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    optimizer = make_optimizer(CLASSIC, CLASSIC_OPTIM, 10)
+    step: Any = make_train_step(
+        CLASSIC, optimizer, mesh, Compute(options=(("xla_no_such_option", True),))
+    )
+    state = jax.eval_shape(lambda: init_state(random_params(CLASSIC), optimizer))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        step.lower(state, batch_of(2)).compile()
