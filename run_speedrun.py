@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jaxchat import errors, home, machine, plan, recipe, runs
 from jaxchat.config import ConfigError, RunConfig
+from jaxchat.profiling import request
 
 STAGES = {
     "data": "gather text: deduplicate, filter, hold some out",
@@ -53,6 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stages", metavar="A,B", help="run only these")
     parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="do again")
     parser.add_argument("--plan", action="store_true", help="only say what it would take")
+    parser.add_argument("--profile", action="append", default=[], metavar="A:B", help=request.HELP)
     return parser.parse_args(argv)
 
 
@@ -67,6 +69,7 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
     if args.tier not in tiers():
         raise ConfigError(f"there is no tier {args.tier!r}; the tiers are {', '.join(tiers())}.")
     config = recipe.load(tiers()[args.tier], args.set)
+    args.profile = [request.parse(text) for text in args.profile]
     if args.plan:
         print(plan.render(plan.make_plan(config)))
         return 0
@@ -83,7 +86,7 @@ def run_all(config: RunConfig, root: Path, run: Path, args: argparse.Namespace) 
     from jaxchat import pipeline, report, stages
 
     by_name = {stage.name: stage for stage in stages.STAGES}
-    context = pipeline.Context(config, run)
+    context = pipeline.Context(config, run, args.profile)
     only = args.stages.split(",") if args.stages else None
     pipeline.run_stages([by_name[name] for name in STAGES], context, only=only, force=args.force)
     if "report" in context.done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import shutil
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jaxchat
-from jaxchat import home, machine, runs
+from jaxchat import home, machine, runs, tokenizer_cli
 from jaxchat.errors import explain, guarded
 
 
@@ -35,6 +36,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     report = commands.add_parser("report", parents=[common], help="show a run's metrics")
     report.add_argument("--run", help="name of the run (default: the last)")
     report.set_defaults(run_command=report_command)
+    _add_profile(commands.add_parser("profile", parents=[common], help="say where time went"))
+    tokenizer = commands.add_parser(
+        "tokenizer", parents=[common], help="train and compare tokenizers"
+    )
+    tokenizer_cli.add_commands(tokenizer)
     doctor = commands.add_parser("doctor", parents=[common], help="check this machine")
     doctor.set_defaults(run_command=doctor_command)
     return parser.parse_args(argv)
@@ -49,6 +55,16 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=_positive, default=256, help="length of an answer")
     parser.add_argument("--seed", type=_whole, default=0)
     parser.set_defaults(run_command=chat_command)
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="the folder that --profile made, or a *.xplane.pb"
+    )
+    parser.add_argument("--top", type=_positive, default=20, help="operations listed (20)")
+    parser.add_argument("--device", type=_whole, default=0, help="which of the trace's devices (0)")
+    parser.add_argument("--json", action="store_true", help="as JSON, times in ms a step")
+    parser.set_defaults(run_command=profile_command)
 
 
 def _whole(text: str) -> int:
@@ -97,6 +113,18 @@ def report_command(args: argparse.Namespace) -> int:
     run = runs.find(home.home(args.home), args.run)
     print(report.summary(report.read_report(run)))
     print(f"\n{run / 'report.md'}")
+    return 0
+
+
+def profile_command(args: argparse.Namespace) -> int:
+    """Prints where the time of recorded steps went."""
+    from jaxchat.profiling import summary
+
+    profile = summary.read_profile(args.path, args.device)
+    if args.json:
+        print(json.dumps(summary.to_json(profile, args.top), indent=1))
+    else:
+        print(summary.render(profile, args.top))
     return 0
 
 

@@ -28,6 +28,12 @@ def home(given: str | os.PathLike[str] | None = None) -> Path:
     return Path(given or os.environ.get("JAXCHAT_HOME") or DEFAULT_HOME).expanduser().absolute()
 
 
+def tiktoken_cache() -> Path:
+    """The folder where tiktoken keeps the vocabularies that it has downloaded."""
+    named = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    return Path(named or Path(tempfile.gettempdir()) / "data-gym-cache")
+
+
 def runs(root: Path) -> Path:
     """The folder that holds one folder per run."""
     return root / "runs"

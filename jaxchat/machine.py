@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
+import resource
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,18 @@ def memory_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return 0
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held so far."""
+    # Linux's ru_maxrss also counts what the parent held when it started this process.
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text("utf-8"), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def git_state(folder: Path = CHECKOUT) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxchat.config import ConfigError, RunConfig
 from jaxchat.home import ArtifactError, read_json, remove, sha256_text, sweep, write_json
+from jaxchat.profiling.request import Request, for_stage
 from jaxchat.progress import duration
 from jaxchat.recipe import to_json
 
@@ -39,11 +40,15 @@ class Stage:
 
 
 class Context:
-    """What stages share: the configuration, the run's folder, and what is done so far."""
+    """What stages share: the configuration, the run's folder, and what is done so far.
 
-    def __init__(self, config: RunConfig, root: Path) -> None:
+    `profiles` are the steps that `--profile` asks to record; they change nothing that is made.
+    """
+
+    def __init__(self, config: RunConfig, root: Path, profiles: Sequence[Request] = ()) -> None:
         self.config = config
         self.root = root
+        self.profiles = profiles
         self.done: dict[str, dict[str, Any]] = {}
 
     def folder(self, stage: str) -> Path:
@@ -114,7 +119,9 @@ def run_stages(
         inputs = input_hash(stage, context)
         if record is not None and record["inputs"] == inputs:
             context.done[stage.name] = record
-            print(f"{label}: complete, skipped", flush=True)
+            nothing = f"; not profiled (do it again with --force {stage.name})"
+            asked = for_stage(context.profiles, stage.name) is not None
+            print(f"{label}: complete, skipped{nothing if asked else ''}", flush=True)
             continue
         _clear_stale(folder, inputs, stage.name in forced)
         print(f"{label}", flush=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxchat import home, machine
 from jaxchat.config import RunConfig
+from jaxchat.evals import compression
 from jaxchat.infer.transcript import as_text, printable
 from jaxchat.plan import size, table
 from jaxchat.progress import duration
@@ -42,7 +43,7 @@ SETTINGS = {
     "rl": ("rl",),
     "eval": ("eval",),
 }
-_TOLD_ELSEWHERE = {"artifact", "models", "sources", "splits"}
+_TOLD_ELSEWHERE = {"artifact", "models", "sources", "splits", "compression"}
 
 
 def write_report(
@@ -89,6 +90,7 @@ def make_report(
         "metrics": metrics(evaluated),
         "seconds": sum(stage["seconds"] for stage in stages.values()),
         "data": {key: data[key] for key in ("sources", "splits") if key in data},
+        "compression": done.get("tokenizer", {}).get("results", {}).get("compression", []),
         "stages": stages,
         "samples": {
             name: evaluated[name].get("samples", []) for name in MODELS if name in evaluated
@@ -146,6 +148,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         _samples_section(report),
         _stages_section(report),
         _data_section(report),
+        _tokenizer_section(report),
         _settings_section(report),
         _environment_section(report),
     ]
@@ -253,6 +256,21 @@ def _data_section(report: Mapping[str, Any]) -> str:
     tables["rows"] = {name.replace("_", " "): counts for name, counts in rows.items()}
     parts = [_counts(title, table) for title, table in tables.items() if table]
     return "\n\n".join(["## Data", *parts]) if parts else ""
+
+
+def _tokenizer_section(report: Mapping[str, Any]) -> str:
+    results = [compression.Result.from_json(value) for value in report["compression"]]
+    if not results:
+        return ""
+    parts = [
+        "## Tokenizer",
+        _grid(compression.cells(results, lambda s: s.characters_per_token, "characters per token")),
+        _grid(compression.cells(results, lambda s: s.bytes_per_token, "bytes per token")),
+        "The texts are short originals that come with jaxchat: they compare tokenizers, and say "
+        "little about a corpus.",
+        *compression.notes(results),
+    ]
+    return "\n\n".join(parts)
 
 
 def _counts(title: str, table: Mapping[str, Mapping[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxchat.config import ModelConfig, TrainConfig
 from jaxchat.data import prepare
 from jaxchat.data.rows import RowSource, validation_batches
+from jaxchat.evals import compression
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.evals.chat import evaluate_tasks, mean_reward
 from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
@@ -22,6 +23,8 @@ from jaxchat.home import read_json, remove, sha256_text, write_json
 from jaxchat.infer.engine import Engine
 from jaxchat.model import gpt
 from jaxchat.pipeline import Context, Stage
+from jaxchat.profiling import request
+from jaxchat.profiling.capture import Capture
 from jaxchat.report import write_report
 from jaxchat.sharding import make_mesh
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -65,6 +68,14 @@ def compute_dtype() -> DTypeLike:
     return dtype
 
 
+def capture_of(context: Context, stage: str) -> Capture | None:
+    """What `--profile` asks to record of a training stage."""
+    wanted = request.for_stage(context.profiles, stage)
+    if wanted is None:
+        return None
+    return Capture(wanted, stage, request.folder(context.root, stage), context.config.model)
+
+
 def make_engine(context: Context, params: Any) -> Engine:
     """The engine that evaluates and samples."""
     config = context.config
@@ -83,10 +94,12 @@ def run_data(context: Context) -> dict[str, Any]:
 
 
 def run_tokenizer(context: Context) -> dict[str, Any]:
-    """Trains the tokenizer."""
+    """Trains the tokenizer, and measures how it compresses."""
     corpus = context.folder("data") / "corpus"
     _tokenizer.cache_clear()
-    return prepare.train_tokenizer(context.config, corpus, context.folder("tokenizer"))
+    results = prepare.train_tokenizer(context.config, corpus, context.folder("tokenizer"))
+    measured = compression.survey({context.config.name: tokenizer_of(context)})
+    return results | {"compression": [result.to_json() for result in measured]}
 
 
 def run_rows(context: Context) -> dict[str, Any]:
@@ -114,6 +127,7 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
         mesh=mesh_of(context),
         seed=config.seed,
         dtype=compute_dtype(),
+        profile=capture_of(context, stage),
     )
     result = fit(job, params)
     digest = save_params(folder / "model", result.params, {"stage": stage})
@@ -160,6 +174,7 @@ def run_rl(context: Context) -> dict[str, Any]:
         engine=make_engine(context, params),
         seed=config.seed,
         dtype=compute_dtype(),
+        profile=capture_of(context, "rl"),
     )
     result = train_rl(job, params)
     digest = save_params(folder / "model", result.params, {"stage": "rl"})

@@ -17,7 +17,7 @@ from jaxchat.infer.engine import Engine
 from jaxchat.infer.transcript import as_text, printable
 from jaxchat.model.gpt import init_params
 from jaxchat.stages import MODELS, STAGES
-from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.train.checkpoint import save_params
 
 DOCUMENT = {
@@ -34,7 +34,7 @@ def config() -> RunConfig:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(["who are you and how many are there "] * 9, 280)
+    return train_tokenizer(["who are you and how many are there "] * 9, 280)
 
 
 @pytest.fixture(scope="module")

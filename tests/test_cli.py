@@ -1,5 +1,6 @@
 """The `jaxchat` command: what it answers, and what it says when something is missing."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,10 @@ def loaded_by(*arguments):
     return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["chat", "--help"], ["tokenizer", "train", "--help"], ["--version"]],
+)
 def test_help_imports_nothing_heavy(arguments):
     assert loaded_by(*arguments) == "loaded []"
 
@@ -35,8 +39,8 @@ def test_help_names_the_commands_that_exist(capsys):
     assert caught.value.code == 0
     told = capsys.readouterr().out
     assert "{" not in told
-    for command in ("chat", "report", "doctor"):
-        assert f"    {command} " in told
+    for command in ("chat", "report", "profile", "tokenizer", "doctor"):
+        assert re.search(rf"^    {command}\b", told, re.MULTILINE)
         with pytest.raises(SystemExit) as caught:
             parse([command, "--help"])
         assert caught.value.code == 0
@@ -52,6 +56,8 @@ def test_help_names_the_commands_that_exist(capsys):
         ["chat", "--temperature", "nan"],
         ["chat", "--top-k", "many"],
         ["chat", "--max-tokens", "0"],
+        ["profile"],
+        ["profile", "folder", "--top", "0"],
     ],
 )
 def test_bad_arguments_exit_with_2(arguments, capsys):
@@ -81,6 +87,12 @@ def test_report_prints_the_table_and_the_path(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "90.0% [80.0, 95.0]" in out
     assert out.splitlines()[-1] == str(run / "report.md")
+
+
+def test_profile_without_a_trace_says_how_to_record_one(tmp_path, capsys):
+    assert main(["profile", str(tmp_path), "--home", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"jaxchat: {tmp_path} holds no trace (*.xplane.pb); record one with --")
 
 
 def test_doctor_finds_this_machine_in_order(tmp_path, capsys):

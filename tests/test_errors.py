@@ -10,7 +10,7 @@ from jaxchat.config import ConfigError
 from jaxchat.errors import explain, guarded
 from jaxchat.home import ArtifactError
 from jaxchat.runs import BusyError
-from jaxchat.tokenizer.bpe import TokenizerError
+from jaxchat.tokenizer import TokenizerError
 from jaxchat.train.fit import Interrupted
 
 

@@ -15,10 +15,10 @@ LAYERS = {
     for layer, names in {
         0: "config home scaling recipe progress",
         1: "_bpe tokenizer model optim tools losses sampling sharding data.packing",
-        2: "data tasks train.step train.checkpoint train.metrics runs",
+        2: "data tasks train.step train.checkpoint train.metrics runs profiling",
         3: "infer evals",
         4: "train.fit train.rl pipeline stages plan report chat errors machine interop serve",
-        5: "cli",
+        5: "cli tokenizer_cli",
     }.items()
     for name in names.split()
 }

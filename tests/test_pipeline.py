@@ -12,6 +12,7 @@ from jaxchat import recipe
 from jaxchat.config import ConfigError, RunConfig
 from jaxchat.home import ArtifactError, read_json
 from jaxchat.pipeline import Context, Stage, read_done, run_stages
+from jaxchat.profiling.request import Request
 
 
 def config(seed: int = 0) -> RunConfig:
@@ -165,3 +166,16 @@ def test_a_record_tells_settings_time_and_results(kitchen: Kitchen) -> None:
     assert record["settings"] == [3]
     assert record["results"] == {"artifact": "dough plain 3"}
     assert record["seconds"] >= 0
+
+
+def test_a_stage_that_is_skipped_says_that_it_is_not_profiled(tmp_path: Path, capsys: Any) -> None:
+    stages = [
+        Stage(name, name, lambda _: {"artifact": "x"}, lambda _: ()) for name in ("data", "base")
+    ]
+    run_stages(stages, Context(config(), tmp_path))
+    capsys.readouterr()
+    run_stages(stages, Context(config(), tmp_path, [Request(10, 13)]))
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/2] data: complete, skipped",
+        "[2/2] base: complete, skipped; not profiled (do it again with --force base)",
+    ]

@@ -137,6 +137,24 @@ def test_a_report_of_part_of_the_stages_is_made_all_the_same(config, done):
     assert "## Samples" not in text
 
 
+def test_the_compression_of_the_tokenizer_stands_beside_the_peers(config, done):
+    sizes = {"characters": 300, "bytes": 450, "tokens": 100}
+    results = [
+        {"name": "cpu", "vocabulary": 1_024, "texts": {"hindi": sizes}, "missing": ""},
+        {"name": "GPT-2", "vocabulary": 0, "texts": {}, "missing": "GPT-2's is not here."},
+    ]
+    record = {"artifact": "t", "vocabulary": 1_024, "compression": results}
+    done["tokenizer"] = {"seconds": 1.0, "results": record}
+    made = report.make_report(config, done, ENVIRONMENT, GIT)
+    assert made["compression"] == results
+    assert made["stages"]["tokenizer"]["results"] == {"vocabulary": 1_024}
+    text = report.markdown(made)
+    assert "| characters per token | cpu   | GPT-2   |" in text
+    assert "| hindi                | 3.00  | -       |" in text
+    assert re.search(r"^\| hindi +\| 4\.50 +\| - +\|$", text, re.MULTILINE)
+    assert "GPT-2's is not here." in text
+
+
 def test_a_foreign_report_is_refused(tmp_path):
     (tmp_path / "report.json").write_text('{"format": "other"}')
     with pytest.raises(ArtifactError, match="--force report"):

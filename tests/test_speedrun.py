@@ -79,6 +79,8 @@ def test_plan_takes_overrides_and_writes_nothing(script, tmp_path, capsys):
         (["--tier", "cpu", "--set", "base.step=3"], "did you mean 'steps'?"),
         (["--tier", "cpu", "--set", "base.steps"], "not of the form table.key=value"),
         (["--tier", "cpu", "--set", "run.name=../up"], "run.name is '../up'"),
+        (["--tier", "cpu", "--profile", "0:3"], "--profile starts at step 0"),
+        (["--tier", "cpu", "--profile", "eval:1:3"], "those that train are base, mid, sft, rl."),
     ],
 )
 def test_what_does_not_exist_is_one_sentence_and_2(script, arguments, said, tmp_path, capsys):

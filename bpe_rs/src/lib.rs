@@ -1,17 +1,27 @@
-//! Byte-level byte-pair encoding: the trainer behind jaxchat's tokenizer.
+//! Byte-level byte-pair encoding: the trainer and encoder behind jaxchat's tokenizer.
 //!
 //! A [`Trainer`] is fed texts, counts their distinct pre-tokens (pieces cut by a pattern), and
-//! then merges the most frequent pair of adjacent tokens again and again. Nothing here knows
+//! then merges the most frequent pair of adjacent tokens again and again. An [`Encoder`] cuts texts
+//! by the same pattern and merges by rank. Nothing here knows
 //! Python: the bindings are in `python.rs`, behind the feature `python`.
 
+mod cache;
 mod count;
+mod encode;
 mod error;
 mod merge;
+mod merges;
 #[cfg(feature = "python")]
 mod python;
+mod scan;
 mod split;
 mod train;
+mod unicode;
+mod word;
 
+pub use count::Summary;
+pub use encode::{Encoded, Encoder};
 pub use error::Error;
+pub use scan::known_patterns;
 pub use split::Splitter;
 pub use train::Trainer;

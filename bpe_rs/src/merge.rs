@@ -1,7 +1,10 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 
 use rustc_hash::FxHashMap;
+
+use crate::count::WordCounts;
 
 /// A token's place in the vocabulary: 0..=255 are the bytes.
 pub type Id = u32;
@@ -10,9 +13,16 @@ pub type Pair = (Id, Id);
 
 /// One distinct pre-token: a stretch of `Merger::ids`, and how often it was seen.
 struct Word {
-    start: usize,
-    len: usize,
+    start: u32,
+    len: u32,
     count: u64,
+}
+
+impl Word {
+    fn place(&self) -> Range<usize> {
+        let start = self.start as usize;
+        start..start + self.len as usize
+    }
 }
 
 /// Where a pair stands: its exact count, and the words that hold it or once held it.
@@ -36,17 +46,19 @@ pub struct Merger {
 
 impl Merger {
     /// Cuts the words into bytes and indexes their pairs.
-    pub fn new<'w>(counted: impl Iterator<Item = (&'w str, u64)>) -> Self {
+    pub fn new(counts: &WordCounts) -> Self {
         let mut merger = Self {
             ids: Vec::new(),
             words: Vec::new(),
             places: FxHashMap::default(),
             heap: BinaryHeap::new(),
         };
-        // A word of one byte has no pair.
-        for (text, count) in counted.filter(|(text, _)| text.len() > 1) {
-            merger.add_word(text.as_bytes(), count);
-        }
+        counts.for_each(|word, count| {
+            // A word of one byte has no pair.
+            if word.len() > 1 {
+                merger.add_word(word, count);
+            }
+        });
         let entries = merger.places.iter();
         merger.heap = entries
             .map(|(&pair, place)| (place.count, Reverse(pair)))
@@ -55,10 +67,10 @@ impl Merger {
     }
 
     fn add_word(&mut self, bytes: &[u8], count: u64) {
-        let index = word_index(self.words.len());
+        let index = fit(self.words.len());
         self.words.push(Word {
-            start: self.ids.len(),
-            len: bytes.len(),
+            start: fit(self.ids.len()),
+            len: fit(bytes.len()),
             count,
         });
         self.ids.extend(bytes.iter().map(|&byte| Id::from(byte)));
@@ -91,9 +103,9 @@ impl Merger {
         let mut made = Vec::new();
         for index in best.words {
             let word = &mut self.words[index as usize];
-            let ids = &mut self.ids[word.start..word.start + word.len];
+            let ids = &mut self.ids[word.place()];
             let places = &mut self.places;
-            word.len = merge_word(ids, best.pair, new, |change| match change {
+            let len = merge_word(ids, best.pair, new, |change| match change {
                 // The merged pair itself has left the index: nothing to count down.
                 Change::Lost(pair) => {
                     if let Some(place) = places.get_mut(&pair) {
@@ -108,6 +120,7 @@ impl Merger {
                     place.add(index, word.count);
                 }
             });
+            word.len = fit(len);
         }
         for pair in made {
             let count = self.places[&pair].count;
@@ -162,13 +175,15 @@ fn merge_word(ids: &mut [Id], pair: Pair, new: Id, mut report: impl FnMut(Change
     write
 }
 
-fn word_index(index: usize) -> u32 {
-    u32::try_from(index).expect("fewer than 2^32 distinct pre-tokens fit in memory")
+/// Half the size of usize, for there are many of them.
+fn fit(number: usize) -> u32 {
+    u32::try_from(number).expect("distinct pre-tokens have less than 4 GB")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Splitter;
 
     fn merged(ids: &[Id], pair: Pair) -> Vec<Id> {
         let mut ids = ids.to_vec();
@@ -189,14 +204,19 @@ mod tests {
     #[test]
     fn counts_stay_exact() {
         let words = ["aaaa", "abab", "aabaab", "banana", "aaaaaaa", "b"];
-        let mut merger = Merger::new(words.iter().copied().zip(1..));
+        let mut counts = WordCounts::default();
+        let splitter = Splitter::new(r"\w+").unwrap();
+        for (word, count) in words.iter().zip(1..) {
+            counts.add(&vec![word; count], &splitter).unwrap();
+        }
+        let mut merger = Merger::new(&counts);
         let mut next = 256;
         while let Some(best) = merger.pop_best() {
             merger.merge(best, next);
             next += 1;
             let mut fresh: FxHashMap<Pair, u64> = FxHashMap::default();
             for word in &merger.words {
-                for pair in merger.ids[word.start..][..word.len].windows(2) {
+                for pair in merger.ids[word.place()].windows(2) {
                     *fresh.entry((pair[0], pair[1])).or_default() += word.count;
                 }
             }

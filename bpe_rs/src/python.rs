@@ -2,27 +2,42 @@
 
 use std::time::{Duration, Instant};
 
+use pyo3::buffer::{Element, PyBuffer};
+use pyo3::create_exception;
 use pyo3::exceptions::{PyTypeError, PyUnicodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyIterator, PyString};
 
-use crate::{Error, Trainer};
+use crate::{Encoded, Error, Trainer, known_patterns};
 
-/// Texts are handed to the trainer in chunks of this size, so that all threads have work.
-const CHUNK_BYTES: usize = 8 << 20;
+/// Texts are taken in chunks of this size, so that all threads have work.
+const CHUNK_BYTES: usize = 32 << 20;
 /// How often a merging trainer comes up for Ctrl-C and the progress callback.
 const PAUSE: Duration = Duration::from_millis(100);
 
+create_exception!(
+    _bpe,
+    PatternError,
+    PyValueError,
+    "A pattern that does not compile."
+);
+
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
-        PyValueError::new_err(error.to_string())
+        match error {
+            Error::Pattern(..) => PatternError::new_err(error.to_string()),
+            _ => PyValueError::new_err(error.to_string()),
+        }
     }
 }
 
-/// Learns a byte-level BPE vocabulary: the bytes of every token, in rank order.
+/// What the trainer counted; see `jaxchat.tokenizer.TrainingReport`.
+type Report = (usize, u64, u64, usize, u64, u64);
+
+/// Learns a byte-level BPE vocabulary: the bytes of every token, in rank order, and the counts.
 #[pyfunction]
-#[pyo3(signature = (texts, vocab_size, pattern, progress=None, threads=0))]
+#[pyo3(signature = (texts, vocab_size, pattern, progress=None, threads=0, max_words=0))]
 fn train<'py>(
     py: Python<'py>,
     texts: &Bound<'py, PyAny>,
@@ -30,8 +45,9 @@ fn train<'py>(
     pattern: &str,
     progress: Option<&Bound<'py, PyAny>>,
     threads: usize,
-) -> PyResult<Vec<Bound<'py, PyBytes>>> {
-    let mut trainer = Trainer::new(pattern, vocab_size, threads)?;
+    max_words: usize,
+) -> PyResult<(Vec<Bound<'py, PyBytes>>, Report)> {
+    let mut trainer = Trainer::new(pattern, vocab_size, threads, max_words)?;
     let mut reader = Reader::new(texts)?;
     loop {
         let chunk = reader.next_chunk()?;
@@ -41,9 +57,19 @@ fn train<'py>(
         py.detach(|| trainer.feed(&chunk))?;
         py.check_signals()?;
     }
+    let s = trainer.summary();
+    let report = (
+        s.texts,
+        s.bytes,
+        s.words,
+        s.distinct,
+        s.dropped,
+        s.dropped_words,
+    );
     let progress = progress.map(|callback| callback.clone().unbind());
     let tokens = py.detach(|| merge_with_pauses(trainer, progress))?;
-    Ok(tokens.iter().map(|token| PyBytes::new(py, token)).collect())
+    let tokens = tokens.iter().map(|token| PyBytes::new(py, token)).collect();
+    Ok((tokens, report))
 }
 
 fn merge_with_pauses(trainer: Trainer, progress: Option<Py<PyAny>>) -> PyResult<Vec<Vec<u8>>> {
@@ -68,6 +94,80 @@ fn merge_with_pauses(trainer: Trainer, progress: Option<Py<PyAny>>) -> PyResult<
     })?;
     tell(done)?;
     Ok(tokens)
+}
+
+/// Turns text into token ids; safe to share between threads.
+#[pyclass(frozen)]
+struct Encoder(crate::Encoder);
+
+#[pymethods]
+impl Encoder {
+    /// `tokens`: the bytes of every token in rank order.
+    #[new]
+    fn new(py: Python<'_>, tokens: Vec<Vec<u8>>, pattern: &str) -> PyResult<Self> {
+        Ok(Self(py.detach(|| crate::Encoder::new(&tokens, pattern))?))
+    }
+
+    /// The ids of one text.
+    fn encode(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+        let text = to_text(text, || "the text".into())?;
+        Ok(py.detach(|| self.0.encode(&text))?)
+    }
+
+    /// The ids of texts, each between those of `before` and `after`, in one NumPy array (uint16,
+    /// or uint32 when `wide`), and where each text starts in it [texts + 1].
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        before: Vec<u32>,
+        after: Vec<u32>,
+        wide: bool,
+        threads: usize,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+        let mut reader = Reader::new(texts)?;
+        let mut offsets = vec![0];
+        let (mut narrow_ids, mut wide_ids) = (Vec::<u16>::new(), Vec::<u32>::new());
+        loop {
+            let chunk = reader.next_chunk()?;
+            if chunk.is_empty() {
+                break;
+            }
+            let first = offsets.len() - 1;
+            py.detach(|| {
+                let units = self.0.encode_batch(&chunk, &before, &after, threads);
+                for Encoded { ids, lengths } in units.map_err(|error| error.after(first))? {
+                    if wide {
+                        wide_ids.extend(ids);
+                    } else {
+                        narrow_ids.extend(ids.iter().map(|&id| id as u16));
+                    }
+                    for length in lengths {
+                        offsets.push(offsets[offsets.len() - 1] + length as i64);
+                    }
+                }
+                Ok::<(), Error>(())
+            })?;
+            py.check_signals()?;
+        }
+        let ids = match wide {
+            true => to_numpy(py, &wide_ids, "uint32")?,
+            false => to_numpy(py, &narrow_ids, "uint16")?,
+        };
+        Ok((ids, to_numpy(py, &offsets, "int64")?))
+    }
+}
+
+fn to_numpy<'py, T: Element>(
+    py: Python<'py>,
+    values: &[T],
+    dtype: &str,
+) -> PyResult<Bound<'py, PyAny>> {
+    let array = py
+        .import("numpy")?
+        .call_method1("empty", (values.len(), dtype))?;
+    PyBuffer::<T>::get(&array)?.copy_from_slice(py, values)?;
+    Ok(array)
 }
 
 /// Takes texts from a Python iterable, a chunk at a time.
@@ -96,7 +196,7 @@ impl<'py> Reader<'py> {
             let Some(item) = self.iterator.next() else {
                 break;
             };
-            let text = self.to_text(&item?)?;
+            let text = to_text(&item?, || format!("text {}", self.read))?;
             // An empty text counts too, lest an endless stream of them is never interrupted.
             bytes += text.len() + size_of::<PyBackedStr>();
             chunk.push(text);
@@ -104,29 +204,42 @@ impl<'py> Reader<'py> {
         }
         Ok(chunk)
     }
+}
 
-    fn to_text(&self, item: &Bound<'py, PyAny>) -> PyResult<PyBackedStr> {
-        let number = self.read;
-        let Ok(text) = item.cast::<PyString>() else {
-            let found = item.get_type().name()?;
-            return Err(PyTypeError::new_err(format!(
-                "texts must yield str, but item {number} is {found}"
-            )));
-        };
-        text.extract().map_err(|error: PyErr| {
-            if error.is_instance_of::<PyUnicodeError>(item.py()) {
-                PyValueError::new_err(format!(
-                    "text {number} is not valid Unicode (lone surrogates): drop it or repair it"
-                ))
-            } else {
-                error
-            }
-        })
-    }
+fn to_text(item: &Bound<'_, PyAny>, name: impl Fn() -> String) -> PyResult<PyBackedStr> {
+    let Ok(text) = item.cast::<PyString>() else {
+        let found = item.get_type().name()?;
+        return Err(PyTypeError::new_err(format!(
+            "{} must be a str, but is {found}",
+            name()
+        )));
+    };
+    text.extract().map_err(|error: PyErr| {
+        if !error.is_instance_of::<PyUnicodeError>(item.py()) {
+            return error;
+        }
+        let place = error.value(item.py()).getattr("start");
+        let place = place.map_or_else(
+            |_| "an unknown place".into(),
+            |at| format!("character {at}"),
+        );
+        PyValueError::new_err(format!(
+            "{} is not valid Unicode (lone surrogate at {place}): drop it or repair it",
+            name()
+        ))
+    })
 }
 
 #[pymodule]
 mod _bpe {
+    use super::*;
+
     #[pymodule_export]
-    use super::train;
+    use super::{Encoder, PatternError, train};
+
+    /// The spellings of patterns that have a hand-written scanner.
+    #[pyfunction]
+    fn scanned_patterns() -> Vec<&'static str> {
+        known_patterns().collect()
+    }
 }

@@ -1,30 +1,63 @@
 use fancy_regex::{Regex, RegexBuilder};
 
 use crate::Error;
+use crate::scan::Scanner;
 
 /// Cuts texts into pre-tokens: the pieces that merges never cross.
-pub struct Splitter {
-    regex: Regex,
+pub enum Splitter {
+    /// A hand-written scanner for a known pattern.
+    Scanner(Scanner),
+    /// Any other pattern.
+    Regex(Box<Regex>),
 }
 
 impl Splitter {
-    /// Compiles `pattern`, in the syntax of the fancy-regex crate, which tiktoken uses too.
+    /// The splitter of `pattern`, in the syntax of the fancy-regex crate, which tiktoken uses too.
     pub fn new(pattern: &str) -> Result<Self, Error> {
-        let regex = RegexBuilder::new(pattern)
-            .build()
-            .map_err(|cause| Error::Pattern(Box::new(cause)))?;
-        Ok(Self { regex })
+        match Scanner::of_pattern(pattern) {
+            Some(scanner) => Ok(Self::Scanner(scanner)),
+            None => Self::regex(pattern),
+        }
     }
 
-    /// The successive matches in `text`; what the pattern does not match belongs to none.
+    /// The regex engine, for a known pattern too.
+    pub fn regex(pattern: &str) -> Result<Self, Error> {
+        let regex = RegexBuilder::new(pattern)
+            .build()
+            .map_err(|cause| Error::Pattern(pattern.into(), Box::new(cause)))?;
+        Ok(Self::Regex(Box::new(regex)))
+    }
+
+    /// Calls `found(start, end)` for the successive matches in `text`; what the pattern does not
+    /// match belongs to none.
     ///
-    /// The engine gives up where it would have to backtrack very far, for example on runs of a
-    /// million spaces.
-    pub fn split<'t>(
+    /// The regex engine gives up where it would have to backtrack very far, for example on runs
+    /// of a million spaces; the scanners never do.
+    #[inline]
+    pub fn split(
         &self,
-        text: &'t str,
-    ) -> impl Iterator<Item = Result<&'t str, fancy_regex::Error>> {
-        let found = self.regex.find_iter(text);
-        found.map(|piece| piece.map(|piece| piece.as_str()))
+        text: &str,
+        mut found: impl FnMut(usize, usize),
+    ) -> Result<(), Box<fancy_regex::Error>> {
+        match self {
+            Self::Scanner(scanner) => {
+                let mut start = 0;
+                while start < text.len() {
+                    let end = scanner.next(text, start);
+                    found(start, end);
+                    start = end;
+                }
+            }
+            Self::Regex(regex) => {
+                for piece in regex.find_iter(text) {
+                    let piece = piece?;
+                    // An empty match is no pre-token.
+                    if piece.start() < piece.end() {
+                        found(piece.start(), piece.end());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }

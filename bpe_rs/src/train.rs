@@ -1,6 +1,6 @@
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::count::WordCounts;
+use crate::count::{Summary, WordCounts};
 use crate::merge::{Id, Merger};
 use crate::{Error, Splitter};
 
@@ -21,7 +21,13 @@ pub struct Trainer {
 
 impl Trainer {
     /// `vocab_size` counts the 256 bytes; `threads` 0 means one per core.
-    pub fn new(pattern: &str, vocab_size: u32, threads: usize) -> Result<Self, Error> {
+    /// `max_words` caps the distinct pre-tokens held, 0 for no cap.
+    pub fn new(
+        pattern: &str,
+        vocab_size: u32,
+        threads: usize,
+        max_words: usize,
+    ) -> Result<Self, Error> {
         if vocab_size < BYTES {
             return Err(Error::VocabSize(vocab_size));
         }
@@ -32,7 +38,7 @@ impl Trainer {
                 .num_threads(threads)
                 .build()
                 .map_err(Error::Threads)?,
-            counts: WordCounts::default(),
+            counts: WordCounts::with_limit(max_words),
         })
     }
 
@@ -50,6 +56,11 @@ impl Trainer {
         threads.install(|| counts.add(texts, splitter))
     }
 
+    /// What was counted so far.
+    pub fn summary(&self) -> Summary {
+        self.counts.summary()
+    }
+
     /// Merges, and returns the bytes of every token in rank order: the 256 bytes, then one token
     /// per merge. There are fewer than `vocab_size` only when the texts ran out of pairs.
     ///
@@ -58,7 +69,7 @@ impl Trainer {
         self,
         mut progress: impl FnMut(u32) -> Result<(), E>,
     ) -> Result<Vec<Vec<u8>>, E> {
-        let mut merger = Merger::new(self.counts.iter());
+        let mut merger = Merger::new(&self.counts);
         drop(self.counts);
         let mut tokens: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();
         for new in BYTES..self.vocab_size {

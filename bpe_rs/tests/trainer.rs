@@ -1,12 +1,12 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 
-use bpe_rs::{Error, Splitter, Trainer};
+use bpe_rs::{Error, Splitter, Summary, Trainer};
 
 const PATTERN: &str = r" ?\p{L}+|\p{N}{1,2}|\s+|[^\s\p{L}\p{N}]+";
 
 fn train(texts: &[&str], vocab_size: u32, threads: usize) -> Vec<Vec<u8>> {
-    let mut trainer = Trainer::new(PATTERN, vocab_size, threads).unwrap();
+    let mut trainer = Trainer::new(PATTERN, vocab_size, threads, 0).unwrap();
     trainer.feed(texts).unwrap();
     trainer.finish(|_| Ok::<(), Infallible>(())).unwrap()
 }
@@ -17,9 +17,10 @@ fn naive(texts: &[&str], vocab_size: usize) -> Vec<Vec<u8>> {
     let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
     let mut words: Vec<Vec<usize>> = Vec::new();
     for text in texts {
-        for word in splitter.split(text) {
-            words.push(word.unwrap().bytes().map(usize::from).collect());
-        }
+        let found = |start, end| {
+            words.push(text[start..end].bytes().map(usize::from).collect());
+        };
+        splitter.split(text, found).unwrap();
     }
     while tokens.len() < vocab_size {
         let mut counts: HashMap<(usize, usize), i64> = HashMap::new();
@@ -78,7 +79,7 @@ fn the_result_depends_neither_on_threads_nor_on_how_texts_are_fed() {
     for threads in [2, 3, 7] {
         assert_eq!(train(&texts, 400, threads), expected, "{threads} threads");
     }
-    let mut trainer = Trainer::new(PATTERN, 400, 2).unwrap();
+    let mut trainer = Trainer::new(PATTERN, 400, 2, 0).unwrap();
     for chunk in texts.chunks(7) {
         trainer.feed(chunk).unwrap();
     }
@@ -100,7 +101,7 @@ fn training_ends_when_no_pair_is_left() {
 
 #[test]
 fn progress_counts_merges_and_its_error_stops_the_training() {
-    let mut trainer = Trainer::new(PATTERN, 1000, 1).unwrap();
+    let mut trainer = Trainer::new(PATTERN, 1000, 1, 0).unwrap();
     trainer.feed(&["abcdefgh"]).unwrap();
     let mut told = Vec::new();
     let stopped = trainer.finish(|merges| {
@@ -112,17 +113,71 @@ fn progress_counts_merges_and_its_error_stops_the_training() {
 
 #[test]
 fn bad_settings_are_refused() {
-    let error = Trainer::new(PATTERN, 255, 1).err().unwrap();
+    let error = Trainer::new(PATTERN, 255, 1, 0).err().unwrap();
     assert!(matches!(error, Error::VocabSize(255)), "{error}");
-    let error = Trainer::new("(", 300, 1).err().unwrap();
-    assert!(matches!(error, Error::Pattern(_)), "{error}");
+    let error = Trainer::new("(", 300, 1, 0).err().unwrap();
+    assert!(matches!(error, Error::Pattern(..)), "{error}");
 }
 
 #[test]
 fn a_text_that_the_pattern_cannot_split_is_named() {
     let spaces = " ".repeat(2_000_000);
-    let mut trainer = Trainer::new(r"\s+(?!\S)|\S+", 300, 1).unwrap();
+    let mut trainer = Trainer::new(r"\s+(?!\S)|\S+", 300, 1, 0).unwrap();
     trainer.feed(&["fine"]).unwrap();
     let error = trainer.feed(&["fine too", &spaces]).unwrap_err();
     assert!(error.to_string().contains("text 2"), "{error}");
+}
+
+fn fed(texts: &[Vec<&str>], threads: usize, max_words: usize) -> (Summary, Vec<Vec<u8>>) {
+    let mut trainer = Trainer::new(PATTERN, 300, threads, max_words).unwrap();
+    for chunk in texts {
+        trainer.feed(chunk).unwrap();
+    }
+    let summary = trainer.summary();
+    (
+        summary,
+        trainer.finish(|_| Ok::<(), Infallible>(())).unwrap(),
+    )
+}
+
+#[test]
+fn what_was_counted_is_told() {
+    let texts = [vec!["one two two", ""], vec!["é"]];
+    let (summary, _) = fed(&texts, 2, 0);
+    let expected = Summary {
+        texts: 3,
+        bytes: 13,
+        words: 4,
+        distinct: 3,
+        ..Summary::default()
+    };
+    assert_eq!(summary, expected);
+}
+
+/// Over the cap, the rarest go until at most half of it is left; the same on any threads.
+#[test]
+fn a_cap_drops_the_rarest_words_and_says_how_many() {
+    let texts = [
+        vec!["thethethe the the the in in in", "a b c", "d another e"],
+        vec!["f"],
+    ];
+    let (summary, tokens) = fed(&texts, 1, 8);
+    let expected = Summary {
+        texts: 4,
+        bytes: 30 + 5 + 11 + 1,
+        words: 14,
+        distinct: 3, // the, in, and what came after the dropping: f
+        dropped: 7,
+        dropped_words: 7,
+    };
+    assert_eq!(summary, expected);
+    assert!(
+        tokens.contains(&b" the".to_vec()),
+        "the frequent were dropped"
+    );
+    assert!(!tokens.contains(&b" an".to_vec()), "the rare were merged");
+    for threads in [2, 5] {
+        assert_eq!(fed(&texts, threads, 8), (summary, tokens.clone()));
+    }
+    assert_eq!(fed(&texts, 1, 10).0.dropped, 0);
 }

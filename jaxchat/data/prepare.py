@@ -18,8 +18,8 @@ from jaxchat.home import ArtifactError, read_json, sha256_file, sha256_text, wri
 from jaxchat.progress import Progress
 from jaxchat.tasks import EVERYDAY_WORDS, Problem, Task, make_tasks, select_words
 from jaxchat.tasks.base import Split
-from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat import render
+from jaxchat.tokenizer import Tokenizer, render
+from jaxchat.tokenizer import training as bpe
 
 HELD_OUT_CONVERSATIONS = 400
 # Each stage draws its training problems from a range of its own, so none sees another's draws.
@@ -98,16 +98,16 @@ def train_tokenizer(config: RunConfig, corpus_folder: Path, folder: Path) -> dic
     spoken = ("\n".join(_said(problem)) for problem in conversations)
     text = _limit(corpus.read(corpus_folder, "train"), config.tokenizer.max_chars)
     with Progress("training tokenizer", config.tokenizer.vocab_size, "token") as progress:
-        tokenizer = Tokenizer.train(
+        tokenizer = bpe.train_tokenizer(
             itertools.chain(text, spoken), config.tokenizer.vocab_size, progress=progress.update
         )
     tokenizer.save(folder)
     sample = list(corpus.read(corpus_folder, "heldout"))
-    ids = tokenizer.encode_batch(sample)
+    ids, _ = tokenizer.encode_batch(sample)
     return {
         "artifact": tokenizer.hash,
         "vocabulary": tokenizer.vocab_size,
-        "bytes_per_token": sum(len(t.encode()) for t in sample) / sum(map(len, ids)),
+        "bytes_per_token": sum(len(t.encode()) for t in sample) / len(ids),
     }
 
 
@@ -191,8 +191,9 @@ def _text_rows(
         def documents() -> Iterator[list[int]]:
             texts = corpus.read(corpus_folder, split)
             while batch := list(itertools.islice(texts, ENCODE_BATCH)):
-                for ids in tokenizer.encode_batch(batch):
-                    yield [tokenizer.bos, *ids]
+                ids, offsets = tokenizer.encode_batch(batch, prepend="<|bos|>")
+                for start, end in itertools.pairwise(offsets):
+                    yield ids[start:end].tolist()
                 progress.advance(len(batch))
 
         rows = to_array(pack_text(documents(), row, tokenizer.bos), row, tokenizer.vocab_size)

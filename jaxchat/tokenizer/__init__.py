@@ -1,6 +1,6 @@
 """Text to token ids and back (`bpe`), and conversations to token ids and back (`chat`)."""
 
-from jaxchat.tokenizer.bpe import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, TokenizerError
+from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import (
     Conversation,
     ConversationError,
@@ -10,8 +10,12 @@ from jaxchat.tokenizer.chat import (
     render,
     render_prompt,
 )
+from jaxchat.tokenizer.patterns import PATTERNS, SPLIT_PATTERN
+from jaxchat.tokenizer.special import SPECIAL_TOKENS, TokenizerError
+from jaxchat.tokenizer.training import TrainingReport, train_tokenizer
 
 __all__ = [
+    "PATTERNS",
     "SPECIAL_TOKENS",
     "SPLIT_PATTERN",
     "Conversation",
@@ -20,7 +24,9 @@ __all__ = [
     "Part",
     "Tokenizer",
     "TokenizerError",
+    "TrainingReport",
     "parse_completion",
     "render",
     "render_prompt",
+    "train_tokenizer",
 ]

@@ -1,7 +1,8 @@
-"""A byte-level BPE tokenizer: trained by the Rust crate `bpe_rs`, encoding through tiktoken.
+"""A byte-level BPE tokenizer: a vocabulary and a pattern, encoding by the Rust crate `bpe_rs`.
 
 Ids: the mergeable tokens by rank (the 256 bytes first), then the special tokens in the order of
-SPECIAL_TOKENS. Ordinary text never becomes a special token, whatever it says.
+SPECIAL_TOKENS. Ordinary text never becomes a special token, whatever it says. The ids are those
+that tiktoken gives with the same vocabulary and pattern.
 """
 
 from __future__ import annotations
@@ -9,61 +10,35 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import tiktoken
 
 from jaxchat import _bpe
 from jaxchat.home import atomic_open, sha256_text, write_json
+from jaxchat.tokenizer.huggingface import write_huggingface
+from jaxchat.tokenizer.patterns import SPLIT_PATTERN
+from jaxchat.tokenizer.special import SPECIAL_TOKENS, TokenizerError
+from jaxchat.tokenizer.stream import DecodeStream
 
-# GPT-4's pattern (cl100k_base) with numbers cut into at most two digits instead of three: small
-# vocabularies have better uses for a thousand tokens. The pattern and the tokens are nanochat's.
-SPLIT_PATTERN = "|".join(
-    [
-        r"'(?i:[sdmt]|ll|ve|re)",  # English contractions
-        r"[^\r\n\p{L}\p{N}]?+\p{L}+",  # a word, with the space or sign before it
-        r"\p{N}{1,2}",  # numbers
-        r" ?[^\s\p{L}\p{N}]++[\r\n]*",  # punctuation, with the line's end
-        r"\s*[\r\n]",  # blank lines
-        r"\s+(?!\S)",  # spaces, but for the one before a word
-        r"\s+",
-    ]
-)
-SPECIAL_TOKENS = (
-    "<|bos|>",
-    "<|user_start|>",
-    "<|user_end|>",
-    "<|assistant_start|>",
-    "<|assistant_end|>",
-    "<|python_start|>",
-    "<|python_end|>",
-    "<|output_start|>",
-    "<|output_end|>",
-)
-MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+if TYPE_CHECKING:
+    import tiktoken
+
 FORMAT = "jaxchat-tokenizer-1"
 SETTINGS_FILE = "tokenizer.json"
 RANKS_FILE = "tokenizer.tiktoken"
-# The regex engine's stack holds a million spaces. The lookbehind keeps the search linear.
-MAX_SPACES = 900_000
-_TOO_MANY_SPACES = re.compile(rf"(?<!\s)\s{{{MAX_SPACES + 1}}}")
-
-
-class TokenizerError(ValueError):
-    """A tokenizer that cannot be made, loaded or used as asked; the message says why."""
 
 
 class Tokenizer:
     """Immutable; safe to share between threads.
 
     Attributes:
+        tokens: the bytes of the mergeable tokens, by rank.
         vocab_size: V, the special tokens included.
         pattern: the regular expression whose matches are encoded one by one.
         hash: sha256 over pattern, special tokens and ranks; equal hashes give equal ids.
@@ -72,53 +47,21 @@ class Tokenizer:
 
     def __init__(self, tokens: Sequence[bytes], pattern: str = SPLIT_PATTERN) -> None:
         """`tokens`: the bytes of the mergeable tokens in rank order, the 256 bytes among them."""
-        ranks = {token: rank for rank, token in enumerate(tokens)}
-        if len(ranks) < len(tokens) or b"" in ranks:
-            raise TokenizerError("the tokens of a vocabulary must be distinct and not empty.")
-        if any(bytes([byte]) not in ranks for byte in range(256)):
-            raise TokenizerError("a vocabulary must hold each of the 256 bytes as a token.")
-        self._tokens = tuple(tokens)
-        self._specials = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
         try:
-            self._encoding = tiktoken.Encoding(
-                name="jaxchat",
-                pat_str=pattern,
-                mergeable_ranks=ranks,
-                special_tokens=self._specials,
-            )
+            self._encoder = _bpe.Encoder(list(tokens), pattern)
         except ValueError as error:
-            raise TokenizerError(f"the pattern {pattern!r} is not valid: {error}.") from error
+            raise TokenizerError(f"{error}.") from error
+        self.tokens = tuple(tokens)
+        self._specials = {name: len(tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        self._bytes = (*tokens, *(name.encode() for name in SPECIAL_TOKENS))
         self.pattern = pattern
-        self.vocab_size = len(ranks) + len(self._specials)
+        self.vocab_size = len(self._bytes)
         self.hash = sha256_text(pattern, *SPECIAL_TOKENS, self._ranks_text())
         self.bos = self._specials["<|bos|>"]
 
-    @classmethod
-    def train(
-        cls,
-        texts: Iterable[str],
-        vocab_size: int,
-        *,
-        progress: Callable[[int], object] | None = None,
-        threads: int = 0,
-    ) -> Tokenizer:
-        """Learns a vocabulary of `vocab_size` ids; texts are streamed, never held all at once.
-
-        The result depends on the texts alone, not on `threads` (0: one per core); how ties are
-        broken is said in `_bpe.train`. The vocabulary comes out smaller than asked when the texts
-        have too few pairs to merge. `progress` is told, about ten times a second and at the end,
-        how many of the `vocab_size - MIN_VOCAB_SIZE` merges are done.
-
-        Raises TokenizerError for a vocabulary under MIN_VOCAB_SIZE, TypeError for an item that is
-        not str, ValueError for one with lone surrogates.
-        """
-        if vocab_size < MIN_VOCAB_SIZE:
-            raise TokenizerError(
-                f"vocab_size is {vocab_size}; the 256 bytes and {len(SPECIAL_TOKENS)} special "
-                f"tokens need at least {MIN_VOCAB_SIZE}."
-            )
-        mergeable = vocab_size - len(SPECIAL_TOKENS)
-        return cls(_bpe.train(texts, mergeable, SPLIT_PATTERN, progress, threads))
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[tuple[bytes, ...], str]]:
+        """For worker processes: the encoder is made again there."""
+        return Tokenizer, (self.tokens, self.pattern)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -155,22 +98,44 @@ class Tokenizer:
 
     def is_ordinary(self, token: int) -> bool:
         """Whether an id stands for bytes of text: no special token, and in the vocabulary."""
-        return 0 <= token < len(self._tokens)
+        return 0 <= token < len(self.tokens)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of ordinary text.
+    def encode(self, text: str, *, allowed_special: Collection[str] = ()) -> list[int]:
+        """The ids of a text, in which only the names in `allowed_special` are special tokens.
 
-        Raises TokenizerError for lone surrogates, and for over MAX_SPACES spaces in a row.
+        Raises TokenizerError for lone surrogates and names of no special token.
         """
-        _check_text(text)
-        return self._encoding.encode_ordinary(text)
+        try:
+            if not allowed_special:
+                return self._encoder.encode(text)
+            ids = {name: self.special(name) for name in allowed_special}
+            parts = re.split("(" + "|".join(map(re.escape, ids)) + ")", text)
+            known = [[ids[p]] if p in ids else self._encoder.encode(p) for p in parts]
+        except ValueError as error:
+            raise TokenizerError(str(error)) from error
+        return [token for part in known for token in part]
 
-    def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[list[int]]:
-        """`encode` of each text, on several threads (0: one per core)."""
-        for text in texts:
-            _check_text(text)
-        threads = threads or os.cpu_count() or 1
-        return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads)
+    def encode_batch(
+        self,
+        texts: Iterable[str],
+        prepend: str | None = None,
+        append: str | None = None,
+        threads: int | None = None,
+    ) -> tuple[npt.NDArray[np.uint16 | np.uint32], npt.NDArray[np.int64]]:
+        """The ids of many texts, one after the other, and where each begins.
+
+        Text n has `ids[offsets[n] : offsets[n + 1]]`, with the special tokens named `prepend` and
+        `append` around it. `ids` is uint16 where the vocabulary allows, else uint32. The texts are
+        shared between `threads` threads (None: one per core), with the interpreter lock released.
+
+        Raises TypeError for an item that is not str, TokenizerError for lone surrogates.
+        """
+        before, after = ([self.special(name)] if name else [] for name in (prepend, append))
+        wide = self.vocab_size > 1 << 16
+        try:
+            return self._encoder.encode_batch(texts, before, after, wide, threads or 0)
+        except ValueError as error:
+            raise TokenizerError(str(error)) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD, special tokens their names."""
@@ -178,24 +143,45 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes of ids. Raises TokenizerError for an id outside the vocabulary."""
-        try:
-            return self._encoding.decode_bytes(ids)
-        except (KeyError, OverflowError) as error:
-            bad = next(i for i in ids if not 0 <= i < self.vocab_size)
-            raise TokenizerError(
-                f"token id {bad} is outside the vocabulary of {self.vocab_size}."
-            ) from error
+        bad = next((token for token in ids if not 0 <= token < self.vocab_size), None)
+        if bad is not None:
+            raise TokenizerError(f"token id {bad} is outside the vocabulary of {self.vocab_size}.")
+        return b"".join([self._bytes[token] for token in ids])
+
+    def decode_stream(self) -> DecodeStream:
+        """A decoder for ids as they come."""
+        return DecodeStream(self.decode_bytes)
+
+    def to_tiktoken(self) -> tiktoken.Encoding:
+        """The same tokenizer for tiktoken, special tokens included."""
+        import tiktoken
+
+        return tiktoken.Encoding(
+            name="jaxchat",
+            pat_str=self.pattern,
+            mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
+            special_tokens=self._specials,
+        )
+
+    def to_huggingface(self, folder: Path) -> None:
+        """Writes the files from which `tokenizers` and transformers make this tokenizer.
+
+        What they do differently with special tokens is said in `jaxchat.tokenizer.huggingface`.
+        Raises TokenizerError when the folder holds a tokenizer of ours, or when the pattern has no
+        equal in the regular expressions of `tokenizers`.
+        """
+        write_huggingface(self.tokens, self.pattern, folder)
 
     @cached_property
     def token_bytes(self) -> npt.NDArray[np.int32]:
         """[V] bytes that each token stands for, 0 for special tokens: for bits per byte."""
         lengths = np.zeros(self.vocab_size, np.int32)
-        lengths[: len(self._tokens)] = [len(token) for token in self._tokens]
+        lengths[: len(self.tokens)] = [len(token) for token in self.tokens]
         lengths.flags.writeable = False
         return lengths
 
     def _ranks_text(self) -> str:
-        lines = (f"{base64.b64encode(t).decode()} {rank}\n" for rank, t in enumerate(self._tokens))
+        lines = (f"{base64.b64encode(t).decode()} {rank}\n" for rank, t in enumerate(self.tokens))
         return "".join(lines)
 
     def _settings(self) -> dict[str, Any]:
@@ -241,17 +227,3 @@ def _parse_ranks(text: str) -> list[bytes]:
         except binascii.Error as error:
             raise TokenizerError(f"line {expected + 1} of {RANKS_FILE} is not base64") from error
     return tokens
-
-
-def _check_text(text: str) -> None:
-    """Refuses what tiktoken would alter silently (lone surrogates) or would panic at."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise TokenizerError(
-            f"the text is not valid Unicode: lone surrogate at character {error.start}."
-        ) from error
-    if len(text) > MAX_SPACES and _TOO_MANY_SPACES.search(text):
-        raise TokenizerError(
-            f"the text has more than {MAX_SPACES} spaces in a row; cut it into smaller texts."
-        )

@@ -25,6 +25,7 @@ from jaxchat.config import ConfigError, ModelConfig, OptimConfig, TrainConfig
 from jaxchat.data.rows import RowSource, training_batches, validation_batches
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.optim.chain import make_optimizer
+from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards, put_batch, row_share
 from jaxchat.train.checkpoint import Checkpoints
@@ -47,6 +48,7 @@ class Job:
     mesh: Mesh
     seed: int
     dtype: DTypeLike = jnp.float32
+    profile: Capture | None = None  # steps to record
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,9 @@ def fit(job: Job, params: Any) -> FitResult:
         first = jax.process_index() == 0
         log = MetricsLog(job.folder / "metrics.jsonl", from_step=start, writes=first)
         loop = _Loop(job, log, steps, start, before, job.train.batch_tokens)
-        with loop.progress:
+        with loop.progress, recorded(step_fn, job.profile, start) as run_step:
             for step in range(start, steps):
-                state, metrics = step_fn(state, batch_of(step))
+                state, metrics = run_step(state, batch_of(step))
                 loop.dispatched(step, metrics)
                 done = step + 1
                 if done % job.train.eval_every == 0 or done == steps:

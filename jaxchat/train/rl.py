@@ -27,6 +27,7 @@ from jaxchat.data.prepare import FIRST_INDEX
 from jaxchat.evals.chat import answer, parts_of, prompt_of
 from jaxchat.infer.engine import Completion, Engine
 from jaxchat.optim.chain import make_optimizer
+from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards, put_batch
 from jaxchat.tasks import Problem, Task
@@ -51,6 +52,7 @@ class RLJob:
     engine: Engine
     seed: int
     dtype: DTypeLike = jnp.float32
+    profile: Capture | None = None  # steps to record
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,14 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
             state, meta = checkpoints.restore(latest, state)
             start, before, rewards = latest, float(meta["seconds"]), list(meta["rewards"])
         log = MetricsLog(job.folder / "metrics.jsonl", from_step=start)
-        with Progress("rl", config.steps, "step", start) as progress:
+        progress = Progress("rl", config.steps, "step", start)
+        with progress, recorded(step_fn, job.profile, start) as run_step:
             for step in range(start, config.steps):
                 # The engine gets a copy: the step below donates the state it reads.
                 job.engine.set_params(jax.tree.map(jnp.copy, state.params))
                 batch, reward = rollouts(job, step)
                 split = {k: v.reshape(rows // micro, micro, *v.shape[1:]) for k, v in batch.items()}
-                state, metrics = step_fn(state, put_batch(job.mesh, split))
+                state, metrics = run_step(state, put_batch(job.mesh, split))
                 rewards.append(reward)
                 values = {name: float(value) for name, value in metrics.items()}
                 log.write({"step": step, "reward": reward, **values})

@@ -10,12 +10,12 @@ from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_sam
 from jaxchat.infer.engine import Engine
 from jaxchat.model.gpt import init_params
 from jaxchat.tasks import make_tasks
-from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train([*QUESTIONS, *COMPLETIONS] * 9, 400)
+    return train_tokenizer([*QUESTIONS, *COMPLETIONS] * 9, 400)
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,14 @@ import pytest
 
 from jaxchat.config import ModelConfig
 from jaxchat.model.gpt import init_params
-from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tokenizer import train_tokenizer
 
 EAGER = ("<|python_start|>", "<|python_end|>", "<|assistant_end|>")
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return Tokenizer.train(["12 + 34 = 46, 5 * 6 = 30 and the rest is text. "] * 20, 290)
+    return train_tokenizer(["12 + 34 = 46, 5 * 6 = 30 and the rest is text. "] * 20, 290)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxchat.infer.transcript import Transcript, as_text, printable
-from jaxchat.tokenizer.bpe import SPECIAL_TOKENS
+from jaxchat.tokenizer import SPECIAL_TOKENS
 from jaxchat.tokenizer.chat import parse_completion
 
 

@@ -12,14 +12,14 @@ from jaxchat.tokenizer import (
     Conversation,
     ConversationError,
     Part,
-    Tokenizer,
     TokenizerError,
     parse_completion,
     render,
     render_prompt,
+    train_tokenizer,
 )
 
-BYTES = Tokenizer.train([], 265)  # no merges: the ids are the bytes, then the special tokens
+BYTES = train_tokenizer([], 265)  # no merges: the ids are the bytes, then the special tokens
 
 
 def ids_of(*pieces: str) -> list[int]:

@@ -18,6 +18,9 @@ from tiny_training import CLASSIC, TRAIN, T, random_params, tiny_job
 from jaxchat.config import ConfigError, MeshConfig, TrainConfig
 from jaxchat.data.rows import RowSource
 from jaxchat.evals.bpb import bits_per_byte
+from jaxchat.profiling.capture import Capture
+from jaxchat.profiling.request import parse
+from jaxchat.profiling.summary import read_profile
 from jaxchat.sharding import make_mesh
 from jaxchat.train.checkpoint import Checkpoints, hash_params
 from jaxchat.train.fit import (
@@ -144,6 +147,14 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, whole: Any) -> None
     again = fit(job, random_params(CLASSIC, seed=9))
     assert_same_run(job, again, whole)
     assert again.seconds >= first.seconds * 0.5, "the time of the first session is forgotten"
+
+
+def test_a_profile_of_some_steps_changes_nothing(tmp_path: Path, whole: Any) -> None:
+    job = tiny_job(tmp_path)
+    capture = Capture(parse("5:8"), "base", tmp_path / "profile", job.model)
+    # within them a step is evaluated; the first checkpoint is made before they begin
+    assert_same_run(job, fit(replace(job, profile=capture), random_params(CLASSIC)), whole)
+    assert len(read_profile(tmp_path / "profile").breakdown.steps) == 3
 
 
 def test_several_devices_give_the_losses_of_one(tmp_path: Path, whole: Any) -> None:

@@ -1,0 +1,143 @@
+"""Texts out of files: plain text, JSON lines with a field `text`, Parquet with a column `text`.
+
+They are read as they are asked for, never held all at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from jaxchat.config import ConfigError
+from jaxchat.home import ArtifactError
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+STDIN = "-"
+CHUNK = 1 << 20  # bytes of plain text in one piece, cut at a line's end
+ROWS = 1_024  # of a Parquet file at a time
+
+
+class TextFiles:
+    """The texts of files and of folders' files, in the order of their names; "-" is stdin.
+
+    Attributes:
+        size: bytes of all files; 0 when stdin is among them.
+        done: bytes of files read so far, while iterating.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Raises ConfigError for what does not exist or cannot hold texts."""
+        self.paths = [path for name in names for path in _expand(name)]
+        sizes = [0 if path is None else path.stat().st_size for path in self.paths]
+        self.size = sum(sizes) if None not in self.paths else 0
+        self.done = 0
+
+    def __iter__(self) -> Iterator[str]:
+        """The texts. Raises ArtifactError, naming the file, for one that cannot be read."""
+        self.done = 0
+        for path in self.paths:
+            before = self.done
+            for text, position in _read(path):
+                self.done = before + position
+                yield text
+            self.done = before + (path.stat().st_size if path else 0)
+
+
+def _expand(name: str) -> list[Path | None]:
+    """The files that a name stands for; None is stdin."""
+    path = Path(name)
+    if name == STDIN:
+        return [None]
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        if not found:
+            raise ConfigError(f"{path} holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file.")
+        return list(found)
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; name files, folders of files, or - for stdin.")
+    return [path]
+
+
+def _read(path: Path | None) -> Iterator[tuple[str, int]]:
+    """Texts, each with the bytes of the file that have been read with it."""
+    if path is None:
+        yield from _read_plain(sys.stdin.buffer, "stdin")
+    elif path.suffix == ".parquet":
+        yield from _read_parquet(path)
+    else:
+        with path.open("rb") as file:
+            read = _read_lines if path.suffix == ".jsonl" else _read_plain
+            yield from read(file, str(path))
+
+
+def _read_plain(file: IO[bytes], name: str) -> Iterator[tuple[str, int]]:
+    position = 0
+    while lines := file.readlines(CHUNK):
+        data = b"".join(lines)
+        yield _decode(data, name, position), position + len(data)
+        position += len(data)
+
+
+def _read_lines(file: IO[bytes], name: str) -> Iterator[tuple[str, int]]:
+    position = 0
+    for number, line in enumerate(file, 1):
+        text = _decode(line, name, position)
+        position += len(line)
+        if text.isspace():
+            continue
+        try:
+            value = json.loads(text)["text"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            value = None
+        if not isinstance(value, str) or not _is_unicode(value):
+            raise ArtifactError(
+                f'line {number} of {name} is no JSON object whose "text" is valid Unicode; mend '
+                "the file, or leave it out."
+            )
+        yield value, position
+
+
+def _is_unicode(text: str) -> bool:
+    r"""Whether no surrogate stands alone, as JSON's \ud800 does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _decode(data: bytes, name: str, position: int) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(
+            f"{name} is not UTF-8 text (byte {position + error.start}); convert it, or leave it "
+            "out."
+        ) from error
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, int]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(
+            f"{path} cannot be read without pyarrow; pip install pyarrow, or give .txt or .jsonl "
+            "files."
+        ) from error
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows, size, done = file.metadata.num_rows, path.stat().st_size, 0
+            for batch in file.iter_batches(ROWS, columns=["text"]):
+                done += batch.num_rows
+                for value in batch.column("text").cast(pyarrow.large_string()).to_pylist():
+                    if value is not None:
+                        yield value, size * done // rows
+    except (pyarrow.ArrowException, KeyError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(
+            f'{path} is no Parquet file with a column "text" ({reason}); mend it, or leave it out.'
+        ) from error

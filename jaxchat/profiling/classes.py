@@ -1,0 +1,168 @@
+"""What kind of work an operation is: by what is in it, and by the line that asked for it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from jaxchat.profiling.hlo import CONTROL, Frame, Instruction, Module
+
+MATMUL, ATTENTION, COLLECTIVE = "matmul", "attention", "collectives"
+LOOKUP, COPY, ELEMENTWISE = "lookups", "copies, layout", "elementwise, sums"
+OTHER = "other programs"
+CLASSES = (MATMUL, ATTENTION, ELEMENTWISE, LOOKUP, COPY, COLLECTIVE, OTHER)
+
+ATTENTION_FILE = "model/attention.py"
+_COLLECTIVES = (
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
+    "collective-broadcast", "ragged-all-to-all", "send", "recv",
+)  # fmt: skip
+_LOOKUPS = ("gather", "scatter", "sort", "select-and-scatter")
+_MOVES = (
+    "copy", "copy-start", "copy-done", "transpose", "reshape", "bitcast", "bitcast-convert",
+    "slice", "dynamic-slice", "dynamic-update-slice", "concatenate", "pad", "reverse", "broadcast",
+)  # fmt: skip
+# Neither work nor a sign of what the work is.
+_SILENT = ("parameter", "constant", "tuple", "get-tuple-element", "iota", "fusion", "after-all")
+
+# Kernels and operations whose instruction is not known, by name; the first that fits decides.
+_BY_NAME = (
+    (COLLECTIVE, r"nccl|all.?reduce|all.?gather|reduce.?scatter|all.?to.?all|collective"),
+    (ATTENTION, r"fmha|sdpa|flash|attention|attn"),
+    (MATMUL, r"gemm|matmul|cublas|cutlass|nvjet|xmma|\bdot|_dot|conv\b"),
+    (LOOKUP, r"gather|scatter|sort|radix"),
+    (COPY, r"memcpy|memset|copy|transpose|slice|concatenate|bitcast|\bpad"),
+)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is known of an operation that was timed."""
+
+    name: str
+    kind: str  # one of CLASSES
+    flops: int = 0  # of one execution
+    op_name: str = ""
+    source: str = ""  # file:line
+
+
+class Operations:
+    """The operations of a program by the names they have in a trace."""
+
+    def __init__(self, module: Module | None) -> None:
+        self._module = module
+        self._known: dict[str, Operation] = {}
+        names = module.by_name if module else ()
+        self._by_kernel = {_kernel_name(name): name for name in names}
+
+    def is_control(self, name: str) -> bool:
+        """Whether it only runs others, which are timed on their own."""
+        instruction = self._find(name)
+        if instruction is None:
+            return bool(re.match(r"(while|conditional|call)(\.|$)", name))
+        return instruction.opcode in CONTROL and not _is_collective(self._module, instruction)
+
+    def is_in_entry(self, name: str) -> bool:
+        """Whether it runs exactly once a step."""
+        if self._module is None:
+            return False
+        if not hasattr(self, "_entry"):
+            entry = self._module.computations.get(self._module.entry, ())
+            self._entry = {instruction.name for instruction in entry}
+        return self._by_kernel.get(_kernel_name(name), name) in self._entry
+
+    def find(self, name: str) -> Operation:
+        """The operation of a name; one that is not in the HLO text is classed by its name."""
+        if name not in self._known:
+            instruction = self._find(name)
+            if self._module is None or instruction is None:
+                self._known[name] = Operation(name, class_of_name(name))
+            else:
+                self._known[name] = describe(self._module, instruction)
+        return self._known[name]
+
+    def _find(self, name: str) -> Instruction | None:
+        if self._module is None:
+            return None
+        return self._module.by_name.get(self._by_kernel.get(_kernel_name(name), name))
+
+
+def describe(module: Module, instruction: Instruction) -> Operation:
+    """Class, FLOPs and source of an instruction."""
+    chief = _chief(module, instruction)
+    frame = own_frame(chief.frames or instruction.frames)
+    return Operation(
+        name=instruction.name,
+        kind=_class_of(module, instruction, chief),
+        flops=module.flops(instruction),
+        op_name=chief.op_name or instruction.op_name,
+        source=f"{_short(frame.file)}:{frame.line}" if frame else "",
+    )
+
+
+def class_of_name(name: str) -> str:
+    """The class that a kernel's or an operation's bare name suggests."""
+    found = (kind for kind, pattern in _BY_NAME if re.search(pattern, name.lower()))
+    return next(found, ELEMENTWISE)
+
+
+def own_frame(frames: tuple[Frame, ...]) -> Frame | None:
+    """The innermost frame of this project's code, else the innermost of all."""
+    ours = (frame for frame in frames if "/jaxchat/" in frame.file and "/optax/" not in frame.file)
+    return next(ours, frames[0] if frames else None)
+
+
+def _chief(module: Module, instruction: Instruction) -> Instruction:
+    """What a fusion is there for: its matrix product, or its lookup, else its result."""
+    inner = list(module.inside(instruction))
+    for wanted in (_is_product, lambda i: i.opcode in _LOOKUPS):
+        if found := next(filter(wanted, inner), None):
+            return found
+    if instruction.frames:
+        return instruction
+    return next((i for i in reversed(inner) if i.frames), instruction)
+
+
+def _class_of(module: Module, instruction: Instruction, chief: Instruction) -> str:
+    if _is_collective(module, instruction):
+        return COLLECTIVE
+    if "fmha" in chief.target or any(ATTENTION_FILE in frame.file for frame in chief.frames):
+        return ATTENTION
+    if _is_product(chief):
+        return MATMUL
+    if chief.opcode in _LOOKUPS:
+        return LOOKUP
+    work = {i.opcode for i in module.inside(instruction)} - set(_SILENT)
+    return COPY if work and work <= set(_MOVES) else ELEMENTWISE
+
+
+def _is_product(instruction: Instruction) -> bool:
+    target = instruction.target
+    return (
+        instruction.opcode in ("dot", "convolution")
+        or target.startswith(("__cublas$", "__cudnn$"))
+        or "gemm" in target
+    )
+
+
+def _is_collective(module: Module | None, instruction: Instruction) -> bool:
+    names = {instruction.opcode}
+    if module is not None and instruction.opcode.startswith("async-"):
+        names |= {inner.opcode for inner in module.inside(instruction)}
+    bare = {name.removesuffix("-start").removesuffix("-done") for name in names}
+    return bool(bare & set(_COLLECTIVES))
+
+
+def _kernel_name(name: str) -> str:
+    """XLA names a GPU kernel after its instruction, with _ for what C does not allow."""
+    return re.sub(r"[.\-]", "_", name)
+
+
+def _short(path: str) -> str:
+    """The path from the package's folder on."""
+    for root in ("/site-packages/", "/jaxchat/"):
+        before, found, after = path.rpartition(root)
+        if found:
+            return after if root == "/site-packages/" else f"{root.strip('/')}/{after}"
+        del before
+    return path

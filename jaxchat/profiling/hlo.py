@@ -1,0 +1,252 @@
+"""Optimised HLO text (`compiled.as_text()`) read back: instructions, source lines, FLOPs.
+
+Only what a profile needs is read, and what is not understood is left out, never an error: the text
+is XLA's own and changes with it. Formats met: jax 0.10 names a stack frame of the tables at the top
+(`stack_frame_id=5`); older ones name `source_file` and `source_line` in place.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+Shape = tuple[int, ...]
+
+_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_ARRAY = re.compile(r"[a-z][a-z0-9]*\[([0-9,<=]*)\]")
+_OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
+_COMMENT = re.compile(r"/\*.*?\*/")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations)="
+    r"(\{[^}]*\}|%?[\w.\-]+)"
+)
+_ROW = re.compile(r"^(\d+) (?:\"(.*)\"|\{(.*)\})$")
+_TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A line of source that led to an instruction."""
+
+    file: str
+    line: int
+    function: str = ""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of HLO."""
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]  # of the result; several for a tuple
+    operands: tuple[str, ...]
+    attributes: str  # all that follows the operands, as it stands
+    called: tuple[str, ...] = ()  # computations: of a fusion, the loop's body, ...
+    op_name: str = ""  # jax's path of name scopes, such as jit(step)/h_0/attn/c_q/dot_general
+    frames: tuple[Frame, ...] = ()  # innermost first
+
+    @property
+    def target(self) -> str:
+        """What a custom-call calls, such as __cublas$gemm; else nothing."""
+        found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
+        return found[1] if found else ""
+
+
+@dataclass(frozen=True)
+class Module:
+    """The instructions of a program by computation, and by name (names are unique in a module)."""
+
+    name: str
+    entry: str
+    computations: Mapping[str, tuple[Instruction, ...]]
+    by_name: Mapping[str, Instruction] = field(repr=False)
+
+    def inside(self, instruction: Instruction) -> Iterator[Instruction]:
+        """The instruction, and all in the computations it calls, and those call."""
+        yield instruction
+        for name in instruction.called:
+            for inner in self.computations.get(name, ()):
+                yield from self.inside(inner)
+
+    def flops(self, instruction: Instruction) -> int:
+        """Multiplications and additions of the matrix products that one execution makes.
+
+        Those of loops and calls are not counted: their body's instructions are executed, and
+        timed, on their own.
+        """
+        if instruction.opcode in CONTROL:
+            return 0
+        return sum(self._product_flops(inner) for inner in self.inside(instruction))
+
+    def _product_flops(self, instruction: Instruction) -> int:
+        if instruction.opcode == "dot":
+            contracted = _numbers(r"lhs_contracting_dims=\{([0-9,]*)\}", instruction.attributes)
+        elif instruction.target.startswith("__cublas$"):
+            pattern = r'"lhs_contracting_dimensions":\s*\[([0-9", ]*)\]'
+            contracted = _numbers(pattern, instruction.attributes)
+        elif "fmha" in instruction.target:
+            return self._attention_flops(instruction)
+        else:
+            return 0
+        left = self._operand_shape(instruction, 0)
+        inner = math.prod(left[axis] for axis in contracted if axis < len(left))
+        return 2 * math.prod(instruction.shapes[0]) * inner
+
+    def _attention_flops(self, instruction: Instruction) -> int:
+        """cudnn's fused attention: 2 products forward, 5 backward, of the scores that are seen."""
+        dimensions = _numbers(r'"dimensions":\s*\[([0-9", ]*)\]', instruction.attributes)
+        if len(dimensions) != 4:  # [B,H,T,S]
+            return 0
+        batch, heads, queries, keys = dimensions
+        scores = queries * keys
+        if re.search(r'"mask_type":\s*"\w*CAUSAL', instruction.attributes):
+            window = re.search(r'"sliding_window_length":\s*"?(\d+)', instruction.attributes)
+            limit = int(window[1]) if window and int(window[1]) else keys
+            scores = sum(min(query + 1, limit) for query in range(queries))
+        size = (self._operand_shape(instruction, 0) or (0,))[-1]
+        products = 5 if "Backward" in instruction.target else 2
+        return 2 * products * batch * heads * scores * size
+
+    def _operand_shape(self, instruction: Instruction, index: int) -> Shape:
+        operand = instruction.operands[index] if index < len(instruction.operands) else ""
+        source = self.by_name.get(operand)
+        return source.shapes[0] if source and source.shapes else ()
+
+
+# What runs other instructions, which have times of their own.
+CONTROL = ("while", "conditional", "call", "async-start", "async-done", "async-update")
+
+
+def parse(text: str) -> Module:
+    """Reads a module. Raises ValueError when the text is no HLO module."""
+    if not text.startswith("HloModule "):
+        raise ValueError("this is no HLO text: it does not begin with HloModule")
+    lines = text.splitlines()
+    frames = _stack_frames(lines)
+    computations: dict[str, tuple[Instruction, ...]] = {}
+    by_name: dict[str, Instruction] = {}
+    entry, current = "", ""
+    found: list[Instruction] = []
+    for line in lines:
+        if line.startswith("}"):
+            computations[current] = tuple(found)
+            found = []
+        elif match := _HEAD.match(line):
+            current = match[1]
+            entry = current if line.startswith("ENTRY") else entry
+        elif current and (match := _INSTRUCTION.match(line)):
+            instruction = _instruction(match[1], match[2], frames)
+            if instruction is not None:
+                found.append(instruction)
+                by_name[instruction.name] = instruction
+    name = lines[0].removeprefix("HloModule ").split(",")[0].strip()
+    return Module(name, entry, computations, by_name)
+
+
+def _instruction(name: str, rest: str, frames: Mapping[int, tuple[Frame, ...]]) -> (
+    Instruction | None
+):  # fmt: skip
+    rest = _COMMENT.sub("", rest)
+    opcode = _OPCODE.search(rest, _closing(rest, 0) if rest.startswith("(") else 0)
+    if opcode is None:
+        return None
+    start = opcode.end() - 1
+    stop = _closing(rest, start)
+    attributes = rest[stop:]
+    op_name = re.search(r'op_name="((?:[^"\\]|\\.)*)"', attributes)
+    return Instruction(
+        name=name,
+        opcode=opcode[1],
+        shapes=tuple(map(_shape, _ARRAY.findall(rest[: opcode.start()]))),
+        operands=tuple(_operands(rest[start + 1 : stop - 1])),
+        attributes=attributes,
+        called=tuple(_called(attributes)),
+        op_name=op_name[1] if op_name else "",
+        frames=_frames_of(attributes, frames),
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """The index after the parenthesis that closes the one at `start`."""
+    depth = 0
+    for index in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
+        if depth == 0:
+            return index + 1
+    return len(text)
+
+
+def _shape(numbers: str) -> Shape:
+    return tuple(int(n.lstrip("<=")) for n in numbers.split(",") if n)
+
+
+def _operands(text: str) -> Iterator[str]:
+    """Names, whether or not their types stand before them."""
+    depth, start = 0, 0
+    for index, letter in enumerate(f"{text},"):
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            words = text[start:index].split()
+            if words:
+                yield words[-1].lstrip("%")
+            start = index + 1
+
+
+def _called(attributes: str) -> Iterator[str]:
+    for names in _CALLED.findall(attributes):
+        for name in names.strip("{}").split(","):
+            yield name.strip().lstrip("%")
+
+
+def _numbers(pattern: str, text: str) -> list[int]:
+    found = re.search(pattern, text)
+    return [int(n) for n in re.findall(r"\d+", found[1])] if found else []
+
+
+def _frames_of(attributes: str, frames: Mapping[int, tuple[Frame, ...]]) -> tuple[Frame, ...]:
+    if found := re.search(r"stack_frame_id=(\d+)", attributes):
+        return frames.get(int(found[1]), ())
+    file = re.search(r'source_file="([^"]*)"', attributes)
+    line = re.search(r"source_line=(\d+)", attributes)
+    return (Frame(file[1], int(line[1])),) if file and line else ()
+
+
+def _stack_frames(lines: list[str]) -> dict[int, tuple[Frame, ...]]:
+    """Number -> frames, innermost first, from the four tables at the top."""
+    tables: dict[str, dict[int, str]] = {name: {} for name in _TABLES}
+    current: dict[int, str] | None = None
+    for line in lines[1:]:
+        if line in tables:
+            current = tables[line]
+        elif current is not None and (row := _ROW.match(line)):
+            current[int(row[1])] = row[2] if row[2] is not None else row[3]
+        elif line:
+            break  # the first computation: the tables are over
+    files, functions, locations, stack = (tables[name] for name in _TABLES)
+
+    def number(fields: str, key: str) -> int:
+        found = re.search(rf"\b{key}=(\d+)", fields)
+        return int(found[1]) if found else 0
+
+    @functools.cache
+    def frame(location: int) -> Frame:
+        fields = locations.get(location, "")
+        return Frame(
+            files.get(number(fields, "file_name_id"), ""),
+            number(fields, "line"),
+            functions.get(number(fields, "function_name_id"), ""),
+        )
+
+    # jax 0.10 prints the parent's number plus one, so that the first frame is its own parent.
+    first = min(stack, default=0)
+    excess = int(bool(stack) and number(stack[first], "parent_frame_id") == first)
+    result: dict[int, tuple[Frame, ...]] = {}
+    for index, fields in sorted(stack.items()):  # a parent comes before its children
+        outer = result.get(number(fields, "parent_frame_id") - excess, ())
+        result[index] = (frame(number(fields, "file_location_id")), *outer)
+    return result
