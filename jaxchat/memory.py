@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxchat.config import MeshConfig, ModelConfig, OptimConfig
 from jaxchat.scaling import VALUE_GATE_CHANNELS, count_params, has_value_embedding, windows
@@ -31,6 +31,10 @@ MUON_COPIES = 6.3  # of a device's share of the matrices, while they are made or
 ADAM_COPIES = 1.0  # of a device's share of the other parameters, meanwhile
 LOGITS_COPIES = 3  # logits, exp, tanh or gradient: float32
 HALF_LOGITS_COPIES = 2  # in half precision the gradient takes the place of one
+
+
+class OutOfMemory(Exception):
+    """A device cannot hold a step; the message is a sentence for the user, with what to do."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,23 @@ def predict(step: Step) -> Memory:
         logits=_logits(step),
         update=int(MUON_COPIES * share + ADAM_COPIES * rest) + (whole if mesh.size > 1 else 0),
     )
+
+
+def largest_rows(step: Step, device_rows: int, limit: float, *, most: int | None = None) -> int:
+    """The most rows of a micro-batch with which a device stays within `limit` bytes; 0 for none.
+
+    They divide `device_rows`, those of one device in a step, as `train.fit.plan_batch` wants it:
+    accumulation makes up for the rest, so the batch of a step stays as it is.
+    """
+    for rows in range(device_rows if most is None else most, 0, -1):
+        if device_rows % rows == 0 and predict(with_rows(step, rows, device_rows)).peak <= limit:
+            return rows
+    return 0
+
+
+def with_rows(step: Step, rows: int, device_rows: int) -> Step:
+    """The same step in micro-batches of so many rows a device."""
+    return replace(step, rows=rows, accumulation=device_rows // rows)
 
 
 @dataclass(frozen=True)
