@@ -126,8 +126,7 @@ def predict(step: Step) -> Memory:
         optimizer=2 * scalars + share + neurons + 2 * rest,
         batch=2 * WIDE * step.accumulation * step.rows * (time + 1),  # tokens and mask
         weights=_weights(step, groups, stacks),
-        gradients=sum(group.gathered(mesh) for group in tables)
-        + (whole if step.accumulation > 1 else 0),
+        gradients=_gradients(step, groups),
         activations=_activations(step),
         logits=_logits(step),
         update=int(MUON_COPIES * share + ADAM_COPIES * rest) + (whole if mesh.size > 1 else 0),
@@ -240,6 +239,18 @@ def _weights(step: Step, groups: tuple[_Group, ...], stacks: list[_Group]) -> in
         head = next(group for group in groups if not group.muon)  # as large as wte
         total += head.gathered(mesh) * step.compute_bytes // WIDE
     return total
+
+
+def _gradients(step: Step, groups: tuple[_Group, ...]) -> int:
+    """Gradients that exist when the loss is computed.
+
+    That of the head is computed with the loss. Accumulation holds the sums of all; without it,
+    measured, XLA has the zeros ready to which the gradients of looked-up tables are added.
+    """
+    tables = [group.gathered(step.mesh) for group in groups if not group.muon]
+    if step.accumulation == 1:
+        return sum(tables)
+    return sum(group.gathered(step.mesh) for group in groups) + tables[0]  # as large as the head
 
 
 def _activations(step: Step) -> int:
