@@ -27,7 +27,9 @@ MIN_BLOCK, MAX_BLOCKS = 64, 8  # of queries: see `model.attention`
 MARGIN = 0.08  # of a card, for the compiler's own needs, fragments and other processes
 
 # Measured, on a CPU.
-MUON_COPIES = 6.3  # of a device's share of the matrices, while they are made orthogonal
+# Copies of a device's share of the matrices, in float32, while they are made orthogonal, by the
+# bytes Muon computes in and whether the chain has what needs the matrices again (decay, NorMuon).
+MUON_COPIES = {(4, False): 6.3, (4, True): 6.6, (2, False): 2.7, (2, True): 3.6}
 ADAM_COPIES = 1.0  # of a device's share of the other parameters, meanwhile
 LOGITS_COPIES = 3  # logits, exp, tanh or gradient: float32
 HALF_LOGITS_COPIES = 2  # in half precision the gradient takes the place of one
@@ -120,6 +122,7 @@ def predict(step: Step) -> Memory:
     share = sum(group.share(mesh) for group in stacks)
     rest = sum(group.share(mesh) for group in tables)
     neurons = sum(group.neurons(mesh) for group in stacks) if step.optim.normuon else 0
+    copies = MUON_COPIES[step.compute_bytes, step.optim.weight_decay > 0]
     time = step.model.sequence_len
     return Memory(
         parameters=scalars + sum(group.stored(mesh) for group in groups),
@@ -129,7 +132,7 @@ def predict(step: Step) -> Memory:
         gradients=_gradients(step, groups),
         activations=_activations(step),
         logits=_logits(step),
-        update=int(MUON_COPIES * share + ADAM_COPIES * rest) + (whole if mesh.size > 1 else 0),
+        update=int(copies * share + ADAM_COPIES * rest) + (whole if mesh.size > 1 else 0),
     )
 
 
@@ -234,8 +237,12 @@ def _weights(step: Step, groups: tuple[_Group, ...], stacks: list[_Group]) -> in
     if step.optim.weight_decay and (mesh.size == 1 or mesh.fsdp > 1):
         total += matrices
     if step.compute_bytes < WIDE:
-        # a CPU computes in float32 what it is given in bf16
-        total += matrices * (WIDE if step.platform == "cpu" else step.compute_bytes) // WIDE
+        # Measured: a CPU computes in float32 what it is given in bf16, and converts weights for the
+        # forward and for the backward pass before the loop that accumulates.
+        on_cpu = 2 if step.accumulation > 1 else 1
+        total += (
+            matrices * on_cpu if step.platform == "cpu" else matrices * step.compute_bytes // WIDE
+        )
         head = next(group for group in groups if not group.muon)  # as large as wte
         total += head.gathered(mesh) * step.compute_bytes // WIDE
     return total
