@@ -1,7 +1,7 @@
 """What a user sees when a command cannot go on: one sentence, and an exit code (layer 4).
 
 0  done
-1  something on the machine is in the way: a disk, an artefact, numbers that are not finite
+1  something on the machine is in the way: a disk, memory, an artefact, numbers not finite
 2  the command or its configuration asks for what does not exist
 128 + n  stopped by signal n; the same command goes on from there
 """
@@ -18,8 +18,10 @@ from types import FrameType
 
 from jaxchat.config import ConfigError
 from jaxchat.home import ArtifactError
+from jaxchat.memory import OutOfMemory
 from jaxchat.runs import BusyError
 
+_TOLD = (ArtifactError, BusyError, FloatingPointError, OutOfMemory)  # as they are
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -63,7 +65,7 @@ def explain(error: BaseException, home: Path) -> tuple[str, int] | None:
         return sentence, code or 128 + signal.SIGINT
     if isinstance(error, ConfigError):
         return f"jaxchat: {error}", 2
-    if isinstance(error, ArtifactError | BusyError | FloatingPointError) or _of_tokenizer(error):
+    if isinstance(error, _TOLD) or _of_tokenizer(error):
         return f"jaxchat: {error}", 1
     if any(_is_full(cause) for cause in _chain(error)):
         return (

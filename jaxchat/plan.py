@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from jaxchat import memory
 from jaxchat.config import RunConfig, TrainConfig
 from jaxchat.progress import duration
 from jaxchat.scaling import count_params, flops_per_token
 
-# What a layer keeps for the backward pass, in values of width D a token: the residual and its norm,
-# q, k, v as they are and normalised, the attended values (8); the residual and its norm again, the
-# hidden units before and after the nonlinearity, 4 D each (10).
-ACTIVATIONS_PER_LAYER = 18
 MASTER_BYTES = 4  # weights, gradients and optimizer state are float32
 TOKENS_PER_CONVERSATION = 40  # of the generated ones, with special tokens
 CHARACTERS_PER_TOKEN = {"machine": 3.0, "fineweb_edu": 4.8, "climbmix": 4.8}
@@ -38,14 +35,25 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class Card:
+    """The largest micro-batch of the base model on devices of so many bytes."""
+
+    memory_bytes: float
+    rows: int  # 0: not even one row fits
+    accumulation: int
+    peak: int  # with these rows, or with one
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What a whole run takes. Memory is that of one device, in bytes by use; disk likewise."""
+    """What a whole run takes; disk in bytes by use."""
 
     config: RunConfig
     params: Mapping[str, int]
     flops_per_token: int
     stages: tuple[StagePlan, ...]
-    memory: Mapping[str, float]
+    memory: memory.Memory  # of one device, while the base model trains
+    cards: tuple[Card, ...]
     disk: Mapping[str, float]
 
     @property
@@ -61,7 +69,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether a device's memory holds it."""
-        return sum(self.memory.values()) <= self.config.hardware.memory_bytes
+        return self.memory.peak <= room(self.config.hardware.memory_bytes)
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -74,7 +82,8 @@ def make_plan(config: RunConfig) -> Plan:
             *(_train_stage(config, name) for name in ("base", "mid", "sft")),
             _rl_stage(config),
         ),
-        memory=plan_memory(config),
+        memory=memory.predict(base_step(config)),
+        cards=tuple(plan_card(config, size * 1e9) for size in memory.CARDS),
         disk=plan_disk(config),
     )
 
@@ -109,22 +118,38 @@ def optimizer_values(config: RunConfig) -> int:
     return counts["matrices"] + 2 * (counts["total"] - counts["matrices"])
 
 
-def plan_memory(config: RunConfig) -> dict[str, float]:
-    """Bytes of one device while the base model trains. All is replicated but the batch."""
-    model, total = config.model, count_params(config.model)["total"]
-    rows = min(config.base.micro_rows, _rows_per_device(config))
-    per_token = ACTIVATIONS_PER_LAYER * model.n_layer * model.n_embd
-    return {
-        "weights": MASTER_BYTES * total,
-        "gradients": MASTER_BYTES * total,
-        "optimizer": MASTER_BYTES * optimizer_values(config),
-        "activations": config.hardware.compute_bytes * rows * model.sequence_len * per_token,
-    }
+def base_step(config: RunConfig) -> memory.Step:
+    """The step of the base model on one device; a run computes in bf16 on GPUs, fp32 elsewhere."""
+    device_rows = _rows_per_device(config)
+    rows = min(config.base.micro_rows, device_rows)
+    return memory.Step(
+        model=config.model,
+        optim=config.optim,
+        rows=rows,
+        accumulation=max(1, device_rows // rows),
+        mesh=memory.mesh_of(config.mesh, config.hardware.devices),
+        platform="gpu" if config.hardware.compute_bytes < memory.WIDE else "cpu",
+        compute_bytes=config.hardware.compute_bytes,
+    )
+
+
+def plan_card(config: RunConfig, memory_bytes: float) -> Card:
+    """What the base model's `micro_rows` can be where devices have so much memory."""
+    step, device_rows = base_step(config), _rows_per_device(config)
+    rows = memory.largest_rows(step, device_rows, room(memory_bytes))
+    fitting = memory.with_rows(step, max(rows, 1), device_rows)
+    return Card(memory_bytes, rows, fitting.accumulation, memory.predict(fitting).peak)
+
+
+def room(memory_bytes: float) -> float:
+    """What of a device's memory a plan uses."""
+    return memory_bytes * (1 - memory.MARGIN)
 
 
 def _rows_per_device(config: RunConfig) -> int:
+    """Rows of a step of the base model that one device takes, all micro-batches together."""
     rows = config.base.batch_tokens // config.model.sequence_len
-    return max(1, rows // config.hardware.devices)
+    return max(1, rows // memory.mesh_of(config.mesh, config.hardware.devices).shards)
 
 
 def plan_disk(config: RunConfig) -> dict[str, float]:
@@ -209,16 +234,46 @@ def _stage_lines(plan: Plan) -> list[str]:
 
 
 def _memory_lines(plan: Plan) -> list[str]:
-    hardware = plan.config.hardware
-    used = sum(plan.memory.values())
+    held, hardware, step = plan.memory, plan.config.hardware, base_step(plan.config)
     verdict = "" if plan.fits else "  It does not fit: lower base.micro_rows."
-    return [
-        f"Memory per device  {size(used)} of {size(hardware.memory_bytes)}{verdict}",
-        *table([(name, size(value)) for name, value in plan.memory.items()]),
-        "  Weights, gradients and optimizer state in fp32 (AdamW keeps 2 numbers each, Muon 1);",
-        f"  activations: {ACTIVATIONS_PER_LAYER} values of the width a layer and token, "
-        f"{hardware.compute_bytes} bytes each; logits come in chunks.",
+    mesh = f"data={step.mesh.data}, fsdp={step.mesh.fsdp}, tensor={step.mesh.tensor}"
+    rows = [
+        ("parameters", held.parameters, "fp32"),
+        ("optimizer", held.optimizer, "fp32, shared out: AdamW 2 numbers a parameter, Muon 1"),
+        ("batch", held.batch, ""),
+        ("weights", held.weights, "copies that are computed with"),
+        ("gradients", held.gradients, "while the loss is computed"),
+        ("activations", held.activations, f"{step.rows} rows, {step.compute_bytes} bytes each"),
+        ("logits", held.logits, "of one chunk of tokens, fp32"),
+        (
+            "or: update",
+            held.update,
+            "instead of the four above: gradients and the optimizer's work",
+        ),
     ]
+    return [
+        f"Memory per device  {size(held.peak)} of {size(hardware.memory_bytes)} at the peak of a "
+        f"step of base, {mesh}{verdict}",
+        *_notes([(name, size(value), note) for name, value, note in rows]),
+        "",
+        f"Largest micro-batch of base by memory of a card, {memory.MARGIN:.0%} of it held back",
+        *table([("card", "base.micro_rows", "accumulated", "peak"), *map(_card, plan.cards)]),
+        "  JAX takes 75% of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says more: "
+        f"{1 - memory.MARGIN:g}.",
+    ]
+
+
+def _card(card: Card) -> tuple[str, str, str, str]:
+    name = f"{card.memory_bytes / 1e9:g} GB"
+    if not card.rows:
+        return name, "none", "", f"{size(card.peak)} with 1"
+    return name, str(card.rows), str(card.accumulation), size(card.peak)
+
+
+def _notes(rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    """A table of names and values, with a remark after each."""
+    lines = table([(name, value) for name, value, _ in rows])
+    return [f"{line}  {note}".rstrip() for line, (_, _, note) in zip(lines, rows, strict=True)]
 
 
 def table(rows: Iterable[Sequence[str]]) -> list[str]:

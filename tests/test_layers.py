@@ -14,11 +14,12 @@ LAYERS = {
     name: layer
     for layer, names in {
         0: "config home scaling recipe progress",
-        1: "_bpe tokenizer model optim tools losses sampling sharding data.packing",
+        1: "_bpe tokenizer model optim tools losses sampling sharding memory data.packing",
         2: "data tasks train.step train.compute train.xla_options train.checkpoint train.metrics "
         "runs profiling",
         3: "infer evals",
-        4: "train.fit train.rl pipeline stages plan report chat errors machine interop serve",
+        4: "train.fit train.rl train.exhausted pipeline stages plan report chat errors machine "
+        "interop serve",
         5: "cli tokenizer_cli",
     }.items()
     for name in names.split()

@@ -29,12 +29,37 @@ def test_tier_100_is_the_published_run():
 
 
 def test_memory_of_tier_100_is_what_its_parts_are():
-    memory = plan_of("tier_100").memory
+    held = plan_of("tier_100").memory
     embeddings, matrices = 2 * 65_536 * 1_280, 20 * 12 * 1_280**2
-    assert memory["weights"] == memory["gradients"] == 4 * (embeddings + matrices)
-    assert memory["optimizer"] == 4 * (2 * embeddings + matrices)
-    # 32 rows of 2048 tokens, 20 layers, 18 values of width 1280, 2 bytes
-    assert memory["activations"] == 32 * 2_048 * 20 * 18 * 1_280 * 2
+    assert held.parameters == 4 * (embeddings + matrices)
+    # shared out over 8 devices, the stacks of 20 layers filled up to 24; 40 keys and values divide
+    stacks = 24 * 10 * 1_280**2 + 40 * 1_280**2
+    assert held.optimizer == 4 * (2 * embeddings + stacks) // 8
+    # 32 rows of 2048 tokens, 20 layers of 18 values of width 1280 and 5 more, 2 bytes
+    assert held.activations == 32 * 2_048 * (20 * 18 + 5) * 1_280 * 2
+    # 8192 tokens at once, twice
+    assert held.logits == 2 * 8_192 * 65_536 * 4
+    assert held.peak == held.parameters + held.optimizer + held.batch + held.loss
+
+
+def test_cards_are_offered_the_largest_micro_batch_that_divides_a_step():
+    plan = plan_of("tier_100")
+    # 32 rows a device and step
+    rows = {card.memory_bytes / 1e9: (card.rows, card.accumulation) for card in plan.cards}
+    assert rows == {8: (0, 32), 12: (1, 32), 24: (4, 8), 80: (32, 1), 141: (32, 1)}
+    for card in plan.cards:
+        assert (card.peak <= 0.92 * card.memory_bytes) == (card.rows > 0)
+    lines = render(plan).splitlines()
+    assert next(line.split() for line in lines if line.startswith("  24 GB"))[:4] == [
+        "24", "GB", "4", "8",
+    ]  # fmt: skip
+    assert any(line.startswith("  8 GB") and line.endswith("with 1") for line in lines)
+
+
+def test_fewer_devices_leave_less_room():
+    alone, eight = (plan_of("tier_100", f"hardware.devices={n}") for n in (1, 8))
+    assert alone.memory.optimizer > 6 * eight.memory.optimizer
+    assert (alone.cards[1].rows, eight.cards[1].rows) == (0, 1)
 
 
 def test_a_micro_batch_that_does_not_fit_is_said():

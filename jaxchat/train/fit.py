@@ -37,6 +37,7 @@ from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards, put_batch, row_share
 from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.compute import choose_compute
+from jaxchat.train.exhausted import explained, step_of
 from jaxchat.train.metrics import MetricsLog
 from jaxchat.train.step import TrainState, init_state, make_train_step
 
@@ -133,8 +134,20 @@ def count_steps(train: TrainConfig, rows: RowSource) -> int:
 def fit(job: Job, params: Any) -> FitResult:
     """Trains `params` for the job's steps, from its newest checkpoint when there is one.
 
-    Raises Interrupted after saving when SIGTERM or SIGINT comes.
+    Raises Interrupted after saving when SIGTERM or SIGINT comes, and OutOfMemory, with the
+    micro_rows that would fit, where a device cannot hold a step.
     """
+    time_axis = job.rows.manifest.row_tokens - 1
+    accumulation, micro = plan_batch(job.train, time_axis, batch_shards(job.mesh))
+    step = step_of(
+        job.model, job.optim, job.mesh, job.dtype,
+        time=time_axis, micro=micro, accumulation=accumulation,
+    )  # fmt: skip
+    with explained(job.title, step):
+        return _fit(job, params)
+
+
+def _fit(job: Job, params: Any) -> FitResult:
     time_axis = job.rows.manifest.row_tokens - 1
     accumulation, rows = plan_batch(job.train, time_axis, batch_shards(job.mesh))
     steps = count_steps(job.train, job.rows)

@@ -33,6 +33,7 @@ from jaxchat.config import (
 from jaxchat.data.prepare import FIRST_INDEX
 from jaxchat.evals.chat import answer, parts_of, prompt_of
 from jaxchat.infer.engine import Completion, Engine
+from jaxchat.memory import Step
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
@@ -41,6 +42,7 @@ from jaxchat.tasks import Problem, Task
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.compute import choose_compute
+from jaxchat.train.exhausted import explained, step_of
 from jaxchat.train.fit import Interrupted, stop_requests
 from jaxchat.train.metrics import MetricsLog
 from jaxchat.train.step import init_state, make_train_step
@@ -114,7 +116,8 @@ def bucket(longest: int, limit: int) -> int:
 def train_rl(job: RLJob, params: Any) -> RLResult:
     """Trains `params` on rewards, from the newest checkpoint when there is one.
 
-    Raises Interrupted after saving when SIGTERM or SIGINT comes.
+    Raises Interrupted after saving when SIGTERM or SIGINT comes, and OutOfMemory, with the
+    micro_rows that would fit, where a device cannot hold a step.
     """
     config = job.config
     rows = config.problems_per_step * config.samples_per_problem
@@ -147,9 +150,11 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
                 job.engine.set_params(jax.tree.map(jnp.copy, state.params))
                 batch, reward = rollouts(job, step)
                 split = {k: v.reshape(rows // micro, micro, *v.shape[1:]) for k, v in batch.items()}
-                state, metrics = run_step(state, put_batch(job.mesh, split))
+                row = split["tokens"].shape[-1] - 1
+                with explained("rl", _planned(job, row, micro, rows // micro)):
+                    state, metrics = run_step(state, put_batch(job.mesh, split))
+                    values = {name: float(value) for name, value in metrics.items()}
                 rewards.append(reward)
-                values = {name: float(value) for name, value in metrics.items()}
                 log.write({"step": step, "reward": reward, **values})
                 progress.update(step + 1, f"reward {reward:.3f}")
                 done = step + 1
@@ -161,6 +166,13 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
                     checkpoints.wait()
                     raise Interrupted(stopping)
     return RLResult(state.params, rewards, before + time.monotonic() - began)
+
+
+def _planned(job: RLJob, time: int, micro: int, accumulation: int) -> Step:
+    """The step, to say what it needs where there is no room for it."""
+    return step_of(
+        job.model, job.optim, job.mesh, job.dtype, time=time, micro=micro, accumulation=accumulation
+    )
 
 
 def rollouts(job: RLJob, step: int) -> tuple[dict[str, np.ndarray], float]:
