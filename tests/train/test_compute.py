@@ -108,6 +108,7 @@ def test_every_large_matrix_of_a_step_is_multiplied_in_fp8() -> None:
     assert fp8.count_products(program(False)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 def test_a_model_learns_in_fp8_what_it_learns_without() -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
