@@ -130,6 +130,7 @@ def base_step(config: RunConfig) -> memory.Step:
         mesh=memory.mesh_of(config.mesh, config.hardware.devices),
         platform="gpu" if config.hardware.compute_bytes < memory.WIDE else "cpu",
         compute_bytes=config.hardware.compute_bytes,
+        chunk_rows=config.compute.loss_chunk_rows,
     )
 
 

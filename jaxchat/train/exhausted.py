@@ -29,6 +29,7 @@ def step_of(
     time: int,
     micro: int,
     accumulation: int,
+    chunk_rows: int = 0,
 ) -> memory.Step:
     """A step of micro-batches of `micro` rows of `time` tokens over all devices, to predict it."""
     return memory.Step(
@@ -39,6 +40,7 @@ def step_of(
         mesh=memory.Mesh(*(int(size) for size in mesh.devices.shape)),
         platform="cpu" if mesh.devices.flat[0].platform == "cpu" else "gpu",
         compute_bytes=jnp.dtype(dtype).itemsize,
+        chunk_rows=chunk_rows,
     )
 
 

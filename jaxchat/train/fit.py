@@ -142,6 +142,7 @@ def fit(job: Job, params: Any) -> FitResult:
     step = step_of(
         job.model, job.optim, job.mesh, job.dtype,
         time=time_axis, micro=micro, accumulation=accumulation,
+        chunk_rows=job.compute.loss_chunk_rows,
     )  # fmt: skip
     with explained(job.title, step):
         return _fit(job, params)

@@ -171,8 +171,9 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
 def _planned(job: RLJob, time: int, micro: int, accumulation: int) -> Step:
     """The step, to say what it needs where there is no room for it."""
     return step_of(
-        job.model, job.optim, job.mesh, job.dtype, time=time, micro=micro, accumulation=accumulation
-    )
+        job.model, job.optim, job.mesh, job.dtype,
+        time=time, micro=micro, accumulation=accumulation, chunk_rows=job.compute.loss_chunk_rows,
+    )  # fmt: skip
 
 
 def rollouts(job: RLJob, step: int) -> tuple[dict[str, np.ndarray], float]:
