@@ -123,9 +123,12 @@ def test_a_model_learns_in_fp8_what_it_learns_without() -> None:
         return found
 
     plain, rounded = train(False), train(True)
-    assert plain[-1] < plain[0] / 2, "it learns nothing, so this test shows nothing"
     assert rounded != plain, "the switch does nothing"
-    np.testing.assert_allclose(rounded, plain, rtol=0.03, atol=0.03)
+    assert abs(rounded[0] / plain[0] - 1) < 0.01, "the same weights have another loss"
+    # From the first update on the two are different runs: Muon makes the noise of small singular
+    # values as large as the signal. What they have learned is comparable at the end only.
+    assert np.mean(plain[-10:]) < plain[0] / 8, "it learns nothing, so this test shows nothing"
+    assert np.mean(rounded[-10:]) < 1.2 * np.mean(plain[-10:]) + 0.05
 
 
 @pytest.mark.usefixtures("optax_promotion")
