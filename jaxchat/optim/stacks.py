@@ -4,6 +4,9 @@ Matrices with the same logical axes (all queries, all keys and values, ...) form
 [N, in, out] under `h`, filled up with zeros to a multiple of the devices that share its work. A
 zero matrix stays zero in Muon, so the filling changes nothing. All other parameters stay as they
 are.
+
+The barriers keep XLA from fusing the copies with the arithmetic around them, which it then does
+element by element: on a CPU the optimizer took half as long again without them.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ def stack(params: Any, multiple: int = 1) -> Any:
 
     def join(matrices: list[jax.Array]) -> jax.Array:
         filling = [jnp.zeros_like(matrices[0])] * (-len(matrices) % multiple)
-        return jnp.stack([*matrices, *filling])
+        return jax.lax.optimization_barrier(jnp.stack([*matrices, *filling]))
 
     return {**rest, STACKS: {key: join(matrices) for key, matrices in groups.items()}}
 
@@ -48,6 +51,7 @@ def unstack(stacked: Any, like: Any) -> Any:
     names, used = stack_names(like), dict.fromkeys(stacked.get(STACKS, {}), 0)
     rest = {name: tree for name, tree in stacked.items() if name != STACKS}
     leaves = {path_name(p): x for p, x in jax.tree_util.tree_flatten_with_path(rest)[0]}
+    stacked = jax.lax.optimization_barrier(stacked)
     for name, key in names.items():
         leaves[name] = stacked[STACKS][key][used[key]]
         used[key] += 1
