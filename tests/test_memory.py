@@ -14,6 +14,7 @@ from jaxchat.model import attention, gpt
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.scaling import derive_horizon, derive_model
 from jaxchat.sharding import batch_shards, make_mesh, sharding
+from jaxchat.train.compute import Compute
 from jaxchat.train.fit import plan_batch
 from jaxchat.train.step import init_state, make_train_step, state_shardings
 
@@ -44,7 +45,7 @@ def compile_step(step):
         for name, dtype in (("tokens", jnp.int32), ("mask", jnp.float32))
     }
     with jax.numpy_dtype_promotion("standard"):  # Optax's Adam
-        run = make_train_step(step.model, optimizer, mesh, dtype)
+        run = make_train_step(step.model, optimizer, mesh, Compute(dtype=dtype))
         compiled = run.lower(abstract_state(step, optimizer, mesh), batch).compile()
     return compiled.memory_analysis()
 
