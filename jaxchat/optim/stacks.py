@@ -41,7 +41,8 @@ def stack(params: Any, multiple: int = 1) -> Any:
 
     def join(matrices: list[jax.Array]) -> jax.Array:
         filling = [jnp.zeros_like(matrices[0])] * (-len(matrices) % multiple)
-        return jax.lax.optimization_barrier(jnp.stack([*matrices, *filling]))
+        joined: jax.Array = jax.lax.optimization_barrier(jnp.stack([*matrices, *filling]))
+        return joined
 
     return {**rest, STACKS: {key: join(matrices) for key, matrices in groups.items()}}
 

@@ -155,7 +155,13 @@ def test_the_optimizers_state_is_spread_over_all_devices(
 
 
 @pytest.mark.parametrize(
-    "shape", [(4, 1, 2), pytest.param((1, 1, 8), marks=pytest.mark.slow)], ids=str
+    "shape",
+    [
+        (8, 1, 1),
+        pytest.param((4, 1, 2), marks=pytest.mark.slow),
+        pytest.param((1, 4, 2), marks=pytest.mark.slow),  # parameters cut over both
+    ],
+    ids=str,
 )
 def test_two_processes_of_four_devices_train_like_one_device(
     tmp_path: Path, shape: tuple[int, int, int]
