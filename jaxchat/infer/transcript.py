@@ -5,7 +5,6 @@ A call of the tool and its result stand in brackets, `[calculator: 37 * 24 = 888
 
 from __future__ import annotations
 
-import codecs
 import unicodedata
 from collections.abc import Sequence
 
@@ -55,7 +54,7 @@ class Transcript:
         }
         self._ends = {tokenizer.special(end) for _, end in DELIMITERS.values()}
         self._stops = {tokenizer.special("<|assistant_end|>"), tokenizer.bos}
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._stream = tokenizer.decode_stream()
         self._shown: PartType = "text"  # the kind of what was last shown
         self._kind: PartType = "text"  # the kind of what comes next
         self._ended = False
@@ -71,7 +70,7 @@ class Transcript:
             elif token in self._starts or token in self._ends:
                 pieces.append(self._switch(self._starts.get(token, "text")))
             elif self._tokenizer.is_ordinary(token):
-                pieces.append(self._say(self._tokenizer.decode_bytes([token])))
+                pieces.append(self._say(self._stream.feed([token])))
         return "".join(pieces)
 
     def close(self) -> str:
@@ -79,15 +78,13 @@ class Transcript:
         if self._ended:
             return ""
         self._ended = True
-        return self._say(b"", final=True) + _end(self._shown)
+        return self._say(self._stream.close()) + _end(self._shown)
 
-    def _say(self, data: bytes, *, final: bool = False) -> str:
-        text = self._decoder.decode(data, final)
+    def _say(self, text: str) -> str:
         return self._turn() + text if text else ""
 
     def _switch(self, kind: PartType) -> str:
-        rest = self._say(b"", final=True)
-        self._decoder.reset()
+        rest = self._say(self._stream.close())
         self._kind = kind
         # A call shows at once; text, which may turn out empty, only with its first character.
         return rest if kind == "text" else rest + self._turn(again=True)
