@@ -84,6 +84,49 @@ proptest! {
     }
 }
 
+/// A merge may make a pair that goes before the other places of its own rank.
+#[test]
+fn a_new_pair_of_lower_rank_is_merged_at_once() {
+    let bytes = (0..=255).map(|byte| vec![byte]);
+    let tokens: Vec<Vec<u8>> = [b"aba".to_vec(), b"ab".to_vec()]
+        .into_iter()
+        .chain(bytes)
+        .collect();
+    let encoder = Encoder::new(&tokens, pattern()).unwrap();
+    for text in ["ab".repeat(9), "ab".repeat(99)] {
+        assert_eq!(
+            encoder.encode(&text).unwrap(),
+            naive(&tokens, &text),
+            "{text}"
+        );
+    }
+}
+
+/// More distinct words of one length than the cache has places for.
+#[test]
+fn words_that_share_a_place_in_the_cache_keep_their_own_ids() {
+    let encoder = Encoder::new(&trained(), pattern()).unwrap();
+    let letters: Vec<char> = ('a'..='z').collect();
+    let text: String = (0..400_000_usize)
+        .flat_map(|n| {
+            [
+                ' ',
+                letters[n % 26],
+                letters[n / 26 % 26],
+                letters[n / 676 % 26],
+                letters[n / 17_576 % 26],
+            ]
+        })
+        .collect();
+    let ids = encoder.encode(&text).unwrap();
+    let tokens = trained();
+    let decoded: Vec<u8> = ids
+        .iter()
+        .flat_map(|&id| tokens[id as usize].clone())
+        .collect();
+    assert!(decoded == text.as_bytes(), "a word came back as another");
+}
+
 #[test]
 fn a_batch_is_its_texts_one_by_one_on_any_threads() {
     let texts: Vec<String> = (0..3000)

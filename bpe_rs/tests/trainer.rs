@@ -181,3 +181,12 @@ fn a_cap_drops_the_rarest_words_and_says_how_many() {
     }
     assert_eq!(fed(&texts, 1, 10).0.dropped, 0);
 }
+
+/// Not only down to the cap, or the next few words would be over it again.
+#[test]
+fn words_are_dropped_down_to_half_the_cap() {
+    let texts = [vec!["x!x!x!x!", "1-1-1", "2 2", "3 3", "y", "z"]];
+    let before = fed(&texts, 1, 0).0.distinct;
+    let after = fed(&texts, 1, before - 1).0.distinct;
+    assert!(after <= (before - 1) / 2, "{before} words, then {after}");
+}
