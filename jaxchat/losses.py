@@ -60,16 +60,6 @@ def token_logprobs(
     return _whole(logprobs, x.shape[1])
 
 
-def nll_and_bytes(nll: Array, targets: Array, token_bytes: Array) -> tuple[Array, Array]:
-    """Sum of nats and sum of bytes, over tokens that stand for bytes; for bits per byte.
-
-    nll and targets [B,T]; token_bytes [V] is the bytes of each token, 0 for special ones. Targets
-    below 0 do not count. Bits per byte is nats / bytes / log(2): `bits_per_byte`.
-    """
-    size = jnp.where(targets >= 0, token_bytes[jnp.maximum(targets, 0)], 0).astype(jnp.float32)
-    return jnp.sum(jnp.where(size > 0, nll, 0.0)), jnp.sum(size)
-
-
 def bits_per_byte(nats: float, size: float) -> float:
     """Bits per byte of text, from summed nats and bytes; NaN where there are no bytes."""
     return nats / size / math.log(2.0) if size else math.nan

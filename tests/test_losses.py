@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.losses import bits_per_byte, cross_entropy, nll_and_bytes, token_logprobs
+from jaxchat.losses import bits_per_byte, cross_entropy, token_logprobs
 
 SOFTCAP = 15.0
 B, T, D, V = 3, 10, 8, 33
@@ -129,11 +129,6 @@ def test_token_logprobs_are_the_plain_ones(chunk_rows):
     np.testing.assert_allclose(got, plain_logprobs(x, kernel, targets), atol=1e-5)
 
 
-def test_bits_per_byte_counts_no_special_and_no_padding_token():
-    token_bytes = jnp.array([0, 1, 4], jnp.int32)
-    nll = jnp.array([[8.0, 1.0, 2.0, 16.0]])
-    targets = jnp.array([[0, 1, 2, -1]])
-    nats, size = nll_and_bytes(nll, targets, token_bytes)
-    assert (float(nats), float(size)) == (3.0, 5.0)
+def test_bits_per_byte_are_nats_over_bytes_and_nan_without_bytes():
     assert bits_per_byte(3.0, 5.0) == pytest.approx(3.0 / 5.0 / math.log(2.0))
     assert math.isnan(bits_per_byte(0.0, 0.0))

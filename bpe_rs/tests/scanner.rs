@@ -66,7 +66,7 @@ fn every_code_point_is_cut_as_by_the_regular_expression() {
 fn what_the_alternatives_are_there_for() {
     for text in [
         "",
-        "I'll've 'S 'ſ 'ſa 'LL 'lL 'Re don't 'tis o'clock ''s 'é '",
+        "I'll've 'S 'ſ x'ſa 'LL 'lL 'Re don't 'tis o'clock ''s 'é '",
         "1234567 12a 3 ٣٤٥٦ Ⅷ½",
         "  two  spaces   \n \n  and\r\n\r\nlines \t\n",
         "end \n ",
