@@ -166,9 +166,10 @@ class _Crew:
         if self.offline:
             raise _missing([file])
         with cache.part(file, self.stop) as part:
-            if cache.is_whole(file):  # another process was faster
+            if cache.is_whole(file, self.verify):  # another process was faster
                 self.count(file.local.stat().st_size)
             else:
+                file.local.unlink(missing_ok=True)  # what is there is damaged
                 _Transfer(file, part, self).run()
 
 
