@@ -12,7 +12,14 @@ import numpy as np
 
 from jaxchat.config import ConfigError, DataConfig, RunConfig, TrainConfig
 from jaxchat.data import corpus
-from jaxchat.data.packing import pack_conversations, pack_text, to_array
+from jaxchat.data.packing import (
+    Ids,
+    Offsets,
+    join,
+    join_conversations,
+    pack_conversations,
+    pack_text,
+)
 from jaxchat.data.rows import RowsManifest, RowSource, write_rows
 from jaxchat.home import ArtifactError, read_json, sha256_file, sha256_text, write_json
 from jaxchat.progress import Progress
@@ -188,15 +195,13 @@ def _text_rows(
 ) -> RowsManifest:
     with Progress(f"tokenizing {split} text", unit="doc") as progress:
 
-        def documents() -> Iterator[list[int]]:
+        def encoded() -> Iterator[tuple[Ids, Offsets]]:
             texts = corpus.read(corpus_folder, split)
             while batch := list(itertools.islice(texts, ENCODE_BATCH)):
-                ids, offsets = tokenizer.encode_batch(batch, prepend="<|bos|>")
-                for start, end in itertools.pairwise(offsets):
-                    yield ids[start:end].tolist()
+                yield tokenizer.encode_batch(batch, prepend="<|bos|>")
                 progress.advance(len(batch))
 
-        rows = to_array(pack_text(documents(), row, tokenizer.bos), row, tokenizer.vocab_size)
+        rows, _ = pack_text(*join(encoded()), row, tokenizer.bos)
     return write_rows(folder, rows, None, tokenizer.hash)
 
 
@@ -222,9 +227,8 @@ def _chat_rows(
                 yield render({"messages": messages}, tokenizer)
                 progress.advance(len(problems_of_one))
 
-        packed = list(pack_conversations(rendered(), row, tokenizer.bos))
-    tokens = to_array((ids for ids, _ in packed), row, tokenizer.vocab_size)
-    mask = to_array((flags for _, flags in packed), row, 2)
+        joined = join_conversations(rendered(), tokenizer.vocab_size)
+    tokens, mask, _ = pack_conversations(*joined, row, tokenizer.bos)
     some = text[len(text) - min(round(text_share * len(tokens)), len(text)) :]
     tokens = np.concatenate([tokens, some])
     mask = np.concatenate([mask, np.ones(some.shape, mask.dtype)])
