@@ -1,4 +1,4 @@
-"""Which datasets of conversations a stage reads: names in `mid.epochs` and `sft.epochs` (layer 2)."""
+"""Which datasets of conversations a stage reads: the names in its `epochs` (layer 2)."""
 
 from __future__ import annotations
 

@@ -96,6 +96,22 @@ class Drawn:
         return self.task.grade(problem, parts)
 
 
+class Slice:
+    """Some conversations of a data set, as a data set."""
+
+    def __init__(self, dataset: Dataset, rows: range) -> None:
+        self.name = dataset.name
+        self.dataset, self.rows = dataset, rows
+
+    def __len__(self) -> int:
+        """How many they are."""
+        return len(self.rows)
+
+    def conversation(self, index: int) -> Conversation:
+        """One of them. Raises IndexError outside."""
+        return self.dataset.conversation(self.rows[index])
+
+
 class FixedTask:
     """Problem sets of two splits as a `Task`; after the last problem the first comes again."""
 

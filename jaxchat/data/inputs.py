@@ -1,0 +1,277 @@
+"""What a run reads: files of text and of conversations, found, fetched, named (I/O; layer 2).
+
+The stage `data` writes `inputs.json`: the files of text, the last one held out, those of each
+dataset of conversations by split, and words of the text for the tasks on words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jaxchat.config import ConfigError, DataConfig, RunConfig
+from jaxchat.data import cache, corpus, registry
+from jaxchat.data.cache import RemoteFile
+from jaxchat.data.conversations import OWN_SUFFIX, chat_source
+from jaxchat.data.download import download
+from jaxchat.data.hub import Hub
+from jaxchat.data.registry import Source
+from jaxchat.data.textfiles import TextFiles
+from jaxchat.home import ArtifactError, read_json, sha256_file, sha256_text, write_json
+from jaxchat.progress import Progress
+from jaxchat.tasks import EVERYDAY_WORDS, select_words
+from jaxchat.tasks.custom import Custom
+
+FORMAT = "jaxchat-inputs-1"
+FILE = "inputs.json"
+WORD_CHARACTERS = 25_000_000  # of the text that words are counted in
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file, which may still have to be fetched; `path` is where it is or will be."""
+
+    name: str
+    sha256: str
+    size: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files that a run reads.
+
+    Attributes:
+        text: files of text; the last one is held out.
+        chat: dataset or own file -> split -> its files, which are there.
+        words: of the text, commonest first.
+    """
+
+    text: tuple[InputFile, ...]
+    chat: Mapping[str, Mapping[str, tuple[InputFile, ...]]]
+    words: tuple[str, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """The hash of all that a run reads; where the files are does not count."""
+        named = [("text", file) for file in self.text]
+        for name, splits in sorted(self.chat.items()):
+            named += [(f"{name}/{split}", f) for split, files in splits.items() for f in files]
+        return sha256_text(*(f"{role} {file.sha256}" for role, file in named), *self.words)
+
+    def paths(self, name: str, split: str) -> tuple[Path, ...]:
+        """The files of a split of a dataset of conversations."""
+        return tuple(file.path for file in self.chat[name][split])
+
+
+def read_inputs(folder: Path) -> Inputs:
+    """What the stage `data` wrote. Raises ArtifactError when it is missing or damaged."""
+    path, home = folder / FILE, _home(folder)
+    value = read_json(path)
+
+    def files(entries: Iterable[Mapping[str, Any]]) -> tuple[InputFile, ...]:
+        return tuple(
+            InputFile(e["name"], e["sha256"], e["size"], home / e["path"]) for e in entries
+        )
+
+    try:
+        if value["format"] != FORMAT:
+            raise ValueError(f"format {value['format']!r}, not {FORMAT!r}")
+        chat = {
+            name: {split: files(entries) for split, entries in splits.items()}
+            for name, splits in value["chat"].items()
+        }
+        return Inputs(files(value["text"]), chat, tuple(value["words"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path} is damaged ({error}); make it again with --force data."
+        ) from error
+
+
+def _to_json(inputs: Inputs, home: Path) -> dict[str, Any]:
+    def files(entries: Iterable[InputFile]) -> list[dict[str, Any]]:
+        return [asdict(file) | {"path": _below(file.path, home)} for file in entries]
+
+    chat = {
+        name: {split: files(entries) for split, entries in splits.items()}
+        for name, splits in inputs.chat.items()
+    }
+    return {"text": files(inputs.text), "chat": chat, "words": inputs.words}
+
+
+def _home(folder: Path) -> Path:
+    """The home of HOME/runs/NAME/data; paths below it are kept relative, as it may be moved."""
+    return folder.parents[2]
+
+
+def _below(path: Path, home: Path) -> str:
+    return str(path.relative_to(home) if path.is_relative_to(home) else path)
+
+
+def gather(config: RunConfig, folder: Path, hub: Hub) -> dict[str, Any]:
+    """The stage `data`: finds all files, fetches what is needed first, and names them.
+
+    Of a source of shards come those that the tokenizer is trained on and the held-out one; the
+    others come while training goes on. Raises ConfigError and ArtifactError for what there is not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    chat = _chat_files(config, hub)
+    if config.data.source == "machine":
+        _fetch(hub, _flat(chat))
+        text, told = _build_corpus(config.data, folder / "corpus")
+    else:
+        text = _text_files(config, hub, _flat(chat))
+        told = {"files": len(text), "bytes": sum(file.size for file in text)}
+    inputs = Inputs(tuple(text), {**_named(chat), **_own_files(config)})
+    inputs = replace(inputs, words=_words(inputs, config.data.words))
+    write_json(folder / FILE, {"format": FORMAT} | _to_json(inputs, _home(folder)))
+    return {"artifact": inputs.hash, "words": len(inputs.words), **told}
+
+
+# ---------------------------------------------------------------------------- text
+
+
+def _build_corpus(config: DataConfig, folder: Path) -> tuple[list[InputFile], dict[str, Any]]:
+    """The documentation that this machine carries, and what the report tells of it."""
+    with Progress("gathering text", config.max_chars, "char") as progress:
+        manifest = corpus.build(folder, max_chars=config.max_chars, progress=progress.update)
+    files = []
+    for split in ("train", "heldout"):
+        path = folder / f"{split}.jsonl"
+        counts = manifest.splits[split]
+        files.append(InputFile(path.name, counts.sha256, path.stat().st_size, path))
+    return files, {
+        "characters": manifest.chars,
+        "sources": {name: asdict(counts) for name, counts in manifest.sources.items()},
+        "splits": {name: asdict(counts) for name, counts in manifest.splits.items()},
+    }
+
+
+def text_source(config: DataConfig) -> Source:
+    """The source of shards that a configuration names."""
+    if config.source == "folder":
+        return registry.from_folder(Path(config.folder).expanduser().absolute())
+    return registry.find(config.source)
+
+
+def text_files(config: DataConfig, hub: Hub) -> tuple[RemoteFile, ...]:
+    """The shards that a configuration names, the last one held out."""
+    return hub.files(text_source(config), config.shards or None)
+
+
+def _text_files(config: RunConfig, hub: Hub, chat: Sequence[RemoteFile]) -> list[InputFile]:
+    """All shards; those that are needed first, and the files of `chat`, are fetched."""
+    files = text_files(config.data, hub)
+    source = text_source(config.data)
+    first = len(files)
+    if source.characters_per_file and all(file.sha256 for file in files):
+        first = math.ceil(config.tokenizer.max_chars / source.characters_per_file)
+    _fetch(hub, [*chat, files[-1], *files[: min(first, len(files) - 1)]])
+    return _hashed(files)
+
+
+def _hashed(files: Iterable[RemoteFile]) -> list[InputFile]:
+    """Files by their sha256, which the list has, the download noted, or is computed now."""
+    files = list(files)
+    named = []
+    with Progress("reading checksums", len(files), "file") as progress:
+        for file in files:
+            digest = file.sha256 or cache.sha256_of(file) or sha256_file(file.local)
+            size = file.size if file.size is not None else file.local.stat().st_size
+            named.append(InputFile(file.path, digest, size, file.local))
+            progress.advance()
+    return named
+
+
+def _fetch(hub: Hub, files: Sequence[RemoteFile]) -> None:
+    if not files:
+        return
+    with Progress("downloading", sum(file.size or 0 for file in files) // 10**6, "MB") as bar:
+
+        def came(done: int) -> None:
+            bar.update(done // 10**6)
+
+        for _ in download(files, hub.web, offline=hub.offline, progress=came):
+            pass
+
+
+def read_texts(inputs: Inputs, max_characters: int, *, held_out: bool = False) -> Iterator[str]:
+    """Documents of the files in order until there are so many characters.
+
+    Raises ArtifactError for a file that is missing or not what its checksum says.
+    """
+    seen = 0
+    for file in inputs.text[-1:] if held_out else inputs.text[:-1]:
+        if seen >= max_characters:
+            return
+        if not file.path.exists() or sha256_file(file.path) != file.sha256:
+            raise ArtifactError(
+                f"{file.path} is missing or damaged (its checksum is not that of {FILE}); make it "
+                "again with --force data."
+            )
+        for text in TextFiles([str(file.path)]):
+            yield text
+            seen += len(text)
+            if seen >= max_characters:
+                return
+
+
+def _words(inputs: Inputs, count: int) -> tuple[str, ...]:
+    common = select_words(read_texts(inputs, WORD_CHARACTERS), count)
+    return tuple(dict.fromkeys([*common, *EVERYDAY_WORDS]))
+
+
+# ---------------------------------------------------------------------------- conversations
+
+
+def chat_names(config: RunConfig) -> list[str]:
+    """The datasets and own files that the stages of a run name, in order.
+
+    Raises ConfigError for an unknown one among `epochs`.
+    """
+    trained = [name for train in (config.mid, config.sft) for name in train.epochs]
+    for name in trained:
+        chat_source(name)
+    tasks = (*config.eval.tasks, config.rl.task)
+    problems = [n for n in tasks if n in registry.SOURCES and registry.SOURCES[n].kind == "chat"]
+    return list(dict.fromkeys([*trained, *problems]))
+
+
+Chat = dict[str, dict[str, tuple[RemoteFile, ...]]]  # dataset of the hub -> split -> files
+
+
+def _chat_files(config: RunConfig, hub: Hub) -> Chat:
+    found: Chat = {}
+    for name in chat_names(config):
+        source = chat_source(name)
+        if source is not None:
+            found[name] = {split: hub.files(source, splits=[split]) for split in source.splits}
+    return found
+
+
+def _flat(chat: Chat) -> list[RemoteFile]:
+    return [file for splits in chat.values() for files in splits.values() for file in files]
+
+
+def _named(chat: Chat) -> dict[str, dict[str, tuple[InputFile, ...]]]:
+    return {
+        name: {split: tuple(_hashed(files)) for split, files in splits.items()}
+        for name, splits in chat.items()
+    }
+
+
+def _own_files(config: RunConfig) -> dict[str, dict[str, tuple[InputFile, ...]]]:
+    """The user's own conversations, every line checked."""
+    found: dict[str, dict[str, tuple[InputFile, ...]]] = {}
+    for name in chat_names(config):
+        if name.endswith(OWN_SUFFIX):
+            path = Path(name).expanduser().absolute()
+            if not path.is_file():
+                raise ConfigError(f"{path} does not exist; mid.epochs or sft.epochs names it.")
+            Custom([path])
+            file = InputFile(path.name, sha256_file(path), path.stat().st_size, path)
+            found[name] = {"train": (file,)}
+    return found
