@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 from jaxchat.data import cache
 from jaxchat.data.cache import Digest, RemoteFile
@@ -184,8 +183,7 @@ class _Transfer:
     def run(self) -> None:
         """Tries until the file is whole. Raises WebError, or Stopped."""
         self._take_up()
-        host = urlsplit(self.file.url).netloc.rpartition("@")[2]
-        tries = Tries(self.crew.web, str(self.file), host, self.crew.stop)
+        tries = Tries(self.crew.web, str(self.file), self.file.url, self.crew.stop)
         best = self.digest.size
         while True:
             try:
