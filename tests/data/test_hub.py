@@ -210,9 +210,12 @@ def test_a_part_from_a_plain_server_is_gone_on_with_only_if_it_can_be_known(serv
 
 def test_a_plain_file_that_changed_meanwhile_comes_anew(server, tmp_path):
     name = "main/test-00000-of-00001.parquet"
-    server.fail(name, Fault(cut=100))
+    server.fail(name, Fault(cut=100), Fault(404))
     hub = plain(server, tmp_path)
     files = hub.files(SOURCE, splits=["test"])
+    with pytest.raises(WebError, match="is not there"):
+        list(download(files, hub.web))
+    assert cache.part_size(files[0]) == 100
     server.add(REPO, {**FILES, name: b"e" * 300})  # its tag is another than that of the list
     ((_, path),) = download(files, hub.web)
     assert path.read_bytes() == b"e" * 300
