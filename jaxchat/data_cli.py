@@ -99,7 +99,7 @@ def list_command(args: argparse.Namespace) -> int:
 def download_command(args: argparse.Namespace) -> int:
     """Downloads sources and says where they are."""
     from jaxchat.data import cache, hub, registry
-    from jaxchat.data.download import download
+    from jaxchat.data.download import bytes_here, download
 
     sources = [registry.find(name) for name in dict.fromkeys(args.names)]
     _check_shards(sources, args.shards)
@@ -109,7 +109,8 @@ def download_command(args: argparse.Namespace) -> int:
     )
     wanted = [(source, opened.files(source, shards)) for source in sources]
     files = [file for _, chosen in wanted for file in chosen]
-    with Progress("downloading", sum(file.size or 0 for file in files) // 10**6, "MB") as bar:
+    total, start = sum(file.size or 0 for file in files), sum(map(bytes_here, files))
+    with Progress("downloading", total // 10**6, "MB", start // 10**6) as bar:
 
         def came(done: int) -> None:
             bar.update(done // 10**6)

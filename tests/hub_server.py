@@ -86,6 +86,7 @@ class HubServer:
         self.index = True  # whether the plain server has index pages
         self.tags = True  # whether it has ETags
         self.ranges = True
+        self.portal = False  # whether a page that wants you to log in stands before everything
         self._leave = threading.Event()
         self._hub, self._store = _Server(self, "hub"), _Server(self, "store")
 
@@ -160,6 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         headers = {name.lower(): value for name, value in self.headers.items()}
         owner.asked.append(Asked(self.server.name, self.command, url.path, headers))
+        if owner.portal:
+            return self._say(200, "<html>log in</html>", {"Content-Type": "text/html"})
         if self.server.name == "store":
             return self._send_file(*unquote(url.path)[1:].split("//"))
         if owner.token and headers.get("authorization") != f"Bearer {owner.token}":
@@ -240,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(piece)
             owner.sent[path] = owner.sent.get(path, 0) + len(piece)
         if fault.stall:
-            owner.wait(60)
+            owner.wait(300)
 
     def _say(self, status: int, body: str, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -271,7 +274,7 @@ def _entry(path: str, data: bytes) -> dict[str, Any]:
     return entry
 
 
-def until(condition: Any, seconds: float = 20.0) -> None:
+def until(condition: Any, seconds: float = 60.0) -> None:
     """Waits until the condition holds; fails when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -262,8 +262,9 @@ def check_space(files: Iterable[RemoteFile], at_once: int | None = None) -> None
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if needed + MARGIN > free:
+        count = "1 file needs" if len(sizes) == 1 else f"{len(sizes):,} files need"
         raise ArtifactError(
-            f"{len(sizes):,} files need {needed / 1e9:,.1f} GB, and {MARGIN / 1e9:.1f} GB are to "
+            f"{count} {needed / 1e9:,.1f} GB, and {MARGIN / 1e9:.1f} GB are to "
             f"stay free, but {folder} has {free / 1e9:,.1f} GB free; free some space, name another "
             "folder with --home, or ask for fewer files."
         )

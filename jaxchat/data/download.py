@@ -5,13 +5,11 @@ A file that is given out is whole: its size and checksum are those that its serv
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 from jaxchat.data import cache
 from jaxchat.data.cache import Digest, RemoteFile
@@ -86,7 +84,7 @@ def _give_out(
             while result is False:
                 result = crew.wait_for(index)
                 if progress is not None:
-                    progress(crew.bytes)
+                    progress(sum(crew.here))
             if isinstance(result, BaseException):
                 raise result
             yield file, file.local
@@ -98,7 +96,7 @@ def _give_out(
 
 
 class _Crew:
-    """What the workers share: which file is next, what became of each, how many bytes came."""
+    """What the workers share: which file is next, what became of each, how much of it is here."""
 
     def __init__(
         self, files: Sequence[RemoteFile], web: Web, ahead: int, verify: bool, offline: bool
@@ -106,7 +104,7 @@ class _Crew:
         self.files, self.web, self.ahead = files, web, ahead
         self.verify, self.offline = verify, offline
         self.stop = threading.Event()
-        self.bytes = 0
+        self.here = [bytes_here(file) for file in files]
         self._changed = threading.Condition()
         self._results: dict[int, BaseException | None] = {}
         self._next = 0
@@ -118,7 +116,7 @@ class _Crew:
         while (index := self._claim()) is not None:
             error: BaseException | None = None
             try:
-                self._fetch(self.files[index])
+                self._fetch(index)
             except Stopped:
                 return
             except BaseException as caught:  # raised again where the file is given out
@@ -154,38 +152,32 @@ class _Crew:
             self.stop.set()
             self._changed.notify_all()
 
-    def count(self, amount: int) -> None:
-        """Adds to the bytes that are there."""
-        with self._changed:
-            self.bytes += amount
-
-    def _fetch(self, file: RemoteFile) -> None:
+    def _fetch(self, index: int) -> None:
+        file = self.files[index]
         if cache.is_whole(file, self.verify):
-            self.count(file.local.stat().st_size)
             return
         if self.offline:
             raise _missing([file])
         with cache.part(file, self.stop) as part:
-            if cache.is_whole(file, self.verify):  # another process was faster
-                self.count(file.local.stat().st_size)
-            else:
+            if not cache.is_whole(file, self.verify):  # else another process was faster
                 file.local.unlink(missing_ok=True)  # what is there is damaged
-                _Transfer(file, part, self).run()
+                _Transfer(index, part, self).run()
+        self.here[index] = file.local.stat().st_size
 
 
 class _Transfer:
     """One file on its way into its part."""
 
-    def __init__(self, file: RemoteFile, part: BinaryIO, crew: _Crew) -> None:
-        self.file, self.part, self.crew = file, part, crew
-        self.digest = Digest(file)
+    def __init__(self, index: int, part: BinaryIO, crew: _Crew) -> None:
+        self.index, self.part, self.crew = index, part, crew
+        self.file = crew.files[index]
+        self.digest = Digest(self.file)
         self.wrong = 0
 
     def run(self) -> None:
         """Tries until the file is whole. Raises WebError, or Stopped."""
         self._take_up()
-        host = urlsplit(self.file.url).netloc.rpartition("@")[2]
-        tries = Tries(self.crew.web, str(self.file), host, self.crew.stop)
+        tries = Tries(self.crew.web, str(self.file), self.file.url, self.crew.stop)
         best = self.digest.size
         while True:
             try:
@@ -205,12 +197,11 @@ class _Transfer:
         """Takes what has come before; from the beginning where that cannot be of this content."""
         if self.file.version:
             self.digest.read(self.part)
-            self.crew.count(self.digest.size)
         if not self.file.version or self.digest.size > (self.file.size or self.digest.size):
             self._start_anew()
 
     def _start_anew(self) -> None:
-        self.crew.count(-self.digest.size)
+        self.crew.here[self.index] = 0
         self.digest = Digest(self.file)
         self.part.seek(0)
         self.part.truncate()
@@ -234,7 +225,7 @@ class _Transfer:
                     raise Stopped
                 self.part.write(data)
                 self.digest.update(data)
-                self.crew.count(len(data))
+                self.crew.here[self.index] = self.digest.size
                 if self.file.size is not None and self.digest.size > self.file.size:
                     return
         wanted = self.file.size if end is None else end
@@ -257,11 +248,6 @@ class _Transfer:
         raise Passing(f"wrong bytes came: {came}")
 
 
-def present(files: Sequence[RemoteFile]) -> int:
-    """Bytes of the files that are there already, parts too."""
-    total = 0
-    for file in files:
-        with contextlib.suppress(FileNotFoundError):
-            whole = cache.is_whole(file)
-            total += file.local.stat().st_size if whole else cache.part_size(file)
-    return total
+def bytes_here(file: RemoteFile) -> int:
+    """Bytes of a file that have come already, whole or in part."""
+    return file.local.stat().st_size if cache.is_whole(file) else cache.part_size(file)

@@ -282,7 +282,7 @@ class Hub:
             return list(pool.map(self._measured, files))
 
     def _measured(self, file: RemoteFile) -> RemoteFile:
-        tries = Tries(self.web, str(file), urlsplit(file.url).netloc)
+        tries = Tries(self.web, str(file), file.url)
         while True:
             try:
                 with self.web.open(file.url, str(file), method="HEAD") as answer:

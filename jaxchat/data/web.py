@@ -227,8 +227,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 class Tries:
     """Waits after failures, longer each time; gives up after too many in a row."""
 
-    def __init__(self, web: Web, what: str, host: str, stop: threading.Event | None = None) -> None:
-        self.web, self.what, self.host = web, what, host
+    def __init__(self, web: Web, what: str, url: str, stop: threading.Event | None = None) -> None:
+        self.web, self.what, self.host = web, what, _host(url)
         self.stop = stop or threading.Event()
         self.failures = 0
 
@@ -266,7 +266,7 @@ class Tries:
 
 def fetch_text(web: Web, url: str, what: str) -> tuple[str, Message]:
     """The body of a small answer, as text, and its headers. Raises WebError."""
-    tries = Tries(web, what, _host(url))
+    tries = Tries(web, what, url)
     while True:
         try:
             with web.open(url, what) as answer:
@@ -278,6 +278,8 @@ def fetch_text(web: Web, url: str, what: str) -> tuple[str, Message]:
 def check_address(name: str, url: str) -> str:
     """An address without the / at its end. Raises ConfigError when it is not one of HTTP."""
     parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise ConfigError(f"{name} has a password in it, which is not used; set HF_TOKEN.")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"{name} is {url!r}; it must be an address such as https://host/path.")
     return url.rstrip("/")
@@ -316,5 +318,5 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def _host(url: str) -> str:
-    """Host and port for a message; never the password that an address may carry."""
-    return urlsplit(url).netloc.rpartition("@")[2]
+    """Host and port, for a message."""
+    return urlsplit(url).netloc

@@ -18,14 +18,15 @@ from hub_server import COMMIT, Fault, HubServer, until
 
 from jaxchat.data import cache
 from jaxchat.data.cache import RemoteFile
-from jaxchat.data.download import download, present
+from jaxchat.data.download import bytes_here, download
 from jaxchat.data.hub import Hub
 from jaxchat.data.registry import Source
 from jaxchat.data.web import Patience, Web, WebError
 from jaxchat.home import ArtifactError
 
 REPO = "someone/shards"
-QUICK = Patience(tries=4, first_tries=2, wait=0.01, longest_wait=0.02, stall=0.4)
+# not quick to see a stall: a busy machine may do nothing for seconds
+QUICK = Patience(tries=4, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
 SIZE = 200_000
 
 
@@ -115,8 +116,8 @@ def test_a_stalled_answer_is_dropped_and_asked_for_from_there(server, tmp_path):
     files = shards(1)
     server.add(REPO, files)
     server.fail("shard_00000.parquet", Fault(cut=64_000, stall=True))
-    assert_same(get(server, tmp_path), files)
-    assert [asked.start for asked in server.of("shard_00000.parquet")] == [0, 64_000]
+    assert_same(get(server, tmp_path, replace(QUICK, tries=30, stall=0.5)), files)
+    assert {0, 64_000} <= {asked.start for asked in server.of("shard_00000.parquet")}
 
 
 def test_a_server_that_never_sends_a_byte_is_an_error(server, tmp_path):
@@ -260,7 +261,7 @@ def test_all_bytes_there_but_not_yet_the_name(server, tmp_path):
 
 def test_several_workers_download_at_the_same_time(server, tmp_path):
     server.add(REPO, shards(3))
-    barrier = threading.Barrier(3, timeout=20)  # each answer waits until all three are asked for
+    barrier = threading.Barrier(3, timeout=60)  # each answer waits until all three are asked for
     wait = server.wait
     server.wait = lambda seconds: barrier.wait() < 0 or wait(0) if seconds == 7 else wait(seconds)
     for index in range(3):
@@ -302,9 +303,9 @@ def test_leaving_the_loop_stops_the_workers_and_keeps_the_parts(server, tmp_path
     next(coming)
     until(lambda: server.sent.get("shard_00002.parquet"))
     coming.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("download-")]
+    until(lambda: not [t for t in threading.enumerate() if t.name.startswith("download-")])
     assert parts(tmp_path)
-    came = present(hub.files(source()))
+    came = sum(map(bytes_here, hub.files(source())))
     assert SIZE < came < 3 * SIZE
     server.faults.clear()
     assert_same(get(server, tmp_path), files)
@@ -368,7 +369,7 @@ def test_two_processes_do_not_write_into_each_others_part(server, tmp_path):
     for thread in both:
         thread.start()
     for thread in both:
-        thread.join(20)
+        thread.join(60)
     assert_same(sorted(tmp_path.rglob("shard_*")), files)
     assert len(server.of("shard_00000.parquet")) == 1
 
@@ -387,8 +388,9 @@ def test_a_folder_of_the_users_own_is_used_where_it_is(tmp_path):
 
 
 CHILD = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a job in the background
 sys.path.insert(0, sys.argv[3])
 from test_download import Hub, QUICK, Web, download, source
 hub = Hub(Path(sys.argv[2]), Web(patience=QUICK), endpoint=sys.argv[1])
@@ -410,18 +412,18 @@ def start_child(server, root):
 def test_a_killed_process_goes_on_where_it_was(server, tmp_path, number):
     files = shards(2)
     server.add(REPO, files)
-    server.fail("shard_00001.parquet", Fault(pause=0.1), Fault())
+    server.fail("shard_00001.parquet", Fault(cut=80_000, stall=True))
     child = start_child(server, tmp_path)
-    until(lambda: parts(tmp_path) and parts(tmp_path)[0].stat().st_size > 60_000)
+    until(lambda: any(p.stat().st_size > 60_000 for p in parts(tmp_path) if "00001" in p.name))
     until(lambda: list(tmp_path.rglob("shard_00000.parquet")))
     child.send_signal(number)
-    child.communicate(timeout=20)
+    child.communicate(timeout=60)  # at once, not when the stall is noticed
     (part,) = parts(tmp_path)
     came = part.stat().st_size
-    assert 60_000 < came < SIZE
+    assert 60_000 < came <= 80_000
     asked = len(server.asked)
     child = start_child(server, tmp_path)
-    out, errors = child.communicate(timeout=60)
+    out, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
     assert_same([Path(line) for line in out.split()], files)
     again = [a for a in server.asked[asked:] if a.host == "store"]
