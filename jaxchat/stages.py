@@ -335,7 +335,7 @@ def run_report(context: Context) -> dict[str, Any]:
 STAGES = (
     Stage(
         "data", "text", run_data,
-        lambda c: (c.data, c.tokenizer.max_chars, inputs.chat_names(c)),
+        lambda c: (c.data, c.tokenizer.max_chars, c.model.sequence_len, inputs.chat_names(c)),
     ),
     Stage(
         "tokenizer", "tokenizer", run_tokenizer,

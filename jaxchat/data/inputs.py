@@ -18,7 +18,7 @@ from jaxchat.data.cache import RemoteFile
 from jaxchat.data.conversations import OWN_SUFFIX, chat_source
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub
-from jaxchat.data.registry import Source
+from jaxchat.data.shards import hash_of, local_inputs
 from jaxchat.data.textfiles import TextFiles
 from jaxchat.home import ArtifactError, read_json, sha256_file, sha256_text, write_json
 from jaxchat.progress import Progress
@@ -32,12 +32,15 @@ WORD_CHARACTERS = 25_000_000  # of the text that words are counted in
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file, which may still have to be fetched; `path` is where it is or will be."""
+    """A file, or small ones next to each other, which may still have to be fetched.
+
+    `paths` are where they are or will be; `sha256` is as `shards.hash_of` has it.
+    """
 
     name: str
     sha256: str
     size: int
-    path: Path
+    paths: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Inputs:
 
     def paths(self, name: str, split: str) -> tuple[Path, ...]:
         """The files of a split of a dataset of conversations."""
-        return tuple(file.path for file in self.chat[name][split])
+        return tuple(path for file in self.chat[name][split] for path in file.paths)
 
 
 def read_inputs(folder: Path) -> Inputs:
@@ -74,7 +77,8 @@ def read_inputs(folder: Path) -> Inputs:
 
     def files(entries: Iterable[Mapping[str, Any]]) -> tuple[InputFile, ...]:
         return tuple(
-            InputFile(e["name"], e["sha256"], e["size"], home / e["path"]) for e in entries
+            InputFile(e["name"], e["sha256"], e["size"], tuple(home / path for path in e["paths"]))
+            for e in entries
         )
 
     try:
@@ -93,7 +97,10 @@ def read_inputs(folder: Path) -> Inputs:
 
 def _to_json(inputs: Inputs, home: Path) -> dict[str, Any]:
     def files(entries: Iterable[InputFile]) -> list[dict[str, Any]]:
-        return [asdict(file) | {"path": _below(file.path, home)} for file in entries]
+        return [
+            asdict(file) | {"paths": [_below(path, home) for path in file.paths]}
+            for file in entries
+        ]
 
     chat = {
         name: {split: files(entries) for split, entries in splits.items()}
@@ -123,7 +130,11 @@ def gather(config: RunConfig, folder: Path, hub: Hub) -> dict[str, Any]:
         _fetch(hub, _flat(chat))
         text, told = _build_corpus(config.data, folder / "corpus")
     else:
-        text = _text_files(config, hub, _flat(chat))
+        if config.data.source == "folder":
+            _fetch(hub, _flat(chat))
+            text = _own_text(config)
+        else:
+            text = _text_files(config, hub, _flat(chat))
         told = {"files": len(text), "bytes": sum(file.size for file in text)}
     inputs = Inputs(tuple(text), {**_named(chat), **_own_files(config)})
     inputs = replace(inputs, words=_words(inputs, config.data.words))
@@ -142,7 +153,7 @@ def _build_corpus(config: DataConfig, folder: Path) -> tuple[list[InputFile], di
     for split in ("train", "heldout"):
         path = folder / f"{split}.jsonl"
         counts = manifest.splits[split]
-        files.append(InputFile(path.name, counts.sha256, path.stat().st_size, path))
+        files.append(InputFile(path.name, counts.sha256, path.stat().st_size, (path,)))
     return files, {
         "characters": manifest.chars,
         "sources": {name: asdict(counts) for name, counts in manifest.sources.items()},
@@ -150,22 +161,28 @@ def _build_corpus(config: DataConfig, folder: Path) -> tuple[list[InputFile], di
     }
 
 
-def text_source(config: DataConfig) -> Source:
-    """The source of shards that a configuration names."""
-    if config.source == "folder":
-        return registry.from_folder(Path(config.folder).expanduser().absolute())
-    return registry.find(config.source)
-
-
 def text_files(config: DataConfig, hub: Hub) -> tuple[RemoteFile, ...]:
-    """The shards that a configuration names, the last one held out."""
-    return hub.files(text_source(config), config.shards or None)
+    """The shards of a dataset that a configuration names, the last one held out."""
+    return hub.files(registry.find(config.source), config.shards or None)
+
+
+def _own_text(config: RunConfig) -> list[InputFile]:
+    """The text files of the user's own folder; the last of them are held out."""
+    folder = Path(config.data.folder).expanduser().absolute()
+    found = local_inputs(folder, config.model.sequence_len + 1)
+    files = [InputFile(entry.name, entry.sha256, entry.size, entry.paths) for entry in found]
+    if len(files) < 2:
+        raise ConfigError(
+            f"{folder} holds too little text: at least two files are needed, of which the last in "
+            "order of name is held out."
+        )
+    return [*files[:-1][: config.data.shards or None], files[-1]]
 
 
 def _text_files(config: RunConfig, hub: Hub, chat: Sequence[RemoteFile]) -> list[InputFile]:
     """All shards; those that are needed first, and the files of `chat`, are fetched."""
     files = text_files(config.data, hub)
-    source = text_source(config.data)
+    source = registry.find(config.data.source)
     first = len(files)
     if source.characters_per_file and all(file.sha256 for file in files):
         first = math.ceil(config.tokenizer.max_chars / source.characters_per_file)
@@ -181,7 +198,7 @@ def _hashed(files: Iterable[RemoteFile]) -> list[InputFile]:
         for file in files:
             digest = file.sha256 or cache.sha256_of(file) or sha256_file(file.local)
             size = file.size if file.size is not None else file.local.stat().st_size
-            named.append(InputFile(file.path, digest, size, file.local))
+            named.append(InputFile(file.path, digest, size, (file.local,)))
             progress.advance()
     return named
 
@@ -207,12 +224,12 @@ def read_texts(inputs: Inputs, max_characters: int, *, held_out: bool = False) -
     for file in inputs.text[-1:] if held_out else inputs.text[:-1]:
         if seen >= max_characters:
             return
-        if not file.path.exists() or sha256_file(file.path) != file.sha256:
+        if not all(path.exists() for path in file.paths) or hash_of(file.paths) != file.sha256:
             raise ArtifactError(
-                f"{file.path} is missing or damaged (its checksum is not that of {FILE}); make it "
-                "again with --force data."
+                f"{file.paths[0]} is missing or damaged (its checksum is not that of {FILE}); make "
+                "it again with --force data."
             )
-        for text in TextFiles([str(file.path)]):
+        for text in TextFiles(map(str, file.paths)):
             yield text
             seen += len(text)
             if seen >= max_characters:
@@ -272,6 +289,6 @@ def _own_files(config: RunConfig) -> dict[str, dict[str, tuple[InputFile, ...]]]
             if not path.is_file():
                 raise ConfigError(f"{path} does not exist; mid.epochs or sft.epochs names it.")
             Custom([path])
-            file = InputFile(path.name, sha256_file(path), path.stat().st_size, path)
+            file = InputFile(path.name, sha256_file(path), path.stat().st_size, (path,))
             found[name] = {"train": (file,)}
     return found

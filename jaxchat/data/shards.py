@@ -32,6 +32,8 @@ from jaxchat.tokenizer import Tokenizer
 BATCH_CHARACTERS = 1 << 20  # encoded at a time
 SEGMENT_TOKENS = 1 << 24  # packed at a time: what bounds memory, to about 6 such arrays a worker
 POLL = 0.2  # seconds
+SMALL_BYTES = 64_000_000  # files below this share a shard, or below a twentieth of all
+SMALL_ROWS = 16  # but at least so many rows a shard, of four bytes of text a token
 
 
 @dataclass(frozen=True)
@@ -171,9 +173,16 @@ class _Maker:
         bar.update((self.found + sum(list(self.read.values()))) // 1_000_000, told)
 
     def prepare(self, number: int) -> None:
-        """One shard, unless it is there and whole."""
-        if self.stop.is_set():
-            return
+        """One shard, unless it is there and whole. An error stops the other workers too."""
+        try:
+            if not self.stop.is_set():
+                self.ensure(number)
+        except BaseException:
+            self.stop.set()
+            raise
+
+    def ensure(self, number: int) -> None:
+        """Makes a shard that is missing or damaged."""
         try:
             manifest = self.folder.read_manifest(number)
             if manifest is not None:
@@ -257,6 +266,36 @@ def hash_of(paths: Sequence[Path]) -> str:
     """The hash of an input's files."""
     hashes = [sha256_file(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else sha256_text(*hashes)
+
+
+def local_inputs(folder: Path, row_tokens: int) -> list[ShardInput]:
+    """The text files below a folder, in the order of their names, as inputs of shards.
+
+    Small files next to each other share a shard: each shard drops what fills no row. Raises
+    ConfigError when there is no folder, or no text in it.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; name the one that holds the files of text.")
+    paths = [path for path in TextFiles([str(folder)]).paths if path is not None]
+    sizes = [path.stat().st_size for path in paths]
+    enough = max(min(sum(sizes) // 20, SMALL_BYTES), SMALL_ROWS * row_tokens * 4)
+    groups: list[list[int]] = [[]]
+    for number in range(len(paths)):
+        if sum(sizes[n] for n in groups[-1]) >= enough:
+            groups.append([])
+        groups[-1].append(number)
+    if len(groups) == 1 and len(paths) > 1:
+        groups.append([groups[0].pop()])
+    inputs = []
+    with Progress("hashing files", sum(sizes) // 1_000_000, "MB") as bar:
+        for group in groups:
+            names = [paths[n].relative_to(folder).as_posix() for n in group]
+            files = tuple(paths[n] for n in group)
+            name = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+            size = sum(sizes[n] for n in group)
+            inputs.append(ShardInput(name, hash_of(files), files, size))
+            bar.update(sum(i.size for i in inputs) // 1_000_000)
+    return inputs
 
 
 def _batches(texts: TextFiles) -> Iterator[list[str]]:

@@ -117,6 +117,7 @@ class ShardedRows:
     """The rows of all shards but the held-out one, pass after pass, without end.
 
     Attributes:
+        shards: where they come from.
         manifest: what the shards have in common.
     """
 
@@ -133,8 +134,8 @@ class ShardedRows:
         Rows are shuffled within `window` consecutive shards. Where shards are missing they are
         waited for as long as `alive` returns None; without it, they are an error.
         """
-        self._shards = Shards(folder, tokenizer_hash, alive)
-        self.manifest = self._shards.manifest
+        self.shards = Shards(folder, tokenizer_hash, alive)
+        self.manifest = self.shards.manifest
         numbers = range(self.manifest.validation)
         self._windows = [numbers[i : i + window] for i in range(0, len(numbers), window)]
         self._starts = [0]  # of the windows whose shards are there, and the end of the last one
@@ -145,14 +146,14 @@ class ShardedRows:
     def __len__(self) -> int:
         """Rows of one pass. Raises ArtifactError while shards are missing."""
         numbers = range(self.manifest.validation)
-        missing = sum(self._shards.known(number) is None for number in numbers)
+        missing = sum(self.shards.known(number) is None for number in numbers)
         if missing:
             raise ArtifactError(
-                f"{missing} of {len(numbers)} shards in {self._shards.folder.path} are not "
+                f"{missing} of {len(numbers)} shards in {self.shards.folder.path} are not "
                 "prepared yet, so nobody knows how many rows a pass has; say how many steps to "
                 "train."
             )
-        return sum(map(self._shards.rows, numbers))
+        return sum(map(self.shards.rows, numbers))
 
     def take(self, indices: Indices, seed: int) -> npt.NDArray[np.int32]:
         """The rows [n, T+1] at n places of the order that the seed gives, each place >= 0."""
@@ -172,11 +173,11 @@ class ShardedRows:
         with self._lock:
             while index >= self._starts[-1] and len(self._starts) <= len(self._windows):
                 numbers = self._windows[len(self._starts) - 1]
-                self._starts.append(self._starts[-1] + sum(map(self._shards.rows, numbers)))
+                self._starts.append(self._starts[-1] + sum(map(self.shards.rows, numbers)))
             # Only who has seen all shards can be beyond the first pass.
             total = self._starts[-1]
             if total == 0:
-                raise ArtifactError(f"the shards in {self._shards.folder.path} hold no rows.")
+                raise ArtifactError(f"the shards in {self.shards.folder.path} hold no rows.")
             turn, place = divmod(index, total)
             window = bisect.bisect_right(self._starts, place) - 1
             size = self._starts[window + 1] - self._starts[window]
@@ -193,18 +194,18 @@ class ShardedRows:
                 following = (window + 1) % len(self._windows)
                 if following not in self._ahead:
                     self._ahead.add(following)
-                    self._shards.open_ahead(self._windows[following])
+                    self.shards.open_ahead(self._windows[following])
             return self._orders[key]
 
     def _gather(self, window: int, places: Indices, rows: np.ndarray, into: Indices) -> None:
         """Writes the rows at `places` of a window to rows[into]."""
         numbers = self._windows[window]
-        ends = list(itertools.accumulate(map(self._shards.rows, numbers)))
+        ends = list(itertools.accumulate(map(self.shards.rows, numbers)))
         shards = np.searchsorted(ends, places, side="right")
         for n in np.unique(shards):
             here = shards == n
             first = ends[n - 1] if n else 0
-            rows[into[here]] = self._shards.array(numbers[n])[places[here] - first]
+            rows[into[here]] = self.shards.array(numbers[n])[places[here] - first]
 
 
 class HeldOutRows:

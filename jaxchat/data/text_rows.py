@@ -39,9 +39,9 @@ def prepare_text(
 
     Raises as `prepare_shards` and `download` do.
     """
-    here = all(file.path.exists() for file in inputs.text)
+    here = all(path.exists() for file in inputs.text for path in file.paths)
     fetch = None if here else Fetcher(config, inputs, hub)
-    shards = [ShardInput(f.name, f.sha256, (f.path,) if here else (), f.size) for f in inputs.text]
+    shards = [ShardInput(f.name, f.sha256, f.paths if here else (), f.size) for f in inputs.text]
     return prepare_shards(
         shards, tokenizer, config.model.sequence_len + 1, folder, workers=workers, fetch=fetch
     )
