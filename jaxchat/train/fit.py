@@ -32,7 +32,7 @@ from jaxchat.config import (
 from jaxchat.data.prefetch import prefetched
 from jaxchat.data.rows import RowSource, training_batches, validation_batches
 from jaxchat.data.stream import HeldOutRows, ShardedRows
-from jaxchat.evals.bpb import bits_per_byte
+from jaxchat.evals.bpb import bits_per_byte, check_bytes
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
@@ -136,8 +136,9 @@ def count_steps(train: TrainConfig, rows: RowSource | ShardedRows) -> int:
 def fit(job: Job, params: Any) -> FitResult:
     """Trains `params` for the job's steps, from its newest checkpoint when there is one.
 
-    Raises Interrupted after saving when SIGTERM or SIGINT comes, and OutOfMemory, with the
-    micro_rows that would fit, where a device cannot hold a step.
+    Raises Interrupted after saving when SIGTERM or SIGINT comes, OutOfMemory, with the micro_rows
+    that would fit, where a device cannot hold a step, and ArtifactError for held-out rows in which
+    nothing is predicted.
     """
     time_axis = job.rows.manifest.row_tokens - 1
     accumulation, micro = plan_batch(job.train, time_axis, batch_shards(job.mesh))
@@ -166,6 +167,8 @@ def _fit(job: Job, params: Any) -> FitResult:
     share = row_share(job.mesh)
     batches = training_batches(job.rows, accumulation * rows, job.seed, *share)
     held_out = list(validation_batches(job.held_out, rows, job.train.eval_rows, *share))
+    if jax.process_count() == 1:  # of several, one may have masked rows only
+        check_bytes(held_out, job.token_bytes)
 
     def evaluate(state: TrainState) -> float:
         return bits_per_byte(state.params, held_out, job.token_bytes, job.model, compute, job.mesh)
