@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +82,8 @@ def _end_with_stdin() -> None:
 
     At once: what is being written has a temporary name, and is swept up the next time.
     """
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not sys.stdin, whose lock would still be held at the end
+        pass
     os._exit(1)
 
 
