@@ -50,11 +50,13 @@ class Inputs:
     Attributes:
         text: files of text; the last one is held out.
         chat: dataset or own file -> split -> its files, which are there.
+        first: files of text that the words and the tokenizer are made of; they are there.
         words: of the text, commonest first.
     """
 
     text: tuple[InputFile, ...]
     chat: Mapping[str, Mapping[str, tuple[InputFile, ...]]]
+    first: int
     words: tuple[str, ...] = ()
 
     @property
@@ -88,7 +90,7 @@ def read_inputs(folder: Path) -> Inputs:
             name: {split: files(entries) for split, entries in splits.items()}
             for name, splits in value["chat"].items()
         }
-        return Inputs(files(value["text"]), chat, tuple(value["words"]))
+        return Inputs(files(value["text"]), chat, value["first"], tuple(value["words"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
             f"{path} is damaged ({error}); make it again with --force data."
@@ -106,7 +108,12 @@ def _to_json(inputs: Inputs, home: Path) -> dict[str, Any]:
         name: {split: files(entries) for split, entries in splits.items()}
         for name, splits in inputs.chat.items()
     }
-    return {"text": files(inputs.text), "chat": chat, "words": inputs.words}
+    return {
+        "text": files(inputs.text),
+        "first": inputs.first,
+        "chat": chat,
+        "words": inputs.words,
+    }
 
 
 def _home(folder: Path) -> Path:
@@ -126,17 +133,21 @@ def gather(config: RunConfig, folder: Path, hub: Hub) -> dict[str, Any]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     chat = _chat_files(config, hub)
-    if config.data.source == "machine":
-        _fetch(hub, _flat(chat))
-        text, told = _build_corpus(config.data, folder / "corpus")
+    fetched = [file for splits in chat.values() for files in splits.values() for file in files]
+    first: int | None = None
+    told: dict[str, Any] = {}
+    if config.data.source in registry.SOURCES:
+        text, first = _dataset(config, hub, fetched)
     else:
+        _fetch(hub, fetched)
         if config.data.source == "folder":
-            _fetch(hub, _flat(chat))
             text = _own_text(config)
         else:
-            text = _text_files(config, hub, _flat(chat))
+            text, told = _build_corpus(config.data, folder / "corpus")
+    if config.data.source != "machine":
         told = {"files": len(text), "bytes": sum(file.size for file in text)}
-    inputs = Inputs(tuple(text), {**_named(chat), **_own_files(config)})
+    first = len(text) - 1 if first is None else first
+    inputs = Inputs(tuple(text), {**_named(chat), **_own_files(config)}, first)
     inputs = replace(inputs, words=_words(inputs, config.data.words))
     write_json(folder / FILE, {"format": FORMAT} | _to_json(inputs, _home(folder)))
     return {"artifact": inputs.hash, "words": len(inputs.words), **told}
@@ -179,15 +190,18 @@ def _own_text(config: RunConfig) -> list[InputFile]:
     return [*files[:-1][: config.data.shards or None], files[-1]]
 
 
-def _text_files(config: RunConfig, hub: Hub, chat: Sequence[RemoteFile]) -> list[InputFile]:
-    """All shards; those that are needed first, and the files of `chat`, are fetched."""
+def _dataset(
+    config: RunConfig, hub: Hub, chat: Sequence[RemoteFile]
+) -> tuple[list[InputFile], int]:
+    """All shards of a dataset, and how many to train on are there; `chat` is fetched, too."""
     files = text_files(config.data, hub)
+    training = len(files) - 1
     source = registry.find(config.data.source)
-    first = len(files)
-    if source.characters_per_file and all(file.sha256 for file in files):
-        first = math.ceil(config.tokenizer.max_chars / source.characters_per_file)
-    _fetch(hub, [*chat, files[-1], *files[: min(first, len(files) - 1)]])
-    return _hashed(files)
+    if all(file.sha256 for file in files):  # else only what has come can be named
+        enough = math.ceil(config.tokenizer.max_chars / source.characters_per_file)
+        training = min(enough, training)
+    _fetch(hub, [*chat, files[-1], *files[:training]])
+    return _hashed(files), training
 
 
 def _hashed(files: Iterable[RemoteFile]) -> list[InputFile]:
@@ -216,12 +230,12 @@ def _fetch(hub: Hub, files: Sequence[RemoteFile]) -> None:
 
 
 def read_texts(inputs: Inputs, max_characters: int, *, held_out: bool = False) -> Iterator[str]:
-    """Documents of the files in order until there are so many characters.
+    """Documents of the held-out file or the first ones, until there are so many characters.
 
     Raises ArtifactError for a file that is missing or not what its checksum says.
     """
     seen = 0
-    for file in inputs.text[-1:] if held_out else inputs.text[:-1]:
+    for file in inputs.text[-1:] if held_out else inputs.text[: inputs.first]:
         if seen >= max_characters:
             return
         if not all(path.exists() for path in file.paths) or hash_of(file.paths) != file.sha256:
@@ -267,10 +281,6 @@ def _chat_files(config: RunConfig, hub: Hub) -> Chat:
         if source is not None:
             found[name] = {split: hub.files(source, splits=[split]) for split in source.splits}
     return found
-
-
-def _flat(chat: Chat) -> list[RemoteFile]:
-    return [file for splits in chat.values() for files in splits.values() for file in files]
 
 
 def _named(chat: Chat) -> dict[str, dict[str, tuple[InputFile, ...]]]:
