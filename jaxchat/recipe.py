@@ -71,7 +71,7 @@ def apply_overrides(document: Mapping[str, Any], overrides: Iterable[str]) -> di
                 f"the override {override!r} is not of the form table.key=value, "
                 "for example base.steps=100."
             )
-        *parents, last = key.strip().split(".")
+        *parents, last = _key_path(key.strip(), override)
         node = result
         for parent in parents:
             node = node.setdefault(parent, {})
@@ -79,6 +79,23 @@ def apply_overrides(document: Mapping[str, Any], overrides: Iterable[str]) -> di
                 raise ConfigError(f"the override {override!r} goes into {parent!r}, no table.")
         node[last] = _parse_value(text.strip())
     return result
+
+
+def _key_path(key: str, override: str) -> list[str]:
+    """`a.b` and `a."b.c"` as TOML has them."""
+    try:
+        node = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"the override {override!r} has a key that is not TOML's; put a name with other "
+            "characters than letters, digits, - and _ in double quotes."
+        ) from error
+    path: list[str] = []
+    value: Any = node
+    while isinstance(value, dict):
+        ((name, value),) = value.items()
+        path.append(name)
+    return path
 
 
 def _parse_value(text: str) -> Any:

@@ -46,7 +46,9 @@ def test_overrides_come_last_and_know_toml(tmp_path: Path) -> None:
         tmp_path, CLASSIC + "[base]\nsteps = 7\n",
         "base.steps=9", "run.seed = 3", "data.source=machine", 'eval.tasks=["choice"]',
         "model.smear=true", "optim.matrix_lr=1", "sft.mixture.identity=2", "run.data_ratio=10",
+        'mid.epochs."my talks/a.jsonl"=2',
     )  # fmt: skip
+    assert config.mid.epochs == {"my talks/a.jsonl": 2.0}
     assert (config.base.steps, config.seed, config.data.source) == (9, 3, "machine")
     assert (config.eval.tasks, config.model.smear) == (("choice",), True)
     assert (config.optim.matrix_lr, config.data_ratio) == (1.0, 10.0)
@@ -65,6 +67,8 @@ def test_an_override_leaves_the_document_it_is_applied_to() -> None:
         ("base.steps", "not of the form table.key=value"),
         ("=3", "not of the form table.key=value"),
         ("run.name.x=3", "'name', no table"),
+        ("mid.epochs.my talks=3", "has a key that is not TOML's; put a name with other .* quotes"),
+        ("mid.epochs.gsm8k=0", "mid.epochs.gsm8k is 0"),
         ("base.steps.x=3", "base.steps is .*; it must be of type int"),
         ("base=3", r"it must be a table, \[base\]"),
         ("base.step=3", "did you mean 'steps'?"),
