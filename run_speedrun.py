@@ -10,7 +10,6 @@ run that was interrupted goes on where it was.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,10 +44,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     width = max(map(len, STAGES))
     contents = "\n".join(f"  {name:<{width}}  {what}" for name, what in STAGES.items())
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"stages:\n{contents}",
+        description=__doc__, epilog=f"stages:\n{contents}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    )  # fmt: skip
     parser.add_argument("--tier", required=True, help=f"one of {', '.join(tiers())}")
     parser.add_argument("--home", type=Path, help="where artefacts go (JAXCHAT_HOME)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -72,9 +70,8 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
     """Reads the configuration, plans or runs."""
     if args.tier not in tiers():
         raise ConfigError(f"there is no tier {args.tier!r}; the tiers are {', '.join(tiers())}.")
-    if args.data_dir is not None:
-        args.set += ['data.source="folder"', f"data.folder={json.dumps(args.data_dir)}"]
-    config = recipe.load(tiers()[args.tier], args.set)
+    own = [] if args.data_dir is None else recipe.own_text(args.data_dir)
+    config = recipe.load(tiers()[args.tier], [*args.set, *own])
     args.profile = [request.parse(text) for text in args.profile]
     if args.plan:
         print(plan.render(plan.make_plan(config)))
@@ -91,13 +88,10 @@ def run_all(config: RunConfig, root: Path, run: Path, args: argparse.Namespace) 
     machine.configure_jax(config.mesh, root / "xla")
     from jaxchat import pipeline, report, stages
 
-    by_name = {stage.name: stage for stage in stages.STAGES}
     network = pipeline.Network(args.base_url, args.offline)
     only = args.stages.split(",") if args.stages else None
     with pipeline.Context(config, run, args.profile, network) as context:
-        pipeline.run_stages(
-            [by_name[name] for name in STAGES], context, only=only, force=args.force
-        )
+        pipeline.run_stages(stages.STAGES, context, only=only, force=args.force)
     if "report" in context.done:
         print(report.farewell(run, "" if args.home is None else f" --home {root}"))
     return 0

@@ -81,6 +81,11 @@ def apply_overrides(document: Mapping[str, Any], overrides: Iterable[str]) -> di
     return result
 
 
+def own_text(folder: str) -> list[str]:
+    """The overrides that make a run pretrain on the text files of a folder."""
+    return ['data.source="folder"', f"data.folder={json.dumps(folder)}", "data.shards=0"]
+
+
 def _key_path(key: str, override: str) -> list[str]:
     """`a.b` and `a."b.c"` as TOML has them."""
     try:
