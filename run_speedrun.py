@@ -41,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    width = max(map(len, STAGES))
-    contents = "\n".join(f"  {name:<{width}}  {what}" for name, what in STAGES.items())
+    contents = "\n".join(f"  {name:<9}  {what}" for name, what in STAGES.items())
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"stages:\n{contents}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -53,7 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", metavar="FOLDER", help="pretrain on text files of your own")
     parser.add_argument("--offline", action="store_true", help="ask nobody for datasets")
     parser.add_argument("--base-url", metavar="URL", help="datasets from here instead of the hub")
-    parser.add_argument("--stages", metavar="A,B", help="run only these")
+    parser.add_argument("--stages", type=lambda s: s.split(","), metavar="A,B", help="only these")
     parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="do again")
     parser.add_argument("--plan", action="store_true", help="only say what it would take")
     parser.add_argument("--profile", action="append", default=[], metavar="A:B", help=request.HELP)
@@ -89,9 +88,8 @@ def run_all(config: RunConfig, root: Path, run: Path, args: argparse.Namespace) 
     from jaxchat import pipeline, report, stages
 
     network = pipeline.Network(args.base_url, args.offline)
-    only = args.stages.split(",") if args.stages else None
     with pipeline.Context(config, run, args.profile, network) as context:
-        pipeline.run_stages(stages.STAGES, context, only=only, force=args.force)
+        pipeline.run_stages(stages.STAGES, context, only=args.stages, force=args.force)
     if "report" in context.done:
         print(report.farewell(run, "" if args.home is None else f" --home {root}"))
     return 0
