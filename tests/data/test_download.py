@@ -307,6 +307,19 @@ def test_what_was_asked_for_before_an_error_is_still_given_out(server, tmp_path)
     assert got == ["shard_00000.parquet", "shard_00001.parquet"]
 
 
+def test_after_an_error_no_further_file_is_begun(server, tmp_path):
+    server.add(REPO, shards(4, 1_000))
+    server.fail("shard_00001.parquet", Fault(404))
+    hub = open_hub(server, tmp_path)
+    coming = download(hub.files(source()), hub.web, workers=1)
+    next(coming)
+    until(lambda: server.of("shard_00001.parquet"))
+    time.sleep(0.2)  # nothing says that nothing more will come
+    assert not server.of("shard_00002.parquet")
+    with pytest.raises(WebError):
+        next(coming)
+
+
 def test_leaving_the_loop_stops_the_workers_and_keeps_the_parts(server, tmp_path):
     files = shards(3)
     server.add(REPO, files)
