@@ -1,12 +1,15 @@
 """Texts out of files: plain text, JSON lines with a field `text`, Parquet with a column `text`.
 
-They are read as they are asked for, never held all at once.
+JSON lines may be compressed. Texts are read as they are asked for, never held all at once.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -14,7 +17,7 @@ from typing import IO
 from jaxchat.config import ConfigError
 from jaxchat.home import ArtifactError
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 STDIN = "-"
 CHUNK = 1 << 20  # bytes of plain text in one piece, cut at a line's end
 ROWS = 1_024  # of a Parquet file at a time
@@ -52,7 +55,7 @@ def _expand(name: str) -> list[Path | None]:
     if name == STDIN:
         return [None]
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        found = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file())
         if not found:
             raise ConfigError(f"{path} holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file.")
         return list(found)
@@ -67,6 +70,8 @@ def _read(path: Path | None) -> Iterator[tuple[str, int]]:
         yield from _read_plain(sys.stdin.buffer, "stdin")
     elif path.suffix == ".parquet":
         yield from _read_parquet(path)
+    elif path.name.endswith((".gz", ".zst")):
+        yield from _read_compressed(path)
     else:
         with path.open("rb") as file:
             read = _read_lines if path.suffix == ".jsonl" else _read_plain
@@ -81,7 +86,7 @@ def _read_plain(file: IO[bytes], name: str) -> Iterator[tuple[str, int]]:
         position += len(data)
 
 
-def _read_lines(file: IO[bytes], name: str) -> Iterator[tuple[str, int]]:
+def _read_lines(file: Iterable[bytes], name: str) -> Iterator[tuple[str, int]]:
     position = 0
     for number, line in enumerate(file, 1):
         text = _decode(line, name, position)
@@ -98,6 +103,33 @@ def _read_lines(file: IO[bytes], name: str) -> Iterator[tuple[str, int]]:
                 "the file, or leave it out."
             )
         yield value, position
+
+
+def _read_compressed(path: Path) -> Iterator[tuple[str, int]]:
+    """JSON lines out of gzip or Zstandard."""
+    try:
+        with path.open("rb") as packed, _decompressed(packed, path) as file:
+            for text, _ in _read_lines(file, str(path)):
+                yield text, packed.tell()
+    except (OSError, EOFError, zlib.error) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(
+            f"{path} is damaged or cut off ({reason}); fetch it again, or leave it out."
+        ) from error
+
+
+def _decompressed(packed: IO[bytes], path: Path) -> gzip.GzipFile | io.BufferedReader:
+    if path.suffix == ".gz":
+        return gzip.open(packed)
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise ConfigError(
+            f"{path} cannot be read without pyarrow; pip install pyarrow, or decompress it."
+        ) from error
+    # It tells a file that was cut off, as the package zstandard does not.
+    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(packed), "zstd")
+    return io.BufferedReader(stream, CHUNK)
 
 
 def _is_unicode(text: str) -> bool:

@@ -8,26 +8,55 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxchat.data.packing import pack_conversations, pack_text, to_array
+from jaxchat.data.packing import (
+    TextStatistics,
+    join,
+    join_conversations,
+    pack_conversations,
+    pack_text,
+)
 
 BOS = 0
 rows_of = st.integers(2, 24)
 pools = st.integers(1, 12)
 lengths = st.lists(st.integers(0, 60), max_size=40)
 
+Flat = tuple[np.ndarray, np.ndarray]
 
-def numbered(lengths: Sequence[int]) -> list[list[int]]:
+
+def numbered(lengths: Sequence[int]) -> Flat:
     """Documents of BOS and ids that occur nowhere else, so that each id can be traced."""
     documents, following = [], 1
     for length in lengths:
         documents.append([BOS, *range(following, following + length)])
         following += length
-    return documents
+    return flat(documents)
+
+
+def flat(documents: Sequence[Sequence[int]]) -> Flat:
+    offsets = np.cumsum([0, *map(len, documents)])
+    return np.array([i for ids in documents for i in ids], np.uint32), offsets
+
+
+def packed(lengths: Sequence[int], row: int, pool: int = 1_000) -> list[list[int]]:
+    rows: list[list[int]] = pack_text(*numbered(lengths), row, BOS, pool)[0].tolist()
+    return rows
+
+
+def pieces(rows: list[list[int]]) -> list[list[int]]:
+    """What stands between the BOS of rows."""
+    found: list[list[int]] = []
+    for token in (i for ids in rows for i in ids):
+        if token == BOS:
+            found.append([])
+        else:
+            found[-1].append(token)
+    return found
 
 
 @given(lengths, rows_of, pools)
 def test_text_rows_are_full_and_begin_with_bos(lengths: list[int], row: int, pool: int) -> None:
-    for ids in pack_text(numbered(lengths), row, BOS, pool):
+    for ids in packed(lengths, row, pool):
         assert len(ids) == row
         assert ids[0] == BOS
 
@@ -36,72 +65,128 @@ def test_text_rows_are_full_and_begin_with_bos(lengths: list[int], row: int, poo
 def test_every_token_is_kept_but_those_of_the_last_unfilled_row(
     lengths: list[int], row: int, pool: int
 ) -> None:
-    packed = [i for ids in pack_text(numbered(lengths), row, BOS, pool) for i in ids if i != BOS]
-    assert len(packed) == len(set(packed)), "a token came twice"
-    assert sum(lengths) - len(packed) < row
+    own = [i for ids in packed(lengths, row, pool) for i in ids if i != BOS]
+    assert len(own) == len(set(own)), "a token came twice"
+    assert sum(lengths) - len(own) < row
 
 
 @given(lengths, rows_of, pools)
-def test_the_order_within_a_document_is_kept(lengths: list[int], row: int, pool: int) -> None:
-    rows = list(pack_text(numbered(lengths), row, BOS, pool))
-    place = {token: index for index, token in enumerate(i for ids in rows for i in ids)}
-    for document in numbered(lengths):
-        places = [place[token] for token in document[1:] if token in place]
-        assert places == sorted(places)
+def test_documents_can_be_put_together_again_from_the_rows(
+    lengths: list[int], row: int, pool: int
+) -> None:
+    owner = np.repeat(np.arange(len(lengths)), lengths)  # of token n + 1
+    again: list[list[int]] = [[] for _ in lengths]
+    for piece in pieces(packed(lengths, row, pool)):
+        if piece:
+            assert len(set(owner[np.array(piece) - 1])) == 1, "two documents run into each other"
+            again[owner[piece[0] - 1]] += piece
+    # What is missing fills no row, and is the end of each document that it is of.
+    ids, offsets = numbered(lengths)
+    for document, (begin, end) in zip(again, itertools.pairwise(offsets), strict=True):
+        assert document == ids[begin + 1 : end].tolist()[: len(document)]
 
 
 @given(lengths, rows_of, pools)
-def test_pieces_are_separated_by_bos(lengths: list[int], row: int, pool: int) -> None:
-    following = {a: b for doc in numbered(lengths) for a, b in itertools.pairwise(doc)}
-    for ids in pack_text(numbered(lengths), row, BOS, pool):
-        for left, right in itertools.pairwise(ids):
-            if left != BOS and right != BOS:
-                assert following.get(left) == right, "two documents run into each other"
+def test_the_statistics_are_those_of_the_rows(lengths: list[int], row: int, pool: int) -> None:
+    rows, told = pack_text(*numbered(lengths), row, BOS, pool)
+    assert told.documents == sum(length > 0 for length in lengths)
+    assert told.tokens == sum(lengths)
+    assert told.rows == len(rows)
+    assert told.bos == (rows == BOS).sum()
+    assert told.kept == (rows != BOS).sum()
+    assert told.dropped == told.tokens - told.kept
+
+
+@given(lengths, rows_of, pools)
+def test_the_same_documents_give_the_same_rows(lengths: list[int], row: int, pool: int) -> None:
+    assert packed(lengths, row, pool) == packed(lengths, row, pool)
 
 
 def test_at_least_99_percent_of_a_corpus_are_kept() -> None:
     lengths = np.random.default_rng(0).lognormal(5, 1.5, 500).astype(int).tolist()
-    rows = list(pack_text(numbered(lengths), 257, BOS))
-    kept = sum(token != BOS for ids in rows for token in ids)
-    assert kept / sum(lengths) > 0.99
-    assert sum(token == BOS for ids in rows for token in ids) < 0.02 * 257 * len(rows)
+    _, told = pack_text(*numbered(lengths), 257, BOS)
+    assert told.share_kept > 0.99
+    assert told.bos < 0.02 * 257 * told.rows
 
 
 def test_documents_that_fit_are_not_cut() -> None:
     # with their BOS 7, 5, 3 and 5 ids; taken as they come, the second would be cut
-    documents = numbered([6, 4, 2, 4])
-    rows = list(pack_text(documents, 10, BOS))
-    assert rows == [documents[0] + documents[2], documents[3] + documents[1]]
+    ids, offsets = numbered([6, 4, 2, 4])
+    one, two, three, four = (ids[a:b].tolist() for a, b in itertools.pairwise(offsets))
+    assert packed([6, 4, 2, 4], 10) == [one + three, four + two]
+
+
+def test_documents_longer_than_a_row_do_not_fill_the_pool() -> None:
+    # Only the first document is longer than a row. It is cut at once; waiting, it would leave the
+    # others, of a row's half, to be cut.
+    rows = packed([60, *[9] * 6], 20, pool=3)
+    assert [ids.count(BOS) for ids in rows] == [1, 1, 1, 2, 2, 2]
+
+
+def test_the_shortest_is_cut_where_none_fits() -> None:
+    rows = packed([7, 5, 4], 10)
+    assert rows[0] == [0, 1, 2, 3, 4, 5, 6, 7, 0, 13]
 
 
 def test_empty_documents_are_left_out() -> None:
-    assert list(pack_text([[BOS], [], [BOS, 1, 2], [BOS]], 3, BOS)) == [[BOS, 1, 2]]
-    assert list(pack_text([[BOS], [BOS, 1]], 3, BOS)) == [], "a lone BOS filled a row"
+    documents = flat([[BOS], [], [BOS, 1, 2], [BOS]])
+    rows, told = pack_text(*documents, 3, BOS)
+    assert rows.tolist() == [[BOS, 1, 2]]
+    assert told == TextStatistics(documents=1, tokens=2, kept=2, bos=1, rows=1)
+    assert len(pack_text(*flat([[BOS], [BOS, 1]]), 3, BOS)[0]) == 0, "a lone BOS filled a row"
+
+
+def test_no_documents_are_no_rows_of_the_right_width() -> None:
+    rows, told = pack_text(*join([]), 5, BOS)
+    assert rows.shape == (0, 5)
+    assert told == TextStatistics()
 
 
 def test_a_row_too_short_for_text_is_refused() -> None:
     with pytest.raises(ValueError, match="rows of 1 ids"):
-        list(pack_text([[BOS, 1]], 1, BOS))
+        pack_text(*numbered([1]), 1, BOS)
 
 
-Chats = list[tuple[list[int], list[int]]]
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_rows_have_the_type_of_the_ids(dtype: type) -> None:
+    ids, offsets = flat([[BOS, 65_535]])
+    rows, _ = pack_text(ids.astype(dtype), offsets, 2, BOS)
+    assert rows.dtype == dtype
+    assert rows.tolist() == [[BOS, 65_535]]
+
+
+def test_joined_batches_are_packed_as_one() -> None:
+    ids, offsets = numbered([5, 3, 8])
+    first = ids[: offsets[2]], offsets[:3]
+    second = ids[offsets[2] :], offsets[2:] - offsets[2]
+    joined = join([first, second])
+    assert joined[0].tolist() == ids.tolist()
+    assert joined[1].tolist() == offsets.tolist()
+
+
+# ----- conversations -----
+
 chats = st.lists(st.lists(st.integers(0, 1), max_size=40).map(lambda mask: [0, *mask]), max_size=30)
 PAD = 999
 
 
-def conversations(masks: list[list[int]]) -> Chats:
-    ids = numbered([len(mask) - 1 for mask in masks])
-    return list(zip(ids, masks, strict=True))
+def conversations(masks: list[list[int]]) -> list[tuple[list[int], list[int]]]:
+    ids, offsets = numbered([len(mask) - 1 for mask in masks])
+    parts = [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)]
+    return list(zip(parts, masks, strict=True))
 
 
 @given(chats, rows_of, pools)
 def test_conversations_stay_whole_with_their_masks_or_are_cut_at_the_rows_end(
     masks: list[list[int]], row: int, pool: int
 ) -> None:
-    packed = list(pack_conversations(conversations(masks), row, PAD, pool))
-    assert all(len(ids) == len(mask) == row for ids, mask in packed)
-    left = [(ids[:row], mask[:row]) for ids, mask in conversations(masks)]
-    for ids, mask in packed:
+    all_of_them = conversations(masks)
+    rows, flags, told = pack_conversations(*join_conversations(all_of_them, 1_000), row, PAD, pool)
+    assert rows.shape == flags.shape == (told.rows, row)
+    assert (told.padding, told.tokens) == ((rows == PAD).sum(), sum(map(len, masks)))
+    assert (told.kept, told.cut) == ((rows != PAD).sum(), sum(len(mask) > row for mask in masks))
+    left = [(ids[:row], mask[:row]) for ids, mask in all_of_them]
+    for ids, mask in zip(rows.tolist(), flags.tolist(), strict=True):
         while ids and ids[0] != PAD:
             match = [(i, m) for i, m in left if ids[: len(i)] == i and mask[: len(i)] == m]
             assert match, f"a row goes on with {ids}, {mask}, which begins no conversation"
@@ -115,22 +200,25 @@ def test_conversations_stay_whole_with_their_masks_or_are_cut_at_the_rows_end(
 
 def test_little_of_packed_conversations_is_padding() -> None:
     lengths = np.random.default_rng(0).integers(10, 60, 500)
-    packed = list(pack_conversations(conversations([[1] * int(n) for n in lengths]), 129, PAD))
-    padding = sum(ids.count(PAD) for ids, _ in packed)
-    assert padding < 0.02 * 129 * len(packed)
+    joined = join_conversations(conversations([[1] * int(n) for n in lengths]), 65_536)
+    _, _, told = pack_conversations(*joined, 129, PAD)
+    assert told.share_padding < 0.02
 
 
 def test_a_conversation_whose_mask_has_another_length_is_named() -> None:
     with pytest.raises(ValueError, match="conversation 1 has 2 ids, 3 flags"):
-        list(pack_conversations([([0, 1], [0, 1]), ([0, 1], [0, 1, 1])], 8, PAD))
+        join_conversations([([0, 1], [0, 1]), ([0, 1], [0, 1, 1])], 300)
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])
 def test_rows_take_two_bytes_a_token_while_the_vocabulary_allows(vocab: int, dtype: type) -> None:
-    array = to_array([[0, 65_535], [1, 2]], 2, vocab)
-    assert array.dtype == dtype
-    assert array.tolist() == [[0, 65_535], [1, 2]]
+    ids, mask, offsets = join_conversations([([0, 65_535], [0, 1])], vocab)
+    assert ids.dtype == dtype
+    assert (ids.tolist(), mask.tolist(), offsets.tolist()) == ([0, 65_535], [0, 1], [0, 2])
+    assert join_conversations([], vocab)[0].dtype == dtype
 
 
-def test_no_rows_are_an_empty_array_of_the_rows_width() -> None:
-    assert to_array([], 5, 300).shape == (0, 5)
+def test_no_conversations_are_no_rows_of_the_right_width() -> None:
+    rows, mask, told = pack_conversations(*join_conversations([], 300), 5, PAD)
+    assert rows.shape == mask.shape == (0, 5)
+    assert told.share_padding == 0

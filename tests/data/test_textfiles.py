@@ -1,9 +1,11 @@
 """Texts out of files: what comes back, in which order, and what is refused."""
 
+import gzip
 import io
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from jaxchat.config import ConfigError
@@ -107,5 +109,49 @@ def test_parquet_without_pyarrow_says_so(tmp_path, monkeypatch):
 def test_what_is_not_there_is_refused_at_once(tmp_path):
     with pytest.raises(ConfigError, match="missing does not exist"):
         TextFiles([str(tmp_path / "missing")])
-    with pytest.raises(ConfigError, match=r"holds no \.txt, \.jsonl or \.parquet file"):
+    with pytest.raises(ConfigError, match=r"holds no \.txt, \.jsonl, .* or \.parquet file"):
         TextFiles([str(tmp_path)])
+
+
+def compress(data: bytes, suffix: str) -> bytes:
+    if suffix == "gz":
+        return gzip.compress(data)
+    return pytest.importorskip("pyarrow").compress(data, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_compressed_lines_come_back(tmp_path, suffix):
+    write_jsonl(tmp_path / "plain.jsonl", *[f"täxt {n}\n" for n in range(1_000)])
+    data = (tmp_path / "plain.jsonl").read_bytes()
+    packed = tmp_path / f"a.jsonl.{suffix}"
+    packed.write_bytes(compress(data[:5_000], suffix) + compress(data[5_000:], suffix))
+    files = TextFiles([str(packed)])
+    assert list(files) == list(TextFiles([str(tmp_path / "plain.jsonl")]))
+    assert files.done == packed.stat().st_size
+    assert len(list(TextFiles([str(tmp_path)]))) == 2_000, "a folder's compressed files count too"
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("damage", ["cut off", "other bytes", "no such format"])
+def test_damaged_compressed_lines_are_refused(tmp_path, suffix, damage):
+    path = tmp_path / f"a.jsonl.{suffix}"
+    noise = "".join(map(chr, np.random.default_rng(0).integers(32, 127, 9_000)))
+    data = bytearray(compress(json.dumps({"text": noise}).encode() + b"\n", suffix))
+    if damage == "cut off":
+        del data[-9:]  # of gzip only the checksum and a little; every line is there
+    elif damage == "other bytes":
+        data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+    else:
+        data[:] = b'{"text": "not compressed"}\n'
+    path.write_bytes(data)
+    # what the damaged bytes decompress to is a bad line, if it is anything
+    said = rf"a\.jsonl\.{suffix} is (damaged or cut off|no JSON)"
+    with pytest.raises(ArtifactError, match=said):
+        list(TextFiles([str(path)]))
+
+
+def test_zstandard_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.jsonl.zst").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"a\.jsonl\.zst .* pip install pyarrow"):
+        list(TextFiles([str(tmp_path / "a.jsonl.zst")]))

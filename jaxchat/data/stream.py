@@ -1,0 +1,249 @@
+"""Endless rows out of a folder of shards, which may still be growing (I/O; layer 2).
+
+Rows are shuffled within windows of consecutive shards, and the windows come in their order, so that
+training can begin when the first window is whole. Which row an index means depends on the seed
+alone: not on time, on restarts or on how many processes read.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from jaxchat.data import shard_folder
+from jaxchat.data.shard_folder import FolderManifest, ShardFolder, ShardManifest
+from jaxchat.home import ArtifactError
+from jaxchat.progress import PLAIN_INTERVAL
+
+WINDOW = 8  # shards
+OPEN = 4  # windows whose files and order are kept at hand
+POLL = 0.2  # seconds
+
+# Says why shards that are missing will never come; None while somebody makes them.
+Alive = Callable[[], str | None]
+Found = TypeVar("Found")
+Indices = npt.NDArray[np.int64]
+
+
+class Shards:
+    """The shards of a folder, waited for and checked when they are first used.
+
+    Safe to share between threads.
+    """
+
+    def __init__(self, path: Path, tokenizer_hash: str, alive: Alive | None = None) -> None:
+        """Waits for the folder's manifest. Raises ArtifactError for one of another tokenizer."""
+        self._alive = alive or (lambda: "nobody prepares them now")
+        found = partial(_folder_if_there, path)
+        self.folder = self._wait(found, f"the manifest of the shards in {path}")
+        self.manifest: FolderManifest = self.folder.manifest
+        if self.manifest.tokenizer != tokenizer_hash:
+            raise ArtifactError(
+                f"the shards in {path} are of tokenizer {self.manifest.tokenizer[:12]}, not "
+                f"{tokenizer_hash[:12]}; prepare them again into another folder."
+            )
+        self._manifests: dict[int, ShardManifest] = {}
+        self._arrays: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def known(self, number: int) -> ShardManifest | None:
+        """The manifest of a shard; None while it is not there."""
+        if number not in self._manifests:
+            manifest = self.folder.read_manifest(number)
+            if manifest is None:
+                return None
+            self._manifests[number] = manifest
+        return self._manifests[number]
+
+    def rows(self, number: int) -> int:
+        """How many rows a shard has, waiting until it is there."""
+        return self._wait(partial(self.known, number), self.folder.name(number)).rows
+
+    def array(self, number: int) -> np.ndarray:
+        """The rows of a shard [N, T+1], memory-mapped. Raises ArtifactError when it is damaged."""
+        self.rows(number)
+        if number not in self._arrays:
+            with self._lock:
+                if number not in self._arrays:
+                    manifest = self._manifests[number]
+                    self.folder.check(number, manifest)
+                    self._arrays[number] = self.folder.load(number, manifest)
+        return self._arrays[number]
+
+    def open_ahead(self, numbers: range) -> None:
+        """Checks, in a thread, those of the shards that are there: it takes 0.1 s each or so."""
+
+        def check() -> None:
+            for number in numbers:
+                try:
+                    if self.known(number) is not None:
+                        self.array(number)
+                except (ArtifactError, OSError):
+                    return  # told when it is used
+
+        threading.Thread(target=check, name="checksums", daemon=True).start()
+
+    def _wait(self, look: Callable[[], Found | None], what: str) -> Found:
+        began = told = time.monotonic()
+        while True:
+            ended = self._alive()  # before looking: what it made last is found
+            if (found := look()) is not None:
+                return found
+            if ended is not None:
+                raise ArtifactError(
+                    f"{what} is missing and will not come ({ended}); {shard_folder.AGAIN}."
+                )
+            if (now := time.monotonic()) - told >= PLAIN_INTERVAL or told == began:
+                told = now
+                print(f"waiting for {what}, {now - began:.0f}s", file=sys.stderr, flush=True)
+            time.sleep(POLL)
+
+
+def _folder_if_there(path: Path) -> ShardFolder | None:
+    return ShardFolder(path) if (path / shard_folder.MANIFEST).exists() else None
+
+
+class ShardedRows:
+    """The rows of all shards but the held-out one, pass after pass, without end.
+
+    Attributes:
+        shards: where they come from.
+        manifest: what the shards have in common.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer_hash: str,
+        *,
+        window: int = WINDOW,
+        alive: Alive | None = None,
+    ) -> None:
+        """Opens a folder that `prepare_shards` fills or has filled.
+
+        Rows are shuffled within `window` consecutive shards. Where shards are missing they are
+        waited for as long as `alive` returns None; without it, they are an error.
+        """
+        self.shards = Shards(folder, tokenizer_hash, alive)
+        self.manifest = self.shards.manifest
+        numbers = range(self.manifest.validation)
+        self._windows = [numbers[i : i + window] for i in range(0, len(numbers), window)]
+        self._starts = [0]  # of the windows whose shards are there, and the end of the last one
+        self._orders: dict[tuple[int, int, int], Indices] = {}
+        self._ahead: set[int] = set()
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        """Rows of one pass. Raises ArtifactError while shards are missing."""
+        numbers = range(self.manifest.validation)
+        missing = sum(self.shards.known(number) is None for number in numbers)
+        if missing:
+            raise ArtifactError(
+                f"{missing} of {len(numbers)} shards in {self.shards.folder.path} are not "
+                "prepared yet, so nobody knows how many rows a pass has; say how many steps to "
+                "train."
+            )
+        return sum(map(self.shards.rows, numbers))
+
+    def take(self, indices: Indices, seed: int) -> npt.NDArray[np.int32]:
+        """The rows [n, T+1] at n places of the order that the seed gives, each place >= 0."""
+        rows = np.empty((len(indices), self.manifest.row_tokens), np.int32)
+        left = np.arange(len(indices))
+        while left.size:  # once for each window that the indices are in: once, nearly always
+            turn, window, first, size = self._find(int(indices[left].min()))
+            inside = indices[left] < first + size
+            chosen = left[inside]
+            order = self._order(seed, turn, window)
+            self._gather(window, order[indices[chosen] - first], rows, chosen)
+            left = left[~inside]
+        return rows
+
+    def _find(self, index: int) -> tuple[int, int, int, int]:
+        """(pass, window, index of the window's first row, its rows) of an index."""
+        with self._lock:
+            while index >= self._starts[-1] and len(self._starts) <= len(self._windows):
+                numbers = self._windows[len(self._starts) - 1]
+                self._starts.append(self._starts[-1] + sum(map(self.shards.rows, numbers)))
+            # Only who has seen all shards can be beyond the first pass.
+            total = self._starts[-1]
+            if total == 0:
+                raise ArtifactError(f"the shards in {self.shards.folder.path} hold no rows.")
+            turn, place = divmod(index, total)
+            window = bisect.bisect_right(self._starts, place) - 1
+            size = self._starts[window + 1] - self._starts[window]
+            return turn, window, turn * total + self._starts[window], size
+
+    def _order(self, seed: int, turn: int, window: int) -> Indices:
+        with self._lock:
+            key = seed, turn, window
+            if key not in self._orders:
+                while len(self._orders) >= OPEN:
+                    del self._orders[next(iter(self._orders))]
+                size = self._starts[window + 1] - self._starts[window]
+                self._orders[key] = permutation(size, *key)
+                following = (window + 1) % len(self._windows)
+                if following not in self._ahead:
+                    self._ahead.add(following)
+                    self.shards.open_ahead(self._windows[following])
+            return self._orders[key]
+
+    def _gather(self, window: int, places: Indices, rows: np.ndarray, into: Indices) -> None:
+        """Writes the rows at `places` of a window to rows[into]."""
+        numbers = self._windows[window]
+        ends = list(itertools.accumulate(map(self.shards.rows, numbers)))
+        shards = np.searchsorted(ends, places, side="right")
+        for n in np.unique(shards):
+            here = shards == n
+            first = ends[n - 1] if n else 0
+            rows[into[here]] = self.shards.array(numbers[n])[places[here] - first]
+
+
+class HeldOutRows:
+    """The rows of the held-out shard, in order: {"tokens": [T+1], "mask": [T+1]}."""
+
+    def __init__(self, folder: Path, tokenizer_hash: str, *, alive: Alive | None = None) -> None:
+        """Waits for the shard while `alive` returns None. Raises ArtifactError when damaged."""
+        shards = Shards(folder, tokenizer_hash, alive)
+        self.manifest = shards.manifest
+        self.tokens = shards.array(self.manifest.validation)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        tokens = np.asarray(self.tokens[index], dtype=np.int32)
+        return {"tokens": tokens, "mask": np.ones(tokens.shape, np.float32)}
+
+
+def permutation(size: int, *key: int) -> Indices:
+    """An order of 0..size-1 that depends on the key alone, on every machine and NumPy.
+
+    The places are sorted by their hash, SplitMix64 (Steele, Lea, Flood, "Fast splittable
+    pseudorandom number generators", OOPSLA 2014).
+    """
+    with np.errstate(over="ignore"):
+        state = np.zeros(1, np.uint64)
+        for part in key:
+            state = _mix(state + np.uint64(part % (1 << 64)) + _GOLDEN)
+        places = np.arange(1, size + 1, dtype=np.uint64)
+        return np.argsort(_mix(state + places * _GOLDEN), kind="stable")
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """One to one over the 64-bit integers, so that no two places have the same hash."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
