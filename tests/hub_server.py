@@ -86,6 +86,7 @@ class HubServer:
         self.index = True  # whether the plain server has index pages
         self.tags = True  # whether it has ETags
         self.ranges = True
+        self.heads = True  # whether it knows HEAD
         self.portal = False  # whether a page that wants you to log in stands before everything
         self._leave = threading.Event()
         self._hub, self._store = _Server(self, "hub"), _Server(self, "store")
@@ -154,6 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Says nothing."""
 
     def do_HEAD(self) -> None:
+        if not self.server.owner.heads:
+            return self._say(501, "")
         self.do_GET()
 
     def do_GET(self) -> None:

@@ -215,7 +215,7 @@ def _drop_old_parts(file: RemoteFile, current: Path) -> None:
     for path in _parts(file):
         if path == current:
             continue
-        with contextlib.suppress(OSError), path.open("rb") as handle:
+        with contextlib.suppress(OSError), path.open("r+b") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
 

@@ -185,7 +185,7 @@ class _Transfer:
                     self._receive()
                 if self.digest.matches():
                     return cache.finish(self.file, self.part, self.digest)
-                self._refuse_wrong_bytes()
+                self._refuse_what_came()
             except Passing as error:
                 self.part.flush()
                 if not self.file.version or isinstance(error, OutOfRange):
@@ -201,7 +201,6 @@ class _Transfer:
             self._start_anew()
 
     def _start_anew(self) -> None:
-        self.crew.here[self.index] = 0
         self.digest = Digest(self.file)
         self.part.seek(0)
         self.part.truncate()
@@ -213,13 +212,14 @@ class _Transfer:
         if start and self.file.tag:
             headers["If-Range"] = self.file.tag
         with self.crew.web.open(self.file.url, str(self.file), headers) as answer:
+            if answer.status == 206 and answer.start != start:
+                self._start_anew()
+                raise Passing(f"the server does not send the bytes from {start:,} on")
+            end = None if answer.length is None else answer.start + answer.length
+            if None not in (end, self.file.size) and end != self.file.size:
+                self._refuse(f"{end:,} bytes")  # a page of the network, maybe: the part is good
             if answer.start != start:  # a server that does not know ranges sends all of it
                 self._start_anew()
-            if answer.start not in (0, start):
-                raise Passing(f"the server sent bytes from {answer.start:,} on, not {start:,}")
-            end = None if answer.length is None else self.digest.size + answer.length
-            if None not in (end, self.file.size) and end != self.file.size:
-                return self._refuse_wrong_bytes(f"{end:,} bytes")
             while data := answer.read():
                 if self.crew.stop.is_set():
                     raise Stopped
@@ -232,18 +232,21 @@ class _Transfer:
         if wanted is not None and self.digest.size < wanted:
             raise Passing(f"the answer ended after {self.digest.size:,} of {wanted:,} bytes")
 
-    def _refuse_wrong_bytes(self, came: str = "") -> None:
-        """Throws away what came. Raises WebError the last time."""
-        came = came or f"{self.digest.size:,} bytes with sha256 {self.digest.sha256}"
+    def _refuse_what_came(self) -> None:
+        """Throws it away. Raises WebError the last time, else Passing."""
+        came = f"{self.digest.size:,} bytes with sha256 {self.digest.sha256}"
+        self._start_anew()
+        self._refuse(came)
+
+    def _refuse(self, came: str) -> None:
         wanted = self.file.sha256 or self.file.blob or "unknown"
         size = "unknown" if self.file.size is None else f"{self.file.size:,}"
-        self._start_anew()
         self.wrong += 1
         if self.wrong >= WRONG_TRIES:
             raise WebError(
                 f"{self.file} came wrong {self.wrong} times: {came}, where the list has {size} "
-                f"bytes with checksum {wanted}. Nothing of it is kept; --refresh asks for the list "
-                "anew, HF_ENDPOINT or --base-url name another server."
+                f"bytes with checksum {wanted}; --refresh asks for the list anew, HF_ENDPOINT or "
+                "--base-url name another server."
             )
         raise Passing(f"wrong bytes came: {came}")
 

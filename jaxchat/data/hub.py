@@ -33,7 +33,16 @@ from jaxchat import home
 from jaxchat.data import registry
 from jaxchat.data.cache import RemoteFile
 from jaxchat.data.registry import Source
-from jaxchat.data.web import Passing, Patience, Tries, Web, WebError, check_address, fetch_text
+from jaxchat.data.web import (
+    Passing,
+    Patience,
+    Tries,
+    Unsupported,
+    Web,
+    WebError,
+    check_address,
+    fetch_text,
+)
 from jaxchat.home import ArtifactError
 
 FORMAT = "jaxchat-list-1"
@@ -290,6 +299,8 @@ class Hub:
                     if tag.startswith("W/") or not tag:  # a weak tag may name different bytes
                         tag = answer.headers.get("Last-Modified", "")
                     return replace(file, size=answer.length, tag=tag or None)
+            except Unsupported:  # it will be known when the file comes
+                return file
             except Passing as error:
                 tries.failed(error)
 

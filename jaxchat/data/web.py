@@ -28,11 +28,15 @@ from jaxchat.config import ConfigError
 from jaxchat.home import ArtifactError
 
 CHUNK = 1 << 20  # bytes read at most at a time
-_LATER = frozenset({408, 425, 429, *range(500, 600)})
+_LATER = frozenset({408, 425, 429, *range(500, 600)} - {501})
 
 
 class WebError(ArtifactError):
     """What was wanted cannot be had from a server; the message says why and what to do."""
+
+
+class Unsupported(WebError):
+    """The server does not know the method of the request."""
 
 
 class Passing(Exception):
@@ -188,8 +192,8 @@ class Web:
         if status in (401, 403):
             mend = "check that HF_TOKEN has access" if self._token else "set HF_TOKEN"
             return WebError(
-                f"{what} cannot be had: {told}. It is private, or its terms must be accepted on "
-                f"its page first; then {mend}."
+                f"{what} cannot be had: {told}. It is private, or not called so, or its terms must "
+                f"be accepted on its page first; then {mend}."
             )
         if status in (404, 410):
             return WebError(
@@ -198,7 +202,8 @@ class Web:
             )
         if status == 407:
             return WebError(f"the proxy wants a password ({told}); put it into https_proxy.")
-        return WebError(f"{what} cannot be had: {told} for {url}.")
+        kind = Unsupported if status in (405, 501) else WebError
+        return kind(f"{what} cannot be had: {told} for {url}.")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

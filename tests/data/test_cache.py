@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,7 @@ def test_a_record_of_another_version_does_not_count(tmp_path):
     file = remote(tmp_path, tag='"1"')
     file.local.write_bytes(DATA)
     assert cache.is_whole(file)
+    assert not cache.is_whole(replace(file, tag='"2"'))
     noted = record_of(file).read_text()
     assert '"checked": false' in noted
     other = replace(file, tag=None, sha256="0" * 64)  # the server has learnt of checksums
@@ -157,5 +159,11 @@ def test_room_is_counted_without_what_has_come(tmp_path):
     big = replace(file, size=free, local=Path(tmp_path / "not" / "there" / "yet"))
     with pytest.raises(cache.ArtifactError, match=r"1 file needs 1,152,921,504.6 GB"):
         cache.check_space([big])
+    few = replace(file, size=shutil.disk_usage(tmp_path).free + 10**9)
+    with pytest.raises(cache.ArtifactError):
+        cache.check_space([few])
+    cache.part_path(few).touch()
+    os.truncate(cache.part_path(few), few.size - 1_000)  # takes no room, as it is all holes
+    cache.check_space([few])
     cache.check_space([])
     cache.check_space([replace(file, size=None)])

@@ -153,6 +153,20 @@ def test_bytes_that_stay_wrong_are_an_error_that_names_the_file(server, tmp_path
     assert not [path for path in tmp_path.rglob("*.parquet*") if path.is_file()]
 
 
+def test_a_page_of_the_network_instead_of_the_file_does_not_cost_what_has_come(server, tmp_path):
+    files = shards(1)
+    server.add(REPO, files)
+    server.fail("shard_00000.parquet", Fault(cut=70_000), Fault(404))
+    with pytest.raises(WebError):
+        get(server, tmp_path)
+    server.portal = True
+    with pytest.raises(WebError, match="came wrong 3 times: 19 bytes"):
+        get(server, tmp_path)
+    server.portal = False
+    assert_same(get(server, tmp_path), files)
+    assert server.sent["shard_00000.parquet"] == SIZE
+
+
 def test_small_files_are_checked_by_the_hash_that_git_has_of_them(server, tmp_path):
     files = {"shard_0.txt": b"a few words\n", "shard_1.txt": b""}
     server.add(REPO, files)
@@ -293,6 +307,19 @@ def test_what_was_asked_for_before_an_error_is_still_given_out(server, tmp_path)
     assert got == ["shard_00000.parquet", "shard_00001.parquet"]
 
 
+def test_after_an_error_no_further_file_is_begun(server, tmp_path):
+    server.add(REPO, shards(4, 1_000))
+    server.fail("shard_00001.parquet", Fault(404))
+    hub = open_hub(server, tmp_path)
+    coming = download(hub.files(source()), hub.web, workers=1)
+    next(coming)
+    until(lambda: server.of("shard_00001.parquet"))
+    time.sleep(0.2)  # nothing says that nothing more will come
+    assert not server.of("shard_00002.parquet")
+    with pytest.raises(WebError):
+        next(coming)
+
+
 def test_leaving_the_loop_stops_the_workers_and_keeps_the_parts(server, tmp_path):
     files = shards(3)
     server.add(REPO, files)
@@ -355,6 +382,18 @@ def test_verify_finds_a_file_that_was_changed_behind_our_back(server, tmp_path):
     assert_same(get(server, tmp_path, verify=True), files)
     damaged.write_bytes(b"z" * 1_000)  # another time: seen without --verify
     assert_same(get(server, tmp_path), files)
+
+
+def test_a_file_that_was_found_damaged_is_not_used_when_no_other_can_be_had(server, tmp_path):
+    server.add(REPO, shards(1, 1_000))
+    (path,) = get(server, tmp_path)
+    stat = path.stat()
+    path.write_bytes(b"y" * 1_000)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    server.fail("shard_00000.parquet", *[Fault(404)] * 2)
+    for verify in (True, False):
+        with pytest.raises(WebError, match="is not there"):
+            get(server, tmp_path, verify=verify)
 
 
 def test_two_processes_do_not_write_into_each_others_part(server, tmp_path):

@@ -1,7 +1,10 @@
 """The list of a source's files: from the hub's API, from a plain server, from the cache."""
 
+import functools
 import json
+import threading
 from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hub_server import COMMIT, Fault, HubServer
@@ -219,6 +222,40 @@ def test_a_plain_file_that_changed_meanwhile_comes_anew(server, tmp_path):
     server.add(REPO, {**FILES, name: b"e" * 300})  # its tag is another than that of the list
     ((_, path),) = download(files, hub.web)
     assert path.read_bytes() == b"e" * 300
+
+
+def test_a_plain_server_that_does_not_know_head(server, tmp_path):
+    server.heads = False
+    server.fail("main/test-00000-of-00001.parquet", Fault(cut=7))
+    hub = plain(server, tmp_path)
+    files = hub.files(SOURCE)
+    assert [file.size for file in files] == [None] * 3
+    got = [path.read_bytes() for _, path in download(files, hub.web)]
+    assert got == [b"a" * 100, b"b" * 200, b"c" * 300]  # though nothing was known, not even a size
+    asked = len([a for a in server.asked if a.method == "GET"])
+    list(download(hub.files(SOURCE), hub.web))
+    assert len([a for a in server.asked if a.method == "GET"]) == asked
+
+
+def test_a_folder_that_pythons_own_server_serves(tmp_path):
+    for name, data in FILES.items():
+        (tmp_path / "served" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "served" / name).write_bytes(data)
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        base_url = f"http://127.0.0.1:{server.server_port}"
+        hub = Hub(tmp_path / "home", Web(patience=QUICK), base_url=base_url)
+        files = hub.files(SOURCE)
+        assert files[0].tag.endswith(" GMT")  # it has no ETag
+        got = {file.path: path.read_bytes() for file, path in download(files, hub.web)}
+        server.shutdown()
+    assert got == {path: FILES[path] for path in SOURCE.files}
 
 
 def test_a_base_url_may_name_the_source(server, tmp_path):
