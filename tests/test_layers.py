@@ -20,7 +20,7 @@ LAYERS = {
         3: "infer evals",
         4: "train.fit train.rl train.exhausted pipeline stages plan report chat errors machine "
         "interop serve",
-        5: "cli tokenizer_cli",
+        5: "cli tokenizer_cli data_show_cli",
     }.items()
     for name in names.split()
 }

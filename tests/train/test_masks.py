@@ -44,11 +44,11 @@ Batch = dict[str, np.ndarray]
 
 
 def packed_chats() -> Batch:
-    """Rows of 17 tokens from conversations of 9 to 50: several that are cut before any reply."""
+    """Rows of 17 tokens from conversations of 5 to 26: some that are cut before any reply."""
     chats: Any = [
         {
             "messages": [
-                {"role": "user", "content": "ask " * (number % 9)},
+                {"role": "user", "content": "a" * (5 * number % 16)},
                 {"role": "assistant", "content": "ok" * (number % 4)},
             ]
         }
