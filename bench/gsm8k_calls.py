@@ -21,6 +21,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator
 from decimal import ROUND_DOWN, Decimal, InvalidOperation
+from itertools import pairwise
 from pathlib import Path
 
 from jaxchat.plan import table
@@ -42,8 +43,8 @@ def main() -> int:
     problems = 0
     for path in args.files:
         for number, call, output in calls(path):
-            problems = problems + 1 if call is None else problems
             if call is None:
+                problems += 1
                 continue
             found = group(call, output)
             counts[path.name, found] += 1
@@ -64,7 +65,7 @@ def calls(path: Path) -> Iterator[tuple[int, str | None, str]]:
     """(row from 1, call, stated output) of every call; after each problem (row, None, "")."""
     for number, problem in enumerate(GSM8K([path]), 1):
         parts = problem.solution
-        for part, following in zip(parts, parts[1:], strict=False):
+        for part, following in pairwise(parts):
             if part["type"] == "python":
                 yield number, part["text"], following["text"]
         yield number, None, ""
