@@ -115,13 +115,14 @@ def render_batch(
 def check_conversation(value: object) -> Conversation:
     """The value, if it can be rendered. Raises ConversationError, which names the field."""
     messages = _messages(value)
-    for role, parts in _turns(messages):
-        bad = next((part for part in parts if not _is_unicode(part["text"])), None)
-        if bad is not None:
-            raise ConversationError(
-                f"a text of the {role} holds a lone surrogate ({bad['text']!a:.40}); it must be "
-                "valid Unicode."
-            )
+    _turns(messages)
+    for index, message in enumerate(messages):
+        content = message["content"]
+        if isinstance(content, str):
+            _check_unicode(content, f"messages[{index}].content")
+            continue
+        for number, part in enumerate(content):
+            _check_unicode(part["text"], f"messages[{index}].content[{number}].text")
     return {"messages": messages}
 
 
@@ -169,15 +170,16 @@ def _messages(conversation: object) -> list[Message]:
     return messages
 
 
-def _is_unicode(text: str) -> bool:
-    r"""Whether no surrogate stands alone, as JSON's \ud800 does."""
+def _check_unicode(text: str, where: str) -> None:
+    r"""Raises ConversationError when a surrogate stands alone, as JSON's \ud800 does."""
     if text.isascii():
-        return True
+        return
     try:
         text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError as error:
+        raise ConversationError(
+            f"{where} has a lone surrogate at character {error.start}; it must be valid Unicode."
+        ) from error
 
 
 def _render_messages(

@@ -52,7 +52,7 @@ def test_every_bad_line_is_told_with_its_number_and_field(tmp_path: Path) -> Non
         {"messages": [ASK, {"role": "assistant", "content": [part]}]},
         {"messages": [ASK, {"role": "assistant", "content": None, "tool_calls": []}]},
         [ASK],
-        [{"role": "user", "content": "\ud800"}, REPLY],
+        [{"role": "user", "content": "ab\ud800"}, REPLY],
         "17",
     )
     assert message[0].startswith("8 of 9 lines are no conversations")
@@ -63,7 +63,7 @@ def test_every_bad_line_is_told_with_its_number_and_field(tmp_path: Path) -> Non
         "line 6 of FILE: messages[1].content[0].type is 'code'",
         "line 7 of FILE: messages[1].content is of type NoneType",
         "line 8 of FILE: messages holds no reply of the assistant",
-        "line 9 of FILE: a text of the user holds a lone surrogate",
+        "line 9 of FILE: messages[0].content has a lone surrogate at character 2",
         "line 10 of FILE: a conversation must be a dict",
     ]
     for line, start in zip(message[1:], starts, strict=True):

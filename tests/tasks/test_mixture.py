@@ -73,12 +73,12 @@ def test_every_row_comes_as_often_as_its_epochs_say() -> None:
 
 def test_the_same_seed_gives_the_same_mixture_and_another_one_another() -> None:
     def make(seed: int) -> list[tuple[str, int]]:
-        return places(Mixture([Ingredient(Numbers("a", 40), epochs=2)], seed))
+        return places(Mixture([Ingredient(Numbers("a", 40), epochs=3)], seed))
 
     assert make(1) == make(1) != make(2)
-    first, second = make(1)[:40], make(1)[40:]
-    assert first != second, "the second epoch is in the order of the first"
-    assert sorted(first) == sorted(second)
+    epochs = [make(1)[start : start + 40] for start in (0, 40, 80)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert len({tuple(epoch) for epoch in epochs}) == 3, "two epochs are in the same order"
 
 
 def test_seed_42_has_the_rows_in_nanochats_order() -> None:

@@ -319,6 +319,12 @@ def test_what_is_beyond_the_limit_is_cut() -> None:
 def test_a_checked_conversation_is_one_that_renders() -> None:
     given_: Any = {"messages": [system("s"), user("a"), assistant([text("b")])], "id": 3}
     assert check_conversation(given_) == {"messages": given_["messages"]}
-    for bad in (None, [], {"messages": [assistant("a")]}, {"messages": [user("\udc00")]}):
+    for bad in (None, [], {"messages": [assistant("a")]}):
         with pytest.raises(ConversationError):
             check_conversation(bad)
+    for messages, field in (
+        ([system("é\udc00"), user("a")], r"messages\[0\]\.content has"),
+        ([user("a"), assistant([text("b"), text("\udc00")])], r"messages\[1\]\.content\[1\]\.text"),
+    ):
+        with pytest.raises(ConversationError, match=field):
+            check_conversation({"messages": messages})

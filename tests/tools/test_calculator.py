@@ -58,6 +58,28 @@ def test_answers(expression: str, expected: str) -> None:
     assert calculate(expression) == expected
 
 
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("14", "14"),  # a number alone
+        (".75*12", "9"),  # a decimal without its zero
+        ("1-.85", "0.15"),
+        ("15*.02*1400", "420"),
+        ("63+-8", "55"),
+        ("-15+4", "-11"),
+        ("810//9", "90"),
+        ("(35/100)*60", "21"),
+        ("3*(4+5)-(6/2)", "24"),
+        ("7/2000", "0.0035"),
+        ("2.50+3.75+1.25", "7.5"),
+        ("3/8", "0.375"),
+    ],
+)
+def test_the_forms_that_calls_of_gsm8k_have(call: str, expected: str) -> None:
+    """bench/gsm8k_calls.py goes through all of them, where the data is at hand."""
+    assert calculate(call) == expected
+
+
 _NUMBERS = st.one_of(
     st.integers(0, 10**12).map(str),
     st.decimals(0, 1000, places=3).map(str),

@@ -25,7 +25,6 @@ from tiny_training import (
 )
 
 from jaxchat.config import MeshConfig
-from jaxchat.data.packing import pack_conversations
 from jaxchat.data.rows import RowSource, write_rows
 from jaxchat.home import ArtifactError
 from jaxchat.model import gpt
@@ -43,25 +42,27 @@ BYTES = train_tokenizer([], 265)
 Batch = dict[str, np.ndarray]
 
 
-def packed_chats() -> Batch:
-    """Rows of 17 tokens from conversations of 9 to 50: several that are cut before any reply."""
+def cut_chats() -> Batch:
+    """Rows of one conversation each, of 5 to 26 tokens: some padded, some cut before any reply."""
     chats: Any = [
         {
             "messages": [
-                {"role": "user", "content": "ask " * (number % 9)},
+                {"role": "user", "content": "a" * (5 * number % 16)},
                 {"role": "assistant", "content": "ok" * (number % 4)},
             ]
         }
-        for number in range(40)
+        for number in range(A * B)
     ]
-    ids, mask, offsets = render_batch(chats, BYTES)
-    pairs = [
-        (ids[start:end].tolist(), mask[start:end].tolist()) for start, end in pairwise(offsets)
-    ]
-    rows = list(pack_conversations(pairs, T + 1, BYTES.bos))[: A * B]
+    ids, mask, offsets = render_batch(chats, BYTES, T + 1)
+    tokens, flags = np.full((A * B, T + 1), BYTES.bos), np.zeros((A * B, T + 1))
+    for row, (start, end) in enumerate(pairwise(offsets)):
+        tokens[row, : end - start], flags[row, : end - start] = ids[start:end], mask[start:end]
+    supervised = flags[:, 1:].sum(1)
+    assert (supervised == 0).any(), "no conversation is cut before its reply"
+    assert len(set(supervised)) > 3, "the rows weigh the same"
     return {
-        "tokens": np.array([row for row, _ in rows], np.int32).reshape(A, B, T + 1),
-        "mask": np.array([flags for _, flags in rows], np.float32).reshape(A, B, T + 1),
+        "tokens": tokens.astype(np.int32).reshape(A, B, T + 1),
+        "mask": flags.astype(np.float32).reshape(A, B, T + 1),
     }
 
 
@@ -87,7 +88,7 @@ def only(*where: Any) -> np.ndarray:
 
 
 BATCHES = {
-    "packed conversations, some cut before the reply": packed_chats(),
+    "conversations, some cut before the reply": cut_chats(),
     "a micro-batch without a supervised token": batch_with(without(1)),
     "one row of sixteen": batch_with(without(slice(None), slice(1, None)) * [[[1]], [[0]]]),
     "one token in all": batch_with(only(1, 5, 9)),

@@ -1,0 +1,193 @@
+"""`jaxchat data show`: conversations as the model gets them, with what it learns marked (layer 5).
+
+Nothing heavy is imported before the command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxchat import home, runs
+from jaxchat.config import ConfigError
+from jaxchat.home import ArtifactError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from jaxchat.tasks.dataset import Dataset
+    from jaxchat.tokenizer import Tokenizer
+
+LEARNED, NOT_LEARNED = "+ ", "  "  # what lines begin with
+NEW_LINE = "↵"
+_STYLES = {  # (learned, special token)
+    (True, False): "green",
+    (True, True): "bold green",
+    (False, False): "",
+    (False, True): "cyan",
+}
+
+
+def add_show(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> None:
+    """Adds show to the subcommands of `jaxchat data`; `parents` hold the common arguments."""
+    show = commands.add_parser(
+        "show", parents=list(parents), help="print examples, coloured by what is learned"
+    )
+    show.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a source or a generated task by name, or a .jsonl or .parquet file of conversations",
+    )
+    show.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the source's files")
+    show.add_argument("-n", type=_count, default=3, metavar="N", help="how many (3)")
+    show.add_argument("--seed", type=_whole, default=0, help="which: chosen at random by this (0)")
+    show.add_argument("--split", choices=("train", "test"), default="train")
+    show.add_argument("--tokens", action="store_true", help="every token with its id")
+    show.add_argument("--max-tokens", type=_count, metavar="N", help="cut there, as training does")
+    which = show.add_mutually_exclusive_group()
+    which.add_argument("--tokenizer", type=Path, metavar="DIR", help="of this folder")
+    which.add_argument("--run", help="the tokenizer of this run (default: the last)")
+    show.set_defaults(run_command=show_command)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if _whole(text) == 0:
+        raise argparse.ArgumentTypeError("0 is too few")
+    return int(text)
+
+
+def show_command(args: argparse.Namespace) -> int:
+    """Prints examples of one source."""
+    from rich.console import Console
+
+    from jaxchat.tasks.mixture import Ingredient, Mixture
+    from jaxchat.tokenizer import render
+
+    root = home.home(getattr(args, "home", None))
+    dataset = find_dataset(args.source, args.files, args.split, args.seed, args.n)
+    if not len(dataset):
+        raise ArtifactError(f"{args.source} holds no conversation.")
+    tokenizer = _tokenizer(root, args.tokenizer, args.run)
+    mixture = Mixture([Ingredient(dataset)], args.seed)
+    console = Console(highlight=False, soft_wrap=True)  # it knows terminals and NO_COLOR
+    for number in range(min(args.n, len(mixture))):
+        _, index = mixture.place(number)
+        ids, mask = render(mixture.conversation(number), tokenizer, args.max_tokens)
+        console.print(
+            f"{dataset.name}, number {index}: {len(ids):,} tokens, {sum(mask):,} of them learned "
+            f"(lines with {LEARNED.strip()})",
+            style="bold",
+            markup=False,
+        )
+        for line in lines_of(ids, mask, tokenizer, with_ids=args.tokens):
+            console.print(line)
+        console.print()
+    return 0
+
+
+def _tokenizer(root: Path, folder: Path | None, run: str | None) -> Tokenizer:
+    from jaxchat.tokenizer import Tokenizer
+
+    if folder is None:
+        try:
+            folder = runs.find(root, run) / "tokenizer"
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"{error}, or name a tokenizer's folder with --tokenizer."
+            ) from error
+    return Tokenizer.load(folder)
+
+
+def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, count: int) -> Dataset:
+    """The data set that the arguments name; of a generated task, `count` problems.
+
+    Raises ConfigError for a name that is neither a task, nor a source with files, nor a file.
+    """
+    from jaxchat.tasks import EVERYDAY_WORDS, TASKS, make_tasks
+    from jaxchat.tasks.dataset import Drawn
+    from jaxchat.tasks.sources import FILE_SOURCES, open_source
+    from jaxchat.tasks.table import SUFFIXES
+
+    if source in TASKS and not files:
+        task = make_tasks([source], seed, EVERYDAY_WORDS)[source]
+        return Drawn(task, count, "test" if split == "test" else "train")
+    if source in FILE_SOURCES and files:
+        return open_source(source, files)
+    if source.endswith(SUFFIXES):
+        return open_source("custom", [Path(source), *files])
+    if source in FILE_SOURCES:
+        raise ConfigError(f"give the files of {source}: jaxchat data show {source} FILE ...")
+    raise ConfigError(
+        f"there is nothing called {source!r} to show; generated are {', '.join(TASKS)}; with their "
+        f"files {', '.join(FILE_SOURCES)}; or name a file of conversations ({', '.join(SUFFIXES)})."
+    )
+
+
+def lines_of(
+    ids: Sequence[int], mask: Sequence[int], tokenizer: Tokenizer, *, with_ids: bool = False
+) -> Iterator[Text]:
+    """A rendered conversation in lines, each all learned or all not.
+
+    A line ends where the text has a new line (marked), where the mask changes, before the start of
+    a turn or a call and behind its end. `with_ids`: every token with its id in brackets. Control
+    characters are shown, not sent to the terminal.
+    """
+    from rich.text import Text
+
+    line, kind = Text(), False  # what is gathered, and whether it is learned
+    for piece, special, learned, ends in _pieces(ids, mask, tokenizer, with_ids):
+        starts = special and "_start|>" in piece
+        if line and (learned != kind or starts):
+            yield Text(LEARNED if kind else NOT_LEARNED) + line
+            line = Text()
+        kind = learned
+        line.append(piece, _STYLES[learned, special])
+        if ends or (special and not starts):
+            yield Text(LEARNED if kind else NOT_LEARNED) + line
+            line = Text()
+    if line:
+        yield Text(LEARNED if kind else NOT_LEARNED) + line
+
+
+def _pieces(
+    ids: Sequence[int], mask: Sequence[int], tokenizer: Tokenizer, with_ids: bool
+) -> Iterator[tuple[str, bool, bool, bool]]:
+    """(text, whether a special token, whether learned, whether a line ends behind it)."""
+    for (special, learned), group in itertools.groupby(
+        range(len(ids)), lambda i: (not tokenizer.is_ordinary(ids[i]), bool(mask[i]))
+    ):
+        run = [ids[i] for i in group]
+        if special:
+            for token in run:
+                number = f"[{token}]" if with_ids else ""
+                yield tokenizer.decode([token]) + number, True, learned, False
+        elif with_ids:
+            for token in run:
+                piece = _shown(tokenizer.decode_bytes([token]))
+                yield f"{piece}[{token}]", False, learned, NEW_LINE in piece
+        else:
+            *lines, last = _shown(tokenizer.decode_bytes(run)).split(NEW_LINE)
+            for line in lines:
+                yield line + NEW_LINE, False, learned, True
+            if last:
+                yield last, False, learned, False
+
+
+def _shown(text: bytes) -> str:
+    r"""Text as it can be printed: new lines as NEW_LINE, other controls and lone bytes escaped."""
+    return "".join(
+        NEW_LINE if c == "\n" else c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in text.decode("utf-8", errors="backslashreplace")
+    )
