@@ -37,7 +37,9 @@ def add_prepare(commands: Any) -> None:
         metavar="N",
         help=f"of a row: the model's sequence length and one (default {ROW_TOKENS})",
     )
-    prepare.add_argument("--workers", type=_at_least(1), metavar="N", help="default: one per core")
+    prepare.add_argument(
+        "--workers", type=_at_least(1), metavar="N", help="default: one per core, at most 8"
+    )
     prepare.set_defaults(run_command=prepare_command)
 
 
@@ -52,15 +54,14 @@ def _at_least(least: int) -> Any:
 
 def prepare_command(args: argparse.Namespace) -> int:
     """Prepares the shards and tells what is in them."""
-    from jaxchat.data.shards import local_inputs, prepare_shards
+    from jaxchat.data.shards import MOST_WORKERS, local_inputs, prepare_shards
     from jaxchat.machine import cores
     from jaxchat.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(args.tokenizer)
     inputs = local_inputs(args.data_dir, args.row_tokens)
-    prepared = prepare_shards(
-        inputs, tokenizer, args.row_tokens, args.out, workers=args.workers or cores()
-    )
+    workers = args.workers or min(cores(), MOST_WORKERS)
+    prepared = prepare_shards(inputs, tokenizer, args.row_tokens, args.out, workers=workers)
     print(told(prepared, inputs, args.out))
     return 0
 

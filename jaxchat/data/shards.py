@@ -30,7 +30,8 @@ from jaxchat.progress import Progress
 from jaxchat.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 20  # encoded at a time
-SEGMENT_TOKENS = 1 << 24  # packed at a time: what bounds memory, to about 6 such arrays a worker
+SEGMENT_TOKENS = 1 << 24  # packed at a time: what bounds memory, to about 200 MB a worker
+MOST_WORKERS = 8  # that are of use: str and plans of rows are made under the interpreter lock
 POLL = 0.2  # seconds
 SMALL_BYTES = 64_000_000  # files below this share a shard, or below a twentieth of all
 SMALL_ROWS = 16  # but at least so many rows a shard, of four bytes of text a token
