@@ -40,9 +40,9 @@ def test_a_folder_of_text_becomes_shards(
     folder = ShardFolder(tmp_path / "out")
     assert (len(folder), folder.manifest.row_tokens, folder.manifest.validation) == (3, 33, 2)
     training, held_out, shards = capsys.readouterr().out.splitlines()
-    assert training.startswith("training  800 documents of 21,")
+    assert training.startswith("training  800 documents of 19,780 tokens")
     assert " kept in " in training
-    assert held_out.startswith("held out  400 documents of 10,")
+    assert held_out.startswith("held out  400 documents of 9,890 tokens")
     assert held_out.endswith("(c.jsonl)")
     assert shards.startswith(f"3 shards in {tmp_path / 'out'}, 0 of them were there already; ")
     run(*folders, "--row-tokens", "33")
