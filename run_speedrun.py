@@ -10,6 +10,7 @@ run that was interrupted goes on where it was.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from jaxchat.config import ConfigError, RunConfig
 from jaxchat.profiling import request
 
 STAGES = {
-    "data": "gather text: deduplicate, filter, hold some out",
+    "data": "find text and conversations, download what is needed first",
     "tokenizer": "train the byte-level BPE tokenizer (bpe_rs)",
     "rows": "tokenize and pack text and conversations into rows",
     "base": "pretrain the transformer on text",
@@ -51,6 +52,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tier", required=True, help=f"one of {', '.join(tiers())}")
     parser.add_argument("--home", type=Path, help="where artefacts go (JAXCHAT_HOME)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--data-dir", metavar="FOLDER", help="pretrain on text files of your own")
+    parser.add_argument("--offline", action="store_true", help="ask nobody for datasets")
+    parser.add_argument("--base-url", metavar="URL", help="datasets from here instead of the hub")
     parser.add_argument("--stages", metavar="A,B", help="run only these")
     parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="do again")
     parser.add_argument("--plan", action="store_true", help="only say what it would take")
@@ -68,6 +72,8 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
     """Reads the configuration, plans or runs."""
     if args.tier not in tiers():
         raise ConfigError(f"there is no tier {args.tier!r}; the tiers are {', '.join(tiers())}.")
+    if args.data_dir is not None:
+        args.set += ['data.source="folder"', f"data.folder={json.dumps(args.data_dir)}"]
     config = recipe.load(tiers()[args.tier], args.set)
     args.profile = [request.parse(text) for text in args.profile]
     if args.plan:
@@ -86,9 +92,12 @@ def run_all(config: RunConfig, root: Path, run: Path, args: argparse.Namespace) 
     from jaxchat import pipeline, report, stages
 
     by_name = {stage.name: stage for stage in stages.STAGES}
-    context = pipeline.Context(config, run, args.profile)
+    network = pipeline.Network(args.base_url, args.offline)
     only = args.stages.split(",") if args.stages else None
-    pipeline.run_stages([by_name[name] for name in STAGES], context, only=only, force=args.force)
+    with pipeline.Context(config, run, args.profile, network) as context:
+        pipeline.run_stages(
+            [by_name[name] for name in STAGES], context, only=only, force=args.force
+        )
     if "report" in context.done:
         print(report.farewell(run, "" if args.home is None else f" --home {root}"))
     return 0

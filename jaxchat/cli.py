@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jaxchat
-from jaxchat import home, machine, runs, tokenizer_cli
+from jaxchat import data_cli, home, machine, runs, tokenizer_cli
 from jaxchat.errors import explain, guarded
 
 
@@ -41,6 +41,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "tokenizer", parents=[common], help="train and compare tokenizers"
     )
     tokenizer_cli.add_commands(tokenizer)
+    data_cli.add_commands(
+        commands.add_parser("data", parents=[common], help="download and prepare datasets")
+    )
     doctor = commands.add_parser("doctor", parents=[common], help="check this machine")
     doctor.set_defaults(run_command=doctor_command)
     return parser.parse_args(argv)

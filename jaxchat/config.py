@@ -20,6 +20,8 @@ class ConfigError(ValueError):
 
 STAGES = ("data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval", "report")
 PRESETS = ("classic", "modern")
+# the documentation of this machine, datasets of the hub (`data.registry`), a folder of one's own
+TEXT_SOURCES = ("machine", "fineweb_edu", "climbmix", "folder")
 
 
 def _check(condition: bool, message: str) -> None:
@@ -164,15 +166,23 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the text comes from and how much of it is kept."""
+    """Where the text comes from and how much of it is used."""
 
-    source: str = "machine"  # "machine": the documentation every Python carries; or "fineweb_edu"
-    max_chars: int = 12_000_000
-    words: int = 6_000  # words of the corpus the spelling problems draw from
+    source: str = "machine"  # the documentation every Python carries; or one of TEXT_SOURCES
+    max_chars: int = 12_000_000  # of the machine's text
+    shards: int = 0  # of a source of shards, beside the one held out; 0: all
+    folder: str = ""  # of the user's own text, with source = "folder"
+    words: int = 6_000  # words of the text that the spelling problems draw from
 
     def __post_init__(self) -> None:
-        _one_of("data", self, "source", ("machine", "fineweb_edu", "climbmix"))
+        _one_of("data", self, "source", TEXT_SOURCES)
         _positive("data", self, "max_chars", "words")
+        _not_negative("data", self, "shards")
+        _check(
+            (self.source == "folder") == bool(self.folder),
+            f"data.source is {self.source!r} and data.folder is {self.folder!r}; a folder is named "
+            'with data.source = "folder" (or --data-dir), and only with it.',
+        )
 
 
 @dataclass(frozen=True)
@@ -183,8 +193,10 @@ class TrainConfig:
     batch_tokens: int = 524_288  # tokens of one optimizer step, over all devices
     micro_rows: int = 32  # rows one device takes at once; the rest is accumulated
     lr_scale: float = 1.0  # multiplies every rate of [optim]
-    conversations: int = 0  # generated problems, one to three a conversation (mid, sft)
-    mixture: Mapping[str, float] = field(default_factory=dict)  # task name -> share
+    # of mid and sft: how often each dataset of the hub, or .jsonl file of one's own, is read
+    epochs: Mapping[str, float] = field(default_factory=dict)
+    conversations: int = 0  # generated problems; without `epochs`, one to three a conversation
+    mixture: Mapping[str, float] = field(default_factory=dict)  # generated task -> share
     text_share: float = 0.0  # of the conversations' rows, added as rows of text: less is forgotten
     eval_every: int = 250
     eval_rows: int = 2_048
@@ -196,6 +208,8 @@ class TrainConfig:
         _positive("train", self, "save_every")
         for name, share in self.mixture.items():
             _check(share > 0, f"train.mixture.{name} is {share}; a share must be greater than 0.")
+        for name, epochs in self.epochs.items():
+            _check(epochs > 0, f"train.epochs.{name} is {epochs}; it must be greater than 0.")
 
 
 @dataclass(frozen=True)

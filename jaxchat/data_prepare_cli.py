@@ -1,4 +1,4 @@
-"""`jaxchat data prepare`: tokenizes a folder of the user's own text (layer 5).
+"""`jaxchat data prepare`: tokenizes the text of a run, or of a folder (layer 5).
 
 Nothing heavy is imported before the command runs.
 """
@@ -6,40 +6,49 @@ Nothing heavy is imported before the command runs.
 from __future__ import annotations
 
 import argparse
+import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxchat.config import ConfigError
+from jaxchat.preparer import CHILD
 from jaxchat.progress import duration
 
 if TYPE_CHECKING:
-    from jaxchat.data.shards import Prepared, ShardInput
+    from jaxchat.data.shards import Prepared
 
 ROW_TOKENS = 2_049
 
 
 def add_prepare(commands: Any) -> None:
     """Adds prepare to the commands of `jaxchat data`."""
-    prepare = commands.add_parser("prepare", help="tokenize a folder of text to shards of rows")
+    prepare = commands.add_parser(
+        "prepare",
+        help="tokenize text to shards of rows; goes on where it stopped",
+        description="Tokenizes the text of a run (--run), whose tokenizer is trained, or a folder "
+        "of text (--data-dir, --tokenizer, --out).",
+    )
+    prepare.add_argument("--run", metavar="NAME", help="what the run's stage `rows` would prepare")
     prepare.add_argument(
         "--data-dir",
         type=Path,
-        required=True,
         metavar="DIR",
         help="holds .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files; the last in the order "
         "of their names is held out",
     )
-    prepare.add_argument("--tokenizer", type=Path, required=True, metavar="DIR")
-    prepare.add_argument("--out", type=Path, required=True, metavar="DIR")
+    prepare.add_argument("--tokenizer", type=Path, metavar="DIR")
+    prepare.add_argument("--out", type=Path, metavar="DIR")
     prepare.add_argument(
         "--row-tokens",
         type=_at_least(2),
-        default=ROW_TOKENS,
         metavar="N",
         help=f"of a row: the model's sequence length and one (default {ROW_TOKENS})",
     )
-    prepare.add_argument(
-        "--workers", type=_at_least(1), metavar="N", help="default: one per core, at most 8"
-    )
+    prepare.add_argument("--workers", type=_at_least(1), metavar="N", help="default: one per core")
+    prepare.add_argument("--offline", action="store_true", help="with --run: download nothing")
+    prepare.add_argument("--base-url", metavar="URL", help="with --run: see jaxchat data download")
+    prepare.add_argument(CHILD, action="store_true", help=argparse.SUPPRESS)
     prepare.set_defaults(run_command=prepare_command)
 
 
@@ -54,25 +63,69 @@ def _at_least(least: int) -> Any:
 
 def prepare_command(args: argparse.Namespace) -> int:
     """Prepares the shards and tells what is in them."""
-    from jaxchat.data.shards import MOST_WORKERS, local_inputs, prepare_shards
-    from jaxchat.machine import cores
-    from jaxchat.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(args.tokenizer)
-    inputs = local_inputs(args.data_dir, args.row_tokens)
-    workers = args.workers or min(cores(), MOST_WORKERS)
-    prepared = prepare_shards(inputs, tokenizer, args.row_tokens, args.out, workers=workers)
-    print(told(prepared, inputs, args.out))
+    if args.until_stdin_closes:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    folder_options = (args.data_dir, args.tokenizer, args.out)
+    if (args.run is None) != (None not in folder_options) or (
+        args.run is not None and any((*folder_options, args.row_tokens))
+    ):
+        raise ConfigError(
+            "name a run with --run NAME, or a folder of text with --data-dir DIR, --tokenizer DIR "
+            "and --out DIR."
+        )
+    print(_of_folder(args) if args.run is None else _of_run(args))
     return 0
 
 
-def told(prepared: Prepared, inputs: list[ShardInput], out: Path) -> str:
+def _end_with_stdin() -> None:
+    """Ends this process when the one that holds the other end of its standard input has ended.
+
+    At once: what is being written has a temporary name, and is swept up the next time.
+    """
+    while os.read(0, 1):  # not sys.stdin, whose lock would still be held at the end
+        pass
+    os._exit(1)
+
+
+def _of_folder(args: argparse.Namespace) -> str:
+    from jaxchat.data.shards import local_inputs, prepare_shards
+    from jaxchat.machine import cores
+    from jaxchat.tokenizer import Tokenizer
+
+    tokenizer, row_tokens = Tokenizer.load(args.tokenizer), args.row_tokens or ROW_TOKENS
+    inputs = local_inputs(args.data_dir, row_tokens)
+    prepared = prepare_shards(
+        inputs, tokenizer, row_tokens, args.out, workers=args.workers or cores()
+    )
+    return told(prepared, inputs[-1].name, args.out)
+
+
+def _of_run(args: argparse.Namespace) -> str:
+    from jaxchat import home, runs
+    from jaxchat.data.hub import open_hub
+    from jaxchat.data.inputs import read_inputs
+    from jaxchat.data.prepare import load_tokenizer
+    from jaxchat.data.text_rows import FOLDER, prepare_text
+    from jaxchat.machine import cores
+
+    root = home.home(args.home)
+    run = runs.find(root, args.run)
+    inputs, tokenizer = read_inputs(run / "data"), load_tokenizer(run / "tokenizer")
+    hub = open_hub(root, base_url=args.base_url, offline=args.offline)
+    out = run / "rows" / FOLDER
+    prepared = prepare_text(
+        runs.read_config(run), inputs, tokenizer, out, hub, workers=args.workers or cores()
+    )
+    return told(prepared, inputs.text[-1].name, out)
+
+
+def told(prepared: Prepared, held_out: str, out: Path) -> str:
     """What preparing says at its end."""
     there = prepared.shards - prepared.made
     return "\n".join(
         [
             f"training  {prepared.training}",
-            f"held out  {prepared.held_out} ({inputs[-1].name})",
+            f"held out  {prepared.held_out} ({held_out})",
             f"{prepared.shards:,} shards in {out}, {there:,} of them were there already; "
             f"{duration(prepared.seconds)}",
         ]

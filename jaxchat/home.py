@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 DEFAULT_HOME = "~/.cache/jaxchat"
+DEFAULT_HUB = "https://huggingface.co"
 
 
 class ArtifactError(RuntimeError):
@@ -34,9 +35,44 @@ def tiktoken_cache() -> Path:
     return Path(named or Path(tempfile.gettempdir()) / "data-gym-cache")
 
 
+def hub_endpoint() -> str:
+    """Where datasets are: HF_ENDPOINT, else the Hugging Face hub."""
+    return os.environ.get("HF_ENDPOINT") or DEFAULT_HUB
+
+
+def hub_token() -> str | None:
+    """The user's token for the hub, where huggingface_hub looks: HF_TOKEN, else the token file."""
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if token:
+        return token
+    folder = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    path = Path(os.environ.get("HF_TOKEN_PATH") or Path(folder) / "token").expanduser()
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def hub_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def proxies() -> dict[str, str]:
+    """Scheme -> proxy, as http_proxy, https_proxy or the system say; urllib reads no_proxy."""
+    from urllib.request import getproxies
+
+    return getproxies()
+
+
 def runs(root: Path) -> Path:
     """The folder that holds one folder per run."""
     return root / "runs"
+
+
+def data(root: Path) -> Path:
+    """The folder that holds what was downloaded, one folder per source."""
+    return root / "data"
 
 
 def fsync_folder(folder: Path) -> None:

@@ -61,8 +61,10 @@ def token_logprobs(
 
 
 def bits_per_byte(nats: float, size: float) -> float:
-    """Bits per byte of text, from summed nats and bytes; NaN where there are no bytes."""
-    return nats / size / math.log(2.0) if size else math.nan
+    """Bits per byte of text, from summed nats and bytes. Raises ValueError for no bytes."""
+    if not size:
+        raise ValueError("there are no bits per byte of no byte")
+    return nats / size / math.log(2.0)
 
 
 def _chunks(x: Array, size: int) -> Array:

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from jaxchat.config import ConfigError, RunConfig
 from jaxchat.home import ArtifactError, read_json, remove, sha256_text, sweep, write_json
+from jaxchat.preparer import Preparer
 from jaxchat.profiling.request import Request, for_stage
 from jaxchat.progress import duration
 from jaxchat.recipe import to_json
@@ -39,17 +40,49 @@ class Stage:
     after: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Network:
+    """How datasets are asked for; it changes nothing that is made of them."""
+
+    base_url: str | None = None  # of a plain server, instead of the hub
+    offline: bool = False
+
+
+DEFAULT_NETWORK = Network()
+
+
 class Context:
     """What stages share: the configuration, the run's folder, and what is done so far.
 
     `profiles` are the steps that `--profile` asks to record; they change nothing that is made.
+    `preparer` makes rows of text meanwhile; `close` ends it.
     """
 
-    def __init__(self, config: RunConfig, root: Path, profiles: Sequence[Request] = ()) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        root: Path,
+        profiles: Sequence[Request] = (),
+        network: Network = DEFAULT_NETWORK,
+    ) -> None:
         self.config = config
         self.root = root
         self.profiles = profiles
+        self.network = network
+        self.preparer: Preparer | None = None
         self.done: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what still works in the background."""
+        if self.preparer is not None:
+            self.preparer.close()
+            self.preparer = None
 
     def folder(self, stage: str) -> Path:
         """Where a stage's artefact lives."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jaxchat import memory
+from jaxchat import memory, plan_data
 from jaxchat.config import RunConfig, TrainConfig
 from jaxchat.progress import duration
 from jaxchat.scaling import count_params, flops_per_token
 
 MASTER_BYTES = 4  # weights, gradients and optimizer state are float32
-TOKENS_PER_CONVERSATION = 40  # of the generated ones, with special tokens
-CHARACTERS_PER_TOKEN = {"machine": 3.0, "fineweb_edu": 4.8, "climbmix": 4.8}
 CHECKPOINTS_KEPT = 2
 MODELS_KEPT = 4  # base, mid, sft, rl
 
@@ -90,8 +88,7 @@ def make_plan(config: RunConfig) -> Plan:
 
 def _train_stage(config: RunConfig, name: str) -> StagePlan:
     train: TrainConfig = getattr(config, name)
-    generated = train.conversations * TOKENS_PER_CONVERSATION
-    steps = train.steps or max(1, generated // train.batch_tokens)
+    steps = train.steps or max(1, plan_data.chat_tokens(train) // train.batch_tokens)
     return _stage(config, name, steps, train.batch_tokens, flops_per_token(config.model))
 
 
@@ -155,17 +152,13 @@ def _rows_per_device(config: RunConfig) -> int:
 
 def plan_disk(config: RunConfig) -> dict[str, float]:
     """Bytes under the home once all is done, and the checkpoints of the stage that runs."""
-    base = config.base
     total = count_params(config.model)["total"]
-    tokens = base.steps * base.batch_tokens
-    text = tokens * CHARACTERS_PER_TOKEN[config.data.source]
-    if config.data.source == "machine":  # small: kept whole, and read more than once
-        text = config.data.max_chars
-        generated = config.mid.conversations + config.sft.conversations
-        tokens = int(text / CHARACTERS_PER_TOKEN["machine"]) + TOKENS_PER_CONVERSATION * generated
+    text = plan_data.plan_text(config)
+    chats = sum(chat.download for chat in plan_data.plan_chat(config))
+    chat_tokens = sum(plan_data.chat_tokens(train) for train in (config.mid, config.sft))
     return {
-        "text": text,
-        "rows": tokens * (2 if config.model.vocab_size <= 2**16 else 4),
+        "text": (text.download or text.characters) + chats,
+        "rows": (text.tokens + chat_tokens) * (2 if config.model.vocab_size <= 2**16 else 4),
         "checkpoints": CHECKPOINTS_KEPT * MASTER_BYTES * (total + optimizer_values(config)),
         "models": MODELS_KEPT * MASTER_BYTES * total,
     }
@@ -181,6 +174,8 @@ def render(plan: Plan) -> str:
             f"training on {config.hardware.devices} x {config.hardware.name}",
             "",
             *_model_lines(plan),
+            "",
+            *_data_lines(plan),
             "",
             *_stage_lines(plan),
             "",
@@ -201,6 +196,32 @@ def _model_lines(plan: Plan) -> list[str]:
         f"heads of {model.head_dim}, vocabulary {model.vocab_size:,}, context "
         f"{model.sequence_len:,}",
         *table(rows),
+    ]
+
+
+def _data_lines(plan: Plan) -> list[str]:
+    config = plan.config
+    text = plan_data.plan_text(config)
+    told = [f"{size(text.download)} to download"] if text.download else []
+    if text.tokens:
+        passes = plan.stages[0].tokens / text.tokens
+        told.append(
+            f"about {count(text.characters)} characters, {count(text.tokens)} tokens; training "
+            f"reads {passes:.2f} passes"
+        )
+    rows = []
+    for chat in plan_data.plan_chat(config):
+        read = ", ".join(f"{number:,} in {stage}" for stage, number in chat.conversations.items())
+        size_told = size(chat.download) if chat.download else "your own"
+        rows.append((chat.name, size_told, read))
+    generated = {name: getattr(config, name).conversations for name in ("mid", "sft")}
+    counts = ", ".join(f"{number:,} in {stage}" for stage, number in generated.items() if number)
+    if counts:
+        rows.append(("generated", "0 B", counts))
+    return [
+        f"Data  {text.what}",
+        *(f"  {part}" for part in [", ".join(told)] if part),
+        *(_notes(rows) if rows else ()),
     ]
 
 
@@ -228,8 +249,8 @@ def _stage_lines(plan: Plan) -> list[str]:
         f"  A step of base is {hardware.devices} devices x {rows_each} rows x "
         f"{config.model.sequence_len:,} tokens x {accumulated} accumulated.",
         f"  Time is FLOPs / (devices x {hardware.peak_flops:.3g} FLOP/s x "
-        f"{hardware.utilization:.0%}), at ${hardware.dollars_per_hour:g} an hour. Not in it: data, "
-        "compiling, evaluation,",
+        f"{hardware.utilization:.0%}), at ${hardware.dollars_per_hour:g} an hour. Not in it: "
+        "downloads, compiling, evaluation,",
         "  and that sampling in rl is slower than training; its samples count at full length.",
     ]
 

@@ -6,16 +6,22 @@ import functools
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from jaxchat import machine
 from jaxchat.config import ModelConfig, TrainConfig
-from jaxchat.data import prepare
+from jaxchat.data import chat_rows, inputs, prepare, text_rows
+from jaxchat.data.hub import Hub, open_hub
+from jaxchat.data.packing import TextStatistics
 from jaxchat.data.rows import RowSource, validation_batches
+from jaxchat.data.shard_folder import is_whole
+from jaxchat.data.stream import HeldOutRows, ShardedRows
 from jaxchat.evals import compression
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.evals.chat import evaluate_tasks, mean_reward
@@ -24,10 +30,12 @@ from jaxchat.home import read_json, remove, sha256_text, write_json
 from jaxchat.infer.engine import Engine
 from jaxchat.model import gpt
 from jaxchat.pipeline import Context, Stage
+from jaxchat.preparer import Preparer
 from jaxchat.profiling import request
 from jaxchat.profiling.capture import Capture
 from jaxchat.report import write_report
 from jaxchat.sharding import make_mesh
+from jaxchat.tasks.base import Split
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.checkpoint import load_params, save_params
 from jaxchat.train.compute import choose_compute
@@ -90,41 +98,114 @@ def make_engine(context: Context, params: Any) -> Engine:
     )
 
 
+def hub_of(context: Context) -> Hub:
+    """Where datasets come from."""
+    network = context.network
+    return open_hub(home_of(context.root), base_url=network.base_url, offline=network.offline)
+
+
+def home_of(root: Path) -> Path:
+    """The home of HOME/runs/NAME."""
+    return root.parents[1]
+
+
+class TextRows(NamedTuple):
+    """Rows of a run's text; those to train on may still be coming."""
+
+    train: ShardedRows
+    held_out: HeldOutRows
+
+    @property
+    def by_split(self) -> dict[Split, ShardedRows | HeldOutRows]:
+        """Them by the name of the split."""
+        return {"train": self.train, "test": self.held_out}
+
+
+def text_of(context: Context) -> TextRows:
+    """The rows of text; what of them is missing is prepared by a process of its own from now on."""
+    folder, tokenizer = context.folder("rows") / text_rows.FOLDER, tokenizer_of(context)
+    alive = None
+    if not is_whole(folder):
+        if context.preparer is None:
+            context.preparer = Preparer(_prepare_arguments(context), folder.parent / "text.log")
+        alive = context.preparer.ended
+    return TextRows(
+        ShardedRows(folder, tokenizer.hash, alive=alive),
+        HeldOutRows(folder, tokenizer.hash, alive=alive),
+    )
+
+
+def _prepare_arguments(context: Context) -> list[str]:
+    network = context.network
+    home = str(home_of(context.root))
+    arguments = ["data", "--home", home, "prepare", "--run", context.root.name]
+    arguments += ["--offline"] if network.offline else []
+    return arguments + (["--base-url", network.base_url] if network.base_url else [])
+
+
 def run_data(context: Context) -> dict[str, Any]:
-    """Gathers the text."""
-    return prepare.build_corpus(context.config.data, context.folder("data") / "corpus")
+    """Finds the text and the conversations, and fetches what is needed first."""
+    return inputs.gather(context.config, context.folder("data"), hub_of(context))
 
 
 def run_tokenizer(context: Context) -> dict[str, Any]:
     """Trains the tokenizer, and measures how it compresses."""
-    corpus = context.folder("data") / "corpus"
+    read = inputs.read_inputs(context.folder("data"))
     _tokenizer.cache_clear()
-    results = prepare.train_tokenizer(context.config, corpus, context.folder("tokenizer"))
+    results = prepare.train_tokenizer(context.config, read, context.folder("tokenizer"))
     measured = compression.survey({context.config.name: tokenizer_of(context)})
     return results | {"compression": [result.to_json() for result in measured]}
 
 
 def run_rows(context: Context) -> dict[str, Any]:
-    """Tokenizes and packs all that is trained on."""
-    corpus = context.folder("data") / "corpus"
-    return prepare.build_rows(context.config, corpus, tokenizer_of(context), context.folder("rows"))
+    """Renders and packs conversations; the first rows of text, or all where they are few."""
+    config, tokenizer, folder = context.config, tokenizer_of(context), context.folder("rows")
+    read = inputs.read_inputs(context.folder("data"))
+    told: dict[str, Any] = {}
+    if config.data.source == "machine":
+        prepared = text_rows.prepare_text(
+            config, read, tokenizer, folder / text_rows.FOLDER, hub_of(context),
+            workers=machine.cores(),
+        )  # fmt: skip
+        told = {
+            "base_train": text_counts(prepared.training, config.model),
+            "base_heldout": text_counts(prepared.held_out, config.model),
+        }
+    rows = text_of(context)
+    chat = chat_rows.build_chat_rows(config, read, tokenizer, rows.by_split, folder)
+    rows.train.take(np.arange(1), config.seed)  # waits until training can begin
+    digest = text_rows.text_hash(read, tokenizer, config.model.sequence_len + 1)
+    return {**told, **chat, "artifact": sha256_text(digest, chat["artifact"])}
+
+
+def text_counts(counts: TextStatistics, model: ModelConfig) -> dict[str, Any]:
+    """What the report tells of rows of text."""
+    tokens = counts.rows * (model.sequence_len + 1)
+    return {"rows": counts.rows, "tokens": tokens, "trained_tokens": tokens}
 
 
 def _train(context: Context, stage: str, train: TrainConfig, source: str | None) -> dict[str, Any]:
     config, tokenizer = context.config, tokenizer_of(context)
     rows, folder = context.folder("rows"), context.folder(stage)
+    job_rows: Any
     if source is None:
         params = gpt.init_params(jax.random.key(config.seed), config.model)
+        text = text_of(context)
+        job_rows = text.train, text.held_out
     else:
         params = load_model(context.root, source, config.model)
+        job_rows = (
+            RowSource(rows / f"{stage}_train", tokenizer.hash),
+            RowSource(rows / f"{stage}_heldout", tokenizer.hash),
+        )
     job = Job(
         title=stage,
         folder=folder,
         model=config.model,
         optim=config.optim,
         train=train,
-        rows=RowSource(rows / f"{stage}_train", tokenizer.hash),
-        held_out=RowSource(rows / f"{stage}_heldout", tokenizer.hash),
+        rows=job_rows[0],
+        held_out=job_rows[1],
         token_bytes=tokenizer.token_bytes,
         mesh=mesh_of(context),
         seed=config.seed,
@@ -146,8 +227,11 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
 
 
 def run_base(context: Context) -> dict[str, Any]:
-    """Pretrains on text."""
-    return _train(context, "base", context.config.base, None)
+    """Pretrains on text, while more of it is being prepared."""
+    try:
+        return _train(context, "base", context.config.base, None)
+    finally:
+        context.close()  # nobody reads further shards
 
 
 def run_mid(context: Context) -> dict[str, Any]:
@@ -163,9 +247,9 @@ def run_sft(context: Context) -> dict[str, Any]:
 def run_rl(context: Context) -> dict[str, Any]:
     """Reinforcement learning on problems with a checkable answer."""
     config, tokenizer = context.config, tokenizer_of(context)
-    corpus, folder = context.folder("data") / "corpus", context.folder("rl")
+    read, folder = inputs.read_inputs(context.folder("data")), context.folder("rl")
     params = load_model(context.root, "sft", config.model)
-    tasks = prepare.run_tasks([config.rl.task], config.seed, corpus, tokenizer)
+    tasks = prepare.run_tasks([config.rl.task], config.seed, read, tokenizer)
     job = RLJob(
         folder=folder,
         model=config.model,
@@ -212,10 +296,10 @@ def run_eval(context: Context) -> dict[str, Any]:
 
 def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict[str, Any]:
     config, tokenizer = context.config, tokenizer_of(context)
-    corpus = context.folder("data") / "corpus"
-    held_out = RowSource(context.folder("rows") / "base_heldout", tokenizer.hash)
+    read = inputs.read_inputs(context.folder("data"))
+    held_out = HeldOutRows(context.folder("rows") / text_rows.FOLDER, tokenizer.hash)
     batches = validation_batches(held_out, config.eval.slots, config.base.eval_rows)
-    tasks = prepare.run_tasks(config.eval.tasks, config.seed, corpus, tokenizer)
+    tasks = prepare.run_tasks(config.eval.tasks, config.seed, read, tokenizer)
     limit = config.eval.max_new_tokens
     compute = choose_compute(replace(config.compute, fp8=False), config.model, compute_dtype())
     scores = evaluate_tasks(
@@ -229,7 +313,7 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict
         "tasks": {name: score.to_json() for name, score in scores.items()},
     }
     if stage in ("sft", "rl"):
-        task = prepare.run_tasks([config.rl.task], config.seed, corpus, tokenizer)[config.rl.task]
+        task = prepare.run_tasks([config.rl.task], config.seed, read, tokenizer)[config.rl.task]
         record["reward"] = mean_reward(
             engine, tokenizer, task, problems=config.eval.problems,
             samples=config.eval.reward_samples, max_tokens=limit, seed=config.seed,
@@ -249,7 +333,10 @@ def run_report(context: Context) -> dict[str, Any]:
 
 
 STAGES = (
-    Stage("data", "text", run_data, lambda c: (c.data,)),
+    Stage(
+        "data", "text", run_data,
+        lambda c: (c.data, c.tokenizer.max_chars, c.model.sequence_len, inputs.chat_names(c)),
+    ),
     Stage(
         "tokenizer", "tokenizer", run_tokenizer,
         lambda c: (c.tokenizer, c.mid, c.seed), ("data",),

@@ -131,4 +131,5 @@ def test_token_logprobs_are_the_plain_ones(chunk_rows):
 
 def test_bits_per_byte_are_nats_over_bytes_and_nan_without_bytes():
     assert bits_per_byte(3.0, 5.0) == pytest.approx(3.0 / 5.0 / math.log(2.0))
-    assert math.isnan(bits_per_byte(0.0, 0.0))
+    with pytest.raises(ValueError, match="no byte"):
+        bits_per_byte(0.0, 0.0)

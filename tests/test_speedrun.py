@@ -97,11 +97,13 @@ def test_a_stage_that_does_not_exist_is_one_sentence(option, tmp_path):
     assert "there is no stage 'sleep'; the stages are data, tokenizer," in done.stderr
 
 
-def test_data_that_cannot_be_fetched_yet_is_said_by_the_stage_that_would(tmp_path):
-    done = speedrun("--tier", "100", "--home", tmp_path)
-    assert done.returncode == 2
+def test_a_tier_whose_data_nobody_answers_for_says_what_to_do(tmp_path):
+    nobody = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "no_proxy": "*"}
+    done = speedrun("--tier", "100", "--home", tmp_path, env=nobody)
+    assert done.returncode == 1
     assert done.stdout == "[1/9] text\n"
-    assert "which this version cannot fetch yet" in done.stderr
+    assert "Without a network: --offline uses" in done.stderr
+    assert "--data-dir your own files" in done.stderr
 
 
 def test_a_home_that_cannot_be_written_is_said_at_once(tmp_path):

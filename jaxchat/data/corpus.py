@@ -208,7 +208,7 @@ class _Writer:
 
     def write(self, document: Document) -> None:
         line = {"text": document.text, "source": document.source}
-        self.file.write(json.dumps(line) + "\n")  # ASCII: lone surrogates survive too
+        self.file.write(json.dumps(line) + "\n")
         self.documents += 1
         self.chars += len(document.text)
 

@@ -25,6 +25,8 @@ Verdict = Literal["documents", "duplicates", "near_duplicates"]
 def is_worthwhile(document: Document) -> bool:
     """Whether a document is long enough, printable, and reads as English prose or as code."""
     text = document.text
+    if not _is_unicode(text):
+        return False
     if len(text) < MIN_CHARS or len(text) > 200 * (text.count("\n") + 1):  # data in long lines
         return False
     solid = "".join(text.split())
@@ -55,7 +57,7 @@ class Deduplicator:
         near-duplicate.
         """
         words = document.text.split()
-        digest = hashlib.sha256(" ".join(words).encode("utf-8", "surrogatepass")).digest()
+        digest = hashlib.sha256(" ".join(words).encode()).digest()
         if digest in self._texts:
             return "duplicates"
         lines = {line.strip() for line in document.text.splitlines()}
@@ -65,6 +67,15 @@ class Deduplicator:
         self._texts.add(digest)
         self._lines |= lines
         return "documents"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no surrogate stands alone, as one may in a Python string."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _printable(solid: str) -> bool:

@@ -149,6 +149,14 @@ class ShardFolder:
         return np.asarray(array)
 
 
+def is_whole(path: Path) -> bool:
+    """Whether all shards of a folder are there; what they hold is checked when they are read."""
+    if not (path / MANIFEST).exists():
+        return False
+    folder = ShardFolder(path)
+    return all(folder.file(number).with_suffix(".json").exists() for number in range(len(folder)))
+
+
 def create(path: Path, manifest: FolderManifest) -> ShardFolder:
     """A folder for shards; what is there already is gone on with.
 

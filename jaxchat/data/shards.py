@@ -83,6 +83,8 @@ def prepare_shards(
     `fetch` returns the file of an input that has no path, when it is there; it is called by the
     workers, in order. The held-out shard comes first, then the others in their order.
 
+    More than MOST_WORKERS `workers` are of no use, and are not started.
+
     Raises ConfigError for fewer than two inputs, and ArtifactError when the folder holds other
     shards, when another process works on it, and when an input is not what its hash says.
     """
@@ -105,7 +107,7 @@ def prepare_shards(
         made = shard_folder.create(folder, manifest)
         sweep(folder)
         maker = _Maker(made, tokenizer, inputs, fetch)
-        maker.run(max(1, min(workers, len(inputs))))
+        maker.run(max(1, min(workers, len(inputs), MOST_WORKERS)))
     return _summary(made, maker, time.monotonic() - began)
 
 

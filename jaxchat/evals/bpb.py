@@ -19,11 +19,18 @@ from jax.sharding import PartitionSpec as P
 
 from jaxchat import losses
 from jaxchat.config import MeshConfig, ModelConfig
+from jaxchat.home import ArtifactError
 from jaxchat.model import gpt
 from jaxchat.optim.shares import Shares
 from jaxchat.sharding import make_mesh, put, put_batch, replicated
 from jaxchat.train.compute import Compute
 from jaxchat.train.step import PLAIN, mesh_attention, over_rows, over_tensor
+
+_NO_BYTE = (
+    "bits per byte cannot be measured: in the held-out rows every token is masked or special (the "
+    "conversations have no reply, or none that begins within a row); use longer rows "
+    "(model.sequence_len) or other held-out data, and make the rows again with --force rows."
+)
 
 
 @functools.cache
@@ -61,10 +68,12 @@ def bits_per_byte(
 ) -> float:
     """Bits per byte over batches of `tokens` and `mask`, each [B, T+1].
 
-    `token_bytes` [V] is the number of bytes of each token, 0 for special ones. NaN when no byte is
-    predicted at all. The rows are split over `mesh`, where the parameters lie as in training; with
-    several processes each gives its own. Without a mesh all is on the first device. Where training
-    computes in fp8, this does not: what the weights are worth is measured without it.
+    `token_bytes` [V] is the number of bytes of each token, 0 for special ones. The rows are split
+    over `mesh`, where the parameters lie as in training; with several processes each gives its own.
+    Without a mesh all is on the first device. Where training computes in fp8, this does not: what
+    the weights are worth is measured without it.
+
+    Raises ArtifactError when no byte is predicted at all; `check_bytes` tells that beforehand.
     """
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
     sums_over = _sums_over(mesh, model, compute)
@@ -73,4 +82,14 @@ def bits_per_byte(
     sums = [sums_over(weights, put_batch(mesh, batch)) for batch in micro]
     nats = math.fsum(float(n) for n, _ in sums)
     size = math.fsum(float(b) for _, b in sums)
+    if not size:
+        raise ArtifactError(_NO_BYTE)
     return losses.bits_per_byte(nats, size)
+
+
+def check_bytes(batches: Iterable[dict[str, Any]], token_bytes: np.ndarray) -> None:
+    """Raises ArtifactError when the batches have no byte to predict, before time is spent."""
+    if not any(
+        np.any(token_bytes[batch["tokens"][:, 1:]] * batch["mask"][:, 1:]) for batch in batches
+    ):
+        raise ArtifactError(_NO_BYTE)

@@ -6,8 +6,10 @@ from jaxchat.tokenizer.chat import (
     ConversationError,
     Message,
     Part,
+    check_conversation,
     parse_completion,
     render,
+    render_batch,
     render_prompt,
 )
 from jaxchat.tokenizer.patterns import PATTERNS, SPLIT_PATTERN
@@ -25,8 +27,10 @@ __all__ = [
     "Tokenizer",
     "TokenizerError",
     "TrainingReport",
+    "check_conversation",
     "parse_completion",
     "render",
+    "render_batch",
     "render_prompt",
     "train_tokenizer",
 ]

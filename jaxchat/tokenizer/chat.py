@@ -8,10 +8,14 @@ Python: the code stands between `<|python_start|>` and `<|python_end|>`, and wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypedDict, get_args
 
+import numpy as np
+import numpy.typing as npt
+
 from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tokenizer.special import SPECIAL_TOKENS
 
 PartType = Literal["text", "python", "python_output"]
 
@@ -47,18 +51,78 @@ DELIMITERS: Mapping[PartType, tuple[str, str]] = {
 }
 
 
-def render(conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def render(
+    conversation: Conversation, tokenizer: Tokenizer, max_tokens: int | None = None
+) -> tuple[list[int], list[int]]:
     """The ids of a conversation, and for each id 1 where the assistant learns it, else 0.
 
     Learned are the assistant's text, its Python calls with their delimiters, and
     `<|assistant_end|>`; the output of a call is the tool's and not learned. A system message is put
-    before the first user message, with an empty line between them.
+    before the first user message, with an empty line between them. What is beyond `max_tokens` ids
+    is cut off.
 
     Raises ConversationError when the conversation is malformed.
     """
-    if not isinstance(conversation, Mapping) or "messages" not in conversation:
-        raise ConversationError('a conversation must be a dict with the key "messages".')
-    return _render_messages(conversation["messages"], tokenizer)
+    ids, mask = _render_messages(_messages(conversation), tokenizer)
+    return ids[:max_tokens], mask[:max_tokens]
+
+
+def render_batch(
+    conversations: Iterable[Conversation],
+    tokenizer: Tokenizer,
+    max_tokens: int | None = None,
+    threads: int | None = None,
+) -> tuple[npt.NDArray[np.uint16 | np.uint32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """`render` of many conversations at once, several times as fast: (ids, mask, offsets).
+
+    Conversation n has `ids[offsets[n] : offsets[n + 1]]`, and its mask there. The texts are encoded
+    together, by `threads` threads (None: one per core); the types are those of `encode_batch`.
+
+    Raises ConversationError, which says which conversation of the batch is malformed.
+    """
+    specials = {name: tokenizer.special(name) for name in SPECIAL_TOKENS}
+    texts: list[str] = []
+    tokens: list[int] = []  # of each segment: its special token, or -1 for a text
+    learned: list[bool] = []
+    ends = [0]  # segments before each conversation, and in all
+    for number, conversation in enumerate(conversations):
+        try:
+            for text, special, counts in _segments(_messages(conversation)):
+                if not special:
+                    texts.append(text)
+                tokens.append(specials[text] if special else -1)
+                learned.append(counts)
+        except ConversationError as error:
+            raise ConversationError(f"conversation {number} of the batch: {error}") from error
+        ends.append(len(tokens))
+    body, starts = tokenizer.encode_batch(texts, threads=threads)
+
+    segments = np.array(tokens, np.int64)
+    is_text = segments < 0
+    sizes = np.ones(len(segments), np.int64)
+    sizes[is_text] = np.diff(starts)
+    places = np.concatenate([[0], np.cumsum(sizes)])  # of each segment among the ids
+    ids = np.empty(places[-1], body.dtype)
+    ordinary = np.ones(len(ids), np.bool_)
+    ordinary[places[:-1][~is_text]] = False
+    ids[~ordinary] = segments[~is_text]
+    ids[ordinary] = body
+    mask = np.repeat(np.array(learned, np.uint8), sizes)
+    offsets = places[ends]
+    return (ids, mask, offsets) if max_tokens is None else _cut(ids, mask, offsets, max_tokens)
+
+
+def check_conversation(value: object) -> Conversation:
+    """The value, if it can be rendered. Raises ConversationError, which names the field."""
+    messages = _messages(value)
+    for role, parts in _turns(messages):
+        bad = next((part for part in parts if not _is_unicode(part["text"])), None)
+        if bad is not None:
+            raise ConversationError(
+                f"a text of the {role} holds a lone surrogate ({bad['text']!a:.40}); it must be "
+                "valid Unicode."
+            )
+    return {"messages": messages}
 
 
 def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
@@ -98,43 +162,68 @@ def parse_completion(ids: Sequence[int], tokenizer: Tokenizer) -> list[Part]:
     return [part for part in parts if part["text"] or part["type"] != "text"]
 
 
+def _messages(conversation: object) -> list[Message]:
+    if not isinstance(conversation, Mapping) or "messages" not in conversation:
+        raise ConversationError('a conversation must be a dict with the key "messages".')
+    messages: list[Message] = conversation["messages"]
+    return messages
+
+
+def _is_unicode(text: str) -> bool:
+    r"""Whether no surrogate stands alone, as JSON's \ud800 does."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _render_messages(
     messages: Sequence[Message], tokenizer: Tokenizer
 ) -> tuple[list[int], list[int]]:
-    row = _Row(tokenizer)
-    row.special("<|bos|>")
+    ids: list[int] = []
+    mask: list[int] = []
+    for text, special, learned in _segments(messages):
+        body = [tokenizer.special(text)] if special else tokenizer.encode(text)
+        ids += body
+        mask += [int(learned)] * len(body)
+    return ids, mask
+
+
+def _segments(messages: Sequence[Message]) -> Iterator[tuple[str, bool, bool]]:
+    """What a conversation consists of, in order.
+
+    Each is a text or the name of a special token, whether it is a name, and whether it is learned.
+    """
+    yield "<|bos|>", True, False
     for role, parts in _turns(messages):
-        row.special(f"<|{role}_start|>")
+        says = role == "assistant"
+        yield f"<|{role}_start|>", True, False
         for part in parts:
-            row.part(part, learned=role == "assistant" and part["type"] != "python_output")
-        row.special(f"<|{role}_end|>", learned=role == "assistant")
-    return row.ids, row.mask
+            learned = says and part["type"] != "python_output"
+            if part["type"] == "text":
+                yield part["text"], False, learned
+                continue
+            start, end = DELIMITERS[part["type"]]
+            yield start, True, learned
+            yield part["text"], False, learned
+            yield end, True, learned
+        yield f"<|{role}_end|>", True, says
 
 
-class _Row:
-    """Ids and mask under construction."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.ids: list[int] = []
-        self.mask: list[int] = []
-
-    def add(self, ids: list[int], learned: bool) -> None:
-        self.ids += ids
-        self.mask += [int(learned)] * len(ids)
-
-    def special(self, name: str, learned: bool = False) -> None:
-        self.add([self.tokenizer.special(name)], learned)
-
-    def part(self, part: Part, learned: bool) -> None:
-        body = self.tokenizer.encode(part["text"])
-        if part["type"] == "text":
-            self.add(body, learned)
-            return
-        start, end = DELIMITERS[part["type"]]
-        self.special(start, learned)
-        self.add(body, learned)
-        self.special(end, learned)
+def _cut(
+    ids: npt.NDArray[np.uint16 | np.uint32],
+    mask: npt.NDArray[np.uint8],
+    offsets: npt.NDArray[np.int64],
+    limit: int,
+) -> tuple[npt.NDArray[np.uint16 | np.uint32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The first `limit` ids of each conversation."""
+    sizes = np.diff(offsets)
+    kept = np.minimum(sizes, limit)
+    keep = np.arange(len(ids)) - np.repeat(offsets[:-1], sizes) < limit
+    return ids[keep], mask[keep], np.concatenate([[0], np.cumsum(kept)])
 
 
 def _turns(messages: Sequence[Message]) -> list[tuple[str, list[Part]]]:

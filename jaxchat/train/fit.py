@@ -29,8 +29,10 @@ from jaxchat.config import (
     OptimConfig,
     TrainConfig,
 )
+from jaxchat.data.prefetch import prefetched
 from jaxchat.data.rows import RowSource, training_batches, validation_batches
-from jaxchat.evals.bpb import bits_per_byte
+from jaxchat.data.stream import HeldOutRows, ShardedRows
+from jaxchat.evals.bpb import bits_per_byte, check_bytes
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
@@ -51,8 +53,8 @@ class Job:
     model: ModelConfig
     optim: OptimConfig
     train: TrainConfig
-    rows: RowSource
-    held_out: RowSource
+    rows: RowSource | ShardedRows
+    held_out: RowSource | HeldOutRows
     token_bytes: np.ndarray  # [V]
     mesh: Mesh
     seed: int
@@ -125,7 +127,7 @@ def plan_batch(train: TrainConfig, row_tokens: int, shards: int) -> tuple[int, i
     return rows // micro, micro
 
 
-def count_steps(train: TrainConfig, rows: RowSource) -> int:
+def count_steps(train: TrainConfig, rows: RowSource | ShardedRows) -> int:
     """The stage's steps: as configured, or one pass over the rows."""
     rows_per_step = train.batch_tokens // (rows.manifest.row_tokens - 1)
     return train.steps or max(1, len(rows) // max(rows_per_step, 1))
@@ -134,8 +136,9 @@ def count_steps(train: TrainConfig, rows: RowSource) -> int:
 def fit(job: Job, params: Any) -> FitResult:
     """Trains `params` for the job's steps, from its newest checkpoint when there is one.
 
-    Raises Interrupted after saving when SIGTERM or SIGINT comes, and OutOfMemory, with the
-    micro_rows that would fit, where a device cannot hold a step.
+    Raises Interrupted after saving when SIGTERM or SIGINT comes, OutOfMemory, with the micro_rows
+    that would fit, where a device cannot hold a step, and ArtifactError for held-out rows in which
+    nothing is predicted.
     """
     time_axis = job.rows.manifest.row_tokens - 1
     accumulation, micro = plan_batch(job.train, time_axis, batch_shards(job.mesh))
@@ -164,6 +167,8 @@ def _fit(job: Job, params: Any) -> FitResult:
     share = row_share(job.mesh)
     batches = training_batches(job.rows, accumulation * rows, job.seed, *share)
     held_out = list(validation_batches(job.held_out, rows, job.train.eval_rows, *share))
+    if jax.process_count() == 1:  # of several, one may have masked rows only
+        check_bytes(held_out, job.token_bytes)
 
     def evaluate(state: TrainState) -> float:
         return bits_per_byte(state.params, held_out, job.token_bytes, job.model, compute, job.mesh)
@@ -181,20 +186,30 @@ def _fit(job: Job, params: Any) -> FitResult:
         first = jax.process_index() == 0
         log = MetricsLog(job.folder / "metrics.jsonl", from_step=start, writes=first)
         loop = _Loop(job, log, steps, start, before, job.train.batch_tokens)
-        with loop.progress, recorded(step_fn, job.profile, start) as run_step:
-            for step in range(start, steps):
-                state, metrics = run_step(state, batch_of(step))
-                loop.dispatched(step, metrics)
-                done = step + 1
+        with (
+            loop.progress,
+            recorded(step_fn, job.profile, start) as run_step,
+            prefetched(batch_of, range(start, steps), give_up=stop) as ahead,
+        ):
+            done = saved = start
+            for batch in ahead:
+                state, metrics = run_step(state, batch)
+                loop.dispatched(done, metrics)
+                done += 1
                 if done % job.train.eval_every == 0 or done == steps:
                     loop.evaluated(done, evaluate(state))
-                stopping = stop()  # once: a signal between two looks would stop without saving
-                if done % job.train.save_every == 0 or done == steps or stopping:
+                if done % job.train.save_every == 0 or done == steps:
                     loop.flush()
                     checkpoints.save(done, state, {"seconds": loop.seconds()})
-                if stopping and done < steps:
-                    checkpoints.wait()
-                    raise Interrupted(stopping)
+                    saved = done
+                if stop():
+                    break
+            if done < steps:  # asked to stop, perhaps while it waited for data
+                if done > saved:
+                    loop.flush()
+                    checkpoints.save(done, state, {"seconds": loop.seconds()})
+                checkpoints.wait()
+                raise Interrupted(stop())
         loop.flush()
     return loop.result(state.params, evaluate)
 

@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat.config import ModelConfig
-from jaxchat.evals.bpb import bits_per_byte
+from jaxchat.config import MeshConfig, ModelConfig
+from jaxchat.evals.bpb import bits_per_byte, check_bytes
+from jaxchat.home import ArtifactError
 from jaxchat.model import gpt
+from jaxchat.sharding import make_mesh
 
 MODEL = ModelConfig(vocab_size=11, sequence_len=8, n_layer=1, n_head=2, n_kv_head=2, n_embd=16)
 SIZES = np.array([0, 1, 1, 2, 3, 1, 4, 0, 2, 1, 5], np.int32)  # 0 and 7 are special
@@ -59,7 +61,33 @@ def test_batches_are_weighted_by_their_bytes_not_averaged(params: gpt.Params) ->
     assert abs(found - mean) > 1e-3, "the two batches weigh the same"
 
 
-def test_no_byte_at_all_is_not_a_number(params: gpt.Params) -> None:
-    empty = batch(4, 2)
-    empty["mask"][:] = 0
-    assert math.isnan(bits_per_byte(params, [empty], SIZES, MODEL))
+def masked(seed: int) -> dict[str, np.ndarray]:
+    """A batch in which only first tokens and special ones are not masked."""
+    empty = batch(seed, 8)
+    empty["mask"] = np.isin(empty["tokens"], (0, 7)).astype(np.float32)
+    empty["mask"][:, 0] = 1
+    return empty
+
+
+def test_a_held_out_set_without_a_byte_to_predict_is_told_and_no_nan(params: gpt.Params) -> None:
+    for batches in ([masked(4)], [masked(4), masked(5)], []):
+        with pytest.raises(ArtifactError, match="every token is masked or special"):
+            bits_per_byte(params, batches, SIZES, MODEL)
+        with pytest.raises(ArtifactError, match="every token is masked or special"):
+            check_bytes(batches, SIZES)
+
+
+def test_a_masked_batch_beside_others_changes_nothing(params: gpt.Params) -> None:
+    some = batch(6, 8)
+    check_bytes([masked(4), some], SIZES)
+    alone = bits_per_byte(params, [some], SIZES, MODEL)
+    assert bits_per_byte(params, [masked(4), some, masked(5)], SIZES, MODEL) == alone
+
+
+def test_devices_whose_rows_are_masked_change_nothing(params: gpt.Params) -> None:
+    some = batch(7, 8)
+    some["mask"][1:] = 0
+    mesh = make_mesh(MeshConfig())
+    assert mesh.size == 8
+    on_mesh = bits_per_byte(params, [some, masked(4)], SIZES, MODEL, mesh=mesh)
+    assert on_mesh == pytest.approx(by_hand(params, [some]), rel=1e-5)

@@ -4,6 +4,7 @@ import copy
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +14,10 @@ from jaxchat.tokenizer import (
     ConversationError,
     Part,
     TokenizerError,
+    check_conversation,
     parse_completion,
     render,
+    render_batch,
     render_prompt,
     train_tokenizer,
 )
@@ -258,3 +261,64 @@ def test_a_conversation_must_have_messages(conversation: Any) -> None:
 def test_lone_surrogates_in_a_message_are_refused() -> None:
     with pytest.raises(TokenizerError, match="lone surrogate"):
         render({"messages": [{"role": "user", "content": "\ud800"}]}, BYTES)
+
+
+CONTENTS = st.one_of(
+    st.text(max_size=12),
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "type": st.sampled_from(["text", "python", "python_output"]),
+                "text": st.text(max_size=8),
+            }
+        ),
+        max_size=4,
+    ),
+)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Conversation:
+    turns = draw(st.lists(CONTENTS, min_size=1, max_size=5))
+    messages = [
+        (assistant if number % 2 else user)(
+            content if number % 2 or isinstance(content, str) else "ask"
+        )
+        for number, content in enumerate(turns)
+    ]
+    if draw(st.booleans()):
+        messages.insert(0, system(draw(st.text(max_size=6))))
+    return {"messages": messages}  # type: ignore[typeddict-item]
+
+
+@given(st.lists(conversations(), max_size=6), st.one_of(st.none(), st.integers(0, 30)))
+def test_a_batch_is_rendered_as_one_by_one(batch: list[Conversation], limit: int | None) -> None:
+    ids, mask, offsets = render_batch(batch, BYTES, limit)
+    assert (ids.dtype, mask.dtype, offsets.dtype) == (np.uint16, np.uint8, np.int64)
+    assert len(offsets) == len(batch) + 1
+    for conversation, (start, end) in zip(batch, pairwise(offsets), strict=True):
+        alone = render(conversation, BYTES, limit)
+        assert (ids[start:end].tolist(), mask[start:end].tolist()) == alone
+    assert len(ids) == len(mask) == offsets[-1]
+
+
+def test_a_malformed_conversation_of_a_batch_is_counted() -> None:
+    good: Any = {"messages": [user("a"), assistant("b")]}
+    bad: Any = {"messages": [user("a"), user("b")]}
+    with pytest.raises(ConversationError, match=r"conversation 2 of the batch: messages\[1\]"):
+        render_batch([good, good, bad], BYTES)
+
+
+def test_what_is_beyond_the_limit_is_cut() -> None:
+    conversation: Any = {"messages": [user("abc"), assistant("defg")]}
+    ids, mask = render(conversation, BYTES)
+    for limit in range(len(ids) + 3):
+        assert render(conversation, BYTES, limit) == (ids[:limit], mask[:limit])
+
+
+def test_a_checked_conversation_is_one_that_renders() -> None:
+    given_: Any = {"messages": [system("s"), user("a"), assistant([text("b")])], "id": 3}
+    assert check_conversation(given_) == {"messages": given_["messages"]}
+    for bad in (None, [], {"messages": [assistant("a")]}, {"messages": [user("\udc00")]}):
+        with pytest.raises(ConversationError):
+            check_conversation(bad)

@@ -77,12 +77,16 @@ def test_a_run_logs_every_step_once_and_learns(whole: Any, tmp_path: Path) -> No
     assert result.bits_per_byte < measure(random_params(CLASSIC)) - 0.5
 
 
-def run_until(folder: Path, step: int) -> None:
-    """Trains in another process and kills it with SIGKILL once `step` is logged."""
+def run_until(folder: Path, step: int, checkpoint: int = 0) -> None:
+    """Trains in another process; SIGKILLs it once `step` is logged and `checkpoint` is written."""
     process = subprocess.Popen([sys.executable, tiny_training.__file__, str(folder)])
     log = folder / "stage" / "metrics.jsonl"
     began = time.monotonic()
-    while not any(record["step"] >= step for record in read_metrics(log)):
+    saved = folder / "stage" / "checkpoints" / str(checkpoint)
+    while not (
+        any(record["step"] >= step for record in read_metrics(log))
+        and (not checkpoint or saved.exists())
+    ):
         assert process.poll() is None, "the training ended before it could be killed"
         assert time.monotonic() < began + 300, "the training hangs"
         time.sleep(0.002)
@@ -95,7 +99,7 @@ def run_until(folder: Path, step: int) -> None:
 def test_a_run_killed_twice_ends_like_one_left_alone(tmp_path: Path, whole: Any) -> None:
     job = tiny_job(tmp_path)
     run_until(tmp_path, step=2)  # before the first checkpoint, of step 5
-    run_until(tmp_path, step=7)  # and after it
+    run_until(tmp_path, step=7, checkpoint=5)  # and after it
     with Checkpoints(job.folder / "checkpoints") as checkpoints:
         assert checkpoints.latest() in (5, 10)
     assert_same_run(job, fit(job, random_params(CLASSIC)), whole)
@@ -106,7 +110,7 @@ def test_a_run_asked_to_stop_saves_and_goes_on_later(
     tmp_path: Path, whole: Any, number: signal.Signals
 ) -> None:
     class Stopping(RowSource):
-        """Sends the signal while the rows of step 6 are read."""
+        """Sends the signal while the rows of step 6 are read, some steps ahead of their use."""
 
         reads = 0
 
@@ -124,8 +128,9 @@ def test_a_run_asked_to_stop_saves_and_goes_on_later(
 
     job = tiny_job(tmp_path)
     with Checkpoints(job.folder / "checkpoints") as checkpoints:
-        assert checkpoints.latest() == 7, "the step that was under way was not saved"
-    assert [r["step"] for r in records(job) if "loss" in r] == list(range(7))
+        saved = checkpoints.latest()
+    assert saved in range(3, 8), "the step that was under way was not saved"
+    assert [r["step"] for r in records(job) if "loss" in r] == list(range(saved))
     assert_same_run(job, fit(job, random_params(CLASSIC)), whole)
 
 

@@ -1,0 +1,294 @@
+"""Downloaded files on disk: whole ones, with a record of their checksum, and parts of others.
+
+    HOME/data/SOURCE/COMMIT/PATH              a whole file
+    HOME/data/SOURCE/COMMIT/.NAME.json        its size, time and sha256: it is not read again
+    HOME/data/SOURCE/COMMIT/NAME.KEY.part     what has come so far; KEY says of which content
+
+A file has its name only when all of its bytes are there, checked and on the disk. A part is held
+by one process at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from jaxchat import home
+from jaxchat.data.web import Stopped
+from jaxchat.home import ArtifactError
+
+MARGIN = 1 << 30  # bytes that stay free on the disk
+POLL = 0.2  # seconds between two looks at a part that another process holds
+_BLOCK = 1 << 20
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)  # some network file systems
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file that a server has, and where it is kept here.
+
+    Attributes:
+        source: the name of its source.
+        path: within the dataset, with /.
+        url: where it is asked for; "" for the user's own file, which is used where it is.
+        local: where it is kept.
+        size: in bytes; None when the server has not said.
+        sha256: of its bytes, in hexadecimal; None when the server has not said.
+        blob: git's hash of it, which small files of a repository have instead of a sha256.
+        tag: ETag or Last-Modified of a server that has no checksums.
+    """
+
+    source: str
+    path: str
+    url: str
+    local: Path
+    size: int | None = None
+    sha256: str | None = None
+    blob: str | None = None
+    tag: str | None = None
+
+    @property
+    def version(self) -> str:
+        """Names the content; "" when nothing is known of it, so that no part of it can be used."""
+        known = self.sha256 or self.blob or self.tag
+        return f"{known}/{self.size}" if known else ""
+
+    def __str__(self) -> str:
+        return f"{self.path} of {self.source}"
+
+
+class Digest:
+    """The checksums of bytes that come one after the other."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self.file = file
+        self.size = 0
+        self._sha256 = hashlib.sha256()
+        size = file.size or 0
+        self._blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if file.blob else None
+
+    def update(self, data: bytes) -> None:
+        """Takes the next bytes."""
+        self.size += len(data)
+        self._sha256.update(data)
+        if self._blob is not None:
+            self._blob.update(data)
+
+    def read(self, file: BinaryIO) -> None:
+        """Takes all bytes of a file from where it stands."""
+        while data := file.read(_BLOCK):
+            self.update(data)
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    def matches(self) -> bool:
+        """Whether the bytes are those of the file, as far as the server has said what they are."""
+        wanted = self.file
+        if wanted.size is not None and self.size != wanted.size:
+            return False
+        if wanted.sha256 is not None:
+            return self.sha256 == wanted.sha256
+        return self._blob is None or self._blob.hexdigest() == wanted.blob
+
+
+def is_whole(file: RemoteFile, verify: bool = False) -> bool:
+    """Whether the file is here, with all its bytes.
+
+    A file whose size and time are as when it was checked is not read again, unless `verify`.
+    """
+    if not is_here(file):
+        return False
+    if not file.url:
+        return True
+    stat = file.local.stat()
+    record = _read_record(file)
+    if not verify and record.get("mtime_ns") == stat.st_mtime_ns:
+        if file.sha256 is not None:
+            return record.get("sha256") == file.sha256
+        return record.get("version") == file.version
+    digest = Digest(file)
+    with file.local.open("rb") as data:
+        digest.read(data)
+    if not digest.matches() or _differs_from(record, file, digest):
+        return False
+    with contextlib.suppress(OSError):  # a cache that others may only read is still good
+        _write_record(file, digest)
+    return True
+
+
+def _differs_from(record: dict[str, object], file: RemoteFile, digest: Digest) -> bool:
+    """Of a file without a checksum of its server's, the one noted when it came counts."""
+    known = file.sha256 or file.blob
+    return not known and record.get("version") == file.version and record["sha256"] != digest.sha256
+
+
+def is_here(file: RemoteFile) -> bool:
+    """Whether the file is there with the right size; nothing is read."""
+    try:
+        size = file.local.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return file.size in (None, size)
+
+
+def sha256_of(file: RemoteFile) -> str | None:
+    """The checksum of a whole file: its server's, else the one noted when it came."""
+    noted = _read_record(file).get("sha256")
+    return file.sha256 or (noted if isinstance(noted, str) else None)
+
+
+@contextlib.contextmanager
+def part(file: RemoteFile, stop: threading.Event) -> Iterator[BinaryIO]:
+    """The file's part, open for reading and writing, held against other processes.
+
+    Waits while another process holds it; raises Stopped when `stop` is set meanwhile. When the
+    other one has finished the file, the part is a new, empty one: ask `is_whole` again.
+    """
+    file.local.parent.mkdir(parents=True, exist_ok=True)
+    path = part_path(file)
+    _drop_old_parts(file, path)
+    while True:
+        # not "a+": what is there is read first, and may be cut off
+        handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        with handle:
+            _lock(handle, stop)
+            if _is(handle, path):
+                try:
+                    yield handle
+                finally:
+                    with contextlib.suppress(OSError):  # a full disk has been told of already
+                        handle.flush()
+                    if _is(handle, path) and not os.fstat(handle.fileno()).st_size:
+                        path.unlink()  # nothing has come: leave no trace
+                return
+
+
+def part_path(file: RemoteFile) -> Path:
+    """Where the part of this content is."""
+    key = home.sha256_text(file.version)[:12]
+    return file.local.with_name(f"{file.local.name}.{key}.part")
+
+
+def part_size(file: RemoteFile) -> int:
+    """Bytes that have come already and can be used."""
+    try:
+        return part_path(file).stat().st_size if file.version else 0
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+def _lock(handle: BinaryIO, stop: threading.Event) -> None:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if stop.wait(POLL):
+                raise Stopped from error
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return
+            raise
+
+
+def _is(handle: BinaryIO, path: Path) -> bool:
+    """Whether the path still names the open file: who held it before may have renamed it."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _drop_old_parts(file: RemoteFile, current: Path) -> None:
+    """Removes parts of other contents, but for those that somebody holds."""
+    for path in _parts(file):
+        if path == current:
+            continue
+        with contextlib.suppress(OSError), path.open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def _parts(file: RemoteFile) -> list[Path]:
+    stem = f"{file.local.name}."
+    if not file.local.parent.is_dir():
+        return []
+    names = (p for p in file.local.parent.iterdir() if p.name.startswith(stem))
+    return [
+        p for p in names if p.name.endswith(".part") and p.name.count(".") == stem.count(".") + 1
+    ]
+
+
+def finish(file: RemoteFile, handle: BinaryIO, digest: Digest) -> None:
+    """Gives a part, whose bytes have been checked, the name of the file."""
+    handle.flush()
+    os.fsync(handle.fileno())
+    part_path(file).replace(file.local)
+    home.fsync_folder(file.local.parent)
+    _write_record(file, digest)
+
+
+def remove(file: RemoteFile) -> None:
+    """Deletes a downloaded file, its record and its parts; the user's own files are not touched."""
+    if file.url:
+        for path in (file.local, _record_path(file), *_parts(file)):
+            path.unlink(missing_ok=True)
+
+
+def check_space(files: Iterable[RemoteFile], at_once: int | None = None) -> None:
+    """Raises ArtifactError when what is missing does not fit on the disk.
+
+    `at_once`: how many of the files are there at the same time, when they are removed after use.
+    """
+    sizes = [(file, (file.size or 0) - part_size(file)) for file in files]
+    if at_once is not None:
+        sizes = sorted(sizes, key=lambda pair: pair[1])[-at_once:]
+    needed = sum(max(size, 0) for _, size in sizes)
+    if not needed:
+        return
+    folder = sizes[0][0].local.parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed + MARGIN > free:
+        count = "1 file needs" if len(sizes) == 1 else f"{len(sizes):,} files need"
+        raise ArtifactError(
+            f"{count} {needed / 1e9:,.1f} GB, and {MARGIN / 1e9:.1f} GB are to "
+            f"stay free, but {folder} has {free / 1e9:,.1f} GB free; free some space, name another "
+            "folder with --home, or ask for fewer files."
+        )
+
+
+def _record_path(file: RemoteFile) -> Path:
+    return file.local.with_name(f".{file.local.name}.json")
+
+
+def _read_record(file: RemoteFile) -> dict[str, object]:
+    try:
+        record = home.read_json(_record_path(file))
+    except (ArtifactError, OSError):
+        return {}
+    return record if isinstance(record, dict) and "sha256" in record else {}
+
+
+def _write_record(file: RemoteFile, digest: Digest) -> None:
+    stat = file.local.stat()
+    record = {
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "sha256": digest.sha256,
+        "version": file.version,
+        "checked": bool(file.sha256 or file.blob),  # against a checksum of the server's
+    }
+    home.write_json(_record_path(file), record)

@@ -1,0 +1,194 @@
+"""Conversations as rows: datasets and generated problems, mixed, rendered and packed (layer 2)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxchat.config import ConfigError, RunConfig, TrainConfig
+from jaxchat.data.conversations import chat_source, train_split
+from jaxchat.data.inputs import Inputs
+from jaxchat.data.packing import ChatStatistics, Ids, Offsets, join, pack_conversations
+from jaxchat.data.prepare import FIRST_INDEX, mixture, run_tasks
+from jaxchat.data.rows import write_rows
+from jaxchat.data.stream import HeldOutRows, ShardedRows
+from jaxchat.home import sha256_text
+from jaxchat.progress import Progress
+from jaxchat.tasks import Problem, Task
+from jaxchat.tasks.base import Split
+from jaxchat.tasks.custom import Custom
+from jaxchat.tasks.dataset import Dataset, Drawn, Slice
+from jaxchat.tasks.mixture import Ingredient, Mixture
+from jaxchat.tasks.sources import open_source
+from jaxchat.tokenizer import Tokenizer
+from jaxchat.tokenizer.chat import Conversation, render_batch
+
+HELD_OUT_PROBLEMS = 400  # conversations where all are generated
+HELD_OUT = 5_000  # conversations where datasets are read
+OWN_HELD_OUT = 0.02  # of a file of the user's own
+# Problems in each training conversation, in turn: a chat goes on after its first answer.
+TURNS = (1, 2, 1, 3)
+SPLITS: tuple[Split, ...] = ("train", "test")
+FOLDERS = {"train": "train", "test": "heldout"}
+RENDERED = 1_024  # conversations at a time
+
+
+def build_chat_rows(
+    config: RunConfig,
+    inputs: Inputs,
+    tokenizer: Tokenizer,
+    text: Mapping[Split, ShardedRows | HeldOutRows],
+    folder: Path,
+) -> dict[str, Any]:
+    """Rows of conversations for midtraining and SFT, to train on and held out, in `folder`.
+
+    `text` is what a stage's `text_share` is taken from.
+    """
+    results: dict[str, Any] = {}
+    digests: list[str] = []
+    for stage, train in (("mid", config.mid), ("sft", config.sft)):
+        tasks = run_tasks(train.mixture, config.seed, inputs, tokenizer)
+        for split in SPLITS:
+            target = folder / f"{stage}_{FOLDERS[split]}"
+            if train.epochs:
+                mixed = _mixed(stage, train, inputs, tasks, split, config.seed)
+                conversations, count = mixed.read(), len(mixed)
+            else:
+                conversations, count = _generated(stage, train, tasks, split)
+            tokens, mask, told = _packed(conversations, count, tokenizer, config, target.name)
+            some = _text(text[split], round(train.text_share * len(tokens)), config.seed)
+            tokens = np.concatenate([tokens, some.astype(tokens.dtype)])
+            mask = np.concatenate([mask, np.ones(some.shape, mask.dtype)])
+            manifest = write_rows(target, tokens, mask, tokenizer.hash)
+            digests += manifest.checksums.values()
+            results[target.name] = {
+                "conversations": told.conversations,
+                "cut": told.cut,
+                "padding": round(told.share_padding, 4),
+                "rows": manifest.rows,
+                "tokens": manifest.rows * manifest.row_tokens,
+                "trained_tokens": manifest.trained_tokens,
+            }
+    return {"artifact": sha256_text(*digests), **results}
+
+
+def _packed(
+    conversations: Iterator[Conversation],
+    count: int,
+    tokenizer: Tokenizer,
+    config: RunConfig,
+    title: str,
+) -> tuple[np.ndarray, np.ndarray, ChatStatistics]:
+    """Tokens and mask [N, T+1] of `count` conversations."""
+    row = config.model.sequence_len + 1
+    masks: list[np.ndarray] = []
+    with Progress(f"rendering {title}", count, "conversation") as progress:
+
+        def rendered() -> Iterator[tuple[Ids, Offsets]]:
+            while batch := list(itertools.islice(conversations, RENDERED)):
+                ids, mask, offsets = render_batch(batch, tokenizer)
+                masks.append(mask)
+                yield ids, offsets
+                progress.advance(len(batch))
+
+        ids, offsets = join(rendered())
+    if not masks:
+        raise ConfigError(
+            f"{title} has no conversation; name datasets in its epochs, or tasks in its mixture "
+            "and how many conversations."
+        )
+    return pack_conversations(ids, np.concatenate(masks), offsets, row, tokenizer.bos)
+
+
+def _text(rows: ShardedRows | HeldOutRows, count: int, seed: int) -> np.ndarray:
+    """The first `count` rows of text [n, T+1] in the order of training."""
+    if isinstance(rows, HeldOutRows):
+        return np.asarray(rows.tokens[:count])
+    return rows.take(np.arange(count), seed)
+
+
+# ---------------------------------------------------------------------------- generated alone
+
+
+def _generated(
+    stage: str, train: TrainConfig, tasks: Mapping[str, Task], split: Split
+) -> tuple[Iterator[Conversation], int]:
+    """Generated problems, to train on one to three in a conversation; and about how many."""
+    shares = dict(train.mixture)
+    if not shares:
+        return iter(()), 0
+    if split == "train":
+        problems = mixture(shares, tasks, "train", train.conversations, FIRST_INDEX[stage])
+        groups, count = _grouped(problems, TURNS), train.conversations * len(TURNS) // sum(TURNS)
+    else:
+        problems = mixture(shares, tasks, "test", HELD_OUT_PROBLEMS)
+        groups, count = _grouped(problems, (1,)), HELD_OUT_PROBLEMS
+    return map(_conversation, groups), count
+
+
+def _grouped(problems: Iterable[Problem], sizes: Sequence[int]) -> Iterator[list[Problem]]:
+    """Problems in groups of the sizes in turn; the last may be smaller."""
+    source = iter(problems)
+    for size in itertools.cycle(sizes):
+        group = list(itertools.islice(source, size))
+        if not group:
+            return
+        yield group
+
+
+def _conversation(problems: Sequence[Problem]) -> Conversation:
+    return {"messages": [m for p in problems for m in p.conversation["messages"]]}
+
+
+# ---------------------------------------------------------------------------- datasets
+
+
+def _mixed(
+    stage: str,
+    train: TrainConfig,
+    inputs: Inputs,
+    tasks: Mapping[str, Task],
+    split: Split,
+    seed: int,
+) -> Mixture:
+    """Datasets and generated problems, every one shuffled, interleaved by their shares.
+
+    Held out are about HELD_OUT conversations of the test splits, in the shares of training.
+    """
+    training = {
+        name: Ingredient(_dataset(name, inputs, "train"), epochs=epochs)
+        for name, epochs in train.epochs.items()
+    }
+    total = sum(train.mixture.values())
+    for name, share in train.mixture.items():
+        if count := round(train.conversations * share / total):
+            training[name] = Ingredient(Drawn(tasks[name], count, "train", FIRST_INDEX[stage]))
+    if split == "train":
+        return Mixture(list(training.values()), seed)
+    scale = min(1.0, HELD_OUT / sum(one.count for one in training.values()))
+    held_out = []
+    for name, one in training.items():
+        rows = max(1, round(scale * one.count))
+        generated = isinstance(one.dataset, Drawn)
+        dataset = Drawn(tasks[name], rows, "test") if generated else _dataset(name, inputs, "test")
+        held_out.append(Ingredient(dataset, rows=rows))
+    return Mixture(held_out, seed)
+
+
+def _dataset(name: str, inputs: Inputs, split: Split) -> Dataset:
+    """A split of a dataset; the last conversations of the user's own files are held out."""
+    source = chat_source(name)
+    if source is None:
+        own = Custom(inputs.paths(name, "train"))
+        held_out = max(1, round(OWN_HELD_OUT * len(own)))
+        if len(own) == 1:
+            return own
+        first = len(own) - held_out
+        return Slice(own, range(first) if split == "train" else range(first, len(own)))
+    return open_source(
+        name, inputs.paths(name, train_split(source) if split == "train" else "test")
+    )

@@ -1,0 +1,348 @@
+"""Which files a source has: from the hub's public API, or from a plain web server.
+
+The hub (https://huggingface.co/docs/hub/api) lists a dataset repository at a commit:
+
+    /api/datasets/REPO/revision/REVISION               {"sha": COMMIT}
+    /api/datasets/REPO/tree/COMMIT?recursive=true      [{"type", "path", "size", "oid", "lfs"}]
+                                                       in pages; a Link header has the next cursor
+    /datasets/REPO/resolve/COMMIT/PATH                 the file, mostly by a redirect to a store
+
+A plain server is any that has the files under a base URL; what they are is read from its index
+pages, as `python -m http.server`, nginx and Apache make them, or else assumed from the registry.
+
+A list is kept in the cache and used from then on, so that a branch stays at the commit where it
+was first seen, and so that it is there without a network.
+
+    HOME/data/SOURCE/list-KEY.json      KEY says of which repository and revision, or base URL
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
+
+from jaxchat import home
+from jaxchat.data import registry
+from jaxchat.data.cache import RemoteFile
+from jaxchat.data.registry import Source
+from jaxchat.data.web import Passing, Patience, Tries, Web, WebError, check_address, fetch_text
+from jaxchat.home import ArtifactError
+
+FORMAT = "jaxchat-list-1"
+_ASKING = 8  # files whose sizes are asked for at the same time
+_HEX = re.compile(r"[0-9a-f]+")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a source.
+
+    Attributes:
+        commit: of the repository; for a plain server, a name made of its base URL.
+        address: the repository's page, the base URL or the folder: where the files are from.
+        folder: where they are kept.
+        files: in order of path; sizes are unknown for a plain server (`Hub.files` asks for them).
+    """
+
+    source: Source
+    commit: str
+    address: str
+    folder: Path
+    files: tuple[RemoteFile, ...]
+
+
+class Hub:
+    """Lists sources, and knows where their files are kept.
+
+    Attributes:
+        web: whom `data.download` asks, too.
+        offline: nobody is asked; what the cache does not know is an error.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        web: Web,
+        *,
+        endpoint: str = home.DEFAULT_HUB,
+        base_url: str | None = None,
+        offline: bool = False,
+        refresh: bool = False,
+    ) -> None:
+        """`root`: the home. `base_url`: a plain server instead of the hub; {name} and {repo} in it
+        stand for a source's. `refresh`: lists are asked for anew.
+
+        Raises ConfigError for an address that is none of HTTP.
+        """
+        self.root, self.web = root, web
+        self.endpoint = check_address("HF_ENDPOINT", endpoint)
+        self.base_url = None if base_url is None else check_address("the base URL", base_url)
+        self.offline = offline
+        self._refresh = refresh
+        self._lists: dict[str, Listing] = {}
+
+    def listing(self, source: Source) -> Listing:
+        """The files of a source: from the cache, or else asked for and kept there.
+
+        Raises ArtifactError when they cannot be had, naming what to do.
+        """
+        if source.folder is not None:
+            return _of_folder(source, source.folder)
+        if source.name not in self._lists:
+            kept = None if self._refresh and not self.offline else self.kept(source)
+            self._lists[source.name] = kept or self._ask(source)
+        return self._lists[source.name]
+
+    def files(
+        self, source: Source, shards: int | None = None, splits: Sequence[str] | None = None
+    ) -> tuple[RemoteFile, ...]:
+        """The files that a run needs, in the order it needs them (`registry.choose`), with sizes.
+
+        Raises ConfigError for shards or splits that there are not, ArtifactError as `listing`.
+        """
+        listing = self.listing(source)
+        by_path = {file.path: file for file in listing.files}
+        paths = registry.choose(source, tuple(by_path), shards, splits)
+        if source.folder is None and self.base_url is not None and not self.offline:
+            unknown = [by_path[path] for path in paths if by_path[path].size is None]
+            if unknown:
+                by_path.update((file.path, file) for file in self._measure(unknown))
+                self._keep(replace(listing, files=tuple(by_path.values())))
+        return tuple(by_path[path] for path in paths)
+
+    def kept(self, source: Source) -> Listing | None:
+        """The list in the cache, or None. Raises ArtifactError for a damaged one."""
+        path = self._list_path(source)
+        if not path.exists():
+            return None
+        raw = home.read_json(path)
+        try:
+            if raw["format"] != FORMAT:
+                raise ValueError(f"format {raw['format']!r}")
+            files = tuple(self._file(source, raw["commit"], **entry) for entry in raw["files"])
+            return self._listing(source, raw["commit"], files)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"{path} is damaged ({error}); delete it and give the same command again."
+            ) from error
+
+    def _ask(self, source: Source) -> Listing:
+        if self.offline:
+            raise ArtifactError(
+                f"the list of files of {source.name} is not in {self.folder(source)}, and "
+                "--offline forbids asking for it; where there is a network, run: jaxchat data "
+                f"download {source.name}"
+            )
+        try:
+            commit, entries = self._plain(source) if self.base_url else self._repository(source)
+            files = [self._file(source, commit, **entry) for entry in entries]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise WebError(
+                f"the list of files of {source.name} from {self.address(source)} is not as the "
+                f"hub makes it ({error!r}); set HF_ENDPOINT or --base-url to another server."
+            ) from error
+        if not files:
+            wanted = ", ".join(source.splits.values())
+            raise ArtifactError(
+                f"{self.address(source)} has no file like {wanted}; it is not what the registry "
+                f"knows as {source.name}."
+            )
+        files.sort(key=lambda file: file.path)
+        listing = self._listing(source, commit, tuple(files))
+        self._keep(listing)
+        return listing
+
+    def _listing(self, source: Source, commit: str, files: tuple[RemoteFile, ...]) -> Listing:
+        folder = self.folder(source) / commit
+        return Listing(source, commit, self.address(source), folder, files)
+
+    def folder(self, source: Source) -> Path:
+        """Where the lists and the folder of each commit are kept."""
+        return home.data(self.root) / source.name
+
+    def address(self, source: Source) -> str:
+        """The source's page on the hub, or what its base URL is."""
+        if self.base_url is None:
+            return f"{self.endpoint}/datasets/{source.repo}"
+        return self.base_url.replace("{name}", source.name).replace("{repo}", source.repo)
+
+    def _list_path(self, source: Source) -> Path:
+        """One list per repository and revision, whatever endpoint it came from."""
+        origin = (
+            (source.repo, source.revision) if self.base_url is None else (self.address(source),)
+        )
+        return self.folder(source) / f"list-{home.sha256_text(*origin)[:12]}.json"
+
+    def _keep(self, listing: Listing) -> None:
+        fields = ("path", "size", "sha256", "blob", "tag")
+        known = [{name: getattr(file, name) for name in fields} for file in listing.files]
+        value = {
+            "format": FORMAT,
+            "address": listing.address,
+            "revision": listing.source.revision,
+            "commit": listing.commit,
+            "files": [{k: v for k, v in entry.items() if v is not None} for entry in known],
+        }
+        home.write_json(self._list_path(listing.source), value)
+        self._lists[listing.source.name] = listing
+
+    def _file(
+        self,
+        source: Source,
+        commit: str,
+        path: str,
+        size: int | None = None,
+        sha256: str | None = None,
+        blob: str | None = None,
+        tag: str | None = None,
+    ) -> RemoteFile:
+        """Raises ValueError for a path that leads out of the folder: a list comes from outside."""
+        parts = PurePosixPath(path).parts
+        if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
+            raise ValueError(f"a file cannot be called {path!r}")
+        if not re.fullmatch(r"\w[\w.-]*", commit):
+            raise ValueError(f"a commit cannot be called {commit!r}")
+        if size is not None and (not isinstance(size, int) or size < 0):
+            raise ValueError(f"{path} cannot have {size!r} bytes")
+        base = self.address(source)
+        if self.base_url is None:
+            base = f"{base}/resolve/{commit}"
+        local = self.folder(source) / commit / Path(*parts)
+        url = f"{base}/{quote(path)}"
+        return RemoteFile(source.name, path, url, local, size, sha256, blob, tag)
+
+    # the hub
+
+    def _repository(self, source: Source) -> tuple[str, list[dict[str, Any]]]:
+        """The commit and the entries of the files that belong to the source."""
+        api = f"{self.endpoint}/api/datasets/{source.repo}"
+        commit = source.revision
+        if not re.fullmatch(r"[0-9a-f]{40}", commit):
+            url = f"{api}/revision/{quote(commit, safe='')}"
+            commit = str(self._json(url, f"{source.repo} at {commit}")[0]["sha"])
+        entries = self._tree(f"{api}/tree/{commit}?recursive=true", source)
+        return commit, [_entry(e) for e in entries if e["type"] == "file" and source.has(e["path"])]
+
+    def _tree(self, url: str, source: Source) -> Iterator[dict[str, Any]]:
+        cursor: str | None = ""
+        while cursor is not None:
+            page = f"{url}&cursor={quote(cursor, safe='')}" if cursor else url
+            entries, link = self._json(page, f"the list of files of {source.repo}")
+            yield from entries
+            cursor = _next_cursor(link)
+
+    def _json(self, url: str, what: str) -> tuple[Any, str]:
+        """An answer as JSON, and its Link header."""
+        body, headers = fetch_text(self.web, url, what)
+        try:
+            return json.loads(body), headers.get("Link", "")
+        except ValueError as error:
+            raise WebError(
+                f"{what} cannot be read: {url} answers with something that is not JSON (a page of "
+                "the network that wants you to log in?); see to it, or set HF_ENDPOINT."
+            ) from error
+
+    # a plain server
+
+    def _plain(self, source: Source) -> tuple[str, list[dict[str, Any]]]:
+        """A name for the base URL, and what its index pages or the registry say."""
+        base = self.address(source)
+        folders = sorted({posixpath.dirname(pattern) for pattern in source.splits.values()})
+        found = [name for folder in folders for name in self._index(base, folder)]
+        paths = [path for path in dict.fromkeys(found) if source.has(path)] or source.files
+        return f"url-{home.sha256_text(base)[:12]}", [{"path": path} for path in paths]
+
+    def _index(self, base: str, folder: str) -> list[str]:
+        """Paths that the index page of a folder links to; none when there is no such page."""
+        url = f"{base}/{folder}/" if folder else f"{base}/"
+        try:
+            body, headers = fetch_text(self.web, url, f"the index of {url}")
+        except WebError:
+            if not self.web.reached:
+                raise
+            return []
+        if headers.get_content_type() != "text/html":
+            return []
+        links = _Links(body)
+        below = [target for href in links.found if (target := urljoin(url, href)).startswith(url)]
+        names = [unquote(urlsplit(target).path[len(urlsplit(url).path) :]) for target in below]
+        return [posixpath.join(folder, name) for name in names if name and "/" not in name]
+
+    def _measure(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
+        """Asks a plain server for sizes, and for what tells one version of a file from another."""
+        with ThreadPoolExecutor(_ASKING) as pool:
+            return list(pool.map(self._measured, files))
+
+    def _measured(self, file: RemoteFile) -> RemoteFile:
+        tries = Tries(self.web, str(file), file.url)
+        while True:
+            try:
+                with self.web.open(file.url, str(file), method="HEAD") as answer:
+                    tag = answer.headers.get("ETag", "")
+                    if tag.startswith("W/") or not tag:  # a weak tag may name different bytes
+                        tag = answer.headers.get("Last-Modified", "")
+                    return replace(file, size=answer.length, tag=tag or None)
+            except Passing as error:
+                tries.failed(error)
+
+
+def open_hub(
+    root: Path,
+    *,
+    base_url: str | None = None,
+    offline: bool = False,
+    refresh: bool = False,
+    patience: Patience | None = None,
+) -> Hub:
+    """A Hub as the environment has it: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and proxies."""
+    endpoint = home.hub_endpoint()
+    web = Web(token=home.hub_token(), token_for=endpoint, proxies=home.proxies(), patience=patience)
+    offline = offline or home.hub_offline()
+    return Hub(root, web, endpoint=endpoint, base_url=base_url, offline=offline, refresh=refresh)
+
+
+def _of_folder(source: Source, folder: Path) -> Listing:
+    files = tuple(
+        RemoteFile(source.name, path, "", folder / path, (folder / path).stat().st_size)
+        for path in source.files
+    )
+    return Listing(source, "", str(folder), folder, files)
+
+
+def _entry(raw: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a file in the hub's tree: large ones have a sha256, others git's hash."""
+    large = raw.get("lfs") or {}
+    entry: dict[str, Any] = {"path": raw["path"], "size": large.get("size", raw["size"])}
+    sha256 = str(large.get("oid", "")).removeprefix("sha256:")
+    if len(sha256) == 64 and _HEX.fullmatch(sha256):
+        entry["sha256"] = sha256
+    elif not large and _HEX.fullmatch(str(raw.get("oid", ""))) and len(raw["oid"]) == 40:
+        entry["blob"] = raw["oid"]
+    return entry
+
+
+def _next_cursor(link: str) -> str | None:
+    """The cursor of the next page. Not its address: a mirror may pass on that of the hub."""
+    match = re.search(r'<([^>]*)>;\s*rel="?next"?', link)
+    cursors = parse_qs(urlsplit(match[1]).query).get("cursor") if match else None
+    return cursors[0] if cursors else None
+
+
+class _Links(HTMLParser):
+    """The targets of the links of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value for name, value in attrs if tag == "a" and name == "href" and value]

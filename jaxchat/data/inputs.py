@@ -1,0 +1,304 @@
+"""What a run reads: files of text and of conversations, found, fetched, named (I/O; layer 2).
+
+The stage `data` writes `inputs.json`: the files of text, the last one held out, those of each
+dataset of conversations by split, and words of the text for the tasks on words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jaxchat.config import ConfigError, DataConfig, RunConfig
+from jaxchat.data import cache, corpus, registry
+from jaxchat.data.cache import RemoteFile
+from jaxchat.data.conversations import OWN_SUFFIX, chat_source
+from jaxchat.data.download import download
+from jaxchat.data.hub import Hub
+from jaxchat.data.shards import hash_of, local_inputs
+from jaxchat.data.textfiles import TextFiles
+from jaxchat.home import ArtifactError, read_json, sha256_file, sha256_text, write_json
+from jaxchat.progress import Progress
+from jaxchat.tasks import EVERYDAY_WORDS, select_words
+from jaxchat.tasks.custom import Custom
+
+FORMAT = "jaxchat-inputs-1"
+FILE = "inputs.json"
+WORD_CHARACTERS = 25_000_000  # of the text that words are counted in
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file, or small ones next to each other, which may still have to be fetched.
+
+    `paths` are where they are or will be; `sha256` is as `shards.hash_of` has it.
+    """
+
+    name: str
+    sha256: str
+    size: int
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files that a run reads.
+
+    Attributes:
+        text: files of text; the last one is held out.
+        chat: dataset or own file -> split -> its files, which are there.
+        first: files of text that the words and the tokenizer are made of; they are there.
+        words: of the text, commonest first.
+    """
+
+    text: tuple[InputFile, ...]
+    chat: Mapping[str, Mapping[str, tuple[InputFile, ...]]]
+    first: int
+    words: tuple[str, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """The hash of all that a run reads; where the files are does not count."""
+        named = [("text", file) for file in self.text]
+        for name, splits in sorted(self.chat.items()):
+            named += [(f"{name}/{split}", f) for split, files in splits.items() for f in files]
+        return sha256_text(*(f"{role} {file.sha256}" for role, file in named), *self.words)
+
+    def paths(self, name: str, split: str) -> tuple[Path, ...]:
+        """The files of a split of a dataset of conversations."""
+        return tuple(path for file in self.chat[name][split] for path in file.paths)
+
+
+def read_inputs(folder: Path) -> Inputs:
+    """What the stage `data` wrote. Raises ArtifactError when it is missing or damaged."""
+    path, home = folder / FILE, _home(folder)
+    value = read_json(path)
+
+    def files(entries: Iterable[Mapping[str, Any]]) -> tuple[InputFile, ...]:
+        return tuple(
+            InputFile(e["name"], e["sha256"], e["size"], tuple(home / path for path in e["paths"]))
+            for e in entries
+        )
+
+    try:
+        if value["format"] != FORMAT:
+            raise ValueError(f"format {value['format']!r}, not {FORMAT!r}")
+        chat = {
+            name: {split: files(entries) for split, entries in splits.items()}
+            for name, splits in value["chat"].items()
+        }
+        return Inputs(files(value["text"]), chat, value["first"], tuple(value["words"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path} is damaged ({error}); make it again with --force data."
+        ) from error
+
+
+def _to_json(inputs: Inputs, home: Path) -> dict[str, Any]:
+    def files(entries: Iterable[InputFile]) -> list[dict[str, Any]]:
+        return [
+            asdict(file) | {"paths": [_below(path, home) for path in file.paths]}
+            for file in entries
+        ]
+
+    chat = {
+        name: {split: files(entries) for split, entries in splits.items()}
+        for name, splits in inputs.chat.items()
+    }
+    return {
+        "text": files(inputs.text),
+        "first": inputs.first,
+        "chat": chat,
+        "words": inputs.words,
+    }
+
+
+def _home(folder: Path) -> Path:
+    """The home of HOME/runs/NAME/data; paths below it are kept relative, as it may be moved."""
+    return folder.parents[2]
+
+
+def _below(path: Path, home: Path) -> str:
+    return str(path.relative_to(home) if path.is_relative_to(home) else path)
+
+
+def gather(config: RunConfig, folder: Path, hub: Hub) -> dict[str, Any]:
+    """The stage `data`: finds all files, fetches what is needed first, and names them.
+
+    Of a source of shards come those that the tokenizer is trained on and the held-out one; the
+    others come while training goes on. Raises ConfigError and ArtifactError for what there is not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    chat = _chat_files(config, hub)
+    fetched = [file for splits in chat.values() for files in splits.values() for file in files]
+    first: int | None = None
+    told: dict[str, Any] = {}
+    if config.data.source in registry.SOURCES:
+        text, first = _dataset(config, hub, fetched)
+    else:
+        _fetch(hub, fetched)
+        if config.data.source == "folder":
+            text = _own_text(config)
+        else:
+            text, told = _build_corpus(config.data, folder / "corpus")
+    if config.data.source != "machine":
+        told = {"files": len(text), "bytes": sum(file.size for file in text)}
+    first = len(text) - 1 if first is None else first
+    inputs = Inputs(tuple(text), {**_named(chat), **_own_files(config)}, first)
+    inputs = replace(inputs, words=_words(inputs, config.data.words))
+    write_json(folder / FILE, {"format": FORMAT} | _to_json(inputs, _home(folder)))
+    return {"artifact": inputs.hash, "words": len(inputs.words), **told}
+
+
+# ---------------------------------------------------------------------------- text
+
+
+def _build_corpus(config: DataConfig, folder: Path) -> tuple[list[InputFile], dict[str, Any]]:
+    """The documentation that this machine carries, and what the report tells of it."""
+    with Progress("gathering text", config.max_chars, "char") as progress:
+        manifest = corpus.build(folder, max_chars=config.max_chars, progress=progress.update)
+    files = []
+    for split in ("train", "heldout"):
+        path = folder / f"{split}.jsonl"
+        counts = manifest.splits[split]
+        files.append(InputFile(path.name, counts.sha256, path.stat().st_size, (path,)))
+    return files, {
+        "characters": manifest.chars,
+        "sources": {name: asdict(counts) for name, counts in manifest.sources.items()},
+        "splits": {name: asdict(counts) for name, counts in manifest.splits.items()},
+    }
+
+
+def text_files(config: DataConfig, hub: Hub) -> tuple[RemoteFile, ...]:
+    """The shards of a dataset that a configuration names, the last one held out."""
+    return hub.files(registry.find(config.source), config.shards or None)
+
+
+def _own_text(config: RunConfig) -> list[InputFile]:
+    """The text files of the user's own folder; the last of them are held out."""
+    folder = Path(config.data.folder).expanduser().absolute()
+    found = local_inputs(folder, config.model.sequence_len + 1)
+    files = [InputFile(entry.name, entry.sha256, entry.size, entry.paths) for entry in found]
+    if len(files) < 2:
+        raise ConfigError(
+            f"{folder} holds too little text: at least two files are needed, of which the last in "
+            "order of name is held out."
+        )
+    return [*files[:-1][: config.data.shards or None], files[-1]]
+
+
+def _dataset(
+    config: RunConfig, hub: Hub, chat: Sequence[RemoteFile]
+) -> tuple[list[InputFile], int]:
+    """All shards of a dataset, and how many to train on are there; `chat` is fetched, too."""
+    files = text_files(config.data, hub)
+    training = len(files) - 1
+    source = registry.find(config.data.source)
+    if all(file.sha256 for file in files):  # else only what has come can be named
+        enough = math.ceil(config.tokenizer.max_chars / source.characters_per_file)
+        training = min(enough, training)
+    _fetch(hub, [*chat, files[-1], *files[:training]])
+    return _hashed(files), training
+
+
+def _hashed(files: Iterable[RemoteFile]) -> list[InputFile]:
+    """Files by their sha256, which the list has, the download noted, or is computed now."""
+    files = list(files)
+    named = []
+    with Progress("reading checksums", len(files), "file") as progress:
+        for file in files:
+            digest = file.sha256 or cache.sha256_of(file) or sha256_file(file.local)
+            size = file.size if file.size is not None else file.local.stat().st_size
+            named.append(InputFile(file.path, digest, size, (file.local,)))
+            progress.advance()
+    return named
+
+
+def _fetch(hub: Hub, files: Sequence[RemoteFile]) -> None:
+    if not files:
+        return
+    with Progress("downloading", sum(file.size or 0 for file in files) // 10**6, "MB") as bar:
+
+        def came(done: int) -> None:
+            bar.update(done // 10**6)
+
+        for _ in download(files, hub.web, offline=hub.offline, progress=came):
+            pass
+
+
+def read_texts(inputs: Inputs, max_characters: int, *, held_out: bool = False) -> Iterator[str]:
+    """Documents of the held-out file or the first ones, until there are so many characters.
+
+    Raises ArtifactError for a file that is missing or not what its checksum says.
+    """
+    seen = 0
+    for file in inputs.text[-1:] if held_out else inputs.text[: inputs.first]:
+        if seen >= max_characters:
+            return
+        if not all(path.exists() for path in file.paths) or hash_of(file.paths) != file.sha256:
+            raise ArtifactError(
+                f"{file.paths[0]} is missing or damaged (its checksum is not that of {FILE}); make "
+                "it again with --force data."
+            )
+        for text in TextFiles(map(str, file.paths)):
+            yield text
+            seen += len(text)
+            if seen >= max_characters:
+                return
+
+
+def _words(inputs: Inputs, count: int) -> tuple[str, ...]:
+    common = select_words(read_texts(inputs, WORD_CHARACTERS), count)
+    return tuple(dict.fromkeys([*common, *EVERYDAY_WORDS]))
+
+
+# ---------------------------------------------------------------------------- conversations
+
+
+def chat_names(config: RunConfig) -> list[str]:
+    """The datasets and own files that the stages of a run name, in order.
+
+    Raises ConfigError for an unknown one among `epochs`.
+    """
+    trained = [name for train in (config.mid, config.sft) for name in train.epochs]
+    for name in trained:
+        chat_source(name)
+    tasks = (*config.eval.tasks, config.rl.task)
+    problems = [n for n in tasks if n in registry.SOURCES and registry.SOURCES[n].kind == "chat"]
+    return list(dict.fromkeys([*trained, *problems]))
+
+
+Chat = dict[str, dict[str, tuple[RemoteFile, ...]]]  # dataset of the hub -> split -> files
+
+
+def _chat_files(config: RunConfig, hub: Hub) -> Chat:
+    found: Chat = {}
+    for name in chat_names(config):
+        source = chat_source(name)
+        if source is not None:
+            found[name] = {split: hub.files(source, splits=[split]) for split in source.splits}
+    return found
+
+
+def _named(chat: Chat) -> dict[str, dict[str, tuple[InputFile, ...]]]:
+    return {
+        name: {split: tuple(_hashed(files)) for split, files in splits.items()}
+        for name, splits in chat.items()
+    }
+
+
+def _own_files(config: RunConfig) -> dict[str, dict[str, tuple[InputFile, ...]]]:
+    """The user's own conversations, every line checked."""
+    found: dict[str, dict[str, tuple[InputFile, ...]]] = {}
+    for name in chat_names(config):
+        if name.endswith(OWN_SUFFIX):
+            path = Path(name).expanduser().absolute()
+            if not path.is_file():
+                raise ConfigError(f"{path} does not exist; mid.epochs or sft.epochs names it.")
+            Custom([path])
+            file = InputFile(path.name, sha256_file(path), path.stat().st_size, (path,))
+            found[name] = {"train": (file,)}
+    return found

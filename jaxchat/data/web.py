@@ -1,0 +1,322 @@
+"""Asking servers over HTTP: proxies, redirects, tokens, and which failures are worth another try.
+
+A failure is either `Passing`, which may go well the next time, or `WebError`, a sentence for the
+user. `Tries` waits between the former and turns the last of them into the latter.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import random
+import re
+import socket
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.message import Message
+from types import TracebackType
+from typing import IO, Any, Self
+from urllib.parse import urlsplit
+
+import jaxchat
+from jaxchat.config import ConfigError
+from jaxchat.home import ArtifactError
+
+CHUNK = 1 << 20  # bytes read at most at a time
+_LATER = frozenset({408, 425, 429, *range(500, 600)})
+
+
+class WebError(ArtifactError):
+    """What was wanted cannot be had from a server; the message says why and what to do."""
+
+
+class Passing(Exception):
+    """A failure that may pass. `wait`: seconds that the server asks to wait, if it does."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class OutOfRange(Passing):
+    """The server has no bytes from where they were asked for on (416)."""
+
+
+class Stopped(Exception):
+    """Somebody asked to stop; nobody but the one who did needs to know."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server is given.
+
+    Attributes:
+        tries: failures in a row, without a new byte, before giving up.
+        first_tries: the same, while no server has answered at all: there may be no network.
+        wait: seconds before the second try; doubled for each one after it.
+        longest_wait: seconds between two tries at most.
+        stall: seconds without a byte, after which an answer is given up.
+        asked: seconds that a server may ask to wait (Retry-After); longer is an error.
+    """
+
+    tries: int = 7
+    first_tries: int = 3
+    wait: float = 1.0
+    longest_wait: float = 60.0
+    stall: float = 30.0
+    asked: float = 900.0
+
+
+class Answer:
+    """An open answer of a server. Use as a context manager."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        self.status: int = response.status
+        self.headers: Message = response.headers
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body, as far as the server says."""
+        text = self.headers.get("Content-Length", "")
+        return int(text) if text.isdecimal() else None
+
+    @property
+    def start(self) -> int:
+        """The place in the file of the body's first byte."""
+        match = re.match(r"bytes (\d+)-", self.headers.get("Content-Range", ""))
+        return int(match[1]) if self.status == 206 and match else 0
+
+    def read(self) -> bytes:
+        """Some bytes as soon as they come; none at the end. Raises Passing, also for a stall."""
+        try:
+            return bytes(self._response.read1(CHUNK))
+        except (OSError, http.client.HTTPException) as error:
+            raise Passing(_reason(error)) from error
+
+    def text(self) -> str:
+        """The whole body. Raises Passing when it breaks off."""
+        body = bytearray()
+        while piece := self.read():
+            body += piece
+        if self.length is not None and len(body) != self.length:
+            raise Passing(f"the answer ended after {len(body):,} of {self.length:,} bytes")
+        return body.decode("utf-8", "replace")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._response.close()
+
+
+class Web:
+    """Opens URLs. Holds no connection; any number of threads may use one.
+
+    `token` goes to `token_for`, an address, and to no other host, whatever redirects say.
+    `proxies`: scheme -> address of the proxy.
+    """
+
+    def __init__(
+        self,
+        *,
+        token: str | None = None,
+        token_for: str = "",
+        proxies: Mapping[str, str] | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self.patience = patience or Patience()
+        self.reached = False  # whether any server has answered
+        self._token, self._token_for = token, token_for
+        self._opener = urllib.request.OpenerDirector()
+        for handler in (
+            urllib.request.ProxyHandler(dict(proxies or {})),
+            urllib.request.HTTPHandler(),
+            urllib.request.HTTPSHandler(),
+            urllib.request.UnknownHandler(),
+            urllib.request.HTTPDefaultErrorHandler(),
+            urllib.request.HTTPErrorProcessor(),
+            _Redirects(),
+        ):
+            self._opener.add_handler(handler)
+
+    def open(
+        self, url: str, what: str, headers: Mapping[str, str] | None = None, method: str = "GET"
+    ) -> Answer:
+        """One try. `what` is wanted, for the message. Raises Passing or WebError."""
+        request = urllib.request.Request(url, headers=dict(headers or {}), method=method)
+        request.add_header("User-Agent", f"jaxchat/{jaxchat.__version__}")
+        request.add_header("Accept-Encoding", "identity")
+        if self._token and _origin(url) == _origin(self._token_for):
+            request.add_header("Authorization", f"Bearer {self._token}")
+        try:
+            response = self._opener.open(request, timeout=self.patience.stall)
+        except urllib.error.HTTPError as error:
+            self.reached = True
+            with error:
+                raise self._refusal(error, url, what) from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                raise WebError(
+                    f"the certificate of {_host(url)} is not trusted ({reason.verify_message}); "
+                    "set SSL_CERT_FILE to the certificates of your network."
+                ) from error
+            raise Passing(_reason(reason)) from error
+        self.reached = True
+        return Answer(response)
+
+    def _refusal(self, error: urllib.error.HTTPError, url: str, what: str) -> Exception:
+        """What a status that is not success means."""
+        status, host = error.code, _host(error.url or url)
+        told = f"{host} answers {status} {error.reason}"
+        if status == 416:
+            return OutOfRange(told)
+        elsewhere = status == 403 and _origin(error.url or url) != _origin(url)
+        if status in _LATER or elsewhere:  # a store behind the hub: its signed address ran out
+            return Passing(told, _asked_wait(error.headers))
+        if status in (401, 403):
+            mend = "check that HF_TOKEN has access" if self._token else "set HF_TOKEN"
+            return WebError(
+                f"{what} cannot be had: {told}. It is private, or its terms must be accepted on "
+                f"its page first; then {mend}."
+            )
+        if status in (404, 410):
+            return WebError(
+                f"{what} is not there: {told} for {url}. Check the name and the address; "
+                "--refresh asks for the list of files anew."
+            )
+        if status == 407:
+            return WebError(f"the proxy wants a password ({told}); put it into https_proxy.")
+        return WebError(f"{what} cannot be had: {told} for {url}.")
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects; keeps the token from other hosts, and HEAD a HEAD."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: Any,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        new = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if new is None:
+            return None
+        new.method = req.get_method()  # urllib of Python 3.11 makes it GET
+        if _origin(newurl) != _origin(req.full_url):
+            new.remove_header("Authorization")
+        if req.type == "https" and new.type != "https":
+            raise urllib.error.HTTPError(newurl, code, "a redirect away from https", headers, fp)
+        return new
+
+
+class Tries:
+    """Waits after failures, longer each time; gives up after too many in a row."""
+
+    def __init__(self, web: Web, what: str, url: str, stop: threading.Event | None = None) -> None:
+        self.web, self.what, self.host = web, what, _host(url)
+        self.stop = stop or threading.Event()
+        self.failures = 0
+
+    def failed(self, error: Passing, progressed: bool = False) -> None:
+        """Waits before the next try. Raises WebError when there is to be none, or Stopped."""
+        patience = self.web.patience
+        self.failures = 1 if progressed else self.failures + 1
+        if self.failures >= (patience.tries if self.web.reached else patience.first_tries):
+            raise WebError(self._given_up(error)) from error
+        wait = error.wait
+        if wait is None:
+            longest = min(patience.wait * 2 ** (self.failures - 1), patience.longest_wait)
+            wait = longest * random.uniform(0.5, 1.0)
+        elif wait > patience.asked:
+            raise WebError(
+                f"{self.what} cannot be had now: {error}, and asks to wait {wait:,.0f} seconds; "
+                "give the same command again then."
+            ) from error
+        else:
+            wait += patience.wait * random.random()  # not all workers at once
+        if self.stop.wait(wait):
+            raise Stopped
+
+    def _given_up(self, error: Passing) -> str:
+        if self.web.reached:
+            return (
+                f"{self.what} cannot be had: {error}, {self.failures} times in a row. What has "
+                "come is kept: give the same command again later."
+            )
+        return (
+            f"{self.what} is wanted, but {self.host} cannot be reached ({error}). Without a "
+            "network: --offline uses what was downloaded before, --data-dir your own files."
+        )
+
+
+def fetch_text(web: Web, url: str, what: str) -> tuple[str, Message]:
+    """The body of a small answer, as text, and its headers. Raises WebError."""
+    tries = Tries(web, what, url)
+    while True:
+        try:
+            with web.open(url, what) as answer:
+                return answer.text(), answer.headers
+        except Passing as error:
+            tries.failed(error)
+
+
+def check_address(name: str, url: str) -> str:
+    """An address without the / at its end. Raises ConfigError when it is not one of HTTP."""
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise ConfigError(f"{name} has a password in it, which is not used; set HF_TOKEN.")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{name} is {url!r}; it must be an address such as https://host/path.")
+    return url.rstrip("/")
+
+
+def _asked_wait(headers: Message) -> float | None:
+    """Seconds from Retry-After (a number or a date), else from the hub's RateLimit: `...;t=55`."""
+    after = headers.get("Retry-After", "").strip()
+    if after.isdecimal():
+        return float(after)
+    try:
+        return max(email.utils.parsedate_to_datetime(after).timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    match = re.search(r";\s*t=(\d+)", headers.get("RateLimit", ""))
+    return float(match[1]) if match else None
+
+
+def _reason(error: Any) -> str:
+    """Why a connection failed, in a few words."""
+    if isinstance(error, TimeoutError):
+        return "no byte came for too long"
+    if isinstance(error, socket.gaierror):
+        return "its name is not known"
+    if isinstance(error, http.client.IncompleteRead):
+        return "the answer broke off"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, parts.port or default
+
+
+def _host(url: str) -> str:
+    """Host and port, for a message."""
+    return urlsplit(url).netloc

@@ -1,0 +1,149 @@
+"""What a data set is: conversations by index, and for most of them a problem with its answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from jaxchat.home import ArtifactError
+from jaxchat.tasks.base import Problem, Split, Task
+from jaxchat.tasks.table import Row, Table
+from jaxchat.tokenizer.chat import DELIMITERS, Conversation, Part
+
+
+class Dataset(Protocol):
+    """A fixed number of conversations, each the same whenever it is asked for."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def conversation(self, index: int) -> Conversation:
+        """One conversation. Raises IndexError outside the data set."""
+        ...
+
+
+class ProblemSet(Dataset, Protocol):
+    """A data set of problems, and the judge of answers to them."""
+
+    def __getitem__(self, index: int) -> Problem: ...
+
+    def grade(self, problem: Problem, parts: Sequence[Part]) -> bool:
+        """Whether the parts of a completion solve the problem."""
+        ...
+
+
+class FileProblems(ABC):
+    """Problems out of files; a subclass says which fields they have and reads a row."""
+
+    name: str
+    columns: ClassVar[tuple[str, ...]]
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        """Opens the files of one split. Raises as `Table` does."""
+        self.table = Table(paths, self.columns)
+
+    def __len__(self) -> int:
+        """The number of problems."""
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Problem:
+        """A problem, in the order of the files.
+
+        Raises IndexError outside, RowError (naming file, row and field) for a bad row.
+        """
+        return self.read(self.table[index])
+
+    def __iter__(self) -> Iterator[Problem]:
+        """All problems."""
+        return (self[index] for index in range(len(self)))
+
+    def conversation(self, index: int) -> Conversation:
+        """A problem with its reference solution, as a conversation."""
+        return self[index].conversation
+
+    @abstractmethod
+    def read(self, row: Row) -> Problem:
+        """The problem of a row."""
+
+
+class Drawn:
+    """The first `size` problems of a generated task's split, as a data set."""
+
+    def __init__(self, task: Task, size: int, split: Split = "train", first: int = 0) -> None:
+        """`first`: the index of the task's problem that comes first."""
+        self.name = task.name
+        self.task, self.size, self.split, self.first = task, size, split, first
+
+    def __len__(self) -> int:
+        """Its size."""
+        return self.size
+
+    def __getitem__(self, index: int) -> Problem:
+        """A problem. Raises IndexError outside."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"problem {index} of {self.size}")
+        return self.task.problem(self.split, self.first + index)
+
+    def conversation(self, index: int) -> Conversation:
+        """A problem with its reference solution, as a conversation."""
+        return self[index].conversation
+
+    def grade(self, problem: Problem, parts: Sequence[Part]) -> bool:
+        """As the task does."""
+        return self.task.grade(problem, parts)
+
+
+class Slice:
+    """Some conversations of a data set, as a data set."""
+
+    def __init__(self, dataset: Dataset, rows: range) -> None:
+        self.name = dataset.name
+        self.dataset, self.rows = dataset, rows
+
+    def __len__(self) -> int:
+        """How many they are."""
+        return len(self.rows)
+
+    def conversation(self, index: int) -> Conversation:
+        """One of them. Raises IndexError outside."""
+        return self.dataset.conversation(self.rows[index])
+
+
+class FixedTask:
+    """Problem sets of two splits as a `Task`; after the last problem the first comes again."""
+
+    def __init__(self, train: ProblemSet | None = None, test: ProblemSet | None = None) -> None:
+        self._splits = {"train": train, "test": test}
+        one = test if test is not None else train
+        if one is None:
+            raise ValueError("a task needs problems of at least one split")
+        self.name = one.name
+        self._judge = one
+
+    def problem(self, split: Split, index: int) -> Problem:
+        """See Task. Raises ArtifactError when there are no files of the split."""
+        problems = self._splits[split]
+        if problems is None or not len(problems):
+            raise ArtifactError(f"there are no {split} problems of {self.name}; download them.")
+        return problems[index % len(problems)]
+
+    def size(self, split: Split) -> int:
+        """Different problems of a split."""
+        problems = self._splits[split]
+        return 0 if problems is None else len(problems)
+
+    def grade(self, problem: Problem, parts: Sequence[Part]) -> bool:
+        """See ProblemSet."""
+        return self._judge.grade(problem, parts)
+
+
+def said(parts: Iterable[Part]) -> str:
+    """All that the parts say, with the delimiters of calls and outputs, as it was generated."""
+    pieces = []
+    for part in parts:
+        start, end = DELIMITERS.get(part["type"], ("", ""))
+        pieces += [start, part["text"], end]
+    return "".join(pieces)

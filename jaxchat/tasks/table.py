@@ -1,0 +1,244 @@
+"""The rows of local files, by index: Parquet as the hub has it, or JSON lines.
+
+A JSON file's lines are found once and parsed when asked for. A Parquet file's named columns stay
+in memory as Arrow has them (about the size of their text), and a row becomes Python's when asked
+for.
+"""
+
+from __future__ import annotations
+
+import array
+import bisect
+import gzip
+import io
+import itertools
+import json
+import mmap
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jaxchat.config import ConfigError
+from jaxchat.home import ArtifactError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+class RowError(ArtifactError):
+    """A row that is not what it must be; `what` says where and why."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}. Mend the file, or download it again.")
+        self.what = what
+
+
+class Row:
+    """One row: its fields, and where it stands, for messages."""
+
+    def __init__(self, value: Any, where: Callable[[], str]) -> None:
+        """`where`: "line 7 of train.jsonl"; asked only when something is wrong."""
+        self.value = value
+        self.where = where
+
+    def fail(self, what: str) -> NoReturn:
+        """Raises RowError: this row `what`."""
+        raise RowError(f"{self.where()} {what}")
+
+    def text(self, field: str) -> str:
+        """A field that must be text."""
+        value = self.get(field)
+        if not isinstance(value, str):
+            self.fail(f"has a {field} of type {_kind(value)}; it must be text")
+        return value
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        """A field that must be a list of texts, at least one."""
+        value = self.get(field)
+        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+            self.fail(f"has {field} = {value!r:.60}; it must be a list of texts")
+        return tuple(value)
+
+    def number(self, field: str) -> int:
+        """A field that must be a whole number."""
+        value = self.get(field)
+        if not isinstance(value, int) or isinstance(value, bool):
+            self.fail(f"has {field} = {value!r:.60}; it must be a whole number")
+        return value
+
+    def inner(self, field: str) -> Row:
+        """A field that must be an object with fields of its own."""
+        value = self.get(field)
+        if not isinstance(value, dict):
+            self.fail(f"has a {field} of type {_kind(value)}; it must be an object with fields")
+        return Row(value, lambda: f"{self.where()}, in {field},")
+
+    def get(self, field: str) -> Any:
+        """A field that must be there."""
+        if not isinstance(self.value, dict):
+            self.fail(f"is of type {_kind(self.value)}; it must be an object with fields")
+        if field not in self.value:
+            self.fail(f"has no field {field!r}, only {', '.join(map(str, self.value)) or 'none'}")
+        return self.value[field]
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+class Table:
+    """The rows of several files, one file after the other."""
+
+    def __init__(self, paths: Iterable[Path], columns: Sequence[str]) -> None:
+        """Opens files of which `columns` are read.
+
+        Raises ConfigError for no file and for one that does not exist or has another suffix,
+        ArtifactError for one that cannot be read or lacks a column.
+        """
+        self._files = [_open(Path(path), columns) for path in paths]
+        if not self._files:
+            raise ConfigError(f"no file is given; give files with {', '.join(columns)}.")
+        self._ends = list(itertools.accumulate(map(len, self._files)))
+
+    def __len__(self) -> int:
+        """Rows of all files."""
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Row:
+        """A row. Raises IndexError outside the table, RowError for one that is not JSON."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of a table of {len(self)}")
+        number = bisect.bisect_right(self._ends, index)
+        file = self._files[number]
+        local = index - (self._ends[number] - len(file))
+        return file.row(local)
+
+
+def _open(path: Path, columns: Sequence[str]) -> _File:
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} is no file; name a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}."
+        )
+    if path.name.endswith(".parquet"):
+        return _Parquet(path, columns)
+    if path.name.endswith(SUFFIXES):
+        return _Lines(path)
+    raise ConfigError(f"{path} is of no known kind; they are {', '.join(SUFFIXES)}.")
+
+
+class _File(ABC):
+    path: Path
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def row(self, index: int) -> Row: ...
+
+
+class _Lines(_File):
+    """JSON lines, as bytes mapped into memory; blank lines do not count."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._bytes = _contents(path)
+        places = array.array("q")  # of each line: its number, where it begins and ends
+        begin = 0
+        reader = self._bytes if isinstance(self._bytes, mmap.mmap) else io.BytesIO(self._bytes)
+        for number, line in enumerate(iter(reader.readline, b""), 1):
+            if line.strip():
+                places.extend((number, begin, begin + len(line)))
+            begin += len(line)
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places) // 3
+
+    def row(self, index: int) -> Row:
+        number, begin, end = self._places[3 * index : 3 * index + 3]
+
+        def where() -> str:
+            return f"line {number} of {self.path}"
+
+        try:
+            value = json.loads(self._bytes[begin:end])
+        except (ValueError, RecursionError) as error:
+            raise RowError(f"{where()} is not JSON ({error})") from error
+        return Row(value, where)
+
+
+def _contents(path: Path) -> bytes | mmap.mmap:
+    try:
+        if path.suffix == ".gz":
+            return gzip.decompress(path.read_bytes())
+        if path.stat().st_size == 0:  # cannot be mapped
+            return b""
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); download it again.") from error
+
+
+class _Parquet(_File):
+    """A Parquet file. Its footer is read at once, its columns with the first row."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path = path
+        pyarrow, parquet = _pyarrow(path)
+        self._errors = (pyarrow.ArrowException, OSError)
+        try:
+            with parquet.ParquetFile(path) as file:
+                self._rows: int = file.metadata.num_rows
+                names: list[str] = file.schema_arrow.names
+        except self._errors as error:
+            raise self._damaged(error) from error
+        # cais/mmlu's configuration auxiliary_train has all its fields in one called "train"
+        self._inside = names == ["train"]
+        missing = [] if self._inside else [name for name in columns if name not in names]
+        if missing:
+            raise ArtifactError(
+                f"{path} has no column {missing[0]!r}, only {', '.join(names)}; it is of another "
+                "data set, or of another version of it."
+            )
+        self._columns = names if self._inside else list(columns)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def row(self, index: int) -> Row:
+        values = {name: column[index].as_py() for name, column in self._loaded.items()}
+        return Row(values["train"] if self._inside else values, lambda: self._where(index))
+
+    def _where(self, index: int) -> str:
+        return f"row {index} of {self.path}"
+
+    @cached_property
+    def _loaded(self) -> dict[str, Any]:
+        # By row groups and in one thread: half the memory at its peak, and no slower.
+        pyarrow, parquet = _pyarrow(self.path)
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                groups = [
+                    file.read_row_group(number, columns=self._columns, use_threads=False)
+                    for number in range(file.num_row_groups)
+                ]
+                table = pyarrow.concat_tables(groups) if groups else file.read(self._columns)
+        except self._errors as error:
+            raise self._damaged(error) from error
+        pyarrow.default_memory_pool().release_unused()
+        return {name: table.column(name) for name in self._columns}
+
+    def _damaged(self, error: Exception) -> ArtifactError:
+        reason = (str(error).splitlines() or ["?"])[0]
+        return ArtifactError(f"{self.path} is no whole Parquet file ({reason}); download it again.")
+
+
+def _pyarrow(path: Path) -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(f"{path} cannot be read without pyarrow; pip install pyarrow.") from error
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,86 @@
+"""The sources by name, and a user's folder as one."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from jaxchat.config import ConfigError
+from jaxchat.data import registry
+from jaxchat.data.registry import SOURCES
+
+
+def test_every_source_is_whole():
+    for name, source in SOURCES.items():
+        assert source.name == name
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", source.repo)
+        assert re.fullmatch(r"[0-9a-f]{40}|main", source.revision)
+        assert source.size
+        assert source.licence
+        assert all(source.has(path) for path in source.files)
+        chosen = registry.choose(source, source.files)
+        assert sorted(chosen) == sorted(source.files)  # each in exactly one split
+
+
+def test_shards_are_those_of_nanochat():
+    fineweb, climbmix = SOURCES["fineweb_edu"], SOURCES["climbmix"]
+    assert fineweb.files[-1] == "shard_01822.parquet"
+    assert climbmix.files[-1] == "shard_06542.parquet"
+    assert registry.choose(fineweb, fineweb.files, 2) == (
+        "shard_00000.parquet",
+        "shard_00001.parquet",
+        "shard_01822.parquet",
+    )
+    assert len(registry.choose(fineweb, fineweb.files, 1_822)) == 1_823
+    with pytest.raises(
+        ConfigError, match=r"1,822 shards to train on and one for validation; 1,823"
+    ):
+        registry.choose(fineweb, fineweb.files, 1_823)
+
+
+def test_the_default_mixture_has_568_thousand_rows():
+    rows = {name: SOURCES[name].rows for name in ("smoltalk", "mmlu", "gsm8k")}
+    total = rows["smoltalk"]["train"] + rows["mmlu"]["auxiliary_train"] + rows["gsm8k"]["train"]
+    assert total // 1_000 == 567  # 460,341 + 99,842 + 7,473
+
+
+def test_files_of_a_split():
+    smoltalk = SOURCES["smoltalk"]
+    assert len(smoltalk.files_of("train")) == 4
+    assert smoltalk.files_of("test", ["data/test-1.parquet", "x", "data/test-0.parquet"]) == (
+        "data/test-0.parquet",
+        "data/test-1.parquet",
+    )
+    with pytest.raises(ConfigError, match="smoltalk has no split 'dev'; it has train, test"):
+        smoltalk.files_of("dev")
+
+
+def test_an_unknown_source_is_told_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"no source 'mnist'; there are fineweb_edu, climbmix"):
+        registry.find("mnist")
+
+
+def test_a_users_folder_is_a_source(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".git").mkdir()
+    names = ["b.txt", "a.jsonl.zst", "sub/z.parquet", "sub/c.JSONL.gz", "no.md", ".git/x.txt"]
+    for name in names:
+        (tmp_path / name).write_text("12345")
+    source = registry.from_folder(tmp_path)
+    assert source.files == ("a.jsonl.zst", "b.txt", "sub/c.JSONL.gz", "sub/z.parquet")
+    assert source.size == 20
+    assert source.format == "jsonl.gz, jsonl.zst, parquet, txt"
+    assert registry.choose(source, source.files, 1) == ("a.jsonl.zst", "sub/z.parquet")
+
+
+def test_a_folder_needs_something_for_validation(tmp_path):
+    with pytest.raises(ConfigError, match="is not a folder"):
+        registry.from_folder(tmp_path / "none")
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ConfigError, match=r"holds 1 of .* at least two are needed"):
+        registry.from_folder(tmp_path)
+
+
+def test_a_source_may_be_changed_by_its_user():
+    mine = replace(SOURCES["gsm8k"], revision="main")
+    assert mine.files_of("test") == ("main/test-00000-of-00001.parquet",)

@@ -1,0 +1,73 @@
+"""Conversations and tasks beside what nanochat made of them: messages, ids and masks."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_files import jsonl
+
+from jaxchat.tasks.sources import open_source
+from jaxchat.tokenizer import Conversation, Part, Tokenizer, render, render_batch
+
+FILE = Path(__file__).parents[1] / "golden" / "nanochat_render.json"
+GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
+EXAMPLES: list[dict[str, Any]] = GOLDEN["examples"]
+LIMIT: int = GOLDEN["max_tokens"]
+REMEDY = (
+    "differs from nanochat; if nanochat changed, run bench/nanochat_peer/render.py on this file "
+    "with a checkout of it"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    tokens = [base64.b64decode(token) for token in GOLDEN["tokens"]]
+    return Tokenizer(tokens, GOLDEN["pattern"])
+
+
+def conversation_of(example: dict[str, Any], folder: Path) -> Conversation:
+    """Our own reading of a row, or the messages that are given."""
+    if "task" not in example:
+        return {"messages": example["messages"]}
+    file = jsonl(folder / "row.jsonl", [example["row"]])
+    return open_source(example["task"], [file]).conversation(0)
+
+
+def without_empty(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """nanochat keeps empty text around a call, which renders to nothing."""
+
+    def kept(content: str | list[Part]) -> str | list[Part]:
+        if isinstance(content, str):
+            return content
+        return [part for part in content if part["text"] or part["type"] != "text"]
+
+    return [{**message, "content": kept(message["content"])} for message in messages]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_messages_ids_and_masks_are_nanochats(
+    tokenizer: Tokenizer, tmp_path: Path, example: dict[str, Any]
+) -> None:
+    conversation = conversation_of(example, tmp_path)
+    if "task" in example:
+        assert conversation["messages"] == without_empty(example["messages"]), REMEDY
+    ids, mask = render(conversation, tokenizer, LIMIT)
+    assert ids == example["ids"], REMEDY
+    assert "".join(map(str, mask)) == example["mask"], REMEDY
+
+
+def test_all_at_once_they_are_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    conversations = [conversation_of(example, tmp_path) for example in EXAMPLES]
+    ids, mask, offsets = render_batch(conversations, tokenizer, LIMIT)
+    assert ids.tolist() == [token for example in EXAMPLES for token in example["ids"]]
+    assert "".join(map(str, mask)) == "".join(example["mask"] for example in EXAMPLES)
+    assert offsets[-1] == len(ids)
+
+
+def test_the_examples_cover_cuts_tools_and_every_task() -> None:
+    assert sum(len(example["ids"]) == LIMIT for example in EXAMPLES) >= 2
+    assert {e["task"] for e in EXAMPLES if "task" in e} == {
+        "smoltalk", "gsm8k", "mmlu", "arc_easy", "humaneval",
+    }  # fmt: skip

@@ -1,0 +1,149 @@
+"""The tier of $100, shortened, over a replica of the hub: every stage and every dataset."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import hub_replica
+import pytest
+from conftest import FAST_COMPILATION
+from hub_server import Fault, HubServer
+
+ROOT = Path(__file__).parent.parent
+SMALL = {
+    "run.depth": 2,
+    "model.sequence_len": 64,
+    "model.n_embd": 32,
+    "model.n_head": 2,
+    "model.n_kv_head": 2,
+    "tokenizer.vocab_size": 512,
+    "data.shards": 5,
+    "rl.steps": 2,
+    "rl.problems_per_step": 2,
+    "rl.samples_per_problem": 2,
+    "rl.max_new_tokens": 16,
+    "rl.micro_rows": 4,
+    "eval.problems": 2,
+    "eval.max_new_tokens": 16,
+    "eval.slots": 4,
+    "eval.reward_samples": 2,
+    "eval.tasks": '["spelling", "gsm8k"]',
+    "rl.task": "gsm8k",
+    "data.words": 50,
+    "mid.conversations": 300,
+    "sft.conversations": 60,
+    **{
+        f"{stage}.{key}": value
+        for stage in ("base", "mid", "sft")
+        for key, value in {
+            "steps": 4, "batch_tokens": 512, "micro_rows": 4, "eval_rows": 8, "save_every": 2,
+        }.items()
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def replica(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("replica")
+    hub_replica.build(folder)
+    return folder
+
+
+@pytest.fixture
+def hub(replica: Path) -> Iterator[HubServer]:
+    with hub_replica.served(replica) as server:
+        yield server
+
+
+def start(home: Path, hub: HubServer, *arguments: str, **settings: object) -> subprocess.Popen[str]:
+    changes = [f"--set={key}={value}" for key, value in (SMALL | settings).items()]
+    return subprocess.Popen(
+        [sys.executable, ROOT / "run_speedrun.py", "--tier=100", "--home", home, *changes,
+         *arguments],
+        env=os.environ | {"HF_ENDPOINT": hub.url, "XLA_FLAGS": FAST_COMPILATION},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def results(home: Path, stage: str) -> dict[str, object]:
+    done: dict[str, dict[str, object]] = json.loads(
+        (home / "runs" / "100" / stage / "done.json").read_text()
+    )
+    return done["results"]
+
+
+def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    process = start(tmp_path, hub)
+    out, told = process.communicate()
+    assert process.returncode == 0, told
+    assert "The report:" in out
+    mid, sft = results(tmp_path, "rows")["mid_train"], results(tmp_path, "rows")["sft_train"]
+    assert isinstance(mid, dict)
+    assert isinstance(sft, dict)
+    # all of SmolTalk (120), MMLU and GSM8K (60 each); of generated problems what 300 gives
+    assert mid["conversations"] == 120 + 60 + 60 + 300
+    # ARC twice and GSM8K, 2.2% of SmolTalk, 60 generated
+    assert sft["conversations"] == 60 + 60 + 60 + round(120 * 0.021723) + 60
+    named = json.loads((tmp_path / "runs" / "100" / "data" / "inputs.json").read_text())
+    assert sorted(named["chat"]) == ["arc_challenge", "arc_easy", "gsm8k", "mmlu", "smoltalk"]
+    assert len(named["text"]) == 6
+
+    first = results(tmp_path, "base")["artifact"]
+    asked = len(hub.asked)
+    again = start(tmp_path, hub, "--offline", "--force=data", "--force=rows", "--force=base",
+                  "--stages=data,tokenizer,rows,base")  # fmt: skip
+    _, told = again.communicate()
+    assert again.returncode == 0, told
+    assert len(hub.asked) == asked, f"it asked for {hub.asked[asked:]}"
+    assert results(tmp_path, "base")["artifact"] == first, "the same data gave other weights"
+
+
+@pytest.fixture(scope="module")
+def long_replica(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of more shards than a window of shuffling has."""
+    folder = tmp_path_factory.mktemp("replica")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub_replica, "SHARDS", 11)
+        patch.setattr(hub_replica, "DOCUMENTS", 12)
+        hub_replica.build(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_training_begins_before_the_last_shard_is_there_and_survives_being_killed(
+    long_replica: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, object] = {"data.shards": 11, "base.steps": 60, "tokenizer.max_chars": 1}
+    only = "--stages=data,tokenizer,rows,base"
+    with hub_replica.served(long_replica) as hub:
+        process = start(tmp_path / "whole", hub, only, **settings)
+        _, told = process.communicate()
+        assert process.returncode == 0, told
+    want = results(tmp_path / "whole", "base")["artifact"]
+
+    home = tmp_path / "killed"
+    run = home / "runs" / "100"
+    with hub_replica.served(long_replica) as hub:
+        hub.fail("shard_00010.parquet", *[Fault(stall=True, cut=100)] * 20)
+        process = start(home, hub, only, **settings)
+        log = run / "base" / "metrics.jsonl"
+        began = time.monotonic()
+        while not (log.exists() and log.read_text().count('"loss"') >= 3):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < began + 300, "training waits for all shards"
+            time.sleep(0.05)
+        assert not (run / "rows" / "text" / "shard_00010.json").exists()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with hub_replica.served(long_replica) as hub:
+        process = start(home, hub, only, **settings)
+        _, told = process.communicate()
+        assert process.returncode == 0, told
+    assert results(home, "base")["artifact"] == want, "other weights than left alone"
