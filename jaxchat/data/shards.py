@@ -30,7 +30,8 @@ from jaxchat.progress import Progress
 from jaxchat.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 20  # encoded at a time
-SEGMENT_TOKENS = 1 << 24  # packed at a time: what bounds memory, to about 6 such arrays a worker
+SEGMENT_TOKENS = 1 << 24  # packed at a time: what bounds memory, to about 200 MB a worker
+MOST_WORKERS = 8  # that are of use: str and plans of rows are made under the interpreter lock
 POLL = 0.2  # seconds
 SMALL_BYTES = 64_000_000  # files below this share a shard, or below a twentieth of all
 SMALL_ROWS = 16  # but at least so many rows a shard, of four bytes of text a token
@@ -82,6 +83,8 @@ def prepare_shards(
     `fetch` returns the file of an input that has no path, when it is there; it is called by the
     workers, in order. The held-out shard comes first, then the others in their order.
 
+    More than MOST_WORKERS `workers` are of no use, and are not started.
+
     Raises ConfigError for fewer than two inputs, and ArtifactError when the folder holds other
     shards, when another process works on it, and when an input is not what its hash says.
     """
@@ -104,7 +107,7 @@ def prepare_shards(
         made = shard_folder.create(folder, manifest)
         sweep(folder)
         maker = _Maker(made, tokenizer, inputs, fetch)
-        maker.run(max(1, min(workers, len(inputs))))
+        maker.run(max(1, min(workers, len(inputs), MOST_WORKERS)))
     return _summary(made, maker, time.monotonic() - began)
 
 

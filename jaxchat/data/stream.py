@@ -26,7 +26,7 @@ from jaxchat.home import ArtifactError
 from jaxchat.progress import PLAIN_INTERVAL
 
 WINDOW = 8  # shards
-OPEN = 4  # windows whose files and order are kept at hand
+ORDERS = 4  # windows whose order is kept at hand
 POLL = 0.2  # seconds
 
 # Says why shards that are missing will never come; None while somebody makes them.
@@ -187,7 +187,7 @@ class ShardedRows:
         with self._lock:
             key = seed, turn, window
             if key not in self._orders:
-                while len(self._orders) >= OPEN:
+                while len(self._orders) >= ORDERS:
                     del self._orders[next(iter(self._orders))]
                 size = self._starts[window + 1] - self._starts[window]
                 self._orders[key] = permutation(size, *key)

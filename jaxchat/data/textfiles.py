@@ -163,11 +163,12 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, int]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             rows, size, done = file.metadata.num_rows, path.stat().st_size, 0
-            for batch in file.iter_batches(ROWS, columns=["text"]):
-                done += batch.num_rows
-                for value in batch.column("text").cast(pyarrow.large_string()).to_pylist():
-                    if value is not None:
-                        yield value, size * done // rows
+            for group in range(file.metadata.num_row_groups):  # else the whole file is buffered
+                for batch in file.iter_batches(ROWS, [group], columns=["text"]):
+                    done += batch.num_rows
+                    for value in batch.column("text").cast(pyarrow.large_string()).to_pylist():
+                        if value is not None:
+                            yield value, size * done // rows
     except (pyarrow.ArrowException, KeyError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(

@@ -146,12 +146,17 @@ def test_training_begins_with_the_first_window_and_waits_for_the_next(
     got: list[np.ndarray] = []
     reader = threading.Thread(target=lambda: got.append(source.take(np.arange(first + 9), 0)))
     reader.start()
-    time.sleep(0.7)
+    began, told = time.monotonic(), ""
+    while told.count("\n") < 3:
+        assert time.monotonic() < began + 30, f"it does not say what it waits for: {told!r}"
+        time.sleep(0.05)
+        told += capsys.readouterr().err
+    assert time.monotonic() > began + 0.5, "it says so too often"
+    assert all(
+        line.startswith("waiting for shard 3 of 6 (c.jsonl), ") for line in told.split("\n")[:-1]
+    )
     assert reader.is_alive()
     assert not got
-    told = capsys.readouterr().err.splitlines()
-    assert 2 <= len(told) <= 4
-    assert all(line.startswith("waiting for shard 3 of 6 (c.jsonl), ") for line in told)
     copied(whole, folder, "*.npy")
     for path in sorted(whole.glob("shard_0000[23].json")):  # each whole before it is declared so
         (folder / path.name).write_bytes(path.read_bytes())

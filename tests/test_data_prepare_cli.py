@@ -1,0 +1,71 @@
+"""`jaxchat data prepare`: what it says, what it goes on with, what it refuses."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxchat.config import ConfigError
+from jaxchat.data.shard_folder import ShardFolder
+from jaxchat.data_prepare_cli import add_prepare
+from jaxchat.home import ArtifactError
+from jaxchat.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[str]:
+    """The arguments that name a folder of text, a tokenizer and where to write."""
+    (tmp_path / "text").mkdir()
+    for name in ("a", "b", "c"):
+        lines = (json.dumps({"text": f"{name} {n} and some more words"}) + "\n" for n in range(400))
+        (tmp_path / "text" / f"{name}.jsonl").write_text("".join(lines))
+    Tokenizer([bytes([byte]) for byte in range(256)]).save(tmp_path / "tokenizer")
+    names = {"--data-dir": "text", "--tokenizer": "tokenizer", "--out": "out"}
+    return [part for key, value in names.items() for part in (key, str(tmp_path / value))]
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_prepare(parser.add_subparsers(required=True))
+    args = parser.parse_args(["prepare", *arguments])
+    code: int = args.run_command(args)
+    return code
+
+
+def test_a_folder_of_text_becomes_shards(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*folders, "--row-tokens", "33", "--workers", "2") == 0
+    folder = ShardFolder(tmp_path / "out")
+    assert (len(folder), folder.manifest.row_tokens, folder.manifest.validation) == (3, 33, 2)
+    training, held_out, shards = capsys.readouterr().out.splitlines()
+    assert training.startswith("training  800 documents of 19,780 tokens")
+    assert " kept in " in training
+    assert held_out.startswith("held out  400 documents of 9,890 tokens")
+    assert held_out.endswith("(c.jsonl)")
+    assert shards.startswith(f"3 shards in {tmp_path / 'out'}, 0 of them were there already; ")
+    run(*folders, "--row-tokens", "33")
+    assert "3 of them were there already" in capsys.readouterr().out
+
+
+def test_other_rows_in_the_same_folder_are_refused_with_what_differs(folders: list[str]) -> None:
+    run(*folders, "--row-tokens", "33")
+    with pytest.raises(ArtifactError, match="row_tokens: 33, now 65"):
+        run(*folders, "--row-tokens", "65")
+
+
+def test_a_folder_without_text_is_refused(folders: list[str], tmp_path: Path) -> None:
+    for path in (tmp_path / "text").iterdir():
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"text holds no \.txt"):
+        run(*folders)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--row-tokens", "1"), ("--workers", "0")])
+def test_numbers_that_make_no_sense_are_refused(
+    folders: list[str], option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(*folders, option, value)
+    assert f"'{value}' is not a whole number of" in capsys.readouterr().err
