@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from jaxchat import data_prepare_cli, home
+from jaxchat import data_prepare_cli, data_show_cli, home
 from jaxchat.config import ConfigError
 from jaxchat.progress import Progress
 
@@ -20,11 +20,12 @@ ALL = "all"
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Adds list, download and prepare to the parser of `jaxchat data`."""
+    """Adds list, download, prepare and show to the parser of `jaxchat data`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_list(commands)
     add_download(commands)
     data_prepare_cli.add_prepare(commands)
+    data_show_cli.add_show(commands)
 
 
 def add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

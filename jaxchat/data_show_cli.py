@@ -76,7 +76,8 @@ def show_command(args: argparse.Namespace) -> int:
     from jaxchat.tokenizer import render
 
     root = home.home(getattr(args, "home", None))
-    dataset = find_dataset(args.source, args.files, args.split, args.seed, args.n)
+    files = args.files or _downloaded(root, args.source, args.split)
+    dataset = find_dataset(args.source, files, args.split, args.seed, args.n)
     if not len(dataset):
         raise ArtifactError(f"{args.source} holds no conversation.")
     tokenizer = _tokenizer(root, args.tokenizer, args.run)
@@ -110,6 +111,27 @@ def _tokenizer(root: Path, folder: Path | None, run: str | None) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
+def _downloaded(root: Path, name: str, split: str) -> list[Path]:
+    """The files of a dataset of conversations by name; none for another name.
+
+    Raises ArtifactError when they have not been downloaded.
+    """
+    from jaxchat.data import cache, registry
+    from jaxchat.data.hub import open_hub
+
+    source = registry.SOURCES.get(name)
+    if source is None or source.kind != "chat":
+        return []
+    chosen = split if split in source.splits else next(iter(source.splits))
+    found = open_hub(root, offline=True).files(source, splits=[chosen])
+    if not all(cache.is_here(file) for file in found):
+        raise ArtifactError(
+            f"{name} has not been downloaded; run: jaxchat data download {name}, or name its files "
+            f"(jaxchat data show {name} FILE ...)."
+        )
+    return [file.local for file in found]
+
+
 def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, count: int) -> Dataset:
     """The data set that the arguments name; of a generated task, `count` problems.
 
@@ -127,11 +149,9 @@ def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, coun
         return open_source(source, files)
     if source.endswith(SUFFIXES):
         return open_source("custom", [Path(source), *files])
-    if source in FILE_SOURCES:
-        raise ConfigError(f"give the files of {source}: jaxchat data show {source} FILE ...")
     raise ConfigError(
-        f"there is nothing called {source!r} to show; generated are {', '.join(TASKS)}; with their "
-        f"files {', '.join(FILE_SOURCES)}; or name a file of conversations ({', '.join(SUFFIXES)})."
+        f"there is nothing called {source!r} to show; generated are {', '.join(TASKS)}; downloaded "
+        f"{', '.join(FILE_SOURCES)}; or name a file of conversations ({', '.join(SUFFIXES)})."
     )
 
 

@@ -14,6 +14,8 @@ import pytest
 from conftest import FAST_COMPILATION
 from hub_server import Fault, HubServer
 
+from jaxchat import cli
+
 ROOT = Path(__file__).parent.parent
 SMALL = {
     "run.depth": 2,
@@ -78,7 +80,7 @@ def results(home: Path, stage: str) -> dict[str, object]:
 
 
 def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
-    hub: HubServer, tmp_path: Path
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process = start(tmp_path, hub)
     out, told = process.communicate()
@@ -103,6 +105,8 @@ def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     assert again.returncode == 0, told
     assert len(hub.asked) == asked, f"it asked for {hub.asked[asked:]}"
     assert results(tmp_path, "base")["artifact"] == first, "the same data gave other weights"
+    assert cli.main(["data", "--home", str(tmp_path), "show", "gsm8k", "-n", "1"]) == 0
+    assert "+ <|python_start|>" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -121,12 +121,8 @@ def _read_compressed(path: Path) -> Iterator[tuple[str, int]]:
 def _decompressed(packed: IO[bytes], path: Path) -> gzip.GzipFile | io.BufferedReader:
     if path.suffix == ".gz":
         return gzip.open(packed)
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise ConfigError(
-            f"{path} cannot be read without pyarrow; pip install pyarrow, or decompress it."
-        ) from error
+    import pyarrow
+
     # It tells a file that was cut off, as the package zstandard does not.
     stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(packed), "zstd")
     return io.BufferedReader(stream, CHUNK)
@@ -152,14 +148,9 @@ def _decode(data: bytes, name: str, position: int) -> str:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, int]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError(
-            f"{path} cannot be read without pyarrow; pip install pyarrow, or give .txt or .jsonl "
-            "files."
-        ) from error
+    import pyarrow
+    import pyarrow.parquet
+
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             rows, size, done = file.metadata.num_rows, path.stat().st_size, 0

@@ -1,7 +1,7 @@
 """Problems and conversations: for training, evaluation and RL.
 
 Here are the tasks whose problems the project's own seeded code generates. What comes out of files
-is in `sources`, mixtures of both in `mixture`, those of published recipes in `recipes`.
+is in `sources`, mixtures of both in `mixture`.
 """
 
 from __future__ import annotations

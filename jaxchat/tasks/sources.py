@@ -1,4 +1,4 @@
-"""Data sets by name: what is read from files, what is generated, and mixtures of both."""
+"""Data sets by name, out of files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from pathlib import Path
 
 from jaxchat.config import ConfigError
 from jaxchat.tasks.arc import ARCChallenge, ARCEasy
-from jaxchat.tasks.base import Split, Task
 from jaxchat.tasks.custom import Custom
-from jaxchat.tasks.dataset import Dataset, Drawn
+from jaxchat.tasks.dataset import Dataset
 from jaxchat.tasks.gsm8k import GSM8K
 from jaxchat.tasks.humaneval import HumanEval
-from jaxchat.tasks.mixture import Ingredient, Mixture
 from jaxchat.tasks.mmlu import MMLU
-from jaxchat.tasks.recipes import Amount
 from jaxchat.tasks.smoltalk import SmolTalk
 
 FILE_SOURCES: Mapping[str, Callable[[Iterable[Path]], Dataset]] = {
@@ -38,36 +35,3 @@ def open_source(name: str, paths: Iterable[Path]) -> Dataset:
             f"there is no source {name!r}; the sources are {', '.join(FILE_SOURCES)}."
         )
     return FILE_SOURCES[name](paths)
-
-
-def make_mixture(
-    amounts: Mapping[str, Amount],
-    files: Mapping[str, Iterable[Path]],
-    tasks: Mapping[str, Task],
-    seed: int,
-    *,
-    split: Split = "train",
-    first: int = 0,
-) -> Mixture:
-    """The mixture of a recipe (see `recipes`), in the order of its names.
-
-    `files` has the files of the right split of each source that is read, `tasks` the tasks that are
-    generated, of which problems from index `first` on are drawn. Raises ConfigError for a name that
-    is in neither and for a generated task without `rows`, and what opening raises.
-    """
-    ingredients = []
-    for name, amount in amounts.items():
-        if name in files:
-            dataset = open_source(name, files[name])
-            ingredients.append(Ingredient(dataset, amount.rows, amount.epochs))
-        elif name not in tasks:
-            raise ConfigError(
-                f"the mixture has {name!r}, for which there is neither a file nor a task; there "
-                f"are {', '.join([*files, *tasks])}."
-            )
-        elif amount.rows is None:
-            raise ConfigError(f"{name} is generated and has no end; the mixture must say rows.")
-        else:
-            drawn = Drawn(tasks[name], amount.rows, split, first)
-            ingredients.append(Ingredient(drawn, epochs=amount.epochs))
-    return Mixture(ingredients, seed)

@@ -186,7 +186,9 @@ class _Parquet(_File):
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path = path
-        pyarrow, parquet = _pyarrow(path)
+        import pyarrow
+        from pyarrow import parquet
+
         self._errors = (pyarrow.ArrowException, OSError)
         try:
             with parquet.ParquetFile(path) as file:
@@ -217,7 +219,9 @@ class _Parquet(_File):
     @cached_property
     def _loaded(self) -> dict[str, Any]:
         # By row groups and in one thread: half the memory at its peak, and no slower.
-        pyarrow, parquet = _pyarrow(self.path)
+        import pyarrow
+        from pyarrow import parquet
+
         try:
             with parquet.ParquetFile(self.path) as file:
                 groups = [
@@ -233,12 +237,3 @@ class _Parquet(_File):
     def _damaged(self, error: Exception) -> ArtifactError:
         reason = (str(error).splitlines() or ["?"])[0]
         return ArtifactError(f"{self.path} is no whole Parquet file ({reason}); download it again.")
-
-
-def _pyarrow(path: Path) -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError(f"{path} cannot be read without pyarrow; pip install pyarrow.") from error
-    return pyarrow, pyarrow.parquet

@@ -6,7 +6,9 @@ import json
 import sys
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from jaxchat.config import ConfigError
 from jaxchat.data import textfiles
@@ -19,8 +21,6 @@ def write_jsonl(path, *texts):
 
 
 def write_parquet(path, **columns):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table(columns), path)
 
 
@@ -99,13 +99,6 @@ def test_parquet_without_text_is_refused(tmp_path):
             list(TextFiles([str(tmp_path / f"{name}.parquet")]))
 
 
-def test_parquet_without_pyarrow_says_so(tmp_path, monkeypatch):
-    (tmp_path / "a.parquet").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match="without pyarrow"):
-        list(TextFiles([str(tmp_path / "a.parquet")]))
-
-
 def test_what_is_not_there_is_refused_at_once(tmp_path):
     with pytest.raises(ConfigError, match="missing does not exist"):
         TextFiles([str(tmp_path / "missing")])
@@ -116,7 +109,7 @@ def test_what_is_not_there_is_refused_at_once(tmp_path):
 def compress(data: bytes, suffix: str) -> bytes:
     if suffix == "gz":
         return gzip.compress(data)
-    return pytest.importorskip("pyarrow").compress(data, codec="zstd", asbytes=True)
+    return pyarrow.compress(data, codec="zstd", asbytes=True)
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
@@ -149,10 +142,3 @@ def test_damaged_compressed_lines_are_refused(tmp_path, suffix, damage):
     said = rf"a\.jsonl\.{suffix} is (damaged or cut off|no JSON)"
     with pytest.raises(ArtifactError, match=said):
         list(TextFiles([str(path)]))
-
-
-def test_zstandard_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (tmp_path / "a.jsonl.zst").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"a\.jsonl\.zst .* pip install pyarrow"):
-        list(TextFiles([str(tmp_path / "a.jsonl.zst")]))

@@ -9,12 +9,11 @@ from hub_files import CHATS, GSM8K_ROWS, jsonl, parquet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxchat.config import ConfigError
-from jaxchat.tasks import TASKS, make_tasks
+from jaxchat.tasks import make_tasks
 from jaxchat.tasks.base import say
+from jaxchat.tasks.dataset import Drawn
 from jaxchat.tasks.mixture import Ingredient, Mixture, interleave
-from jaxchat.tasks.recipes import MID, MID_VALIDATION, MODERN_SFT, SFT, SFT_VALIDATION, Amount
-from jaxchat.tasks.sources import FILE_SOURCES, make_mixture
+from jaxchat.tasks.sources import open_source
 from jaxchat.tokenizer.chat import Conversation
 
 
@@ -126,44 +125,17 @@ def test_nothing_of_a_data_set_is_refused(rows: int | None, epochs: float) -> No
         Mixture([Ingredient(Numbers("a", 0))], 0)
 
 
-def test_a_recipe_mixes_files_and_generated_problems(tmp_path: Path) -> None:
-    files = {
-        "smoltalk": [parquet(tmp_path / "s.parquet", CHATS)],
-        "gsm8k": [jsonl(tmp_path / "g.jsonl", GSM8K_ROWS)],
-    }
-    tasks = make_tasks(["identity"], 0)
-    amounts = {
-        "smoltalk": Amount(rows=6),
-        "gsm8k": Amount(epochs=3),
-        "identity": Amount(rows=5, epochs=2),
-    }
-    mixture = make_mixture(amounts, files, tasks, 0, first=30)
+def test_files_and_generated_problems_mix(tmp_path: Path) -> None:
+    task = make_tasks(["identity"], 0)["identity"]
+    mixture = Mixture(
+        [
+            Ingredient(open_source("smoltalk", [parquet(tmp_path / "s.parquet", CHATS)]), rows=6),
+            Ingredient(open_source("gsm8k", [jsonl(tmp_path / "g.jsonl", GSM8K_ROWS)]), epochs=3),
+            Ingredient(Drawn(task, 5, first=30), epochs=2),
+        ],
+        0,
+    )
     assert mixture.counts == {"smoltalk": 6, "gsm8k": 6, "identity": 10}
     said = Counter(str(conversation["messages"]) for conversation in mixture.read())
-    problem = tasks["identity"].problem("train", 30)
-    assert said[str(problem.conversation["messages"])] >= 2
+    assert said[str(task.problem("train", 30).conversation["messages"])] >= 2
     assert sum(said.values()) == 22
-
-
-def test_names_and_numbers_that_a_mixture_cannot_have(tmp_path: Path) -> None:
-    tasks = make_tasks(["identity"], 0)
-    with pytest.raises(ConfigError, match="neither a file nor a task; there are identity"):
-        make_mixture({"mmlu": Amount()}, {}, tasks, 0)
-    with pytest.raises(ConfigError, match="identity is generated and has no end"):
-        make_mixture({"identity": Amount()}, {}, tasks, 0)
-
-
-def test_the_recipes_name_what_there_is_and_have_the_sizes_they_say() -> None:
-    sizes = {"smoltalk": 460_341, "mmlu": 99_842, "gsm8k": 7_473}
-    sizes |= {"arc_easy": 2_251, "arc_challenge": 1_119}
-
-    def count(amounts: dict[str, Amount]) -> int:
-        whole = {name: amount.rows or sizes[name] for name, amount in amounts.items()}
-        return round(sum(whole[name] * amounts[name].epochs for name in amounts))
-
-    for recipe in (MID, SFT, MODERN_SFT, MID_VALIDATION, SFT_VALIDATION):
-        assert set(recipe) <= set(FILE_SOURCES) | set(TASKS)
-        assert all(amount.rows or name in FILE_SOURCES for name, amount in recipe.items())
-    assert count({name: MID[name] for name in ("smoltalk", "mmlu", "gsm8k")}) == 567_656
-    assert count(dict(MID)) == 567_656 + 2_000 + 280_000
-    assert count(dict(SFT)) == 22_443
