@@ -18,7 +18,6 @@ from jaxchat import machine
 from jaxchat.config import ModelConfig, TrainConfig
 from jaxchat.data import chat_rows, inputs, prepare, text_rows
 from jaxchat.data.hub import Hub, open_hub
-from jaxchat.data.packing import TextStatistics
 from jaxchat.data.rows import RowSource, validation_batches
 from jaxchat.data.shard_folder import is_whole
 from jaxchat.data.stream import HeldOutRows, ShardedRows
@@ -168,20 +167,22 @@ def run_rows(context: Context) -> dict[str, Any]:
             workers=machine.cores(),
         )  # fmt: skip
         told = {
-            "base_train": text_counts(prepared.training, config.model),
-            "base_heldout": text_counts(prepared.held_out, config.model),
+            "base_train": text_counts(prepared.training.rows, config.model),
+            "base_heldout": text_counts(prepared.held_out.rows, config.model),
         }
     rows = text_of(context)
+    if not told:
+        told = {"base_heldout": text_counts(len(rows.held_out), config.model)}
     chat = chat_rows.build_chat_rows(config, read, tokenizer, rows.by_split, folder)
     rows.train.take(np.arange(1), config.seed)  # waits until training can begin
     digest = text_rows.text_hash(read, tokenizer, config.model.sequence_len + 1)
     return {**told, **chat, "artifact": sha256_text(digest, chat["artifact"])}
 
 
-def text_counts(counts: TextStatistics, model: ModelConfig) -> dict[str, Any]:
+def text_counts(rows: int, model: ModelConfig) -> dict[str, Any]:
     """What the report tells of rows of text."""
-    tokens = counts.rows * (model.sequence_len + 1)
-    return {"rows": counts.rows, "tokens": tokens, "trained_tokens": tokens}
+    tokens = rows * (model.sequence_len + 1)
+    return {"rows": rows, "tokens": tokens, "trained_tokens": tokens}
 
 
 def _train(context: Context, stage: str, train: TrainConfig, source: str | None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class RemoteFile:
     Attributes:
         source: the name of its source.
         path: within the dataset, with /.
-        url: where it is asked for; "" for the user's own file, which is used where it is.
+        url: where it is asked for.
         local: where it is kept.
         size: in bytes; None when the server has not said.
         sha256: of its bytes, in hexadecimal; None when the server has not said.
@@ -109,8 +109,6 @@ def is_whole(file: RemoteFile, verify: bool = False) -> bool:
     """
     if not is_here(file):
         return False
-    if not file.url:
-        return True
     stat = file.local.stat()
     record = _read_record(file)
     if not verify and record.get("mtime_ns") == stat.st_mtime_ns:
@@ -240,10 +238,9 @@ def finish(file: RemoteFile, handle: BinaryIO, digest: Digest) -> None:
 
 
 def remove(file: RemoteFile) -> None:
-    """Deletes a downloaded file, its record and its parts; the user's own files are not touched."""
-    if file.url:
-        for path in (file.local, _record_path(file), *_parts(file)):
-            path.unlink(missing_ok=True)
+    """Deletes a downloaded file, its record and its parts."""
+    for path in (file.local, _record_path(file), *_parts(file)):
+        path.unlink(missing_ok=True)
 
 
 def check_space(files: Iterable[RemoteFile], at_once: int | None = None) -> None:

@@ -56,7 +56,7 @@ class Listing:
 
     Attributes:
         commit: of the repository; for a plain server, a name made of its base URL.
-        address: the repository's page, the base URL or the folder: where the files are from.
+        address: the repository's page or the base URL: where the files are from.
         folder: where they are kept.
         files: in order of path; sizes are unknown for a plain server (`Hub.files` asks for them).
     """
@@ -103,8 +103,6 @@ class Hub:
 
         Raises ArtifactError when they cannot be had, naming what to do.
         """
-        if source.folder is not None:
-            return _of_folder(source, source.folder)
         if source.name not in self._lists:
             kept = None if self._refresh and not self.offline else self.kept(source)
             self._lists[source.name] = kept or self._ask(source)
@@ -120,7 +118,7 @@ class Hub:
         listing = self.listing(source)
         by_path = {file.path: file for file in listing.files}
         paths = registry.choose(source, tuple(by_path), shards, splits)
-        if source.folder is None and self.base_url is not None and not self.offline:
+        if self.base_url is not None and not self.offline:
             unknown = [by_path[path] for path in paths if by_path[path].size is None]
             if unknown:
                 by_path.update((file.path, file) for file in self._measure(unknown))
@@ -318,14 +316,6 @@ def open_hub(
     web = Web(token=home.hub_token(), token_for=endpoint, proxies=home.proxies(), patience=patience)
     offline = offline or home.hub_offline()
     return Hub(root, web, endpoint=endpoint, base_url=base_url, offline=offline, refresh=refresh)
-
-
-def _of_folder(source: Source, folder: Path) -> Listing:
-    files = tuple(
-        RemoteFile(source.name, path, "", folder / path, (folder / path).stat().st_size)
-        for path in source.files
-    )
-    return Listing(source, "", str(folder), folder, files)
 
 
 def _entry(raw: dict[str, Any]) -> dict[str, Any]:

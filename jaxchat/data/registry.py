@@ -1,6 +1,6 @@
 """The data that runs are made of: each source by name, where it is, its licence, size and format.
 
-A source is a dataset repository of the hub at a fixed commit, or a folder of the user's own.
+A source is a dataset repository of the hub at a fixed commit.
 Facts and where they are from:
 
     fineweb_edu, climbmix: names, counts    nanochat/dataset.py, November 2025 and July 2026
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Literal
 
 from jaxchat.config import ConfigError
@@ -23,7 +22,6 @@ from jaxchat.config import ConfigError
 Kind = Literal["text", "chat"]
 
 TEXT_SPLIT = "text"  # the one split of a text source: shards, of which the last is for validation
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Source:
     Attributes:
         kind: `text` has shards of documents (a column `text`), the last in order of name for
             validation; `chat` has conversations or problems.
-        repo: owner/name of the dataset repository on the hub; "" for a folder of the user's.
+        repo: owner/name of the dataset repository on the hub.
         revision: a commit, or a branch, which is looked up once and then kept (`data.hub`).
         licence: as the repository's page states it.
         splits: name -> pattern of the paths of its files, as `fnmatch` has them.
@@ -41,7 +39,6 @@ class Source:
         files: names known beforehand, for a server that cannot list its files.
         size: bytes of all files, about.
         characters_per_file: of a text source, about; 0 where not known.
-        folder: where a user's own files are; None for a repository.
     """
 
     name: str
@@ -56,7 +53,6 @@ class Source:
     rows: Mapping[str, int] = field(default_factory=dict)
     characters_per_file: int = 0
     format: str = "parquet"
-    folder: Path | None = None
 
     def files_of(self, split: str, paths: Iterable[str] | None = None) -> tuple[str, ...]:
         """The paths of a split, in order of name, among `paths` or the names known beforehand.
@@ -100,41 +96,6 @@ def choose(
             f"validation; {shards:,} training shards cannot be taken."
         )
     return (*found[:shards], found[-1])
-
-
-def from_folder(folder: Path) -> Source:
-    """A folder of the user's own text files as a source.
-
-    Files of all subfolders in order of name; the last is for validation. Hidden files are left out.
-    Raises ConfigError when the folder does not exist or holds fewer than two files.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder; name one that holds text files.")
-    below = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    shown = (p for p in below if not any(part.startswith(".") for part in p.parts))
-    names = tuple(sorted(p.as_posix() for p in shown if p.name.lower().endswith(SUFFIXES)))
-    if len(names) < 2:
-        raise ConfigError(
-            f"{folder} holds {len(names)} of {', '.join(SUFFIXES)} files; at least two are needed, "
-            "as the last in order of name is for validation."
-        )
-    return Source(
-        name=folder.resolve().name or "data",
-        kind="text",
-        title=f"the files of {folder}",
-        repo="",
-        revision="",
-        licence="your own",
-        splits={TEXT_SPLIT: "*"},
-        files=names,
-        size=sum((folder / name).stat().st_size for name in names),
-        format=", ".join(sorted({_suffix(name) for name in names})),
-        folder=folder,
-    )
-
-
-def _suffix(name: str) -> str:
-    return next(suffix for suffix in reversed(SUFFIXES) if name.lower().endswith(suffix))[1:]
 
 
 def find(name: str) -> Source:

@@ -28,6 +28,7 @@ from jaxchat.progress import PLAIN_INTERVAL
 WINDOW = 8  # shards
 ORDERS = 4  # windows whose order is kept at hand
 POLL = 0.2  # seconds
+PATIENCE = 3.0  # seconds of waiting that nobody is told of
 
 # Says why shards that are missing will never come; None while somebody makes them.
 Alive = Callable[[], str | None]
@@ -94,7 +95,8 @@ class Shards:
         threading.Thread(target=check, name="checksums", daemon=True).start()
 
     def _wait(self, look: Callable[[], Found | None], what: str) -> Found:
-        began = told = time.monotonic()
+        began = time.monotonic()
+        tell = began + min(PATIENCE, PLAIN_INTERVAL)
         while True:
             ended = self._alive()  # before looking: what it made last is found
             if (found := look()) is not None:
@@ -103,8 +105,8 @@ class Shards:
                 raise ArtifactError(
                     f"{what} is missing and will not come ({ended}); {shard_folder.AGAIN}."
                 )
-            if (now := time.monotonic()) - told >= PLAIN_INTERVAL or told == began:
-                told = now
+            if (now := time.monotonic()) >= tell:
+                tell = now + PLAIN_INTERVAL
                 print(f"waiting for {what}, {now - began:.0f}s", file=sys.stderr, flush=True)
             time.sleep(POLL)
 

@@ -49,13 +49,18 @@ class TextFiles:
             self.done = before + (path.stat().st_size if path else 0)
 
 
+def _is_text(path: Path) -> bool:
+    """Whether a file of a folder counts: hidden ones, and those of hidden folders, do not."""
+    return path.name.endswith(SUFFIXES) and not any(part.startswith(".") for part in path.parts)
+
+
 def _expand(name: str) -> list[Path | None]:
     """The files that a name stands for; None is stdin."""
     path = Path(name)
     if name == STDIN:
         return [None]
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file())
+        found = sorted(p for p in path.rglob("*") if _is_text(p.relative_to(path)) and p.is_file())
         if not found:
             raise ConfigError(f"{path} holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file.")
         return list(found)

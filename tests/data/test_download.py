@@ -413,19 +413,6 @@ def test_two_processes_do_not_write_into_each_others_part(server, tmp_path):
     assert len(server.of("shard_00000.parquet")) == 1
 
 
-def test_a_folder_of_the_users_own_is_used_where_it_is(tmp_path):
-    from jaxchat.data import registry
-
-    for name in ("a.txt", "b.txt"):
-        (tmp_path / name).write_text(name)
-    mine = registry.from_folder(tmp_path)
-    hub = Hub(tmp_path / "home", Web(), endpoint="http://127.0.0.1:1")
-    got = list(download(hub.files(mine), hub.web))
-    assert [path for _, path in got] == [tmp_path / "a.txt", tmp_path / "b.txt"]
-    cache.remove(got[0][0])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
-
-
 CHILD = """
 import signal, sys
 from pathlib import Path

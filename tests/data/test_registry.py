@@ -60,27 +60,6 @@ def test_an_unknown_source_is_told_with_the_known_ones():
         registry.find("mnist")
 
 
-def test_a_users_folder_is_a_source(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / ".git").mkdir()
-    names = ["b.txt", "a.jsonl.zst", "sub/z.parquet", "sub/c.JSONL.gz", "no.md", ".git/x.txt"]
-    for name in names:
-        (tmp_path / name).write_text("12345")
-    source = registry.from_folder(tmp_path)
-    assert source.files == ("a.jsonl.zst", "b.txt", "sub/c.JSONL.gz", "sub/z.parquet")
-    assert source.size == 20
-    assert source.format == "jsonl.gz, jsonl.zst, parquet, txt"
-    assert registry.choose(source, source.files, 1) == ("a.jsonl.zst", "sub/z.parquet")
-
-
-def test_a_folder_needs_something_for_validation(tmp_path):
-    with pytest.raises(ConfigError, match="is not a folder"):
-        registry.from_folder(tmp_path / "none")
-    (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ConfigError, match=r"holds 1 of .* at least two are needed"):
-        registry.from_folder(tmp_path)
-
-
 def test_a_source_may_be_changed_by_its_user():
     mine = replace(SOURCES["gsm8k"], revision="main")
     assert mine.files_of("test") == ("main/test-00000-of-00001.parquet",)

@@ -106,6 +106,14 @@ def test_what_is_not_there_is_refused_at_once(tmp_path):
         TextFiles([str(tmp_path)])
 
 
+def test_hidden_files_of_a_folder_do_not_count(tmp_path):
+    (tmp_path / ".git").mkdir()
+    for name in ("a.txt", ".b.txt", ".git/c.txt"):
+        (tmp_path / name).write_text(name)
+    assert list(TextFiles([str(tmp_path)])) == ["a.txt"]
+    assert list(TextFiles([str(tmp_path / ".b.txt")])) == [".b.txt"]
+
+
 def compress(data: bytes, suffix: str) -> bytes:
     if suffix == "gz":
         return gzip.compress(data)

@@ -1,0 +1,132 @@
+"""Rows of conversations: what the configuration names, as often as it says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hub_replica
+import numpy as np
+import pytest
+from tiny_shards import TOKENIZER
+
+from jaxchat import recipe
+from jaxchat.config import ConfigError, RunConfig
+from jaxchat.data.chat_rows import HELD_OUT_PROBLEMS, build_chat_rows
+from jaxchat.data.inputs import InputFile, Inputs
+from jaxchat.data.rows import RowSource
+from jaxchat.data.stream import HeldOutRows
+from jaxchat.tasks import EVERYDAY_WORDS
+
+ROW = 513
+CONFIG = """
+[run]
+name = "small"
+depth = 2
+[model]
+sequence_len = 512
+[mid]
+conversations = 40
+[mid.mixture]
+identity = 3
+arithmetic = 1
+[sft]
+conversations = 20
+[sft.mixture]
+spelling = 1
+"""
+
+
+class Text(HeldOutRows):
+    """Rows of text that are easy to tell."""
+
+    def __init__(self) -> None:
+        self.tokens = np.full((50, ROW), 7, np.uint16)
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    folder = tmp_path_factory.mktemp("replica")
+    hub_replica.build(folder)
+    own = folder / "own.jsonl"
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    own.write_text("".join(json.dumps({"messages": talk, "n": n}) + "\n" for n in range(50)))
+
+    def files(*paths: Path) -> tuple[InputFile, ...]:
+        return tuple(InputFile(path.name, "", 0, (path,)) for path in paths)
+
+    gsm8k = folder / "openai" / "gsm8k" / "main"
+    chat = {
+        "gsm8k": {
+            "train": files(*gsm8k.glob("train-*")), "test": files(*gsm8k.glob("test-*")),
+        },
+        "own.jsonl": {"train": files(own)},
+    }  # fmt: skip
+    return Inputs((), chat, 0, EVERYDAY_WORDS)
+
+
+def config(folder: Path, *overrides: str) -> RunConfig:
+    path = folder / "small.toml"
+    path.write_text(CONFIG)
+    return recipe.load(path, overrides)
+
+
+def build(folder: Path, read: Inputs, *overrides: str) -> dict[str, Any]:
+    text = {"train": Text(), "test": Text()}
+    return build_chat_rows(config(folder, *overrides), read, TOKENIZER, text, folder)  # type: ignore[arg-type]
+
+
+def said(folder: Path, stage: str) -> str:
+    """All rows of a stage as text."""
+    source = RowSource(folder / stage, TOKENIZER.hash)
+    return "\n".join(TOKENIZER.decode(source[i]["tokens"].tolist()) for i in range(len(source)))
+
+
+def test_generated_problems_alone_come_one_to_three_in_a_conversation(
+    tmp_path: Path, read: Inputs
+) -> None:
+    told = build(tmp_path, read)
+    assert told["mid_train"]["conversations"] == 24  # 40 problems by 1, 2, 1 and 3
+    assert told["mid_heldout"]["conversations"] == HELD_OUT_PROBLEMS
+    rows = said(tmp_path, "mid_train")
+    assert rows.count("<|assistant_start|>") == 40
+    assert rows.count("<|bos|><|user_start|>") == 24
+    again = build(tmp_path, read)
+    assert again["artifact"] == told["artifact"], "the same configuration gave other rows"
+    assert build(tmp_path, read, "run.seed=1")["artifact"] != told["artifact"]
+
+
+def test_datasets_come_as_often_as_their_epochs_say_and_test_splits_are_held_out(
+    tmp_path: Path, read: Inputs
+) -> None:
+    told = build(tmp_path, read, "mid.epochs.gsm8k=1.5", "sft.epochs.gsm8k=1")
+    assert told["mid_train"]["conversations"] == 90 + 30 + 10  # 60 problems; then the generated
+    rows = said(tmp_path, "mid_train")
+    assert rows.count("#### ") == 90
+    assert rows.count("<|python_start|>") >= 90
+    held_out = said(tmp_path, "mid_heldout")
+    assert held_out.count("#### ") == 20  # all that the test split has
+    assert told["sft_train"]["conversations"] == 60 + 20
+
+
+def test_some_of_ones_own_conversations_are_held_out(tmp_path: Path, read: Inputs) -> None:
+    told = build(tmp_path, read, 'mid.epochs."own.jsonl"=2', "mid.conversations=0")
+    assert told["mid_train"]["conversations"] == 2 * 49
+    assert told["mid_heldout"]["conversations"] == 1
+
+
+def test_a_share_of_text_is_added_and_all_of_it_is_learned(tmp_path: Path, read: Inputs) -> None:
+    plain = build(tmp_path, read)["mid_train"]["rows"]
+    told = build(tmp_path, read, "mid.text_share=0.5")["mid_train"]
+    source = RowSource(tmp_path / "mid_train", TOKENIZER.hash)
+    text = [i for i in range(len(source)) if (source[i]["tokens"] == 7).all()]
+    assert told["rows"] == len(source) == plain + len(text)
+    assert len(text) == round(plain / 2)
+    assert all(source[i]["mask"].all() for i in text)
+
+
+def test_no_conversation_at_all_is_told_with_what_to_set(tmp_path: Path, read: Inputs) -> None:
+    path = tmp_path / "none.toml"
+    path.write_text('[run]\nname = "none"\ndepth = 2\n')
+    text = {"train": Text(), "test": Text()}
+    with pytest.raises(ConfigError, match=r"mid_train has no conversation; name datasets"):
+        build_chat_rows(recipe.load(path), read, TOKENIZER, text, tmp_path)  # type: ignore[arg-type]
