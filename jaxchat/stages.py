@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,7 +127,9 @@ def text_of(context: Context) -> TextRows:
     alive = None
     if not is_whole(folder):
         if context.preparer is None:
-            context.preparer = Preparer(_prepare_arguments(context), folder.parent / "text.log")
+            log = folder.parent / "text.log"
+            print(f"text is prepared meanwhile; its progress is in {log}", file=sys.stderr)
+            context.preparer = Preparer(_prepare_arguments(context), log)
         alive = context.preparer.ended
     return TextRows(
         ShardedRows(folder, tokenizer.hash, alive=alive),

@@ -33,6 +33,7 @@ from jaxchat.data.prefetch import prefetched
 from jaxchat.data.rows import RowSource, training_batches, validation_batches
 from jaxchat.data.stream import HeldOutRows, ShardedRows
 from jaxchat.evals.bpb import bits_per_byte, check_bytes
+from jaxchat.home import ArtifactError
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
@@ -192,22 +193,30 @@ def _fit(job: Job, params: Any) -> FitResult:
             prefetched(batch_of, range(start, steps), give_up=stop) as ahead,
         ):
             done = saved = start
-            for batch in ahead:
-                state, metrics = run_step(state, batch)
-                loop.dispatched(done, metrics)
-                done += 1
-                if done % job.train.eval_every == 0 or done == steps:
-                    loop.evaluated(done, evaluate(state))
-                if done % job.train.save_every == 0 or done == steps:
-                    loop.flush()
-                    checkpoints.save(done, state, {"seconds": loop.seconds()})
-                    saved = done
-                if stop():
-                    break
-            if done < steps:  # asked to stop, perhaps while it waited for data
+
+            def save() -> None:
+                nonlocal saved
                 if done > saved:
                     loop.flush()
                     checkpoints.save(done, state, {"seconds": loop.seconds()})
+                    saved = done
+
+            try:
+                for batch in ahead:
+                    state, metrics = run_step(state, batch)
+                    loop.dispatched(done, metrics)
+                    done += 1
+                    if done % job.train.eval_every == 0 or done == steps:
+                        loop.evaluated(done, evaluate(state))
+                    if done % job.train.save_every == 0 or done == steps:
+                        save()
+                    if stop():
+                        break
+            except ArtifactError:  # there is no more data, but what was learned from it is kept
+                save()
+                raise
+            if done < steps:  # asked to stop, perhaps while it waited for data
+                save()
                 checkpoints.wait()
                 raise Interrupted(stop())
         loop.flush()

@@ -18,6 +18,7 @@ from tiny_training import CLASSIC, TRAIN, T, random_params, tiny_job
 from jaxchat.config import ConfigError, MeshConfig, TrainConfig
 from jaxchat.data.rows import RowSource
 from jaxchat.evals.bpb import bits_per_byte
+from jaxchat.home import ArtifactError
 from jaxchat.profiling.capture import Capture
 from jaxchat.profiling.request import parse
 from jaxchat.profiling.summary import read_profile
@@ -131,6 +132,26 @@ def test_a_run_asked_to_stop_saves_and_goes_on_later(
         saved = checkpoints.latest()
     assert saved in range(3, 8), "the step that was under way was not saved"
     assert [r["step"] for r in records(job) if "loss" in r] == list(range(saved))
+    assert_same_run(job, fit(job, random_params(CLASSIC)), whole)
+
+
+def test_data_that_ends_too_early_costs_no_step(tmp_path: Path, whole: Any) -> None:
+    class Ending(RowSource):
+        """Like shards whose preparation has failed."""
+
+        reads = 0
+
+        def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+            Ending.reads += 1
+            if Ending.reads > 7 * 8:
+                raise ArtifactError("shard 3 of 4 is missing and will not come.")
+            return super().__getitem__(index)
+
+    with pytest.raises(ArtifactError, match="will not come"):
+        fit(tiny_job(tmp_path, rows=Ending), random_params(CLASSIC))
+    job = tiny_job(tmp_path)
+    with Checkpoints(job.folder / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 7
     assert_same_run(job, fit(job, random_params(CLASSIC)), whole)
 
 
