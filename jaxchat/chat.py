@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,9 +108,25 @@ def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) ->
 
     Raises ArtifactError when there is no such run, or the stage is not complete.
     """
+    context, chosen = find_model(root, name, stage)
+    model = context.config.model
+    params: Any = load_model(context.root, chosen, model)
+    tokenizer = tokenizer_of(context)
+    engine = Engine(params, model, tokenizer, slots=1)
+    chat = Chat(engine, tokenizer, model.sequence_len, sampling)
+    return Loaded(context.root, chosen, count_params(model)["total"], chat)
+
+
+def find_model(
+    root: Path, name: str | None, stage: str | None, among: Sequence[str] = TALKERS
+) -> tuple[Context, str]:
+    """A run of the home `root`, the named one or the last; its named stage or the first complete.
+
+    Raises ArtifactError when there is no such run, or the stage is not complete.
+    """
     run = runs.find(root, name)
     context = open_run(run)
-    complete = [talker for talker in TALKERS if talker in context.done]
+    complete = [talker for talker in among if talker in context.done]
     if not complete or (stage or complete[0]) not in complete:
         there = (
             f"complete there: {', '.join(complete)}" if complete else "no model there is complete"
@@ -119,13 +135,7 @@ def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) ->
             f"the run in {run} has no model {stage or 'to talk to'} ({there}); go on with it: give "
             "its run_speedrun.py command again."
         )
-    chosen = stage or complete[0]
-    model = context.config.model
-    params: Any = load_model(run, chosen, model)
-    tokenizer = tokenizer_of(context)
-    engine = Engine(params, model, tokenizer, slots=1)
-    chat = Chat(engine, tokenizer, model.sequence_len, sampling)
-    return Loaded(run, chosen, count_params(model)["total"], chat)
+    return context, stage or complete[0]
 
 
 def open_run(run: Path) -> Context:

@@ -116,20 +116,14 @@ def _downloaded(root: Path, name: str, split: str) -> list[Path]:
 
     Raises ArtifactError when they have not been downloaded.
     """
-    from jaxchat.data import cache, registry
+    from jaxchat.data import inputs, registry
     from jaxchat.data.hub import open_hub
 
     source = registry.SOURCES.get(name)
     if source is None or source.kind != "chat":
         return []
-    chosen = split if split in source.splits else next(iter(source.splits))
-    found = open_hub(root, offline=True).files(source, splits=[chosen])
-    if not all(cache.is_here(file) for file in found):
-        raise ArtifactError(
-            f"{name} has not been downloaded; run: jaxchat data download {name}, or name its files "
-            f"(jaxchat data show {name} FILE ...)."
-        )
-    return [file.local for file in found]
+    found = inputs.downloaded(name, open_hub(root, offline=True))
+    return list(found[split if split in found else next(iter(found))])
 
 
 def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, count: int) -> Dataset:

@@ -86,22 +86,24 @@ def capture_of(context: Context, stage: str) -> Capture | None:
     return Capture(wanted, stage, request.folder(context.root, stage), context.config.model)
 
 
-def make_engine(context: Context, params: Any) -> Engine:
-    """The engine that evaluates and samples."""
+def make_engine(context: Context, params: Any, *, slots: int = 0) -> Engine:
+    """The engine that evaluates and samples, `slots` conversations at once (0: as configured)."""
     config = context.config
     return Engine(
         params,
         config.model,
         tokenizer_of(context),
-        slots=config.eval.slots,
+        slots=slots or config.eval.slots,
         dtype=compute_dtype(),
     )
 
 
-def hub_of(context: Context) -> Hub:
-    """Where datasets come from."""
+def hub_of(context: Context, *, offline: bool = False) -> Hub:
+    """Where datasets come from; with `offline`, only from what was downloaded."""
     network = context.network
-    return open_hub(home_of(context.root), base_url=network.base_url, offline=network.offline)
+    return open_hub(
+        home_of(context.root), base_url=network.base_url, offline=offline or network.offline
+    )
 
 
 def home_of(root: Path) -> Path:

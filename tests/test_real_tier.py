@@ -15,6 +15,8 @@ from conftest import FAST_COMPILATION
 from hub_server import Fault, HubServer
 
 from jaxchat import cli
+from jaxchat.chat import open_run
+from jaxchat.config import STAGES
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -96,6 +98,9 @@ def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     named = json.loads((tmp_path / "runs" / "100" / "data" / "inputs.json").read_text())
     assert sorted(named["chat"]) == ["arc_challenge", "arc_easy", "gsm8k", "mmlu", "smoltalk"]
     assert len(named["text"]) == 6
+
+    complete = open_run(tmp_path / "runs" / "100").done
+    assert list(complete) == list(STAGES), "the run's own configuration is another one"
 
     first = results(tmp_path, "base")["artifact"]
     asked = len(hub.asked)

@@ -161,10 +161,10 @@ def _mixed(
     """
     training = {
         name: Ingredient(_dataset(name, inputs, "train"), epochs=epochs)
-        for name, epochs in train.epochs.items()
+        for name, epochs in sorted(train.epochs.items())  # whatever order they are written in
     }
     total = sum(train.mixture.values())
-    for name, share in train.mixture.items():
+    for name, share in sorted(train.mixture.items()):
         if count := round(train.conversations * share / total):
             training[name] = Ingredient(Drawn(tasks[name], count, "train", FIRST_INDEX[stage]))
     if split == "train":

@@ -258,8 +258,24 @@ def _words(inputs: Inputs, count: int) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------- conversations
 
 
+def downloaded(name: str, hub: Hub) -> dict[str, tuple[Path, ...]]:
+    """Split -> files of a dataset of conversations, of those splits that have been downloaded.
+
+    Nobody is asked for them. Raises ArtifactError when none has been.
+    """
+    source = registry.find(name)
+    found = {}
+    for split in source.splits:
+        files = hub.files(source, splits=[split])
+        if all(cache.is_here(file) for file in files):
+            found[split] = tuple(file.local for file in files)
+    if not found:
+        raise ArtifactError(f"{name} has not been downloaded; run: jaxchat data download {name}")
+    return found
+
+
 def chat_names(config: RunConfig) -> list[str]:
-    """The datasets and own files that the stages of a run name, in order.
+    """The datasets and own files that the stages of a run name.
 
     Raises ConfigError for an unknown one among `epochs`.
     """
@@ -268,7 +284,7 @@ def chat_names(config: RunConfig) -> list[str]:
         chat_source(name)
     tasks = (*config.eval.tasks, config.rl.task)
     problems = [n for n in tasks if n in registry.SOURCES and registry.SOURCES[n].kind == "chat"]
-    return list(dict.fromkeys([*trained, *problems]))
+    return sorted({*trained, *problems})  # a run's own configuration has them in another order
 
 
 Chat = dict[str, dict[str, tuple[RemoteFile, ...]]]  # dataset of the hub -> split -> files

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxchat.config import ConfigError, RunConfig
-from jaxchat.data.conversations import train_split
 from jaxchat.data.inputs import Inputs, read_texts
-from jaxchat.data.registry import SOURCES
 from jaxchat.home import ArtifactError
 from jaxchat.progress import Progress
 from jaxchat.tasks import Problem, Task, make_tasks
 from jaxchat.tasks.base import Split
-from jaxchat.tasks.dataset import FixedTask, ProblemSet
+from jaxchat.tasks.dataset import FileProblems, FixedTask
 from jaxchat.tasks.sources import open_source
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer import training as bpe
@@ -40,29 +38,33 @@ def run_tasks(
         made = make_tasks(generated, seed, words, always_train=always_train(words, tokenizer))
     except ValueError as error:
         raise ConfigError(f"{error} (a mixture, eval.tasks or rl.task names it).") from error
-    return {name: made[name] if name in made else open_task(name, inputs) for name in names}
+    return {name: made[name] if name in made else _task_of(name, inputs) for name in names}
 
 
-def open_task(name: str, inputs: Inputs) -> Task:
-    """A dataset of problems as a task. Raises ConfigError for one without answers."""
-    splits = inputs.chat[name]
-    wanted = {"train": "train", "test": "test"}
-    if name in SOURCES and "test" not in SOURCES[name].splits:
-        wanted["test"] = train_split(SOURCES[name])
+def open_task(name: str, files: Mapping[str, Sequence[Path]]) -> Task:
+    """A dataset of problems as a task: `files` are those of its splits.
+
+    Raises ConfigError for one without answers.
+    """
+    train = next((split for split in ("train", "auxiliary_train") if split in files), None)
+    splits = {"train": train, "test": "test" if "test" in files else train}
     opened = {
-        role: open_source(name, inputs.paths(name, split))
-        for role, split in wanted.items()
-        if split in splits
+        role: open_source(name, files[split])
+        for role, split in splits.items()
+        if split is not None and split in files
     }
     for dataset in opened.values():
-        if not hasattr(dataset, "grade"):
+        if not isinstance(dataset, FileProblems):
             raise ConfigError(
                 f"{name} has conversations but no answers to check; take it out of eval.tasks and "
                 "rl.task."
             )
     problems: dict[str, Any] = opened
-    train: ProblemSet | None = problems.get("train")
-    return FixedTask(train, problems.get("test"))
+    return FixedTask(problems.get("train"), problems.get("test"))
+
+
+def _task_of(name: str, inputs: Inputs) -> Task:
+    return open_task(name, {split: inputs.paths(name, split) for split in inputs.chat[name]})
 
 
 def always_train(words: Iterable[str], tokenizer: Tokenizer) -> list[str]:

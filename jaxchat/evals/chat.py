@@ -1,17 +1,24 @@
-"""Exact match on held-out problems, sampled through the engine with its tools (layer 3)."""
+"""Held-out problems: sampled through the engine and its tools, or answered by letters (layer 3)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from jaxchat.evals.chatcore import pass_at
+from jaxchat.evals.letters import choose_letters
 from jaxchat.infer.engine import Completion, Engine, Request
 from jaxchat.progress import Progress
 from jaxchat.tasks import Problem, Task
+from jaxchat.tasks.dataset import FixedTask
+from jaxchat.tasks.humaneval import CodeProblem
+from jaxchat.tasks.multiple_choice import ChoiceProblem
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import Part, parse_completion, render_prompt
+
+PASS_AT = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,115 @@ def parts_of(completion: Completion, tokenizer: Tokenizer) -> list[Part]:
     return parse_completion(completion.tokens, tokenizer)
 
 
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation of one task found.
+
+    Attributes:
+        score: right answers; of several samples, all of them count.
+        pass_at: k -> the chance that one of k samples is right.
+        calls: calls of the calculator or of Python in all samples.
+        failed_calls: those that gave nothing.
+    """
+
+    score: Score
+    pass_at: Mapping[int, float] = field(default_factory=dict)
+    calls: int = 0
+    failed_calls: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """For report.json."""
+        told = self.score.to_json() | {"calls": self.calls, "failed_calls": self.failed_calls}
+        return told | {f"pass@{k}": value for k, value in self.pass_at.items()}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How problems are answered: greedily, or `samples` times at a temperature."""
+
+    max_tokens: int
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+
+
+# Runs programs: problems and what the model said of each -> which of them pass.
+CodeJudge = Callable[[Sequence[CodeProblem], Sequence[str]], list[bool]]
+
+
+def evaluate_task(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    task: Task,
+    *,
+    problems: int,
+    sampling: Sampling,
+    title: str,
+    judge: CodeJudge | None = None,
+) -> Result:
+    """Held-out problems of a task: by letters where it is multiple choice, else sampled.
+
+    `problems` is the most that are taken (0: all, of a dataset). Programs are run by `judge`.
+    """
+    chosen = [task.problem("test", index) for index in range(_count(task, problems))]
+    choices = [problem for problem in chosen if isinstance(problem, ChoiceProblem)]
+    if choices:
+        with Progress(title, len(choices), "problem") as progress:
+            letters = choose_letters(
+                engine.params, choices, tokenizer, engine.config, compute=engine.compute,
+                progress=progress.update,
+            )  # fmt: skip
+        agreed = sum(p.answer == letter for p, letter in zip(choices, letters, strict=True))
+        return Result(Score(agreed, len(choices)))
+    completions = answer(
+        engine, tokenizer, chosen, max_tokens=sampling.max_tokens, samples=sampling.samples,
+        temperature=sampling.temperature, seed=sampling.seed, title=title,
+    )  # fmt: skip
+    said = [[parts_of(completion, tokenizer) for completion in group] for group in completions]
+    passed = _judged(task, chosen, said, judge)
+    right = [sum(group) for group in passed]
+    outputs = [p for group in said for parts in group for p in parts if p["type"] != "text"]
+    calls = sum(part["type"] == "python" for part in outputs)
+    given = sum(part["type"] == "python_output" and bool(part["text"]) for part in outputs)
+    ks = (k for k in PASS_AT if 1 < k <= sampling.samples)
+    return Result(
+        Score(sum(right), len(chosen) * sampling.samples),
+        {k: sum(pass_at(k, r, sampling.samples) for r in right) / len(chosen) for k in ks},
+        calls,
+        calls - given,
+    )
+
+
+def _count(task: Task, problems: int) -> int:
+    size = task.size("test") if isinstance(task, FixedTask) else 0
+    if not problems and not size:
+        raise ValueError(f"{task.name} is generated without end; say how many problems.")
+    return min(problems or size, size or problems)
+
+
+def _judged(
+    task: Task,
+    problems: Sequence[Problem],
+    said: Sequence[Sequence[Sequence[Part]]],
+    judge: CodeJudge | None,
+) -> list[list[bool]]:
+    """Which samples of each problem are right."""
+    if not isinstance(problems[0], CodeProblem):
+        return [
+            [task.grade(problem, parts) for parts in group]
+            for problem, group in zip(problems, said, strict=True)
+        ]
+    if judge is None:
+        raise ValueError(f"{task.name} has programs, and there is nobody to run them.")
+    code = [problem for problem in problems if isinstance(problem, CodeProblem)]
+    pairs = [(p, parts) for p, group in zip(code, said, strict=True) for parts in group]
+    texts = [
+        "".join(part["text"] for part in parts if part["type"] == "text") for _, parts in pairs
+    ]
+    flat = iter(judge([problem for problem, _ in pairs], texts))
+    return [[next(flat) for _ in group] for group in said]
+
+
 def evaluate_tasks(
     engine: Engine,
     tokenizer: Tokenizer,
@@ -93,20 +209,21 @@ def evaluate_tasks(
     problems: int,
     max_tokens: int,
     title: str,
-) -> dict[str, Score]:
-    """Greedy exact match over the first `problems` held-out problems of every task."""
-    chosen = [
-        (name, task.problem("test", index))
+    judge: CodeJudge | None = None,
+) -> dict[str, Result]:
+    """Each task's first `problems` held-out problems, greedily."""
+    return {
+        name: evaluate_task(
+            engine,
+            tokenizer,
+            task,
+            problems=problems,
+            sampling=Sampling(max_tokens),
+            title=f"{title}, {name}",
+            judge=judge,
+        )
         for name, task in tasks.items()
-        for index in range(problems)
-    ]
-    completions = answer(
-        engine, tokenizer, [problem for _, problem in chosen], max_tokens=max_tokens, title=title
-    )
-    right = dict.fromkeys(tasks, 0)
-    for (name, problem), (completion,) in zip(chosen, completions, strict=True):
-        right[name] += tasks[name].grade(problem, parts_of(completion, tokenizer))
-    return {name: Score(count, problems) for name, count in right.items()}
+    }
 
 
 def mean_reward(

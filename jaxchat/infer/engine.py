@@ -28,6 +28,7 @@ from jaxchat.model.cache import Cache, init_cache
 from jaxchat.sampling import Sampling
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tools.calculator import run_tool
+from jaxchat.train.compute import Compute
 
 __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
 
@@ -86,6 +87,16 @@ class Engine:
         self.set_params(params)
         cache = init_cache(config, slots, self.max_len, self.dtype)
         self._cache = jax.device_put(cache, self._device)
+
+    @property
+    def params(self) -> Any:
+        """The weights, in the engine's dtype."""
+        return self._params
+
+    @property
+    def compute(self) -> Compute:
+        """How whole rows are computed."""
+        return Compute(dtype=self.dtype, attention=self._attention)
 
     def set_params(self, params: Any) -> None:
         """Takes other weights of the same shapes; nothing is compiled again.

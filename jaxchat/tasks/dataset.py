@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+import numpy as np
+
 from jaxchat.home import ArtifactError
 from jaxchat.tasks.base import Problem, Split, Task
 from jaxchat.tasks.table import Row, Table
@@ -112,8 +114,11 @@ class Slice:
         return self.dataset.conversation(self.rows[index])
 
 
+ORDER_SEED = 42  # nanochat's, so that the first n problems are the ones it takes
+
+
 class FixedTask:
-    """Problem sets of two splits as a `Task`; after the last problem the first comes again."""
+    """Problem sets of two splits as a `Task`, shuffled; after the last the first comes again."""
 
     def __init__(self, train: ProblemSet | None = None, test: ProblemSet | None = None) -> None:
         self._splits = {"train": train, "test": test}
@@ -122,13 +127,18 @@ class FixedTask:
             raise ValueError("a task needs problems of at least one split")
         self.name = one.name
         self._judge = one
+        self._orders = {
+            split: np.random.default_rng(ORDER_SEED).permutation(len(problems))
+            for split, problems in self._splits.items()
+            if problems is not None
+        }
 
     def problem(self, split: Split, index: int) -> Problem:
         """See Task. Raises ArtifactError when there are no files of the split."""
         problems = self._splits[split]
         if problems is None or not len(problems):
             raise ArtifactError(f"there are no {split} problems of {self.name}; download them.")
-        return problems[index % len(problems)]
+        return problems[int(self._orders[split][index % len(problems)])]
 
     def size(self, split: Split) -> int:
         """Different problems of a split."""

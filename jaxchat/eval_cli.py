@@ -1,0 +1,192 @@
+"""`jaxchat eval`: measures the models of a run (layer 5).
+
+Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxchat import home, machine, runs
+from jaxchat.config import ConfigError
+from jaxchat.home import read_json, sha256_text, write_json
+
+if TYPE_CHECKING:
+    from jaxchat.pipeline import Context
+    from jaxchat.tasks import Task
+
+TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "spelling")
+GENERATED_PROBLEMS = 256  # of a task without end
+FORMAT = "jaxchat-chat-eval-1"
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Adds chat and samples to the parser of `jaxchat eval`."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    chat = commands.add_parser(
+        "chat", help="ChatCORE's tasks, or others; what is finished is not done again"
+    )
+    _add_model(chat, ("mid", "sft", "rl"))
+    chat.add_argument(
+        "-a", "--task", action="append", metavar="TASK", help=f"default: {', '.join(TASKS)}"
+    )
+    chat.add_argument("--max-problems", type=_count, metavar="N", help="of a task; default: all")
+    chat.add_argument("--samples", type=_count, default=1, metavar="N", help="a problem (1)")
+    chat.add_argument(
+        "--temperature", type=float, metavar="T", help="default: 0, with several samples 1"
+    )
+    chat.add_argument("--max-tokens", type=_count, default=512, metavar="N", help="said (512)")
+    chat.add_argument("--slots", type=_count, default=64, metavar="N", help="decoded at once (64)")
+    chat.add_argument("--seed", type=int, default=0)
+    chat.add_argument("--force", action="store_true", help="do again what is finished")
+    chat.set_defaults(run_command=chat_command)
+    samples = commands.add_parser("samples", help="what a model says to a few prompts")
+    _add_model(samples, ("base", "mid", "sft", "rl"))
+    samples.set_defaults(run_command=samples_command)
+
+
+def _add_model(parser: argparse.ArgumentParser, stages: Sequence[str]) -> None:
+    parser.add_argument("--run", metavar="NAME", help="default: the last")
+    parser.add_argument("--stage", choices=stages, help="default: the last complete")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]:
+    root = home.home(args.home)
+    config = runs.read_config(runs.find(root, args.run))  # says what is missing, before JAX starts
+    machine.configure_jax(config.mesh, root / "xla")
+    from jaxchat.chat import find_model
+
+    return find_model(root, args.run, args.stage, among)
+
+
+def samples_command(args: argparse.Namespace) -> int:
+    """Prints samples of a model."""
+    context, stage = _open(args, ("rl", "sft", "mid", "base"))
+    from jaxchat.evals import samples
+    from jaxchat.stages import load_model, make_engine, tokenizer_of
+
+    engine = make_engine(context, load_model(context.root, stage, context.config.model))
+    tokenizer = tokenizer_of(context)
+    if stage == "base":
+        told = samples.text_samples(engine, tokenizer, samples.COMPLETIONS)
+    else:
+        told = samples.chat_samples(engine, tokenizer, samples.QUESTIONS)
+    for sample in told:
+        print("\n".join(f"{name}: {text}" for name, text in sample.items()) + "\n")
+    return 0
+
+
+def chat_command(args: argparse.Namespace) -> int:
+    """Evaluates the tasks, one after the other, and prints a table."""
+    context, stage = _open(args, ("rl", "sft", "mid"))
+    from jaxchat.evals.chatcore import chatcore
+
+    names = list(dict.fromkeys(args.task or TASKS))
+    tasks = find_tasks(context, names)
+    results = evaluate(context, stage, tasks, args)
+    print(table(results))
+    core = chatcore({name: result["accuracy"] for name, result in results.items()})
+    if core is not None:
+        print(f"\nChatCORE {core:.4f}")
+    return 0
+
+
+def find_tasks(context: Context, names: Sequence[str]) -> dict[str, Task]:
+    """Tasks by name: of the run's datasets, of what was downloaded, or generated.
+
+    Raises ConfigError for a name that is none, ArtifactError for what has not been downloaded.
+    """
+    from jaxchat.data import inputs, prepare, registry
+    from jaxchat.stages import hub_of, tokenizer_of
+    from jaxchat.tasks import TASKS as GENERATED
+
+    read = inputs.read_inputs(context.folder("data"))
+    chats = [name for name, source in registry.SOURCES.items() if source.kind == "chat"]
+    unknown = [name for name in names if name not in (*chats, *GENERATED)]
+    if unknown:
+        raise ConfigError(
+            f"there is no task {unknown[0]!r}; there are {', '.join((*chats, *GENERATED))}."
+        )
+    own = [name for name in names if name in read.chat or name in GENERATED]
+    tasks = prepare.run_tasks(own, context.config.seed, read, tokenizer_of(context))
+    hub = hub_of(context, offline=True)
+    fetched = {
+        name: prepare.open_task(name, inputs.downloaded(name, hub))
+        for name in names
+        if name not in tasks
+    }
+    return {name: tasks[name] if name in tasks else fetched[name] for name in names}
+
+
+def evaluate(
+    context: Context, stage: str, tasks: Mapping[str, Task], args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Task -> result. Each is kept in the run's folder `eval` as soon as it is there."""
+    from jaxchat.evals.chat import Sampling, evaluate_task
+    from jaxchat.stages import load_model, make_engine, tokenizer_of
+    from jaxchat.tasks.dataset import FixedTask
+
+    temperature = args.temperature
+    if temperature is None:
+        temperature = 0.0 if args.samples == 1 else 1.0
+    sampling = Sampling(args.max_tokens, args.samples, temperature, args.seed)
+    weights = str(context.done[stage]["results"]["artifact"])
+    results: dict[str, dict[str, Any]] = {}
+    engine = None
+    for name, task in tasks.items():
+        limit = args.max_problems or (0 if isinstance(task, FixedTask) else GENERATED_PROBLEMS)
+        key = sha256_text(FORMAT, weights, name, repr(sampling), str(limit))
+        path = context.folder("eval") / f"chat-{stage}-{name}.json"
+        kept = _kept(path, key)
+        if kept is None or args.force:
+            if engine is None:
+                params = load_model(context.root, stage, context.config.model)
+                engine = make_engine(context, params, slots=args.slots)
+            result = evaluate_task(
+                engine, tokenizer_of(context), task, problems=limit, sampling=sampling,
+                title=f"{name}, {stage}",
+            )  # fmt: skip
+            kept = result.to_json()
+            write_json(path, {"key": key, "result": kept})
+        results[name] = kept
+    return results
+
+
+def _kept(path: Path, key: str) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    record = read_json(path)
+    result: dict[str, Any] = record["result"]
+    return result if record["key"] == key else None
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line a task: problems, accuracy with its interval, centred, pass@k."""
+    from jaxchat.evals.chatcore import centred
+    from jaxchat.plan import table as aligned
+
+    ks = [key for result in results.values() for key in result if key.startswith("pass@")]
+    heads = list(dict.fromkeys(ks))
+    rows = [("task", "samples", "accuracy", "95% interval", "centred", *heads)]
+    for name, result in results.items():
+        low, high = result["interval"]
+        rows.append(
+            (
+                name,
+                f"{result['total']:,}",
+                f"{result['accuracy']:.2%}",
+                f"[{low:.1%}, {high:.1%}]",
+                f"{centred(name, result['accuracy']):.4f}",
+                *(f"{result[head]:.2%}" if head in result else "-" for head in heads),
+            )
+        )
+    return "\n".join(aligned(rows))

@@ -1,0 +1,97 @@
+"""Multiple choice by letters: which of them the model would say first, many problems at once.
+
+Nothing is sampled: a problem is answered by the letter with the highest logit after its prompt, so
+that a model which says something else beside it is not at chance (nanochat's categorical tasks).
+
+Axes: B rows, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxchat.config import ModelConfig
+from jaxchat.model import gpt
+from jaxchat.tasks.multiple_choice import ChoiceProblem
+from jaxchat.tokenizer import Tokenizer, render_prompt
+from jaxchat.train.compute import Compute
+from jaxchat.train.step import PLAIN
+
+BATCH_TOKENS = {"cpu": 4_096}
+GPU_BATCH_TOKENS = 131_072
+SMALLEST = 32  # tokens of a row
+
+
+def choose_letters(
+    params: Any,
+    problems: Sequence[ChoiceProblem],
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    *,
+    compute: Compute = PLAIN,
+    progress: Callable[[int], object] | None = None,
+) -> list[str]:
+    """The letter that each problem is answered with, in the order of the problems.
+
+    A prompt longer than the context loses its beginning, but for <|bos|>. `progress` is told how
+    many problems are done. Raises ValueError for a letter that is not one token.
+    """
+    prompts = [_prompt(problem, tokenizer, model.sequence_len) for problem in problems]
+    letters = [[_token(letter, tokenizer) for letter in problem.letters] for problem in problems]
+    budget = BATCH_TOKENS.get(jax.default_backend(), GPU_BATCH_TOKENS)
+    chosen = [""] * len(problems)
+    done = 0
+    for places, size in _batches(list(map(len, prompts)), budget, model.sequence_len):
+        rows = max(1, budget // size)  # always so many: one shape a size
+        tokens = np.full((rows, size), tokenizer.bos, np.int32)
+        last = np.zeros(rows, np.int32)
+        for row, place in enumerate(places):
+            tokens[row, : len(prompts[place])] = prompts[place]
+            last[row] = len(prompts[place]) - 1
+        logits = np.asarray(_last_logits(params, tokens, last, model=model, compute=compute))
+        for row, place in enumerate(places):
+            best = int(np.argmax(logits[row, letters[place]]))
+            chosen[place] = problems[place].letters[best]
+        done += len(places)
+        if progress is not None:
+            progress(done)
+    return chosen
+
+
+@functools.partial(jax.jit, static_argnames=("model", "compute"))
+def _last_logits(
+    params: Any, tokens: jax.Array, last: jax.Array, *, model: ModelConfig, compute: Compute
+) -> jax.Array:
+    """Logits [B,V] after token `last` [B] of rows [B,T]."""
+    x = gpt.features(params, tokens, model, dtype=compute.dtype, attention=compute.attention)
+    return gpt.unembed(params, x[jnp.arange(len(last)), last], model)
+
+
+def _prompt(problem: ChoiceProblem, tokenizer: Tokenizer, limit: int) -> list[int]:
+    ids = render_prompt(problem.conversation["messages"][:-1], tokenizer)
+    return ids if len(ids) <= limit else [ids[0], *ids[len(ids) - limit + 1 :]]
+
+
+def _token(letter: str, tokenizer: Tokenizer) -> int:
+    ids = tokenizer.encode(letter)
+    if len(ids) != 1:
+        raise ValueError(f"the letter {letter!r} is {len(ids)} tokens; it must be one.")
+    return ids[0]
+
+
+def _batches(lengths: Sequence[int], budget: int, longest: int) -> Iterator[tuple[list[int], int]]:
+    """Places of rows that go together, and the size they are padded to: a power of two."""
+    sizes: dict[int, list[int]] = {}
+    for place, length in enumerate(lengths):
+        size = max(SMALLEST, 1 << (length - 1).bit_length())
+        sizes.setdefault(min(size, max(longest, length)), []).append(place)
+    for size, places in sorted(sizes.items()):
+        rows = max(1, budget // size)
+        for start in range(0, len(places), rows):
+            yield places[start : start + rows], size
