@@ -105,17 +105,16 @@ def _of_run(args: argparse.Namespace) -> str:
     from jaxchat.data.hub import open_hub
     from jaxchat.data.inputs import read_inputs
     from jaxchat.data.prepare import load_tokenizer
-    from jaxchat.data.text_rows import FOLDER, prepare_text
+    from jaxchat.data.text_rows import prepare_text, text_folder
     from jaxchat.machine import cores
 
     root = home.home(args.home)
     run = runs.find(root, args.run)
     inputs, tokenizer = read_inputs(run / "data"), load_tokenizer(run / "tokenizer")
     hub = open_hub(root, base_url=args.base_url, offline=args.offline)
-    out = run / "rows" / FOLDER
-    prepared = prepare_text(
-        runs.read_config(run), inputs, tokenizer, out, hub, workers=args.workers or cores()
-    )
+    config = runs.read_config(run)
+    out = text_folder(run, inputs, tokenizer, config.model.sequence_len + 1)
+    prepared = prepare_text(config, inputs, tokenizer, out, hub, workers=args.workers or cores())
     return told(prepared, inputs.text[-1].name, out)
 
 

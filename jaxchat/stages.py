@@ -125,11 +125,11 @@ class TextRows(NamedTuple):
 
 def text_of(context: Context) -> TextRows:
     """The rows of text; what of them is missing is prepared by a process of its own from now on."""
-    folder, tokenizer = context.folder("rows") / text_rows.FOLDER, tokenizer_of(context)
+    folder, tokenizer = text_folder(context), tokenizer_of(context)
     alive = None
     if not is_whole(folder):
         if context.preparer is None:
-            log = folder.parent / "text.log"
+            log = folder.parent / "progress.log"
             print(f"text is prepared meanwhile; its progress is in {log}", file=sys.stderr)
             context.preparer = Preparer(_prepare_arguments(context), log)
         alive = context.preparer.ended
@@ -137,6 +137,13 @@ def text_of(context: Context) -> TextRows:
         ShardedRows(folder, tokenizer.hash, alive=alive),
         HeldOutRows(folder, tokenizer.hash, alive=alive),
     )
+
+
+def text_folder(context: Context) -> Path:
+    """Where the rows of the run's text are."""
+    read = inputs.read_inputs(context.folder("data"))
+    row_tokens = context.config.model.sequence_len + 1
+    return text_rows.text_folder(context.root, read, tokenizer_of(context), row_tokens)
 
 
 def _prepare_arguments(context: Context) -> list[str]:
@@ -168,13 +175,14 @@ def run_rows(context: Context) -> dict[str, Any]:
     told: dict[str, Any] = {}
     if config.data.source == "machine":
         prepared = text_rows.prepare_text(
-            config, read, tokenizer, folder / text_rows.FOLDER, hub_of(context),
+            config, read, tokenizer, text_folder(context), hub_of(context),
             workers=machine.cores(),
         )  # fmt: skip
         told = {
             "base_train": text_counts(prepared.training.rows, config.model),
             "base_heldout": text_counts(prepared.held_out.rows, config.model),
         }
+    text_rows.forget_others(text_folder(context))
     rows = text_of(context)
     if not told:
         told = {"base_heldout": text_counts(len(rows.held_out), config.model)}
@@ -303,7 +311,7 @@ def run_eval(context: Context) -> dict[str, Any]:
 def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict[str, Any]:
     config, tokenizer = context.config, tokenizer_of(context)
     read = inputs.read_inputs(context.folder("data"))
-    held_out = HeldOutRows(context.folder("rows") / text_rows.FOLDER, tokenizer.hash)
+    held_out = HeldOutRows(text_folder(context), tokenizer.hash)
     batches = validation_batches(held_out, config.eval.slots, config.base.eval_rows)
     tasks = prepare.run_tasks(config.eval.tasks, config.seed, read, tokenizer)
     limit = config.eval.max_new_tokens

@@ -110,6 +110,15 @@ def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     assert again.returncode == 0, told
     assert len(hub.asked) == asked, f"it asked for {hub.asked[asked:]}"
     assert results(tmp_path, "base")["artifact"] == first, "the same data gave other weights"
+    (text,) = (tmp_path / "runs" / "100" / "text").glob("*/")
+    before = {path: path.stat().st_mtime_ns for path in text.iterdir()}
+    mixed = start(tmp_path, hub, "--offline", "--stages=data,tokenizer,rows",
+                  **{"mid.epochs.smoltalk": 0.5})  # fmt: skip
+    _, told = mixed.communicate()
+    assert mixed.returncode == 0, told
+    assert {path: path.stat().st_mtime_ns for path in text.iterdir()} == before, (
+        "other conversations had the text tokenized again"
+    )
     assert cli.main(["data", "--home", str(tmp_path), "show", "gsm8k", "-n", "1"]) == 0
     assert "+ <|python_start|>" in capsys.readouterr().out
 
@@ -148,7 +157,9 @@ def test_training_begins_before_the_last_shard_is_there_and_survives_being_kille
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < began + 300, "training waits for all shards"
             time.sleep(0.05)
-        assert not (run / "rows" / "text" / "shard_00010.json").exists()
+        there = {path.name for path in run.glob("text/*/shard_*.json")}
+        assert there, "nothing has been prepared"
+        assert "shard_00010.json" not in there
         process.send_signal(signal.SIGKILL)
         process.wait()
     with hub_replica.served(long_replica) as hub:

@@ -13,10 +13,10 @@ from jaxchat.data.hub import Hub
 from jaxchat.data.inputs import InputFile, Inputs, text_files
 from jaxchat.data.packing import VERSION
 from jaxchat.data.shards import Prepared, ShardInput, prepare_shards
-from jaxchat.home import ArtifactError, sha256_text
+from jaxchat.home import ArtifactError, remove, sha256_text
 from jaxchat.tokenizer import Tokenizer
 
-FOLDER = "text"
+FOLDER = "text"  # of a run
 AHEAD = 8  # files that are downloaded before they are needed
 
 
@@ -24,6 +24,21 @@ def text_hash(inputs: Inputs, tokenizer: Tokenizer, row_tokens: int) -> str:
     """What decides the rows of text: known before they are there."""
     files = (file.sha256 for file in inputs.text)
     return sha256_text(str(VERSION), tokenizer.hash, str(row_tokens), *files)
+
+
+def text_folder(run: Path, inputs: Inputs, tokenizer: Tokenizer, row_tokens: int) -> Path:
+    """Where the rows of a run's text are: other text or another tokenizer has another folder.
+
+    It is none of a stage's, so that what else the stage `rows` makes can be made again alone.
+    """
+    return run / FOLDER / text_hash(inputs, tokenizer, row_tokens)[:16]
+
+
+def forget_others(folder: Path) -> None:
+    """Deletes the rows of text that the run had before."""
+    for path in folder.parent.iterdir() if folder.parent.exists() else ():
+        if path.is_dir() and path != folder:
+            remove(path)
 
 
 def prepare_text(
