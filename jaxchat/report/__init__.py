@@ -4,12 +4,14 @@ from jaxchat.report.files import (
     FILES,
     farewell,
     gather_run,
+    read_file,
     read_report,
     summary,
     write_report,
     write_run,
 )
 from jaxchat.report.gather import FORMAT, make_report
+from jaxchat.report.text import missing_notes
 
 __all__ = (
     "FILES",
@@ -17,6 +19,8 @@ __all__ = (
     "farewell",
     "gather_run",
     "make_report",
+    "missing_notes",
+    "read_file",
     "read_report",
     "summary",
     "write_report",

@@ -13,7 +13,8 @@ from html import escape
 
 from jaxchat.report.text import clean
 
-_NUMBER = re.compile(r"-|none|[-+$]?\d\S*( \[[^\]]*\])?( to \S+)?")
+_NUMBER = re.compile(r"-|none|missing|[-+$]?\d\S*( \[[^\]]*\])?( to \S+)?")
+LONG = 36  # characters from which a column takes room of its own
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -29,15 +30,15 @@ def table(label: str, rows: Sequence[Sequence[str]], *, total: bool = False) -> 
     last row is a sum.
     """
     head, *body = rows
-    right = [all(_NUMBER.fullmatch(row[column]) for row in body) for column in range(len(head))]
+    kinds = [_kind([row[column] for row in body]) for column in range(len(head))]
     titles = "".join(
-        f'<th scope="col"{_right(right[i])}>{words(cell)}</th>' if cell else "<td></td>"
+        f'<th scope="col"{kinds[i]}>{words(cell)}</th>' if cell else "<td></td>"
         for i, cell in enumerate(head)
     )
     lines = []
     for number, row in enumerate(body):
         last = ' class="total"' if total and number == len(body) - 1 else ""
-        cells = "".join(f"<td{_right(right[i])}>{_cell(row[i])}</td>" for i in range(1, len(row)))
+        cells = "".join(f"<td{kinds[i]}>{_cell(row[i])}</td>" for i in range(1, len(row)))
         lines.append(f'<tr{last}><th scope="row">{words(row[0])}</th>{cells}</tr>')
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{words(label)}"><table>'
@@ -45,8 +46,11 @@ def table(label: str, rows: Sequence[Sequence[str]], *, total: bool = False) -> 
     )
 
 
-def _right(right: bool) -> str:
-    return ' class="n"' if right else ""
+def _kind(column: Sequence[str]) -> str:
+    """The class of a column: n numbers, l long text."""
+    if all(_NUMBER.fullmatch(cell) for cell in column):
+        return ' class="n"'
+    return ' class="l"' if max(map(len, column), default=0) > LONG else ""
 
 
 def _cell(cell: str) -> str:

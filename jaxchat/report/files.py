@@ -138,12 +138,16 @@ def _written(root: Path) -> dict[str, Any]:
 
 def read_report(root: Path) -> dict[str, Any]:
     """The report of the run in `root`. Raises ArtifactError when there is none."""
-    path = root / "report.json"
+    return read_file(root / "report.json")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A report.json. Raises ArtifactError for anything else."""
     report: dict[str, Any] = home.read_json(path)
     if not isinstance(report, dict) or report.get("format") != FORMAT:
         raise ArtifactError(
-            f"{path} is no report of format {FORMAT}; make it again with jaxchat report --run "
-            f"{root.name}."
+            f"{path} is no report of format {FORMAT}; make it again from its run with "
+            "jaxchat report."
         )
     return report
 

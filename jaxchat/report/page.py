@@ -52,11 +52,11 @@ def _figures(report: Mapping[str, Any]) -> str:
     rows.append(("time", duration(report["seconds"])))
     if report["dollars"]:
         rows.append(("cost", text.dollars(report["dollars"])))
-    for row in report["metrics"]:
-        if row["name"] in ("CORE", "bits per byte", "ChatCORE"):
-            model, value = list(row["values"].items())[0 if row["name"] != "ChatCORE" else -1]
-            bare = told({"value": value["value"]}, row["unit"])
-            rows.append((f"{row['name']} of {model}", bare))
+    by_name = {row["name"]: row for row in report["metrics"]}
+    for name in [n for n in ("CORE", "bits per byte", "ChatCORE") if n in by_name][:2]:
+        row = by_name[name]
+        model, value = list(row["values"].items())[-1 if name == "ChatCORE" else 0]
+        rows.append((f"{name} of {model}", told({"value": value["value"]}, row["unit"])))
     return facts(rows, "figures")
 
 

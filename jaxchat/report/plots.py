@@ -15,7 +15,8 @@ from html import escape
 WIDTH, HEIGHT = 360, 220  # of a plot of lines
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 38  # margins, which hold the axes' numbers
 ROW = 15  # height of a mark in a plot of marks, or of a bar
-LABELS = 118  # width of the names beside marks and bars
+LABELS = 160  # the most that names beside marks and bars take
+BODY = 262  # width of what they stand beside
 LETTER = 6.4  # width of a letter of the axes, roughly
 
 Show = Callable[[float], str]
@@ -209,19 +210,19 @@ def mark_plot(
     low: float = 0.0,
     high: float = 1.0,
     chance: Sequence[float] = (),
-    width: int = 440,
 ) -> str:
     """Marks with intervals, a group of them beside each name; `chance[i]` is a tick in group i."""
     rows = [(name, marks) for name, marks in rows if marks]
     if not rows:
         return ""
-    x = Axis("", low, high, LABELS, width - 22, show)
+    left = _names_width(name for name, _ in rows)
+    x = Axis("", low, high, left, left + BODY - 22, show)
     parts, y = [], 24.0
     marks_from = y
     body = []
     for number, (name, marks) in enumerate(rows):
         height = ROW * len(marks)
-        body.append(_name(name, y + height / 2))
+        body.append(_name(name, left, y + height / 2))
         if chance:
             at = _px(x.at(chance[number]))
             body.append(
@@ -239,7 +240,7 @@ def mark_plot(
         f"{name}: " + ", ".join(f"{m.name + ' ' if m.name else ''}{m.told}" for m in marks) + "."
         for name, marks in rows
     ]
-    return _svg(key, width, y + 2, title, " ".join(told), [*parts, *body])
+    return _svg(key, left + BODY, y + 2, title, " ".join(told), [*parts, *body])
 
 
 def _marked(mark: Mark, x: Axis, y: float) -> str:
@@ -252,32 +253,37 @@ def _marked(mark: Mark, x: Axis, y: float) -> str:
     )
 
 
-def bar_plot(key: str, title: str, bars: Sequence[Bar], *, width: int = 440) -> str:
+def bar_plot(key: str, title: str, bars: Sequence[Bar]) -> str:
     """Bars from zero, each with its name before and its value behind it."""
     if not bars:
         return ""
     most = max(bar.value for bar in bars) or 1.0
     room = LETTER * max(len(bar.told) for bar in bars) + 12
-    x = Axis("", 0.0, most, LABELS, width - room, short)
+    left = _names_width(bar.name for bar in bars)
+    x = Axis("", 0.0, most, left, left + BODY - room, short)
     parts, y = [], 4.0
     for bar in bars:
-        end = max(x.at(bar.value), LABELS + 1.5)
-        parts.append(_name(bar.name, y + ROW / 2))
+        end = max(x.at(bar.value), left + 1.5)
+        parts.append(_name(bar.name, left, y + ROW / 2))
         parts.append(
-            f'<rect class="bar {bar.style}" x="{LABELS}" y="{_px(y)}" '
-            f'width="{_px(end - LABELS)}" height="{ROW}" rx="2"/>'
+            f'<rect class="bar {bar.style}" x="{_px(left)}" y="{_px(y)}" '
+            f'width="{_px(end - left)}" height="{ROW}" rx="2"/>'
             f'<text x="{_px(end + 7)}" y="{_px(y + ROW / 2)}" dy=".35em">{escape(bar.told)}</text>'
         )
         y += ROW + 9
     told = ", ".join(f"{bar.name} {bar.told}" for bar in bars)
-    return _svg(key, width, y - 5, title, told + ".", parts)
+    return _svg(key, left + BODY, y - 5, title, told + ".", parts)
 
 
-def _name(name: str, y: float) -> str:
-    most = int((LABELS - 12) / LETTER)
+def _names_width(names: Iterable[str]) -> float:
+    return min(LETTER * 1.1 * max(map(len, names)) + 16, LABELS)
+
+
+def _name(name: str, left: float, y: float) -> str:
+    most = int((left - 12) / LETTER)
     told = name if len(name) <= most else name[: most - 1] + "…"
     return (
-        f'<text class="name" x="{LABELS - 12}" y="{_px(y)}" dy=".35em" text-anchor="end">'
+        f'<text class="name" x="{_px(left - 12)}" y="{_px(y)}" dy=".35em" text-anchor="end">'
         f"{escape(told)}</text>"
     )
 

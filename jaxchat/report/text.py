@@ -13,9 +13,14 @@ from jaxchat.report.gather import TITLES
 Rows = list[tuple[str, ...]]  # a table, its head first
 
 
+# They would show a text in another order than it has (Unicode Standard Annex 9).
+_BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+
+
 def clean(text: str) -> str:
-    """A model's or a file's words as text that every file can hold and no terminal obeys."""
-    return printable(text).encode("utf-8", errors="replace").decode("utf-8")
+    """A model's or a file's words as text that every file can hold and nothing obeys."""
+    plain = printable(text).translate(dict.fromkeys(_BIDI, "\ufffd"))
+    return plain.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def shown(value: Any) -> str:
@@ -126,7 +131,7 @@ def _counts(title: str, table: Mapping[str, Mapping[str, Any]]) -> Rows:
 
 
 def core_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Rows:
-    """CORE by task of one model."""
+    """CORE by task of one model, best first."""
     rows: Rows = [("task", "accuracy", "95% interval", "centred", "problems")]
     rows += [
         (
@@ -136,7 +141,7 @@ def core_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Rows:
             f"{task['centered']:.3f}",
             f"{task['problems']:,}",
         )
-        for name, task in tasks.items()
+        for name, task in sorted(tasks.items(), key=lambda item: -item[1]["centered"])
     ]
     return rows
 
