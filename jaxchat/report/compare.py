@@ -126,8 +126,13 @@ def _interval(pair: Mapping[str, Any]) -> dict[str, Any]:
 def setting_rows(compared: Mapping[str, Any], part: str) -> text.Rows:
     """Settings, or what of the environment, that differ."""
     rows: text.Rows = [("setting" if part == "settings" else "", *compared["names"])]
-    rows += [(name, text.shown(a), text.shown(b)) for name, a, b in compared[part]]
+    rows += [(name, _exact(a), _exact(b)) for name, a, b in compared[part]]
     return rows if len(rows) > 1 else []
+
+
+def _exact(value: Any) -> str:
+    """A setting with all its digits: two that differ are told differently."""
+    return repr(value) if isinstance(value, float) else text.shown(value)
 
 
 def figure_rows(compared: Mapping[str, Any]) -> text.Rows:

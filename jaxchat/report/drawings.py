@@ -64,7 +64,13 @@ def _over(
     series = [
         line
         for drawn, column, xs in found
-        for line in _lines(drawn, [x / unit for x in xs], column[name], dots=part == "evaluated")
+        for line in _lines(
+            drawn,
+            [x / unit for x in xs],
+            column[name],
+            dots=part == "evaluated",
+            alone=len(found) == 1,
+        )
     ]
     drawing = plots.line_plot(
         f"{key}-{elements.slug(caption)}-{over}", f"{title}: {caption.lower()} over {over}", series,
@@ -88,17 +94,17 @@ def _time_unit(most: float) -> tuple[float, str]:
     return 1.0, "seconds"
 
 
-def _lines(drawn: Drawn, xs: Sequence[float], ys: Sequence[Any], *, dots: bool) -> list[Series]:
-    """A line, or behind the mean of many points the points themselves, faintly."""
+def _lines(
+    drawn: Drawn, xs: Sequence[float], ys: Sequence[Any], *, dots: bool, alone: bool
+) -> list[Series]:
+    """A line, or the mean of many points; if it is alone, the points themselves behind it."""
     name, style = drawn.name, drawn.style
     if dots:
         return [Series(name, xs, ys, style, "dots")]
     if len(xs) < SMOOTHED:
         return [Series(name, xs, ys, style)]
-    return [
-        Series(name, xs, ys, style, "faint"),
-        Series(f"{name}, mean", xs, moving_mean(ys, len(ys) // 30), style),
-    ]
+    mean = Series(f"{name}, mean", xs, moving_mean(ys, len(ys) // 30), style)
+    return [Series(name, xs, ys, style, "faint"), mean] if alone else [mean]
 
 
 def moving_mean(values: Sequence[float | None], width: int) -> list[float | None]:

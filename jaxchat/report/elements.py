@@ -13,7 +13,7 @@ from html import escape
 
 from jaxchat.report.text import clean
 
-_NUMBER = re.compile(r"-|none|missing|[-+$]?\d\S*( \[[^\]]*\])?( to \S+)?")
+_NUMBER = re.compile(r"-|none|missing|[-+$]?\d\S*( points)?( \[[^\]]*\])?")
 LONG = 36  # characters from which a column takes room of its own
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 

@@ -15,9 +15,10 @@ from html import escape
 WIDTH, HEIGHT = 360, 220  # of a plot of lines
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 38  # margins, which hold the axes' numbers
 ROW = 15  # height of a mark in a plot of marks, or of a bar
-LABELS = 160  # the most that names beside marks and bars take
+LABELS = 172  # the most that names beside marks and bars take
 BODY = 262  # width of what they stand beside
 LETTER = 6.4  # width of a letter of the axes, roughly
+NAME_LETTER = 7.0  # and of a name
 
 Show = Callable[[float], str]
 
@@ -93,11 +94,11 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number on an axis: `0.25`, `1,500`, `20k`, `1.5M`, `11B`."""
+    """A number on an axis: `0.25`, `150`, `1.5k`, `20M`, `11B`."""
     for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= scale * (10 if unit == "k" else 1):
+        if abs(value) >= scale:
             return f"{value / scale:.4g}{unit}"
-    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.4g}"
 
 
 def line_plot(
@@ -276,11 +277,11 @@ def bar_plot(key: str, title: str, bars: Sequence[Bar]) -> str:
 
 
 def _names_width(names: Iterable[str]) -> float:
-    return min(LETTER * 1.1 * max(map(len, names)) + 16, LABELS)
+    return min(NAME_LETTER * max(map(len, names)) + 16, LABELS)
 
 
 def _name(name: str, left: float, y: float) -> str:
-    most = int((left - 12) / LETTER)
+    most = int((left - 12) / NAME_LETTER)
     told = name if len(name) <= most else name[: most - 1] + "…"
     return (
         f'<text class="name" x="{_px(left - 12)}" y="{_px(y)}" dy=".35em" text-anchor="end">'

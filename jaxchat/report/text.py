@@ -9,6 +9,7 @@ from jaxchat.infer.transcript import printable
 from jaxchat.plan import size
 from jaxchat.progress import duration
 from jaxchat.report.gather import TITLES
+from jaxchat.report.metrics import told
 
 Rows = list[tuple[str, ...]]  # a table, its head first
 
@@ -132,12 +133,11 @@ def _counts(title: str, table: Mapping[str, Mapping[str, Any]]) -> Rows:
 
 def core_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Rows:
     """CORE by task of one model, best first."""
-    rows: Rows = [("task", "accuracy", "95% interval", "centred", "problems")]
+    rows: Rows = [("task", "accuracy", "centred", "problems")]
     rows += [
         (
             name,
-            f"{100 * task['accuracy']:.1f}%",
-            f"{100 * task['low']:.1f} to {100 * task['high']:.1f}",
+            told({"value": task["accuracy"], "interval": [task["low"], task["high"]]}, "share"),
             f"{task['centered']:.3f}",
             f"{task['problems']:,}",
         )
