@@ -1,67 +1,35 @@
-"""The report: the same figures in both files, readable, and safe with a model's words in it."""
+"""The report: the same figures in all files, of whatever there is, and safe with a model's words."""
 
 import json
 import re
-from pathlib import Path
 
 import pytest
+from report_records import (
+    CONFIGS,
+    ENVIRONMENT,
+    GIT,
+    core,
+    log_steps,
+    make_config,
+    make_done,
+    score,
+    write_run,
+)
 
-from jaxchat import recipe, report
+from jaxchat import home, recipe, report, runs
 from jaxchat.home import ArtifactError
-
-CONFIGS = Path(__file__).parent.parent / "configs"
-ENVIRONMENT = {
-    "python": "3.12.1",
-    "platform": "Linux",
-    "processor": "a processor",
-    "cores": 2,
-    "memory_bytes": 8_000_000_000,
-    "devices": ["cpu: cpu", "cpu: cpu"],
-    "packages": {"jax": "0.10.2"},
-}
-GIT = {"commit": "0123abc", "dirty": True}
-
-
-def score(right, total):
-    accuracy = right / total
-    return {"accuracy": accuracy, "interval": [accuracy - 0.05, accuracy + 0.04], "total": total}
-
-
-def evaluation(bits, right, **more):
-    return {"bits_per_byte": bits, "tasks": {"spelling": score(right, 200)}, **more}
-
-
-@pytest.fixture
-def done():
-    """Records as the pipeline writes them."""
-    parts = [
-        {"type": "python", "text": "37 * 24"},
-        {"type": "python_output", "text": "888"},
-        {"type": "text", "text": "The answer is 888."},
-    ]
-    models = {
-        "base": evaluation(1.75, 0, samples=[{"prompt": "Once", "completion": " upon"}]),
-        "rl": evaluation(
-            1.8125,
-            171,
-            reward=score(301, 400),
-            samples=[{"question": "What is 37 * 24?", "parts": parts}],
-        ),
-    }
-    rows = {"base_train": {"rows": 1_000, "tokens": 257_000}}
-    data = {"characters": 10_000, "sources": {"stdlib": {"documents": 3, "chars": 10_000}}}
-    stages = {
-        "data": (1.5, {"artifact": "x", **data}),
-        "rows": (2.0, {"artifact": "y", **rows}),
-        "base": (60.25, {"artifact": "z", "steps": 150, "loss": 3.217}),
-        "eval": (30.0, {"artifact": "e", "models": models}),
-    }
-    return {name: {"seconds": s, "results": results} for name, (s, results) in stages.items()}
+from jaxchat.report import markdown
+from jaxchat.report.metrics import chance, core_interval, metrics_cells, tool_use
 
 
 @pytest.fixture
 def config():
-    return recipe.load(CONFIGS / "tier_cpu.toml")
+    return make_config()
+
+
+@pytest.fixture
+def done():
+    return make_done()
 
 
 @pytest.fixture
@@ -70,71 +38,126 @@ def made(config, done):
 
 
 def test_the_table_of_metrics_has_models_as_columns(made):
-    cells = report.metrics_cells(made["metrics"])
+    cells = metrics_cells(made["metrics"])
     assert cells[0] == ("", "base", "mid", "sft", "rl")
     assert cells[1] == ("bits per byte", "1.750", "-", "-", "1.812")
-    assert cells[2] == ("spelling", "0.0% [-5.0, 4.0]", "-", "-", "85.5% [80.5, 89.5]")
-    assert cells[3] == ("mean reward", "-", "-", "-", "75.2% [70.2, 79.2]")
+    assert cells[2] == ("spelling", "0.0% [0.0, 1.9]", "-", "-", "85.5% [80.0, 89.7]")
+    assert cells[3] == ("mean reward", "-", "-", "-", "75.2% [70.8, 79.2]")
 
 
-def test_both_files_have_the_same_figures(config, done, tmp_path):
-    markdown, as_json = report.write_report(config, tmp_path, done)
-    assert (markdown.name, as_json.name) == ("report.md", "report.json")
-    read, text = report.read_report(tmp_path), markdown.read_text()
+def test_core_and_chatcore_stand_first_and_behind_the_tasks(config, done):
+    evaluated = done["eval"]["results"]["models"]
+    evaluated["base"]["core"], evaluated["rl"]["chatcore"] = core(), 0.0884
+    made = report.make_report(config, done, ENVIRONMENT, GIT)
+    cells = metrics_cells(made["metrics"])
+    # (0.1 * 2, the centred half-width of winograd) and 0.1: the root of .04 + .01, halved
+    assert cells[1] == ("CORE", "0.2500 [0.1382, 0.3618]", "-", "-", "-")
+    assert [row[0] for row in cells[2:]] == ["bits per byte", "spelling", "ChatCORE", "mean reward"]
+    assert cells[4] == ("ChatCORE", "-", "-", "-", "0.0884")
+    text = markdown.render(made)
+    assert "| squad    | 30.0% [20.0, 40.0] | 0.300   | 90       |" in text
+    assert text.index("| squad") < text.index("| winograd"), "the best centred comes first"
+
+
+def test_the_interval_of_core_is_that_of_independent_tasks():
+    tasks = core()["tasks"]
+    assert [chance(task) for task in tasks.values()] == pytest.approx([0.5, 0.0])
+    assert core_interval(0.25, list(tasks.values())) == pytest.approx([0.1382, 0.3618], abs=1e-4)
+    perfect = {"accuracy": 1.0, "centered": 1.0, "low": 0.9, "high": 1.0, "problems": 9}
+    assert core_interval(1.0, [perfect]) == pytest.approx([0.9, 1.0])
+
+
+def test_all_files_have_the_same_figures(config, done, tmp_path):
+    log_steps(tmp_path / "base", 8)
+    paths = report.write_report(config, tmp_path, done, sandbox="landlock, seccomp")
+    assert [path.name for path in paths] == ["report.md", "report.html", "report.json"]
+    text, page = (path.read_text() for path in paths[:2])
+    read = report.read_report(tmp_path)
     assert read["seconds"] == 93.75
     assert "1m34s in all" in text
-    for row in report.metrics_cells(read["metrics"]):
+    for row in metrics_cells(read["metrics"]):
         line = next(line for line in text.splitlines() if line.startswith(f"| {row[0]:<13} |"))
         assert [cell.strip() for cell in line.strip("|").split("|")] == list(row)
     assert f"{read['parameters']['total']:,} parameters" in text
-    assert "steps 150, loss 3.217" in text
-    assert read["stages"]["base"]["results"] == {"steps": 150, "loss": 3.217}
+    assert "steps 8, tokens 16,384, loss 3.217" in text
+    assert "steps 8, tokens 16,384, loss 3.217" in page
+    assert "- sandbox: landlock, seccomp" in text
+    assert "landlock, seccomp" in page
+    assert read["stages"]["base"]["results"] == {"steps": 8, "tokens": 16_384, "loss": 3.217}
     assert "| base train | 1,000 | 257,000 |" in text
     assert "| stdlib  | 3         | 10,000 |" in text
+    assert read["curves"]["base"]["loss"] == [6 - step / 4 for step in range(8)]
 
 
 def test_the_same_results_give_the_same_files(config, done, tmp_path):
     for folder in ("a", "b"):
+        log_steps(tmp_path / folder / "base", 8)
         report.write_report(config, tmp_path / folder, done)
-    for name in ("report.md", "report.json"):
+    for name in report.FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_everything_a_reader_asks_is_there(made, config):
-    text = report.markdown(made)
-    assert "`0123abc`, with uncommitted changes" in text
+    text = markdown.render(made)
+    assert "commit: 0123abc, with uncommitted changes" in text
     assert "2 x cpu: cpu" in text
     assert "jaxchat: [calculator: 37 * 24 = 888]\nThe answer is 888." in text
     assert "Once |>  upon" in text
     assert "[base]" in text
     assert f"batch_tokens={config.base.batch_tokens:,}" in text
+    assert "git checkout 0123abc  # and the changes that were not committed\n" in text
+    assert "python run_speedrun.py --tier cpu\n" in text
+    assert "| rl    | 1 samples  | 1     | 0      | 0       |" in text
     assert made["config"] == json.loads(recipe.to_json(config))
+
+
+def test_money_is_measured_time_at_the_price_of_the_hardware(done):
+    priced = recipe.load(CONFIGS / "tier_100.toml")
+    made = report.make_report(priced, done, ENVIRONMENT, GIT)
+    assert made["stages"]["base"]["dollars"] == pytest.approx(60.25 * 24 / 3600)
+    assert made["dollars"] == pytest.approx(93.75 * 24 / 3600)  # 0.625
+    text = markdown.render(made)
+    assert re.search(r"\| Base model +\| 1m00s +\| \$0\.40 +\|", text)
+    assert "$24 an hour, the price of what the configuration names: 8 x NVIDIA H100 80GB." in text
+    free = report.make_report(make_config(), done, ENVIRONMENT, GIT)
+    assert free["dollars"] == 0
+    assert "$" not in markdown.render(free)
 
 
 def test_what_is_no_checkout_is_said(config, done):
     made = report.make_report(config, done, ENVIRONMENT, {"commit": None, "dirty": None})
-    assert "commit: not a git checkout" in report.markdown(made)
+    text = markdown.render(made)
+    assert "commit: not a git checkout" in text
+    assert "git checkout" not in text.replace("not a git checkout", "")
 
 
 def test_a_models_words_cannot_leave_their_block(config, done):
     done["eval"]["results"]["models"]["base"]["samples"] = [
-        {"prompt": "```", "completion": "\n````\n# Metrics\n\x1b[2J"}
+        {"prompt": "```", "completion": "\n````\n# Metrics\n\x1b[2J\u202eback"}
     ]
-    text = report.markdown(report.make_report(config, done, ENVIRONMENT, GIT))
-    assert "`````text\n``` |> \n````\n# Metrics\n\ufffd[2J\n`````" in text
+    text = markdown.render(report.make_report(config, done, ENVIRONMENT, GIT))
+    assert "`````text\n``` |> \n````\n# Metrics\n\ufffd[2J\ufffdback\n`````" in text
 
 
-def test_a_table_cell_with_a_bar_stays_one_cell(config, done):
-    done["data"]["results"]["sources"] = {"a|b": {"documents": 1}}
-    text = report.markdown(report.make_report(config, done, ENVIRONMENT, GIT))
-    assert re.search(r"^\| a\\\|b +\| 1 +\|$", text, re.MULTILINE)
+def test_a_table_cell_with_a_bar_or_a_line_break_stays_one_cell(config, done):
+    done["data"]["results"]["sources"] = {"a|b\nc": {"documents": 1}}
+    text = markdown.render(report.make_report(config, done, ENVIRONMENT, GIT))
+    assert re.search(r"^\| a\\\|b c +\| 1 +\|$", text, re.MULTILINE)
 
 
-def test_a_report_of_part_of_the_stages_is_made_all_the_same(config, done):
-    del done["eval"], done["data"]
-    text = report.markdown(report.make_report(config, done, ENVIRONMENT, GIT))
-    assert "Base model" in text
-    assert "## Samples" not in text
+def test_calls_that_failed_and_that_were_cut_are_told_apart():
+    def answer(*parts):
+        return {"question": "?", "parts": [{"type": kind, "text": text} for kind, text in parts]}
+
+    samples = [
+        answer(("python", "1/0"), ("python_output", "error: division by zero")),
+        answer(("text", "error"), ("python", "1+1"), ("python_output", "2"), ("python", "2+")),
+        answer(("python", "3"), ("python_output", "")),
+    ]
+    kept = {"calls": 90, "failed": 4}
+    used = tool_use({"sft": {"samples": samples}, "rl": {"samples": samples, "tools": kept}})
+    assert used["sft"] == {"where": "samples", "answers": 3, "calls": 4, "failed": 1, "cut": 2}
+    assert used["rl"] == {"where": "evaluation", "calls": 90, "failed": 4, "cut": 0}
 
 
 def test_the_compression_of_the_tokenizer_stands_beside_the_peers(config, done):
@@ -148,16 +171,83 @@ def test_the_compression_of_the_tokenizer_stands_beside_the_peers(config, done):
     made = report.make_report(config, done, ENVIRONMENT, GIT)
     assert made["compression"] == results
     assert made["stages"]["tokenizer"]["results"] == {"vocabulary": 1_024}
-    text = report.markdown(made)
+    text = markdown.render(made)
     assert "| characters per token | cpu   | GPT-2   |" in text
     assert "| hindi                | 3.00  | -       |" in text
     assert re.search(r"^\| hindi +\| 4\.50 +\| - +\|$", text, re.MULTILINE)
     assert "GPT-2's is not here." in text
 
 
+def test_a_run_that_has_begun_is_reported_with_what_is_missing(config, done, tmp_path):
+    del done["eval"], done["base"]
+    run = write_run(tmp_path / "cpu", config, done)
+    made = report.write_run(run)
+    assert made["missing"] == {
+        "tokenizer": "not run yet",
+        "base": "under way: 8 of 250 steps",
+        "mid": "not run yet",
+        "sft": "not run yet",
+        "rl": "not run yet",
+        "eval": "not run yet",
+    }
+    text = (run / "report.md").read_text()
+    assert "- Base model: under way: 8 of 250 steps\n" in text
+    assert "## Samples" not in text
+    assert "## Metrics" not in text
+    assert "machine: told by the report that the run writes at its end" in text
+    assert made["curves"]["base"]["step"] == list(range(1, 9))
+    assert "Base model: under way: 8 of 250 steps" in (run / "report.html").read_text()
+
+
+def test_nothing_but_a_configuration_gives_a_report_too(config, tmp_path):
+    runs.write_config(tmp_path, config)
+    made = report.write_run(tmp_path)
+    assert set(made["missing"].values()) == {"not run yet"}
+    assert report.read_report(tmp_path)["metrics"] == []
+
+
+def test_models_that_an_interrupted_evaluation_finished_are_told(config, done, tmp_path):
+    models = done.pop("eval")["results"]["models"]
+    run = write_run(tmp_path, config, done)
+    home.write_json(run / "eval" / "base.json", models["base"])
+    made = report.gather_run(run)
+    assert made["missing"]["eval"] == "under way: base evaluated"
+    assert metrics_cells(made["metrics"])[1] == ("bits per byte", "1.750", "-", "-", "-")
+    assert "eval" not in made["stages"]
+
+
+def test_what_was_made_with_other_settings_is_left_out(done, tmp_path):
+    run = write_run(tmp_path, make_config(), done)
+    runs.write_config(run, make_config("base.steps=9"))
+    made = report.gather_run(run)
+    assert list(made["stages"]) == ["data", "rows"]
+    assert made["missing"]["base"] == "made with other settings, to be made again"
+    assert made["missing"]["eval"] == "made with other settings, to be made again"
+    assert made["metrics"] == []
+    assert made["curves"] == {}
+
+
+def test_a_record_from_before_a_setting_existed_counts(config, done, tmp_path):
+    run = write_run(tmp_path, config, done)
+    path = run / "base" / "done.json"
+    record = home.read_json(path)
+    del record["settings"][2]["epochs"]
+    home.write_json(path, record)
+    assert list(report.gather_run(run)["stages"]) == ["data", "rows", "base", "eval"]
+
+
+def test_a_report_made_later_keeps_the_machine_and_the_commit(config, done, tmp_path):
+    run = write_run(tmp_path, config, done)
+    first = report.write_run(run)
+    first |= {"environment": ENVIRONMENT, "git": GIT, "sandbox": "seccomp"}
+    home.write_json(run / "report.json", first)
+    again = report.write_run(run)
+    assert (again["environment"], again["git"], again["sandbox"]) == (ENVIRONMENT, GIT, "seccomp")
+
+
 def test_a_foreign_report_is_refused(tmp_path):
-    (tmp_path / "report.json").write_text('{"format": "other"}')
-    with pytest.raises(ArtifactError, match="--force report"):
+    (tmp_path / "report.json").write_text('{"format": "jaxchat-report-1"}')
+    with pytest.raises(ArtifactError, match="make it again from its run with jaxchat report"):
         report.read_report(tmp_path)
 
 
@@ -165,5 +255,12 @@ def test_the_farewell_says_how_to_talk(config, done, tmp_path):
     report.write_report(config, tmp_path, done)
     told = report.farewell(tmp_path, " --home here")
     assert "85.5%" in told
-    assert str(tmp_path / "report.md") in told
+    assert str(tmp_path / "report.html") in told
     assert 'chat --home here -p "Who are you?"' in told
+
+
+def test_scores_without_intervals_are_told_without(config, done):
+    task = {k: v for k, v in score(1, 2).items() if k == "accuracy"}
+    done["eval"]["results"]["models"]["rl"]["tasks"] = {"humaneval": task}
+    made = report.make_report(config, done, ENVIRONMENT, GIT)
+    assert ("humaneval", "-", "-", "-", "50.0%") in metrics_cells(made["metrics"])

@@ -238,6 +238,10 @@ class _Loop:
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.began
 
+    def time(self) -> float:
+        """Seconds of training over all sessions, as the log has them."""
+        return round(self.seconds(), 3)
+
     def dispatched(self, step: int, metrics: Any) -> None:
         previous, self.pending = self.pending, (step, metrics)
         if previous:
@@ -255,14 +259,14 @@ class _Loop:
                 f"{self.job.title}: the loss of step {step} is {values['loss']}; lower the rates "
                 "([optim] matrix_lr, embedding_lr) and give the command again."
             )
-        self.log.write({"step": step, **values})
+        self.log.write({"step": step, "time": self.time(), **values})
         rate = self.progress.rate() * self.step_tokens
         self.progress.update(step + 1, f"{rate:,.0f} tok/s loss {values['loss']:.3f}")
 
     def evaluated(self, done: int, bpb: float) -> None:
         self.flush()
         self.bpb = bpb
-        self.log.write({"step": done - 1, "bits_per_byte": bpb})
+        self.log.write({"step": done - 1, "time": self.time(), "bits_per_byte": bpb})
 
     def result(self, params: Any, evaluate: Callable[[Any], float]) -> FitResult:
         from jaxchat.train.metrics import read_metrics

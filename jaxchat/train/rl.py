@@ -155,7 +155,8 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
                     state, metrics = run_step(state, put_batch(job.mesh, split))
                     values = {name: float(value) for name, value in metrics.items()}
                 rewards.append(reward)
-                log.write({"step": step, "reward": reward, **values})
+                trained = round(before + time.monotonic() - began, 3)
+                log.write({"step": step, "time": trained, "reward": reward, **values})
                 progress.update(step + 1, f"reward {reward:.3f}")
                 done = step + 1
                 stopping = stop()  # once: a signal between two looks would stop without saving

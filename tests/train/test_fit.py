@@ -38,8 +38,14 @@ from jaxchat.train.metrics import read_metrics
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
+def times(job: Job) -> list[float]:
+    return [record["time"] for record in read_metrics(job.folder / "metrics.jsonl")]
+
+
 def records(job: Job) -> list[dict[str, Any]]:
-    return read_metrics(job.folder / "metrics.jsonl")
+    """What was logged, but for the times, which no two runs share."""
+    logged = read_metrics(job.folder / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k != "time"} for record in logged]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +62,8 @@ def assert_same_run(job: Job, got: FitResult, whole: Any) -> None:
     assert hash_params(got.params) == hash_params(want.params)
     assert (got.loss, got.bits_per_byte) == (want.loss, want.bits_per_byte)
     assert records(job) == metrics
+    assert times(job) == sorted(times(job)), "the time of a session before was forgotten"
+    assert 0 < times(job)[0] <= times(job)[-1] <= got.seconds + 0.001  # rounded to ms
 
 
 def test_a_run_logs_every_step_once_and_learns(whole: Any, tmp_path: Path) -> None:

@@ -1,0 +1,174 @@
+"""The files of a report, written at the end of a run or of what there is of it (layer 4).
+
+RUN/report.md     for people, in any editor
+RUN/report.html   for people, with plots; one file, nothing else is loaded
+RUN/report.json   the same figures, and the curves
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxchat import home, machine, pipeline, recipe, runs
+from jaxchat.config import RunConfig
+from jaxchat.home import ArtifactError
+from jaxchat.plan import table
+from jaxchat.report import markdown, page
+from jaxchat.report.curves import STAGES, read_curves
+from jaxchat.report.gather import FORMAT, TITLES, Done, make_report
+from jaxchat.report.metrics import MODELS, metrics_cells
+
+FILES = ("report.md", "report.html", "report.json")
+
+
+def write_report(config: RunConfig, root: Path, done: Done, *, sandbox: str = "") -> list[Path]:
+    """Writes the report into the run's folder `root`; returns the paths of FILES.
+
+    `done` maps each complete stage to its record (see `pipeline`); `sandbox` says what confined the
+    code that models wrote. The same records on the same machine give the same files, byte for byte.
+    """
+    environment, git = machine.describe(), machine.git_state()
+    curves = read_curves(root, config, [name for name in STAGES if name in done])
+    return _write(root, make_report(config, done, environment, git, curves=curves, sandbox=sandbox))
+
+
+def write_run(root: Path) -> dict[str, Any]:
+    """Writes the report of whatever stages the run in `root` has; returns it."""
+    report = gather_run(root)
+    _write(root, report)
+    return report
+
+
+def _write(root: Path, report: Mapping[str, Any]) -> list[Path]:
+    paths = [root / name for name in FILES]
+    texts = (markdown.render(report), page.render(report), json.dumps(report, indent=1) + "\n")
+    for path, text in zip(paths, texts, strict=True):
+        with home.atomic_open(path) as file:
+            file.write(text)
+    return paths
+
+
+def gather_run(root: Path) -> dict[str, Any]:
+    """The report of the run in `root` as it stands, complete or not; nothing is written.
+
+    What a stage made with other settings than the run now has is left out, as a run would make it
+    again. The machine and the commit are those of the report the run itself wrote, if it did.
+    Raises ArtifactError when there is no run.
+    """
+    config = runs.read_config(root)
+    done, states = _read_stages(root, json.loads(recipe.to_json(config)))
+    if "eval" not in done and (models := _evaluated_so_far(root)):
+        states["eval"] = f"under way: {', '.join(models)} evaluated"
+        done["eval"] = {"seconds": 0.0, "results": {"models": models}}
+    logged = [name for name in STAGES if name in done or states.get(name) != _STALE]
+    curves = read_curves(root, config, logged)
+    for name, curve in curves.items():
+        if name not in done:
+            total = getattr(config, name).steps
+            of = f" of {total:,}" if total else ""
+            states[name] = f"under way: {curve['steps']:,}{of} steps"
+    written = _written(root)
+    return make_report(
+        config,
+        done,
+        written.get("environment", {}),
+        written.get("git") or machine.git_state(),
+        curves=curves,
+        sandbox=written.get("sandbox", ""),
+        states=states,
+    )
+
+
+_STALE = "made with other settings, to be made again"
+
+
+def _read_stages(
+    root: Path, settings: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The records of the stages that are complete with these settings; what is wrong with others.
+
+    What was made from a stale artefact is stale as well.
+    """
+    done, states = dict[str, dict[str, Any]](), dict[str, str]()
+    for name in TITLES:
+        record = pipeline.read_done(root, name)
+        if record is None:
+            continue
+        if states or not _has_settings(record.get("settings", []), settings):
+            states[name] = _STALE
+        else:
+            done[name] = record
+    return done, states
+
+
+def _has_settings(recorded: list[Any], settings: Mapping[str, Any]) -> bool:
+    """Whether each table that a stage recorded is one of the run's, or was before it grew."""
+    tables = [value for value in settings.values() if isinstance(value, dict)]
+    return all(
+        any(part.items() <= _hashable(table).items() for table in tables)
+        for part in map(_hashable, (table for table in recorded if isinstance(table, dict)))
+    )
+
+
+def _hashable(table: Mapping[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value, sort_keys=True) for key, value in table.items()}
+
+
+def _evaluated_so_far(root: Path) -> dict[str, Any]:
+    """What an evaluation that is not complete has of each model."""
+    paths = {name: root / "eval" / f"{name}.json" for name in MODELS}
+    if (root / "eval" / "done.json").exists():
+        return {}  # complete, but with other settings
+    return {name: home.read_json(path) for name, path in paths.items() if path.exists()}
+
+
+def _written(root: Path) -> dict[str, Any]:
+    """The report that there is, of whatever format; empty when there is none."""
+    try:
+        report = home.read_json(root / "report.json")
+    except ArtifactError:
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def read_report(root: Path) -> dict[str, Any]:
+    """The report of the run in `root`. Raises ArtifactError when there is none."""
+    return read_file(root / "report.json")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A report.json. Raises ArtifactError for anything else."""
+    report: dict[str, Any] = home.read_json(path)
+    if not isinstance(report, dict) or report.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{path} is no report of format {FORMAT}; make it again from its run with "
+            "jaxchat report."
+        )
+    return report
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The table of metrics for a terminal."""
+    return "\n".join(table(metrics_cells(report["metrics"])))
+
+
+def farewell(run: Path, options: str = "") -> str:
+    """What a run says at its end: the metrics, where the report is, how to talk to the model."""
+    command = Path(sys.executable).with_name("jaxchat")
+    on_path = shutil.which("jaxchat") is not None
+    chat = f"{'jaxchat' if on_path or not command.exists() else command} chat{options}"
+    return "\n".join(
+        [
+            "",
+            summary(read_report(run)),
+            "",
+            f"The report:   {run / 'report.html'} (and report.md)",
+            f"Talk to it:   {chat}",
+            f'One question: {chat} -p "Who are you?"',
+        ]
+    )

@@ -1,0 +1,92 @@
+"""The command that makes a run again: a tier, and what was set otherwise (layer 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxchat import recipe
+from jaxchat.config import ConfigError, RunConfig
+
+# What other settings are derived from comes first: once these are set, the others may follow.
+# Those of a group are set together, for only together they may fit.
+_GROUPS = (
+    ("run.preset", "run.depth", "run.data_ratio", "run.seed", "run.name", "tokenizer.vocab_size"),
+    ("model.",),
+    ("base.batch_tokens",),
+    ("",),
+)
+_DERIVED = ("model.n_layer", "model.vocab_size")  # from run.depth and tokenizer.vocab_size
+
+
+def command(config: RunConfig, configs: Path) -> str:
+    """The shortest `run_speedrun.py` command that gives exactly `config`.
+
+    `configs` is the folder of the tiers. Empty where there is none, or where no tier with overrides
+    comes out the same.
+    """
+    found = []
+    for path in sorted(configs.glob("*.toml")):
+        overrides = _overrides(config, path)
+        if overrides is not None:
+            found.append((len(overrides), path.stem.removeprefix("tier_"), overrides))
+    if not found:
+        return ""
+    _, tier, overrides = min(found)
+    words = ["python", "run_speedrun.py", "--tier", tier]
+    for override in overrides:
+        words += ["--set", override]
+    return shlex.join(words)
+
+
+def _overrides(config: RunConfig, path: Path) -> list[str] | None:
+    """`key=value` for all in which the tier in `path` differs; None if that does not suffice."""
+    wanted, chosen = settings(config), list[str]()
+    try:
+        for group in _GROUPS:
+            got = settings(recipe.load(path, chosen))
+            chosen += [
+                f"{key}={_toml(value)}"
+                for key, value in wanted.items()
+                if key.startswith(group) and key not in _DERIVED and got[key] != value
+            ]
+        return chosen if recipe.load(path, chosen) == config else None
+    except ConfigError:  # what this tier sets and what was wanted do not go together
+        return None
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """All settings by `table.key`, as --set names them; names to shares stay together."""
+    return flat(dataclasses.asdict(config))
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` of a configuration as JSON."""
+    found: dict[str, Any] = {}
+    for table, values in config.items():
+        if isinstance(values, Mapping):
+            found |= {f"{table}.{key}": value for key, value in values.items()}
+        else:
+            found[f"run.{table}"] = values
+    return found
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML."""
+    if isinstance(value, Mapping):
+        items = (f"{_quoted(key)} = {_toml(item)}" for key, item in value.items())
+        return "{" + ", ".join(items) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, bool | str):
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value)
+
+
+def _quoted(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)

@@ -1,0 +1,110 @@
+"""`jaxchat report`: a run's report as it stands now, or two runs compared (layer 5).
+
+Nothing heavy is imported before the command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxchat import home, runs
+from jaxchat.config import ConfigError
+
+
+def add_report(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> None:
+    """Adds report to the subcommands of `jaxchat`; `parents` hold the common arguments."""
+    parser = commands.add_parser(
+        "report",
+        parents=list(parents),
+        help="make a run's report of what there is of it, or compare two",
+        description="Makes report.md, report.html and report.json of the stages a run has, and "
+        "prints the metrics. With two runs: compares them.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="name of a run, its folder, or a report.json (default: the last run)",
+    )
+    parser.add_argument("--run", help="as RUN: name of the run")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="of a comparison (default: the second run's)"
+    )
+    parser.set_defaults(run_command=report_command)
+
+
+def report_command(args: argparse.Namespace) -> int:
+    """Makes one report or a comparison; prints it and where it is."""
+    named: list[str | None] = [*args.runs, *([args.run] if args.run else [])]
+    if len(named) > 2:
+        raise ConfigError(f"{len(named)} runs are named; a report is of one, or compares two.")
+    if args.out is not None and len(named) != 2:
+        raise ConfigError("--out says where a comparison goes; name two runs.")
+    _on_cpu()
+    root = home.home(args.home)
+    if len(named) == 2:
+        return _compare([_path(root, name) for name in named], args.out)
+    from jaxchat import report
+
+    run = _path(root, named[0] if named else None)
+    if run.is_file():
+        raise ConfigError(f"{run} is a report already; name a run to make its report.")
+    made = report.write_run(run)
+    if made["metrics"]:
+        print(report.summary(made) + "\n")
+    for line in report.missing_notes(made):
+        print(line)
+    print(run / "report.html")
+    print(run / "report.md")
+    return 0
+
+
+def _on_cpu() -> None:
+    """Keeps JAX, which computes the schedules, off a GPU that may be training."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+def _path(root: Path, name: str | None) -> Path:
+    """A run's folder, or a report.json: by the run's name, or as a path."""
+    path = Path(name or "")
+    if name and (path.is_file() or (path / runs.CONFIG).is_file()):
+        return path
+    return runs.find(root, name)
+
+
+def _compare(paths: Sequence[Path], out: Path | None) -> int:
+    from jaxchat.plan import table
+    from jaxchat.report import compare
+
+    a, b = (_report(path) for path in paths)
+    compared = compare.compare(a, b)
+    folder = out or (paths[1].parent if paths[1].is_file() else paths[1])
+    stem = f"compare_{a['run']['name']}_{b['run']['name']}"
+    written = {
+        folder / f"{stem}.md": compare.render_markdown(compared),
+        folder / f"{stem}.html": compare.render_page(a, b),
+    }
+    for path, text in written.items():
+        with home.atomic_open(path) as file:
+            file.write(text)
+    for rows in (compare.metric_rows(compared), compare.setting_rows(compared, "settings")):
+        if len(rows) > 1:
+            print("\n".join(table(rows)) + "\n")
+    for path in reversed(written):
+        print(path)
+    return 0
+
+
+def _report(path: Path) -> dict[str, Any]:
+    """What a report.json says, or a run as it stands."""
+    from jaxchat import report
+
+    return report.read_file(path) if path.is_file() else report.gather_run(path)

@@ -1,0 +1,100 @@
+"""The records of a small run, as the pipeline and the loops write them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxchat import home, pipeline, recipe, runs
+from jaxchat.config import RunConfig
+from jaxchat.evals.chat import Score
+from jaxchat.report.gather import SETTINGS
+from jaxchat.train.metrics import MetricsLog
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+ENVIRONMENT = {
+    "python": "3.12.1",
+    "platform": "Linux",
+    "processor": "a processor",
+    "cores": 2,
+    "memory_bytes": 8_000_000_000,
+    "devices": ["cpu: cpu", "cpu: cpu"],
+    "packages": {"jax": "0.10.2"},
+}
+GIT = {"commit": "0123abc", "dirty": True}
+HOSTILE = (
+    "</p></details><script>alert(1)</script><img src=\"x\" onerror='alert(1)'>&amp; \x1b[2J\u202e"
+)
+
+
+def make_config(*overrides: str) -> RunConfig:
+    """The small tier, with changes."""
+    return recipe.load(CONFIGS / "tier_cpu.toml", overrides)
+
+
+def score(right: int, total: int) -> dict[str, Any]:
+    return Score(right, total).to_json()
+
+
+def evaluation(bits: float, right: int, **more: Any) -> dict[str, Any]:
+    return {"bits_per_byte": bits, "tasks": {"spelling": score(right, 200)}, **more}
+
+
+def core() -> dict[str, Any]:
+    """Two tasks: 60% where guessing gives 50%, and 30% where it gives nothing."""
+    tasks = {
+        "winograd": {"accuracy": 0.6, "centered": 0.2, "low": 0.5, "high": 0.7, "problems": 100},
+        "squad": {"accuracy": 0.3, "centered": 0.3, "low": 0.2, "high": 0.4, "problems": 90},
+    }
+    return {"core": 0.25, "tasks": tasks}
+
+
+def models(*, right: int = 171) -> dict[str, Any]:
+    """What eval records of two models."""
+    parts = [
+        {"type": "python", "text": "37 * 24"},
+        {"type": "python_output", "text": "888"},
+        {"type": "text", "text": "The answer is 888."},
+    ]
+    return {
+        "base": evaluation(1.75, 0, samples=[{"prompt": "Once", "completion": " upon"}]),
+        "rl": evaluation(
+            1.8125,
+            right,
+            reward=score(301, 400),
+            samples=[{"question": "What is 37 * 24?", "parts": parts}],
+        ),
+    }
+
+
+def make_done(**evaluated: Any) -> dict[str, dict[str, Any]]:
+    """Stage -> record, without those of mid and sft."""
+    data = {"characters": 10_000, "sources": {"stdlib": {"documents": 3, "chars": 10_000}}}
+    stages: dict[str, tuple[float, dict[str, Any]]] = {
+        "data": (1.5, {"artifact": "x", **data}),
+        "rows": (2.0, {"artifact": "y", "base_train": {"rows": 1_000, "tokens": 257_000}}),
+        "base": (60.25, {"artifact": "z", "steps": 8, "tokens": 16_384, "loss": 3.217}),
+        "eval": (30.0, {"artifact": "e", "models": models(**evaluated)}),
+    }
+    return {name: {"seconds": s, "results": results} for name, (s, results) in stages.items()}
+
+
+def log_steps(folder: Path, steps: int, *, seconds: float = 0.5, timed: bool = True) -> None:
+    """metrics.jsonl of a loop: the loss falls by 0.25 a step from 6; bits per byte every fourth."""
+    log = MetricsLog(folder / "metrics.jsonl")
+    for step in range(steps):
+        time = {"time": (step + 1) * seconds} if timed else {}
+        log.write({"step": step, **time, "loss": 6 - step / 4, "grad_norm": 1.0, "weight": 2048.0})
+        if step % 4 == 3:
+            log.write({"step": step, **time, "bits_per_byte": 3 - step / 8})
+
+
+def write_run(root: Path, config: RunConfig, done: dict[str, dict[str, Any]]) -> Path:
+    """A run's folder with its configuration, the records and what base logged."""
+    settings = json.loads(recipe.to_json(config))
+    runs.write_config(root, config)
+    for name, record in done.items():
+        parts = [settings[part] for part in SETTINGS[name]]
+        whole = {"format": pipeline.FORMAT, "stage": name, "inputs": "i", "settings": parts}
+        home.write_json(pipeline.done_file(root, name), whole | record)
+    log_steps(root / "base", 8)
+    return root
