@@ -1,0 +1,164 @@
+"""The loss of every choice of many examples, batch by batch over a mesh.
+
+Axes: B rows, P positions of the trunk, R of all branches, T = P + R, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxchat.config import MeshConfig, ModelConfig
+from jaxchat.evals.core.batches import Batch, make_batches
+from jaxchat.evals.core.sequences import Row
+from jaxchat.model import gpt
+from jaxchat.model.branches import branch_features
+from jaxchat.optim.shares import Shares
+from jaxchat.sharding import RULES, batch_shards, make_mesh, put, replicated, sharding
+from jaxchat.train.compute import Compute
+from jaxchat.train.step import PLAIN, mesh_attention, over_rows, over_tensor
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is computed at once.
+
+    Attributes:
+        tokens: of a batch, on each device.
+        steps: sizes of rows from one power of two to the next: see `batches.make_batches`.
+        head: scored tokens whose logits are held at once.
+    """
+
+    tokens: int
+    steps: int
+    head: int
+
+
+CPU = Sizes(tokens=4_096, steps=2, head=128)
+GPU = Sizes(tokens=65_536, steps=1, head=1_024)  # where compiling takes longer than computing
+AHEAD = 2  # batches that are dispatched before the first one is read
+
+
+@dataclass(frozen=True)
+class ChoiceScore:
+    """What the model makes of the scored tokens of one choice.
+
+    Attributes:
+        loss: their mean -log p in nats; nan when there is none: one choice begins the others.
+        greedy: whether each is the most probable one.
+    """
+
+    loss: float
+    greedy: bool
+
+
+@functools.cache
+def _scores_over(mesh: Mesh, model: ModelConfig, compute: Compute, head: int) -> Any:
+    """The jitted params, batch of [1, B, ...] -> (log p [B,R], whether it is the highest [B,R])."""
+    shares = Shares(mesh, jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model)))
+    gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
+    attention = mesh_attention(mesh, model, compute.attention)
+
+    def local(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        params, one = gather(params), {name: x[0] for name, x in batch.items()}
+        x = branch_features(
+            params, one["tokens"], one["lengths"], one["branch"], one["positions"], model,
+            dtype=compute.dtype, attention=attention,
+        )  # fmt: skip
+        x = x.reshape(-1, x.shape[-1])[one["at"].reshape(-1)]
+        scores = _head(params, x, one["targets"].reshape(-1), one["count"][0], model, head)
+        logprobs, best = (score.reshape(one["targets"].shape) for score in scores)
+        return logprobs, best
+
+    rows = P(RULES["batch"])
+    over = over_rows(local, mesh, shares.stored, (rows, rows))
+    return jax.jit(over, out_shardings=replicated(mesh))
+
+
+def _head(
+    params: Any, x: jax.Array, targets: jax.Array, count: jax.Array, model: ModelConfig, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """log p(target) and whether it is the highest, [n] each, from features x [n,D].
+
+    Only the first `count` are computed, up to a multiple of `size`: for a small model with a large
+    vocabulary this is most of the work.
+    """
+    total = len(targets)
+    size = min(size, total)
+    x, targets = (jnp.pad(a, ((0, -total % size), *((0, 0),) * (a.ndim - 1))) for a in (x, targets))
+
+    def one(number: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        start = number * size
+        logits = gpt.unembed(params, lax.dynamic_slice_in_dim(x, start, size), model)
+        wanted = lax.dynamic_slice_in_dim(targets, start, size)
+        hit = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
+        logprob = hit - jax.nn.logsumexp(logits, axis=-1)
+        best = jnp.argmax(logits, axis=-1).astype(wanted.dtype) == wanted
+        return tuple(
+            lax.dynamic_update_slice_in_dim(old, new, start, 0)
+            for old, new in zip(found, (logprob, best), strict=True)
+        )  # type: ignore[return-value]
+
+    nothing = jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, bool)
+    logprobs, best = lax.fori_loop(0, (count + size - 1) // size, one, nothing)
+    return logprobs[:total], best[:total]
+
+
+def score_rows(
+    rows: Sequence[Row],
+    params: Any,
+    model: ModelConfig,
+    compute: Compute = PLAIN,
+    mesh: Mesh | None = None,
+    *,
+    sizes: Sizes | None = None,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> dict[tuple[int, int], ChoiceScore]:
+    """(example, choice) -> its score.
+
+    The rows of a batch are split over `mesh`, where the parameters lie as in training; every
+    process gives and gets all. Without a mesh all is on the first device. `progress` is told the
+    number of rows of each batch that is done.
+    """
+    mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+    sizes = sizes or (CPU if mesh.devices.flat[0].platform == "cpu" else GPU)
+    scores_over = _scores_over(mesh, model, compute, sizes.head)
+    layout, shards = sharding(mesh, "accumulation", "batch"), batch_shards(mesh)
+    batches = make_batches(
+        rows, tokens=sizes.tokens, steps=sizes.steps, shards=shards, copies=model.smear
+    )
+
+    def dispatch(batch: Batch) -> tuple[Batch, Any]:
+        arrays = {name: array[None] for name, array in batch.arrays.items()}
+        return batch, scores_over(params, put(arrays, layout))
+
+    found: dict[tuple[int, int], ChoiceScore] = {}
+    for batch, values in _ahead(map(dispatch, batches)):
+        parts = (batch.split(np.asarray(value)) for value in values)
+        for (row, logprobs), (_, best) in zip(*parts, strict=True):
+            for choice, logprob, hits in zip(row.choices, logprobs, best, strict=True):
+                loss = -float(logprob.astype(np.float64).mean()) if len(logprob) else math.nan
+                found[row.example, choice] = ChoiceScore(loss, bool(hits.all()))
+        progress(len(batch.rows))
+    return found
+
+
+def _ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items, each given out when AHEAD more have been made."""
+    waiting = deque(itertools.islice(items, AHEAD))
+    for item in items:
+        yield waiting.popleft()
+        waiting.append(item)
+    yield from waiting
