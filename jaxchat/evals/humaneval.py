@@ -1,0 +1,100 @@
+"""HumanEval: does the program that a model wrote pass its tests? (layer 3; Chen et al., 2021)
+
+What is run is what nanochat runs: the imports at the head of the prompt, the first block of code
+of the answer, the tests. But the answer and the tests run in two programs, each locked in on its
+own (`tools.sandbox`), and the tests call the answer's functions across a pipe (`tools.remote`).
+An answer therefore passes only by giving the right values: not by leaving with exit code 0, nor
+by replacing what the tests use.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from jaxchat.progress import Progress
+from jaxchat.tasks.humaneval import CodeProblem
+from jaxchat.tools import remote, sandbox
+
+TIMEOUT = 10.0  # seconds of each of the two programs
+_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an answer passed; if not, why, in a sentence."""
+
+    passed: bool
+    reason: str
+    program: sandbox.Outcome = field(repr=False)
+    tests: sandbox.Outcome = field(repr=False)
+
+
+def imports_of(prompt: str) -> str:
+    """The imports at the head of a prompt, up to the first other line of code."""
+    lines = []
+    for line in map(str.strip, prompt.splitlines()):
+        if line.startswith(("import ", "from ")):
+            lines.append(line)
+        elif line and not line.startswith("#"):
+            break
+    return "\n".join(lines)
+
+
+def program_of(completion: str) -> str:
+    """The first fenced block of an answer, to its end if it was cut off; without one, all of it."""
+    block = _BLOCK.search(completion)
+    return (block[1] if block else completion).strip()
+
+
+def grade(problem: CodeProblem, completion: str, *, unsafe: bool = False) -> Verdict:
+    """Runs an answer against the tests of its problem.
+
+    Args:
+        problem: what was asked.
+        completion: the model's answer, with the head of the function and any text around it.
+        unsafe: run it even where it cannot be locked in (see `sandbox.run_python`).
+    """
+    imports = imports_of(problem.prompt)
+    answer = f"{imports}\n\n{program_of(completion)}\n"
+    tests = f"{imports}\n\n{problem.test}\n"
+    calls, answers = os.pipe(), os.pipe()
+    program_job = sandbox.Job(
+        answer, timeout=TIMEOUT, role=remote.SERVE, channel=(calls[0], answers[1])
+    )
+    tests_job = sandbox.Job(
+        tests, timeout=TIMEOUT, role=f"{remote.TEST}{problem.entry_point}",
+        channel=(answers[0], calls[1]),
+    )  # fmt: skip
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        program = pool.submit(sandbox.run_job, program_job, unsafe=unsafe)
+        outcome = sandbox.run_job(tests_job, unsafe=unsafe)
+        return _verdict(program.result(), outcome)
+
+
+def _verdict(program: sandbox.Outcome, tests: sandbox.Outcome) -> Verdict:
+    if tests.status == "ok":  # the program's own end says nothing: it may say what it likes
+        return Verdict(True, "", program, tests)
+    told = program if program.status != "ok" else tests
+    return Verdict(False, told.reason or "it failed its tests", program, tests)
+
+
+def grade_many(
+    answers: Sequence[tuple[CodeProblem, str]], *, workers: int | None = None, unsafe: bool = False
+) -> Iterator[Verdict]:
+    """`grade` of many answers, in order, as many at a time as there are cores; shows progress."""
+    with (
+        concurrent.futures.ThreadPoolExecutor(workers or sandbox.cores()) as pool,
+        Progress("humaneval", len(answers), "program") as progress,
+    ):
+        waiting = [pool.submit(grade, *answer, unsafe=unsafe) for answer in answers]
+        try:
+            for done, future in enumerate(waiting, 1):
+                yield future.result()
+                progress.update(done)
+        finally:
+            for future in waiting:
+                future.cancel()
