@@ -27,7 +27,7 @@ STAGES = {
     "sft": "fine-tune on conversations",
     "rl": "reinforce what solves problems, the calculator in the loop",
     "eval": "evaluate base, mid, sft and rl on what was held out",
-    "report": "write report.md and report.json",
+    "report": "write the report: report.html, report.md, report.json",
 }
 CONFIGS = Path(__file__).resolve().parent / "configs"
 

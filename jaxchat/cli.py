@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jaxchat
-from jaxchat import data_cli, eval_cli, home, machine, runs, tokenizer_cli
+from jaxchat import data_cli, eval_cli, home, machine, report_cli, runs, tokenizer_cli
 from jaxchat.errors import explain, guarded
 
 
@@ -33,9 +33,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"jaxchat {jaxchat.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_chat(commands.add_parser("chat", parents=[common], help="talk to a model"))
-    report = commands.add_parser("report", parents=[common], help="show a run's metrics")
-    report.add_argument("--run", help="name of the run (default: the last)")
-    report.set_defaults(run_command=report_command)
+    report_cli.add_report(commands, [common])
     _add_profile(commands.add_parser("profile", parents=[common], help="say where time went"))
     tokenizer = commands.add_parser(
         "tokenizer", parents=[common], help="train and compare tokenizers"
@@ -110,16 +108,6 @@ def chat_command(args: argparse.Namespace) -> int:
     return chat.converse(loaded.chat)
 
 
-def report_command(args: argparse.Namespace) -> int:
-    """Prints a run's table of metrics and where its report is."""
-    from jaxchat import report
-
-    run = runs.find(home.home(args.home), args.run)
-    print(report.summary(report.read_report(run)))
-    print(f"\n{run / 'report.md'}")
-    return 0
-
-
 def profile_command(args: argparse.Namespace) -> int:
     """Prints where the time of recorded steps went."""
     from jaxchat.profiling import summary
@@ -143,6 +131,7 @@ def doctor_command(args: argparse.Namespace) -> int:
         ("processor", f"{machine.processor()}, {machine.cores()} cores", True),
         ("memory", f"{machine.memory_bytes() / 1e9:.1f} GB", True),
         ("home", *_check_home(root)),
+        ("sandbox", _sandbox(), True),
     ]
     for name, told, good in checks:
         print(f"{'ok ' if good else 'BAD'}  {name:<10} {told}")
@@ -174,6 +163,15 @@ def _check_devices() -> tuple[str, bool]:
     except Exception as error:  # whatever a broken driver raises is what the doctor is for
         return f"JAX finds no device ({str(error).splitlines()[0]})", False
     return ", ".join(f"{devices.count(name)} x {name}" for name in dict.fromkeys(devices)), True
+
+
+def _sandbox() -> str:
+    from jaxchat.tools import levels
+
+    level = levels.detect()
+    without = f"; missing: {', '.join(level.missing)}" if level.missing else ""
+    refused = "; programs of a model are refused" if level.name == "none" else ""
+    return f"{level.name}{without}{refused}"
 
 
 def _check_home(root: Path) -> tuple[str, bool]:

@@ -41,6 +41,11 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     chat.add_argument("--max-tokens", type=_count, default=512, metavar="N", help="said (512)")
     chat.add_argument("--slots", type=_count, default=64, metavar="N", help="decoded at once (64)")
     chat.add_argument("--seed", type=int, default=0)
+    chat.add_argument(
+        "--unsafe-exec",
+        action="store_true",
+        help="run the model's programs even where they cannot be locked in",
+    )
     chat.add_argument("--force", action="store_true", help="do again what is finished")
     chat.set_defaults(run_command=chat_command)
     samples = commands.add_parser("samples", help="what a model says to a few prompts")
@@ -131,6 +136,7 @@ def evaluate(
     context: Context, stage: str, tasks: Mapping[str, Task], args: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
     """Task -> result. Each is kept in the run's folder `eval` as soon as it is there."""
+    from jaxchat.evals import humaneval
     from jaxchat.evals.chat import Sampling, evaluate_task
     from jaxchat.stages import load_model, make_engine, tokenizer_of
     from jaxchat.tasks.dataset import FixedTask
@@ -153,7 +159,7 @@ def evaluate(
                 engine = make_engine(context, params, slots=args.slots)
             result = evaluate_task(
                 engine, tokenizer_of(context), task, problems=limit, sampling=sampling,
-                title=f"{name}, {stage}",
+                title=f"{name}, {stage}", judge=humaneval.judge(args.unsafe_exec),
             )  # fmt: skip
             kept = result.to_json()
             write_json(path, {"key": key, "result": kept})

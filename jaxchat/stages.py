@@ -22,7 +22,7 @@ from jaxchat.data.hub import Hub, open_hub
 from jaxchat.data.rows import RowSource, validation_batches
 from jaxchat.data.shard_folder import is_whole
 from jaxchat.data.stream import HeldOutRows, ShardedRows
-from jaxchat.evals import compression
+from jaxchat.evals import compression, humaneval
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.evals.chat import evaluate_tasks, mean_reward
 from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
@@ -37,6 +37,7 @@ from jaxchat.report import write_report
 from jaxchat.sharding import make_mesh
 from jaxchat.tasks.base import Split
 from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tools import levels
 from jaxchat.train.checkpoint import load_params, save_params
 from jaxchat.train.compute import choose_compute
 from jaxchat.train.fit import Job, fit
@@ -313,12 +314,16 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict
     read = inputs.read_inputs(context.folder("data"))
     held_out = HeldOutRows(text_folder(context), tokenizer.hash)
     batches = validation_batches(held_out, config.eval.slots, config.base.eval_rows)
-    tasks = prepare.run_tasks(config.eval.tasks, config.seed, read, tokenizer)
+    names = list(config.eval.tasks)
+    if "humaneval" in names and levels.detect().name == "none":
+        print("humaneval is left out: programs cannot be locked in here; see jaxchat doctor")
+        names.remove("humaneval")
+    tasks = prepare.run_tasks(names, config.seed, read, tokenizer)
     limit = config.eval.max_new_tokens
     compute = choose_compute(replace(config.compute, fp8=False), config.model, compute_dtype())
     scores = evaluate_tasks(
         engine, tokenizer, tasks, problems=config.eval.problems, max_tokens=limit,
-        title=f"evaluating {stage}",
+        title=f"evaluating {stage}", judge=humaneval.judge(),
     )  # fmt: skip
     record: dict[str, Any] = {
         "bits_per_byte": bits_per_byte(
@@ -341,8 +346,9 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict
 
 
 def run_report(context: Context) -> dict[str, Any]:
-    """Writes report.md and report.json."""
-    paths = write_report(context.config, context.root, context.done)
+    """Writes report.md, report.html and report.json."""
+    sandbox = levels.detect().name if "humaneval" in context.config.eval.tasks else ""
+    paths = write_report(context.config, context.root, context.done, sandbox=sandbox)
     return {"artifact": "report", "files": [path.name for path in paths]}
 
 

@@ -20,8 +20,7 @@ LAYERS = {
         3: "infer evals",
         4: "train.fit train.rl train.exhausted pipeline preparer stages plan plan_data report chat "
         "errors machine interop serve",
-        5: "__main__ cli data_cli data_prepare_cli data_show_cli eval_cli tokenizer_cli "
-        "report_cli",
+        5: "__main__ cli data_cli data_prepare_cli data_show_cli eval_cli tokenizer_cli report_cli",
     }.items()
     for name in names.split()
 }

@@ -12,12 +12,13 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from jaxchat.home import ArtifactError
 from jaxchat.progress import Progress
 from jaxchat.tasks.humaneval import CodeProblem
-from jaxchat.tools import remote, sandbox
+from jaxchat.tools import levels, remote, sandbox
 
 TIMEOUT = 10.0  # seconds of each of the two programs
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
@@ -98,3 +99,21 @@ def grade_many(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def judge(unsafe: bool = False) -> Callable[[Sequence[CodeProblem], Sequence[str]], list[bool]]:
+    """Which of many answers pass, as `evals.chat.evaluate_task` asks.
+
+    The function raises ArtifactError where programs cannot be locked in, unless `unsafe`.
+    """
+
+    def passed(problems: Sequence[CodeProblem], answers: Sequence[str]) -> list[bool]:
+        if levels.detect().name == "none" and not unsafe:
+            raise ArtifactError(
+                "this machine cannot lock programs in (jaxchat doctor says what is missing), so "
+                "those of a model are not run; leave humaneval out, or pass --unsafe-exec."
+            )
+        pairs = list(zip(problems, answers, strict=True))
+        return [verdict.passed for verdict in grade_many(pairs, unsafe=unsafe)]
+
+    return passed
