@@ -81,8 +81,14 @@ def test_report_prints_the_table_and_the_path(tmp_path, capsys):
     runs.write_config(run, recipe.load(CONFIGS / "tier_cpu.toml"))
     assert main(["report", "--home", str(tmp_path)]) == 1
     assert "report.json does not exist" in capsys.readouterr().err
-    rows = [{"name": "spelling", "values": {"rl": {"value": 0.9, "interval": [0.8, 0.95]}}}]
-    home.write_json(run / "report.json", {"format": "jaxchat-report-1", "metrics": rows})
+    rows = [
+        {
+            "name": "spelling",
+            "unit": "share",
+            "values": {"rl": {"value": 0.9, "interval": [0.8, 0.95]}},
+        }
+    ]
+    home.write_json(run / "report.json", {"format": "jaxchat-report-2", "metrics": rows})
     assert main(["report", "--home", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "90.0% [80.0, 95.0]" in out

@@ -1,4 +1,4 @@
-"""The report: the same figures in all files, of whatever there is, and safe with a model's words."""
+"""The report: the same figures in all files, of whatever there is, safe with a model's words."""
 
 import json
 import re

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from jaxchat.report.elements import words
 
 WIDTH, HEIGHT = 360, 220  # of a plot of lines
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 38  # margins, which hold the axes' numbers
@@ -155,7 +156,7 @@ def _grid(x: Axis, y: Axis) -> str:
         lines.append(f'<path class="rule" d="M{LEFT} {at}H{WIDTH - RIGHT}"/>')
         numbers.append(
             f'<text x="{LEFT - 6}" y="{at}" dy=".33em" text-anchor="end">'
-            f"{escape(y.show(value))}</text>"
+            f"{words(y.show(value))}</text>"
         )
     for value in x.ticks():
         px, told = x.at(value), x.show(value)
@@ -165,12 +166,12 @@ def _grid(x: Axis, y: Axis) -> str:
         lines.append(f'<path class="rule" d="M{_px(px)} {HEIGHT - BOTTOM}v4"/>')
         numbers.append(
             f'<text x="{_px(to)}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">'
-            f"{escape(told)}</text>"
+            f"{words(told)}</text>"
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
     label = (
         f'<text class="label" x="{_px(middle)}" y="{HEIGHT - 5}" text-anchor="middle">'
-        f"{escape(x.label)}</text>"
+        f"{words(x.label)}</text>"
     )
     base = f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>'
     return "".join([*lines, base, *numbers, label])
@@ -184,7 +185,7 @@ def _drawn(series: Series, x: Axis, y: Axis) -> str:
         return line
     dots = "".join(
         f'<circle class="dot {series.style}" cx="{px}" cy="{py}" r="3"><title>'
-        f"{escape(f'{series.name}: {y.show(vy)} at {x.show(vx)}')}</title></circle>"
+        f"{words(f'{series.name}: {y.show(vy)} at {x.show(vx)}')}</title></circle>"
         for (px, py), (vx, vy) in zip(at, series.points, strict=True)
     )
     return line + dots
@@ -228,7 +229,7 @@ def mark_plot(
             at = _px(x.at(chance[number]))
             body.append(
                 f'<path class="chance" d="M{at} {_px(y + 1)}v{height - 2}"><title>guessing: '
-                f"{escape(show(chance[number]))}</title></path>"
+                f"{words(show(chance[number]))}</title></path>"
             )
         for place, mark in enumerate(marks):
             body.append(_marked(mark, x, y + ROW * (place + 0.5)))
@@ -236,7 +237,7 @@ def mark_plot(
     for value in x.ticks(4):
         at = _px(x.at(value))
         parts.append(f'<path class="rule" d="M{at} {marks_from - 6}V{_px(y)}"/>')
-        parts.append(f'<text x="{at}" y="12" text-anchor="middle">{escape(show(value))}</text>')
+        parts.append(f'<text x="{at}" y="12" text-anchor="middle">{words(show(value))}</text>')
     told = [
         f"{name}: " + ", ".join(f"{m.name + ' ' if m.name else ''}{m.told}" for m in marks) + "."
         for name, marks in rows
@@ -248,7 +249,7 @@ def _marked(mark: Mark, x: Axis, y: float) -> str:
     low, high = _px(x.at(mark.low)), _px(x.at(mark.high))
     name = f"{mark.name}: " if mark.name else ""
     return (
-        f'<g class="mark {mark.style}"><title>{escape(name + mark.told)}</title>'
+        f'<g class="mark {mark.style}"><title>{words(name + mark.told)}</title>'
         f'<path class="whisker" d="M{low} {_px(y)}H{high}"/>'
         f'<circle class="dot" cx="{_px(x.at(mark.value))}" cy="{_px(y)}" r="4"/></g>'
     )
@@ -269,7 +270,7 @@ def bar_plot(key: str, title: str, bars: Sequence[Bar]) -> str:
         parts.append(
             f'<rect class="bar {bar.style}" x="{_px(left)}" y="{_px(y)}" '
             f'width="{_px(end - left)}" height="{ROW}" rx="2"/>'
-            f'<text x="{_px(end + 7)}" y="{_px(y + ROW / 2)}" dy=".35em">{escape(bar.told)}</text>'
+            f'<text x="{_px(end + 7)}" y="{_px(y + ROW / 2)}" dy=".35em">{words(bar.told)}</text>'
         )
         y += ROW + 9
     told = ", ".join(f"{bar.name} {bar.told}" for bar in bars)
@@ -285,7 +286,7 @@ def _name(name: str, left: float, y: float) -> str:
     told = name if len(name) <= most else name[: most - 1] + "…"
     return (
         f'<text class="name" x="{_px(left - 12)}" y="{_px(y)}" dy=".35em" text-anchor="end">'
-        f"{escape(told)}</text>"
+        f"{words(told)}</text>"
     )
 
 
@@ -294,8 +295,8 @@ def _svg(
 ) -> str:
     return (
         f'<svg class="plot" viewBox="0 0 {_px(width)} {_px(height)}" role="img" '
-        f'aria-labelledby="{key}-title {key}-desc"><title id="{key}-title">{escape(title)}</title>'
-        f'<desc id="{key}-desc">{escape(described)}</desc>{"".join(parts)}</svg>'
+        f'aria-labelledby="{key}-title {key}-desc"><title id="{key}-title">{words(title)}</title>'
+        f'<desc id="{key}-desc">{words(described)}</desc>{"".join(parts)}</svg>'
     )
 
 

@@ -30,32 +30,41 @@ def command(config: RunConfig, configs: Path) -> str:
     `configs` is the folder of the tiers. Empty where there is none, or where no tier with overrides
     comes out the same.
     """
-    found = []
-    for path in sorted(configs.glob("*.toml")):
-        overrides = _overrides(config, path)
+    best: tuple[str, list[str]] | None = None
+    # The tier of the run's name first: once it fits, others are soon seen to need more.
+    for path in sorted(configs.glob("*.toml"), key=lambda p: (_tier(p) != config.name, p.name)):
+        overrides = _overrides(config, path, len(best[1]) if best else None)
         if overrides is not None:
-            found.append((len(overrides), path.stem.removeprefix("tier_"), overrides))
-    if not found:
+            best = _tier(path), overrides
+    if best is None:
         return ""
-    _, tier, overrides = min(found)
-    words = ["python", "run_speedrun.py", "--tier", tier]
-    for override in overrides:
+    words = ["python", "run_speedrun.py", "--tier", best[0]]
+    for override in best[1]:
         words += ["--set", override]
     return shlex.join(words)
 
 
-def _overrides(config: RunConfig, path: Path) -> list[str] | None:
-    """`key=value` for all in which the tier in `path` differs; None if that does not suffice."""
+def _tier(path: Path) -> str:
+    return path.stem.removeprefix("tier_")
+
+
+def _overrides(config: RunConfig, path: Path, fewer_than: int | None) -> list[str] | None:
+    """`key=value` for all in which the tier in `path` differs; None if it takes too many."""
     wanted, chosen = settings(config), list[str]()
     try:
+        got = settings(recipe.load(path))
         for group in _GROUPS:
-            got = settings(recipe.load(path, chosen))
-            chosen += [
+            changes = [
                 f"{key}={_toml(value)}"
                 for key, value in wanted.items()
                 if key.startswith(group) and key not in _DERIVED and got[key] != value
             ]
-        return chosen if recipe.load(path, chosen) == config else None
+            chosen += changes
+            if fewer_than is not None and len(chosen) >= fewer_than:
+                return None
+            if changes:
+                got = settings(recipe.load(path, chosen))
+        return chosen if got == wanted else None
     except ConfigError:  # what this tier sets and what was wanted do not go together
         return None
 
