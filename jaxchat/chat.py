@@ -15,8 +15,9 @@ from jaxchat.home import ArtifactError
 from jaxchat.infer.engine import Engine, Request
 from jaxchat.infer.transcript import Transcript, printable
 from jaxchat.pipeline import Context, input_hash, read_done
+from jaxchat.run_inputs import tokenizer_of
 from jaxchat.scaling import count_params
-from jaxchat.stages import STAGES, load_model, tokenizer_of
+from jaxchat.stages import STAGES, load_model
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import Message, parse_completion, render_prompt
 from jaxchat.train.fit import Interrupted, stop_requests

@@ -245,6 +245,7 @@ class EvalConfig:
     max_new_tokens: int = 256
     slots: int = 64  # conversations the engine decodes at once
     reward_samples: int = 4  # samples per problem, temperature 1, for the mean reward of [rl]
+    bundle: str = ""  # folder of CORE's tasks, on which the base model is evaluated; "": it is not
 
     def __post_init__(self) -> None:
         _positive("eval", self, "problems", "max_new_tokens", "slots", "reward_samples")

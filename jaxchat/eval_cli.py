@@ -77,7 +77,8 @@ def samples_command(args: argparse.Namespace) -> int:
     """Prints samples of a model."""
     context, stage = _open(args, ("rl", "sft", "mid", "base"))
     from jaxchat.evals import samples
-    from jaxchat.stages import load_model, make_engine, tokenizer_of
+    from jaxchat.run_inputs import tokenizer_of
+    from jaxchat.stages import load_model, make_engine
 
     engine = make_engine(context, load_model(context.root, stage, context.config.model))
     tokenizer = tokenizer_of(context)
@@ -111,7 +112,7 @@ def find_tasks(context: Context, names: Sequence[str]) -> dict[str, Task]:
     Raises ConfigError for a name that is none, ArtifactError for what has not been downloaded.
     """
     from jaxchat.data import inputs, prepare, registry
-    from jaxchat.stages import hub_of, tokenizer_of
+    from jaxchat.run_inputs import hub_of, tokenizer_of
     from jaxchat.tasks import TASKS as GENERATED
 
     read = inputs.read_inputs(context.folder("data"))
@@ -138,7 +139,8 @@ def evaluate(
     """Task -> result. Each is kept in the run's folder `eval` as soon as it is there."""
     from jaxchat.evals import humaneval
     from jaxchat.evals.chat import Sampling, evaluate_task
-    from jaxchat.stages import load_model, make_engine, tokenizer_of
+    from jaxchat.run_inputs import tokenizer_of
+    from jaxchat.stages import load_model, make_engine
     from jaxchat.tasks.dataset import FixedTask
 
     temperature = args.temperature

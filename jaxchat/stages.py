@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,25 +16,25 @@ from jax.typing import DTypeLike
 from jaxchat import machine
 from jaxchat.config import ModelConfig, TrainConfig
 from jaxchat.data import chat_rows, inputs, prepare, text_rows
-from jaxchat.data.hub import Hub, open_hub
 from jaxchat.data.rows import RowSource, validation_batches
-from jaxchat.data.shard_folder import is_whole
-from jaxchat.data.stream import HeldOutRows, ShardedRows
+from jaxchat.data.stream import HeldOutRows
 from jaxchat.evals import compression, humaneval
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.evals.chat import evaluate_tasks, mean_reward
+from jaxchat.evals.chatcore import chatcore
+from jaxchat.evals.core.bundle import read_bundle
+from jaxchat.evals.core.evaluate import evaluate_core
+from jaxchat.evals.core.result import CoreResult
 from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
 from jaxchat.home import read_json, remove, sha256_text, write_json
 from jaxchat.infer.engine import Engine
 from jaxchat.model import gpt
 from jaxchat.pipeline import Context, Stage
-from jaxchat.preparer import Preparer
 from jaxchat.profiling import request
 from jaxchat.profiling.capture import Capture
 from jaxchat.report import write_report
+from jaxchat.run_inputs import hub_of, text_folder, text_of, tokenizer_in, tokenizer_of
 from jaxchat.sharding import make_mesh
-from jaxchat.tasks.base import Split
-from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tools import levels
 from jaxchat.train.checkpoint import load_params, save_params
 from jaxchat.train.compute import choose_compute
@@ -44,16 +42,6 @@ from jaxchat.train.fit import Job, fit
 from jaxchat.train.rl import RLJob, train_rl
 
 MODELS = ("base", "mid", "sft", "rl")  # the stages that make weights
-
-
-@functools.cache
-def _tokenizer(folder: Path) -> Tokenizer:
-    return prepare.load_tokenizer(folder)
-
-
-def tokenizer_of(context: Context) -> Tokenizer:
-    """The run's tokenizer."""
-    return _tokenizer(context.folder("tokenizer"))
 
 
 def mesh_of(context: Context) -> Mesh:
@@ -99,62 +87,6 @@ def make_engine(context: Context, params: Any, *, slots: int = 0) -> Engine:
     )
 
 
-def hub_of(context: Context, *, offline: bool = False) -> Hub:
-    """Where datasets come from; with `offline`, only from what was downloaded."""
-    network = context.network
-    return open_hub(
-        home_of(context.root), base_url=network.base_url, offline=offline or network.offline
-    )
-
-
-def home_of(root: Path) -> Path:
-    """The home of HOME/runs/NAME."""
-    return root.parents[1]
-
-
-class TextRows(NamedTuple):
-    """Rows of a run's text; those to train on may still be coming."""
-
-    train: ShardedRows
-    held_out: HeldOutRows
-
-    @property
-    def by_split(self) -> dict[Split, ShardedRows | HeldOutRows]:
-        """Them by the name of the split."""
-        return {"train": self.train, "test": self.held_out}
-
-
-def text_of(context: Context) -> TextRows:
-    """The rows of text; what of them is missing is prepared by a process of its own from now on."""
-    folder, tokenizer = text_folder(context), tokenizer_of(context)
-    alive = None
-    if not is_whole(folder):
-        if context.preparer is None:
-            log = folder.parent / "progress.log"
-            print(f"text is prepared meanwhile; its progress is in {log}", file=sys.stderr)
-            context.preparer = Preparer(_prepare_arguments(context), log)
-        alive = context.preparer.ended
-    return TextRows(
-        ShardedRows(folder, tokenizer.hash, alive=alive),
-        HeldOutRows(folder, tokenizer.hash, alive=alive),
-    )
-
-
-def text_folder(context: Context) -> Path:
-    """Where the rows of the run's text are."""
-    read = inputs.read_inputs(context.folder("data"))
-    row_tokens = context.config.model.sequence_len + 1
-    return text_rows.text_folder(context.root, read, tokenizer_of(context), row_tokens)
-
-
-def _prepare_arguments(context: Context) -> list[str]:
-    network = context.network
-    home = str(home_of(context.root))
-    arguments = ["data", "--home", home, "prepare", "--run", context.root.name]
-    arguments += ["--offline"] if network.offline else []
-    return arguments + (["--base-url", network.base_url] if network.base_url else [])
-
-
 def run_data(context: Context) -> dict[str, Any]:
     """Finds the text and the conversations, and fetches what is needed first."""
     return inputs.gather(context.config, context.folder("data"), hub_of(context))
@@ -163,7 +95,7 @@ def run_data(context: Context) -> dict[str, Any]:
 def run_tokenizer(context: Context) -> dict[str, Any]:
     """Trains the tokenizer, and measures how it compresses."""
     read = inputs.read_inputs(context.folder("data"))
-    _tokenizer.cache_clear()
+    tokenizer_in.cache_clear()
     results = prepare.train_tokenizer(context.config, read, context.folder("tokenizer"))
     measured = compression.survey({context.config.name: tokenizer_of(context)})
     return results | {"compression": [result.to_json() for result in measured]}
@@ -331,6 +263,15 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict
         ),
         "tasks": {name: score.to_json() for name, score in scores.items()},
     }
+    if (
+        score := chatcore({name: found.score.accuracy for name, found in scores.items()})
+    ) is not None:
+        record["chatcore"] = score
+    if stage == "base" and config.eval.bundle:
+        bundle = read_bundle(Path(config.eval.bundle).expanduser())
+        record["core"] = _core(
+            evaluate_core(params, config.model, tokenizer, bundle, compute=compute)
+        )
     if stage in ("sft", "rl"):
         task = prepare.run_tasks([config.rl.task], config.seed, read, tokenizer)[config.rl.task]
         record["reward"] = mean_reward(
@@ -343,6 +284,15 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict
     else:
         record["samples"] = chat_samples(engine, tokenizer, QUESTIONS)
     return record
+
+
+def _core(result: CoreResult) -> dict[str, Any]:
+    """CORE as the report has it."""
+    told = result.to_json()
+    for task in told["tasks"].values():
+        task["low"], task["high"] = task.pop("interval")
+        task["problems"] = task.pop("total")
+    return told
 
 
 def run_report(context: Context) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from pathlib import Path
 import hypothesis
 import jax
 import pytest
+from compilation import FAST_COMPILATION
 
-# Tests compile much and compute little: half the time goes without LLVM's optimizations. Read when
-# the first device is asked for; what XLA_FLAGS says already, comes last and wins.
-FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Read when the first device is asked for; what XLA_FLAGS says already, comes last and wins.
 os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 # Before the first device is asked for, too: afterwards it would be an error.

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat import home, recipe, runs
 from jaxchat.cli import main, parse
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -74,25 +73,6 @@ def test_chat_without_a_run_says_what_to_run(tmp_path, capsys):
         f"jaxchat: there is no run in {tmp_path}. Make one with: "
         "python run_speedrun.py --tier cpu\n"
     )
-
-
-def test_report_prints_the_table_and_the_path(tmp_path, capsys):
-    run = runs.folder(tmp_path, "cpu")
-    runs.write_config(run, recipe.load(CONFIGS / "tier_cpu.toml"))
-    assert main(["report", "--home", str(tmp_path)]) == 1
-    assert "report.json does not exist" in capsys.readouterr().err
-    rows = [
-        {
-            "name": "spelling",
-            "unit": "share",
-            "values": {"rl": {"value": 0.9, "interval": [0.8, 0.95]}},
-        }
-    ]
-    home.write_json(run / "report.json", {"format": "jaxchat-report-2", "metrics": rows})
-    assert main(["report", "--home", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "90.0% [80.0, 95.0]" in out
-    assert out.splitlines()[-1] == str(run / "report.md")
 
 
 def test_profile_without_a_trace_says_how_to_record_one(tmp_path, capsys):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import FAST_COMPILATION
+from compilation import FAST_COMPILATION
 
 from jaxchat import cli
 

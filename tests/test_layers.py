@@ -18,8 +18,8 @@ LAYERS = {
         2: "data tasks train.step train.compute train.xla_options train.checkpoint train.metrics "
         "runs profiling",
         3: "infer evals",
-        4: "train.fit train.rl train.exhausted pipeline preparer stages plan plan_data report chat "
-        "errors machine interop serve",
+        4: "train.fit train.rl train.exhausted pipeline preparer run_inputs stages plan plan_data "
+        "report chat errors machine interop serve",
         5: "__main__ cli data_cli data_prepare_cli data_show_cli eval_cli tokenizer_cli report_cli",
     }.items()
     for name in names.split()
@@ -29,6 +29,7 @@ SPLIT = {"", "data", "train"}  # packages over several layers: theirs is an empt
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "__import__"}
+LOCKED_IN = {"tools.launcher"}  # runs programs in a process that has locked itself in
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
 PACKAGE = Path(jaxchat.__file__).parent
@@ -172,10 +173,11 @@ def test_nobody_unpickles() -> None:
 
 def test_nobody_evaluates_text_as_code() -> None:
     found = offences(
-        lambda _, node: (
+        lambda name, node: (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
             and node.func.id in UNSAFE_CALLS
+            and name not in LOCKED_IN
         )
     )
     assert not found, "\n".join(found)

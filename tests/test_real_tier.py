@@ -11,7 +11,7 @@ from pathlib import Path
 
 import hub_replica
 import pytest
-from conftest import FAST_COMPILATION
+from compilation import FAST_COMPILATION
 from hub_server import Fault, HubServer
 
 from jaxchat import cli
