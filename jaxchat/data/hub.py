@@ -18,6 +18,7 @@ was first seen, and so that it is there without a network.
 
 from __future__ import annotations
 
+import functools
 import json
 import posixpath
 import re
@@ -286,21 +287,26 @@ class Hub:
     def _measure(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
         """Asks a plain server for sizes, and for what tells one version of a file from another."""
         with ThreadPoolExecutor(_ASKING) as pool:
-            return list(pool.map(self._measured, files))
+            return list(pool.map(functools.partial(measured, self.web), files))
 
-    def _measured(self, file: RemoteFile) -> RemoteFile:
-        tries = Tries(self.web, str(file), file.url)
-        while True:
-            try:
-                with self.web.open(file.url, str(file), method="HEAD") as answer:
-                    tag = answer.headers.get("ETag", "")
-                    if tag.startswith("W/") or not tag:  # a weak tag may name different bytes
-                        tag = answer.headers.get("Last-Modified", "")
-                    return replace(file, size=answer.length, tag=tag or None)
-            except Unsupported:  # it will be known when the file comes
-                return file
-            except Passing as error:
-                tries.failed(error)
+
+def measured(web: Web, file: RemoteFile) -> RemoteFile:
+    """A file of a plain server, with its size and what tells one version of it from another.
+
+    Raises WebError when the server does not have it.
+    """
+    tries = Tries(web, str(file), file.url)
+    while True:
+        try:
+            with web.open(file.url, str(file), method="HEAD") as answer:
+                tag = answer.headers.get("ETag", "")
+                if tag.startswith("W/") or not tag:  # a weak tag may name different bytes
+                    tag = answer.headers.get("Last-Modified", "")
+                return replace(file, size=answer.length, tag=tag or None)
+        except Unsupported:  # it will be known when the file comes
+            return file
+        except Passing as error:
+            tries.failed(error)
 
 
 def open_hub(

@@ -55,12 +55,11 @@ def make_batches(
     """
     for (trunk, branches), group in _groups(rows, tokens, steps, shards, int(copies)):
         size = _batch_rows((trunk, branches), tokens, shards)
+        while size > shards and size // 2 >= len(group):  # a few rows are no whole batch
+            size = -(-size // (2 * shards)) * shards
         for first in range(0, len(group), size):
             part = group[first : first + size]
-            count = size
-            while count > shards and count // 2 >= len(part):  # a few rows are no whole batch
-                count = -(-count // (2 * shards)) * shards
-            yield _batch(part, count, (trunk, branches), shards, int(copies))
+            yield _batch(part, size, (trunk, branches), shards, int(copies))
 
 
 def size_up(length: int, steps: int = 1) -> int:

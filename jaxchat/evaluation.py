@@ -1,0 +1,74 @@
+"""Opens the model of a run to evaluate it (layer 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jaxchat import runs
+from jaxchat.config import MeshConfig, RunConfig
+from jaxchat.data.prepare import load_tokenizer
+from jaxchat.home import ArtifactError
+from jaxchat.pipeline import read_done
+from jaxchat.sharding import make_mesh, param_shardings, put
+from jaxchat.stages import MODELS, compute_dtype, load_model
+from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.train.compute import Compute, choose_compute
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model and what is needed to run it.
+
+    Attributes:
+        run: its folder.
+        stage: which of the run's models.
+        digest: of the weights.
+        params: whole on every device of `mesh`, whose axis `data` is over all of them.
+    """
+
+    run: Path
+    stage: str
+    digest: str
+    config: RunConfig
+    params: Any
+    tokenizer: Tokenizer
+    compute: Compute
+    mesh: Mesh
+
+
+def complete_stages(run: Path, among: Sequence[str] = MODELS) -> list[str]:
+    """The stages of a run whose models are there."""
+    return [stage for stage in among if read_done(run, stage) is not None]
+
+
+def open_model(root: Path, name: str | None, stage: str) -> Opened:
+    """Opens a stage's model of the run called `name`, or the last one, in the home `root`.
+
+    Raises ArtifactError when there is no such run, or the stage is not complete.
+    """
+    run = runs.find(root, name)
+    record = read_done(run, stage)
+    if record is None:
+        there = ", ".join(complete_stages(run)) or "none"
+        raise ArtifactError(
+            f"the run in {run} has no model {stage} (complete there: {there}); choose another with "
+            "--stage, or go on with the run: give its run_speedrun.py command again."
+        )
+    config = runs.read_config(run)
+    mesh = make_mesh(MeshConfig())
+    params = load_model(run, stage, config.model)
+    return Opened(
+        run=run,
+        stage=stage,
+        digest=str(record["results"]["artifact"]),
+        config=config,
+        params=put(params, param_shardings(mesh, params)),
+        tokenizer=load_tokenizer(run / "tokenizer"),
+        compute=choose_compute(replace(config.compute, fp8=False), config.model, compute_dtype()),
+        mesh=mesh,
+    )
