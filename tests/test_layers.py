@@ -171,9 +171,11 @@ def test_nobody_unpickles() -> None:
 
 
 def test_nobody_evaluates_text_as_code() -> None:
+    """But for the sandbox, in the process that has locked itself in."""
     found = offences(
-        lambda _, node: (
-            isinstance(node, ast.Call)
+        lambda name, node: (
+            name != "tools.launcher"
+            and isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
             and node.func.id in UNSAFE_CALLS
         )

@@ -43,6 +43,7 @@ _TRIAL = "print('locked in')"
 class Level:
     """What is used here. "full": every mechanism; "partial": all that are required; or "none".
 
+    At "none" programs run only where somebody insists, under what mechanisms there are.
     `as_user`: the namespaces are those of a user without rights, inside a user namespace.
     """
 
@@ -62,8 +63,9 @@ class Level:
 
 @functools.cache
 def detect() -> Level:
-    """The level of this machine and user; takes about a fifth of a second, once."""
-    return next(_working(process.probe()), Level("none", (), False))
+    """The level of this machine and user; takes about a fifth of a second, once a process."""
+    found = process.probe()
+    return next(_working(found), Level("none", _alone(found), False))
 
 
 def describe(level: Level | None = None) -> str:
@@ -90,7 +92,7 @@ def name_of(mechanisms: Sequence[str]) -> LevelName:
     return "partial" if good else "none"
 
 
-def _working(found: dict[str, Sequence[str]]) -> Iterator[Level]:
+def _working(found: dict[str, list[str]]) -> Iterator[Level]:
     """Levels that a program has been run at, best first."""
     ways = sorted(found, key=lambda way: (-len(found[way]), way))
     for way in ways:
@@ -99,6 +101,12 @@ def _working(found: dict[str, Sequence[str]]) -> Iterator[Level]:
             level = Level(name_of(kept), kept, way == "user")
             if level.name != "none" and _runs(level):
                 yield level
+
+
+def _alone(found: dict[str, list[str]]) -> tuple[str, ...]:
+    """What works without namespaces: not enough to run a program, unless somebody insists."""
+    names = found.get("root", ())
+    return tuple(name for name in MECHANISMS if name in names and name not in _NAMESPACES)
 
 
 def _runs(level: Level) -> bool:
