@@ -80,9 +80,10 @@ def main(arguments: list[str]) -> None:
         return
     woken = _wake_on_child()
     quiet = os.open(os.devnull, os.O_RDWR)  # now: the child takes the root folder away
+    user = namespaces.UID_BASE + os.getpid()
     child = os.fork()
     if child == 0:
-        _child(job, told, {report, ready, quiet, *woken})
+        _child(job, user, told, {report, ready, quiet, *woken})
         return
     os.close(told)
     for stream in (1, 2):  # their ends are the program's alone
@@ -131,7 +132,7 @@ def _watch(child: int, seconds: float, woken: int, ready: int) -> str:
     return f"{what} {abs(code)} {cpu:.4f} {peak} {message}"
 
 
-def _child(job: Job, told: int, others: set[int]) -> None:
+def _child(job: Job, user: int, told: int, others: set[int]) -> None:
     """Locks this process in and runs the program, whose end is this process's."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -141,7 +142,7 @@ def _child(job: Job, told: int, others: set[int]) -> None:
         if descriptor not in keep:
             os.closerange(descriptor, descriptor + 1)  # which does not mind if it is closed
     try:
-        confine.lock(job.use, job.seconds, job.memory, namespaces.UID_BASE + os.getppid())
+        confine.lock(job.use, job.seconds, job.memory, user)
     except Exception as error:
         os.write(told, (str(error) or type(error).__name__).encode()[:1000])
         os._exit(SETUP_EXIT)

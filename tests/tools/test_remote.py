@@ -14,18 +14,15 @@ from hypothesis import strategies as st
 from jaxchat.tools.remote import Ended, Opaque, decode, encode
 
 SIMPLE = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-    | st.binary() | st.complex_numbers(allow_nan=False) | st.decimals(allow_nan=False)
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3)
+    | st.binary(max_size=3) | st.complex_numbers(allow_nan=False) | st.decimals(allow_nan=False)
     | st.fractions()
 )  # fmt: skip
-HASHABLE = st.recursive(SIMPLE, lambda inner: st.lists(inner).map(tuple) | st.frozensets(inner))
-VALUES = st.recursive(
-    SIMPLE,
-    lambda inner: (
-        st.lists(inner) | st.lists(inner).map(tuple) | st.sets(HASHABLE)
-        | st.dictionaries(HASHABLE, inner)
-    ),
-    max_leaves=10,
+KEYS = SIMPLE | st.lists(SIMPLE, max_size=2).map(tuple) | st.frozensets(SIMPLE, max_size=2)
+LISTS = st.lists(SIMPLE, max_size=3) | st.lists(KEYS, max_size=3).map(tuple)
+VALUES = (
+    SIMPLE | LISTS | st.sets(KEYS, max_size=3) | st.dictionaries(KEYS, LISTS, max_size=3)
+    | st.lists(st.dictionaries(KEYS, SIMPLE, max_size=2) | LISTS, max_size=3)
 )  # fmt: skip
 
 

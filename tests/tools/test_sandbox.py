@@ -257,30 +257,47 @@ def test_many_at_once_keep_their_order() -> None:
     ]
 
 
+def wait_for_two() -> list[int]:
+    """A launcher and its program, once both are there."""
+    deadline = time.monotonic() + 60
+    while len(found := launchers()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(found) == 2, found
+    return found
+
+
+def parent_of(process_id: int) -> int:
+    return int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 @needs_sandbox
-def test_programs_go_when_their_parent_is_killed(tmp_path: Path) -> None:
-    script = "from jaxchat.tools.sandbox import run_python; run_python('while 1: 1', timeout=100)"
-    before = set(launchers())
-    parent = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+def test_programs_go_when_their_parent_is_killed() -> None:
+    script = """
+from jaxchat.tools import levels, sandbox
+print(levels.detect().name, flush=True)  # which starts processes of its own
+sandbox.run_python("while True: pass", timeout=100)
+"""
+    assert not wait_until_gone()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], start_new_session=True, stdout=subprocess.PIPE
+    )
     try:
-        deadline = time.monotonic() + 60
-        while len(set(launchers()) - before) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(set(launchers()) - before) == 2, "a launcher and its program"
+        assert parent.stdout is not None
+        assert parent.stdout.readline().decode().strip() == HERE.name
+        wait_for_two()
     finally:
-        os.kill(parent.pid, signal.SIGKILL)
-        parent.wait()
+        parent.kill()
+        parent.communicate()
     assert not wait_until_gone()
 
 
 @needs_sandbox
 def test_programs_go_when_their_launcher_is_killed() -> None:
+    assert not wait_until_gone()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(run_python, "while True: pass", timeout=100)
-        deadline = time.monotonic() + 60
-        while len(found := launchers()) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.kill(min(found), signal.SIGKILL)
+        (launcher,) = (one for one in wait_for_two() if parent_of(one) == os.getpid())
+        os.kill(launcher, signal.SIGKILL)
         outcome = waiting.result()
     assert (outcome.status, outcome.reason) == ("killed", "the process that watched it is gone")
     assert not wait_until_gone()
