@@ -15,17 +15,17 @@ from jaxchat.tools import process
 
 LevelName = Literal["full", "partial", "none"]
 
-# Every mechanism, and what a program could do without it if the others were not there either.
+# Every mechanism, and what it does.
 MECHANISMS = {
-    "no_new_privs": "gain rights by running a set-user-id program",
-    "rlimits": "use memory, processor, open files and disk without end",
-    "seccomp": "make processes and sockets, signal and trace others, reach most of the kernel",
-    "landlock": "read and write whatever file its user may",
-    "no capabilities": "use what rights of root it has inherited",
-    "private root": "see the names of files, and have a folder of its own to write in",
-    "pid namespace": "see other processes",
-    "net namespace": "see the network's interfaces",
-    "ipc namespace": "use other programs' shared memory and message queues",
+    "no_new_privs": "keeps set-user-id programs from giving rights",
+    "rlimits": "bounds memory, processor time, file size, open files and tasks",
+    "seccomp": "forbids processes, sockets, signals to others and most of the kernel",
+    "landlock": "opens the files that Python needs and no others",
+    "no capabilities": "takes away the rights of root",
+    "private root": "hides all other files, and gives programs a /tmp of their own to write in",
+    "pid namespace": "hides other processes",
+    "net namespace": "hides the network's interfaces",
+    "ipc namespace": "hides other programs' shared memory and message queues",
 }
 # Without one of each of these groups, nothing is run.
 REQUIRED = (
@@ -76,9 +76,7 @@ def describe(level: Level | None = None) -> str:
         around = " (in a user namespace)" if level.as_user else ""
         lines.append(f"  works: {', '.join(level.mechanisms)}{around}")
     for name in level.missing:
-        lines.append(f"  missing: {name}; without it a program could {MECHANISMS[name]}")
-    if level.name == "partial":
-        lines.append("  programs run, but may write no file unless there is a private root")
+        lines.append(f"  missing: {name}, which {MECHANISMS[name]}")
     if level.name == "none":
         lines.append("  programs of a model are refused here, unless --unsafe-exec is given")
     return "\n".join(lines)

@@ -41,7 +41,7 @@ class Canaries:
             one.setblocking(False)
         self.names = {
             "FILE": str(self.file),
-            "HOME": os.path.expanduser("~"),
+            "HOME": home if (home := os.path.expanduser("~")) != "/tmp" else "/home",
             "PID": str(self.process.pid),
             "PORT": str(self.listening[0].getsockname()[1]),
             "UNIX": path,

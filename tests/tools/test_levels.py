@@ -29,7 +29,7 @@ def test_what_is_missing_is_said_with_its_consequence() -> None:
     level = Level("partial", ("no_new_privs", "rlimits", "seccomp", "landlock"), False)
     text = levels.describe(level)
     assert text.startswith("sandbox: partial\n")
-    assert "missing: pid namespace; without it a program could see other processes" in text
+    assert "missing: pid namespace, which hides other processes" in text
     assert "--unsafe-exec" in levels.describe(Level("none", (), False))
     assert "missing" not in levels.describe(Level("full", tuple(MECHANISMS), True))
     assert "user namespace" in levels.describe(Level("full", tuple(MECHANISMS), True))
