@@ -172,9 +172,10 @@ def test_nobody_unpickles() -> None:
 
 
 def test_nobody_evaluates_text_as_code() -> None:
+    """But for the sandbox, in the process that has locked itself in."""
     found = offences(
         lambda name, node: (
-            isinstance(node, ast.Call)
+        None: "tools.launcher",
             and isinstance(node.func, ast.Name)
             and node.func.id in UNSAFE_CALLS
             and name not in LOCKED_IN

@@ -15,6 +15,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+<<<<<<< HEAD
+=======
+from jaxchat.config import ConfigError
+>>>>>>> wt-sandbox
 from jaxchat.home import ArtifactError
 from jaxchat.progress import Progress
 from jaxchat.tasks.humaneval import CodeProblem
@@ -58,7 +62,11 @@ def grade(problem: CodeProblem, completion: str, *, unsafe: bool = False) -> Ver
         problem: what was asked.
         completion: the model's answer, with the head of the function and any text around it.
         unsafe: run it even where it cannot be locked in (see `sandbox.run_python`).
+
+    Raises ConfigError where this machine cannot, and ArtifactError where it suddenly could not:
+    neither is a wrong answer.
     """
+    require(unsafe)
     imports = imports_of(problem.prompt)
     answer = f"{imports}\n\n{program_of(completion)}\n"
     tests = f"{imports}\n\n{problem.test}\n"
@@ -76,7 +84,19 @@ def grade(problem: CodeProblem, completion: str, *, unsafe: bool = False) -> Ver
         return _verdict(program.result(), outcome)
 
 
+def require(unsafe: bool) -> None:
+    """Raises ConfigError where no program of a model may be run; for the start of an evaluation."""
+    if not unsafe and levels.detect().name == "none":
+        raise ConfigError(
+            "HumanEval runs programs that a model wrote, and this machine cannot lock them in "
+            "(jaxchat doctor says what is missing); leave humaneval out, or pass --unsafe-exec"
+        )
+
+
 def _verdict(program: sandbox.Outcome, tests: sandbox.Outcome) -> Verdict:
+    for outcome in (program, tests):
+        if outcome.status == "refused":
+            raise ArtifactError(f"a program of HumanEval was not run: {outcome.reason}")
     if tests.status == "ok":  # the program's own end says nothing: it may say what it likes
         return Verdict(True, "", program, tests)
     told = program if program.status != "ok" else tests

@@ -6,6 +6,7 @@ Runs in the launcher's children only: nothing here can be undone.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import signal
 import sys
@@ -36,6 +37,8 @@ def lock(use: Collection[str], seconds: float, memory_bytes: int, user: int) -> 
 
     `user` is the number of the user that root becomes. Raises OSError if anything fails.
     """
+    if unknown := set(use) - set(MECHANISMS):
+        raise OSError(f"nothing is known of {', '.join(sorted(unknown))}")
     paths = namespaces.readable_paths()
     own_root = "private root" in use
     if own_root:
@@ -44,6 +47,7 @@ def lock(use: Collection[str], seconds: float, memory_bytes: int, user: int) -> 
         namespaces.give_up_privileges(own_root, user)
     if sys.platform == "linux":  # after the change of user, which would clear it
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # a crash is not handed to a collector of cores
     if "rlimits" in use:
         limits.apply(seconds, memory_bytes)
     if "no_new_privs" in use:
@@ -60,7 +64,7 @@ def available(as_user: bool) -> list[str]:
 
     `as_user`: with namespaces inside a user namespace, as who is not root must.
     """
-    return [name for name in MECHANISMS if _in_child(lambda name=name: _works(name, as_user))]
+    return [name for name in MECHANISMS if _in_child(functools.partial(_works, name, as_user))]
 
 
 def _works(name: str, as_user: bool) -> bool:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
@@ -56,7 +57,7 @@ def syscall(number: int, what: str, *arguments: Any) -> int:
 
 
 def processor() -> str | None:
-    """"x86_64" or "aarch64"; None on others, and where the interpreter itself has 32 bits."""
+    """ "x86_64" or "aarch64"; None on others, and where the interpreter itself has 32 bits."""
     machine = os.uname().machine if hasattr(os, "uname") else ""
     return machine if machine in _PROCESSORS and ctypes.sizeof(ctypes.c_void_p) == 8 else None
 

@@ -49,9 +49,7 @@ def restrict(read: Iterable[str], write: Iterable[str]) -> None:
     attributes = struct.pack("=Q", rights)
     attributes += struct.pack("=Q", 0b11) if known >= 4 else b""  # bind and connect TCP
     attributes += struct.pack("=Q", 0b11) if known >= 6 else b""  # abstract sockets, signals
-    ruleset = kernel.syscall(
-        _CREATE, "landlock", ctypes.c_char_p(attributes), len(attributes), 0
-    )
+    ruleset = kernel.syscall(_CREATE, "landlock", ctypes.c_char_p(attributes), len(attributes), 0)
     try:
         for path in read:
             _allow(ruleset, path, rights & _READ)
@@ -71,8 +69,6 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
         if not os.path.isdir(path):
             rights &= _OF_FILES
         rule = struct.pack("=Qi", rights, descriptor)
-        kernel.syscall(
-            _ADD_RULE, "landlock", ruleset, _PATH_BENEATH, ctypes.c_char_p(rule), 0
-        )
+        kernel.syscall(_ADD_RULE, "landlock", ruleset, _PATH_BENEATH, ctypes.c_char_p(rule), 0)
     finally:
         os.close(descriptor)

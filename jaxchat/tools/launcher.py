@@ -1,7 +1,7 @@
-"""The other end of `sandbox.run_python`: a process that makes a locked one and watches it (layer 1).
+"""The other end of `sandbox.run_python`: makes a locked process and watches it (layer 1).
 
-    python -I -S -B -c "..." run STATUS SECONDS MEMORY USER MECHANISMS ROLE CHANNEL  < program
-    python -I -S -B -c "..." probe
+    python -I -S -c "..." run STATUS SECONDS MEMORY USER MECHANISMS ROLE CHANNEL  < program
+    python -I -S -c "..." probe
 
 The launcher stays outside: it is trusted and owns the deadline. Its child locks itself in and only
 then compiles the program, inside the interpreter that is there already; so the filter can forbid
@@ -20,6 +20,7 @@ import os
 import select
 import signal
 import sys
+import time
 import types
 
 from jaxchat.tools import confine, namespaces, remote
@@ -79,9 +80,10 @@ def main(arguments: list[str]) -> None:
         return
     woken = _wake_on_child()
     quiet = os.open(os.devnull, os.O_RDWR)  # now: the child takes the root folder away
+    user = namespaces.UID_BASE + os.getpid()
     child = os.fork()
     if child == 0:
-        _child(job, told, {report, ready, quiet, *woken})
+        _child(job, user, told, {report, ready, quiet, *woken})
         return
     os.close(told)
     for stream in (1, 2):  # their ends are the program's alone
@@ -109,11 +111,17 @@ def _watch(child: int, seconds: float, woken: int, ready: int) -> str:
     poll = select.poll()
     poll.register(0, select.POLLIN)
     poll.register(woken, select.POLLIN)
-    events = dict(poll.poll(seconds * 1000))
-    forced = "" if woken in events else "stopped" if 0 in events else "timeout"
-    if forced:
-        os.kill(child, signal.SIGKILL)
-    _, status, used = os.wait4(child, 0)
+    deadline = time.monotonic() + seconds
+    forced, ended = "", 0
+    while not ended:
+        left = deadline - time.monotonic()
+        events = dict(poll.poll(max(0, left) * 1000))
+        if 0 in events or not events:
+            forced = "stopped" if 0 in events else "timeout"
+            os.kill(child, signal.SIGKILL)
+        else:
+            os.read(woken, 64)  # it may only have been halted
+        ended, status, used = os.wait4(child, 0 if forced else os.WNOHANG)
     message = os.read(ready, 1000).decode()
     cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
     code = os.waitstatus_to_exitcode(status)
@@ -124,7 +132,7 @@ def _watch(child: int, seconds: float, woken: int, ready: int) -> str:
     return f"{what} {abs(code)} {cpu:.4f} {peak} {message}"
 
 
-def _child(job: Job, told: int, others: set[int]) -> None:
+def _child(job: Job, user: int, told: int, others: set[int]) -> None:
     """Locks this process in and runs the program, whose end is this process's."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -132,22 +140,15 @@ def _child(job: Job, told: int, others: set[int]) -> None:
     keep = {0, 1, 2, told, *job.channel}
     for descriptor in range(3, max(keep | others) + 8):
         if descriptor not in keep:
-            _close(descriptor)
+            os.closerange(descriptor, descriptor + 1)  # which does not mind if it is closed
     try:
-        confine.lock(job.use, job.seconds, job.memory, namespaces.UID_BASE + os.getppid())
+        confine.lock(job.use, job.seconds, job.memory, user)
     except Exception as error:
         os.write(told, (str(error) or type(error).__name__).encode()[:1000])
         os._exit(SETUP_EXIT)
     os.write(told, b"ready")
     os.close(told)
     _run(job)
-
-
-def _close(descriptor: int) -> None:
-    try:
-        os.close(descriptor)
-    except OSError:
-        pass
 
 
 def _run(job: Job) -> None:

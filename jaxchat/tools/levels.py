@@ -15,17 +15,17 @@ from jaxchat.tools import process
 
 LevelName = Literal["full", "partial", "none"]
 
-# Every mechanism, and what a program could do without it if the others were not there either.
+# Every mechanism, and what it does.
 MECHANISMS = {
-    "no_new_privs": "gain rights by running a set-user-id program",
-    "rlimits": "use memory, processor, open files and disk without end",
-    "seccomp": "make processes and sockets, signal and trace others, reach most of the kernel",
-    "landlock": "read and write whatever file its user may",
-    "no capabilities": "use what rights of root it has inherited",
-    "private root": "see the names of files, and have a folder of its own to write in",
-    "pid namespace": "see other processes",
-    "net namespace": "see the network's interfaces",
-    "ipc namespace": "use other programs' shared memory and message queues",
+    "no_new_privs": "keeps set-user-id programs from giving rights",
+    "rlimits": "bounds memory, processor time, file size, open files and tasks",
+    "seccomp": "forbids processes, sockets, signals to others and most of the kernel",
+    "landlock": "opens the files that Python needs and no others",
+    "no capabilities": "takes away the rights of root",
+    "private root": "hides all other files, and gives programs a /tmp of their own to write in",
+    "pid namespace": "hides other processes",
+    "net namespace": "hides the network's interfaces",
+    "ipc namespace": "hides other programs' shared memory and message queues",
 }
 # Without one of each of these groups, nothing is run.
 REQUIRED = (
@@ -43,6 +43,7 @@ _TRIAL = "print('locked in')"
 class Level:
     """What is used here. "full": every mechanism; "partial": all that are required; or "none".
 
+    At "none" programs run only where somebody insists, under what mechanisms there are.
     `as_user`: the namespaces are those of a user without rights, inside a user namespace.
     """
 
@@ -62,8 +63,9 @@ class Level:
 
 @functools.cache
 def detect() -> Level:
-    """The level of this machine and user; takes about a fifth of a second, once."""
-    return next(_working(process.probe()), Level("none", (), False))
+    """The level of this machine and user; takes about a fifth of a second, once a process."""
+    found = process.probe()
+    return next(_working(found), Level("none", _alone(found), False))
 
 
 def describe(level: Level | None = None) -> str:
@@ -74,9 +76,7 @@ def describe(level: Level | None = None) -> str:
         around = " (in a user namespace)" if level.as_user else ""
         lines.append(f"  works: {', '.join(level.mechanisms)}{around}")
     for name in level.missing:
-        lines.append(f"  missing: {name}; without it a program could {MECHANISMS[name]}")
-    if level.name == "partial":
-        lines.append("  programs run, but may write no file unless there is a private root")
+        lines.append(f"  missing: {name}, which {MECHANISMS[name]}")
     if level.name == "none":
         lines.append("  programs of a model are refused here, unless --unsafe-exec is given")
     return "\n".join(lines)
@@ -90,7 +90,7 @@ def name_of(mechanisms: Sequence[str]) -> LevelName:
     return "partial" if good else "none"
 
 
-def _working(found: dict[str, Sequence[str]]) -> Iterator[Level]:
+def _working(found: dict[str, list[str]]) -> Iterator[Level]:
     """Levels that a program has been run at, best first."""
     ways = sorted(found, key=lambda way: (-len(found[way]), way))
     for way in ways:
@@ -99,6 +99,12 @@ def _working(found: dict[str, Sequence[str]]) -> Iterator[Level]:
             level = Level(name_of(kept), kept, way == "user")
             if level.name != "none" and _runs(level):
                 yield level
+
+
+def _alone(found: dict[str, list[str]]) -> tuple[str, ...]:
+    """What works without namespaces: not enough to run a program, unless somebody insists."""
+    names = found.get("root", ())
+    return tuple(name for name in MECHANISMS if name in names and name not in _NAMESPACES)
 
 
 def _runs(level: Level) -> bool:

@@ -11,7 +11,7 @@ STACK_BYTES = 8 * 2**20  # of each thread
 
 
 def cpu_seconds(seconds: float) -> int:
-    """The processor time of a program that has `seconds` of wall-clock time, all threads together."""
+    """Processor time, of all threads together, for `seconds` of wall-clock time."""
     return int(seconds) + 2
 
 

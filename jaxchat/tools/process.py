@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +19,10 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}
 GRACE = 5.0  # seconds after the deadline at which the launcher itself is given up
 
 _ROOT = str(Path(__file__).resolve().parents[2])
-# -P's effect by hand: the programs' sys.path must not name this package's folder
+# A program's sys.path does not name this package's folder, nor does it write bytecode.
 _STUB = (
     "import sys; sys.path.insert(0, sys.argv[1]); from jaxchat.tools import launcher; "
-    "del sys.path[0]; launcher.main(sys.argv[2:])"
+    "del sys.path[0]; sys.dont_write_bytecode = True; launcher.main(sys.argv[2:])"
 )
 _CHUNK = 1 << 16
 
@@ -62,7 +61,7 @@ class Order:
 
 def command() -> list[str]:
     """The start of the launcher's command line."""
-    return [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _STUB, _ROOT]
+    return [sys.executable, "-I", "-S", "-X", "utf8", "-c", _STUB, _ROOT]
 
 
 def run(order: Order) -> tuple[Ending, bytes, bytes]:
@@ -110,8 +109,8 @@ def _listen(
     started: subprocess.Popen[bytes], report: int, order: Order
 ) -> tuple[Ending, bytes, bytes]:
     """Reads until the launcher has reported; a stream that is too long ends the program."""
-    assert started.stdin and started.stdout and started.stderr
-    out, err = started.stdout.fileno(), started.stderr.fileno()
+    assert started.stdin is not None
+    out, err = (stream.fileno() for stream in (started.stdout, started.stderr) if stream)
     heard: dict[int, bytearray] = {out: bytearray(), err: bytearray(), report: bytearray()}
     deadline = time.monotonic() + order.seconds + GRACE
     flooded = False
@@ -170,7 +169,7 @@ def _end(started: subprocess.Popen[bytes]) -> None:
     started.wait()
 
 
-def probe() -> dict[str, Sequence[str]]:
+def probe() -> dict[str, list[str]]:
     """What the launcher finds to work here, as "root" and as "user"; empty if it cannot start."""
     try:
         done = subprocess.run(

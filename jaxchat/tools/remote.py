@@ -96,17 +96,21 @@ class _Remote:
         _send(self._sink, call)
         kind, first, second = _receive(self._source, "return", "raise")
         if kind == "raise":
-            known = getattr(builtins, str(first), None)
-            usual = isinstance(known, type) and issubclass(known, Exception)
-            try:
-                error = known(second) if usual else RuntimeError(f"{first}: {second}")
-            except TypeError:  # UnicodeDecodeError takes five arguments
-                error = RuntimeError(f"{first}: {second}")
-            raise error
+            raise _error(str(first), str(second))
         value = decode(first)
         for mine, theirs in zip(arguments, decode(second), strict=True):
             _change(mine, theirs)
         return value
+
+
+def _error(name: str, text: str) -> Exception:
+    """The built-in exception of that name; a RuntimeError if there is none."""
+    kind = getattr(builtins, name, None)
+    try:
+        error = kind(text) if isinstance(kind, type) and issubclass(kind, Exception) else None
+    except TypeError:  # UnicodeDecodeError takes five arguments
+        error = None
+    return error or RuntimeError(f"{name}: {text}")
 
 
 def _change(mine: Any, theirs: Any) -> None:
@@ -119,7 +123,7 @@ def _change(mine: Any, theirs: Any) -> None:
             mine.update(theirs)
 
 
-_GROUPS: tuple[tuple[str, type], ...] = (
+_GROUPS: tuple[tuple[str, Any], ...] = (
     ("list", list),
     ("tuple", tuple),
     ("set", set),

@@ -150,7 +150,8 @@ def _explain(ending: process.Ending, err: str, job: Job) -> tuple[Status, str]:
     last = err.strip().rpartition("\n")[2].strip()
     if ending.kind == "output":
         return "output", f"it wrote more than {job.output_bytes:,} bytes"
-    if ending.kind == "timeout" or ending.cpu_seconds > limits.cpu_seconds(job.timeout) - 0.5:
+    exhausted = ending.cpu_seconds > limits.cpu_seconds(job.timeout) - 0.5
+    if ending.kind == "timeout" or (ending.kind == "signal" and exhausted):
         return "timeout", f"it was not done after {job.timeout:g} seconds"
     if ending.kind == "refused":
         return "refused", f"it could not be locked in ({ending.message}), so it was not run"
