@@ -29,8 +29,8 @@ def stage_figures(key: str, title: str, curves: Sequence[Drawn]) -> list[str]:
     """All plots of one training stage; `key` is unique in the page."""
     if any("reward" in drawn.curve for drawn in curves):
         return [
-            _over(key, title, "Reward", "reward", curves, "steps"),
-            _over(key, title, "Reward", "reward", curves, "time"),
+            _over(key, title, "Reward", "reward", curves, "steps", zero=True),
+            _over(key, title, "Reward", "reward", curves, "time", zero=True),
             _rates(key, title, curves),
         ]
     return [

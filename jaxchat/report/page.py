@@ -124,7 +124,7 @@ def _sample(sample: Mapping[str, Any]) -> str:
             f'<p class="completion"><b>{words(sample["prompt"])}</b>'
             f"{words(sample['completion'])}</p>"
         )
-    parts = "".join(map(_part, sample["parts"]))
+    parts = "".join(map(_part, sample["parts"], [*sample["parts"][1:], None]))
     return (
         f'<div class="talk"><p class="asked"><span class="hidden">asked: </span>'
         f'{words(sample["question"])}</p><div class="said"><span class="hidden">answered: </span>'
@@ -132,13 +132,15 @@ def _sample(sample: Mapping[str, Any]) -> str:
     )
 
 
-def _part(part: Mapping[str, str]) -> str:
+def _part(part: Mapping[str, str], after: Mapping[str, str] | None) -> str:
+    """Text as it stands; a call and its result, after which a line ends, set apart."""
     said = words(part["text"])
     if part["type"] == "text":
-        return f"<p>{said}</p>" if part["text"].strip() else ""
+        return f"<span>{said}</span>"
     failed = part["type"] == "python_output" and part["text"].startswith("error")
     kind = {"python": "call", "python_output": "result"}.get(part["type"], "call")
-    return f'<code class="{kind}{" failed" if failed else ""}">{said or "…"}</code>'
+    ends = "<br>" if after and after["type"] != "python_output" else ""
+    return f'<code class="{kind}{" failed" if failed else ""}">{said or "…"}</code>{ends}'
 
 
 def _stages(report: Mapping[str, Any]) -> str:

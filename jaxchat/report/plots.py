@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxchat.report.elements import words
 
@@ -50,6 +50,7 @@ class Axis:
     start: float
     end: float
     show: Show
+    whole: bool = False  # only integers are told
 
     def at(self, value: float) -> float:
         """The pixel of a value."""
@@ -58,7 +59,8 @@ class Axis:
 
     def ticks(self, most: int = 5) -> list[float]:
         """Round values within the range."""
-        return ticks(self.low, self.high, most)
+        found = ticks(self.low, self.high, most)
+        return [value for value in found if not self.whole or value.is_integer()]
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def line_plot(
     x = Axis(
         x_label, 0.0, max(p[0] for s in series for p in s.points) or 1.0, LEFT, WIDTH - RIGHT, short
     )
+    x = replace(x, whole=all(float(p[0]).is_integer() for s in series for p in s.points))
     low, high = _range([p for s in series for p in s.points], x, from_zero, steep)
     y = Axis("", low, high, HEIGHT - BOTTOM, TOP, show)
     width, height = WIDTH - LEFT - RIGHT + 4, HEIGHT - TOP - BOTTOM + 4
