@@ -147,6 +147,7 @@ def evaluate(
     if temperature is None:
         temperature = 0.0 if args.samples == 1 else 1.0
     sampling = Sampling(args.max_tokens, args.samples, temperature, args.seed)
+    judge = humaneval.judge(args.unsafe_exec) if "humaneval" in tasks else None
     weights = str(context.done[stage]["results"]["artifact"])
     results: dict[str, dict[str, Any]] = {}
     engine = None
@@ -161,7 +162,7 @@ def evaluate(
                 engine = make_engine(context, params, slots=args.slots)
             result = evaluate_task(
                 engine, tokenizer_of(context), task, problems=limit, sampling=sampling,
-                title=f"{name}, {stage}", judge=humaneval.judge(args.unsafe_exec),
+                title=f"{name}, {stage}", judge=judge,
             )  # fmt: skip
             kept = result.to_json()
             write_json(path, {"key": key, "result": kept})

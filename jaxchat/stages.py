@@ -255,7 +255,7 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict
     compute = choose_compute(replace(config.compute, fp8=False), config.model, compute_dtype())
     scores = evaluate_tasks(
         engine, tokenizer, tasks, problems=config.eval.problems, max_tokens=limit,
-        title=f"evaluating {stage}", judge=humaneval.judge(),
+        title=f"evaluating {stage}", judge=humaneval.judge() if "humaneval" in names else None,
     )  # fmt: skip
     record: dict[str, Any] = {
         "bits_per_byte": bits_per_byte(

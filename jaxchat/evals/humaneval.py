@@ -15,10 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-<<<<<<< HEAD
-=======
 from jaxchat.config import ConfigError
->>>>>>> wt-sandbox
 from jaxchat.home import ArtifactError
 from jaxchat.progress import Progress
 from jaxchat.tasks.humaneval import CodeProblem
@@ -124,15 +121,11 @@ def grade_many(
 def judge(unsafe: bool = False) -> Callable[[Sequence[CodeProblem], Sequence[str]], list[bool]]:
     """Which of many answers pass, as `evals.chat.evaluate_task` asks.
 
-    The function raises ArtifactError where programs cannot be locked in, unless `unsafe`.
+    Raises ConfigError as `require` does.
     """
+    require(unsafe)
 
     def passed(problems: Sequence[CodeProblem], answers: Sequence[str]) -> list[bool]:
-        if levels.detect().name == "none" and not unsafe:
-            raise ArtifactError(
-                "this machine cannot lock programs in (jaxchat doctor says what is missing), so "
-                "those of a model are not run; leave humaneval out, or pass --unsafe-exec."
-            )
         pairs = list(zip(problems, answers, strict=True))
         return [verdict.passed for verdict in grade_many(pairs, unsafe=unsafe)]
 
