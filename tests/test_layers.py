@@ -29,7 +29,6 @@ SPLIT = {"", "data", "train"}  # packages over several layers: theirs is an empt
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "__import__"}
-LOCKED_IN = {"tools.launcher"}  # runs programs in a process that has locked itself in
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
 PACKAGE = Path(jaxchat.__file__).parent
@@ -175,10 +174,10 @@ def test_nobody_evaluates_text_as_code() -> None:
     """But for the sandbox, in the process that has locked itself in."""
     found = offences(
         lambda name, node: (
-        None: "tools.launcher",
+            name != "tools.launcher"
+            and isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
             and node.func.id in UNSAFE_CALLS
-            and name not in LOCKED_IN
         )
     )
     assert not found, "\n".join(found)
