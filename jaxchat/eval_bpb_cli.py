@@ -134,10 +134,13 @@ class _Source:
 
 
 def _rows_of(opened: Opened, split: str) -> _Source:
+    from jaxchat.data.inputs import read_inputs
     from jaxchat.data.stream import HeldOutRows, ShardedRows
-    from jaxchat.data.text_rows import FOLDER
+    from jaxchat.data.text_rows import text_folder
 
-    folder = opened.run / "rows" / FOLDER
+    row_tokens = opened.config.model.sequence_len + 1
+    inputs = read_inputs(opened.run / "data")
+    folder = text_folder(opened.run, inputs, opened.tokenizer, row_tokens)
     if not folder.exists():
         raise ArtifactError(
             f"the run in {opened.run} has no rows of text in {folder}; make them with: jaxchat "

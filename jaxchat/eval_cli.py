@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxchat import home, machine, runs
+from jaxchat import eval_bpb_cli, eval_core_cli, home, machine, runs
 from jaxchat.config import ConfigError
 from jaxchat.home import read_json, sha256_text, write_json
 
@@ -24,8 +24,10 @@ FORMAT = "jaxchat-chat-eval-1"
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Adds chat and samples to the parser of `jaxchat eval`."""
+    """Adds core, bpb, chat and samples to the parser of `jaxchat eval`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    eval_core_cli.add_core(commands)
+    eval_bpb_cli.add_bpb(commands)
     chat = commands.add_parser(
         "chat", help="ChatCORE's tasks, or others; what is finished is not done again"
     )
