@@ -129,7 +129,16 @@ for descriptor in range(3, 32):
     except OSError: pass
 def twice(n): return None
 """,
-    "ends the tests' loop": "def twice(n): raise StopIteration",
+    "ends the tests' loop": """
+def twice(n):
+    if n in ([1], [2]):
+        raise StopIteration
+    return [2 * x for x in n]
+""",
+    "an all of its own": """
+def all(x): return True
+def twice(n): return [2 * x if len(n) < 3 else 5 for x in n]
+""",
     "names of the interpreter": "__builtins__ = lambda: 0\n__name__ = print",
     "never answers": None,
     "no function of that name": "def thrice(n): return n",
