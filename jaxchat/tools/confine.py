@@ -49,7 +49,7 @@ def lock(use: Collection[str], seconds: float, memory_bytes: int, user: int) -> 
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # a crash is not handed to a collector of cores
     if "rlimits" in use:
-        limits.apply(seconds, memory_bytes)
+        limits.apply(seconds, memory_bytes, own_user="pid namespace" in use)
     if "no_new_privs" in use:
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     if "landlock" in use:
@@ -128,5 +128,7 @@ _EFFECTS: dict[str, Callable[[dict[str, str]], bool]] = {
     "no capabilities": lambda before: not kernel.has_capabilities(),
     "no_new_privs": lambda before: kernel.prctl(kernel.PR_GET_NO_NEW_PRIVS) == 1,
     "landlock": lambda before: _refused(lambda: os.listdir("/"), errno.EACCES),
-    "seccomp": lambda before: _refused(lambda: os.kill(os.getppid(), 0), errno.EPERM),
+    "seccomp": lambda before: (
+        _refused(lambda: os.kill(os.getppid(), 0), errno.EPERM) and _refused(os.fork, errno.EPERM)
+    ),
 }

@@ -15,10 +15,12 @@ def cpu_seconds(seconds: float) -> int:
     return int(seconds) + 2
 
 
-def apply(seconds: float, memory_bytes: int) -> None:
+def apply(seconds: float, memory_bytes: int, own_user: bool) -> None:
     """Limits the calling process for good; the wall clock is the supervisor's to watch.
 
-    `memory_bytes` is of address space, which the interpreter itself is part of. Raises OSError.
+    `memory_bytes` is of address space, which the interpreter itself is part of. Tasks are counted
+    for a user, so they are limited only where the process's user is its own (`own_user`); else
+    memory bounds the threads. Raises OSError.
     """
     for name, most in (
         ("CORE", 0),
@@ -27,7 +29,7 @@ def apply(seconds: float, memory_bytes: int) -> None:
         ("NOFILE", OPEN_FILES),
         ("STACK", STACK_BYTES),
         ("MEMLOCK", 0),
-        ("NPROC", TASKS),
+        *([("NPROC", TASKS)] if own_user else []),
         ("AS", memory_bytes),
     ):
         _lower(name, most)

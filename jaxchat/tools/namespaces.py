@@ -64,12 +64,12 @@ def readable_paths() -> list[str]:
     """What Python reads while it runs: its library, shared libraries, the time zone."""
     library = [path for path in sys.path if os.path.isdir(path)]
     prefix = os.path.dirname(os.path.dirname(os.__file__))
-    shared = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", prefix]
+    shared = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store", prefix]
     single = ["/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo"]
     paths: list[str] = []
     for path in sorted({*library, *shared, *single}):
         inside = any(path.startswith(f"{other}/") for other in paths)
-        if os.path.exists(path) and not inside:
+        if os.path.exists(path) and not inside and path != "/":
             paths.append(path)
     return paths
 

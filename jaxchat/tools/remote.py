@@ -46,10 +46,16 @@ def take_part(
             _serve(namespace, source, sink)
         else:
             for name in _receive(source, "names"):
-                if isinstance(name, str) and not hasattr(builtins, name):
+                if _is_function_name(name):
                     namespace[name] = _Remote(name, source, sink)
             run()
             namespace["check"](namespace[role.removeprefix(TEST)])
+
+
+def _is_function_name(name: Any) -> bool:
+    """Whether the tests may know a function of the program by this name."""
+    usual = isinstance(name, str) and name.isidentifier() and not name.startswith("__")
+    return usual and not hasattr(builtins, name)
 
 
 def _serve(namespace: dict[str, Any], source: BinaryIO, sink: BinaryIO) -> None:
@@ -104,8 +110,11 @@ class _Remote:
 
 
 def _error(name: str, text: str) -> Exception:
-    """The built-in exception of that name; a RuntimeError if there is none."""
-    kind = getattr(builtins, name, None)
+    """The built-in exception of that name; a RuntimeError if there is none.
+
+    And for StopIteration, which would end a loop of the tests as if all were well.
+    """
+    kind = None if name.startswith("Stop") else getattr(builtins, name, None)
     try:
         error = kind(text) if isinstance(kind, type) and issubclass(kind, Exception) else None
     except TypeError:  # UnicodeDecodeError takes five arguments

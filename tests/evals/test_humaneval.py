@@ -34,6 +34,7 @@ def check(candidate):
     assert candidate([1, 2]) == [2, 4]
     assert candidate([0.5]) == [1.0]
     assert all(x == 2 for x in candidate([1] * 3))
+    assert all(map(candidate, [[1], [2]]))
 """,
 )
 ROOT = problem(  # its test uses another function of the program, and a module of the prompt
@@ -128,6 +129,17 @@ for descriptor in range(3, 32):
     except OSError: pass
 def twice(n): return None
 """,
+    "ends the tests' loop": """
+def twice(n):
+    if n in ([1], [2]):
+        raise StopIteration
+    return [2 * x for x in n]
+""",
+    "an all of its own": """
+def all(x): return True
+def twice(n): return [2 * x if len(n) < 3 else 5 for x in n]
+""",
+    "names of the interpreter": "__builtins__ = lambda: 0\n__name__ = print",
     "never answers": None,
     "no function of that name": "def thrice(n): return n",
     "no Python": "The answer is 42.",

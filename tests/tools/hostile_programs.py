@@ -1,4 +1,8 @@
-"""Programs that try what a sandbox must prevent, and who stops them."""
+"""Programs that try what a sandbox must prevent, and who stops them.
+
+Should one get through all the same, it must do no worse than harm a canary: signals to many have
+number 0, and nothing but canaries is removed. They are run only where the filter was seen to work.
+"""
 
 from __future__ import annotations
 
@@ -259,8 +263,8 @@ while True: time.sleep(60)
             "/var/tmp: open('/var/tmp/x', 'w')",
             "the standard library: open(os.__file__, 'a')",
             "a new module: open(os.path.dirname(os.__file__) + '/x.py', 'w')",
-            "remove one: os.remove(os.__file__)",
-            "rename one: os.rename(os.__file__, os.__file__ + '.old')",
+            "remove one: os.remove('@FILE@')",
+            "rename one: os.rename('@FILE@', '@FILE@.old')",
         ),
     ),
     Hostile(
@@ -268,7 +272,6 @@ while True: time.sleep(60)
         _calls(
             "O_TRUNC when only reading: os.open('@FILE@', os.O_TRUNC)",
             "truncate: os.truncate('@FILE@', 0)",
-            "the library: os.open(os.__file__, os.O_TRUNC)",
         ),
     ),
     Hostile(
@@ -278,7 +281,7 @@ while True: time.sleep(60)
             "chown: os.chown('@FILE@', 0, 0)",
             "utime: os.utime('@FILE@')",
             "setxattr: os.setxattr('@FILE@', 'user.x', b'x')",
-            "chmod of the library: os.chmod(os.__file__, 0o777)",
+            "chmod of the library: os.chmod(os.__file__, 0o644)",
         ),
     ),
     Hostile(
@@ -295,9 +298,9 @@ while True: time.sleep(60)
     Hostile(
         "signals to others",
         _calls(
-            "its parent: os.kill(os.getppid() or 1 << 20, signal.SIGTERM)",
-            "everyone: os.kill(-1, signal.SIGTERM)",
-            "its group: os.killpg(0, signal.SIGTERM)",
+            "its parent: os.kill(os.getppid() or 1 << 20, 0)",
+            "everyone: os.kill(-1, 0)",
+            "its group: os.killpg(0, 0)",
             "the canary: os.kill(@PID@, signal.SIGKILL)",
             "a thread of it: kernel(234, 131, @PID@, @PID@, signal.SIGKILL)",
             "tkill: kernel(200, 130, @PID@, signal.SIGKILL)",

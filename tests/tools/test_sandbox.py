@@ -101,6 +101,7 @@ def test_hostile_programs_are_stopped(program: Hostile, assault: Assault) -> Non
     told = f"{outcome.status}: {outcome.reason}\n{outcome.stdout[:3000]}\n{outcome.stderr[:3000]}"
     assert "REACHED" not in outcome.stdout, told
     assert outcome.status in program.ends, told
+    assert outcome.status == "timeout" or outcome.seconds < program.timeout, "killed at once"
     tried = program.source.count("attempt(")
     assert len(list(hostile_programs.refusals(outcome))) >= tried, f"not all was tried\n{told}"
 
