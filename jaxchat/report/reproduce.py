@@ -21,7 +21,6 @@ _GROUPS = (
     ("base.batch_tokens",),
     ("",),
 )
-_DERIVED = ("model.n_layer", "model.vocab_size")  # from run.depth and tokenizer.vocab_size
 
 
 def command(config: RunConfig, configs: Path) -> str:
@@ -57,7 +56,7 @@ def _overrides(config: RunConfig, path: Path, fewer_than: int | None) -> list[st
             changes = [
                 f"{key}={_toml(value)}"
                 for key, value in wanted.items()
-                if key.startswith(group) and key not in _DERIVED and got[key] != value
+                if key.startswith(group) and got[key] != value
             ]
             chosen += changes
             if fewer_than is not None and len(chosen) >= fewer_than:

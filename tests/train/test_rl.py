@@ -18,6 +18,7 @@ from jaxchat.tasks.base import Split, say
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import Part
 from jaxchat.train.checkpoint import hash_params
+from jaxchat.train.metrics import read_metrics
 from jaxchat.train.rl import RLJob, advantages, bucket, make_batch, train_rl
 
 CONFIG = RLConfig(
@@ -102,6 +103,9 @@ def test_the_reward_rises_and_a_resumed_run_ends_in_the_same_weights(tmp_path: P
     resumed = train_rl(job, params)
     assert resumed.rewards == whole.rewards
     assert hash_params(resumed.params) == hash_params(whole.params)
+    times = [record["time"] for record in read_metrics(job.folder / "metrics.jsonl")]
+    assert len(times) == len(whole.rewards)
+    assert times == sorted(times), "the time of the session before was forgotten"
 
 
 def test_rollouts_that_do_not_divide_are_refused_with_the_numbers(tmp_path: Path) -> None:
