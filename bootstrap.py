@@ -29,6 +29,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "jaxchat-installed"
 CRATE = "bpe_rs/Cargo.toml"
+MOST_WORKERS = 4  # of pytest: each may take 3 GB
 HEARTBEAT = 10  # seconds after which a silent step says that it is still at work
 
 
@@ -146,7 +147,9 @@ def test(arguments: list[str]) -> int:
         if patiently(command):
             failed.append(name)
     print(f"== failed: {', '.join(failed)}" if failed else "== pytest", flush=True)
-    code = subprocess.call([*python, "pytest", *arguments])
+    # Tests mostly compile, on one core each; those of a file share what they compiled.
+    workers = ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS)), "--dist", "loadfile"]
+    code = subprocess.call([*python, "pytest", *workers, *arguments])
     if failed:
         print(f"Failed before pytest: {', '.join(failed)}", file=sys.stderr)
     return code or int(bool(failed))
