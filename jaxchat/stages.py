@@ -262,6 +262,10 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict
             params, list(batches), tokenizer.token_bytes, config.model, compute
         ),
         "tasks": {name: score.to_json() for name, score in scores.items()},
+        "tools": {
+            "calls": sum(score.calls for score in scores.values()),
+            "failed": sum(score.failed_calls for score in scores.values()),
+        },
     }
     if (
         score := chatcore({name: found.score.accuracy for name, found in scores.items()})

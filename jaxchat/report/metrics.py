@@ -21,7 +21,7 @@ def metrics(evaluated: Evaluated) -> list[dict[str, Any]]:
     tasks = {model: e.get("tasks", {}) for model, e in evaluated.items()}
     names = dict.fromkeys(name for found in tasks.values() for name in found)
     rows = [
-        _row("CORE", "score", evaluated, lambda e: _core(e.get("core"))),
+        _row(_core_name(evaluated), "score", evaluated, lambda e: _core(e.get("core"))),
         _row("bits per byte", "bits", evaluated, lambda e: _number(e.get("bits_per_byte"))),
         *(
             _row(name, "share", tasks, lambda found, name=name: _share(found.get(name)))
@@ -31,6 +31,12 @@ def metrics(evaluated: Evaluated) -> list[dict[str, Any]]:
         _row("mean reward", "share", evaluated, lambda e: _share(e.get("reward"))),
     ]
     return [row for row in rows if row["values"]]
+
+
+def _core_name(evaluated: Evaluated) -> str:
+    """CORE, or what of its tasks it is the mean of."""
+    names = (e["core"].get("name", "CORE") for e in evaluated.values() if e.get("core"))
+    return str(next(names, "CORE")).partition(",")[0]
 
 
 def _row(name: str, unit: str, evaluated: Evaluated, read: Any) -> dict[str, Any]:
