@@ -19,8 +19,9 @@ LAYERS = {
         "runs profiling",
         3: "infer evals",
         4: "train.fit train.rl train.exhausted pipeline preparer stages plan plan_data report chat "
-        "errors machine interop serve",
-        5: "__main__ cli data_cli data_prepare_cli data_show_cli tokenizer_cli",
+        "errors machine interop serve evaluation",
+        5: "__main__ cli data_cli data_prepare_cli data_show_cli tokenizer_cli eval_core_cli "
+        "eval_bpb_cli",
     }.items()
     for name in names.split()
 }
