@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jaxchat import runs
+from jaxchat.chat import open_run
 from jaxchat.config import MeshConfig, RunConfig
 from jaxchat.data.prepare import load_tokenizer
 from jaxchat.home import ArtifactError
-from jaxchat.pipeline import read_done
 from jaxchat.sharding import make_mesh, param_shardings, put
 from jaxchat.stages import MODELS, compute_dtype, load_model
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -41,20 +40,15 @@ class Opened:
     mesh: Mesh
 
 
-def complete_stages(run: Path, among: Sequence[str] = MODELS) -> list[str]:
-    """The stages of a run whose models are there."""
-    return [stage for stage in among if read_done(run, stage) is not None]
-
-
 def open_model(root: Path, name: str | None, stage: str) -> Opened:
     """Opens a stage's model of the run called `name`, or the last one, in the home `root`.
 
     Raises ArtifactError when there is no such run, or the stage is not complete.
     """
     run = runs.find(root, name)
-    record = read_done(run, stage)
-    if record is None:
-        there = ", ".join(complete_stages(run)) or "none"
+    done = open_run(run).done
+    if stage not in done:
+        there = ", ".join(name for name in MODELS if name in done) or "none"
         raise ArtifactError(
             f"the run in {run} has no model {stage} (complete there: {there}); choose another with "
             "--stage, or go on with the run: give its run_speedrun.py command again."
@@ -65,7 +59,7 @@ def open_model(root: Path, name: str | None, stage: str) -> Opened:
     return Opened(
         run=run,
         stage=stage,
-        digest=str(record["results"]["artifact"]),
+        digest=str(done[stage]["results"]["artifact"]),
         config=config,
         params=put(params, param_shardings(mesh, params)),
         tokenizer=load_tokenizer(run / "tokenizer"),

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from load import import_gpt
+from load import bfloat16_is_float32, import_gpt
 
 GOLDEN = {"sequence_len": 1024, "vocab_size": 265, "n_layer": 2, "n_head": 2, "n_kv_head": 1}
 GOLDEN |= {"n_embd": 32}
@@ -57,13 +57,14 @@ def main() -> None:
         return
     with np.load(options.model, allow_pickle=False) as file:
         arrays = dict(file)
-    model = load_model(gpt, json.loads(str(arrays["settings"]))["model"], arrays)
-    model.max_seq_len = options.context
     tokenizer = TheirTokenizer(options.tokenizer)
-    result = {
-        task["label"]: evaluate(model, tokenizer, options.bundle, task, options.limit)
-        for task in tasks_of(options.bundle, options.task)
-    }
+    with bfloat16_is_float32():  # the classic version's rotary tables
+        model = load_model(gpt, json.loads(str(arrays["settings"]))["model"], arrays)
+        model.max_seq_len = options.context
+        result = {
+            task["label"]: evaluate(model, tokenizer, options.bundle, task, options.limit)
+            for task in tasks_of(options.bundle, options.task)
+        }
     options.out.write_text(json.dumps(result), encoding="utf-8")
 
 

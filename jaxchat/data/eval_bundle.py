@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from jaxchat import home
@@ -55,7 +56,7 @@ def unpack(path: Path, folder: Path) -> None:
                 # Never more than the entry says; the checksum is checked at its end.
                 with archive.open(entry) as source, target.open("wb") as file:
                     shutil.copyfileobj(source, file)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(

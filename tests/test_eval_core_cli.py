@@ -1,0 +1,191 @@
+"""jaxchat eval core and bpb: over a run, interrupted, and gone on with."""
+
+import argparse
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxchat import pipeline, recipe, runs
+from jaxchat.data.shards import ShardInput, hash_of, prepare_shards
+from jaxchat.data.text_rows import FOLDER
+from jaxchat.errors import guarded
+from jaxchat.eval_bpb_cli import add_bpb
+from jaxchat.eval_core_cli import add_core
+from jaxchat.evals.core import evaluate
+from jaxchat.model.gpt import forward, init_params
+from jaxchat.stages import MODELS, STAGES
+from jaxchat.tokenizer import Tokenizer
+from jaxchat.train.checkpoint import save_params
+
+BUNDLE = Path(__file__).parent / "golden" / "core_bundle"
+CONTEXT = 64
+DOCUMENT = {
+    "run": {"name": "tiny", "depth": 1},
+    "tokenizer": {"vocab_size": 265},
+    "model": {"n_embd": 16, "n_head": 2, "n_kv_head": 2, "sequence_len": CONTEXT},
+}
+
+
+def write_shards(folder, tokenizer):
+    """Three shards of text, the last one held out."""
+    inputs = []
+    for number in range(3):
+        path = folder.parent / f"{number}.jsonl"
+        texts = [f"{number}.{n}: " + "some words to read " * 9 for n in range(20)]
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        inputs.append(ShardInput(path.name, hash_of([path]), (path,), path.stat().st_size))
+    prepare_shards(inputs, tokenizer, CONTEXT + 1, folder, workers=1)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home with a run whose models are untrained, recorded by the real pipeline."""
+    config = recipe.from_document(DOCUMENT, "tiny")
+    tokenizer = Tokenizer([bytes([i]) for i in range(256)])
+
+    def make(name):
+        def run(context):
+            folder = context.folder(name)
+            if name == "tokenizer":
+                tokenizer.save(folder)
+            if name == "rows":
+                write_shards(folder / FOLDER, tokenizer)
+            if name in MODELS:
+                params = init_params(jax.random.key(MODELS.index(name)), config.model)
+                head = jax.random.normal(jax.random.key(9), params["lm_head"]["kernel"].shape)
+                params["lm_head"]["kernel"] = head
+                save_params(folder / "model", params, {"stage": name})
+            return {"artifact": name}
+
+        return run
+
+    home = tmp_path_factory.mktemp("finished")
+    run = runs.folder(home, config.name)
+    runs.write_config(run, config)
+    stages = [dataclasses.replace(stage, run=make(stage.name)) for stage in STAGES]
+    pipeline.run_stages(stages, pipeline.Context(config, run))
+    return home
+
+
+def command(home, *arguments):
+    """The exit code of `jaxchat eval ...`."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--home", type=Path)
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(required=True)
+    add_core(commands, [common])
+    add_bpb(commands, [common])
+    args = parser.parse_args([*arguments, "--home", str(home)])
+    return guarded(lambda: args.run_command(args), home)
+
+
+def test_core_is_told_kept_dumped_and_goes_on_where_it_stopped(home, tmp_path, capsys, monkeypatch):
+    dump = tmp_path / "dump.jsonl"
+    given = ["core", "--bundle", str(BUNDLE), "-a", "because", "-a", "copying"]
+    done, real = [], evaluate._evaluate_task
+
+    def interrupted_at_copying(params, model, tokenizer, task, **options):
+        if task.label == "copying" and not done:
+            raise KeyboardInterrupt
+        done.append(task.label)
+        return real(params, model, tokenizer, task, **options)
+
+    monkeypatch.setattr(evaluate, "_evaluate_task", interrupted_at_copying)
+    done.clear()
+    assert command(home, *given[:5]) == 0  # because alone
+    assert done == ["because"]
+    done.clear()
+    assert command(home, *given, "--dump", str(dump)) == 130
+    assert "give the same command again" in capsys.readouterr().err
+    assert not dump.exists()
+    done.append("the second time")
+    assert command(home, *given, "--dump", str(dump)) == 0
+    assert done == ["the second time", "copying"]  # because was kept
+    told = capsys.readouterr().out
+    assert "CORE over 2 of 22 tasks" in told
+    assert "without data in the bundle: not_here" in told
+    lines = [json.loads(line) for line in dump.read_text().splitlines()]
+    assert [(line["task"], line["index"]) for line in lines] == [
+        *(("because", n) for n in range(6)), *(("copying", n) for n in range(6)),
+    ]  # fmt: skip
+    right = sum(one["prediction"] == one["gold"] for one in lines[:6])
+    kept = json.loads((home / "runs/tiny/eval/core-base/result.json").read_text())
+    assert kept["tasks"]["because"]["right"] == right
+    assert any(None in one["losses"] for one in lines)  # "they walked" begins the other choice
+
+
+def test_other_models_and_options_are_evaluated_anew(home, capsys, monkeypatch):
+    done, real = [], evaluate._evaluate_task
+
+    def watched(*arguments, **options):
+        done.append(arguments[3].label)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "_evaluate_task", watched)
+    given = ["core", "--bundle", str(BUNDLE), "-a", "pronouns"]
+    for more in ([], [], ["--stage", "rl"], ["--context", "50"], ["--max-problems", "4"]):
+        assert command(home, *given, *more) == 0
+    assert len(done) == 4  # all but the second
+    assert "at most 4 problems each" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["core"], 1, "--download, or name a bundle with --bundle DIR"),
+        (["core", "--run", "other"], 1, "no run 'other'"),
+        (["core", "--bundle", str(BUNDLE), "-a", "nothing"], 2, "no task 'nothing'"),
+        (["core", "--bundle", str(BUNDLE), "--context", "1"], 2, "leaves nothing to predict"),
+        (["core", "--bundle", str(BUNDLE), "--download"], 2, "leave --bundle away"),
+        (["core", "--bundle", "/nowhere"], 1, "is no bundle of CORE's tasks"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(home, capsys, arguments, code, message):
+    assert command(home, *arguments) == code
+    told = capsys.readouterr().err.strip()
+    assert message in told
+    assert told.count("\n") == 0
+
+
+def test_a_stage_that_is_not_complete_says_which_are(home, capsys):
+    record = home / "runs/tiny/rl/done.json"
+    text = record.read_text()
+    record.unlink()
+    try:
+        assert command(home, "bpb", "--stage", "rl") == 1
+    finally:
+        record.write_text(text)
+    assert "has no model rl (complete there: base, mid, sft)" in capsys.readouterr().err
+
+
+def bits_by_hand(home, rows):
+    """Bits per byte of the base model over rows [N, T+1] of bytes; 256 and above are special."""
+    from jaxchat.stages import load_model
+
+    run = runs.folder(home, "tiny")
+    model = runs.read_config(run).model
+    logits = forward(load_model(run, "base", model), rows[:, :-1], model)
+    logprobs = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    found = np.take_along_axis(logprobs, rows[:, 1:, None], axis=-1)[..., 0]
+    counted = rows[:, 1:] < 256
+    return -found[counted].sum() / counted.sum() / math.log(2)
+
+
+def test_bits_per_byte_of_both_splits(home, capsys):
+    from jaxchat.data.stream import HeldOutRows, ShardedRows
+
+    assert command(home, "bpb", "--rows", "13") == 0
+    told = capsys.readouterr().out.splitlines()
+    folder = home / "runs/tiny/rows" / FOLDER
+    tokenizer = Tokenizer.load(home / "runs/tiny/tokenizer")
+    train = ShardedRows(folder, tokenizer.hash).take(np.arange(13), 0)
+    held_out = HeldOutRows(folder, tokenizer.hash).tokens[:13].astype(np.int32)
+    for line, split, rows in zip(told, ("train", "heldout"), (train, held_out), strict=True):
+        assert line.startswith(split)
+        assert f"{len(rows)} rows, {len(rows) * CONTEXT:,} tokens" in line
+        assert float(line.split()[1]) == pytest.approx(bits_by_hand(home, rows), abs=1e-4)
