@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from jaxchat import pipeline, recipe, runs
+from jaxchat.data.inputs import InputFile, Inputs, read_inputs, write_inputs
 from jaxchat.data.shards import ShardInput, hash_of, prepare_shards
-from jaxchat.data.text_rows import FOLDER
+from jaxchat.data.text_rows import text_folder
 from jaxchat.errors import guarded
 from jaxchat.eval_bpb_cli import add_bpb
 from jaxchat.eval_core_cli import add_core
@@ -31,15 +32,22 @@ DOCUMENT = {
 }
 
 
-def write_shards(folder, tokenizer):
-    """Three shards of text, the last one held out."""
-    inputs = []
+def write_texts(folder):
+    """What the stage `data` would leave: three files of text, the last one held out."""
+    files = []
     for number in range(3):
-        path = folder.parent / f"{number}.jsonl"
+        path = folder / f"{number}.jsonl"
         texts = [f"{number}.{n}: " + "some words to read " * 9 for n in range(20)]
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        inputs.append(ShardInput(path.name, hash_of([path]), (path,), path.stat().st_size))
-    prepare_shards(inputs, tokenizer, CONTEXT + 1, folder, workers=1)
+        files.append(InputFile(path.name, hash_of([path]), path.stat().st_size, (path,)))
+    write_inputs(folder, Inputs(tuple(files), {}, 2))
+
+
+def write_shards(run, tokenizer):
+    read = read_inputs(run / "data")
+    shards = [ShardInput(f.name, f.sha256, f.paths, f.size) for f in read.text]
+    folder = text_folder(run, read, tokenizer, CONTEXT + 1)
+    prepare_shards(shards, tokenizer, CONTEXT + 1, folder, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +61,10 @@ def home(tmp_path_factory):
             folder = context.folder(name)
             if name == "tokenizer":
                 tokenizer.save(folder)
+            if name == "data":
+                write_texts(folder)
             if name == "rows":
-                write_shards(folder / FOLDER, tokenizer)
+                write_shards(context.root, tokenizer)
             if name in MODELS:
                 params = init_params(jax.random.key(MODELS.index(name)), config.model)
                 head = jax.random.normal(jax.random.key(9), params["lm_head"]["kernel"].shape)
@@ -181,8 +191,9 @@ def test_bits_per_byte_of_both_splits(home, capsys):
 
     assert command(home, "bpb", "--rows", "13") == 0
     told = capsys.readouterr().out.splitlines()
-    folder = home / "runs/tiny/rows" / FOLDER
-    tokenizer = Tokenizer.load(home / "runs/tiny/tokenizer")
+    run = home / "runs/tiny"
+    tokenizer = Tokenizer.load(run / "tokenizer")
+    folder = text_folder(run, read_inputs(run / "data"), tokenizer, CONTEXT + 1)
     train = ShardedRows(folder, tokenizer.hash).take(np.arange(13), 0)
     held_out = HeldOutRows(folder, tokenizer.hash).tokens[:13].astype(np.int32)
     for line, split, rows in zip(told, ("train", "heldout"), (train, held_out), strict=True):

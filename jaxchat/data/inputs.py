@@ -97,6 +97,11 @@ def read_inputs(folder: Path) -> Inputs:
         ) from error
 
 
+def write_inputs(folder: Path, inputs: Inputs) -> None:
+    """Writes what `read_inputs` reads."""
+    write_json(folder / FILE, {"format": FORMAT} | _to_json(inputs, _home(folder)))
+
+
 def _to_json(inputs: Inputs, home: Path) -> dict[str, Any]:
     def files(entries: Iterable[InputFile]) -> list[dict[str, Any]]:
         return [
@@ -149,7 +154,7 @@ def gather(config: RunConfig, folder: Path, hub: Hub) -> dict[str, Any]:
     first = len(text) - 1 if first is None else first
     inputs = Inputs(tuple(text), {**_named(chat), **_own_files(config)}, first)
     inputs = replace(inputs, words=_words(inputs, config.data.words))
-    write_json(folder / FILE, {"format": FORMAT} | _to_json(inputs, _home(folder)))
+    write_inputs(folder, inputs)
     return {"artifact": inputs.hash, "words": len(inputs.words), **told}
 
 
