@@ -38,8 +38,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
 
 
+# Files that take long come first, so that no worker is left with one when the others are done.
+LONG = ("test_resume.py", "test_real_tier.py", "test_fit.py", "test_mesh.py")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips, and says so, what was not asked for or cannot run here."""
+    items.sort(key=lambda item: item.path.name not in LONG)  # else as they were
     gpu = any(device.platform == "gpu" for device in jax.devices())
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
