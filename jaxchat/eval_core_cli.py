@@ -140,7 +140,8 @@ def evaluate(
         finished={label: one for label, one in found.items() if one is not None},
         on_task=keep,
     )
-    home.write_json(folder / "result.json", {"format": FORMAT, **result.to_json()})
+    told = {"format": FORMAT, "weights": opened.digest, **result.to_json()}
+    home.write_json(folder / "result.json", told)
     return result, folder
 
 

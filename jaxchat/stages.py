@@ -24,7 +24,6 @@ from jaxchat.evals.chat import evaluate_tasks, mean_reward
 from jaxchat.evals.chatcore import chatcore
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
-from jaxchat.evals.core.result import CoreResult
 from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
 from jaxchat.home import read_json, remove, sha256_text, write_json
 from jaxchat.infer.engine import Engine
@@ -273,9 +272,8 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict
         record["chatcore"] = score
     if stage == "base" and config.eval.bundle:
         bundle = read_bundle(Path(config.eval.bundle).expanduser())
-        record["core"] = _core(
-            evaluate_core(params, config.model, tokenizer, bundle, compute=compute)
-        )
+        core = evaluate_core(params, config.model, tokenizer, bundle, compute=compute)
+        record["core"] = core_record(core.to_json())
     if stage in ("sft", "rl"):
         task = prepare.run_tasks([config.rl.task], config.seed, read, tokenizer)[config.rl.task]
         record["reward"] = mean_reward(
@@ -288,15 +286,6 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict
     else:
         record["samples"] = chat_samples(engine, tokenizer, QUESTIONS)
     return record
-
-
-def _core(result: CoreResult) -> dict[str, Any]:
-    """CORE as the report has it."""
-    told = result.to_json()
-    for task in told["tasks"].values():
-        task["low"], task["high"] = task.pop("interval")
-        task["problems"] = task.pop("total")
-    return told
 
 
 def run_report(context: Context) -> dict[str, Any]:

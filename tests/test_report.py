@@ -264,3 +264,27 @@ def test_scores_without_intervals_are_told_without(config, done):
     done["eval"]["results"]["models"]["rl"]["tasks"] = {"humaneval": task}
     made = report.make_report(config, done, ENVIRONMENT, GIT)
     assert ("humaneval", "-", "-", "-", "50.0%") in metrics_cells(made["metrics"])
+
+
+def test_core_measured_by_hand_is_told_while_the_weights_are_the_same(tmp_path, config, done):
+    for record in done["eval"]["results"]["models"].values():
+        record.pop("core", None)
+    done["base"]["results"]["artifact"] = "these weights"
+    run = write_run(runs.folder(tmp_path, config.name), config, done)
+    tasks = {
+        "winograd": {
+            "right": 60, "total": 100, "accuracy": 0.6, "interval": [0.5, 0.7], "baseline": 0.5,
+            "centered": 0.2, "seconds": 1.0,
+        }
+    }  # fmt: skip
+    told = {"core": 0.2, "name": "CORE over 1 of 22 tasks", "tasks": tasks}
+    path = run / "eval" / "core-base" / "result.json"
+    home.write_json(path, told | {"weights": "these weights"})
+    found = report.gather_run(run)
+    row = next(row for row in found["metrics"] if row["name"].startswith("CORE"))
+    assert row["name"] == "CORE over 1 of 22 tasks"
+    assert row["values"]["base"]["value"] == 0.2
+    assert found["core"]["base"]["winograd"]["problems"] == 100
+    home.write_json(path, told | {"weights": "other weights"})
+    found = report.gather_run(run)
+    assert not any(row["name"].startswith("CORE") for row in found["metrics"])

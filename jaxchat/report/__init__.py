@@ -11,11 +11,13 @@ from jaxchat.report.files import (
     write_run,
 )
 from jaxchat.report.gather import FORMAT, make_report
+from jaxchat.report.metrics import core_record
 from jaxchat.report.text import missing_notes
 
 __all__ = (
     "FILES",
     "FORMAT",
+    "core_record",
     "farewell",
     "gather_run",
     "make_report",

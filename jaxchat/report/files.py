@@ -21,7 +21,7 @@ from jaxchat.plan import table
 from jaxchat.report import markdown, page
 from jaxchat.report.curves import STAGES, read_curves
 from jaxchat.report.gather import FORMAT, TITLES, Done, make_report
-from jaxchat.report.metrics import MODELS, metrics_cells
+from jaxchat.report.metrics import MODELS, core_record, metrics_cells
 
 FILES = ("report.md", "report.html", "report.json")
 
@@ -65,6 +65,7 @@ def gather_run(root: Path) -> dict[str, Any]:
     if "eval" not in done and (models := _evaluated_so_far(root)):
         states["eval"] = f"under way: {', '.join(models)} evaluated"
         done["eval"] = {"seconds": 0.0, "results": {"models": models}}
+    _add_core(root, done)
     logged = [name for name in STAGES if name in done or states.get(name) != _STALE]
     curves = read_curves(root, config, logged)
     for name, curve in curves.items():
@@ -82,6 +83,18 @@ def gather_run(root: Path) -> dict[str, Any]:
         sandbox=written.get("sandbox", ""),
         states=states,
     )
+
+
+def _add_core(root: Path, done: dict[str, dict[str, Any]]) -> None:
+    """Adds what `jaxchat eval core` found of the present weights, where the stage did not."""
+    models = done["eval"]["results"]["models"] if "eval" in done else {}
+    for name, record in models.items():
+        path = root / "eval" / f"core-{name}" / "result.json"
+        if "core" in record or name not in done or not path.exists():
+            continue
+        told = home.read_json(path)
+        if told.get("weights") == done[name]["results"]["artifact"]:
+            record["core"] = core_record(told)
 
 
 _STALE = "made with other settings, to be made again"

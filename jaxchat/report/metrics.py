@@ -33,6 +33,21 @@ def metrics(evaluated: Evaluated) -> list[dict[str, Any]]:
     return [row for row in rows if row["values"]]
 
 
+def core_record(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What `evals.core` tells of CORE (`CoreResult.to_json`), as the report keeps it."""
+    tasks = {}
+    for name, task in told["tasks"].items():
+        low, high = task["interval"]
+        tasks[name] = {
+            "accuracy": task["accuracy"],
+            "centered": task["centered"],
+            "low": low,
+            "high": high,
+            "problems": task["total"],
+        }
+    return {"core": told["core"], "name": told["name"], "tasks": tasks}
+
+
 def _core_name(evaluated: Evaluated) -> str:
     """CORE, or what of its tasks it is the mean of."""
     names = (e["core"].get("name", "CORE") for e in evaluated.values() if e.get("core"))
