@@ -31,7 +31,7 @@ from jaxchat.model import gpt
 from jaxchat.pipeline import Context, Stage
 from jaxchat.profiling import request
 from jaxchat.profiling.capture import Capture
-from jaxchat.report import write_report
+from jaxchat.report import core_record, write_report
 from jaxchat.run_inputs import hub_of, text_folder, text_of, tokenizer_in, tokenizer_of
 from jaxchat.sharding import make_mesh
 from jaxchat.tools import levels
