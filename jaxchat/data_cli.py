@@ -9,6 +9,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from jaxchat import data_prepare_cli, data_show_cli, home
+from jaxchat.arguments import positive
 from jaxchat.config import ConfigError
 from jaxchat.progress import Progress
 
@@ -48,7 +49,7 @@ def add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--offline", action="store_true", help="only say whether all is here")
     parser.add_argument("--refresh", action="store_true", help="ask for the lists of files anew")
     parser.add_argument("--verify", action="store_true", help="check the bytes of what is here")
-    parser.add_argument("--workers", type=_positive, default=4, metavar="N", help="at once (4)")
+    parser.add_argument("--workers", type=positive, default=4, metavar="N", help="at once (4)")
     _add_base_url(parser)
     parser.set_defaults(run_command=download_command)
 
@@ -62,14 +63,8 @@ def _add_base_url(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
-
-
 def _shards(text: str) -> int | str:
-    return text if text == ALL else _positive(text)
+    return text if text == ALL else positive(text)
 
 
 def list_command(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import home
+from jaxchat.arguments import positive
 from jaxchat.home import ArtifactError
 
 if TYPE_CHECKING:
@@ -36,15 +37,9 @@ def add_bpb(commands: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> N
     bpb.add_argument("--stage", choices=("base", "mid", "sft", "rl"), default="base")
     bpb.add_argument("--split", choices=SPLITS, help="default: both")
     bpb.add_argument(
-        "--rows", type=_positive, default=ROWS, metavar="N", help=f"of each split ({ROWS:,})"
+        "--rows", type=positive, default=ROWS, metavar="N", help=f"of each split ({ROWS:,})"
     )
     bpb.set_defaults(run_command=bpb_command)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
 
 
 def bpb_command(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import eval_bpb_cli, eval_core_cli, home, machine, runs
+from jaxchat.arguments import positive
 from jaxchat.config import ConfigError
 from jaxchat.home import read_json, sha256_text, write_json
 
@@ -35,13 +36,15 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     chat.add_argument(
         "-a", "--task", action="append", metavar="TASK", help=f"default: {', '.join(TASKS)}"
     )
-    chat.add_argument("--max-problems", type=_count, metavar="N", help="of a task; default: all")
-    chat.add_argument("--samples", type=_count, default=1, metavar="N", help="a problem (1)")
+    chat.add_argument("--max-problems", type=positive, metavar="N", help="of a task; default: all")
+    chat.add_argument("--samples", type=positive, default=1, metavar="N", help="a problem (1)")
     chat.add_argument(
         "--temperature", type=float, metavar="T", help="default: 0, with several samples 1"
     )
-    chat.add_argument("--max-tokens", type=_count, default=512, metavar="N", help="said (512)")
-    chat.add_argument("--slots", type=_count, default=64, metavar="N", help="decoded at once (64)")
+    chat.add_argument("--max-tokens", type=positive, default=512, metavar="N", help="said (512)")
+    chat.add_argument(
+        "--slots", type=positive, default=64, metavar="N", help="decoded at once (64)"
+    )
     chat.add_argument("--seed", type=int, default=0)
     chat.add_argument(
         "--unsafe-exec",
@@ -58,12 +61,6 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser, stages: Sequence[str]) -> None:
     parser.add_argument("--run", metavar="NAME", help="default: the last")
     parser.add_argument("--stage", choices=stages, help="default: the last complete")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
 
 
 def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import home
+from jaxchat.arguments import positive
 from jaxchat.config import ConfigError
 from jaxchat.home import ArtifactError
 
@@ -47,21 +48,15 @@ def add_core(commands: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> 
     core.add_argument(
         "-a", "--task", action="append", metavar="TASK", help="only this; may be given again"
     )
-    core.add_argument("--max-problems", type=_positive, metavar="N", help="of each task")
+    core.add_argument("--max-problems", type=positive, metavar="N", help="of each task")
     core.add_argument(
         "--context",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="tokens of a prompt, of which the last are kept (default: the model's)",
     )
     core.add_argument("--dump", type=Path, metavar="FILE", help="write every example, a line each")
     core.set_defaults(run_command=core_command)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
 
 
 def core_command(args: argparse.Namespace) -> int:

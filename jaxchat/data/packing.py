@@ -11,7 +11,7 @@ pieces of documents, never tokens.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -212,26 +212,6 @@ def join(batches: Iterable[tuple[Ids, Offsets]]) -> tuple[Ids, Offsets]:
         total += len(ids)
     # no batch at all: any type will do
     return (np.concatenate(parts) if parts else np.zeros(0, np.uint16)), np.concatenate(offsets)
-
-
-def join_conversations(
-    conversations: Iterable[tuple[Sequence[int], Sequence[int]]], vocab_size: int
-) -> tuple[Ids, npt.NDArray[np.uint8], Offsets]:
-    """Pairs of ids and mask as flat arrays. Raises ValueError for a pair of different lengths."""
-    dtype, masks = token_dtype(vocab_size), []
-
-    def checked() -> Iterator[tuple[Ids, Offsets]]:
-        for serial, (tokens, flags) in enumerate(conversations):
-            if len(tokens) != len(flags):
-                raise ValueError(
-                    f"conversation {serial} has {len(tokens)} ids, {len(flags)} flags."
-                )
-            masks.append(np.asarray(flags, np.uint8))
-            yield np.asarray(tokens, dtype), np.array([0, len(tokens)])
-
-    ids, offsets = join(checked())
-    flat = np.concatenate(masks) if masks else np.zeros(0, np.uint8)
-    return ids.astype(dtype, copy=False), flat, offsets
 
 
 def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from jaxchat.data.packing import (
     TextStatistics,
     join,
-    join_conversations,
     pack_conversations,
     pack_text,
+    token_dtype,
 )
 
 BOS = 0
@@ -176,12 +176,18 @@ def conversations(masks: list[list[int]]) -> list[tuple[list[int], list[int]]]:
     return list(zip(parts, masks, strict=True))
 
 
+def joined(pairs: list[tuple[list[int], list[int]]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, masks and offsets, as `render_batch` gives them."""
+    ids, offsets = flat([ids for ids, _ in pairs])
+    return ids, np.array([m for _, mask in pairs for m in mask], np.uint8), offsets
+
+
 @given(chats, rows_of, pools)
 def test_conversations_stay_whole_with_their_masks_or_are_cut_at_the_rows_end(
     masks: list[list[int]], row: int, pool: int
 ) -> None:
     all_of_them = conversations(masks)
-    rows, flags, told = pack_conversations(*join_conversations(all_of_them, 1_000), row, PAD, pool)
+    rows, flags, told = pack_conversations(*joined(all_of_them), row, PAD, pool)
     assert rows.shape == flags.shape == (told.rows, row)
     assert (told.padding, told.tokens) == ((rows == PAD).sum(), sum(map(len, masks)))
     assert (told.kept, told.cut) == ((rows != PAD).sum(), sum(len(mask) > row for mask in masks))
@@ -200,25 +206,17 @@ def test_conversations_stay_whole_with_their_masks_or_are_cut_at_the_rows_end(
 
 def test_little_of_packed_conversations_is_padding() -> None:
     lengths = np.random.default_rng(0).integers(10, 60, 500)
-    joined = join_conversations(conversations([[1] * int(n) for n in lengths]), 65_536)
-    _, _, told = pack_conversations(*joined, 129, PAD)
+    pairs = conversations([[1] * int(n) for n in lengths])
+    _, _, told = pack_conversations(*joined(pairs), 129, PAD)
     assert told.share_padding < 0.02
-
-
-def test_a_conversation_whose_mask_has_another_length_is_named() -> None:
-    with pytest.raises(ValueError, match="conversation 1 has 2 ids, 3 flags"):
-        join_conversations([([0, 1], [0, 1]), ([0, 1], [0, 1, 1])], 300)
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])
 def test_rows_take_two_bytes_a_token_while_the_vocabulary_allows(vocab: int, dtype: type) -> None:
-    ids, mask, offsets = join_conversations([([0, 65_535], [0, 1])], vocab)
-    assert ids.dtype == dtype
-    assert (ids.tolist(), mask.tolist(), offsets.tolist()) == ([0, 65_535], [0, 1], [0, 2])
-    assert join_conversations([], vocab)[0].dtype == dtype
+    assert token_dtype(vocab) is dtype
 
 
 def test_no_conversations_are_no_rows_of_the_right_width() -> None:
-    rows, mask, told = pack_conversations(*join_conversations([], 300), 5, PAD)
+    rows, mask, told = pack_conversations(*joined([]), 5, PAD)
     assert rows.shape == mask.shape == (0, 5)
     assert told.share_padding == 0
