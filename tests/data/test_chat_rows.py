@@ -48,8 +48,11 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     folder = tmp_path_factory.mktemp("replica")
     hub_replica.build(folder)
     own = folder / "own.jsonl"
-    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
-    own.write_text("".join(json.dumps({"messages": talk, "n": n}) + "\n" for n in range(50)))
+    talks = [
+        [{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": "Ho"}]
+        for n in range(50)
+    ]
+    own.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
 
     def files(*paths: Path) -> tuple[InputFile, ...]:
         return tuple(InputFile(path.name, "", 0, (path,)) for path in paths)
@@ -112,6 +115,19 @@ def test_some_of_ones_own_conversations_are_held_out(tmp_path: Path, read: Input
     told = build(tmp_path, read, 'mid.epochs."own.jsonl"=2', "mid.conversations=0")
     assert told["mid_train"]["conversations"] == 2 * 49
     assert told["mid_heldout"]["conversations"] == 1
+    trained, held_out = said(tmp_path, "mid_train"), said(tmp_path, "mid_heldout")
+    counts = [trained.count(f"Hi {n}<") for n in range(50)]
+    assert counts == [2] * 49 + [0]
+    assert "Hi 49<" in held_out
+
+
+def test_stages_do_not_draw_the_same_problems(tmp_path: Path, read: Inputs) -> None:
+    alike = ["sft.conversations=40", "sft.mixture.identity=3", "sft.mixture.arithmetic=1"]
+    for more in ([], ["mid.epochs.gsm8k=0.02", "sft.epochs.gsm8k=0.02"]):
+        build(tmp_path, read, "mid.mixture.spelling=1", *alike, *more)
+        mid, sft = said(tmp_path, "mid_train"), said(tmp_path, "sft_train")
+        assert mid.count("<|user_start|>") == sft.count("<|user_start|>")
+        assert mid != sft
 
 
 def test_a_share_of_text_is_added_and_all_of_it_is_learned(tmp_path: Path, read: Inputs) -> None:
