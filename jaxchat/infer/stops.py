@@ -1,0 +1,46 @@
+"""Texts at which a completion ends, found in text that arrives in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopFinder:
+    """Passes text on up to the first stop text, and holds back what could be the start of one.
+
+    All that `feed` and `close` return, joined, is the text before the stop text that is the first
+    to be complete (of two, the longer), and all of it where none occurs.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """Raises ValueError for an empty stop text: it would be everywhere."""
+        if not all(stops):
+            raise ValueError("a stop text is empty; give texts of at least one character.")
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found: str | None = None  # the stop text that occurred
+
+    def feed(self, text: str) -> str:
+        """The text that is certain to stand before any stop text."""
+        if self.found is not None:
+            return ""
+        text = self._held + text
+        starts = [(text.find(stop), stop) for stop in self._stops if stop in text]
+        if starts:
+            start, self.found = min(starts, key=lambda place: (place[0] + len(place[1]), place[0]))
+            self._held = ""
+            return text[:start]
+        safe = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[safe:]
+        return text[:safe]
+
+    def close(self) -> str:
+        """What was held back, once no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
