@@ -1,30 +1,26 @@
-"""Talking to a run's model in the terminal (layer 4)."""
+"""A conversation with a run's model (layer 4). `converse` is its face in the terminal."""
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import sys
+import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxchat import runs
 from jaxchat.home import ArtifactError
 from jaxchat.infer.engine import Engine, Request
-from jaxchat.infer.transcript import Transcript, printable
+from jaxchat.infer.transcript import PartStream, printable
 from jaxchat.pipeline import Context, input_hash, read_done
 from jaxchat.run_inputs import tokenizer_of
 from jaxchat.scaling import count_params
 from jaxchat.stages import STAGES, load_model
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat import Message, parse_completion, render_prompt
-from jaxchat.train.fit import Interrupted, stop_requests
+from jaxchat.tokenizer.chat import Message, Part, parse_completion, render_prompt
 
 TALKERS = ("rl", "sft", "mid")  # stages whose models talk, best first
 ROOM = 4  # at least 1 / ROOM of the context is kept for the answer
-HELP = "/new forgets what was said, /quit leaves; Ctrl-C stops an answer."
 
 
 @dataclass(frozen=True)
@@ -35,6 +31,22 @@ class Sampling:
     top_k: int = 0
     max_tokens: int = 256
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the assistant said to one question, and what it took."""
+
+    parts: tuple[Part, ...]
+    finish_reason: Literal["stop", "length", "interrupted"]
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """What it said, without its calls of tools and their results."""
+        return "".join(part["text"] for part in self.parts if part["type"] == "text")
 
 
 class MessageTooLongError(ValueError):
@@ -50,10 +62,12 @@ class Chat:
     context: int  # T, ids of prompt and answer together
     sampling: Sampling = field(default_factory=Sampling)
     notice: Callable[[str], object] = lambda _: None
+    system: str = ""  # stands before the first message
     messages: list[Message] = field(default_factory=list)
+    last: Answer | None = None  # the newest, as far as it came
 
-    def ask(self, text: str) -> Generator[str, None, None]:
-        """The answer to `text`, in pieces as it comes; closing the iterator stops it.
+    def ask(self, text: str) -> Generator[Part, None, None]:
+        """The answer to `text`, in pieces of its parts as they come; closing the iterator stops it.
 
         What was said until then is remembered. Raises MessageTooLongError when the message alone
         leaves less than a quarter of the context, and then forgets it.
@@ -67,41 +81,79 @@ class Chat:
             top_k=self.sampling.top_k,
             seed=self.sampling.seed + len(self.messages) // 2,
         )
-        transcript, said = Transcript(self.tokenizer), list[int]()
+        stream, said, whole = PartStream(self.tokenizer), list[int](), False
+        began = time.monotonic()
         try:
             for ids in self.engine.stream(request):
                 said += ids
-                if piece := printable(transcript.feed(ids)):
-                    yield piece
-            if piece := printable(transcript.close()):
-                yield piece
+                yield from map(_harmless, stream.feed(ids))
+            whole = True
+            yield from map(_harmless, stream.close())
         finally:
-            content = parse_completion(said, self.tokenizer)
-            self.messages.append({"role": "assistant", "content": content})
+            self._remember(prompt, said, time.monotonic() - began, whole=whole)
+
+    def forget(self) -> None:
+        """Begins anew; the system message stays."""
+        self.messages.clear()
+
+    def _remember(
+        self, prompt: Sequence[int], said: Sequence[int], seconds: float, *, whole: bool
+    ) -> None:
+        content = parse_completion(said, self.tokenizer)
+        self.messages.append({"role": "assistant", "content": content})
+        stops = (self.tokenizer.special("<|assistant_end|>"), self.tokenizer.bos)
+        ended = bool(said) and said[-1] in stops
+        self.last = Answer(
+            parts=tuple(content),
+            finish_reason="stop" if ended else "length" if whole else "interrupted",
+            prompt_tokens=len(prompt),
+            completion_tokens=len(said),
+            seconds=seconds,
+        )
 
     def _prompt(self) -> list[int]:
         """The ids of the conversation, without its oldest turns where it has become too long."""
         limit = self.context - self.context // ROOM
-        while len(prompt := render_prompt(self.messages, self.tokenizer)) > limit:
+        first: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        while len(prompt := render_prompt([*first, *self.messages], self.tokenizer)) > limit:
             if len(self.messages) == 1:
                 self.messages.clear()
+                system = " with the system message" if self.system else ""
                 raise MessageTooLongError(
-                    f"your message is {len(prompt)} tokens long; at most {limit} leave room for an "
-                    "answer. Please shorten it."
+                    f"your message{system} is {len(prompt)} tokens long; at most {limit} leave "
+                    "room for an answer. Please shorten it."
                 )
             del self.messages[:2]
             self.notice("(the context is full: the oldest turn is forgotten)")
         return prompt
 
 
+def _harmless(piece: Part) -> Part:
+    return {"type": piece["type"], "text": printable(piece["text"])}
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model that can talk, and where it comes from."""
 
-    run: Path
+    context: Context
     stage: str
     parameters: int
     chat: Chat
+
+    @property
+    def name(self) -> str:
+        """RUN/STAGE."""
+        return f"{self.context.root.name}/{self.stage}"
+
+    def switched(self, stage: str) -> Loaded:
+        """The same conversation, from now on with the model of another stage of the run.
+
+        Raises ArtifactError when that stage is not complete.
+        """
+        check_stage(self.context, stage, TALKERS)
+        self.chat.engine.set_params(load_model(self.context.root, stage, self.context.config.model))
+        return replace(self, stage=stage)
 
 
 def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) -> Loaded:
@@ -115,7 +167,7 @@ def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) ->
     tokenizer = tokenizer_of(context)
     engine = Engine(params, model, tokenizer, slots=1)
     chat = Chat(engine, tokenizer, model.sequence_len, sampling)
-    return Loaded(context.root, chosen, count_params(model)["total"], chat)
+    return Loaded(context, chosen, count_params(model)["total"], chat)
 
 
 def find_model(
@@ -125,18 +177,25 @@ def find_model(
 
     Raises ArtifactError when there is no such run, or the stage is not complete.
     """
-    run = runs.find(root, name)
-    context = open_run(run)
+    context = open_run(runs.find(root, name))
+    return context, check_stage(context, stage, among)
+
+
+def check_stage(context: Context, stage: str | None, among: Sequence[str]) -> str:
+    """The named stage of a run, or the first of `among` that is complete.
+
+    Raises ArtifactError when there is none.
+    """
     complete = [talker for talker in among if talker in context.done]
     if not complete or (stage or complete[0]) not in complete:
         there = (
             f"complete there: {', '.join(complete)}" if complete else "no model there is complete"
         )
         raise ArtifactError(
-            f"the run in {run} has no model {stage or 'to talk to'} ({there}); go on with it: give "
-            "its run_speedrun.py command again."
+            f"the run in {context.root} has no model {stage or 'to talk to'} ({there}); go on with "
+            "it: give its run_speedrun.py command again."
         )
-    return context, stage or complete[0]
+    return stage or complete[0]
 
 
 def open_run(run: Path) -> Context:
@@ -148,60 +207,3 @@ def open_run(run: Path) -> Context:
         if record is not None and known and record["inputs"] == input_hash(stage, context):
             context.done[stage.name] = record
     return context
-
-
-def answer_once(chat: Chat, prompt: str) -> int:
-    """Prints the answer to one prompt; the exit code."""
-    try:
-        for piece in chat.ask(prompt):
-            print(piece, end="", flush=True)
-    except MessageTooLongError as error:
-        print(f"jaxchat: {error}", file=sys.stderr)
-        return 2
-    print()
-    return 0
-
-
-def converse(chat: Chat) -> int:
-    """Reads questions from the terminal, or a line each from a pipe, until the end of input."""
-    interactive = sys.stdin.isatty()
-    if interactive:
-        import readline  # noqa: F401  (its import gives input() line editing and history)
-
-        print(HELP)
-    chat.notice = print
-    while True:
-        try:
-            text = input("\n> " if interactive else "").strip()
-        except EOFError:
-            break
-        except KeyboardInterrupt:
-            print("\n(Ctrl-D or /quit leaves)")
-            continue
-        if text == "/quit":
-            return 0
-        if text == "/new":
-            chat.messages.clear()
-            print("(a new conversation)")
-        elif text.startswith("/"):
-            print(HELP)
-        elif text:
-            _answer(chat, text)
-    print()
-    return 0
-
-
-def _answer(chat: Chat, text: str) -> None:
-    """Prints an answer. A signal only ends it: raised in the engine, it would break the cache."""
-    with stop_requests() as stop, contextlib.closing(chat.ask(text)) as pieces:
-        try:
-            for piece in pieces:
-                print(piece, end="", flush=True)
-                if stop():
-                    print(" (stopped)", end="")
-                    break
-            print()
-        except MessageTooLongError as error:
-            print(f"({error})")
-    if stop() == signal.SIGTERM:
-        raise Interrupted(stop())

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jaxchat
-from jaxchat import data_cli, eval_cli, home, machine, report_cli, runs, tokenizer_cli
+from jaxchat import chat_cli, data_cli, eval_cli, home, machine, report_cli, runs, tokenizer_cli
+from jaxchat.arguments import positive, whole
 from jaxchat.errors import explain, guarded
 
 
@@ -32,7 +33,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("jaxchat", description="Talk to what run_speedrun.py trained.")
     parser.add_argument("--version", action="version", version=f"jaxchat {jaxchat.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_chat(commands.add_parser("chat", parents=[common], help="talk to a model"))
+    chat_cli.add_chat(commands.add_parser("chat", parents=[common], help="talk to a model"))
     report_cli.add_report(commands, [common])
     _add_profile(commands.add_parser("profile", parents=[common], help="say where time went"))
     tokenizer = commands.add_parser(
@@ -48,64 +49,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _add_chat(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", help="name of the run (default: the last)")
-    parser.add_argument("--stage", choices=("mid", "sft", "rl"), help="default: the last complete")
-    parser.add_argument("-p", "--prompt", help="answer this and leave")
-    parser.add_argument("--temperature", type=_not_negative, default=0.0, help="0 is greedy")
-    parser.add_argument("--top-k", type=_whole, default=0, help="sample among so many; 0: all")
-    parser.add_argument("--max-tokens", type=_positive, default=256, help="length of an answer")
-    parser.add_argument("--seed", type=_whole, default=0)
-    parser.set_defaults(run_command=chat_command)
-
-
 def _add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", type=Path, metavar="PATH", help="the folder that --profile made, or a *.xplane.pb"
     )
-    parser.add_argument("--top", type=_positive, default=20, help="operations listed (20)")
-    parser.add_argument("--device", type=_whole, default=0, help="which of the trace's devices (0)")
+    parser.add_argument("--top", type=positive, default=20, help="operations listed (20)")
+    parser.add_argument("--device", type=whole, default=0, help="which of the trace's devices (0)")
     parser.add_argument("--json", action="store_true", help="as JSON, times in ms a step")
     parser.set_defaults(run_command=profile_command)
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if _whole(text) == 0:
-        raise argparse.ArgumentTypeError("0 is too few")
-    return int(text)
-
-
-def _not_negative(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
-    return value
-
-
-def chat_command(args: argparse.Namespace) -> int:
-    """Talks to a model: once with -p, else until the user leaves."""
-    root = home.home(args.home)
-    config = runs.read_config(runs.find(root, args.run))  # says what is missing, before JAX starts
-    machine.configure_jax(config.mesh, root / "xla")
-    from jaxchat import chat
-
-    sampling = chat.Sampling(args.temperature, args.top_k, args.max_tokens, args.seed)
-    loaded = chat.load(root, args.run, args.stage, sampling)
-    if args.prompt is not None:
-        return chat.answer_once(loaded.chat, args.prompt)
-    if sys.stdin.isatty():
-        size = f"{loaded.parameters:,} parameters"
-        print(f"jaxchat: run {loaded.run.name}, stage {loaded.stage}, {size}.")
-    return chat.converse(loaded.chat)
 
 
 def profile_command(args: argparse.Namespace) -> int:

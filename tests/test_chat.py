@@ -1,63 +1,35 @@
-"""Talking to a run: what is loaded, what is remembered, and what a long conversation forgets."""
+"""A conversation: what is loaded, what is remembered, and what a long one forgets."""
 
 import dataclasses
-import io
-import os
 import shutil
-import signal
 
-import jax
 import pytest
+from finished_run import finish_run, random_params, tiny_config, tiny_tokenizer
 
-from jaxchat import chat, pipeline, recipe, runs
+from jaxchat import chat, runs
 from jaxchat.chat import Chat, MessageTooLongError, Sampling
 from jaxchat.config import RunConfig
 from jaxchat.home import ArtifactError
 from jaxchat.infer.engine import Engine
-from jaxchat.infer.transcript import as_text, printable
-from jaxchat.model.gpt import init_params
-from jaxchat.stages import MODELS, STAGES
-from jaxchat.tokenizer import Tokenizer, train_tokenizer
-from jaxchat.train.checkpoint import save_params
-
-DOCUMENT = {
-    "run": {"name": "tiny", "depth": 1},
-    "tokenizer": {"vocab_size": 280},
-    "model": {"n_embd": 16, "n_head": 2, "n_kv_head": 2, "sequence_len": 128},
-}
+from jaxchat.infer.transcript import printable
+from jaxchat.tokenizer import Tokenizer
+from jaxchat.tokenizer.chat import Part, render_prompt
 
 
 @pytest.fixture(scope="module")
 def config() -> RunConfig:
-    return recipe.from_document(DOCUMENT, "tiny")
+    return tiny_config()
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(["who are you and how many are there "] * 9, 280)
+    return tiny_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def finished(config, tokenizer, tmp_path_factory):
-    """A home with a run whose models are untrained, recorded by the real pipeline."""
-
-    def make(name):
-        def run(context):
-            folder = context.folder(name)
-            if name == "tokenizer":
-                tokenizer.save(folder)
-            if name in MODELS:
-                key = jax.random.key(MODELS.index(name))
-                save_params(folder / "model", init_params(key, config.model), {"stage": name})
-            return {"artifact": name}
-
-        return run
-
     home = tmp_path_factory.mktemp("finished")
-    run = runs.folder(home, config.name)
-    runs.write_config(run, config)
-    stages = [dataclasses.replace(stage, run=make(stage.name)) for stage in STAGES]
-    pipeline.run_stages(stages, pipeline.Context(config, run))
+    finish_run(home, config, tokenizer)
     return home
 
 
@@ -70,18 +42,28 @@ def home(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def engine(config, tokenizer):
-    return Engine(init_params(jax.random.key(0), config.model), config.model, tokenizer, slots=1)
+    return Engine(random_params(0, config), config.model, tokenizer, slots=1)
 
 
 def make_chat(engine, tokenizer, **settings):
     return Chat(engine, tokenizer, 128, Sampling(**{"max_tokens": 20, **settings}))
 
 
+def joined(pieces) -> list[Part]:
+    """Pieces of parts as whole parts."""
+    parts: list[Part] = []
+    for piece in pieces:
+        if not parts or piece["type"] != parts[-1]["type"] or not piece["text"]:
+            parts.append({"type": piece["type"], "text": ""})
+        parts[-1]["text"] += piece["text"]
+    return parts
+
+
 def test_the_last_complete_stage_talks(home):
     assert chat.load(home, None, None, Sampling()).stage == "rl"
     (home / "runs" / "tiny" / "rl" / "done.json").unlink()
     loaded = chat.load(home, "tiny", None, Sampling())
-    assert (loaded.stage, loaded.run.name) == ("sft", "tiny")
+    assert (loaded.stage, loaded.name) == ("sft", "tiny/sft")
     assert chat.load(home, None, "mid", Sampling()).stage == "mid"
 
 
@@ -114,24 +96,62 @@ def test_a_damaged_model_is_one_sentence(home):
     assert "\n" not in str(caught.value)
 
 
+def test_another_stage_goes_on_with_the_conversation(home):
+    loaded = chat.load(home, None, "rl", Sampling(max_tokens=20))
+    alone = chat.load(home, None, "sft", Sampling(max_tokens=20))
+    before = joined(loaded.chat.ask("who are you"))
+    loaded = loaded.switched("sft")
+    assert loaded.name == "tiny/sft"
+    alone.chat.messages[:] = loaded.chat.messages
+    after = joined(loaded.chat.ask("who are you"))
+    assert after == joined(alone.chat.ask("who are you"))
+    assert after != before
+    with pytest.raises(ArtifactError, match=r"no model base \(complete there: rl, sft, mid\)"):
+        loaded.switched("base")
+
+
 def test_what_was_said_is_remembered(engine, tokenizer):
     talk = make_chat(engine, tokenizer)
-    first = "".join(talk.ask("who are you"))
+    first = joined(talk.ask("who are you"))
     assert [message["role"] for message in talk.messages] == ["user", "assistant"]
-    assert printable(as_text(talk.messages[1]["content"])) == first
+    content = [{**part, "text": printable(part["text"])} for part in talk.messages[1]["content"]]
+    assert content == first
     list(talk.ask("how many"))
     assert [message["content"] for message in talk.messages[::2]] == ["who are you", "how many"]
 
 
+def test_what_an_answer_took_is_told(engine, tokenizer):
+    talk = make_chat(engine, tokenizer)
+    list(talk.ask("who are you"))
+    assert talk.last is not None
+    assert list(talk.last.parts) == talk.messages[1]["content"]
+    assert talk.last.prompt_tokens == len(render_prompt(talk.messages[:1], tokenizer))
+    stopped = talk.last.finish_reason == "stop"
+    assert talk.last.completion_tokens < 20 if stopped else talk.last.completion_tokens == 20
+    assert talk.last.seconds > 0
+
+
+def test_a_system_message_stands_before_the_conversation_and_stays(engine, tokenizer):
+    talk, told = make_chat(engine, tokenizer), make_chat(engine, tokenizer)
+    talk.system = "be brief"
+    assert joined(talk.ask("who are you")) == joined(told.ask("be brief\n\nwho are you"))
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"]
+    talk.forget()
+    assert (talk.messages, talk.system) == ([], "be brief")
+
+
 def test_an_answer_that_is_stopped_is_remembered_as_far_as_it_came(engine, tokenizer):
-    whole = "".join(make_chat(engine, tokenizer, max_tokens=60).ask("who are you"))
+    whole = joined(make_chat(engine, tokenizer, max_tokens=60).ask("who are you"))
     talk = make_chat(engine, tokenizer, max_tokens=60)
     pieces = talk.ask("who are you")
     begun = next(pieces)
     pieces.close()
     assert talk.messages[1]["role"] == "assistant"
-    assert whole.startswith(begun)
-    assert len(as_text(talk.messages[1]["content"])) < len(whole)
+    assert talk.last is not None
+    assert talk.last.finish_reason == "interrupted"
+    assert whole[0]["type"] == begun["type"]
+    assert whole[0]["text"].startswith(begun["text"])
+    assert 0 < talk.last.completion_tokens < 60
     list(talk.ask("and then"))  # the engine has a free slot again
 
 
@@ -151,45 +171,14 @@ def test_a_message_beyond_the_context_is_refused_and_forgotten(engine, tokenizer
     with pytest.raises(MessageTooLongError, match="at most 96"):
         list(talk.ask("x " * 200))
     assert talk.messages == []
-    assert "".join(talk.ask("who are you"))
+    assert joined(talk.ask("who are you"))
+    talk.forget()
+    talk.system = "x " * 200
+    with pytest.raises(MessageTooLongError, match="your message with the system message is"):
+        list(talk.ask("who are you"))
 
 
 def test_an_answer_fits_the_context_whatever_was_asked_for(engine, tokenizer):
     talk = make_chat(engine, tokenizer, max_tokens=10_000)
     list(talk.ask("who are you"))
     assert len(talk.messages) == 2
-
-
-def test_a_pipe_is_answered_line_by_line(engine, tokenizer, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "sys.stdin", io.StringIO("who are you\n\n/new\nhow many\n/what\n/quit\nno\n")
-    )
-    talk = make_chat(engine, tokenizer)
-    assert chat.converse(talk) == 0
-    out = capsys.readouterr().out
-    assert "(a new conversation)" in out
-    assert chat.HELP in out
-    assert [message["content"] for message in talk.messages[::2]] == ["how many"]
-
-
-def test_ctrl_c_stops_the_answer_and_not_the_program(engine, tokenizer, monkeypatch, capsys):
-    class Impatient(Chat):
-        def ask(self, text):
-            for number, piece in enumerate(super().ask(text)):
-                if number == 1:
-                    os.kill(os.getpid(), signal.SIGINT)
-                yield piece
-
-    talk = Impatient(engine, tokenizer, 128, Sampling(max_tokens=60))
-    monkeypatch.setattr("sys.stdin", io.StringIO("who are you\n"))
-    assert chat.converse(talk) == 0
-    assert capsys.readouterr().out.endswith(" (stopped)\n\n")
-    assert len(talk.messages) == 2
-
-
-def test_one_prompt_gives_the_answer_and_nothing_else(engine, tokenizer, capsys):
-    expected = "".join(make_chat(engine, tokenizer).ask("who are you"))
-    assert chat.answer_once(make_chat(engine, tokenizer), "who are you") == 0
-    assert capsys.readouterr().out == expected + "\n"
-    assert chat.answer_once(make_chat(engine, tokenizer), "x " * 200) == 2
-    assert "Please shorten it" in capsys.readouterr().err

@@ -1,24 +1,22 @@
-"""What the assistant says, as one text for people: whole (`as_text`) or as it comes (`Transcript`).
+"""What the assistant says, while it comes: in parts (`PartStream`), and as one text (`Scribe`).
 
-A call of the tool and its result stand in brackets, `[calculator: 37 * 24 = 888]`.
+As a text, a call of the tool and its result stand in brackets, `[calculator: 37 * 24 = 888]`.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import DELIMITERS, Part, PartType
 
 
 def as_text(parts: Sequence[Part]) -> str:
-    """Parts as text."""
-    pieces, kind = [], "text"
-    for part in parts:
-        pieces += [_between(kind, part["type"]), part["text"]]
-        kind = part["type"]
-    return "".join(pieces) + _end(kind)
+    """Whole parts as text."""
+    scribe = Scribe()
+    pieces = [scribe.open(part["type"]) + part["text"] for part in parts]
+    return "".join(pieces) + scribe.close()
 
 
 def printable(text: str) -> str:
@@ -28,23 +26,12 @@ def printable(text: str) -> str:
     )
 
 
-def _between(old: str, new: str) -> str:
-    if old == "python" and new == "python_output":
-        return " = "
-    opening = {"text": "", "python": "[calculator: ", "python_output": "[result: "}[new]
-    closing = "" if old == "text" else "]\n"
-    return closing + opening
+class PartStream:
+    """Turns the ids of a completion into pieces of its parts while they arrive.
 
-
-def _end(kind: str) -> str:
-    return "" if kind == "text" else "]"
-
-
-class Transcript:
-    """Turns the ids of a completion into text while they arrive.
-
-    All that `feed` and `close` return, joined, is `as_text` of the completion's parts. Characters
-    of several tokens come whole, never as broken UTF-8.
+    A call or a result is announced by a piece without text; the pieces that follow, up to the next
+    announcement or a piece of text, are its own. Characters of several tokens come whole, never as
+    broken UTF-8. Joined, the pieces are the parts that `parse_completion` finds.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -55,43 +42,65 @@ class Transcript:
         self._ends = {tokenizer.special(end) for _, end in DELIMITERS.values()}
         self._stops = {tokenizer.special("<|assistant_end|>"), tokenizer.bos}
         self._stream = tokenizer.decode_stream()
-        self._shown: PartType = "text"  # the kind of what was last shown
-        self._kind: PartType = "text"  # the kind of what comes next
+        self._kind: PartType = "text"
         self._ended = False
 
-    def feed(self, ids: Sequence[int]) -> str:
-        """The text that new ids add."""
-        pieces = []
+    def feed(self, ids: Sequence[int]) -> list[Part]:
+        """The pieces that new ids add."""
+        pieces: list[Part] = []
         for token in ids:
             if self._ended:
                 break
             if token in self._stops:
-                pieces.append(self.close())
+                pieces += self.close()
             elif token in self._starts or token in self._ends:
-                pieces.append(self._switch(self._starts.get(token, "text")))
+                pieces += self._piece(self._stream.close())
+                self._kind = self._starts.get(token, "text")
+                if self._kind != "text":
+                    pieces.append({"type": self._kind, "text": ""})
             elif self._tokenizer.is_ordinary(token):
-                pieces.append(self._say(self._stream.feed([token])))
-        return "".join(pieces)
+                pieces += self._piece(self._stream.feed([token]))
+        return pieces
+
+    def close(self) -> list[Part]:
+        """The pieces that are left once no more ids come."""
+        if self._ended:
+            return []
+        self._ended = True
+        return self._piece(self._stream.close())
+
+    def _piece(self, text: str) -> list[Part]:
+        return [{"type": self._kind, "text": text}] if text else []
+
+
+class Scribe:
+    """Writes pieces of parts as one text; `paint` and `plain` go around what is in brackets."""
+
+    def __init__(self, paint: str = "", plain: str = "") -> None:
+        self._paint, self._plain = paint, plain
+        self._shown: PartType = "text"
+
+    def write(self, piece: Part) -> str:
+        """The text of a piece, with the brackets that come before it."""
+        if not piece["text"]:
+            return self.open(piece["type"])
+        before = "" if piece["type"] == self._shown else self.open(piece["type"])
+        return before + piece["text"]
+
+    def write_all(self, pieces: Iterable[Part]) -> str:
+        """The text of several pieces."""
+        return "".join(map(self.write, pieces))
+
+    def open(self, kind: PartType) -> str:
+        """What stands between the part before and a new one."""
+        before, self._shown = self._shown, kind
+        if (before, kind) == ("python", "python_output"):
+            return " = "
+        opening = {"text": "", "python": "[calculator: ", "python_output": "[result: "}[kind]
+        closed = "" if before == "text" else f"]{self._plain}\n"
+        return closed + (self._paint if opening else "") + opening
 
     def close(self) -> str:
-        """The text that is left once no more ids come."""
-        if self._ended:
-            return ""
-        self._ended = True
-        return self._say(self._stream.close()) + _end(self._shown)
-
-    def _say(self, text: str) -> str:
-        return self._turn() + text if text else ""
-
-    def _switch(self, kind: PartType) -> str:
-        rest = self._say(self._stream.close())
-        self._kind = kind
-        # A call shows at once; text, which may turn out empty, only with its first character.
-        return rest if kind == "text" else rest + self._turn(again=True)
-
-    def _turn(self, *, again: bool = False) -> str:
-        if self._kind == self._shown and not again:
-            return ""
-        between = _between(self._shown, self._kind)
-        self._shown = self._kind
-        return between
+        """What stands after the last part."""
+        shown, self._shown = self._shown, "text"
+        return "" if shown == "text" else f"]{self._plain}"

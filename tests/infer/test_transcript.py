@@ -5,7 +5,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxchat.infer.transcript import Transcript, as_text, printable
+from jaxchat.infer.transcript import PartStream, Scribe, as_text, printable
 from jaxchat.tokenizer import SPECIAL_TOKENS
 from jaxchat.tokenizer.chat import parse_completion
 
@@ -32,11 +32,22 @@ def test_a_call_and_its_result_stand_in_brackets(tokenizer):
 
 
 def test_a_call_is_seen_before_its_result(tokenizer):
-    transcript, ids = Transcript(tokenizer), call(tokenizer)
+    stream, scribe, ids = PartStream(tokenizer), Scribe(), call(tokenizer)
     at = ids.index(tokenizer.special("<|python_end|>"))
-    assert transcript.feed(ids[: at + 1]) == "[calculator: 37 * 24"
-    assert transcript.feed(ids[at + 1 :]) == " = 888]\nThe answer is 888."
-    assert transcript.close() == ""
+    assert scribe.write_all(stream.feed(ids[: at + 1])) == "[calculator: 37 * 24"
+    assert scribe.write_all(stream.feed(ids[at + 1 :])) == " = 888]\nThe answer is 888."
+    assert stream.close() == []
+    assert scribe.close() == ""
+
+
+def test_a_call_is_announced_and_may_be_painted(tokenizer):
+    stream, scribe = PartStream(tokenizer), Scribe("<", ">")
+    ids = [*said(tokenizer, "So ", "<|python_start|>", "<|python_end|>"), *call(tokenizer)]
+    pieces = stream.feed(ids)
+    announced = [piece["type"] for piece in pieces if not piece["text"]]
+    assert announced == ["python", "python", "python_output"]
+    text = scribe.write_all(pieces) + scribe.close()
+    assert text == "So <[calculator: ]>\n<[calculator: 37 * 24 = 888]>\nThe answer is 888."
 
 
 def test_an_answer_that_was_cut_off_is_closed(tokenizer):
@@ -45,11 +56,11 @@ def test_an_answer_that_was_cut_off_is_closed(tokenizer):
 
 
 def test_a_character_of_several_tokens_comes_whole(tokenizer):
-    transcript = Transcript(tokenizer)
+    stream = PartStream(tokenizer)
     ids = tokenizer.encode("é€😀")
     assert len(ids) > 3
-    pieces = [transcript.feed([token]) for token in ids]
-    assert [piece for piece in pieces if piece] == ["é", "€", "😀"]
+    pieces = [piece for token in ids for piece in stream.feed([token])]
+    assert [piece["text"] for piece in pieces] == ["é", "€", "😀"]
 
 
 @given(data=st.data())
@@ -60,10 +71,11 @@ def test_pieces_join_to_the_whole(tokenizer, data):
         st.sampled_from(tokenizer.encode("é😀 1")),
     )
     chunks = data.draw(st.lists(st.lists(token, max_size=6), max_size=8))
-    transcript = Transcript(tokenizer)
-    pieces = [transcript.feed(chunk) for chunk in chunks] + [transcript.close()]
+    stream, scribe = PartStream(tokenizer), Scribe()
+    texts = [scribe.write_all(stream.feed(chunk)) for chunk in chunks]
+    texts += [scribe.write_all(stream.close()), scribe.close()]
     whole = parse_completion([token for chunk in chunks for token in chunk], tokenizer)
-    assert "".join(pieces) == as_text(whole)
+    assert "".join(texts) == as_text(whole)
 
 
 @given(st.text())

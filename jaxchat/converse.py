@@ -1,0 +1,283 @@
+"""Talking in the terminal, in a pipe, or once (layer 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxchat.chat import Chat, Loaded, MessageTooLongError
+from jaxchat.home import ArtifactError
+from jaxchat.infer.transcript import Scribe
+from jaxchat.train.fit import Interrupted, stop_requests
+
+BLOCK = '"""'  # begins and ends a message of several lines
+MAX_TEMPERATURE = 10.0
+HISTORY_LINES = 1000
+
+
+class Colours(NamedTuple):
+    """Escape sequences around what is not the model's own words, or nothing."""
+
+    tool: str = ""
+    notice: str = ""
+    plain: str = ""
+
+
+PLAIN = Colours()
+TERMINAL = Colours(tool="\x1b[36m", notice="\x1b[2m", plain="\x1b[0m")
+
+
+@dataclass
+class Session:
+    """A conversation and how it is shown.
+
+    Attributes:
+        as_json: one object a line for each answer, and nothing else.
+        interactive: a person sits there, so there are prompts.
+    """
+
+    loaded: Loaded
+    colours: Colours = PLAIN
+    as_json: bool = False
+    interactive: bool = False
+    failed: bool = False  # some message had no answer
+
+    @property
+    def chat(self) -> Chat:
+        """What was said."""
+        return self.loaded.chat
+
+    def tell(self, notice: str) -> None:
+        """Says something that is not the model's; a pipe carries nothing but answers."""
+        stream = sys.stdout if self.interactive else sys.stderr
+        print(f"{self.colours.notice}{notice}{self.colours.plain}", file=stream, flush=True)
+
+    def answer(self, text: str) -> None:
+        """Prints the answer to a message.
+
+        A signal only ends the answer: raised in the engine, it would break the cache. Raises
+        Interrupted afterwards where it was SIGTERM.
+        """
+        with stop_requests() as stop, contextlib.closing(self.chat.ask(text)) as pieces:
+            scribe = Scribe(self.colours.tool, self.colours.plain)
+            try:
+                for piece in pieces:
+                    self._print(scribe.write(piece))
+                    if stop():
+                        break
+                self._print(scribe.close())
+            except MessageTooLongError as error:
+                self.failed = True
+                self._refuse(text, str(error))
+                return
+        if self.as_json:
+            print(json.dumps(self._record(text), ensure_ascii=False), flush=True)
+        else:
+            print(" (stopped)" if stop() else "", flush=True)
+        if stop() == signal.SIGTERM:
+            raise Interrupted(stop())
+
+    def obey(self, line: str) -> bool:
+        """Does what a line that begins with a slash asks for. False: to leave."""
+        name, _, argument = line.partition(" ")
+        if name in ("/quit", "/exit"):
+            return False
+        command = COMMANDS.get(ALIASES.get(name, name))
+        if command is None:
+            self.tell(f"(there is no command {name}; these are)\n{HELP}")
+        else:
+            command.run(self, argument.strip())
+        return True
+
+    def _print(self, text: str) -> None:
+        if text and not self.as_json:
+            print(text, end="", flush=True)
+
+    def _refuse(self, text: str, reason: str) -> None:
+        if self.as_json:
+            print(json.dumps({"prompt": text, "error": reason}, ensure_ascii=False), flush=True)
+        elif self.interactive:
+            self.tell(f"({reason})")
+        else:
+            print(f"jaxchat: {reason}", file=sys.stderr, flush=True)
+
+    def _record(self, text: str) -> dict[str, object]:
+        last = self.chat.last
+        assert last is not None  # `ask` has just ended
+        return {
+            "model": self.loaded.name,
+            "prompt": text,
+            "content": last.text,
+            "parts": list(last.parts),
+            "finish_reason": last.finish_reason,
+            "prompt_tokens": last.prompt_tokens,
+            "completion_tokens": last.completion_tokens,
+            "seconds": round(last.seconds, 3),
+        }
+
+
+def converse(session: Session, history: Path | None = None) -> int:
+    """Answers messages of the terminal, or a line each of a pipe, until their end.
+
+    The exit code: 2 where a message of a pipe was too long to be answered.
+    """
+    session.chat.notice = session.tell
+    with _line_editing(history) if session.interactive else contextlib.nullcontext():
+        if session.interactive:
+            session.tell("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
+        for text in _messages(session):
+            if not text.startswith("/"):
+                session.answer(text)
+            elif not session.obey(text):
+                break
+    return 2 if session.failed and not session.interactive else 0
+
+
+def answer_once(session: Session, prompt: str) -> int:
+    """Prints the answer to one message; the exit code."""
+    session.chat.notice = session.tell
+    session.answer(prompt)
+    return 2 if session.failed else 0
+
+
+def _messages(session: Session) -> Iterator[str]:
+    """What is typed, without empty messages; Ctrl-C throws away what was typed so far."""
+    while True:
+        try:
+            text = _read_message("\n> " if session.interactive else "").strip()
+        except EOFError:
+            if session.interactive:
+                print()
+            return
+        except KeyboardInterrupt:
+            print()
+            session.tell("(Ctrl-D or /quit leaves)")
+            continue
+        if text:
+            yield text
+
+
+def _read_message(prompt: str) -> str:
+    r"""One message: a line, lines that end in \ and the one after, or a block of lines."""
+    more = "... " if prompt else ""
+    line = input(prompt)
+    if not line.lstrip().startswith(BLOCK):
+        lines = []
+        while line.endswith("\\"):
+            lines.append(line[:-1])
+            line = input(more)
+        return "\n".join([*lines, line])
+    lines, line = [], line.lstrip().removeprefix(BLOCK)
+    while not line.rstrip().endswith(BLOCK):
+        lines.append(line)
+        line = input(more)
+    return "\n".join([*lines, line.rstrip().removesuffix(BLOCK)])
+
+
+@contextlib.contextmanager
+def _line_editing(history: Path | None) -> Iterator[None]:
+    """Line editing for `input`, with what was typed earlier; only its owner may read that file."""
+    import readline  # its import is what gives `input` line editing
+
+    if history is None:
+        yield
+        return
+    with contextlib.suppress(OSError):  # there is none yet, or it cannot be read
+        readline.read_history_file(history)
+    try:
+        yield
+    finally:
+        readline.set_history_length(HISTORY_LINES)
+        with contextlib.suppress(OSError):  # not worth an error when one leaves
+            os.close(os.open(history, os.O_CREAT | os.O_WRONLY, 0o600))
+            readline.write_history_file(history)
+
+
+def _help(session: Session, argument: str) -> None:
+    del argument
+    session.tell(HELP)
+
+
+def _clear(session: Session, argument: str) -> None:
+    del argument
+    session.chat.forget()
+    session.tell("(a new conversation)")
+
+
+def _system(session: Session, argument: str) -> None:
+    session.chat.system = "" if argument == "off" else argument or session.chat.system
+    told = session.chat.system
+    session.tell(f"(the system message is: {told})" if told else "(there is no system message)")
+
+
+def _temperature(session: Session, argument: str) -> None:
+    sampling = session.chat.sampling
+    if argument:
+        try:
+            value = float(argument)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= MAX_TEMPERATURE:
+            session.tell(f"({argument!r} is not a number from 0 to {MAX_TEMPERATURE:g})")
+            return
+        session.chat.sampling = sampling = replace(sampling, temperature=value)
+    greedy = ", so always the likeliest token" if sampling.temperature == 0 else ""
+    session.tell(f"(the temperature is {sampling.temperature:g}{greedy})")
+
+
+def _save(session: Session, argument: str) -> None:
+    """Appends, so that nothing is lost; the line is one that `[sft] epochs` can train on."""
+    if not session.chat.messages:
+        session.tell("(nothing was said yet)")
+        return
+    path = Path(argument or "chat.jsonl").expanduser()
+    system = [{"role": "system", "content": session.chat.system}] if session.chat.system else []
+    line = json.dumps({"messages": [*system, *session.chat.messages]}, ensure_ascii=False)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        session.tell(f"({path} cannot be written: {error.strerror}; name another file)")
+        return
+    session.tell(f"(the conversation is the last line of {path})")
+
+
+def _stage(session: Session, argument: str) -> None:
+    if argument:
+        try:
+            session.loaded = session.loaded.switched(argument)
+        except ArtifactError as error:
+            session.tell(f"({error})")
+            return
+    session.tell(f"(this is {session.loaded.name})")
+
+
+class Command(NamedTuple):
+    """What a line that begins with a slash may ask for."""
+
+    argument: str
+    told: str
+    run: Callable[[Session, str], None]
+
+
+COMMANDS = {
+    "/help": Command("", "this list", _help),
+    "/clear": Command("", "forgets what was said (/new does, too)", _clear),
+    "/system": Command("[TEXT]", "what stands before the first message; off: nothing", _system),
+    "/temperature": Command("[T]", "0 is greedy, 1 samples as the model has it", _temperature),
+    "/save": Command("[FILE]", "appends the conversation to FILE (chat.jsonl)", _save),
+    "/stage": Command("[STAGE]", "goes on with the model of mid, sft or rl", _stage),
+    "/quit": Command("", "leaves", _help),  # `obey` sees to it
+}
+ALIASES = {"/new": "/clear", "/?": "/help"}
+HELP = "\n".join(
+    [f"{name + ' ' + argument:<20} {told}" for name, (argument, told, _) in COMMANDS.items()]
+    + [f"a line that ends in \\ goes on in the next; {BLOCK} begins and ends several lines"]
+)

@@ -1,0 +1,56 @@
+"""A home with a finished run whose models are random, recorded by the real pipeline."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from jaxchat import pipeline, recipe, runs
+from jaxchat.config import RunConfig
+from jaxchat.model.gpt import init_params
+from jaxchat.stages import MODELS, STAGES
+from jaxchat.tokenizer import Tokenizer, train_tokenizer
+from jaxchat.train.checkpoint import save_params
+
+DOCUMENT = {
+    "run": {"name": "tiny", "depth": 1},
+    "tokenizer": {"vocab_size": 280},
+    "model": {"n_embd": 16, "n_head": 2, "n_kv_head": 2, "sequence_len": 128},
+}
+
+
+def tiny_config() -> RunConfig:
+    return recipe.from_document(DOCUMENT, "tiny")
+
+
+def tiny_tokenizer() -> Tokenizer:
+    return train_tokenizer(["who are you and how many are there "] * 9, 280)
+
+
+def random_params(seed: int, config: RunConfig) -> dict:
+    """Weights that say something else at every step; those of the start always say one thing."""
+    params = init_params(jax.random.key(seed), config.model)
+    keys = iter(jax.random.split(jax.random.key(100 + seed), len(jax.tree.leaves(params))))
+    return jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape, x.dtype), params)
+
+
+def finish_run(home: Path, config: RunConfig, tokenizer: Tokenizer) -> Path:
+    """Makes the run in `home`; its folder."""
+
+    def make(name):
+        def run(context):
+            folder = context.folder(name)
+            if name == "tokenizer":
+                tokenizer.save(folder)
+            if name in MODELS:
+                params = random_params(MODELS.index(name), config)
+                save_params(folder / "model", params, {"stage": name})
+            return {"artifact": name}
+
+        return run
+
+    run = runs.folder(home, config.name)
+    runs.write_config(run, config)
+    stages = [dataclasses.replace(stage, run=make(stage.name)) for stage in STAGES]
+    pipeline.run_stages(stages, pipeline.Context(config, run))
+    return run
