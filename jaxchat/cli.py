@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jaxchat
-from jaxchat import chat_cli, data_cli, eval_cli, home, machine, report_cli, runs, tokenizer_cli
+from jaxchat import (
+    chat_cli,
+    data_cli,
+    eval_cli,
+    home,
+    machine,
+    report_cli,
+    runs,
+    runs_cli,
+    tokenizer_cli,
+)
 from jaxchat.arguments import positive, whole
 from jaxchat.errors import explain, guarded
 
@@ -34,6 +44,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"jaxchat {jaxchat.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     chat_cli.add_chat(commands.add_parser("chat", parents=[common], help="talk to a model"))
+    runs_cli.add_runs(commands.add_parser("runs", parents=[common], help="list the runs"))
+    runs_cli.add_watch(commands.add_parser("watch", parents=[common], help="see a run at work"))
     report_cli.add_report(commands, [common])
     _add_profile(commands.add_parser("profile", parents=[common], help="say where time went"))
     tokenizer = commands.add_parser(

@@ -12,14 +12,18 @@ import fcntl
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from jaxchat import home, recipe
 from jaxchat.config import ConfigError, RunConfig
 from jaxchat.home import ArtifactError
 
 CONFIG = "config.json"
+LOCK = ".lock"
+LOOKS = 5  # at a lock before another process is taken for its owner
 
 
 class BusyError(RuntimeError):
@@ -47,9 +51,9 @@ def check_writable(root: Path) -> None:
 def locked(run: Path) -> Iterator[None]:
     """Keeps other processes from working on the run while open. Raises BusyError."""
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("a+", encoding="utf-8") as file:
+    with (run / LOCK).open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(file)
         except BlockingIOError as error:
             file.seek(0)
             owner = file.read().strip() or "unknown"
@@ -61,6 +65,27 @@ def locked(run: Path) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield  # the lock goes with the file, even when the process is killed
+
+
+def _take(file: IO[str]) -> None:
+    """Takes the lock; waits a moment, since `is_busy` holds it while it looks."""
+    for _ in range(LOOKS):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.02)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_busy(run: Path) -> bool:
+    """Whether a process works on the run."""
+    try:
+        with (run / LOCK).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # nobody ever worked on it, or it cannot be read
+        return False
+    return False
 
 
 def write_config(run: Path, config: RunConfig) -> None:

@@ -28,16 +28,16 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def finished(config, tokenizer, tmp_path_factory):
-    home = tmp_path_factory.mktemp("finished")
-    finish_run(home, config, tokenizer)
-    return home
+    root = tmp_path_factory.mktemp("finished")
+    finish_run(root, config, tokenizer)
+    return root
 
 
 @pytest.fixture
-def home(finished, tmp_path):
+def root(finished, tmp_path):
     """A copy to take apart."""
-    shutil.copytree(finished, tmp_path / "home")
-    return tmp_path / "home"
+    shutil.copytree(finished, tmp_path / "root")
+    return tmp_path / "root"
 
 
 @pytest.fixture(scope="module")
@@ -59,46 +59,46 @@ def joined(pieces) -> list[Part]:
     return parts
 
 
-def test_the_last_complete_stage_talks(home):
-    assert chat.load(home, None, None, Sampling()).stage == "rl"
-    (home / "runs" / "tiny" / "rl" / "done.json").unlink()
-    loaded = chat.load(home, "tiny", None, Sampling())
+def test_the_last_complete_stage_talks(root):
+    assert chat.load(root, None, None, Sampling()).stage == "rl"
+    (root / "runs" / "tiny" / "rl" / "done.json").unlink()
+    loaded = chat.load(root, "tiny", None, Sampling())
     assert (loaded.stage, loaded.name) == ("sft", "tiny/sft")
-    assert chat.load(home, None, "mid", Sampling()).stage == "mid"
+    assert chat.load(root, None, "mid", Sampling()).stage == "mid"
 
 
-def test_a_stage_that_is_not_complete_says_which_are(home):
-    (home / "runs" / "tiny" / "rl" / "done.json").unlink()
+def test_a_stage_that_is_not_complete_says_which_are(root):
+    (root / "runs" / "tiny" / "rl" / "done.json").unlink()
     with pytest.raises(ArtifactError, match=r"no model rl \(complete there: sft, mid\)"):
-        chat.load(home, None, "rl", Sampling())
+        chat.load(root, None, "rl", Sampling())
 
 
-def test_a_run_without_any_model_says_what_to_do(home):
-    (home / "runs" / "tiny" / "base" / "done.json").unlink()
+def test_a_run_without_any_model_says_what_to_do(root):
+    (root / "runs" / "tiny" / "base" / "done.json").unlink()
     with pytest.raises(ArtifactError, match=r"no model to talk to .*run_speedrun\.py"):
-        chat.load(home, None, None, Sampling())
+        chat.load(root, None, None, Sampling())
 
 
-def test_models_of_other_settings_are_not_taken_for_this_run(home, config):
-    run = runs.folder(home, "tiny")
+def test_models_of_other_settings_are_not_taken_for_this_run(root, config):
+    run = runs.folder(root, "tiny")
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, n_embd=32))
     runs.write_config(run, other)
     with pytest.raises(ArtifactError, match="no model to talk to"):
-        chat.load(home, None, None, Sampling())
+        chat.load(root, None, None, Sampling())
 
 
-def test_a_damaged_model_is_one_sentence(home):
-    for file in (home / "runs" / "tiny" / "rl" / "model").rglob("*"):
+def test_a_damaged_model_is_one_sentence(root):
+    for file in (root / "runs" / "tiny" / "rl" / "model").rglob("*"):
         if file.is_file() and file.name != "meta.json":
             file.write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match="--force") as caught:
-        chat.load(home, None, None, Sampling())
+        chat.load(root, None, None, Sampling())
     assert "\n" not in str(caught.value)
 
 
-def test_another_stage_goes_on_with_the_conversation(home):
-    loaded = chat.load(home, None, "rl", Sampling(max_tokens=20))
-    alone = chat.load(home, None, "sft", Sampling(max_tokens=20))
+def test_another_stage_goes_on_with_the_conversation(root):
+    loaded = chat.load(root, None, "rl", Sampling(max_tokens=20))
+    alone = chat.load(root, None, "sft", Sampling(max_tokens=20))
     before = joined(loaded.chat.ask("who are you"))
     loaded = loaded.switched("sft")
     assert loaded.name == "tiny/sft"

@@ -259,7 +259,8 @@ class _Loop:
                 f"{self.job.title}: the loss of step {step} is {values['loss']}; lower the rates "
                 "([optim] matrix_lr, embedding_lr) and give the command again."
             )
-        self.log.write({"step": step, "time": self.time(), **values})
+        told = {"step": step, "steps": self.steps, "time": self.time()}
+        self.log.write({**told, **values})
         rate = self.progress.rate() * self.step_tokens
         self.progress.update(step + 1, f"{rate:,.0f} tok/s loss {values['loss']:.3f}")
 

@@ -1,0 +1,108 @@
+"""How far a run has come, by what it has written; nothing of it is touched (layer 4)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxchat import home, runs
+from jaxchat.config import RunConfig
+from jaxchat.home import ArtifactError
+from jaxchat.pipeline import done_file
+from jaxchat.report.curves import STAGES as TRAINED
+from jaxchat.stages import STAGES
+from jaxchat.train.metrics import read_metrics
+
+State = Literal["running", "stopped", "complete"]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run has come.
+
+    Attributes:
+        stage: the one at work, or that the run stopped in; the last, when all are complete.
+        complete: names of the stages with a record.
+        records: what the stage has logged, oldest first; empty for one that trains nothing.
+        changed: when the run last wrote something, in seconds since 1970.
+    """
+
+    folder: Path
+    state: State
+    stage: str
+    complete: tuple[str, ...]
+    records: Sequence[Mapping[str, Any]]
+    steps: int  # of the stage in all; 0: not known
+    changed: float
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.folder.name
+
+    @property
+    def step(self) -> int:
+        """Steps done in the stage."""
+        return max((int(r["step"]) + 1 for r in self.records if "step" in r), default=0)
+
+    def last(self, name: str) -> float | None:
+        """The newest value of a metric."""
+        found = [r[name] for r in self.records if r.get(name) is not None]
+        return float(found[-1]) if found else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the stage is done, at the rate of its last steps; None when that is not known."""
+        timed = [r for r in self.records if "time" in r and "step" in r][-50:]
+        if not self.steps or len(timed) < 2 or timed[-1]["step"] <= timed[0]["step"]:
+            return None
+        first, last = timed[0], timed[-1]
+        seconds = float(last["time"] - first["time"]) / int(last["step"] - first["step"])
+        return max(0.0, (self.steps - self.step) * seconds)
+
+
+def read_state(run: Path) -> RunState:
+    """The state of the run in a folder. Raises ArtifactError when it has no configuration."""
+    config = runs.read_config(run)
+    complete = tuple(stage.name for stage in STAGES if done_file(run, stage.name).exists())
+    busy = runs.is_busy(run)
+    open_stages = [stage.name for stage in STAGES if stage.name not in complete]
+    stage = open_stages[0] if open_stages else STAGES[-1].name
+    records = read_metrics(run / stage / "metrics.jsonl")
+    return RunState(
+        folder=run,
+        state="running" if busy else "stopped" if open_stages else "complete",
+        stage=stage,
+        complete=complete,
+        records=records,
+        steps=_steps(config, stage, records),
+        changed=_changed(run),
+    )
+
+
+def read_states(root: Path) -> tuple[list[RunState], list[str]]:
+    """All runs of the home `root`, the newest first, and what is wrong with unreadable ones."""
+    states, wrong = [], []
+    for path in home.runs(root).glob(f"*/{runs.CONFIG}"):
+        try:
+            states.append(read_state(path.parent))
+        except ArtifactError as error:
+            wrong.append(str(error))
+    return sorted(states, key=lambda state: -state.changed), wrong
+
+
+def _steps(config: RunConfig, stage: str, records: Sequence[Mapping[str, Any]]) -> int:
+    if stage not in TRAINED:
+        return 0
+    logged = (int(r["steps"]) for r in reversed(records) if "steps" in r)
+    return next(logged, int(getattr(config, stage).steps))
+
+
+def _changed(run: Path) -> float:
+    """The newest of the files that tell progress; looking at all would be slow."""
+    files = [run / runs.CONFIG, *run.glob("*/metrics.jsonl"), *run.glob("*/*.json")]
+    found = [file.stat().st_mtime for file in files if file.exists()]
+    return max(found, default=time.time())

@@ -1,0 +1,99 @@
+"""The commands `jaxchat runs` and `jaxchat watch` (layer 5)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from jaxchat import home, runs
+from jaxchat.arguments import not_negative
+
+if TYPE_CHECKING:
+    from jaxchat.run_state import RunState
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """The options of `jaxchat runs`."""
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run_command=runs_command)
+
+
+def add_watch(parser: argparse.ArgumentParser) -> None:
+    """The options of `jaxchat watch`."""
+    parser.add_argument("run", nargs="?", metavar="RUN", help="default: the last")
+    parser.add_argument("--once", action="store_true", help="show it as it is, and leave")
+    parser.add_argument(
+        "--interval", type=not_negative, default=2.0, metavar="SECONDS", help="between looks (2)"
+    )
+    parser.set_defaults(run_command=watch_command)
+
+
+def runs_command(args: argparse.Namespace) -> int:
+    """Lists the runs of the home, the newest first."""
+    from jaxchat.run_state import read_states
+
+    root = home.home(args.home)
+    states, wrong = read_states(root)
+    for sentence in wrong:
+        print(f"jaxchat: {sentence}", file=sys.stderr)
+    if args.json:
+        print(json.dumps([_record(state) for state in states], indent=1))
+    elif states:
+        _print_table(states)
+    else:
+        print(f"There is no run in {root}. Make one with: python run_speedrun.py --tier cpu")
+    return 1 if wrong else 0
+
+
+def watch_command(args: argparse.Namespace) -> int:
+    """Shows a run while it works; Ctrl-C leaves, and the run goes on."""
+    from jaxchat.watch import watch
+
+    run = runs.find(home.home(args.home), args.run)
+    try:
+        watch(run, interval=max(args.interval, 0.1), once=args.once, sleep=time.sleep)
+    except KeyboardInterrupt:
+        print()
+    return 0
+
+
+def _record(state: RunState) -> dict[str, Any]:
+    return {
+        "name": state.name,
+        "state": state.state,
+        "stage": state.stage,
+        "complete": list(state.complete),
+        "step": state.step,
+        "steps": state.steps or None,
+        "loss": state.last("loss"),
+        "bits_per_byte": state.last("bits_per_byte"),
+        "reward": state.last("reward"),
+        "age_seconds": round(max(0.0, time.time() - state.changed), 1),
+        "folder": str(state.folder),
+    }
+
+
+def _print_table(states: list[RunState]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from jaxchat.progress import duration
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (
+        ("run", "left"), ("state", "left"), ("stage", "left"), ("step", "right"),
+        ("loss", "right"), ("bits/byte", "right"), ("reward", "right"), ("age", "right"),
+    ):  # fmt: skip
+        table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True)
+    for state in states:
+        values = [state.last(name) for name in ("loss", "bits_per_byte", "reward")]
+        step = f"{state.step:,}" + (f"/{state.steps:,}" if state.steps else "")
+        table.add_row(
+            state.name, state.state, state.stage, step if state.records else "-",
+            *("-" if value is None else f"{value:.3f}" for value in values),
+            duration(max(0.0, time.time() - state.changed)),
+        )  # fmt: skip
+    Console().print(table)

@@ -1,0 +1,156 @@
+"""What is told of runs: how far they have come, and whether a process works on them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from finished_run import finish_run, tiny_config, tiny_tokenizer
+from rich.console import Console
+
+from jaxchat import runs, watch
+from jaxchat.cli import main
+from jaxchat.run_state import read_state, read_states
+
+
+@pytest.fixture
+def root(tmp_path):
+    finish_run(tmp_path, tiny_config(), tiny_tokenizer())
+    return tmp_path
+
+
+def interrupt(run, records):
+    """Makes it a run that stopped in its base stage."""
+    for stage in ("base", "mid", "sft", "rl", "eval", "report"):
+        (run / stage / "done.json").unlink()
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (run / "base" / "metrics.jsonl").write_text(lines)
+
+
+def training(steps, total):
+    """Records as `fit` writes them, with one evaluation and two seconds a step."""
+    records = [
+        {"step": n, "steps": total, "time": 2.0 * n, "loss": 9.0 - 8 * n / steps}
+        for n in range(steps)
+    ]
+    evaluated = {"step": steps - 1, "time": 2.0 * steps, "bits_per_byte": 2.5}
+    return [{"step": 0, "time": 0.1, "bits_per_byte": 4.0}, *records, evaluated]
+
+
+def shown(state, width=80):
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.file:
+        console.print(watch.view(state, width))
+    return console.export_text()
+
+
+def test_a_complete_run_is_complete(root):
+    state = read_state(root / "runs" / "tiny")
+    assert (state.name, state.state, state.stage) == ("tiny", "complete", "report")
+    assert len(state.complete) == 9
+    assert (state.step, state.last("loss"), state.seconds_left) == (0, None, None)
+
+
+def test_a_run_that_stopped_tells_stage_step_loss_and_what_is_left(root):
+    run = root / "runs" / "tiny"
+    interrupt(run, training(40, 100))
+    state = read_state(run)
+    assert (state.state, state.stage, state.step, state.steps) == ("stopped", "base", 40, 100)
+    assert state.last("loss") == pytest.approx(1.2)
+    assert state.last("bits_per_byte") == 2.5
+    assert state.seconds_left == pytest.approx(120, rel=0.05)
+    assert abs(state.changed - time.time()) < 60
+
+
+def test_a_run_at_work_is_running_until_its_process_is_gone(root):
+    run = root / "runs" / "tiny"
+    hold = (
+        "import sys, time, pathlib\nfrom jaxchat import runs\n"
+        "with runs.locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(run)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert read_state(run).state == "running"
+        with pytest.raises(runs.BusyError, match=f"number {process.pid}"), runs.locked(run):
+            pass
+        process.kill()
+    assert read_state(run).state == "complete"
+    with runs.locked(run):
+        assert read_state(run).state == "running"
+
+
+def test_looking_at_a_run_keeps_nobody_from_working_on_it(root):
+    run = root / "runs" / "tiny"
+    look = (
+        "import sys, pathlib\nfrom jaxchat import runs\nprint('looks', flush=True)\n"
+        "while True:\n    runs.is_busy(pathlib.Path(sys.argv[1]))\n"
+    )
+    with runs.locked(run):
+        pass
+    with subprocess.Popen(
+        [sys.executable, "-c", look, str(run)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for _ in range(20):
+            with runs.locked(run):
+                pass
+        process.kill()
+
+
+def test_runs_are_listed_newest_first_and_a_bad_one_is_named(root, capsys):
+    other = root / "runs" / "other"
+    other.mkdir()
+    runs.write_config(other, tiny_config())
+    old = time.time() - 7200
+    for file in (root / "runs" / "tiny").rglob("*"):
+        os.utime(file, (old, old))
+    states, wrong = read_states(root)
+    assert ([state.name for state in states], wrong) == (["other", "tiny"], [])
+    assert main(["runs", "--home", str(root)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["run", "state", "stage", "step", "loss", "bits/byte", "reward", "age"]
+    assert rows[1][:3] == ["other", "stopped", "data"]
+    assert rows[2][:3] == ["tiny", "complete", "report"]
+    assert rows[2][-1] == "2h00m"
+    (other / "config.json").write_text("{}")
+    assert main(["runs", "--home", str(root), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert [run["name"] for run in json.loads(captured.out)] == ["tiny"]
+    assert "other/config.json cannot be used" in captured.err
+
+
+def test_no_runs_say_how_to_make_one(tmp_path, capsys):
+    assert main(["runs", "--home", str(tmp_path)]) == 0
+    assert "run_speedrun.py --tier cpu" in capsys.readouterr().out
+
+
+def test_the_view_has_stages_curves_and_numbers(root):
+    run = root / "runs" / "tiny"
+    interrupt(run, training(40, 100))
+    text = shown(read_state(run))
+    assert "tiny  stopped" in text
+    assert "✓ rows  ▸ base  · mid" in text
+    assert "training loss" in text
+    assert "bits per byte, held out" in text
+    assert "step 40/100  loss 1.200  bits per byte 2.500" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_watching_once_prints_the_view_and_a_missing_run_is_named(root, capsys):
+    assert main(["watch", "--home", str(root), "--once"]) == 0
+    assert "tiny  complete" in capsys.readouterr().out
+    assert main(["watch", "other", "--home", str(root)]) == 1
+    assert "no run 'other'" in capsys.readouterr().err
+
+
+def test_a_smoothed_point_is_the_mean_of_the_last_ones():
+    points = [(1.0, 4.0), (2.0, 2.0), (3.0, 0.0)]
+    assert watch.smoothed(points, 2) == [(1.0, 4.0), (2.0, 3.0), (3.0, 1.0)]
+    assert watch.smoothed(points, 1) == points
