@@ -54,14 +54,18 @@ class RunState:
         return float(found[-1]) if found else None
 
     @property
-    def seconds_left(self) -> float | None:
-        """Until the stage is done, at the rate of its last steps; None when that is not known."""
+    def rate(self) -> float | None:
+        """Steps a second, of the last ones; None when that is not known."""
         timed = [r for r in self.records if "time" in r and "step" in r][-50:]
-        if not self.steps or len(timed) < 2 or timed[-1]["step"] <= timed[0]["step"]:
+        if len(timed) < 2 or timed[-1]["time"] <= timed[0]["time"]:
             return None
         first, last = timed[0], timed[-1]
-        seconds = float(last["time"] - first["time"]) / int(last["step"] - first["step"])
-        return max(0.0, (self.steps - self.step) * seconds)
+        return int(last["step"] - first["step"]) / float(last["time"] - first["time"])
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the stage is done, at the rate of its last steps; None when that is not known."""
+        return (self.steps - self.step) / self.rate if self.steps and self.rate else None
 
 
 def read_state(run: Path) -> RunState:

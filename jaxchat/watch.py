@@ -23,7 +23,9 @@ CURVES = {
     "reward": "reward",
     "entropy": "entropy",
 }
-HEIGHT = 7  # lines of a curve
+HEIGHT = 7  # lines of a curve, at most
+AROUND = 6  # lines above and below all curves
+AROUND_CURVE = 3  # its title, its ends, and an empty line
 SMOOTHED = 0.05  # of the steps, a point of the loss is the mean of
 
 
@@ -39,23 +41,26 @@ def watch(run: Path, *, interval: float, once: bool, sleep: Callable[[float], No
     with Live(console=console, auto_refresh=False) as live:
         while True:
             state = read_state(run)
-            live.update(view(state, console.width), refresh=True)
+            live.update(view(state, console.width, console.height), refresh=True)
             if state.state != "running":
                 return
             sleep(interval)
 
 
-def view(state: RunState, width: int) -> Group:
-    """The run as it is now, for a terminal of `width` columns."""
+def view(state: RunState, width: int, height: int = 0) -> Group:
+    """The run as it is now, for a terminal of `width` columns and `height` lines (0: any)."""
     from rich.console import Group
     from rich.text import Text
 
     lines: list[Any] = [_head(state), _stages(state), Text()]
     told = [name for name in CURVES if sum(name in r for r in state.records) > 1]
+    gpus = gpu_memory()
+    room = (height - AROUND - len(gpus)) // max(len(told), 1) - AROUND_CURVE if height else HEIGHT
+    tall = max(2, min(HEIGHT, room))
     for name in told:
-        lines += [*_curve(state.records, name, min(width, 100)), Text()]
+        lines += [*_curve(state.records, name, min(width, 100), tall), Text()]
     lines.append(Text("  ".join(numbers(state))))
-    lines += [Text(line, style="dim") for line in gpu_memory()]
+    lines += [Text(line, style="dim") for line in gpus]
     return Group(*lines)
 
 
@@ -67,9 +72,11 @@ def numbers(state: RunState) -> list[str]:
     for name, shown in (("loss", "loss"), ("bits_per_byte", "bits per byte"), ("reward", "reward")):
         if (value := state.last(name)) is not None:
             told.append(f"{shown} {value:.3f}")
-    left = state.seconds_left
-    if left is not None and state.state == "running":
-        told.append(f"{duration(left)} left of this stage")
+    if state.state == "running":
+        if state.rate is not None:
+            told.append(f"{state.rate:.3g} steps/s")
+        if state.seconds_left is not None:
+            told.append(f"{duration(state.seconds_left)} left of this stage")
     told.append(f"last written {duration(max(0.0, time.time() - state.changed))} ago")
     return told
 
@@ -95,7 +102,7 @@ def _stages(state: RunState) -> Any:
     return line
 
 
-def _curve(records: Sequence[Mapping[str, Any]], name: str, width: int) -> list[Any]:
+def _curve(records: Sequence[Mapping[str, Any]], name: str, width: int, tall: int) -> list[Any]:
     from rich.text import Text
 
     points = [(float(r["step"]) + 1, float(r[name])) for r in records if name in r and "step" in r]
@@ -103,8 +110,8 @@ def _curve(records: Sequence[Mapping[str, Any]], name: str, width: int) -> list[
         points = smoothed(points, max(1, round(SMOOTHED * len(points))))
     xs, ys = [x for x, _ in points], [y for _, y in points]
     margin = 10
-    lines, low, high = draw(xs, ys, width - margin, HEIGHT)
-    labels = {0: f"{high:.3f}", HEIGHT - 1: f"{low:.3f}"}
+    lines, low, high = draw(xs, ys, width - margin, tall)
+    labels = {0: f"{high:.3f}", tall - 1: f"{low:.3f}"}
     told = [Text(f"{'':>{margin}}{CURVES[name]}", style="bold")]
     told += [
         Text.assemble((f"{labels.get(row, ''):>{margin - 2}}  ", "dim"), (line, "cyan"))
