@@ -201,8 +201,21 @@ class TrainConfig:
     eval_every: int = 250
     eval_rows: int = 2_048
     save_every: int = 1_000
+    keep: int = 2  # newest checkpoints
+    keep_every: int = 0  # steps; checkpoints at its multiples stay, also when the stage is complete
+    # A loss so many times the mean of the last 50 is divergence, as one that is not finite is
+    spike: float = 0.0  # 0: however high it is
+    rollbacks: int = (
+        0  # batches that may be left out, from the last checkpoint on, when they diverge
+    )
 
     def __post_init__(self) -> None:
+        _not_negative("train", self, "keep_every", "rollbacks")
+        _positive("train", self, "keep")
+        _check(
+            self.spike == 0 or self.spike > 1,
+            f"train.spike is {self.spike}; a factor above 1, or 0 for none.",
+        )
         _not_negative("train", self, "steps", "conversations", "lr_scale", "text_share")
         _positive("train", self, "batch_tokens", "micro_rows", "eval_every", "eval_rows")
         _positive("train", self, "save_every")

@@ -161,7 +161,8 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
     )
     result = fit(job, params)
     digest = save_params(folder / "model", result.params, {"stage": stage})
-    remove(folder / "checkpoints")
+    if not train.keep_every:
+        remove(folder / "checkpoints")
     return {
         "artifact": digest,
         "seconds": result.seconds,

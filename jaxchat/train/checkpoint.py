@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.tree_util import DictKey
 
-from jaxchat.home import ArtifactError, atomic_folder, read_json, sha256_file, write_json
+from jaxchat.home import ArtifactError, atomic_folder, read_json, remove, sha256_file, write_json
 from jaxchat.optim.stacks import STACKS
 
 FORMAT = "jaxchat-checkpoint-1"
@@ -24,11 +24,14 @@ FORMAT = "jaxchat-checkpoint-1"
 class Checkpoints:
     """The newest checkpoints of a stage. Saves run in the background; `close` waits for them."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0) -> None:
+        """Keeps the newest `keep`, and those of steps that are multiples of `keep_every`."""
         # Orbax tells every save at length, and every error, which it also raises, with tracebacks.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every or None, create=True
+        )
         self._manager = ocp.CheckpointManager(folder, options=options)
 
     def __enter__(self) -> Self:
@@ -61,6 +64,35 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
         self._manager.wait_until_finished()
+
+    def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """State and meta of the newest checkpoint that can be read; None where there is none.
+
+        A damaged one that is newer is named and put aside. Raises ArtifactError where none can be
+        read: to begin anew is for the user to say.
+        """
+        errors: dict[int, ArtifactError] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                found = self.restore(step, like)
+            except ArtifactError as error:
+                errors[step] = error
+                continue
+            for damaged, why in errors.items():
+                aside = self._put_aside(damaged)
+                reason = str(why).partition(";")[0]
+                print(f"{reason}; it is now in {aside}, and step {step} is used.", flush=True)
+            return found
+        if errors:
+            raise errors[max(errors)]
+        return None
+
+    def _put_aside(self, step: int) -> Path:
+        aside = self.folder.parent / f"damaged-checkpoint-{step}"
+        remove(aside)
+        (self.folder / str(step)).rename(aside)
+        self._manager.reload()
+        return aside
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """The state and meta saved at `step`, with the shapes and shardings of `like`.

@@ -40,8 +40,9 @@ from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards, put_batch, row_share
 from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.compute import choose_compute
+from jaxchat.train.divergence import DivergenceError, Judge, data_index, write_batch
 from jaxchat.train.exhausted import explained, step_of
-from jaxchat.train.metrics import MetricsLog
+from jaxchat.train.metrics import MetricsLog, read_metrics
 from jaxchat.train.step import TrainState, init_state, make_train_step
 
 
@@ -162,9 +163,6 @@ def _fit(job: Job, params: Any) -> FitResult:
     compute = choose_compute(job.compute, job.model, job.dtype, job.mesh.size)
     compute.announce(job.title, job.mesh)
     step_fn = make_train_step(job.model, optimizer, job.mesh, compute)
-    # A copy: the first step donates its state, and the caller may still need its parameters.
-    params = jax.tree.map(jnp.copy, params)
-    state = init_state(params, optimizer, job.mesh)
     share = row_share(job.mesh)
     batches = training_batches(job.rows, accumulation * rows, job.seed, *share)
     held_out = list(validation_batches(job.held_out, rows, job.train.eval_rows, *share))
@@ -174,66 +172,139 @@ def _fit(job: Job, params: Any) -> FitResult:
     def evaluate(state: TrainState) -> float:
         return bits_per_byte(state.params, held_out, job.token_bytes, job.model, compute, job.mesh)
 
-    def batch_of(step: int) -> Any:
-        flat = batches[step]
+    def batch_of(index: int) -> Any:
+        flat = batches[index]
         split = {k: v.reshape(accumulation, -1, *v.shape[1:]) for k, v in flat.items()}
         return put_batch(job.mesh, split)
 
-    with Checkpoints(job.folder / "checkpoints") as checkpoints, stop_requests() as stop:
-        start, before = 0, 0.0
-        if (latest := checkpoints.latest()) is not None:
-            state, meta = checkpoints.restore(latest, state)
-            start, before = latest, float(meta["seconds"])
-        first = jax.process_index() == 0
-        log = MetricsLog(job.folder / "metrics.jsonl", from_step=start, writes=first)
-        loop = _Loop(job, log, steps, start, before, job.train.batch_tokens)
-        with (
-            loop.progress,
-            recorded(step_fn, job.profile, start) as run_step,
-            prefetched(batch_of, range(start, steps), give_up=stop) as ahead,
-        ):
-            done = saved = start
+    def begin() -> TrainState:
+        # A copy: the first step donates its state, and the caller may still need its parameters.
+        return init_state(jax.tree.map(jnp.copy, params), optimizer, job.mesh)
 
-            def save() -> None:
-                nonlocal saved
-                if done > saved:
-                    loop.flush()
-                    checkpoints.save(done, state, {"seconds": loop.seconds()})
-                    saved = done
+    kept = Checkpoints(job.folder / "checkpoints", job.train.keep, job.train.keep_every)
+    with kept as checkpoints, stop_requests() as stop:
+        skipped: frozenset[int] = frozenset()
+        while True:
+            loop, state = _resumed(job, checkpoints, begin(), steps, skipped)
+            try:
+                with recorded(step_fn, job.profile, loop.done) as run_step:
+                    state = loop.run(run_step, state, batch_of, evaluate, checkpoints, stop)
+                return loop.result(state.params, evaluate)
+            except DivergenceError as error:
+                skipped = _without(job, loop.skipped, error, batches)
+                checkpoints.wait()
 
+
+def _resumed(
+    job: Job, checkpoints: Checkpoints, state: TrainState, steps: int, skipped: frozenset[int]
+) -> tuple[_Loop, TrainState]:
+    """The loop and the state of the newest checkpoint, or of the start, less further batches."""
+    start, before = 0, 0.0
+    if (newest := checkpoints.restore_newest(state)) is not None:
+        state, meta = newest
+        start, before = int(meta["step"]), float(meta["seconds"])
+        skipped |= frozenset(meta.get("skipped", ()))
+    first = jax.process_index() == 0
+    path = job.folder / "metrics.jsonl"
+    losses = [r["loss"] for r in read_metrics(path) if "loss" in r and r["step"] < start]
+    log = MetricsLog(path, from_step=start, writes=first)
+    judge = Judge(job.train.spike, losses)
+    return _Loop(job, log, judge, steps, start, before, skipped), state
+
+
+def _without(
+    job: Job, skipped: frozenset[int], error: DivergenceError, batches: Any
+) -> frozenset[int]:
+    """The batches to leave out from now on. Raises FloatingPointError where the stage is to stop.
+
+    The batch is kept in a file either way.
+    """
+    index = data_index(error.step, skipped)
+    of = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = job.folder / f"diverged-{error.step}{of}.npz"
+    write_batch(path, batches[index])
+    if len(skipped) >= job.train.rollbacks:
+        lower = "lower the rates ([optim] matrix_lr, embedding_lr)"
+        tried = f" after {len(skipped)} batches were left out" if skipped else ""
+        other = f", or leave such batches out with --set {job.title}.rollbacks=3,"
+        other = "" if skipped else other
+        raise FloatingPointError(
+            f"{job.title}: {error.reason}{tried}; its batch is in {path}. Please {lower}{other} "
+            "and give the command again."
+        ) from error
+    print(
+        f"{job.title}: {error.reason}; it goes back to its last checkpoint and leaves that batch "
+        f"out, which is in {path}",
+        flush=True,
+    )
+    return skipped | {index}
+
+
+class _Loop:
+    """The steps of `fit`; it reads the metrics of a step after the next was dispatched."""
+
+    def __init__(
+        self,
+        job: Job,
+        log: MetricsLog,
+        judge: Judge,
+        steps: int,
+        start: int,
+        before: float,
+        skipped: frozenset[int],
+    ) -> None:
+        self.job, self.log, self.judge, self.steps = job, log, judge, steps
+        self.before, self.began = before, time.monotonic()
+        self.skipped = skipped  # batches that are left out
+        self.done = self.saved = start
+        self.pending: tuple[int, Any] | None = None
+        self.bpb: float | None = None
+        self.progress = Progress(job.title, steps, "step", start)
+
+    def run(
+        self,
+        run_step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+        state: TrainState,
+        batch_of: Callable[[int], Any],
+        evaluate: Callable[[TrainState], float],
+        checkpoints: Checkpoints,
+        stop: Callable[[], int],
+    ) -> TrainState:
+        """Trains to the end. Raises Interrupted, after saving, when it was asked to stop."""
+        train, skipped = self.job.train, self.skipped
+
+        def save() -> None:
+            if self.done > self.saved:
+                self.flush()
+                meta = {"seconds": self.seconds(), "skipped": sorted(skipped)}
+                checkpoints.save(self.done, state, meta)
+                self.saved = self.done
+
+        def batch_of_step(step: int) -> Any:
+            return batch_of(data_index(step, skipped))
+
+        left = range(self.done, self.steps)
+        with self.progress, prefetched(batch_of_step, left, give_up=stop) as ahead:
             try:
                 for batch in ahead:
                     state, metrics = run_step(state, batch)
-                    loop.dispatched(done, metrics)
-                    done += 1
-                    if done % job.train.eval_every == 0 or done == steps:
-                        loop.evaluated(done, evaluate(state))
-                    if done % job.train.save_every == 0 or done == steps:
+                    self.dispatched(self.done, metrics)
+                    self.done += 1
+                    if self.done % train.eval_every == 0 or self.done == self.steps:
+                        self.evaluated(self.done, evaluate(state))
+                    if self.done % train.save_every == 0 or self.done == self.steps:
                         save()
                     if stop():
                         break
             except ArtifactError:  # there is no more data, but what was learned from it is kept
                 save()
                 raise
-            if done < steps:  # asked to stop, perhaps while it waited for data
+            if self.done < self.steps:  # asked to stop, perhaps while it waited for data
                 save()
                 checkpoints.wait()
                 raise Interrupted(stop())
-        loop.flush()
-    return loop.result(state.params, evaluate)
-
-
-class _Loop:
-    """The bookkeeping of `fit`: reads the metrics of a step after the next was dispatched."""
-
-    def __init__(
-        self, job: Job, log: MetricsLog, steps: int, start: int, before: float, step_tokens: int
-    ) -> None:
-        self.job, self.log, self.steps, self.step_tokens = job, log, steps, step_tokens
-        self.before, self.began = before, time.monotonic()
-        self.pending: tuple[int, Any] | None = None
-        self.bpb: float | None = None
-        self.progress = Progress(job.title, steps, "step", start)
+        self.flush()
+        return state
 
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.began
@@ -254,14 +325,10 @@ class _Loop:
 
     def _record(self, step: int, metrics: Any) -> None:
         values = {name: float(value) for name, value in metrics.items()}
-        if not np.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"{self.job.title}: the loss of step {step} is {values['loss']}; lower the rates "
-                "([optim] matrix_lr, embedding_lr) and give the command again."
-            )
+        self.judge.check(step, values)
         told = {"step": step, "steps": self.steps, "time": self.time()}
         self.log.write({**told, **values})
-        rate = self.progress.rate() * self.step_tokens
+        rate = self.progress.rate() * self.job.train.batch_tokens
         self.progress.update(step + 1, f"{rate:,.0f} tok/s loss {values['loss']:.3f}")
 
     def evaluated(self, done: int, bpb: float) -> None:
@@ -270,8 +337,6 @@ class _Loop:
         self.log.write({"step": done - 1, "time": self.time(), "bits_per_byte": bpb})
 
     def result(self, params: Any, evaluate: Callable[[Any], float]) -> FitResult:
-        from jaxchat.train.metrics import read_metrics
-
         losses = [r["loss"] for r in read_metrics(self.log.path) if "loss" in r]
         tail = losses[-max(1, len(losses) // 10) :]
         bpb = self.bpb
@@ -280,7 +345,7 @@ class _Loop:
         return FitResult(
             params=params,
             steps=self.steps,
-            tokens=self.steps * self.step_tokens,
+            tokens=self.steps * self.job.train.batch_tokens,
             loss=float(np.mean(tail)),
             bits_per_byte=bpb,
             seconds=self.seconds(),

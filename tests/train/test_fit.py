@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 import tiny_training
-from tiny_training import CLASSIC, TRAIN, T, random_params, tiny_job
+from tiny_training import CLASSIC, TRAIN, VOCAB, T, random_params, tiny_job
 
 from jaxchat.config import ConfigError, MeshConfig, TrainConfig
-from jaxchat.data.rows import RowSource
+from jaxchat.data.prefetch import AHEAD
+from jaxchat.data.rows import RowSource, training_batches
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.home import ArtifactError
 from jaxchat.profiling.capture import Capture
@@ -114,24 +115,28 @@ def test_a_run_killed_twice_ends_like_one_left_alone(tmp_path: Path, whole: Any)
     assert_same_run(job, fit(job, random_params(CLASSIC)), whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_asked_to_stop_saves_and_goes_on_later(
-    tmp_path: Path, whole: Any, number: signal.Signals
-) -> None:
-    class Stopping(RowSource):
-        """Sends the signal while the rows of step 6 are read, some steps ahead of their use."""
+def stopping_at(step: int, number: int = signal.SIGTERM) -> type[RowSource]:
+    """Rows that send a signal while those of a step are read, some steps ahead of their use."""
 
+    class Stopping(RowSource):
         reads = 0
 
         def __getitem__(self, index: int) -> dict[str, np.ndarray]:
             Stopping.reads += 1
-            if Stopping.reads == 6 * 8 + 3:
+            if Stopping.reads == step * 8 + 3:
                 os.kill(os.getpid(), number)
             return super().__getitem__(index)
 
+    return Stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_asked_to_stop_saves_and_goes_on_later(
+    tmp_path: Path, whole: Any, number: signal.Signals
+) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=number.name) as caught:
-        fit(tiny_job(tmp_path, rows=Stopping), random_params(CLASSIC))
+        fit(tiny_job(tmp_path, rows=stopping_at(6, number)), random_params(CLASSIC))
     assert caught.value.exit_code == 128 + number
     assert signal.getsignal(number) is before, "the signal is not handled as it was"
 
@@ -209,10 +214,107 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path: Path)
     params = random_params(CLASSIC)
     params["wte"]["embedding"] = params["wte"]["embedding"] * np.float32(np.nan)
     job = tiny_job(tmp_path, train=replace(TRAIN, save_every=1))
-    with pytest.raises(FloatingPointError, match=r"test: the loss of step 0 is nan; lower the"):
+    with pytest.raises(FloatingPointError, match=r"test: the loss of step 0 is nan; its batch"):
         fit(job, params)
     with Checkpoints(job.folder / "checkpoints") as checkpoints:
         assert checkpoints.latest() is None
+
+
+class Poisoned(RowSource):
+    """One of its 50 rows is of another language, so that its loss is a spike."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        row = super().__getitem__(index)
+        tokens = np.full_like(row["tokens"], VOCAB - 1)
+        return {**row, "tokens": tokens} if index == 17 else row
+
+
+class Failing(Poisoned):
+    """Cannot be read any more after some rows, as if the process were gone."""
+
+    left = 0
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        Failing.left -= 1
+        if Failing.left < 0:
+            raise ConnectionError("gone")
+        return super().__getitem__(index)
+
+
+# a step is one row, so that a single row is felt
+SPIKY = replace(
+    TRAIN, steps=100, batch_tokens=T, micro_rows=1, save_every=10, eval_every=50, spike=3.0
+)
+
+
+def first_spike(job: Job) -> int:
+    """The first step with the odd row that is judged: 50 losses come before."""
+    batches = training_batches(job.rows, 1, job.seed)
+    return next(n for n in range(50, 100) if (batches[n]["tokens"] == VOCAB - 1).all())
+
+
+def test_a_spike_is_left_out_and_its_batch_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = tiny_job(tmp_path, rows=Poisoned, train=replace(SPIKY, rollbacks=2))
+    bad = first_spike(job)
+    fit(job, random_params(CLASSIC))
+    told = capsys.readouterr().out
+    assert told.count("goes back to its last checkpoint and leaves that batch out") == 1
+    kept = np.load(job.folder / f"diverged-{bad}.npz")
+    assert (kept["tokens"] == VOCAB - 1).all()
+    losses = [(r["step"], r["loss"]) for r in records(job) if "loss" in r]
+    assert [step for step, _ in losses] == list(range(100)), "steps were lost or logged twice"
+    mean = np.mean([loss for step, loss in losses if step < bad])
+    assert max(loss for step, loss in losses if step >= bad) < 3 * mean
+
+
+def test_a_run_without_rollbacks_stops_at_a_spike_and_says_what_helps(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, rows=Poisoned, train=SPIKY)
+    bad = first_spike(job)
+    with pytest.raises(FloatingPointError, match=rf"the loss of step {bad} is .* times") as caught:
+        fit(job, random_params(CLASSIC))
+    assert "--set test.rollbacks=3" in str(caught.value)
+    assert (job.folder / f"diverged-{bad}.npz").exists()
+    with Checkpoints(job.folder / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == bad // 10 * 10, "the step that diverged was saved"
+
+
+@pytest.mark.parametrize("rows", [3, 13], ids=["before the next checkpoint", "after it"])
+def test_a_run_that_ends_after_a_rollback_goes_on_like_one_left_alone(
+    tmp_path: Path, rows: int
+) -> None:
+    train = replace(SPIKY, rollbacks=2)
+    alone = tiny_job(tmp_path / "alone", rows=Poisoned, train=train)
+    want = fit(alone, random_params(CLASSIC))
+    bad = first_spike(alone)
+    assert 100 - bad >= 10, "no room to show anything"
+    # first to the spike (with what is read ahead), then from the checkpoint before it
+    Failing.left = bad + 1 + AHEAD + bad % 10 + rows
+    with pytest.raises(ConnectionError):
+        fit(tiny_job(tmp_path / "ended", rows=Failing, train=train), random_params(CLASSIC))
+    assert (tmp_path / "ended" / "stage" / f"diverged-{bad}.npz").exists()
+    job = tiny_job(tmp_path / "ended", rows=Poisoned, train=train)
+    assert hash_params(fit(job, random_params(CLASSIC)).params) == hash_params(want.params)
+    assert records(job) == records(alone)
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(
+    tmp_path: Path, whole: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = tiny_job(tmp_path)
+    with pytest.raises(Interrupted):
+        fit(tiny_job(tmp_path, rows=stopping_at(11)), random_params(CLASSIC))
+    newest = max(int(path.name) for path in (job.folder / "checkpoints").iterdir())
+    files = sorted((job.folder / "checkpoints" / str(newest)).rglob("d/*"))
+    data = bytearray(max(files, key=lambda path: path.stat().st_size).read_bytes())
+    data[len(data) // 2] ^= 1
+    max(files, key=lambda path: path.stat().st_size).write_bytes(data)
+    assert_same_run(job, fit(job, random_params(CLASSIC)), whole)
+    told = capsys.readouterr().out
+    assert f"checkpoints/{newest} cannot be read" in told
+    assert "and step 5 is used" in told
+    assert (job.folder / f"damaged-checkpoint-{newest}").is_dir()
 
 
 @pytest.mark.parametrize(

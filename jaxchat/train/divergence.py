@@ -1,0 +1,72 @@
+"""When training has come apart, and how it goes on without the batch that did it (layer 2)."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxchat.home import atomic_open
+
+HISTORY = 50  # steps whose mean loss a spike is measured against
+
+
+class DivergenceError(FloatingPointError):
+    """A step whose loss or gradient is not finite, or whose loss is a spike."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(reason)
+        self.step, self.reason = step, reason
+
+
+class Judge:
+    """Looks at the metrics of every step in order.
+
+    `spike` is the factor by which a loss exceeds the mean of the last HISTORY ones where it is
+    taken for divergence (0: never). `losses` are those of the steps before, so that a stage that is
+    resumed judges like one that was not interrupted.
+    """
+
+    def __init__(self, spike: float, losses: Iterable[float] = ()) -> None:
+        self._spike = spike
+        self._losses = deque(losses, HISTORY)
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Raises DivergenceError, with the figures."""
+        loss = metrics["loss"]
+        for name, value in {"loss": loss, **metrics}.items():  # the loss tells people most
+            if not math.isfinite(value):
+                raise DivergenceError(step, f"the {told(name)} of step {step} is {value}")
+        if self._spike and len(self._losses) == HISTORY:
+            mean = sum(self._losses) / HISTORY
+            if loss > self._spike * mean:
+                raise DivergenceError(
+                    step,
+                    f"the loss of step {step} is {loss:.3f}, more than {self._spike:g} times the "
+                    f"mean of the {HISTORY} before, {mean:.3f}",
+                )
+        self._losses.append(loss)
+
+
+def told(name: str) -> str:
+    """A metric as people call it."""
+    return {"grad_norm": "gradient's norm"}.get(name, name)
+
+
+def data_index(step: int, skipped: Collection[int]) -> int:
+    """Which batch of the data a step takes: the batches in order without those `skipped`."""
+    index = step
+    for left_out in sorted(skipped):
+        index += left_out <= index
+    return index
+
+
+def write_batch(path: Path, batch: Mapping[str, Any]) -> None:
+    """Keeps a batch to be looked at: `numpy.load` reads it."""
+    with atomic_open(path, "wb") as file:
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in batch.items()}
+        np.savez(file, **arrays)
