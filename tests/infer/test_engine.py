@@ -326,7 +326,7 @@ def test_new_weights_are_used_and_nothing_is_compiled_again(make_engine, params)
 
 
 def test_a_second_engine_and_any_mix_of_requests_compile_little(make_engine, config):
-    """Prompts in rows of 1, 8, 64 and lengths of 64, 128, 256; decoding over 128 and 256."""
+    """Prompts are read and placed at lengths of 64, 128, 256; decoding is over 128 and 256."""
     rng = np.random.default_rng(0)
 
     def run(engine, count):
@@ -341,11 +341,11 @@ def test_a_second_engine_and_any_mix_of_requests_compile_little(make_engine, con
     with compilations() as count:
         for size in (1, 2, 5, 9, 30, 3, 70, 11):
             run(engine, size)
-    assert count() <= 9 + 9 + 3 + 2  # read_prompts, place_rows, first_tokens, decode_steps
+    assert count() <= engine.max_compilations == 2 * 3 + 2 * 4
     with compilations() as count:
         for size in (4, 40):
             run(make_engine(), size)
-    assert count() <= 9 + 9 + 3 + 2 - 8, "the second engine should find most of it compiled"
+    assert count() <= 1, "the second engine should find it compiled"
 
 
 @contextlib.contextmanager
