@@ -37,6 +37,7 @@ from jaxchat.infer.request import MAX_ALTERNATIVES, Completion, EngineError, Req
 from jaxchat.infer.row import Row
 from jaxchat.infer.service import Job, Service
 from jaxchat.infer.toolbox import TOOL_SECONDS, Toolbox
+from jaxchat.infer.weights import on_device
 from jaxchat.model.attention import choose_attention
 from jaxchat.model.cache import Cache, init_cache, whole_blocks
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -52,6 +53,7 @@ class Engine(Service):
     """Serves requests with one set of weights, on one device."""
 
     _cache: Cache  # donated by every dispatch that gives a new one
+    _read: tuple[Request, Cache] | None  # the last prompt, for the request's other samples
 
     def __init__(
         self,
@@ -115,8 +117,8 @@ class Engine(Service):
 
     def set_params(self, params: Any) -> None:
         """Takes other weights of the same shapes; nothing is compiled again (see `Service`)."""
-        params = jax.tree.map(lambda x: x.astype(self.dtype), params)
-        self._params = jax.device_put(params, self._device)
+        self._params = on_device(params, self._device, self.dtype)
+        self._read = None
 
     def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Compiles every program, so that no request waits for that.
@@ -136,12 +138,20 @@ class Engine(Service):
 
     def submit(self, request: Request) -> Job:
         """Queues a request; `step` then works on it. Raises EngineError if it does not fit."""
+        job = self.make_job(request)
+        self._waiting.extend(job.rows)
+        return job
+
+    def make_job(self, request: Request) -> Job:
+        """A job that is not queued. Raises EngineError if the request does not fit."""
         self.check(request)
         request = self._cut(request)
         limit = min(request.max_tokens, self.max_len - len(request.tokens))
-        job = Job(request, limit, self._toolbox.tokenizer)
-        self._waiting.extend(job.rows)
-        return job
+        return Job(request, limit, self._toolbox.tokenizer)
+
+    def queue(self, row: Row) -> None:
+        """Queues one row of a job."""
+        self._waiting.append(row)
 
     def cancel(self, job: Job) -> None:
         """Drops what is unfinished of a job, at once."""
@@ -155,16 +165,25 @@ class Engine(Service):
         self.start()
         return self.finish()
 
-    def start(self) -> None:
-        """The first half of `step`, which does not wait for the device."""
+    @property
+    def flying(self) -> bool:
+        """Whether there is a dispatch to `finish`."""
+        return self._flying is not None
+
+    def wait(self) -> None:
+        """A moment, or until a tool has answered."""
+        self._toolbox.wait()
+
+    def start(self, *, wait: bool = True) -> None:
+        """The first half of `step`, which waits for tools at most, and not for the device."""
         try:
             self._admit()
             rows = [row for row in self._rows if row is not None]
             self._toolbox.collect(rows)
             if any(not row.waits for row in rows):
                 self._decode(rows)
-            elif rows:
-                self._toolbox.wait()
+            elif rows and wait:
+                self.wait()
         except BaseException:
             self._abandon()
             raise
@@ -208,18 +227,17 @@ class Engine(Service):
     def _admit(self) -> None:
         """Fills free slots from the queue; samples of one request share what is read."""
         free = [slot for slot, row in enumerate(self._rows) if row is None]
-        read: tuple[Request, Cache] | None = None
         for slot in free[: len(self._waiting)]:
             row = self._waiting.popleft()
             self._rows[slot] = row
-            if read is None or read[0] is not row.request:
-                read = row.request, self._read(row.request.tokens[:-1])
-            self._place(read[1], slot)
+            if self._read is None or self._read[0] is not row.request:
+                self._read = row.request, self._prompt(row.request.tokens[:-1])
+            self._place(self._read[1], slot)
 
     def _place(self, prompt: Cache, slot: int) -> None:
         self._cache = place_prompt(self._cache, prompt, slot)
 
-    def _read(self, tokens: tuple[int, ...]) -> Cache:
+    def _prompt(self, tokens: tuple[int, ...]) -> Cache:
         """The cache after a prompt's tokens but the last, which is decoded like those after it."""
         length = bucket(len(tokens), MIN_PROMPT, self.max_len)
         prompt: Cache = read_prompt(
@@ -266,8 +284,8 @@ class Engine(Service):
 
         for length in buckets(MIN_PROMPT, self.max_len):
             prompt = (0,) * length
-            yield partial(self._read, prompt)
-            yield partial(lambda prompt: self._place(self._read(prompt), 0), prompt)
+            yield partial(self._prompt, prompt)
+            yield partial(lambda prompt: self._place(self._prompt(prompt), 0), prompt)
         most = min(MAX_ALTERNATIVES, self.config.vocab_size)
         for span in buckets(MIN_SPAN, self._span):
             for truncate, alternatives in product((False, True), (0, most)):
@@ -282,5 +300,5 @@ class Engine(Service):
         for row in self._rows:
             if row is not None:
                 self._toolbox.forget(row)
-        self._rows, self._flying = [None] * self.slots, None
+        self._rows, self._flying, self._read = [None] * self.slots, None, None
         self._make_cache()
