@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from jaxchat.infer.calls import TOOL_FAILED, Calls, Tool, answer
 from jaxchat.infer.row import Row, Specials
-from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tokenizer import Tokenizer, TokenizerError
 from jaxchat.tools.calculator import run_tool
 
 TOOL_SECONDS = 30.0  # a tool that takes longer has failed
@@ -70,6 +70,6 @@ class Toolbox:
     def _force(self, row: Row, output: str) -> None:
         try:
             ids = self.tokenizer.encode(output)
-        except UnicodeError:  # half of a surrogate pair
+        except TokenizerError:  # half of a surrogate pair
             ids = self.tokenizer.encode(TOOL_FAILED)
         row.forced.extend([self.specials.output_start, *ids, self.specials.output_end])

@@ -3,12 +3,15 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import compilations
 
 from jaxchat.config import ModelConfig
-from jaxchat.infer.engine import Engine, Request
-from jaxchat.model.gpt import init_params
+from jaxchat.infer import batch, device
+from jaxchat.infer.engine import Engine, EngineError, Request
+from jaxchat.model.gpt import forward, init_params
 
 SETTINGS = (
     {"temperature": 1.0},
@@ -30,7 +33,11 @@ def engine(request, tokenizer):
     )  # fmt: skip
     params = init_params(jax.random.key(0), config)
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
-    return Engine(params, config, tokenizer, slots=32, max_len=256, steps_per_dispatch=4)
+    engine = Engine(params, config, tokenizer, slots=32, max_len=256, steps_per_dispatch=4)
+    told = []
+    engine.warm_up(lambda done, count: told.append((done, count)))
+    assert told[-1] == (14, 14)  # 64, 128, 256 to read and to place; 128, 256 to decode, 4 ways
+    return engine
 
 
 def random_requests(count, seed):
@@ -76,3 +83,73 @@ def test_samples_do_not_depend_on_how_many_there_are(engine):
     (many,) = engine.generate([dataclasses.replace(request, n=40)])
     assert many[:5] == five
     assert five[0] == one
+
+
+def test_200_requests_that_join_and_leave_decode_as_full_forward_passes_do(engine, tokenizer):
+    """Greedy, with cancels; after warm_up nothing is compiled, whatever comes."""
+    rng = np.random.default_rng(3)
+    requests = [
+        dataclasses.replace(request, temperature=0.0, n=int(rng.integers(1, 3)))
+        for request in random_requests(200, seed=3)
+    ]
+    left, jobs, cancelled = list(requests), [], 0
+    with compilations() as count:
+        while left or engine.step():
+            for _ in range(min(len(left), int(rng.integers(0, 12)))):
+                jobs.append(engine.submit(left.pop()))
+            if rng.random() < 0.3:
+                engine.cancel(jobs[int(rng.integers(len(jobs)))])
+                cancelled += 1
+            engine.step()
+    assert count() == 0
+    served = [job for job in jobs if job.done]
+    assert len(served) > 150
+    assert cancelled > 5
+    for job in served[::2]:
+        for row in job.rows:
+            assert_greedy(engine, tokenizer, job.request.tokens, row.completion)
+
+
+whole = jax.jit(forward, static_argnames="config")
+
+
+def assert_greedy(engine, tokenizer, prompt, completion):
+    """Each sampled token is the likeliest after those before it, up to rounding."""
+    ids = np.zeros((1, engine.max_len), np.int32)
+    text = [*prompt, *completion.tokens]
+    ids[0, : len(text)] = text
+    logits = np.asarray(whole(engine.params, jnp.asarray(ids), engine.config))[0]
+    logits = logits[len(prompt) - 1 : len(text) - 1]
+    chosen = logits[np.arange(len(completion.tokens)), completion.tokens]
+    sampled = np.array(completion.mask) == 1
+    assert (chosen >= logits.max(axis=-1) - 1e-4)[sampled].all()
+    logprobs = chosen - np.asarray(jax.nn.logsumexp(logits, axis=-1))
+    np.testing.assert_allclose(completion.logprobs, np.where(sampled, logprobs, 0.0), atol=1e-4)
+    ends = (tokenizer.special("<|assistant_end|>"), tokenizer.bos)
+    stops = [
+        token in ends and mask
+        for token, mask in zip(completion.tokens, completion.mask, strict=True)
+    ]
+    assert not any(stops[:-1])
+    assert (completion.finish_reason == "stop") == bool(stops[-1])
+
+
+def test_warm_up_is_for_an_idle_engine(engine):
+    job = engine.submit(random_requests(1, seed=0)[0])
+    with pytest.raises(EngineError, match="warm_up was called with requests under way"):
+        engine.warm_up()
+    engine.cancel(job)
+
+
+def test_the_cache_is_donated_and_never_copied_whole(engine):
+    rows = batch.rows_for([None] * engine.slots, 4)
+    size = sum(array.nbytes for array in jax.tree.leaves(engine._cache))
+    decode = device.decode_steps.lower(
+        engine.params, engine._cache, rows, config=engine.config, dtype=engine.dtype, span=256,
+        pauses=(1,), truncate=False, alternatives=0,
+    ).compile()  # fmt: skip
+    place = device.place_prompt.lower(engine._cache, engine._prompt((1,)), 0).compile()
+    for program in (decode, place):
+        plan = program.memory_analysis()
+        assert plan.alias_size_in_bytes >= size
+        assert plan.temp_size_in_bytes < size / 2

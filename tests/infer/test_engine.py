@@ -1,14 +1,13 @@
 """The engine against naive decoding: one request, one full forward pass a token, no cache."""
 
-import contextlib
 import dataclasses
 import functools
 
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import compilations
 
 from jaxchat.infer.engine import Engine, EngineError, Request
 from jaxchat.model.gpt import forward
@@ -346,22 +345,6 @@ def test_a_second_engine_and_any_mix_of_requests_compile_little(make_engine, con
         for size in (4, 40):
             run(make_engine(), size)
     assert count() <= 1, "the second engine should find it compiled"
-
-
-@contextlib.contextmanager
-def compilations():
-    """Counts what XLA compiles meanwhile."""
-    found = []
-
-    def listen(event, duration, **kwargs):
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield lambda: len(found)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_half_precision_gives_nearly_the_same_probabilities(make_engine, params, config):

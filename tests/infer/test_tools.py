@@ -151,7 +151,7 @@ def test_a_call_that_is_late_leaves_room_for_the_next():
     never.set()
 
 
-def test_a_devices_error_leaves_an_empty_engine_that_works(make_engine, monkeypatch):
+def test_a_devices_error_leaves_an_empty_engine_that_works(make_engine):
     engine = make_engine(reverse)
     request = random_requests(1)[0]
     want = engine.generate([request])
@@ -167,6 +167,6 @@ def test_a_devices_error_leaves_an_empty_engine_that_works(make_engine, monkeypa
     while engine.step():
         pass
     served = [each.rows[0].completion for each in later if each.done]
-    assert len(served) == 20 - 7, "those that were queued are served, those in slots are dropped"
+    assert len(served) == 19, "all that were queued but the one whose slot was being filled"
     assert set(served) == {want[0][0]}
     assert engine.generate([request]) == want
