@@ -1,6 +1,12 @@
 """The engine's compiled functions. Module-level, so that engines of one configuration share them.
 
-Axes: B slots of the engine, R prompts read at once, N decode steps of a dispatch, V vocabulary.
+What a row gets is the same to the last bit in any slot and any company: a prompt is read alone, the
+rows of a step are always as many as there are slots, and attention adds its blocks in order
+(`model.attention.cached_attention`). Barriers keep the variants of a program from being fused in
+different ways.
+
+Axes: B slots of the engine, N decode steps of a dispatch, V vocabulary, A alternatives told of each
+token.
 """
 
 from __future__ import annotations
@@ -11,23 +17,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxchat.config import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.attention import Implementation
 from jaxchat.model.cache import Cache, init_cache, narrow, place, widen
-from jaxchat.sampling import Sampling, sample
+from jaxchat.sampling import Sampling, likeliest, sample
 
 
 class Rows(NamedTuple):
     """What the host says of every slot before a dispatch."""
 
-    token: Array  # [B] int32, the last of each row, not yet in the cache
-    active: Array  # [B] bool
-    remaining: Array  # [B] int32, tokens it may still have
-    forced: Array  # [B,N] int32, tokens to take before any is sampled
-    forced_count: Array  # [B] int32
+    token: ArrayLike  # [B] int32, the last of each row, not yet in the cache
+    active: ArrayLike  # [B] bool
+    remaining: ArrayLike  # [B] int32, tokens it may still have
+    forced: ArrayLike  # [B,N] int32, tokens to take before any is sampled
+    forced_count: ArrayLike  # [B] int32
     sampling: Sampling
 
 
@@ -37,40 +43,36 @@ class Emitted(NamedTuple):
     token: Array  # [N,B] int32
     logprob: Array  # [N,B] float32
     active: Array  # [N,B] bool
+    others: Array  # [N,B,A] int32, likeliest first
+    other_logprobs: Array  # [N,B,A] float32
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "attention"))
-def read_prompts(
+def read_prompt(
     params: Any,
-    tokens: Array,
-    lengths: Array,
+    tokens: ArrayLike,
+    length: ArrayLike,
     *,
     config: ModelConfig,
     dtype: DTypeLike,
     attention: Implementation,
-) -> tuple[Array, Cache]:
-    """Prompts [R,T] of `lengths` [R], padded on the right: logits [R,V] after each, and a cache."""
-    cache = init_cache(config, tokens.shape[0], tokens.shape[1], dtype)
-    return gpt.prefill(params, tokens, lengths, cache, config, dtype=dtype, attention=attention)
+) -> Cache:
+    """The cache after a prompt [1,T] of `length` [1], padded on the right."""
+    tokens, length = jnp.asarray(tokens), jnp.asarray(length)
+    cache = init_cache(config, 1, tokens.shape[1], dtype)
+    _, cache = gpt.prefill(params, tokens, length, cache, config, dtype=dtype, attention=attention)
+    return cache
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
-def place_rows(cache: Cache, prompts: Cache, source: Array, target: Array) -> Cache:
-    """The cache with prompt source[i] [R] in slot target[i] [R]; one past the last is padding."""
-    return place(cache, prompts, source, target)
-
-
-@functools.partial(jax.jit, static_argnames="truncate")
-def first_tokens(
-    logits: Array, lengths: Array, source: Array, sampling: Sampling, *, truncate: bool
-) -> tuple[Array, Array]:
-    """The token that follows prompt source[i] [R], and its log-probability."""
-    return sample(logits[source], sampling, lengths[source], truncate=truncate)
+def place_prompt(cache: Cache, prompt: Cache, slot: ArrayLike) -> Cache:
+    """The engine's cache with a prompt in a slot."""
+    return place(cache, prompt, jnp.asarray(slot))
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "dtype", "span", "pauses", "truncate"),
+    static_argnames=("config", "dtype", "span", "pauses", "truncate", "alternatives"),
     donate_argnames="cache",
 )
 def decode_steps(
@@ -83,26 +85,31 @@ def decode_steps(
     span: int,
     pauses: tuple[int, ...],
     truncate: bool,
+    alternatives: int,
 ) -> tuple[Cache, Emitted]:
     """N tokens for every active row, or fewer for one that comes to its end.
 
     A row stands still after it has sampled one of `pauses` or has none remaining. Only the first
-    `span` slots of the cache are looked at: no active row may come to have more positions.
+    `span` slots of the cache are looked at: no row in a slot may come to have more positions.
     """
+    token, active, remaining, forced, forced_count = map(jnp.asarray, rows[:5])
+    settings = Sampling(*map(jnp.asarray, rows.sampling))
 
     def step(carry: tuple[Cache, Array, Array, Array], number: Array) -> tuple[Any, Emitted]:
         cache, token, active, remaining = carry
         logits, cache = gpt.decode(params, token, cache, config, active=active, dtype=dtype)
-        sampled, logprob = sample(logits, rows.sampling, cache.length, truncate=truncate)
-        choose = number >= rows.forced_count
-        token = jnp.where(active, jnp.where(choose, sampled, rows.forced[:, number]), token)
-        emitted = Emitted(token, logprob, active)
+        logits = lax.optimization_barrier(logits)
+        sampled, logprob = sample(logits, settings, cache.length, truncate=truncate)
+        choose = number >= forced_count
+        token = jnp.where(active, jnp.where(choose, sampled, forced[:, number]), token)
+        others = likeliest(logits, alternatives)
+        emitted = Emitted(token, logprob, active, *others)
         remaining = remaining - active.astype(remaining.dtype)
         paused = choose & jnp.isin(token, jnp.array(pauses, token.dtype))
         return (cache, token, active & ~paused & (remaining > 0), remaining), emitted
 
     # A scan of known length: of a loop that stops early, the host would wait for every step.
-    start = (narrow(cache, span), rows.token, rows.active, rows.remaining)
-    numbers = jnp.arange(rows.forced.shape[1], dtype=jnp.int32)
+    start = (narrow(cache, span), token, active, remaining)
+    numbers = jnp.arange(forced.shape[1], dtype=jnp.int32)
     (narrowed, *_), emitted = lax.scan(step, start, numbers)
     return widen(cache, narrowed), emitted
