@@ -13,8 +13,9 @@ import httpx
 
 from jaxchat.config import ServeConfig
 from jaxchat.serve.app import create_app
+from jaxchat.serve.listening import listen
 from jaxchat.serve.models import ServedModel, Serves
-from jaxchat.serve.process import Server, listen
+from jaxchat.serve.process import Server
 from jaxchat.serve.scheduler import Scheduler
 
 
@@ -54,7 +55,7 @@ def serve(
     models: Sequence[ServedModel], *, key: str | None = None, **settings: object
 ) -> Iterator[LiveServer]:
     """Serves models while open; `settings` are those of ServeConfig."""
-    config = ServeConfig(**{"port": 0, "grace_seconds": 0.5, **settings})
+    config = ServeConfig(**{"port": 0, "grace_seconds": 0.5, "warm_up": False, **settings})
     app = create_app(models, config, key=key)
     server, sock = Server(app, config), listen(config)
     port = sock.getsockname()[1]
