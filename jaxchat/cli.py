@@ -20,6 +20,7 @@ from jaxchat import (
     report_cli,
     runs,
     runs_cli,
+    serve_cli,
     tokenizer_cli,
 )
 from jaxchat.arguments import positive, whole
@@ -46,6 +47,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     chat_cli.add_chat(commands.add_parser("chat", parents=[common], help="talk to a model"))
     runs_cli.add_runs(commands.add_parser("runs", parents=[common], help="list the runs"))
     runs_cli.add_watch(commands.add_parser("watch", parents=[common], help="see a run at work"))
+    serve_cli.add_serve(commands, [common])
     report_cli.add_report(commands, [common])
     _add_profile(commands.add_parser("profile", parents=[common], help="say where time went"))
     tokenizer = commands.add_parser(
