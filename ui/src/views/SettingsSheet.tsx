@@ -1,0 +1,172 @@
+import type { Signal } from "@preact/signals";
+import { useEffect, useRef } from "preact/hooks";
+import { say } from "../notices";
+import { DEFAULTS, type Settings, set, settings } from "../settings";
+import { change, conversations, current, importConversations } from "../store";
+import { download, fileName, toJson, toMarkdown } from "../transcript";
+import { Icon } from "./Icon";
+
+export function SettingsSheet({ open }: { open: Signal<boolean> }) {
+  const dialog = useRef<HTMLDialogElement>(null);
+  useEffect(() => {
+    if (open.value) dialog.current?.showModal();
+    else dialog.current?.close();
+  }, [open.value]);
+  const close = (): void => void (open.value = false);
+  return (
+    <dialog
+      ref={dialog}
+      class="sheet"
+      aria-labelledby="settings-title"
+      onClose={close}
+      onClick={(event) => event.target === event.currentTarget && close()}
+    >
+      <div class="sheet-body">
+        <div class="sheet-head">
+          <h2 id="settings-title">Settings</h2>
+          <button type="button" class="round" aria-label="Close the settings" onClick={close}>
+            <Icon name="close" />
+          </button>
+        </div>
+        <Sampling />
+        <ThisChat />
+        <Look />
+        <Files close={close} />
+      </div>
+    </dialog>
+  );
+}
+
+function ThisChat() {
+  const { id, system } = current.value;
+  return (
+    <section>
+      <h3>This chat</h3>
+      <label>
+        System prompt
+        <textarea
+          rows={3}
+          value={system}
+          placeholder="What the model is told before everything else"
+          onInput={(event) => change(id, (one) => ({ ...one, system: event.currentTarget.value }))}
+        />
+      </label>
+    </section>
+  );
+}
+
+function Sampling() {
+  return (
+    <section>
+      <h3>Sampling</h3>
+      <NumberField name="temperature" label="Temperature" min={0} max={2} step={0.1} hint="0 takes the likeliest token" />
+      <NumberField name="topK" label="Top-k" min={0} max={1000} step={1} hint="0 considers all tokens" />
+      <NumberField name="topP" label="Top-p" min={0.05} max={1} step={0.05} hint="1 considers all tokens" />
+      <NumberField name="maxTokens" label="Maximum of tokens" min={1} step={1} optional="as many as fit" />
+      <NumberField name="seed" label="Seed" min={0} step={1} optional="another each time" />
+      <button type="button" class="quiet" onClick={() => set({ ...DEFAULTS, models: settings.value.models, theme: settings.value.theme })}>
+        Back to the defaults
+      </button>
+    </section>
+  );
+}
+
+interface NumberFieldProps {
+  name: "temperature" | "topK" | "topP" | "maxTokens" | "seed";
+  label: string;
+  min: number;
+  max?: number;
+  step: number;
+  hint?: string;
+  optional?: string; // what no number means
+}
+
+function NumberField({ name, label, min, max, step, hint, optional }: NumberFieldProps) {
+  const write = (field: HTMLInputElement): void => {
+    const value = field.valueAsNumber;
+    if (Number.isNaN(value) && optional) set({ [name]: null });
+    else if (!Number.isNaN(value) && value >= min && value <= (max ?? Infinity) && (step < 1 || Number.isInteger(value))) set({ [name]: value });
+  };
+  return (
+    <label class="number">
+      <span>
+        {label}
+        {hint && <small>{hint}</small>}
+      </span>
+      <input
+        type="number"
+        min={min}
+        max={max}
+        step={step}
+        placeholder={optional}
+        value={settings.value[name] ?? ""}
+        onInput={(event) => write(event.currentTarget)}
+        onBlur={(event) => (event.currentTarget.value = String(settings.value[name] ?? ""))}
+      />
+    </label>
+  );
+}
+
+const THEMES = { system: "As the system", light: "Light", dark: "Dark" } as const;
+
+function Look() {
+  return (
+    <section>
+      <h3>Appearance</h3>
+      <fieldset class="choice">
+        <legend class="unseen">Appearance</legend>
+        {Object.entries(THEMES).map(([theme, label]) => (
+          <label key={theme}>
+            <input
+              type="radio"
+              name="theme"
+              checked={settings.value.theme === theme}
+              onChange={() => set({ theme: theme as Settings["theme"] })}
+            />
+            {label}
+          </label>
+        ))}
+      </fieldset>
+    </section>
+  );
+}
+
+function Files({ close }: { close: () => void }) {
+  const one = current.value;
+  const take = async (field: HTMLInputElement): Promise<void> => {
+    const file = field.files?.[0];
+    field.value = "";
+    if (!file) return;
+    try {
+      const count = importConversations(await file.text());
+      say(count ? `${count} ${count === 1 ? "chat was" : "chats were"} imported.` : "There is no chat in that file.");
+      close();
+    } catch {
+      say(`${file.name} is not JSON that this page exported.`);
+    }
+  };
+  return (
+    <section>
+      <h3>Files</h3>
+      <div class="files">
+        <button type="button" disabled={!one.turns.length} onClick={() => download(fileName(one, "md"), "text/markdown", toMarkdown(one))}>
+          This chat as Markdown
+        </button>
+        <button type="button" disabled={!one.turns.length} onClick={() => download(fileName(one, "json"), "application/json", toJson([one]))}>
+          This chat as JSON
+        </button>
+        <button
+          type="button"
+          disabled={!conversations.value.length}
+          onClick={() => download("jaxchat.json", "application/json", toJson(conversations.value))}
+        >
+          All chats as JSON
+        </button>
+        <label class="button">
+          Import JSON
+          <input class="unseen" type="file" accept=".json,application/json" onChange={(event) => take(event.currentTarget)} />
+        </label>
+      </div>
+    </section>
+  );
+}
