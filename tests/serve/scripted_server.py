@@ -1,7 +1,7 @@
-"""A small server that hands out the page and answers by a script, for what a real model will not do.
+"""A small server that hands out the page and answers by a script, as no real model would.
 
-A script gets the request and yields what goes out: a dict is a chunk, a number is a pause in seconds,
-a string is sent as it is. Raising Refusal before the first yield refuses the request.
+A script gets the request and yields what goes out: a dict is a chunk, a number is a pause in
+seconds, a string is sent as it is. Raising Refusal before the first yield refuses the request.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,9 +20,15 @@ import jaxchat
 PAGE = Path(jaxchat.__file__).parent / "serve" / "page"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 )
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+}
 CONTEXT = 512
 
 Script = Callable[[dict[str, Any]], Iterator[dict[str, Any] | float | str]]
@@ -83,12 +88,18 @@ def saying(text: str, pause: float = 0.0) -> Script:
 def model(name: str, **facts: Any) -> dict[str, Any]:
     """An entry of the list of models."""
     run, stage = name.split("/")
-    told = {"run": run, "stage": stage, "parameters": 1_048_576, "context": CONTEXT, "default": False}
+    told = {
+        "run": run,
+        "stage": stage,
+        "parameters": 1_048_576,
+        "context": CONTEXT,
+        "default": False,
+    }
     return {"id": name, "object": "model", "jaxchat": told | facts}
 
 
 class ScriptedServer(ThreadingHTTPServer):
-    """Its state is what a test sets: the script, the key, the models; and the requests that came."""
+    """What a test sets (the script, the key, the models), and the requests that came."""
 
     daemon_threads = True
 
@@ -97,6 +108,7 @@ class ScriptedServer(ThreadingHTTPServer):
         self.script: Script = saying("Hello.")
         self.key = ""
         self.models = [model("cpu/rl", default=True), model("cpu/sft")]
+        self.closing = threading.Event()  # ends what streams
         self.requests: list[dict[str, Any]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -108,6 +120,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the page left
+            super().handle()
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
@@ -132,8 +148,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if self.server.key and self.headers["authorization"] != f"Bearer {self.server.key}":
                 raise Refusal(401, "invalid_api_key", "The key is wrong or missing.")
-            with contextlib.suppress(ConnectionError):
-                work()
+            work()
         except Refusal as refusal:
             body = {"error": {"message": str(refusal), "code": refusal.code}}
             self.answer(refusal.status, body, refusal.retry_after)
@@ -149,7 +164,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, item: dict[str, Any] | float | str) -> None:
         if isinstance(item, int | float):
-            time.sleep(item)
+            if self.server.closing.wait(item):
+                raise ConnectionAbortedError
             return
         text = item if isinstance(item, str) else f"data: {json.dumps(item)}\n\n"
         self.wfile.write(text.encode())
@@ -183,6 +199,7 @@ def scripted_server(port: int = 0) -> Iterator[ScriptedServer]:
     try:
         yield server
     finally:
+        server.closing.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -23,6 +23,11 @@ const ALTERNATIVES = 5; // to each token
 const LEAST_ROOM = 4; // forgetting the oldest turns leaves 1 / LEAST_ROOM of the context for the answer
 
 const running = new Map<string, AbortController>(); // by conversation, turn and lane
+let leaving = false; // a page that is left breaks its own streams: that is no fault of the server's
+addEventListener("beforeunload", () => {
+  leaving = true;
+  setTimeout(() => (leaving = false), 2000); // should it stay after all
+});
 const keyOf = (...names: (string | number)[]): string => names.join(" ");
 const fresh = (model: string): Answer => ({ model, status: "waiting", parts: [] });
 
@@ -122,6 +127,7 @@ async function answer(id: string, turnId: string, lane: number): Promise<void> {
     state = { ...state, status: "done" };
     announce(`${state.model} answered: ${textOf(state)}`);
   } catch (error) {
+    if (leaving && error instanceof UnreachableError) return;
     state = controller.signal.aborted
       ? { ...state, status: "stopped" }
       : { ...state, status: "failed", failure: failureOf(error, state) };

@@ -138,8 +138,9 @@ function Foot({ conversation, turn, lane, answer, last }: Place) {
   };
   return (
     <footer>
+      {answer.status === "streaming" && <span class="writing" />}
       <div class="actions">
-        <button type="button" class="quiet" disabled={running} onClick={copyAnswer}>
+        <button type="button" class="quiet" disabled={running || !textOf(answer)} onClick={copyAnswer}>
           <Icon name="copy" />
           {copied.value ? "Copied" : "Copy"}
         </button>
@@ -162,6 +163,6 @@ function inWords({ tokens, rate, firstToken }: Stats = {}): string {
   const said = [];
   if (tokens !== undefined) said.push(`${tokens} ${tokens === 1 ? "token" : "tokens"}`);
   if (rate) said.push(`${rate < 10 ? rate.toFixed(1) : Math.round(rate).toLocaleString("en")} tokens/s`);
-  if (firstToken !== undefined) said.push(`first after ${firstToken.toFixed(2)} s`);
+  if (firstToken !== undefined) said.push(`first token after ${firstToken.toFixed(2)} s`);
   return said.join(" · ");
 }

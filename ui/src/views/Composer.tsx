@@ -65,7 +65,17 @@ function Meter() {
   const label = `${tokens.toLocaleString("en")} of ${context.toLocaleString("en")} tokens`;
   return (
     <span class={share >= 1 ? "room over" : share > 0.8 ? "room near" : "room"}>
-      <meter min={0} max={context} value={tokens} aria-label={`Context: ${label}`} />
+      <span
+        class="gauge"
+        role="meter"
+        aria-label="Context"
+        aria-valuemin={0}
+        aria-valuemax={context}
+        aria-valuenow={Math.min(tokens, context)}
+        aria-valuetext={label}
+      >
+        <span style={{ width: `${100 * Math.min(share, 1)}%` }} />
+      </span>
       {label}
       {share >= 1 ? ": too long" : ""}
     </span>

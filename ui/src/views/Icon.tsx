@@ -17,6 +17,6 @@ const PATHS = {
 
 export const Icon = ({ name }: { name: keyof typeof PATHS }) => (
   <svg class="icon" viewBox="0 0 20 20" aria-hidden="true">
-    <path d={PATHS[name]} />
+    <path d={PATHS[name]} fill={name === "stop" ? "currentColor" : undefined} />
   </svg>
 );

@@ -63,7 +63,7 @@ function Sampling() {
       <NumberField name="topK" label="Top-k" min={0} max={1000} step={1} hint="0 considers all tokens" />
       <NumberField name="topP" label="Top-p" min={0.05} max={1} step={0.05} hint="1 considers all tokens" />
       <NumberField name="maxTokens" label="Maximum of tokens" min={1} step={1} optional="as many as fit" />
-      <NumberField name="seed" label="Seed" min={0} step={1} optional="another each time" />
+      <NumberField name="seed" label="Seed" min={0} step={1} optional="random" />
       <button type="button" class="quiet" onClick={() => set({ ...DEFAULTS, models: settings.value.models, theme: settings.value.theme })}>
         Back to the defaults
       </button>
@@ -147,13 +147,13 @@ function Files({ close }: { close: () => void }) {
   };
   return (
     <section>
-      <h3>Files</h3>
+      <h3>Export and import</h3>
       <div class="files">
         <button type="button" disabled={!one.turns.length} onClick={() => download(fileName(one, "md"), "text/markdown", toMarkdown(one))}>
-          This chat as Markdown
+          Chat as Markdown
         </button>
         <button type="button" disabled={!one.turns.length} onClick={() => download(fileName(one, "json"), "application/json", toJson([one]))}>
-          This chat as JSON
+          Chat as JSON
         </button>
         <button
           type="button"
@@ -163,7 +163,7 @@ function Files({ close }: { close: () => void }) {
           All chats as JSON
         </button>
         <label class="button">
-          Import JSON
+          Import
           <input class="unseen" type="file" accept=".json,application/json" onChange={(event) => take(event.currentTarget)} />
         </label>
       </div>

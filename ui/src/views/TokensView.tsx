@@ -9,8 +9,9 @@ const percent = (logprob: number): string => {
   return probability < 0.1 ? "<0.1%" : `${probability.toFixed(probability > 99.9 ? 0 : 1)}%`;
 };
 
-function tint({ logprob, sampled }: Token): string {
+function tint({ text, logprob, sampled }: Token): string {
   if (!sampled) return "token forced";
+  if (/^<\|\w+\|>$/.test(text)) return "token special";
   const probability = Math.exp(logprob);
   if (probability > CERTAIN) return "token";
   return `token tint-${Math.min(STEPS, 1 + Math.floor((1 - probability) * STEPS))}`;

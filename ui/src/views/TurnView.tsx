@@ -57,6 +57,7 @@ function Question({ conversation, turn }: { conversation: string; turn: Turn }) 
           }}
         >
           <textarea
+            rows={1}
             aria-label="Edit your message"
             value={editing.value}
             ref={(area) => {
