@@ -316,6 +316,54 @@ class HardwareConfig:
         _not_negative("hardware", self, "dollars_per_hour")
 
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """`jaxchat serve`: where it listens, and what it allows."""
+
+    host: str = "127.0.0.1"
+    port: int = 8_000  # 0: any that is free
+    slots: int = 16  # completions decoded at once, of each model; fewer where memory is short
+    queue: int = 256  # requests that may wait
+    queue_seconds: float = 60.0  # that a request may wait
+    grace_seconds: float = 10.0  # for answers under way, when the server is told to end
+    messages: int = 256  # of one request
+    characters: int = 400_000  # of all its messages
+    body_bytes: int = 4_000_000
+    body_seconds: float = 20.0  # in which a request must have arrived
+    samples: int = 8  # n
+    max_tokens: int = 0  # of an answer; 0: what the context leaves
+    temperature: float = 0.8  # where a request names none
+    top_k: int = 0  # likewise; 0: all
+    connections: int = 1_024
+    hosts: tuple[str, ...] = ()  # names in the Host header that are accepted beside its own
+    origins: tuple[str, ...] = ()  # of other sites whose pages may ask (CORS)
+    behind_proxy: bool = False  # clients are told apart by what a proxy on this machine says
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.port <= 65_535, f"serve.port is {self.port}; it must be 0 to 65535.")
+        _positive("serve", self, "slots", "queue", "queue_seconds", "messages", "characters")
+        _positive("serve", self, "body_bytes", "body_seconds", "samples", "connections")
+        _not_negative("serve", self, "grace_seconds", "max_tokens", "top_k")
+        _check(
+            0 <= self.temperature <= 2,
+            f"serve.temperature is {self.temperature}; it must be in [0, 2].",
+        )
+        _check(bool(self.host), "serve.host is empty; name an address, such as 127.0.0.1.")
+        for origin in self.origins:
+            _check(
+                origin.startswith(("http://", "https://")) and not origin.endswith("/"),
+                f"serve.origins has {origin!r}; an origin is of the form https://example.org.",
+            )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in LOOPBACK
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """A whole run, from text to report."""

@@ -86,6 +86,16 @@ def memory_bytes() -> int:
         return 0
 
 
+def free_memory_bytes() -> int:
+    """Memory that a process may still take; where the system does not tell, all there is."""
+    try:
+        told = Path("/proc/meminfo").read_text(encoding="utf-8")
+    except OSError:
+        return memory_bytes()
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", told, re.MULTILINE)
+    return int(found[1]) * 1024 if found else memory_bytes()
+
+
 def peak_memory_bytes() -> int:
     """The most memory that this process has held so far."""
     # Linux's ru_maxrss also counts what the parent held when it started this process.

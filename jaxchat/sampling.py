@@ -49,6 +49,15 @@ def sample(
     return token, chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
+def likeliest(logits: Array, count: int) -> tuple[Array, Array]:
+    """The `count` likeliest tokens [B,count] int32 of each row, best first, and log-probabilities.
+
+    logits [B,V] float32; log-probabilities are at temperature 1, in nats.
+    """
+    best, tokens = jax.lax.top_k(logits, count)
+    return tokens, best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+
 def _uniform(rows: Sampling, position: Array) -> Array:
     """A number in [0, 1) for each row [B]."""
 

@@ -1,6 +1,7 @@
 """The engine's compiled functions. Module-level, so that engines of one configuration share them.
 
-Axes: B slots of the engine, R prompts read at once, N decode steps of a dispatch, V vocabulary.
+Axes: B slots of the engine, R prompts read at once, N decode steps of a dispatch, V vocabulary,
+A alternatives told of each token.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jaxchat.config import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.attention import Implementation
 from jaxchat.model.cache import Cache, init_cache, narrow, place, widen
-from jaxchat.sampling import Sampling, sample
+from jaxchat.sampling import Sampling, likeliest, sample
 
 
 class Rows(NamedTuple):
@@ -31,12 +32,23 @@ class Rows(NamedTuple):
     sampling: Sampling
 
 
+class Chosen(NamedTuple):
+    """Tokens, and what else could have stood in their place."""
+
+    token: Array  # [R] int32
+    logprob: Array  # [R] float32
+    others: Array  # [R,A] int32, likeliest first
+    other_logprobs: Array  # [R,A] float32
+
+
 class Emitted(NamedTuple):
     """The tokens of a dispatch; those of row b are the leading ones, where `active` is True."""
 
     token: Array  # [N,B] int32
     logprob: Array  # [N,B] float32
     active: Array  # [N,B] bool
+    others: Array  # [N,B,A] int32, likeliest first
+    other_logprobs: Array  # [N,B,A] float32
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "attention"))
@@ -60,17 +72,33 @@ def place_rows(cache: Cache, prompts: Cache, source: Array, target: Array) -> Ca
     return place(cache, prompts, source, target)
 
 
-@functools.partial(jax.jit, static_argnames="truncate")
+@functools.partial(jax.jit, static_argnames=("truncate", "alternatives"))
 def first_tokens(
-    logits: Array, lengths: Array, source: Array, sampling: Sampling, *, truncate: bool
-) -> tuple[Array, Array]:
-    """The token that follows prompt source[i] [R], and its log-probability."""
-    return sample(logits[source], sampling, lengths[source], truncate=truncate)
+    logits: Array,
+    lengths: Array,
+    source: Array,
+    sampling: Sampling,
+    *,
+    truncate: bool,
+    alternatives: int,
+) -> Chosen:
+    """The token that follows prompt source[i] [R]."""
+    return _choose(logits[source], sampling, lengths[source], truncate, alternatives)
+
+
+def _choose(
+    logits: Array, sampling: Sampling, position: Array, truncate: bool, alternatives: int
+) -> Chosen:
+    token, logprob = sample(logits, sampling, position, truncate=truncate)
+    if alternatives:
+        return Chosen(token, logprob, *likeliest(logits, alternatives))
+    shape = (*token.shape, 0)
+    return Chosen(token, logprob, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "dtype", "span", "pauses", "truncate"),
+    static_argnames=("config", "dtype", "span", "pauses", "truncate", "alternatives"),
     donate_argnames="cache",
 )
 def decode_steps(
@@ -83,6 +111,7 @@ def decode_steps(
     span: int,
     pauses: tuple[int, ...],
     truncate: bool,
+    alternatives: int,
 ) -> tuple[Cache, Emitted]:
     """N tokens for every active row, or fewer for one that comes to its end.
 
@@ -93,10 +122,10 @@ def decode_steps(
     def step(carry: tuple[Cache, Array, Array, Array], number: Array) -> tuple[Any, Emitted]:
         cache, token, active, remaining = carry
         logits, cache = gpt.decode(params, token, cache, config, active=active, dtype=dtype)
-        sampled, logprob = sample(logits, rows.sampling, cache.length, truncate=truncate)
+        chosen = _choose(logits, rows.sampling, cache.length, truncate, alternatives)
         choose = number >= rows.forced_count
-        token = jnp.where(active, jnp.where(choose, sampled, rows.forced[:, number]), token)
-        emitted = Emitted(token, logprob, active)
+        token = jnp.where(active, jnp.where(choose, chosen.token, rows.forced[:, number]), token)
+        emitted = Emitted(token, chosen.logprob, active, chosen.others, chosen.other_logprobs)
         remaining = remaining - active.astype(remaining.dtype)
         paused = choose & jnp.isin(token, jnp.array(pauses, token.dtype))
         return (cache, token, active & ~paused & (remaining > 0), remaining), emitted

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,9 +21,24 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxchat.config import ModelConfig
-from jaxchat.infer.device import Rows, decode_steps, first_tokens, place_rows, read_prompts
-from jaxchat.infer.request import Completion, EngineError, Request
+from jaxchat.infer.device import (
+    Chosen,
+    Emitted,
+    Rows,
+    decode_steps,
+    first_tokens,
+    place_rows,
+    read_prompts,
+)
+from jaxchat.infer.request import (
+    MAX_ALTERNATIVES,
+    Alternatives,
+    Completion,
+    EngineError,
+    Request,
+)
 from jaxchat.infer.row import Row, Specials, Tool, Toolbox
+from jaxchat.infer.stops import StopWatch
 from jaxchat.model.attention import choose_attention
 from jaxchat.model.cache import Cache, init_cache
 from jaxchat.sampling import Sampling
@@ -34,15 +50,22 @@ __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
 
 PROMPT_ROWS = (1, 8, 64)  # prompts read at once
 MIN_PROMPT = 64  # tokens a prompt is padded to; longer ones to the next power of two
+ROOM = 4  # 1 / ROOM of the context is enough for an answer to a prompt that is cut
 MIN_SPAN = 128  # slots of the cache that decoding looks at; then powers of two
 
 
 class Job:
-    """A submitted request; its rows fill up with every step of the engine."""
+    """A submitted request; its rows fill up with every step of the engine.
 
-    def __init__(self, request: Request, limit: int) -> None:
+    `request` is as it is served: with what `cut` has left of the prompt.
+    """
+
+    def __init__(self, request: Request, limit: int, tokenizer: Tokenizer) -> None:
         self.request = request
         self.rows = [Row(request, stream, limit) for stream in range(request.n)]
+        if request.stop:
+            for row in self.rows:
+                row.stops = StopWatch(request.stop, tokenizer)
 
     @property
     def done(self) -> bool:
@@ -153,7 +176,9 @@ class Engine:
     def submit(self, request: Request) -> Job:
         """Queues a request; `step` then works on it. Raises EngineError if it does not fit."""
         self._check(request)
-        job = Job(request, min(request.max_tokens, self.max_len - len(request.tokens)))
+        request = self._cut(request)
+        limit = min(request.max_tokens, self.max_len - len(request.tokens))
+        job = Job(request, limit, self._toolbox.tokenizer)
         self._waiting.extend(job.rows)
         return job
 
@@ -171,16 +196,27 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         length = len(request.tokens)
-        if length > self.max_len - 1:
+        if length > self.max_len - 1 and not request.cut:
             raise EngineError(
                 f"the prompt has {length} tokens, and the context of {self.max_len} leaves room "
-                f"for {self.max_len - 1} and one to answer; shorten the prompt."
+                f"for {self.max_len - 1} and one to answer; shorten the prompt, or "
+                "let it be cut."
             )
         if not all(0 <= token < self.config.vocab_size for token in request.tokens):
             raise EngineError(
                 f"the prompt has a token outside the vocabulary of {self.config.vocab_size}; "
                 "encode it with the model's tokenizer."
             )
+
+    def _cut(self, request: Request) -> Request:
+        """A request whose prompt leaves room for an answer, where it asks for that."""
+        room = min(request.max_tokens, max(1, self.max_len // ROOM))
+        extra = len(request.tokens) + room - self.max_len
+        if not request.cut or extra <= 0:
+            return request
+        first = int(request.tokens[0] == self._toolbox.specials.bos and len(request.tokens) > extra)
+        kept = request.tokens[:first] + request.tokens[first + extra :]
+        return replace(request, tokens=kept)
 
     def _admit(self) -> None:
         """Fills free slots from the queue, prompts of about one length together."""
@@ -223,14 +259,13 @@ class Engine:
         self._cache = place_rows(self._cache, prompts, source, slots)
         rows = [row for _, row in placed]
         sampling = _sampling([*rows, *[None] * padding])
-        tokens, logprobs = first_tokens(
-            logits, prompts.length, source, sampling, truncate=_truncates(rows)
-        )
-        for (slot, row), token, logprob in zip(
-            placed, tokens.tolist(), logprobs.tolist(), strict=False
-        ):
+        chosen = first_tokens(
+            logits, prompts.length, source, sampling,
+            truncate=_truncates(rows), alternatives=_alternatives(rows, self.config),
+        )  # fmt: skip
+        for (slot, row), pick in zip(placed, _picks(chosen), strict=False):
             self._rows[slot] = row
-            self._take(slot, token, logprob)
+            self._take(slot, pick)
 
     def _decode(self) -> None:
         """One dispatch of decode steps for all slots."""
@@ -245,17 +280,20 @@ class Engine:
             span=_bucket(reach, MIN_SPAN, self.max_len),
             pauses=self._pauses,
             truncate=_truncates(active),
+            alternatives=_alternatives(active, self.config),
         )
         counts = np.asarray(emitted.active).sum(axis=0).tolist()
-        tokens, logprobs = np.asarray(emitted.token).T.tolist(), emitted.logprob.T.tolist()
+        picks = _picks(emitted)
         for slot, count in enumerate(counts):
-            for token, logprob in zip(tokens[slot][:count], logprobs[slot], strict=False):
-                self._take(slot, token, logprob)
+            for number in range(count):
+                if self._rows[slot] is not None:  # the device sees no stop text
+                    self._take(slot, picks[number][slot])
 
-    def _take(self, slot: int, token: int, logprob: float) -> None:
+    def _take(self, slot: int, pick: tuple[int, float, Alternatives]) -> None:
         row = self._rows[slot]
         assert row is not None
-        row.take(token, logprob, self._toolbox)
+        token, logprob, others = pick
+        row.take(token, logprob, self._toolbox, others)
         if row.finish_reason:
             self._rows[slot] = None
 
@@ -320,6 +358,24 @@ def _sampling(rows: Sequence[Row | None]) -> Sampling:
         seed=jnp.asarray(seed),
         stream=_ints([row.stream if row else 0 for row in rows]),
     )
+
+
+def _alternatives(rows: Iterable[Row], config: ModelConfig) -> int:
+    """How many alternatives the device computes: of one number, so that little is compiled."""
+    wanted = any(row.request.alternatives for row in rows)
+    return min(MAX_ALTERNATIVES, config.vocab_size) if wanted else 0
+
+
+def _picks(chosen: Chosen | Emitted) -> Any:
+    """Nested lists, of the shape of the tokens, of what `Row.take` wants of each."""
+
+    def zipped(tokens: Any, logprobs: Any, others: Any, values: Any) -> Any:
+        if isinstance(tokens, list):
+            return [zipped(*each) for each in zip(tokens, logprobs, others, values, strict=True)]
+        return tokens, logprobs, tuple(zip(others, values, strict=True))
+
+    arrays = (chosen.token, chosen.logprob, chosen.others, chosen.other_logprobs)
+    return zipped(*(np.asarray(array).tolist() for array in arrays))
 
 
 def _truncates(rows: Iterable[Row]) -> bool:

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
+Alternatives = tuple[tuple[int, float], ...]  # (id, log-probability), likeliest first
+
+MAX_STOPS = 16  # stop texts of a request
+MAX_ALTERNATIVES = 20  # told of each token
 
 
 class EngineError(ValueError):
@@ -27,6 +31,14 @@ class Request:
     top_p: float = 1.0  # 1: all
     seed: int = 0
     n: int = 1  # samples
+    # Texts at which an answer ends, the token that completes one included; only what the assistant
+    # says is looked at, not calls of tools and what they answer.
+    stop: tuple[str, ...] = ()
+    alternatives: int = 0  # of each sampled token: so many of the likeliest in its place
+    # Where a prompt leaves less than a quarter of the context for the answer (or than max_tokens,
+    # if that is less), its oldest tokens are dropped, but not a `<|bos|>` at its start. Without
+    # this a prompt that fits is kept whole, and one that does not is refused.
+    cut: bool = False
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -37,13 +49,24 @@ class Request:
                 raise EngineError(f"{name} is {value}; it must be at least {least}.")
         if not 0 < self.top_p <= 1:
             raise EngineError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
+        if isinstance(self.stop, str) or len(self.stop) > MAX_STOPS or not all(self.stop):
+            raise EngineError(
+                f"stop is {self.stop!r}; it must be a tuple of at most {MAX_STOPS} texts, none of "
+                "them empty."
+            )
+        if not 0 <= self.alternatives <= MAX_ALTERNATIVES:
+            raise EngineError(
+                f"alternatives is {self.alternatives}; it must be from 0 to {MAX_ALTERNATIVES}."
+            )
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What follows a prompt. The three tuples have one entry for each token."""
+    """What follows a prompt. The tuples have one entry for each token."""
 
     tokens: tuple[int, ...]  # the `<|assistant_end|>` or `<|bos|>` that ended it included
     mask: tuple[int, ...]  # 1 sampled, 0 put there by a tool
     logprobs: tuple[float, ...]  # the model's, at temperature 1 over all tokens; 0 where mask is 0
     finish_reason: FinishReason
+    # As many as the request asked for, at temperature 1; none where mask is 0.
+    alternatives: tuple[Alternatives, ...] = ()

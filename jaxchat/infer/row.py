@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from jaxchat.infer.request import Completion, FinishReason, Request
+from jaxchat.infer.request import Alternatives, Completion, FinishReason, Request
+from jaxchat.infer.stops import StopWatch
 from jaxchat.tokenizer.bpe import Tokenizer
 
 Tool = Callable[[str], str]  # code -> output
@@ -67,6 +68,8 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    alternatives: list[Alternatives] = field(default_factory=list)
+    stops: StopWatch | None = None
     code: list[int] | None = None  # the tool call being sampled
     forced: deque[int] = field(default_factory=deque)  # tokens the tool put in the queue
     finish_reason: FinishReason | None = None
@@ -81,10 +84,13 @@ class Row:
         """The finished completion."""
         assert self.finish_reason is not None
         return Completion(
-            tuple(self.tokens), tuple(self.mask), tuple(self.logprobs), self.finish_reason
-        )
+            tuple(self.tokens), tuple(self.mask), tuple(self.logprobs), self.finish_reason,
+            tuple(self.alternatives),
+        )  # fmt: skip
 
-    def take(self, token: int, logprob: float, toolbox: Toolbox) -> None:
+    def take(
+        self, token: int, logprob: float, toolbox: Toolbox, alternatives: Alternatives = ()
+    ) -> None:
         """Adds the next token; runs the tool when a call is complete, and notices the end."""
         chosen = not self.forced
         if self.forced:
@@ -92,8 +98,10 @@ class Row:
         self.tokens.append(token)
         self.mask.append(int(chosen))
         self.logprobs.append(logprob if chosen else 0.0)
+        self.alternatives.append(alternatives[: self.request.alternatives] if chosen else ())
         specials = toolbox.specials
-        if chosen and token in specials.stops:
+        said_stop = self.stops is not None and self.stops.feed(token)
+        if said_stop or (chosen and token in specials.stops):
             self.finish_reason = "stop"
         elif len(self.tokens) >= self.limit:
             self.finish_reason = "length"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tokenizer.chat import DELIMITERS
+
 
 class StopFinder:
     """Passes text on up to the first stop text, and holds back what could be the start of one.
@@ -38,6 +41,34 @@ class StopFinder:
         """What was held back, once no more text comes."""
         held, self._held = self._held, ""
         return held
+
+
+class StopWatch:
+    """Looks for stop texts in what the ids of a completion say.
+
+    Only text counts, joined: not the code of tool calls, nor what tools answer.
+    """
+
+    def __init__(self, stops: Sequence[str], tokenizer: Tokenizer) -> None:
+        """Raises ValueError for an empty stop text."""
+        self._finder = StopFinder(stops)
+        self._tokenizer = tokenizer
+        self._starts = {tokenizer.special(start) for start, _ in DELIMITERS.values()}
+        self._ends = {tokenizer.special(end) for _, end in DELIMITERS.values()}
+        self._stream = tokenizer.decode_stream()
+        self._is_text = True
+
+    def feed(self, token: int) -> bool:
+        """Whether a stop text is complete, after the next id."""
+        text = ""
+        if token in self._starts or token in self._ends:
+            text = self._stream.close()
+            self._stream = self._tokenizer.decode_stream()
+            self._is_text = token in self._ends
+        elif self._is_text and self._tokenizer.is_ordinary(token):
+            text = self._stream.feed([token])
+        self._finder.feed(text)
+        return self._finder.found is not None
 
 
 def _overlap(text: str, stop: str) -> int:

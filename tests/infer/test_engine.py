@@ -12,6 +12,7 @@ import pytest
 
 from jaxchat.infer.engine import Engine, EngineError, Request
 from jaxchat.model.gpt import forward
+from jaxchat.tokenizer.chat import parse_completion
 from jaxchat.tools.calculator import run_tool
 
 forward = jax.jit(forward, static_argnames="config")
@@ -151,6 +152,88 @@ def test_temperature_0_samples_are_all_the_greedy_one(engine, naive):
     (group,) = engine.generate([Request(prompt, max_tokens=20, n=3)])
     for completion in group:
         assert_is(completion, naive(prompt, 20))
+
+
+def text_of(tokenizer, completion):
+    """What the assistant says: without the tool's part."""
+    parts = parse_completion(completion.tokens, tokenizer)
+    return "".join(part["text"] for part in parts if part["type"] == "text")
+
+
+def test_an_answer_ends_at_the_token_that_completes_a_stop_text(engine, tokenizer):
+    requests = [
+        Request(prompt, max_tokens=60, temperature=1.0, seed=number)
+        for number, prompt in enumerate(random_prompts(12, seed=2))
+    ]
+    found = 0
+    for request, (free,) in zip(requests, engine.generate(requests), strict=True):
+        text = text_of(tokenizer, free)
+        stops = tuple({text[3:5], text[-4:-2], "never said"} - {""})
+        ((ended,),) = engine.generate([dataclasses.replace(request, stop=stops)])
+        size = len(ended.tokens)
+        assert ended.tokens == free.tokens[:size]
+        assert ended.logprobs == pytest.approx(free.logprobs[:size], abs=1e-4)
+        before = text_of(tokenizer, dataclasses.replace(ended, tokens=ended.tokens[:-1]))
+        if any(stop in text for stop in stops):
+            found += 1
+            assert ended.finish_reason == "stop"
+            said = text_of(tokenizer, ended)
+            assert any(stop in said for stop in stops)
+            assert not any(stop in before.rstrip("\ufffd") for stop in stops)
+        else:
+            assert ended == free
+    assert found > 5, "the fixture's model should say more; change its seed"
+
+
+def test_what_tools_are_asked_and_answer_stops_nothing(make_engine, tokenizer):
+    requests = [Request(prompt, max_tokens=40) for prompt in random_prompts(20)]
+    engine = make_engine(tools=lambda code: "quux")
+    free = engine.generate(requests)
+    stopped = engine.generate([dataclasses.replace(each, stop=("quux",)) for each in requests])
+    assert any("quux" in tokenizer.decode(each.tokens) for (each,) in free)
+    assert [each.tokens for (each,) in stopped] == [each.tokens for (each,) in free]
+
+
+def test_alternatives_are_the_likeliest_tokens_of_the_model(engine, params, config):
+    prompts = random_prompts(3, seed=4)
+    requests = [
+        Request(prompt, max_tokens=30, temperature=1.0, seed=9, alternatives=number)
+        for prompt, number in zip(prompts, (0, 3, 20), strict=True)
+    ]
+    for request, (completion,) in zip(requests, engine.generate(requests), strict=True):
+        ids = jnp.array([[*request.tokens, *completion.tokens]], jnp.int32)
+        logits = forward(params, ids, config)[0, len(request.tokens) - 1 : -1]
+        logprobs = np.asarray(jax.nn.log_softmax(logits))
+        assert len(completion.alternatives) == len(completion.tokens)
+        for row, mask, told in zip(logprobs, completion.mask, completion.alternatives, strict=True):
+            assert len(told) == (request.alternatives if mask else 0)
+            want = np.sort(row)[::-1][: len(told)]
+            np.testing.assert_allclose([value for _, value in told], want, atol=1e-4)
+            np.testing.assert_allclose([row[token] for token, _ in told], want, atol=1e-4)
+    (plain,) = engine.generate([dataclasses.replace(requests[2], alternatives=0)])
+    assert plain[0].tokens == completion.tokens
+
+
+def test_a_prompt_that_is_too_long_is_cut_only_where_that_is_asked(engine, config, tokenizer):
+    rest = tuple(np.random.default_rng(0).integers(0, 256, 3 * config.sequence_len).tolist())
+    for prompt, first in (((tokenizer.bos, *rest), (tokenizer.bos,)), (rest, ())):
+        request = Request(prompt, max_tokens=200, cut=True)
+        job = engine.submit(request)
+        room = config.sequence_len // 4
+        kept = config.sequence_len - room - len(first)
+        assert job.request.tokens == first + rest[-kept:]
+        while not job.done:
+            engine.step()
+        assert 0 < len(job.rows[0].tokens) <= room
+        short = engine.submit(dataclasses.replace(request, max_tokens=5))
+        assert len(short.request.tokens) == config.sequence_len - 5
+        engine.cancel(short)
+        with pytest.raises(EngineError, match="shorten the prompt, or let it be cut"):
+            engine.submit(dataclasses.replace(request, cut=False))
+    fits = Request(rest[:50], max_tokens=200, cut=True)
+    job = engine.submit(fits)
+    assert job.request is fits
+    engine.cancel(job)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 16])
@@ -314,6 +397,10 @@ def test_no_requests_no_completions(engine):
         ({"temperature": -1.0}, r"temperature is -1\.0; it must be at least 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": -3}, "top_k is -3"),
+        ({"stop": ("a", "")}, r"stop is \('a', ''\); it must be a tuple of at most 16 texts"),
+        ({"stop": "ab"}, "stop is 'ab'"),
+        ({"stop": ("a",) * 17}, "at most 16 texts"),
+        ({"alternatives": 21}, "alternatives is 21; it must be from 0 to 20"),
         ({"top_p": 0.0}, r"top_p is 0\.0; it must be above 0 and at most 1"),
     ],
 )

@@ -1,0 +1,124 @@
+"""Opens the models to serve: a run's stage each, with as many slots as fit into memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxchat import machine
+from jaxchat.chat import find_model
+from jaxchat.config import ConfigError, ModelConfig, ServeConfig
+from jaxchat.infer.engine import Engine
+from jaxchat.memory import OutOfMemory
+from jaxchat.model.cache import init_cache
+from jaxchat.pipeline import done_file
+from jaxchat.run_inputs import tokenizer_of
+from jaxchat.scaling import count_params
+from jaxchat.serve.models import ServedModel, Serves
+from jaxchat.stages import compute_dtype, load_model
+from jaxchat.tokenizer.bpe import Tokenizer
+
+CACHE_COPIES = 3  # the cache itself, new prompts before they are placed, and what decoding narrows
+LOGITS_COPIES = 4  # of a slot, float32, while it is sampled
+SHARE = 0.8  # of the free memory that may be taken
+
+
+def parse_name(name: str) -> tuple[str, str | None]:
+    """RUN/STAGE, or RUN alone for its best stage. Raises ConfigError for anything else."""
+    run, slash, stage = name.partition("/")
+    if not run or (slash and not stage) or "/" in stage:
+        raise ConfigError(f"--model is {name!r}; it must be of the form RUN/STAGE, or RUN.")
+    return run, stage or None
+
+
+def load_models(
+    root: Path,
+    names: Sequence[tuple[str | None, str | None]],
+    config: ServeConfig,
+    tell: Callable[[str], object] = lambda _: None,
+) -> list[ServedModel]:
+    """The named (run, stage)s of the home `root`; None is the last run, or its best stage.
+
+    Raises ArtifactError for what is not there, OutOfMemory where not even one slot fits.
+    """
+    models: list[ServedModel] = []
+    for number, (run, stage) in enumerate(names):
+        model = _load(root, run, stage, config, len(names) - number, tell)
+        if model.id not in {other.id for other in models}:
+            models.append(model)
+    return models
+
+
+def _load(
+    root: Path,
+    run: str | None,
+    stage: str | None,
+    config: ServeConfig,
+    left: int,
+    tell: Callable[[str], object],
+) -> ServedModel:
+    """Opens a model that may take what is free, shared with `left - 1` others."""
+    context, chosen = find_model(root, run, stage)
+    model, tokenizer = context.config.model, tokenizer_of(context)
+    dtype = compute_dtype()
+    params = load_model(context.root, chosen, model)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    name = f"{context.root.name}/{chosen}"
+    slots = fit_slots(model, config.slots, jnp.dtype(dtype).itemsize, free_bytes() / left, name)
+    if slots < config.slots:
+        tell(f"memory is short: {name} decodes {slots} answers at once, not {config.slots}.")
+    record = context.done[chosen]
+    return ServedModel(
+        run=context.root.name,
+        stage=chosen,
+        config=model,
+        tokenizer=tokenizer,
+        parameters=count_params(model)["total"],
+        created=int(done_file(context.root, chosen).stat().st_mtime),
+        fingerprint="fp_" + str(record["results"]["artifact"])[:12],
+        context=model.sequence_len,
+        open_engine=opener(params, model, tokenizer, slots, dtype),
+    )
+
+
+def opener(
+    params: Any, model: ModelConfig, tokenizer: Tokenizer, slots: int, dtype: Any
+) -> Callable[[], Serves]:
+    """What makes an engine, as often as one is needed."""
+
+    def open_engine() -> Serves:
+        return Engine(params, model, tokenizer, slots=slots, dtype=dtype)
+
+    return open_engine
+
+
+def slot_bytes(model: ModelConfig, item: int) -> int:
+    """What one more slot takes; `item` bytes a number of the cache."""
+    shapes = jax.eval_shape(lambda: init_cache(model, 1, model.sequence_len))
+    cache: int = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) * item
+    return CACHE_COPIES * cache + LOGITS_COPIES * 4 * model.vocab_size
+
+
+def fit_slots(model: ModelConfig, wanted: int, item: int, free: float, name: str) -> int:
+    """As many slots as fit into `free` bytes, at most `wanted`. Raises OutOfMemory for none."""
+    each = slot_bytes(model, item)
+    fits = int(SHARE * free / each)
+    if fits < 1:
+        raise OutOfMemory(
+            f"the model {name} needs {each / 1e6:.0f} MB for one conversation, and "
+            f"{free / 1e6:.0f} MB are free; serve fewer models, or end other programs."
+        )
+    return min(wanted, fits)
+
+
+def free_bytes() -> float:
+    """Memory that is free where models compute."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return float(machine.free_memory_bytes())

@@ -1,0 +1,143 @@
+"""From what a client sends to what the engine takes."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from jaxchat.config import ServeConfig
+from jaxchat.infer.engine import EngineError, Request
+from jaxchat.serve.failures import ApiError, bad_request
+from jaxchat.serve.models import ServedModel
+from jaxchat.serve.schema import ChatRequest, InMessage
+from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tokenizer.chat import Message, Part, render_prompt
+
+GAP = "\n\n"  # between messages of one role that are joined
+REFUSED = {
+    "tools": "the model has a calculator of its own and takes no other tools",
+    "functions": "the model has a calculator of its own and takes no functions",
+    "response_format": "answers are text",
+    "logit_bias": "biases are not supported",
+    "frequency_penalty": "penalties are not supported",
+    "presence_penalty": "penalties are not supported",
+}
+
+
+def check_limits(messages: Sequence[InMessage], limits: ServeConfig) -> None:
+    """Raises ApiError 400 where a conversation is larger than is allowed."""
+    if len(messages) > limits.messages:
+        raise bad_request(
+            f"there are {len(messages)} messages; at most {limits.messages} are allowed.",
+            "messages",
+        )
+    size = sum(len(part["text"]) for message in messages for part in _parts(message))
+    if size > limits.characters:
+        raise bad_request(
+            f"the messages have {size} characters; at most {limits.characters} are allowed.",
+            "messages",
+        )
+
+
+def check_supported(body: ChatRequest) -> None:
+    """Raises ApiError 400 for what is known but not to be had."""
+    for name, why in REFUSED.items():
+        value = getattr(body, name)
+        plain = name == "response_format" and value == {"type": "text"}
+        if value and not plain:
+            raise bad_request(f"{name} is not supported: {why}; leave it out.", name)
+    if body.top_logprobs and not body.logprobs:
+        raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
+
+
+def prompt_tokens(messages: Sequence[InMessage], tokenizer: Tokenizer) -> list[int]:
+    """The ids of a conversation, up to where the assistant speaks.
+
+    System and developer messages, wherever they stand, come before the first of the user; messages
+    of one role in a row are joined. Raises ApiError 400 where user and assistant do not take turns.
+    """
+    system, turns = _turns(messages)
+    if not turns or turns[0]["role"] != "user" or turns[-1]["role"] != "user":
+        raise bad_request(
+            "messages must begin and end with one of the user (beside system messages).", "messages"
+        )
+    opening: list[Message] = [{"role": "system", "content": GAP.join(system)}] if system else []
+    return render_prompt([*opening, *turns], tokenizer)
+
+
+def engine_request(
+    body: ChatRequest, tokens: Sequence[int], model: ServedModel, config: ServeConfig
+) -> Request:
+    """The engine's request. Raises ApiError 400 where the prompt leaves no room, or n is too high.
+
+    More tokens than the context leaves are not an error: the answer then ends with "length".
+    """
+    room = model.context - len(tokens)
+    if room < 1:
+        raise too_long(len(tokens), model.context)
+    samples = body.n or 1
+    if samples > config.samples:
+        raise bad_request(f"n is {samples}; at most {config.samples} are allowed.", "n")
+    asked = body.max_completion_tokens or body.max_tokens or room
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    seed = secrets.randbits(32) if body.seed is None else body.seed % 2**32
+    try:
+        return Request(
+            tokens=tuple(tokens),
+            max_tokens=min(asked, config.max_tokens or room, room),
+            temperature=config.temperature if body.temperature is None else body.temperature,
+            top_k=config.top_k if body.top_k is None else body.top_k,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            seed=seed,
+            n=samples,
+            stop=stop,
+            alternatives=(body.top_logprobs or 0) if body.logprobs else 0,
+        )
+    except EngineError as error:
+        raise bad_request(str(error)) from error
+
+
+def too_long(length: int, context: int) -> ApiError:
+    """The prompt does not fit."""
+    return bad_request(
+        f"this model's context is {context} tokens, and the messages take {length}, which leaves "
+        "no room for an answer; shorten the messages.",
+        "messages",
+        "context_length_exceeded",
+    )
+
+
+def _parts(message: InMessage) -> list[Part]:
+    if isinstance(message.content, str):
+        return [{"type": "text", "text": message.content}]
+    return [{"type": part.type, "text": part.text} for part in message.content]
+
+
+def _turns(messages: Sequence[InMessage]) -> tuple[list[str], list[Message]]:
+    """The system texts; the other messages, those of one role in a row joined."""
+    system: list[str] = []
+    said: list[tuple[str, list[Part]]] = []
+    for index, message in enumerate(messages):
+        parts = _parts(message)
+        if message.role != "assistant" and any(part["type"] != "text" for part in parts):
+            raise bad_request(
+                f"messages[{index}] is of role {message.role}: its parts must be of type text.",
+                f"messages[{index}].content",
+            )
+        if message.role in ("system", "developer"):
+            system.append(_text(parts))
+        elif said and said[-1][0] == message.role:
+            said[-1][1].extend([{"type": "text", "text": GAP}, *parts])
+        else:
+            said.append((message.role, parts))
+    turns: list[Message] = [
+        {"role": "assistant", "content": parts}
+        if role == "assistant"
+        else {"role": "user", "content": _text(parts)}
+        for role, parts in said
+    ]
+    return system, turns
+
+
+def _text(parts: Sequence[Part]) -> str:
+    return "".join(part["text"] for part in parts)

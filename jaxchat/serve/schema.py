@@ -1,0 +1,92 @@
+"""What a client may send. Fields that are not named here are ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
+
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MOST = 2**31 - 1
+
+Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+
+
+class ContentPart(BaseModel):
+    """A piece of a message; `python` and `python_output` are the assistant's only."""
+
+    type: Literal["text", "python", "python_output"]
+    text: str
+
+
+class InMessage(BaseModel):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
+
+
+class Conversation(BaseModel):
+    """Messages for a model; the last is the user's."""
+
+    model: Annotated[str, Field(max_length=256)] | None = None
+    messages: Annotated[list[InMessage], Field(min_length=1)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells beside its text."""
+
+    include_usage: StrictBool | None = None
+
+
+class ChatRequest(Conversation):
+    """The body of /v1/chat/completions."""
+
+    model_config = ConfigDict(title="ChatRequest")
+
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(strict=True, ge=0, le=MOST)] | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    n: Count | None = None
+    seed: Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+    parts: StrictBool | None = None
+
+    # Known, and refused where they ask for anything.
+    tools: Any = None
+    functions: Any = None
+    response_format: Any = None
+    logit_bias: Any = None
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of an answer that is an error."""
+
+    error: ErrorDetail
+
+
+class TokenCount(BaseModel):
+    """The answer of /v1/count."""
+
+    prompt_tokens: int
+    context: int
