@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE = 10_000  # milliseconds that a test waits for something to be seen
+PATIENCE = 60_000  # milliseconds that a test waits for something; programs are compiled meanwhile
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,10 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     """
     contexts, wrong = [], list[str]()
 
-    def visit(url: str, **options: Any) -> Page:
+    def visit(url: str, settings: dict[str, Any] | None = None, **options: Any) -> Page:
         context = browser.new_context(**options)
+        given = json.dumps(json.dumps(settings or {}))
+        context.add_init_script(f"localStorage['jaxchat.settings'] ??= {given}")
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()

@@ -94,11 +94,11 @@ function requestFor(conversation: Conversation, turnId: string, lane: number): C
   return {
     model: conversation.turns[index]?.answers[lane]?.model ?? "",
     messages: messagesFor(conversation, index, lane),
-    temperature,
-    top_k: topK,
-    top_p: topP,
-    ...(maxTokens === null ? {} : { max_tokens: maxTokens }),
-    ...(seed === null ? {} : { seed }),
+    temperature: temperature ?? undefined, // JSON leaves out what is undefined
+    top_k: topK ?? undefined,
+    top_p: topP ?? undefined,
+    max_tokens: maxTokens ?? undefined,
+    seed: seed ?? undefined,
     ...(showTokens ? { logprobs: true, top_logprobs: ALTERNATIVES } : {}),
   };
 }

@@ -21,10 +21,8 @@ effect(() => {
   const controller = new AbortController();
   const count = async (id: string, lane: number): Promise<NonNullable<typeof room.value>> => {
     const messages = messagesFor(conversation, conversation.turns.length, lane);
-    if (text) messages.push({ role: "user", content: text });
-    if (messages.at(-1)?.role !== "user" && messages.at(-1)?.role !== "assistant")
-      return { tokens: 0, context: asked[lane]?.jaxchat?.context ?? 0 };
-    return countTokens(id, messages, controller.signal);
+    if (!messages.length && !text) return { tokens: 0, context: asked[lane]?.jaxchat?.context ?? 0 };
+    return countTokens(id, [...messages, { role: "user", content: text }], controller.signal);
   };
   const timer = setTimeout(async () => {
     try {

@@ -5,20 +5,21 @@ import { readValue, writeValue } from "./storage";
 
 export interface Settings {
   models: string[]; // ids; none is the server's default, two stand side by side
-  temperature: number;
-  topK: number; // 0 is all
-  topP: number;
-  maxTokens: number | null; // null is as many as fit
-  seed: number | null; // null is another one each time
+  // how answers are sampled; null leaves it to the server
+  temperature: number | null;
+  topK: number | null; // 0 is all
+  topP: number | null;
+  maxTokens: number | null;
+  seed: number | null;
   showTokens: boolean;
   theme: "system" | "light" | "dark";
 }
 
 export const DEFAULTS: Settings = {
   models: [],
-  temperature: 0.6,
-  topK: 50,
-  topP: 1,
+  temperature: null,
+  topK: null,
+  topP: null,
   maxTokens: null,
   seed: null,
   showTokens: false,

@@ -59,11 +59,11 @@ function Sampling() {
   return (
     <section>
       <h3>Sampling</h3>
-      <NumberField name="temperature" label="Temperature" min={0} max={2} step={0.1} hint="0 takes the likeliest token" />
-      <NumberField name="topK" label="Top-k" min={0} max={1000} step={1} hint="0 considers all tokens" />
-      <NumberField name="topP" label="Top-p" min={0.05} max={1} step={0.05} hint="1 considers all tokens" />
-      <NumberField name="maxTokens" label="Maximum of tokens" min={1} step={1} optional="as many as fit" />
-      <NumberField name="seed" label="Seed" min={0} step={1} optional="random" />
+      <NumberField name="temperature" label="Temperature" min={0} max={2} step={0.1} hint="0 takes the likeliest token" empty="the server's" />
+      <NumberField name="topK" label="Top-k" min={0} max={1000} step={1} hint="0 considers all tokens" empty="the server's" />
+      <NumberField name="topP" label="Top-p" min={0.05} max={1} step={0.05} hint="1 considers all tokens" empty="the server's" />
+      <NumberField name="maxTokens" label="Maximum of tokens" min={1} step={1} empty="as many as fit" />
+      <NumberField name="seed" label="Seed" min={0} step={1} empty="random" />
       <button type="button" class="quiet" onClick={() => set({ ...DEFAULTS, models: settings.value.models, theme: settings.value.theme })}>
         Back to the defaults
       </button>
@@ -78,14 +78,14 @@ interface NumberFieldProps {
   max?: number;
   step: number;
   hint?: string;
-  optional?: string; // what no number means
+  empty: string; // what no number means
 }
 
-function NumberField({ name, label, min, max, step, hint, optional }: NumberFieldProps) {
+function NumberField({ name, label, min, max, step, hint, empty }: NumberFieldProps) {
   const write = (field: HTMLInputElement): void => {
     const value = field.valueAsNumber;
-    if (Number.isNaN(value) && optional) set({ [name]: null });
-    else if (!Number.isNaN(value) && value >= min && value <= (max ?? Infinity) && (step < 1 || Number.isInteger(value))) set({ [name]: value });
+    if (field.value === "" && !field.validity.badInput) set({ [name]: null });
+    else if (field.validity.valid || (field.validity.stepMismatch && step < 1)) set({ [name]: value });
   };
   return (
     <label class="number">
@@ -98,7 +98,7 @@ function NumberField({ name, label, min, max, step, hint, optional }: NumberFiel
         min={min}
         max={max}
         step={step}
-        placeholder={optional}
+        placeholder={empty}
         value={settings.value[name] ?? ""}
         onInput={(event) => write(event.currentTarget)}
         onBlur={(event) => (event.currentTarget.value = String(settings.value[name] ?? ""))}
