@@ -91,11 +91,10 @@ def test_a_server_with_a_key_that_ends_and_comes_back(models, visit):
 
 
 def test_a_context_that_is_full_is_told_before_and_after(url, visit):
-    page = visit(url, {"temperature": 0, "maxTokens": 8})
-    for text in ("Who are you? " * 20, "Count. " * 20):
-        say(page, text)
-        answered(page)
-    page.fill("#message", "Who are you? " * 60)
+    page = visit(url, SURE)
+    say(page, "Who are you?")
+    answered(page)
+    page.fill("#message", "Who are you? " * 300)
     page.locator(".room.over", has_text="too long").wait_for()
     page.press("#message", "Enter")
     page.locator(".remark", has_text="The context is full").wait_for()

@@ -246,7 +246,7 @@ def test_a_reload_within_a_stream_keeps_what_came(server, visit):
     page.locator(".prose", has_text="Half of").wait_for()
     page.reload()
     page.locator(".prose", has_text="Half of").wait_for()
-    page.locator(".remark", has_text="page was closed before").wait_for()
+    page.locator(".remark", has_text="Interrupted before").wait_for()
     server.script = saying("Whole.")
     page.click("text=Try again")
     assert answered(page) == "Whole."

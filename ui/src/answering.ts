@@ -11,6 +11,7 @@ import {
   appendPart,
   messagesFor,
   newId,
+  settled,
   textOf,
 } from "./conversation";
 import { settings } from "./settings";
@@ -20,6 +21,7 @@ import type { Chunk } from "./wire";
 
 const SHOW_EVERY = 40; // milliseconds: smooth to the eye, and markdown is rendered anew each time
 const ALTERNATIVES = 5; // to each token
+const MOST_RESENT = 5; // without being told to
 const LEAST_ROOM = 4; // forgetting the oldest turns leaves 1 / LEAST_ROOM of the context for the answer
 
 const running = new Map<string, AbortController>(); // by conversation, turn and lane
@@ -59,7 +61,7 @@ export function edit(id: string, turnId: string, text: string): void {
   const what = gone ? `The message and ${gone} later ${gone > 1 ? "turns" : "turn"} were replaced.` : "The message was replaced.";
   say(what, () => {
     stop(id);
-    change(id, () => before);
+    change(id, () => settled(before));
   });
 }
 
@@ -178,12 +180,17 @@ function failureOf(error: unknown, state: Answer): Failure {
   return { kind: "refused", message };
 }
 
-// What could not be asked is asked when the server is back.
+// What could not be asked is asked when the server is back, a few times.
+const resent = new Map<string, number>();
 onReturn(() => {
   for (const { id, turns } of conversations.value) {
     const last = turns.at(-1);
     last?.answers.forEach(({ failure }, lane) => {
-      if (failure?.kind === "unreachable") askAgain(id, last.id, lane);
+      const key = keyOf(id, last.id, lane);
+      const times = resent.get(key) ?? 0;
+      if (failure?.kind !== "unreachable" || times === MOST_RESENT) return;
+      resent.set(key, times + 1);
+      askAgain(id, last.id, lane);
     });
   }
 });

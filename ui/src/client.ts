@@ -1,5 +1,6 @@
 // Requests to the server that this page came from.
 
+import { session } from "./storage";
 import { type Chunk, type ErrorBody, type Message, type Model, events } from "./wire";
 
 /** The server answered, and refused. */
@@ -32,11 +33,12 @@ export interface CompletionRequest {
 let askForKey: (refused: boolean) => Promise<string | null> = async () => null;
 export const onUnauthorized = (ask: typeof askForKey): void => void (askForKey = ask);
 
-const KEY = "jaxchat.key"; // in sessionStorage: forgotten with the tab
+const KEY = "jaxchat.key"; // in the session: forgotten with the tab
+let keyHere: string | null = null; // where there is no storage
 
 async function call(path: string, body?: object, signal?: AbortSignal): Promise<Response> {
   for (;;) {
-    const key = sessionStorage.getItem(KEY);
+    const key = session?.getItem(KEY) ?? keyHere;
     const headers: Record<string, string> = key ? { authorization: `Bearer ${key}` } : {};
     if (body) headers["content-type"] = "application/json";
     let response: Response;
@@ -55,7 +57,8 @@ async function call(path: string, body?: object, signal?: AbortSignal): Promise<
     if (response.status === 401) {
       const given = await askForKey(key !== null);
       if (given !== null) {
-        sessionStorage.setItem(KEY, given);
+        keyHere = given;
+        session?.setItem(KEY, given);
         continue;
       }
     }

@@ -96,9 +96,9 @@ export function messagesFor(conversation: Conversation, index: number, lane: num
   return messages;
 }
 
-/** A conversation as it is after the page was closed under it: what came is kept, nothing runs. */
+/** A conversation whose streams have ended, with the page or otherwise: what came is kept. */
 export function settled(conversation: Conversation): Conversation {
-  const failure: Failure = { kind: "broken", message: "The page was closed before the answer was complete." };
+  const failure: Failure = { kind: "broken", message: "Interrupted before the answer was complete." };
   const settle = (answer: Answer): Answer =>
     isRunning(answer) ? { ...answer, status: "failed", failure } : answer;
   return {

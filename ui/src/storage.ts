@@ -2,10 +2,21 @@
 
 import { type Conversation, settled } from "./conversation";
 
+/** A storage of the browser, or null where the reader's settings forbid it. */
+function kept(name: "localStorage" | "sessionStorage"): Storage | null {
+  try {
+    return globalThis[name];
+  } catch {
+    return null;
+  }
+}
+const local = kept("localStorage");
+export const session = kept("sessionStorage");
+
 const PREFIX = "jaxchat.conversation.";
 
 export function readAll(): Conversation[] {
-  return Object.keys(localStorage)
+  return Object.keys(local ?? {})
     .filter((key) => key.startsWith(PREFIX))
     .map((key) => readOne(key))
     .filter((conversation) => conversation !== null);
@@ -13,7 +24,7 @@ export function readAll(): Conversation[] {
 
 function readOne(key: string): Conversation | null {
   try {
-    const found = JSON.parse(localStorage.getItem(key) ?? "") as Conversation;
+    const found = JSON.parse(local?.getItem(key) ?? "null") as Conversation;
     return isConversation(found) ? settled(found) : null;
   } catch {
     return null; // not ours, or broken: left where it is
@@ -50,8 +61,8 @@ export function write(conversation: Conversation): boolean {
 
 function put(conversation: Conversation): boolean {
   try {
-    localStorage.setItem(PREFIX + conversation.id, JSON.stringify(conversation));
-    return true;
+    local?.setItem(PREFIX + conversation.id, JSON.stringify(conversation));
+    return local !== null;
   } catch {
     return false; // the quota
   }
@@ -65,7 +76,7 @@ const withoutTokens = (conversation: Conversation): Conversation => ({
   })),
 });
 
-export const remove = (id: string): void => localStorage.removeItem(PREFIX + id);
+export const remove = (id: string): void => local?.removeItem(PREFIX + id);
 
 /** Calls back with the id of a conversation that another tab wrote (the conversation) or removed (null). */
 export function onForeignChange(changed: (id: string, conversation: Conversation | null) => void): void {
@@ -77,7 +88,7 @@ export function onForeignChange(changed: (id: string, conversation: Conversation
 /** A small value under a name, with a default; what cannot be kept is lost with the page. */
 export function readValue<T>(name: string, fallback: T): T {
   try {
-    return (JSON.parse(localStorage.getItem(`jaxchat.${name}`) ?? "null") as T) ?? fallback;
+    return (JSON.parse(local?.getItem(`jaxchat.${name}`) ?? "null") as T) ?? fallback;
   } catch {
     return fallback;
   }
@@ -85,7 +96,7 @@ export function readValue<T>(name: string, fallback: T): T {
 
 export function writeValue(name: string, value: unknown): void {
   try {
-    localStorage.setItem(`jaxchat.${name}`, JSON.stringify(value));
+    local?.setItem(`jaxchat.${name}`, JSON.stringify(value));
   } catch {
     // full: the conversations say so
   }

@@ -20,7 +20,7 @@ export function App() {
   useEffect(() => {
     const onKey = (event: KeyboardEvent): void => {
       const inDialog = document.querySelector("dialog[open]");
-      if (event.key === "Escape" && !inDialog) {
+      if (event.key === "Escape" && !inDialog && !event.isComposing) {
         if (busy.value) stop(current.value.id);
         drawer.value = false;
       } else if ((event.ctrlKey || event.metaKey) && event.shiftKey && event.key.toLowerCase() === "o") {

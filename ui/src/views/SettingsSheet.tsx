@@ -83,9 +83,9 @@ interface NumberFieldProps {
 
 function NumberField({ name, label, min, max, step, hint, empty }: NumberFieldProps) {
   const write = (field: HTMLInputElement): void => {
-    const value = field.valueAsNumber;
-    if (field.value === "" && !field.validity.badInput) set({ [name]: null });
-    else if (field.validity.valid || (field.validity.stepMismatch && step < 1)) set({ [name]: value });
+    const { badInput, rangeUnderflow, rangeOverflow, stepMismatch } = field.validity;
+    if (badInput || rangeUnderflow || rangeOverflow || (stepMismatch && step === 1)) return;
+    set({ [name]: field.value === "" ? null : field.valueAsNumber });
   };
   return (
     <label class="number">

@@ -1,6 +1,6 @@
 import { type Signal, useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { type Conversation, titleOf } from "../conversation";
+import { type Conversation, settled, titleOf } from "../conversation";
 import { say } from "../notices";
 import { change, current, newestFirst, open as openConversation, put, removeConversation } from "../store";
 import { Icon } from "./Icon";
@@ -65,7 +65,7 @@ function Entry({ conversation, chosen }: { conversation: Conversation; chosen: (
   const remove = (): void => {
     removeConversation(id);
     say(`“${title}” was deleted.`, () => {
-      put(conversation);
+      put(settled(conversation));
       openConversation(id);
     });
   };
