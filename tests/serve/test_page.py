@@ -13,6 +13,7 @@ from tiny_model import CODE, HOSTILE
 __all__ = ["browser", "visit"]  # fixtures
 
 SURE = {"temperature": 0, "maxTokens": 120}  # the model knows its answers by heart
+BRIEF = {"temperature": 0, "maxTokens": 8}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def test_tokens_are_shown_with_their_probabilities(url, visit):
 
 
 def test_history_outlives_a_reload_and_chats_are_renamed_and_deleted(url, visit):
-    page = visit(url, SURE)
+    page = visit(url, BRIEF)
     for text in ("First question", "Second question"):
         page.keyboard.press("Control+Shift+O")
         assert page.evaluate("document.activeElement.id") == "message"
@@ -143,7 +144,7 @@ def test_history_outlives_a_reload_and_chats_are_renamed_and_deleted(url, visit)
 
 
 def test_editing_a_message_goes_on_from_there_and_can_be_undone(url, visit):
-    page = visit(url, SURE)
+    page = visit(url, BRIEF)
     for text in ("One", "Two", "Three"):
         say(page, text)
         answered(page)
@@ -245,7 +246,7 @@ def test_axe_finds_nothing_serious(url, visit, scheme):
 
 
 def test_the_page_is_usable_by_keyboard_and_fits_a_phone(url, visit):
-    page = visit(url, SURE, viewport={"width": 360, "height": 740})
+    page = visit(url, BRIEF, viewport={"width": 360, "height": 740})
     assert page.evaluate("document.querySelector('a, button, input').className") == "skip"
     page.focus(".skip")
     page.keyboard.press("Enter")

@@ -14,12 +14,15 @@ export function Thread() {
   const { id, turns, forgotten } = conversation;
 
   const toEnd = (): void => box.current?.scrollTo(0, box.current.scrollHeight);
+  const before = useRef(0);
   const look = (): void => {
     const { scrollTop, scrollHeight, clientHeight } = box.current as HTMLDivElement;
-    atEnd.value = scrollHeight - scrollTop - clientHeight < NEAR;
+    if (scrollHeight - scrollTop - clientHeight < NEAR) atEnd.value = true;
+    else if (scrollTop < before.current) atEnd.value = false; // else it grew before this was told
+    before.current = scrollTop;
   };
   useLayoutEffect(toEnd, [id, turns.length]);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (atEnd.peek()) toEnd();
   });
   useEffect(() => {
