@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jaxchat
-from jaxchat import data_cli, eval_cli, home, machine, report_cli, runs, tokenizer_cli
+from jaxchat import data_cli, eval_cli, home, machine, report_cli, runs, serve_cli, tokenizer_cli
 from jaxchat.errors import explain, guarded
 
 
@@ -33,6 +33,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"jaxchat {jaxchat.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_chat(commands.add_parser("chat", parents=[common], help="talk to a model"))
+    serve_cli.add_serve(commands, [common])
     report_cli.add_report(commands, [common])
     _add_profile(commands.add_parser("profile", parents=[common], help="say where time went"))
     tokenizer = commands.add_parser(

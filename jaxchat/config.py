@@ -338,6 +338,7 @@ class ServeConfig:
     temperature: float = 0.8  # where a request names none
     top_k: int = 0  # likewise; 0: all
     connections: int = 1_024
+    warm_up: bool = True  # compiles everything before it is ready
     hosts: tuple[str, ...] = ()  # names in the Host header that are accepted beside its own
     origins: tuple[str, ...] = ()  # of other sites whose pages may ask (CORS)
     behind_proxy: bool = False  # clients are told apart by what a proxy on this machine says

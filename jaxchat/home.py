@@ -53,6 +53,11 @@ def hub_token() -> str | None:
         return None
 
 
+def api_key() -> str | None:
+    """The key that the server asks its clients for, where JAXCHAT_API_KEY has one."""
+    return os.environ.get("JAXCHAT_API_KEY", "").strip() or None
+
+
 def hub_offline() -> bool:
     """Whether HF_HUB_OFFLINE forbids the network."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}

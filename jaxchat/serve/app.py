@@ -188,7 +188,7 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+    first = max(error.errors(), key=lambda problem: len(problem["loc"]))  # of a union, the nearest
     names = [name for name in first["loc"] if name != "body"]
     if first["type"] == "json_invalid":
         message, param = "the body is not valid JSON.", None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxchat import machine
 from jaxchat.chat import find_model
-from jaxchat.config import ConfigError, ModelConfig, ServeConfig
+from jaxchat.config import ModelConfig, ServeConfig
 from jaxchat.infer.engine import Engine
 from jaxchat.memory import OutOfMemory
 from jaxchat.model.cache import init_cache
@@ -26,14 +26,6 @@ from jaxchat.tokenizer.bpe import Tokenizer
 CACHE_COPIES = 3  # the cache itself, new prompts before they are placed, and what decoding narrows
 LOGITS_COPIES = 4  # of a slot, float32, while it is sampled
 SHARE = 0.8  # of the free memory that may be taken
-
-
-def parse_name(name: str) -> tuple[str, str | None]:
-    """RUN/STAGE, or RUN alone for its best stage. Raises ConfigError for anything else."""
-    run, slash, stage = name.partition("/")
-    if not run or (slash and not stage) or "/" in stage:
-        raise ConfigError(f"--model is {name!r}; it must be of the form RUN/STAGE, or RUN.")
-    return run, stage or None
 
 
 def load_models(

@@ -30,12 +30,12 @@ class Serves(Protocol):
         """Drops what is unfinished of a job."""
 
     def step(self) -> bool:
-        """Goes on with all; False: nothing is left."""
+        """Goes on with all; False: nothing is left. After an error it can be called again."""
 
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """A model under its name. `open_engine` makes its engine, again after a failure."""
+    """A model under its name. `open_engine` makes its engine."""
 
     run: str
     stage: str

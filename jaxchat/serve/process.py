@@ -1,11 +1,10 @@
-"""The process around the application: its socket, its signals, its end."""
+"""The process around the application: its connections, its signals, its end."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,42 +15,12 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from jaxchat.config import ConfigError, ServeConfig
+from jaxchat.config import ServeConfig
 from jaxchat.serve.scheduler import Scheduler
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LAST_WORDS = 2  # seconds in which ended streams are sent
 IDLE_SECONDS = 20  # that a connection without a request is kept
-BACKLOG = 512
-
-
-def listen(config: ServeConfig) -> socket.socket:
-    """A socket at the configured address. Raises ConfigError where it cannot be used."""
-    try:
-        found = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except socket.gaierror as error:
-        raise ConfigError(
-            f"--host {config.host} is no address of this machine ({error.strerror}); "
-            "use 127.0.0.1, or 0.0.0.0 for all of its addresses."
-        ) from error
-    family, kind, protocol, _, address = found[0]
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            why = "is in use by another program; end that, or name another with --port"
-        elif error.errno == errno.EACCES:
-            why = "is for administrators only; name one above 1023 with --port"
-        else:
-            why = f"cannot be used ({error.strerror}); name another address with --host"
-        raise ConfigError(f"port {config.port} of {config.host} {why}.") from error
-    return sock
 
 
 class Protocol(H11Protocol):
@@ -78,7 +47,7 @@ class Server(uvicorn.Server):
                 ws="none",
                 loop="asyncio",
                 lifespan="on",
-                log_level="warning",
+                log_config=None,
                 access_log=False,
                 server_header=False,
                 proxy_headers=config.behind_proxy,
@@ -94,11 +63,11 @@ class Server(uvicorn.Server):
         self._deadline: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Notes a signal."""
-        del sig, frame
+        """Notes a signal; the second ends the process, which has nothing to lose."""
+        del frame
         self._signals += 1
         if self._signals > 1:
-            self.should_exit = self.force_exit = True
+            os._exit(128 + sig)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -185,7 +185,7 @@ class Scheduler:
     def _warm_up(self) -> None:
         for lane in self._lanes.values():
             warm_up = getattr(lane.engine, "warm_up", None)
-            if warm_up is not None and not self._stopping:
+            if warm_up is not None and self._config.warm_up and not self._stopping:
                 warm_up()
         self._ready.set()
 
@@ -282,18 +282,16 @@ class Scheduler:
             self._metrics.between_tokens.observe(between)
 
     def _fail(self, lane: _Lane) -> None:
-        """Tells those who are served, and opens the engine anew."""
+        """Tells those who are served; the engine goes on, until it has failed too often."""
         lane.failures += 1
         with self._changed:
-            lost, lane.live = list(lane.live), {}
-        error = ApiError(
-            500, "the model failed while it answered; try again.", code="engine_failed"
-        )
-        _post([(ticket, error) for ticket in lost])
-        with contextlib.suppress(Exception):
-            lane.engine = lane.model.open_engine()
+            lost, lane.live = lane.live, {}
+        for job, _ in lost.values():
+            lane.engine.cancel(job)
+        message = "the model failed while it answered; try again."
+        _post([(ticket, ApiError(500, message, code="engine_failed")) for ticket in lost])
+        if not lane.dead:
             return
-        lane.failures = FAILURES
         with self._changed:
             waiting = list(lane.waiting)
             for ticket in waiting:

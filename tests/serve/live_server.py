@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +13,9 @@ import httpx
 
 from jaxchat.config import ServeConfig
 from jaxchat.serve.app import create_app
+from jaxchat.serve.listening import listen
 from jaxchat.serve.models import ServedModel, Serves
-from jaxchat.serve.process import Server, listen
+from jaxchat.serve.process import Server
 from jaxchat.serve.scheduler import Scheduler
 
 
@@ -30,6 +31,33 @@ class LiveServer:
     def api(self) -> str:
         """The base URL for the openai package."""
         return f"{self.url}/v1"
+
+    def post(self, path: str, body: object, **options: Any) -> httpx.Response:
+        """Sends JSON; `options` are those of httpx."""
+        with httpx.Client(trust_env=False, timeout=120) as client:
+            return client.post(f"{self.url}{path}", json=body, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """Asks for a path."""
+        with httpx.Client(trust_env=False, timeout=120) as client:
+            return client.get(f"{self.url}{path}", **options)
+
+    def ask(self, question: str, **body: Any) -> httpx.Response:
+        """The answer to a question, the likeliest one."""
+        return self.post("/v1/chat/completions", asking(question, **body))
+
+
+def asking(question: str, **body: Any) -> dict[str, Any]:
+    """The body of a request with one question."""
+    return {"messages": [{"role": "user", "content": question}], "temperature": 0, **body}
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Waits until a condition holds; fails when it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"this did not happen in {seconds} s: {what}"
+        time.sleep(0.01)
 
 
 def slowed(model: ServedModel, seconds: float) -> ServedModel:
@@ -54,7 +82,7 @@ def serve(
     models: Sequence[ServedModel], *, key: str | None = None, **settings: object
 ) -> Iterator[LiveServer]:
     """Serves models while open; `settings` are those of ServeConfig."""
-    config = ServeConfig(**{"port": 0, "grace_seconds": 0.5, **settings})
+    config = ServeConfig(**{"port": 0, "grace_seconds": 0.5, "warm_up": False, **settings})
     app = create_app(models, config, key=key)
     server, sock = Server(app, config), listen(config)
     port = sock.getsockname()[1]

@@ -1,0 +1,102 @@
+"""From tokens to what is sent."""
+
+import pytest
+import tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxchat.serve.speech import Speech, join
+from jaxchat.serve.ticket import News
+from jaxchat.tokenizer.chat import parse_completion
+
+TOKENIZER = tiny_model.make_tokenizer()
+SPECIALS = [TOKENIZER.special(f"<|{name}|>") for name in (
+    "python_start", "python_end", "output_start", "output_end", "user_start"
+)]  # fmt: skip
+
+
+def news(tokens, *, finished=None, alternatives=()):
+    return News(
+        0, tokens, [1] * len(tokens), [-0.5] * len(tokens), alternatives or [()] * len(tokens),
+        finished,
+    )  # fmt: skip
+
+
+def speak(tokens, sizes, stop=(), *, logprobs=False):
+    """The deltas of tokens that come in pieces of these sizes, and then one by one."""
+    speech, deltas, start = Speech(TOKENIZER, stop, logprobs=logprobs), [], 0
+    for size in [*sizes, *[1] * len(tokens)]:
+        if start < len(tokens):
+            end = start + size
+            finished = "length" if end >= len(tokens) else None
+            deltas += speech.feed(news(tokens[start:end], finished=finished))
+            start = end
+    return deltas
+
+
+@given(
+    st.lists(st.sampled_from([*range(0, 300, 7), *SPECIALS]), min_size=1, max_size=30),
+    st.lists(st.integers(1, 8), max_size=10),
+)
+def test_deltas_add_up_to_the_parts_whatever_comes(tokens, sizes):
+    expected = []
+    for part in parse_completion(tokens, TOKENIZER):
+        if expected and expected[-1]["type"] == part["type"] == "text":
+            expected[-1]["text"] += part["text"]  # a delimiter without its other half
+        else:
+            expected.append(part)
+    assert join(speak(tokens, sizes)) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_characters_of_several_tokens_come_whole(size):
+    text = "Grüße, 👩‍🚀 and 你好"
+    deltas = speak(TOKENIZER.encode(text), [size] * 100)
+    assert "".join(delta.text for delta in deltas) == text
+    assert not any("\ufffd" in delta.text for delta in deltas)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_stop_text_and_what_follows_are_not_sent(size):
+    deltas = speak(TOKENIZER.encode("one two. three"), [size] * 100, stop=("wo. t", "zzz"))
+    assert "".join(delta.text for delta in deltas) == "one t"
+
+
+def test_what_may_begin_a_stop_text_is_held_back_until_that_is_decided():
+    speech = Speech(TOKENIZER, ("XYZ",), logprobs=False)
+    assert [d.text for d in speech.feed(news(TOKENIZER.encode("aXY")))] == ["a"]
+    assert [d.text for d in speech.feed(news(TOKENIZER.encode("b")))] == ["XYb"]
+    assert speech.feed(news(TOKENIZER.encode("XY"))) == []
+    assert [d.text for d in speech.feed(news([], finished="length"))] == ["XY"]
+
+
+def test_a_call_is_announced_even_where_it_stays_empty():
+    start, end, *_ = SPECIALS
+    deltas = speak([start, end, start, *TOKENIZER.encode("1")], [1] * 9)
+    assert [(d.part, d.text, d.opens) for d in deltas] == [
+        ("python", "", True), ("python", "", True), ("python", "1", False)
+    ]  # fmt: skip
+
+
+def test_two_calls_in_a_row_are_told_apart():
+    start = SPECIALS[0]
+    deltas = speak([start, *TOKENIZER.encode("1"), start, *TOKENIZER.encode("2")], [1] * 9)
+    kinds = [delta.part for delta in deltas]
+    assert kinds == ["python", "python", "text", "python", "python"]
+
+
+def test_tokens_are_told_with_their_bytes_and_alternatives():
+    (first, *_) = TOKENIZER.encode("👋")
+    end = TOKENIZER.special("<|assistant_end|>")
+    speech = Speech(TOKENIZER, (), logprobs=True)
+    (delta,) = speech.feed(
+        News(0, [first, end], [1, 0], [-0.5, -float("inf")], [((first, -0.5), (end, -2.0)), ()],
+             "stop")
+    )  # fmt: skip
+    one, two = delta.logprobs
+    assert delta.text == "\ufffd"
+    assert one["bytes"] == list(TOKENIZER.decode_bytes([first]))
+    assert [other["token"] for other in one["top_logprobs"]] == ["\ufffd", "<|assistant_end|>"]
+    assert one["jaxchat"] == {"id": first, "sampled": True}
+    assert (two["token"], two["logprob"], two["top_logprobs"]) == ("<|assistant_end|>", -9999.0, [])
+    assert two["jaxchat"] == {"id": end, "sampled": False}
