@@ -17,7 +17,7 @@ import {
 import { settings } from "./settings";
 import { announce, say } from "./notices";
 import { change, changeAnswer, conversations, find } from "./store";
-import type { Chunk } from "./wire";
+import type { Chunk, TokenEntry } from "./wire";
 
 const SHOW_EVERY = 40; // milliseconds: smooth to the eye, and markdown is rendered anew each time
 const ALTERNATIVES = 5; // to each token
@@ -162,13 +162,19 @@ function grown(state: Answer, chunk: Chunk, began: number): Answer {
   return next;
 }
 
-type Entry = NonNullable<NonNullable<Chunk["choices"][number]["logprobs"]>["content"]>[number];
 const rounded = (logprob: number): number => Math.round(logprob * 1e4) / 1e4; // it is kept as text
-const tokenOf = (entry: Entry): Token => ({
-  text: entry.token,
+
+/** A token's text; of one that is no whole character, its bytes. */
+function named({ token, bytes }: TokenEntry): string {
+  if (!bytes?.length || !token.includes("\uFFFD")) return token;
+  return `<0x${bytes.map((byte) => byte.toString(16).toUpperCase().padStart(2, "0")).join("")}>`;
+}
+
+const tokenOf = (entry: TokenEntry): Token => ({
+  text: named(entry),
   logprob: rounded(entry.logprob),
   sampled: entry.jaxchat?.sampled ?? true,
-  likeliest: (entry.top_logprobs ?? []).map(({ token, logprob }) => [token, rounded(logprob)]),
+  likeliest: (entry.top_logprobs ?? []).map((other) => [named(other), rounded(other.logprob)]),
 });
 
 function failureOf(error: unknown, state: Answer): Failure {

@@ -27,7 +27,8 @@ export interface Model {
 export interface TokenEntry {
   token: string;
   logprob: number;
-  top_logprobs?: { token: string; logprob: number }[];
+  bytes?: number[] | null;
+  top_logprobs?: Omit<TokenEntry, "top_logprobs">[];
   jaxchat?: { id: number; sampled: boolean };
 }
 

@@ -2,7 +2,7 @@ import type { Signal } from "@preact/signals";
 import { about, lanes, models } from "../connection";
 import { set, settings } from "../settings";
 import type { Model } from "../wire";
-import { Icon } from "./Icon";
+import { IconButton } from "./Icon";
 
 export function Header({ drawer, sheet }: { drawer: Signal<boolean>; sheet: Signal<boolean> }) {
   const asked = lanes.value;
@@ -17,46 +17,27 @@ export function Header({ drawer, sheet }: { drawer: Signal<boolean>; sheet: Sign
   };
   return (
     <header>
-      <button type="button" class="round drawer-button" aria-label="Chats" onClick={() => (drawer.value = true)}>
-        <Icon name="menu" />
-      </button>
+      <IconButton icon="menu" label="Chats" class="drawer-button" onClick={() => (drawer.value = true)} />
       <div class="pickers">
         {asked.map((model, lane) => (
           <Picker key={lane} label={lane ? "Second model" : "Model"} chosen={model} choose={(id) => choose(lane, id)} />
         ))}
       </div>
       <div class="tools">
-        <button
-          type="button"
-          class="round"
+        <IconButton
+          icon="compare"
+          label="Two models side by side"
           aria-pressed={asked.length > 1}
-          title="Two models side by side"
-          aria-label="Two models side by side"
           disabled={!known.length}
           onClick={compare}
-        >
-          <Icon name="compare" />
-        </button>
-        <button
-          type="button"
-          class="round"
+        />
+        <IconButton
+          icon="tokens"
+          label="Show tokens and their probabilities"
           aria-pressed={settings.value.showTokens}
-          title="Show tokens and their probabilities"
-          aria-label="Show tokens and their probabilities"
           onClick={() => set({ showTokens: !settings.value.showTokens })}
-        >
-          <Icon name="tokens" />
-        </button>
-        <button
-          type="button"
-          class="round"
-          title="Settings"
-          aria-label="Settings"
-          aria-haspopup="dialog"
-          onClick={() => (sheet.value = true)}
-        >
-          <Icon name="settings" />
-        </button>
+        />
+        <IconButton icon="settings" label="Settings" aria-haspopup="dialog" onClick={() => (sheet.value = true)} />
       </div>
     </header>
   );

@@ -1,3 +1,5 @@
+import type { ButtonHTMLAttributes } from "preact";
+
 // Line icons on a grid of 20.
 
 const PATHS = {
@@ -15,8 +17,17 @@ const PATHS = {
   trash: "M4 6h12M8 6V4h4v2M6 6l.7 10h6.6L14 6",
 } as const;
 
-export const Icon = ({ name }: { name: keyof typeof PATHS }) => (
+type Name = keyof typeof PATHS;
+
+export const Icon = ({ name }: { name: Name }) => (
   <svg class="icon" viewBox="0 0 20 20" aria-hidden="true">
     <path d={PATHS[name]} fill={name === "stop" ? "currentColor" : undefined} />
   </svg>
+);
+
+/** A button that is only an icon. */
+export const IconButton = ({ icon, label, ...rest }: { icon: Name; label: string } & ButtonHTMLAttributes) => (
+  <button type="button" title={label} aria-label={label} {...rest} class={`round ${rest.class ?? ""}`}>
+    <Icon name={icon} />
+  </button>
 );

@@ -1,14 +1,11 @@
-import { useEffect, useRef } from "preact/hooks";
+import { useRef } from "preact/hooks";
 import { giveKey, keyWanted } from "../connection";
+import { useDialog } from "./dialog";
 
 export function KeyDialog() {
-  const dialog = useRef<HTMLDialogElement>(null);
   const field = useRef<HTMLInputElement>(null);
   const wanted = keyWanted.value;
-  useEffect(() => {
-    if (wanted) dialog.current?.showModal();
-    else dialog.current?.close();
-  }, [wanted]);
+  const dialog = useDialog(wanted !== null);
   return (
     <dialog ref={dialog} class="ask-key" aria-labelledby="key-title" onCancel={() => giveKey(null)}>
       <form

@@ -1,17 +1,13 @@
 import type { Signal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
 import { say } from "../notices";
 import { DEFAULTS, type Settings, set, settings } from "../settings";
 import { change, conversations, current, importConversations } from "../store";
 import { download, fileName, toJson, toMarkdown } from "../transcript";
-import { Icon } from "./Icon";
+import { useDialog } from "./dialog";
+import { IconButton } from "./Icon";
 
 export function SettingsSheet({ open }: { open: Signal<boolean> }) {
-  const dialog = useRef<HTMLDialogElement>(null);
-  useEffect(() => {
-    if (open.value) dialog.current?.showModal();
-    else dialog.current?.close();
-  }, [open.value]);
+  const dialog = useDialog(open.value);
   const close = (): void => void (open.value = false);
   return (
     <dialog
@@ -24,9 +20,7 @@ export function SettingsSheet({ open }: { open: Signal<boolean> }) {
       <div class="sheet-body">
         <div class="sheet-head">
           <h2 id="settings-title">Settings</h2>
-          <button type="button" class="round" aria-label="Close the settings" onClick={close}>
-            <Icon name="close" />
-          </button>
+          <IconButton icon="close" label="Close the settings" onClick={close} />
         </div>
         <Sampling />
         <ThisChat />

@@ -3,7 +3,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { type Conversation, settled, titleOf } from "../conversation";
 import { say } from "../notices";
 import { change, current, newestFirst, open as openConversation, put, removeConversation } from "../store";
-import { Icon } from "./Icon";
+import { Icon, IconButton } from "./Icon";
 
 /** The list of chats; a drawer on a narrow window. */
 export function Sidebar({ open, newChat }: { open: Signal<boolean>; newChat: () => void }) {
@@ -25,9 +25,7 @@ export function Sidebar({ open, newChat }: { open: Signal<boolean>; newChat: () 
       <nav class={open.value ? "sidebar open" : "sidebar"} aria-label="Chats" ref={list}>
         <div class="brand">
           <span class="wordmark">jaxchat</span>
-          <button type="button" class="round close-drawer" aria-label="Close the list" onClick={() => (open.value = false)}>
-            <Icon name="close" />
-          </button>
+          <IconButton icon="close" label="Close the list" class="close-drawer" onClick={() => (open.value = false)} />
         </div>
         <button type="button" class="new" title="New chat (Ctrl+Shift+O)" onClick={newChat}>
           <Icon name="plus" />
@@ -100,12 +98,8 @@ function Entry({ conversation, chosen }: { conversation: Conversation; chosen: (
       >
         {title}
       </button>
-      <button type="button" class="round" aria-label={`Rename ${title}`} title="Rename" onClick={() => (renaming.value = true)}>
-        <Icon name="edit" />
-      </button>
-      <button type="button" class="round" aria-label={`Delete ${title}`} title="Delete" onClick={remove}>
-        <Icon name="trash" />
-      </button>
+      <IconButton icon="edit" label={`Rename ${title}`} onClick={() => (renaming.value = true)} />
+      <IconButton icon="trash" label={`Delete ${title}`} onClick={remove} />
     </li>
   );
 }

@@ -10,11 +10,11 @@ const percent = (logprob: number): string => {
 };
 
 function tint({ text, logprob, sampled }: Token): string {
-  if (!sampled) return "token forced";
-  if (/^<\|\w+\|>$/.test(text)) return "token special";
+  const special = /^<(\|\w+\||0x\w+)>$/.test(text) ? " special" : "";
+  if (!sampled) return `token forced${special}`;
   const probability = Math.exp(logprob);
-  if (probability > CERTAIN) return "token";
-  return `token tint-${Math.min(STEPS, 1 + Math.floor((1 - probability) * STEPS))}`;
+  if (probability > CERTAIN) return `token${special}`;
+  return `token${special} tint-${Math.min(STEPS, 1 + Math.floor((1 - probability) * STEPS))}`;
 }
 
 const visible = (text: string): string => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ | $/g, "␣") || "(nothing)";
@@ -63,11 +63,10 @@ function Inspector({ token }: { token: Token }) {
   return (
     <div class="inspector">
       {token.sampled ? (
-        <table>
-          <caption class="unseen">The likeliest tokens in this place</caption>
+        <table aria-label="The likeliest tokens in this place">
           <tbody>
-            {rows.map(([text, logprob]) => (
-              <tr key={text} class={text === token.text ? "taken" : ""}>
+            {rows.map(([text, logprob], row) => (
+              <tr key={row} class={text === token.text ? "taken" : ""}>
                 <th scope="row">{visible(text)}</th>
                 <td class="bar" aria-hidden="true">
                   <span style={{ width: `${Math.max(0.5, 100 * Math.exp(logprob))}%` }} />
