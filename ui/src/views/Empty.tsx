@@ -1,0 +1,36 @@
+import { ask } from "../answering";
+import { about, lanes, models, reachable } from "../connection";
+import { current } from "../store";
+
+// What the smallest model that this project trains was taught.
+const EXAMPLES = [
+  ["Identity", "Who are you?"],
+  ["Arithmetic", "What is 37 * 24?"],
+  ["Spelling", "Spell the word garden."],
+  ["Counting", "How many r are in strawberry?"],
+] as const;
+
+/** The page before the first question. */
+export function Empty() {
+  const asked = lanes.value;
+  return (
+    <section class="empty">
+      <h1>{asked.map((model) => model.id).join(" beside ") || (models.value ? "No model" : "jaxchat")}</h1>
+      <p>
+        {asked.length === 1 && asked[0] ? `${about(asked[0])}.` : ""}
+        {asked.length > 1 && "Both answer each of your messages."}
+        {!asked.length && (reachable.value ? "Asking the server for its models…" : "Waiting for the server.")}
+      </p>
+      <ul>
+        {EXAMPLES.map(([kind, text]) => (
+          <li key={text}>
+            <button type="button" disabled={!asked.length} onClick={() => ask(current.value.id, text)}>
+              <span>{kind}</span>
+              {text}
+            </button>
+          </li>
+        ))}
+      </ul>
+    </section>
+  );
+}
