@@ -238,10 +238,15 @@ class RLConfig:
     micro_rows: int = 64
     lr_scale: float = 0.05
     save_every: int = 20
+    eval_every: int = 60  # steps between evaluations of pass@k on held-out problems; 0: never
+    eval_problems: int = 400
+    eval_samples: int = 8  # of each
 
     def __post_init__(self) -> None:
         _positive("rl", self, "steps", "problems_per_step", "max_new_tokens", "temperature")
         _positive("rl", self, "micro_rows", "lr_scale", "save_every")
+        _positive("rl", self, "eval_problems", "eval_samples")
+        _not_negative("rl", self, "eval_every")
         _check(
             self.samples_per_problem >= 2,
             f"rl.samples_per_problem is {self.samples_per_problem}; an advantage is a reward less "

@@ -20,7 +20,7 @@ from jaxchat.data.rows import RowSource, validation_batches
 from jaxchat.data.stream import HeldOutRows
 from jaxchat.evals import compression, humaneval
 from jaxchat.evals.bpb import bits_per_byte
-from jaxchat.evals.chat import evaluate_tasks, mean_reward
+from jaxchat.evals.chat import evaluate_tasks, mean_reward, pass_rates, sampled_right
 from jaxchat.evals.chatcore import chatcore
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
@@ -223,6 +223,12 @@ def run_rl(context: Context) -> dict[str, Any]:
         "rollouts": config.rl.steps * config.rl.problems_per_step * config.rl.samples_per_problem,
         "reward_first_steps": sum(result.rewards[:tenth]) / tenth,
         "reward_last_steps": sum(result.rewards[-tenth:]) / tenth,
+        "steps_without_signal": result.skipped,
+        **{
+            f"pass@{k}_{when}": rate
+            for when, rates in result.pass_rates.items()
+            for k, rate in rates.items()
+        },
     }
 
 
@@ -278,11 +284,15 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Service) -> dic
         record["core"] = core_record(core.to_json())
     if stage in ("sft", "rl"):
         task = prepare.run_tasks([config.rl.task], config.seed, read, tokenizer)[config.rl.task]
-        record["reward"] = mean_reward(
-            engine, tokenizer, task, problems=config.eval.problems,
-            samples=config.eval.reward_samples, max_tokens=limit, seed=config.seed,
-            title=f"rewards of {stage}",
-        ).to_json()  # fmt: skip
+        samples = config.eval.reward_samples
+        right = sampled_right(
+            engine, tokenizer, task, problems=config.eval.problems, samples=samples,
+            max_tokens=limit, seed=config.seed, title=f"rewards of {stage}",
+        )  # fmt: skip
+        rates = pass_rates(right, samples)
+        record["reward"] = mean_reward(right, samples).to_json() | {
+            f"pass@{k}": rate for k, rate in rates.items()
+        }
     if stage == "base":
         record["samples"] = text_samples(engine, tokenizer, COMPLETIONS)
     else:

@@ -21,6 +21,7 @@ TINY = [
     *("sft.conversations=100", "sft.steps=14", "sft.eval_rows=8"),
     *("rl.steps=6", "rl.problems_per_step=2", "rl.samples_per_problem=4"),
     *("rl.max_new_tokens=16", "rl.micro_rows=8", "rl.save_every=2"),
+    *("rl.eval_every=3", "rl.eval_problems=2", "rl.eval_samples=2"),
     *(f"{stage}.save_every=4" for stage in ("base", "mid", "sft")),
     *(f"{stage}.eval_every=7" for stage in ("base", "mid", "sft")),
     *(f"{stage}.batch_tokens=512" for stage in ("base", "mid", "sft")),

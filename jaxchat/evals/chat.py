@@ -55,9 +55,20 @@ class Score:
         }
 
 
-def prompt_of(problem: Problem, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids of a problem up to where the assistant answers."""
-    return tuple(render_prompt(problem.conversation["messages"][:-1], tokenizer))
+def prompts_of(
+    engine: Service, tokenizer: Tokenizer, problems: Sequence[Problem], max_tokens: int
+) -> list[tuple[int, ...]]:
+    """The ids of problems up to where the assistant answers.
+
+    Where that leaves less than a quarter of the engine's context for an answer (or than
+    `max_tokens`, if that is less), the oldest tokens behind the `<|bos|>` are dropped.
+    """
+    most = engine.max_len - min(max_tokens, max(1, engine.max_len // 4))
+    prompts = []
+    for problem in problems:
+        ids = tuple(render_prompt(problem.conversation["messages"][:-1], tokenizer))
+        prompts.append(ids if len(ids) <= most else ids[:1] + ids[len(ids) - most + 1 :])
+    return prompts
 
 
 def answer(
@@ -74,13 +85,13 @@ def answer(
     """`samples` completions of every problem; problem i is sampled with seed + i."""
     requests = [
         Request(
-            tokens=prompt_of(problem, tokenizer),
+            tokens=prompt,
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed + number,
             n=samples,
         )
-        for number, problem in enumerate(problems)
+        for number, prompt in enumerate(prompts_of(engine, tokenizer, problems, max_tokens))
     ]
     if not title:
         return engine.generate(requests)
@@ -160,13 +171,13 @@ def evaluate_task(
     said = [[parts_of(completion, tokenizer) for completion in group] for group in completions]
     passed = _judged(task, chosen, said, judge)
     right = [sum(group) for group in passed]
+    rates = pass_rates(right, sampling.samples)
     outputs = [p for group in said for parts in group for p in parts if p["type"] != "text"]
     calls = sum(part["type"] == "python" for part in outputs)
     given = sum(part["type"] == "python_output" and bool(part["text"]) for part in outputs)
-    ks = (k for k in PASS_AT if 1 < k <= sampling.samples)
     return Result(
         Score(sum(right), len(chosen) * sampling.samples),
-        {k: sum(pass_at(k, r, sampling.samples) for r in right) / len(chosen) for k in ks},
+        {k: rate for k, rate in rates.items() if k > 1},
         calls,
         calls - given,
     )
@@ -227,7 +238,7 @@ def evaluate_tasks(
     }
 
 
-def mean_reward(
+def sampled_right(
     engine: Service,
     tokenizer: Tokenizer,
     task: Task,
@@ -236,17 +247,26 @@ def mean_reward(
     samples: int,
     max_tokens: int,
     seed: int,
-    title: str,
-) -> Score:
-    """The share of samples at temperature 1 that solve their held-out problem: RL's objective."""
-    chosen = [task.problem("test", index) for index in range(problems)]
+    title: str = "",
+) -> list[int]:
+    """How many samples at temperature 1 solve each of the first held-out problems."""
+    chosen = [task.problem("test", index) for index in range(_count(task, problems))]
     completions = answer(
         engine, tokenizer, chosen, max_tokens=max_tokens, temperature=1.0, samples=samples,
         seed=seed, title=title,
     )  # fmt: skip
-    right = sum(
-        task.grade(problem, parts_of(completion, tokenizer))
+    return [
+        sum(task.grade(problem, parts_of(completion, tokenizer)) for completion in group)
         for problem, group in zip(chosen, completions, strict=True)
-        for completion in group
-    )
-    return Score(right, problems * samples)
+    ]
+
+
+def mean_reward(right: Sequence[int], samples: int) -> Score:
+    """The share of samples that are right, of `sampled_right`: RL's objective."""
+    return Score(sum(right), len(right) * samples)
+
+
+def pass_rates(right: Sequence[int], samples: int) -> dict[int, float]:
+    """k -> the chance that one of k samples is right (`sampled_right`), for powers of two."""
+    ks = [k for k in PASS_AT if k <= samples]
+    return {k: sum(pass_at(k, r, samples) for r in right) / len(right) for k in ks}

@@ -38,6 +38,7 @@ class Service(ABC):
 
     config: ModelConfig
     slots: int
+    max_len: int  # of a prompt and its completion
 
     @property
     @abstractmethod

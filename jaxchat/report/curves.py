@@ -13,7 +13,7 @@ from jaxchat.train.metrics import read_metrics
 POINTS = 300  # a curve has no more
 RATE_POINTS = 60
 STAGES = ("base", "mid", "sft", "rl")
-MEANS = ("loss", "reward", "grad_norm")
+MEANS = ("loss", "reward", "entropy", "length", "no_signal", "grad_norm")
 
 Curve = dict[str, Any]
 
@@ -21,10 +21,11 @@ Curve = dict[str, Any]
 def read_curves(root: Path, config: RunConfig, stages: Sequence[str] = STAGES) -> dict[str, Curve]:
     """The curves of every stage of the run in `root` that has logged a step.
 
-    A curve has columns of equal length: `step` (steps done), `loss`, `reward`, `grad_norm`, and
-    `time` (seconds of training) where it was logged; `evaluated` has the same with `bits_per_byte`;
-    `speed` tokens a second. `step_tokens` turns steps into tokens. More than POINTS steps are
-    thinned: a point is the mean of some consecutive ones, at the last of them.
+    A curve has columns of equal length: `step` (steps done), those of MEANS that were logged, and
+    `time` (seconds of training) where it was logged; `evaluated` has the same with `bits_per_byte`,
+    `passed` with `pass@1`, `pass@2`, ...; `speed` tokens a second. `step_tokens` turns steps into
+    tokens. More than POINTS steps are thinned: a point is the mean of some consecutive ones, at the
+    last of them.
     """
     found = {}
     for name in stages:
@@ -39,11 +40,16 @@ def make_curve(records: Sequence[Mapping[str, Any]], step_tokens: int) -> Curve:
     """See `read_curves`; `step_tokens` 0: the tokens of a step differ."""
     steps = [r for r in records if "loss" in r]
     evaluated = [r for r in records if "bits_per_byte" in r]
+    # logged with the steps done before, not with the last of them
+    passed = [{**r, "step": r["step"] - 1} for r in records if "pass@1" in r]
     return {
-        "steps": max(r["step"] for r in records) + 1,
+        "steps": max((r["step"] for r in (*steps, *evaluated, *passed)), default=0) + 1,
         "step_tokens": step_tokens,
         **thinned(steps, [name for name in MEANS if any(name in r for r in steps)]),
         "evaluated": thinned(evaluated, ["bits_per_byte"]),
+        "passed": thinned(passed, [name for name in passed[0] if name.startswith("pass@")])
+        if passed
+        else {"step": []},
         "speed": speed(steps, step_tokens),
     }
 

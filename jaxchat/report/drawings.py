@@ -14,6 +14,12 @@ from jaxchat.report.plots import Bar, Mark, Series
 from jaxchat.report.text import dollars
 
 BRIEF = {"sft": "Fine-tuning", "rl": "RL"}
+# of reinforcement learning: where one of these falls or rises to an end, it has collapsed
+COLLAPSE = {
+    "entropy": "Entropy, in nats a sampled token",
+    "length": "Tokens of an answer",
+    "no_signal": "Share of problems without signal",
+}
 SMOOTHED = 60  # points from which a line is drawn as its mean, and the points faintly behind it
 
 
@@ -31,6 +37,14 @@ def stage_figures(key: str, title: str, curves: Sequence[Drawn]) -> list[str]:
         return [
             _over(key, title, "Reward", "reward", curves, "steps", zero=True),
             _over(key, title, "Reward", "reward", curves, "time", zero=True),
+            *(
+                _over(key, title, f"Held-out {name}", name, curves, "steps", zero=True)
+                for name in _passes(curves)
+            ),
+            *(
+                _over(key, title, caption, name, curves, "steps", zero=True)
+                for name, caption in COLLAPSE.items()
+            ),
             _rates(key, title, curves),
         ]
     return [
@@ -41,6 +55,13 @@ def stage_figures(key: str, title: str, curves: Sequence[Drawn]) -> list[str]:
         _over(key, title, "Tokens a second", "tokens_per_second", curves, "tokens", zero=True),
         _rates(key, title, curves),
     ]
+
+
+def _passes(curves: Sequence[Drawn]) -> list[str]:
+    """pass@1 and the pass@k of the largest k that was evaluated."""
+    there = {name for d in curves for name in d.curve.get("passed", {}) if "@" in name}
+    ordered = sorted(there, key=lambda name: int(name.partition("@")[2]))
+    return list(dict.fromkeys([*ordered[:1], *ordered[-1:]]))
 
 
 def _over(
@@ -56,7 +77,8 @@ def _over(
 ) -> str:
     """One quantity over tokens, steps or time."""
     part = {"bits_per_byte": "evaluated", "tokens_per_second": "speed"}.get(name)
-    columns = [(drawn, drawn.curve[part] if part else drawn.curve) for drawn in curves]
+    part = "passed" if "@" in name else part
+    columns = [(drawn, drawn.curve.get(part, {}) if part else drawn.curve) for drawn in curves]
     found = [(d, c, xs) for d, c in columns if name in c and (xs := _xs(d.curve, c, over))]
     unit, label = 1.0, over
     if over == "time" and found:
@@ -68,7 +90,7 @@ def _over(
             drawn,
             [x / unit for x in xs],
             column[name],
-            dots=part == "evaluated",
+            dots=part in ("evaluated", "passed"),
             alone=len(found) == 1,
         )
     ]

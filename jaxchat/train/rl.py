@@ -2,7 +2,9 @@
 
 On policy, so there is no ratio and nothing to clip; no reference model and no KL term; an advantage
 is a reward less the mean of its group, not divided by its deviation; the loss is normalised over
-the sampled tokens of the step. Prompt and forced tool tokens carry no loss.
+the sampled tokens of the step. Prompt and forced tool tokens carry no loss. A step in which all
+rewards of every problem are equal says nothing, and is left out: its gradient is zero, but momentum
+and decay would move the weights.
 
 Source: GRPO (DeepSeekMath, arXiv 2402.03300) without what DAPO (arXiv 2503.14476) and Dr. GRPO
 (arXiv 2503.20783) drop, as in nanochat.
@@ -11,9 +13,10 @@ Source: GRPO (DeepSeekMath, arXiv 2402.03300) without what DAPO (arXiv 2503.1447
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,28 +28,33 @@ from jax.typing import DTypeLike
 from jaxchat.config import (
     DEFAULT_COMPUTE,
     ComputeConfig,
-    ConfigError,
     ModelConfig,
     OptimConfig,
     RLConfig,
 )
-from jaxchat.data.prepare import FIRST_INDEX
-from jaxchat.evals.chat import answer, parts_of, prompt_of
-from jaxchat.infer.request import Completion
+from jaxchat.evals.chat import pass_rates, sampled_right
 from jaxchat.infer.service import Service
 from jaxchat.memory import Step
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards, put_batch
-from jaxchat.tasks import Problem, Task
+from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.compute import choose_compute
 from jaxchat.train.exhausted import explained, step_of
 from jaxchat.train.fit import Interrupted, stop_requests
 from jaxchat.train.metrics import MetricsLog
-from jaxchat.train.step import init_state, make_train_step
+from jaxchat.train.rollouts import (
+    Rollouts,
+    bucket,
+    figures,
+    make_batch,
+    plan_rows,
+    sample_rollouts,
+)
+from jaxchat.train.step import TrainState, init_state, make_train_step
 
 
 @dataclass(frozen=True)
@@ -73,61 +81,19 @@ class RLResult:
 
     params: Any
     rewards: list[float]  # mean reward of each step's rollouts
+    skipped: int  # steps without signal
+    pass_rates: dict[str, dict[int, float]]  # "first" and "last" -> k -> pass@k, where evaluated
     seconds: float
-
-
-def advantages(rewards: np.ndarray) -> np.ndarray:
-    """Rewards [problems, samples] less each problem's mean."""
-    mean: np.ndarray = rewards.mean(axis=1, keepdims=True)
-    return np.asarray(rewards - mean)
-
-
-def make_batch(
-    prompts: Sequence[Sequence[int]],
-    groups: Sequence[Sequence[Completion]],
-    advantage: np.ndarray,
-    row_tokens: int,
-    pad: int,
-) -> dict[str, np.ndarray]:
-    """Rollouts as rows: `tokens` and `mask` [N, row_tokens], `advantage` [N].
-
-    The ids are those that were sampled, never decoded and encoded again. A rollout beyond the row's
-    end loses its tail.
-    """
-    count = advantage.size
-    tokens = np.full((count, row_tokens), pad, np.int32)
-    mask = np.zeros((count, row_tokens), np.float32)
-    rollouts = [(p, c) for p, group in zip(prompts, groups, strict=True) for c in group]
-    for row, (prompt, completion) in enumerate(rollouts):
-        ids = [*prompt, *completion.tokens][:row_tokens]
-        flags = [0] * len(prompt) + list(completion.mask)
-        tokens[row, : len(ids)] = ids
-        mask[row, : len(ids)] = flags[: len(ids)]
-    return {"tokens": tokens, "mask": mask, "advantage": advantage.reshape(-1).astype(np.float32)}
-
-
-def bucket(longest: int, limit: int) -> int:
-    """The row length for rollouts of at most `longest` tokens: few shapes, so few compilations."""
-    size = 64
-    while size < longest:
-        size *= 2
-    return min(size, limit)
 
 
 def train_rl(job: RLJob, params: Any) -> RLResult:
     """Trains `params` on rewards, from the newest checkpoint when there is one.
 
-    Raises Interrupted after saving when SIGTERM or SIGINT comes, and OutOfMemory, with the
-    micro_rows that would fit, where a device cannot hold a step.
+    Raises Interrupted after saving when SIGTERM or SIGINT comes, OutOfMemory, with the micro_rows
+    that would fit, where a device cannot hold a step, and FloatingPointError for a loss that is no
+    number.
     """
     config = job.config
-    rows = config.problems_per_step * config.samples_per_problem
-    micro = min(config.micro_rows * batch_shards(job.mesh), rows)
-    if rows % micro or micro % batch_shards(job.mesh):
-        raise ConfigError(
-            f"a step of {rows} rollouts does not divide into micro-batches of {micro} over "
-            f"{batch_shards(job.mesh)} devices; change [rl] problems_per_step or micro_rows."
-        )
     optimizer = make_optimizer(
         job.model, job.optim, config.steps, lr_scale=config.lr_scale, muon_dtype=job.dtype
     )
@@ -136,38 +102,69 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
     step_fn = make_train_step(job.model, optimizer, job.mesh, compute)
     params = jax.tree.map(jnp.copy, params)
     state = init_state(params, optimizer, job.mesh)
-    began, before, start = time.monotonic(), 0.0, 0
-    rewards: list[float] = []
 
     with Checkpoints(job.folder / "checkpoints") as checkpoints, stop_requests() as stop:
-        if (latest := checkpoints.latest()) is not None:
-            state, meta = checkpoints.restore(latest, state)
-            start, before, rewards = latest, float(meta["seconds"]), list(meta["rewards"])
+        start, session = 0, _Session(job)
+        if (newest := checkpoints.restore_newest(state)) is not None:
+            state, meta = newest
+            start, session = int(meta["step"]), _Session(job, meta)
         log = MetricsLog(job.folder / "metrics.jsonl", from_step=start)
         progress = Progress("rl", config.steps, "step", start)
         with progress, recorded(step_fn, job.profile, start) as run_step:
             for step in range(start, config.steps):
-                # The engine gets a copy: the step below donates the state it reads.
-                job.engine.set_params(jax.tree.map(jnp.copy, state.params))
-                batch, reward = rollouts(job, step)
-                split = {k: v.reshape(rows // micro, micro, *v.shape[1:]) for k, v in batch.items()}
-                row = split["tokens"].shape[-1] - 1
-                with explained("rl", _planned(job, row, micro, rows // micro)):
-                    state, metrics = run_step(state, put_batch(job.mesh, split))
-                    values = {name: float(value) for name, value in metrics.items()}
-                rewards.append(reward)
-                trained = round(before + time.monotonic() - began, 3)
-                log.write({"step": step, "time": trained, "reward": reward, **values})
-                progress.update(step + 1, f"reward {reward:.3f}")
+                give_weights(job.engine, state)
+                if config.eval_every and step % config.eval_every == 0:
+                    log.write({"step": step, **session.evaluate("first" if not step else "last")})
+                rollouts = sample_rollouts(
+                    job.engine, job.tokenizer, job.task, config, seed=job.seed, step=step
+                )
+                state, trained = _train(job, run_step, state, rollouts)
+                log.write({"step": step, **session.record(figures(rollouts), trained)})
+                progress.update(step + 1, session.note)
                 done = step + 1
                 stopping = stop()  # once: a signal between two looks would stop without saving
                 if done % config.save_every == 0 or done == config.steps or stopping:
-                    seconds = before + time.monotonic() - began
-                    checkpoints.save(done, state, {"seconds": seconds, "rewards": rewards})
+                    checkpoints.save(done, state, session.meta())
                 if stopping and done < config.steps:
                     checkpoints.wait()
                     raise Interrupted(stopping)
-    return RLResult(state.params, rewards, before + time.monotonic() - began)
+        if config.eval_every:
+            give_weights(job.engine, state)
+            log.write({"step": config.steps, **session.evaluate("last")})
+    return session.result(state.params)
+
+
+def give_weights(engine: Service, state: TrainState) -> None:
+    """Gives the engine a copy of the weights, in its dtype: the next step donates the state."""
+    dtype = engine.compute.dtype
+    engine.set_params(jax.tree.map(lambda x: x.astype(dtype, copy=True), state.params))
+
+
+def _train(
+    job: RLJob, run_step: Callable[..., Any], state: TrainState, rollouts: Rollouts
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state after a step on rollouts, and its metrics; without a signal, the state it was."""
+    began = time.monotonic()
+    values = {"loss": 0.0, "weight": 0.0, "grad_norm": 0.0}
+    signal = bool(rollouts.advantages.any())
+    if signal:
+        count, rows = plan_rows(
+            rollouts.rewards.size, job.config.micro_rows, batch_shards(job.mesh)
+        )
+        row = bucket(rollouts.longest - 1, job.model.sequence_len)
+        batch = make_batch(rollouts, row + 1, count * rows, job.tokenizer.bos)
+        split = {k: v.reshape(count, rows, *v.shape[1:]) for k, v in batch.items()}
+        with explained("rl", _planned(job, row, rows, count)):
+            state, metrics = run_step(state, put_batch(job.mesh, split))
+            values = {name: float(value) for name, value in metrics.items()}
+    else:
+        state = state._replace(step=state.step + 1)
+    if not np.isfinite(values["loss"]):
+        raise FloatingPointError(
+            f"rl: the loss is {values['loss']}; lower rl.lr_scale and give the command again."
+        )
+    seconds = round(time.monotonic() - began, 4)
+    return state, {**values, "skipped": not signal, "train_seconds": seconds}
 
 
 def _planned(job: RLJob, time: int, micro: int, accumulation: int) -> Step:
@@ -178,27 +175,53 @@ def _planned(job: RLJob, time: int, micro: int, accumulation: int) -> Step:
     )  # fmt: skip
 
 
-def rollouts(job: RLJob, step: int) -> tuple[dict[str, np.ndarray], float]:
-    """The batch of one step, sampled with the current weights, and its mean reward."""
-    config = job.config
-    first = FIRST_INDEX["rl"] + step * config.problems_per_step
-    problems = [job.task.problem("train", first + i) for i in range(config.problems_per_step)]
-    groups = answer(
-        job.engine, job.tokenizer, problems, max_tokens=config.max_new_tokens,
-        temperature=config.temperature, samples=config.samples_per_problem,
-        seed=(job.seed * config.steps + step) * config.problems_per_step,
-    )  # fmt: skip
-    rewards = np.array([_grade(job, p, group) for p, group in zip(problems, groups, strict=True)])
-    prompts = [prompt_of(problem, job.tokenizer) for problem in problems]
-    longest = max(
-        len(prompt) + len(completion.tokens)
-        for prompt, group in zip(prompts, groups, strict=True)
-        for completion in group
-    )
-    row = bucket(longest - 1, job.model.sequence_len) + 1
-    batch = make_batch(prompts, groups, advantages(rewards), row, job.tokenizer.bos)
-    return batch, float(rewards.mean())
+class _Session:
+    """The bookkeeping of `train_rl`: what happened in this session and those before it."""
 
+    def __init__(self, job: RLJob, meta: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """`meta` is what the newest checkpoint was saved with."""
+        self.job, self.began = job, time.monotonic()
+        self.before = float(meta.get("seconds", 0.0))
+        self.rewards: list[float] = list(meta.get("rewards", []))
+        self.skipped = int(meta.get("skipped", 0))
+        # JSON has turned the numbers k into text
+        rates = meta.get("pass_rates", {})
+        self.rates = {at: {int(k): v for k, v in found.items()} for at, found in rates.items()}
+        self.note = ""
 
-def _grade(job: RLJob, problem: Problem, group: Sequence[Completion]) -> list[float]:
-    return [float(job.task.grade(problem, parts_of(c, job.tokenizer))) for c in group]
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {
+            "seconds": self.seconds(),
+            "rewards": self.rewards,
+            "skipped": self.skipped,
+            "pass_rates": {at: {str(k): v for k, v in f.items()} for at, f in self.rates.items()},
+        }
+
+    def evaluate(self, when: str) -> dict[str, Any]:
+        """Pass@k of held-out problems with the engine's weights, as the log has it."""
+        job, samples = self.job, self.job.config.eval_samples
+        right = sampled_right(
+            job.engine, job.tokenizer, job.task, problems=job.config.eval_problems,
+            samples=samples, max_tokens=job.config.max_new_tokens, seed=job.seed,
+        )  # fmt: skip
+        rates = pass_rates(right, samples)
+        self.rates[when] = rates
+        told = {f"pass@{k}": round(rate, 6) for k, rate in rates.items()}
+        return {"time": round(self.seconds(), 3), **told}
+
+    def record(self, sampled: dict[str, float], trained: dict[str, Any]) -> dict[str, Any]:
+        """What the log has of a step; `note` then tells the most important of it."""
+        self.rewards.append(sampled["reward"])
+        self.skipped += trained["skipped"]
+        self.note = (
+            f"reward {sampled['reward']:.3f}, entropy {sampled['entropy']:.3f}, "
+            f"{sampled['length']:.0f} tokens, {sampled['no_signal']:.0%} without signal"
+        )
+        return {"time": round(self.seconds(), 3), **sampled, **trained}
+
+    def result(self, params: Any) -> RLResult:
+        return RLResult(params, self.rewards, self.skipped, self.rates, self.seconds())

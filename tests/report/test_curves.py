@@ -63,6 +63,22 @@ def test_rewards_have_steps_and_no_tokens(tmp_path: Path) -> None:
     assert curve["speed"]["step"] == []
 
 
+def test_pass_rates_are_those_of_the_steps_done_before() -> None:
+    log: list[dict[str, float]] = []
+    for step in range(3):
+        log.append({"step": step, "pass@1": step / 4, "pass@4": step / 2})
+        log.append({"step": step, "reward": 0.5, "loss": 0.0, "entropy": 1.0, "length": 9.0})
+    log.append({"step": 3, "pass@1": 0.75, "pass@4": 1.0})
+    curve = make_curve(log, 0)
+    assert curve["steps"] == 3
+    assert curve["step"] == [1, 2, 3]
+    assert curve["passed"] == {
+        "step": [0, 1, 2, 3], "pass@1": [0, 0.25, 0.5, 0.75], "pass@4": [0, 0.5, 1, 1],
+    }  # fmt: skip
+    assert curve["entropy"] == [1.0] * 3
+    assert make_curve(log[:1], 0)["steps"] == 0, "nothing was trained yet"
+
+
 def test_numbers_that_are_not_finite_are_gaps() -> None:
     log = [{"step": 0, "loss": float("nan")}, {"step": 1, "loss": 2.0}]
     assert make_curve(log, 1)["loss"] == [None, 2.0]

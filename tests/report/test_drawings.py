@@ -34,3 +34,22 @@ def test_the_schedule_falls_from_its_peak_to_nothing() -> None:
     tenth = (percent["100%"] - percent["0%"]) / 10
     assert abs(heights[-1] - (percent["0%"] + tenth)) < 0.02
     assert "peaks: head 0.0098, embedding 0.49, matrix 0.02" in figure
+
+
+def test_reinforcement_learning_shows_what_it_learns_and_whether_it_collapses() -> None:
+    log = [
+        {"step": i, "time": i, "loss": 0.0, "reward": i / 9, "entropy": 2 - i / 9, "length": 20,
+         "no_signal": i / 9}
+        for i in range(9)
+    ]  # fmt: skip
+    passes = [{"step": i, "time": i, "pass@1": 0.5, "pass@2": 0.6, "pass@8": 0.7} for i in (0, 9)]
+    curve = make_curve([*log, *passes], 0)
+    figures = "".join(stage_figures("rl", "RL", [Drawn("rl", "rl", curve)]))
+    captions = re.findall(r"<figcaption>(.*?)<", figures)
+    assert [words.strip() for words in captions] == [
+        "Reward", "Reward", "Held-out pass@1", "Held-out pass@8",
+        "Entropy, in nats a sampled token", "Tokens of an answer",
+        "Share of problems without signal",
+    ]  # fmt: skip
+    old = make_curve([{"step": 0, "loss": 0.0, "reward": 0.5}], 0)
+    assert "pass@" not in "".join(stage_figures("rl", "RL", [Drawn("rl", "rl", old)]))

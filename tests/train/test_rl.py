@@ -1,25 +1,35 @@
-"""Reinforcement learning: its pieces by hand, and a task on which the reward has to rise."""
+"""Reinforcement learning: a task on which the reward has to rise, skipped steps, exact resume."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import tiny_rl
+from tiny_rl import CONFIG as TINY
+from tiny_rl import MODEL, TOKENIZER, Even, lively_params, make_engine, tiny_job
 
-from jaxchat.config import ConfigError, MeshConfig, ModelConfig, OptimConfig, RLConfig
-from jaxchat.infer.engine import Completion, Engine
+from jaxchat.config import MeshConfig, ModelConfig, OptimConfig, RLConfig
+from jaxchat.evals.chat import answer, parts_of
+from jaxchat.infer.engine import Engine
 from jaxchat.model import gpt
-from jaxchat.sharding import make_mesh
+from jaxchat.optim.chain import make_optimizer
+from jaxchat.sharding import make_mesh, put_batch
 from jaxchat.tasks import Problem
 from jaxchat.tasks.base import Split, say
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import Part
-from jaxchat.train.checkpoint import hash_params
+from jaxchat.train.checkpoint import Checkpoints, hash_params
 from jaxchat.train.metrics import read_metrics
-from jaxchat.train.rl import RLJob, advantages, bucket, make_batch, train_rl
+from jaxchat.train.rl import RLJob, RLResult, give_weights, train_rl
+from jaxchat.train.step import init_state, make_train_step
 
 CONFIG = RLConfig(
     steps=20,
@@ -29,34 +39,8 @@ CONFIG = RLConfig(
     micro_rows=16,
     lr_scale=3.0,
     save_every=4,
+    eval_every=0,
 )
-
-
-def test_an_advantage_is_the_reward_less_its_groups_mean() -> None:
-    rewards = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
-    expected = [[0.5, -0.5, -0.5, 0.5], [0, 0, 0, 0], [-0.25, -0.25, -0.25, 0.75]]
-    np.testing.assert_array_equal(advantages(rewards), expected)
-
-
-def test_only_sampled_tokens_carry_a_loss_and_ids_are_those_sampled() -> None:
-    tool = Completion((5, 6, 7, 8), (1, 0, 0, 1), (-1.0, 0.0, 0.0, -1.0), "stop")
-    short = Completion((9,), (1,), (-1.0,), "stop")
-    batch = make_batch([[1, 2]], [[tool, short]], np.array([[0.5, -0.5]]), 7, pad=0)
-    assert batch["tokens"].tolist() == [[1, 2, 5, 6, 7, 8, 0], [1, 2, 9, 0, 0, 0, 0]]
-    assert batch["mask"].tolist() == [[0, 0, 1, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0, 0]]
-    assert batch["advantage"].tolist() == [0.5, -0.5]
-
-
-def test_a_rollout_beyond_the_row_loses_its_tail() -> None:
-    long = Completion((5, 6, 7, 8), (1, 1, 1, 1), (-1.0,) * 4, "length")
-    batch = make_batch([[1, 2]], [[long]], np.array([[0.0]]), 4, pad=0)
-    assert batch["tokens"].tolist() == [[1, 2, 5, 6]]
-    assert batch["mask"].tolist() == [[0, 0, 1, 1]]
-
-
-@pytest.mark.parametrize(("longest", "size"), [(1, 64), (64, 64), (65, 128), (200, 250)])
-def test_rows_come_in_few_lengths(longest: int, size: int) -> None:
-    assert bucket(longest, limit=250) == size
 
 
 class Early:
@@ -108,8 +92,124 @@ def test_the_reward_rises_and_a_resumed_run_ends_in_the_same_weights(tmp_path: P
     assert times == sorted(times), "the time of the session before was forgotten"
 
 
-def test_rollouts_that_do_not_divide_are_refused_with_the_numbers(tmp_path: Path) -> None:
-    config = RLConfig(problems_per_step=3, samples_per_problem=5, micro_rows=4)
-    job, params = make_job(tmp_path, config)
-    with pytest.raises(ConfigError, match="15 rollouts"):
-        train_rl(job, params)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[RLJob, RLResult]:
+    """A run of 8 steps with evaluations, left alone."""
+    job = tiny_job(tmp_path_factory.mktemp("alone"))
+    with jax.numpy_dtype_promotion("standard"):
+        return job, train_rl(job, lively_params())
+
+
+def test_the_log_shows_how_the_policy_fares(alone: tuple[RLJob, RLResult]) -> None:
+    job, result = alone
+    records = [r for r in read_metrics(job.folder / "metrics.jsonl") if "loss" in r]
+    assert [r["step"] for r in records] == list(range(8))
+    assert [r["reward"] for r in records] == result.rewards
+    for record in records:
+        assert set(record) == {
+            "step", "time", "reward", "entropy", "length", "at_limit", "no_signal",
+            "sample_seconds", "rollout_tokens_per_second", "train_seconds", "skipped", "loss",
+            "weight", "grad_norm",
+        }  # fmt: skip
+        assert all(np.isfinite(value) for value in record.values())
+
+
+def test_pass_at_k_is_evaluated_before_the_first_step_along_the_way_and_at_the_end(
+    alone: tuple[RLJob, RLResult],
+) -> None:
+    job, result = alone
+    records = [r for r in read_metrics(job.folder / "metrics.jsonl") if "pass@1" in r]
+    assert [r["step"] for r in records] == [0, 3, 6, 8]
+    assert set(result.pass_rates) == {"first", "last"}
+    for record, found in ((records[0], "first"), (records[-1], "last")):
+        assert {k: record[f"pass@{k}"] for k in (1, 2)} == pytest.approx(result.pass_rates[found])
+    # by hand, with the weights it began with
+    groups = answer(
+        make_engine(lively_params()), TOKENIZER, [Even().problem("test", i) for i in range(4)],
+        max_tokens=20, temperature=1.0, samples=2, seed=0,
+    )  # fmt: skip
+    right = [
+        [Even().grade(Even().problem("test", 0), parts_of(c, TOKENIZER)) for c in group]
+        for group in groups
+    ]
+    assert records[0]["pass@1"] == np.mean(right)
+    assert records[0]["pass@2"] == np.mean([any(group) for group in right])
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_evaluating_changes_nothing_that_is_trained(
+    alone: tuple[RLJob, RLResult], tmp_path: Path
+) -> None:
+    job = tiny_job(tmp_path, replace(TINY, eval_every=0))
+    result = train_rl(job, lively_params())
+    assert hash_params(result.params) == hash_params(alone[1].params)
+    assert not result.pass_rates
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_step_without_signal_leaves_weights_and_momentum_bit_for_bit(tmp_path: Path) -> None:
+    """No problem from the fifth step on can be solved."""
+    config = replace(TINY, steps=7, save_every=4, eval_every=0)
+    job = tiny_job(tmp_path, config, Even(until=4 * config.problems_per_step))
+    result = train_rl(job, lively_params())
+    records = read_metrics(job.folder / "metrics.jsonl")
+    assert [r["skipped"] for r in records] == [False] * 4 + [True] * 3
+    assert result.skipped == 3
+    assert [r["step"] for r in records] == list(range(7))
+    assert all(r["loss"] == r["grad_norm"] == 0 and r["no_signal"] == 1 for r in records[4:])
+    like = init_state(lively_params(), make_optimizer(MODEL, job.optim, 7, lr_scale=1.0), job.mesh)
+    with Checkpoints(job.folder / "checkpoints") as checkpoints:
+        before, after = (checkpoints.restore(step, like)[0] for step in (4, 7))
+    momentum = sum(float(np.abs(x).sum()) for x in jax.tree.leaves(before.opt_state))
+    assert momentum > 1, "nothing would have moved the weights anyway"
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, before.opt_state)
+    assert (before.step, after.step) == (4, 7)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_the_engine_keeps_its_weights_when_a_step_donates_the_state(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path)
+    optimizer = make_optimizer(MODEL, job.optim, 4)
+    state = init_state(lively_params(), optimizer, job.mesh)
+    give_weights(job.engine, state)
+    before = jax.device_get(job.engine.params)
+    step = make_train_step(MODEL, optimizer, job.mesh)
+    batch = {"tokens": np.ones((1, 2, 9), np.int32), "mask": np.ones((1, 2, 9), np.float32)}
+    old = state.params
+    step(state, put_batch(job.mesh, batch))
+    assert all(x.is_deleted() for x in jax.tree.leaves(old)), "the step donated nothing"
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(job.engine.params))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_run_killed_while_it_samples_saves_and_trains_ends_in_the_same_weights(
+    tmp_path: Path, alone: tuple[RLJob, RLResult]
+) -> None:
+    for words in ("sampling 1", "saving 4", "saving 6", "step 7"):
+        kill_at(tmp_path, words)
+    job = tiny_job(tmp_path, replace(TINY, eval_every=0))
+    result = train_rl(job, lively_params())
+    assert result.rewards == alone[1].rewards
+    assert hash_params(result.params) == hash_params(alone[1].params)
+    steps = [r["step"] for r in read_metrics(job.folder / "metrics.jsonl")]
+    assert steps == list(range(8))
+
+
+def kill_at(folder: Path, words: str) -> None:
+    """Trains in another process and SIGKILLs it where it says `words`, or once a step is logged."""
+    process = subprocess.Popen(
+        [sys.executable, tiny_rl.__file__, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    kind, number = words.split()
+    for line in process.stdout:
+        logged = {r["step"] for r in read_metrics(folder / "metrics.jsonl")}
+        if line.strip() == words or (kind == "step" and int(number) in logged):
+            break
+    else:
+        raise AssertionError(f"the training ended without {words!r}")
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()

@@ -1,0 +1,131 @@
+"""Rollouts: the problems of a step, sampled, graded, and laid out as rows to train on (layer 4)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxchat.config import RLConfig
+from jaxchat.data.prepare import FIRST_INDEX
+from jaxchat.evals.chat import answer, parts_of, prompts_of
+from jaxchat.home import sha256_text
+from jaxchat.infer.request import Completion
+from jaxchat.infer.service import Service
+from jaxchat.tasks import Task
+from jaxchat.tokenizer.bpe import Tokenizer
+
+MIN_ROW = 64  # tokens of the shortest rows
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What the samples of a step are: a group of completions for every prompt."""
+
+    prompts: Sequence[Sequence[int]]
+    groups: Sequence[Sequence[Completion]]
+    rewards: np.ndarray  # [problems, samples]
+    seconds: float = 0.0  # of sampling and grading
+
+    @property
+    def completions(self) -> list[Completion]:
+        """All of them, group by group."""
+        return [completion for group in self.groups for completion in group]
+
+    @property
+    def advantages(self) -> np.ndarray:
+        """Rewards [problems, samples] less each problem's mean."""
+        mean: np.ndarray = self.rewards.mean(axis=1, keepdims=True)
+        return np.asarray(self.rewards - mean)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its completion."""
+        pairs = zip(self.prompts, self.groups, strict=True)
+        return max(len(prompt) + len(c.tokens) for prompt, group in pairs for c in group)
+
+
+def sample_rollouts(
+    engine: Service, tokenizer: Tokenizer, task: Task, config: RLConfig, *, seed: int, step: int
+) -> Rollouts:
+    """The rollouts of a step with the engine's weights: they depend on seed and step alone."""
+    began = time.monotonic()
+    first = FIRST_INDEX["rl"] + step * config.problems_per_step
+    problems = [task.problem("train", first + i) for i in range(config.problems_per_step)]
+    groups = answer(
+        engine, tokenizer, problems, max_tokens=config.max_new_tokens,
+        temperature=config.temperature, samples=config.samples_per_problem,
+        seed=step_seed(seed, step),
+    )  # fmt: skip
+    rewards = [
+        [float(task.grade(problem, parts_of(completion, tokenizer))) for completion in group]
+        for problem, group in zip(problems, groups, strict=True)
+    ]
+    prompts = prompts_of(engine, tokenizer, problems, config.max_new_tokens)
+    return Rollouts(prompts, groups, np.array(rewards), time.monotonic() - began)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of a step's first problem, of 32 bits: far from those of other runs and steps."""
+    return int(sha256_text("rollouts", str(seed), str(step))[:8], 16)
+
+
+def figures(rollouts: Rollouts) -> dict[str, float]:
+    """What shows how the policy fares, and whether it collapses.
+
+    `entropy` is the mean of -log p over the sampled tokens, in nats, where p is the model's at
+    temperature 1: sampled at that temperature, an unbiased estimate of the mean entropy of the
+    distributions they were drawn from. `length` is in tokens, those of tools included; `at_limit`
+    the share of completions that were cut off, `no_signal` that of groups whose rewards are equal.
+    """
+    completions = rollouts.completions
+    sampled = sum(sum(completion.mask) for completion in completions)
+    tokens = sum(len(completion.tokens) for completion in completions)
+    return {
+        "reward": float(rollouts.rewards.mean()),
+        "entropy": -sum(sum(completion.logprobs) for completion in completions) / sampled,
+        "length": tokens / len(completions),
+        "at_limit": sum(c.finish_reason == "length" for c in completions) / len(completions),
+        "no_signal": float((~rollouts.advantages.any(axis=1)).mean()),
+        "sample_seconds": round(rollouts.seconds, 4),
+        "rollout_tokens_per_second": round(tokens / max(rollouts.seconds, 1e-9), 1),
+    }
+
+
+def make_batch(rollouts: Rollouts, row_tokens: int, rows: int, pad: int) -> dict[str, np.ndarray]:
+    """Rollouts as rows: `tokens` and `mask` [rows, row_tokens], `advantage` [rows].
+
+    The ids are those that were sampled, never decoded and encoded again. Rows beyond the rollouts
+    have no mask and no advantage: they change nothing. A rollout beyond the row's end loses its
+    tail.
+    """
+    tokens = np.full((rows, row_tokens), pad, np.int32)
+    mask = np.zeros((rows, row_tokens), np.float32)
+    advantage = np.zeros(rows, np.float32)
+    advantage[: rollouts.rewards.size] = rollouts.advantages.reshape(-1)
+    pairs = [(p, c) for p, g in zip(rollouts.prompts, rollouts.groups, strict=True) for c in g]
+    for row, (prompt, completion) in enumerate(pairs):
+        ids = [*prompt, *completion.tokens][:row_tokens]
+        flags = [0] * len(prompt) + list(completion.mask)
+        tokens[row, : len(ids)] = ids
+        mask[row, : len(ids)] = flags[: len(ids)]
+    return {"tokens": tokens, "mask": mask, "advantage": advantage}
+
+
+def bucket(longest: int, limit: int) -> int:
+    """The row length for rollouts of at most `longest` tokens: few shapes, so few compilations."""
+    size = MIN_ROW
+    while size < longest:
+        size *= 2
+    return min(size, limit)
+
+
+def plan_rows(rollouts: int, micro_rows: int, shards: int) -> tuple[int, int]:
+    """(A, rows): A micro-batches of `rows` rows over all shards hold a step's rollouts.
+
+    No shard has more than `micro_rows` at once; fewer than A * shards rows stay empty.
+    """
+    count = -(-rollouts // (micro_rows * shards))
+    return count, -(-rollouts // (count * shards)) * shards
