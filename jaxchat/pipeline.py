@@ -134,6 +134,22 @@ def read_done(root: Path, stage: str) -> dict[str, Any] | None:
     return record
 
 
+def write_imported(
+    root: Path, config: RunConfig, stage: str, artifact: str, results: Mapping[str, Any]
+) -> None:
+    """Writes the record of an artefact that was imported into a stage's folder."""
+    parts = (config.imported, config.model)
+    record = {
+        "format": FORMAT,
+        "stage": stage,
+        "inputs": imported_hash(stage, config),
+        "settings": [dataclasses.asdict(part) for part in parts],
+        "seconds": 0.0,
+        "results": {"artifact": artifact, **results},
+    }
+    write_json(done_file(root, stage), record)
+
+
 def run_stages(
     stages: Iterable[Stage],
     context: Context,
