@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxchat.config import RunConfig
 from jaxchat.data.registry import SOURCES
-from jaxchat.report.metrics import told
+from jaxchat.report import metrics
 from jaxchat.report.text import clean
 
 HUGGINGFACE = "hf"
@@ -83,16 +83,15 @@ def _head(kind: str, licence: str) -> str:
 
 def _what(report: Mapping[str, Any], config: RunConfig, stage: str) -> str:
     model, imported = config.model, config.imported
-    began = (
-        f" The run began with an imported model in place of its stage {imported.stage}."
-        if imported.stage
-        else ""
-    )
+    told = f"Trained with jaxchat, stage {stage}: {_STAGES[stage]}."
+    if imported.brings(stage):
+        told = f"It was not trained here, but imported into jaxchat as the stage {stage}."
+    elif imported.stage:
+        told += f" Training began with an imported model in place of the stage {imported.stage}."
     return (
         f"A language model of {report['parameters']['total']:,} parameters in nanochat's "
         f"architecture ({config.preset}): {model.n_layer} layers, width {model.n_embd:,}, "
-        f"vocabulary {model.vocab_size:,}, context {model.sequence_len:,}. Trained with jaxchat, "
-        f"stage {stage}: {_STAGES[stage]}.{began}\n"
+        f"vocabulary {model.vocab_size:,}, context {model.sequence_len:,}. {told}\n"
     )
 
 
@@ -138,7 +137,9 @@ def _figures(report: Mapping[str, Any], stage: str) -> str:
     if not rows:
         return "## Evaluation\n\nThe run has not evaluated this model.\n"
     lines = ["## Evaluation\n", "| | |", "|---|---|"]
-    lines += [f"| {row['name']} | {told(row['values'][stage], row['unit'])} |" for row in rows]
+    lines += [
+        f"| {row['name']} | {metrics.told(row['values'][stage], row['unit'])} |" for row in rows
+    ]
     return "\n".join([*lines, "", "On held-out problems; brackets hold 95% intervals.\n"])
 
 

@@ -62,7 +62,7 @@ def export_model(
     with atomic_folder(folder) as temporary:
         if kind == "hf":
             huggingface.write_huggingface_model(
-                temporary, params, config.model, tokenizer, DTYPES[dtype]
+                temporary, params, config.model, tokenizer, stage, DTYPES[dtype]
             )
         else:
             native.write_native(temporary, params, config, tokenizer, stage, results)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxchat.config import ConfigError, ModelConfig
+from jaxchat.config import MODELS, ConfigError, ModelConfig
 from jaxchat.home import ArtifactError, read_json, sha256_file, write_json
 from jaxchat.interop import safetensors
 from jaxchat.interop.foreign import ForeignModel
@@ -32,6 +32,7 @@ CONFIG = "config.json"
 ARCHITECTURE = "NanoChatForCausalLM"
 TOKENIZER_HASH = "jaxchat_tokenizer_sha256"
 WEIGHTS_HASH = "jaxchat_weights_sha256"
+STAGE = "jaxchat_stage"
 _LAYER = {
     ("attn", "c_q"): "self_attn.q_proj",
     ("attn", "c_k"): "self_attn.k_proj",
@@ -104,7 +105,12 @@ def refuse_obstacles(model: ModelConfig) -> None:
 
 
 def write_huggingface_model(
-    folder: Path, params: Params, model: ModelConfig, tokenizer: Tokenizer, dtype: np.dtype[Any]
+    folder: Path,
+    params: Params,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    stage: str,
+    dtype: np.dtype[Any],
 ) -> None:
     """Writes a classic model into a folder, in `dtype`. Raises ConfigError for all others."""
     refuse_obstacles(model)
@@ -114,6 +120,7 @@ def write_huggingface_model(
         "format": "pt",  # transformers wants it; the layout is that of PyTorch
         WEIGHTS_HASH: hash_params(rounded),
         TOKENIZER_HASH: tokenizer.hash,
+        STAGE: stage,
     }
     tokenizer.to_huggingface(folder)
     safetensors.write_safetensors(folder / safetensors.FILE, tensors, metadata)
@@ -196,7 +203,7 @@ def read_huggingface_model(folder: Path, tokenizer_folder: Path | None) -> Forei
         params=params,
         model=model,
         tokenizer=tokenizer,
-        stage="",
+        stage=metadata.get(STAGE, "") if metadata.get(STAGE) in MODELS else "",
         files={file.name: sha256_file(file) for file in read},
         notes=() if noted else (unproven,),
     )
