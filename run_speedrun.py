@@ -70,7 +70,7 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
     if args.tier not in tiers():
         raise ConfigError(f"there is no tier {args.tier!r}; the tiers are {', '.join(tiers())}.")
     own = [] if args.data_dir is None else recipe.own_text(args.data_dir)
-    config = recipe.load(tiers()[args.tier], [*args.set, *own])
+    config = runs.configure(root, tiers()[args.tier], [*args.set, *own])
     args.profile = [request.parse(text) for text in args.profile]
     if args.plan:
         print(plan.render(plan.make_plan(config)))

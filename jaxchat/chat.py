@@ -12,7 +12,7 @@ from jaxchat import runs
 from jaxchat.home import ArtifactError
 from jaxchat.infer.engine import Engine, Request
 from jaxchat.infer.transcript import PartStream, printable
-from jaxchat.pipeline import Context, input_hash, read_done
+from jaxchat.pipeline import Context, input_hash, needs, read_done
 from jaxchat.run_inputs import tokenizer_of
 from jaxchat.scaling import count_params
 from jaxchat.stages import STAGES, load_model
@@ -203,7 +203,7 @@ def open_run(run: Path) -> Context:
     context = Context(runs.read_config(run), run)
     for stage in STAGES:
         record = read_done(run, stage.name)
-        known = all(name in context.done for name in stage.after)
+        known = all(name in context.done for name in needs(stage, context.config))
         if record is not None and known and record["inputs"] == input_hash(stage, context):
             context.done[stage.name] = record
     return context

@@ -16,6 +16,7 @@ from jaxchat import (
     data_cli,
     eval_cli,
     home,
+    interop_cli,
     machine,
     report_cli,
     runs,
@@ -58,6 +59,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         commands.add_parser("data", parents=[common], help="download and prepare datasets")
     )
     eval_cli.add_commands(commands.add_parser("eval", parents=[common], help="measure models"))
+    interop_cli.add_commands(commands, [common])
     doctor = commands.add_parser("doctor", parents=[common], help="check this machine")
     doctor.set_defaults(run_command=doctor_command)
     return parser.parse_args(argv)

@@ -19,6 +19,7 @@ class ConfigError(ValueError):
 
 
 STAGES = ("data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval", "report")
+MODELS = ("base", "mid", "sft", "rl")  # the stages that make weights
 PRESETS = ("classic", "modern")
 # the documentation of this machine, datasets of the hub (`data.registry`), a folder of one's own
 TEXT_SOURCES = ("machine", "fineweb_edu", "climbmix", "folder")
@@ -63,6 +64,7 @@ class ModelConfig:
     n_embd: int = 1_280
     rope_base: float = 10_000.0
     softcap: float = 15.0  # logits are softcap * tanh(logits / softcap)
+    norm_epsilon: float = 1.1920929e-07  # float32's, which is what torch takes when none is given
     qk_scale: float = 1.0  # multiplies q and k after QK-norm
     window_pattern: str = "L"  # tiled over layers: S short window, L full; the last layer is L
     value_embeds: bool = False  # gated value embeddings on alternating layers
@@ -73,7 +75,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _positive("model", self, "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
-        _positive("model", self, "rope_base", "softcap", "qk_scale")
+        _positive("model", self, "rope_base", "softcap", "norm_epsilon", "qk_scale")
         _check(self.sequence_len >= 2, f"model.sequence_len is {self.sequence_len}; at least 2.")
         _check(
             self.n_embd % self.n_head == 0,
@@ -317,6 +319,30 @@ def check_heads(model: ModelConfig, tensor: int) -> None:
 
 
 @dataclass(frozen=True)
+class ImportedConfig:
+    """The model from elsewhere that a run begins with, which `jaxchat import` puts there."""
+
+    stage: str = ""  # whose place it takes; "": there is none
+    weights: str = ""  # sha256 of its parameters
+    tokenizer: str = ""  # sha256 of its tokenizer
+
+    def __post_init__(self) -> None:
+        _one_of("imported", self, "stage", ("", *MODELS))
+
+    def brings(self, stage: str) -> bool:
+        """Whether what a stage would make was imported."""
+        return bool(self.stage) and stage in ("tokenizer", self.stage)
+
+    def leaves_out(self, stage: str) -> bool:
+        """Whether a stage comes before the imported one, so that the run does not have it."""
+        return bool(self.stage) and stage in MODELS[: MODELS.index(self.stage)]
+
+    def trains(self, stage: str) -> bool:
+        """Whether the run trains a stage of MODELS itself."""
+        return not self.brings(stage) and not self.leaves_out(stage)
+
+
+@dataclass(frozen=True)
 class HardwareConfig:
     """What `--plan` reckons with; nothing else reads it."""
 
@@ -334,6 +360,7 @@ class HardwareConfig:
         _not_negative("hardware", self, "dollars_per_hour")
 
 
+NOT_IMPORTED = ImportedConfig()
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -404,6 +431,7 @@ class RunConfig:
     mesh: MeshConfig
     hardware: HardwareConfig
     compute: ComputeConfig = DEFAULT_COMPUTE
+    imported: ImportedConfig = NOT_IMPORTED
 
     def __post_init__(self) -> None:
         check_heads(self.model, self.mesh.tensor)

@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 
 from jaxchat import runs
 from jaxchat.chat import open_run
-from jaxchat.config import MeshConfig, RunConfig
+from jaxchat.config import MODELS, MeshConfig, RunConfig
 from jaxchat.data.prepare import load_tokenizer
 from jaxchat.home import ArtifactError
 from jaxchat.sharding import make_mesh, param_shardings, put
-from jaxchat.stages import MODELS, compute_dtype, load_model
+from jaxchat.stages import compute_dtype, load_model
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.compute import Compute, choose_compute
 

@@ -94,13 +94,29 @@ def done_file(root: Path, stage: str) -> Path:
     return root / stage / "done.json"
 
 
+def needs(stage: Stage, config: RunConfig) -> tuple[str, ...]:
+    """The stages whose artefacts a stage reads in a run; those before an imported one are not."""
+    if config.imported.brings(stage.name):
+        return ()
+    return tuple(name for name in stage.after if not config.imported.leaves_out(name))
+
+
+def imported_hash(stage: str, config: RunConfig) -> str:
+    """Stands in the record of an imported artefact for the hash of its inputs."""
+    return sha256_text(FORMAT, stage, to_json(config.model), to_json(config.imported))
+
+
 def input_hash(stage: Stage, context: Context) -> str:
     """The hash of all a stage depends on."""
+    if context.config.imported.brings(stage.name):
+        return imported_hash(stage.name, context.config)
     settings = [
         to_json(s) if dataclasses.is_dataclass(s) else repr(s)
         for s in stage.settings(context.config)
     ]
-    artifacts = [str(context.done[name]["results"]["artifact"]) for name in stage.after]
+    artifacts = [
+        str(context.done[name]["results"]["artifact"]) for name in needs(stage, context.config)
+    ]
     return sha256_text(FORMAT, stage.name, *settings, *artifacts)
 
 
@@ -116,6 +132,22 @@ def read_done(root: Path, stage: str) -> dict[str, Any] | None:
             f"{path} is no record of format {FORMAT}; make the stage again with --force {stage}."
         )
     return record
+
+
+def write_imported(
+    root: Path, config: RunConfig, stage: str, artifact: str, results: Mapping[str, Any]
+) -> None:
+    """Writes the record of an artefact that was imported into a stage's folder."""
+    parts = (config.imported, config.model)
+    record = {
+        "format": FORMAT,
+        "stage": stage,
+        "inputs": imported_hash(stage, config),
+        "settings": [dataclasses.asdict(part) for part in parts],
+        "seconds": 0.0,
+        "results": {"artifact": artifact, **results},
+    }
+    write_json(done_file(root, stage), record)
 
 
 def run_stages(
@@ -136,9 +168,11 @@ def run_stages(
     sweep(context.root)
     for number, stage in enumerate(stages, 1):
         label = f"[{number}/{len(stages)}] {stage.title}"
+        if context.config.imported.stage and _is_imported(stage, context, label, wanted, forced):
+            continue
         folder = context.folder(stage.name)
         record = None if stage.name in forced else read_done(context.root, stage.name)
-        missing = [name for name in stage.after if name not in context.done]
+        missing = [n for n in needs(stage, context.config) if n not in context.done]
         if stage.name not in wanted:
             # What was made with other settings counts as missing for the stages that were named.
             if record and not missing and record["inputs"] == input_hash(stage, context):
@@ -176,6 +210,34 @@ def run_stages(
         write_json(done_file(context.root, stage.name), record)
         context.done[stage.name] = record
         print(f"{label}: {duration(record['seconds'])}", flush=True)
+
+
+def _is_imported(
+    stage: Stage, context: Context, label: str, wanted: set[str], forced: set[str]
+) -> bool:
+    """Whether a stage is imported, or left out for one that is; then it is dealt with.
+
+    Raises ConfigError where such a stage is to be done again, or has other settings.
+    """
+    imported, name = context.config.imported, stage.name
+    if not imported.brings(name) and not imported.leaves_out(name):
+        return False
+    if name in forced:
+        raise ConfigError(
+            f"the stage {name} cannot be forced: the run in {context.root} began with an imported "
+            f"model in place of {imported.stage}."
+        )
+    if imported.brings(name):
+        record = read_done(context.root, name)
+        if record is None or record["inputs"] != input_hash(stage, context):
+            raise ConfigError(
+                f"the imported {name} of the run in {context.root} is not that of these settings; "
+                "leave out what they set of the model and the vocabulary, or import it again."
+            )
+        context.done[name] = record
+    if name in wanted:
+        print(f"{label}: {'imported' if imported.brings(name) else 'left out'}", flush=True)
+    return True
 
 
 def _known(names: Iterable[str], stages: list[Stage]) -> set[str]:

@@ -18,6 +18,7 @@ from jaxchat.config import (
     DataConfig,
     EvalConfig,
     HardwareConfig,
+    ImportedConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -44,6 +45,7 @@ TABLES = {
     "mesh": MeshConfig,
     "hardware": HardwareConfig,
     "compute": ComputeConfig,
+    "imported": ImportedConfig,
 }
 
 
@@ -86,6 +88,18 @@ def own_text(folder: str) -> list[str]:
     return ['data.source="folder"', f"data.folder={json.dumps(folder)}", "data.shards=0"]
 
 
+def of_imported(config: RunConfig) -> list[str]:
+    """The overrides that give another configuration the imported model of this one."""
+    tables = {"model": config.model, "imported": config.imported}
+    values = {
+        "run.preset": config.preset,
+        "run.depth": config.depth,
+        "tokenizer.vocab_size": config.tokenizer.vocab_size,
+        **{f"{n}.{key}": value for n, t in tables.items() for key, value in _as_table(t).items()},
+    }
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
 def _key_path(key: str, override: str) -> list[str]:
     """`a.b` and `a."b.c"` as TOML has them."""
     try:
@@ -123,11 +137,10 @@ def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
     run = _run_table(tables["run"], where)
     preset = run["preset"]
     tokenizer = build(TokenizerConfig, tables["tokenizer"], "tokenizer")
-    model = build(
-        ModelConfig,
-        {**_as_table(derive_model(run["depth"], preset, tokenizer.vocab_size)), **tables["model"]},
-        "model",
-    )
+    given = tables["model"]
+    if not {field.name for field in dataclasses.fields(ModelConfig)} <= given.keys():
+        given = {**_as_table(derive_model(run["depth"], preset, tokenizer.vocab_size)), **given}
+    model = build(ModelConfig, given, "model")
     if model.vocab_size != tokenizer.vocab_size or model.n_layer != run["depth"]:
         raise ConfigError(
             f"{where}: the model has vocab_size {model.vocab_size} and n_layer {model.n_layer}; "
@@ -157,6 +170,7 @@ def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
         mesh=build(MeshConfig, tables["mesh"], "mesh"),
         hardware=build(HardwareConfig, tables["hardware"], "hardware"),
         compute=build(ComputeConfig, tables["compute"], "compute"),
+        imported=build(ImportedConfig, tables["imported"], "imported"),
     )
 
 

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -86,6 +86,28 @@ def is_busy(run: Path) -> bool:
     except OSError:  # nobody ever worked on it, or it cannot be read
         return False
     return False
+
+
+def configure(root: Path, tier: Path, overrides: Iterable[str]) -> RunConfig:
+    """The configuration of a run: that of a tier's file, with overrides.
+
+    Where the run is there already and began with an imported model, that decides architecture and
+    vocabulary. Raises ConfigError for what cannot be.
+    """
+    overrides = list(overrides)
+    config = recipe.load(tier, overrides)
+    run = folder(root, config.name)
+    if not (run / CONFIG).exists():
+        return config
+    try:
+        there = read_config(run)
+    except ArtifactError:  # damaged: it will be written anew
+        return config
+    return (
+        recipe.load(tier, [*recipe.of_imported(there), *overrides])
+        if there.imported.stage
+        else config
+    )
 
 
 def write_config(run: Path, config: RunConfig) -> None:

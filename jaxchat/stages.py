@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxchat import machine
-from jaxchat.config import ModelConfig, TrainConfig
+from jaxchat.config import MODELS, ModelConfig, TrainConfig
 from jaxchat.data import chat_rows, inputs, prepare, text_rows
 from jaxchat.data.rows import RowSource, validation_batches
 from jaxchat.data.stream import HeldOutRows
@@ -40,8 +40,6 @@ from jaxchat.train.checkpoint import load_params, save_params
 from jaxchat.train.compute import choose_compute
 from jaxchat.train.fit import Job, fit
 from jaxchat.train.rl import RLJob, train_rl
-
-MODELS = ("base", "mid", "sft", "rl")  # the stages that make weights
 
 
 def mesh_of(context: Context) -> Mesh:
@@ -120,7 +118,10 @@ def run_rows(context: Context) -> dict[str, Any]:
     if not told:
         told = {"base_heldout": text_counts(len(rows.held_out), config.model)}
     chat = chat_rows.build_chat_rows(config, read, tokenizer, rows.by_split, folder)
-    rows.train.take(np.arange(1), config.seed)  # waits until training can begin
+    if config.imported.trains("base"):
+        rows.train.take(np.arange(1), config.seed)  # waits until training can begin
+    else:
+        context.close()  # nobody reads further shards
     digest = text_rows.text_hash(read, tokenizer, config.model.sequence_len + 1)
     return {**told, **chat, "artifact": sha256_text(digest, chat["artifact"])}
 
@@ -236,7 +237,7 @@ def run_eval(context: Context) -> dict[str, Any]:
     """Evaluates every model; what an interrupted evaluation finished is kept."""
     scores: dict[str, Any] = {}
     engine: Service | None = None
-    for stage in MODELS:
+    for stage in (name for name in MODELS if not context.config.imported.leaves_out(name)):
         path = context.folder("eval") / f"{stage}.json"
         if not path.exists():
             params = load_model(context.root, stage, context.config.model)

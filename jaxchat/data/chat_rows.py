@@ -50,7 +50,10 @@ def build_chat_rows(
     """
     results: dict[str, Any] = {}
     digests: list[str] = []
-    for stage, train in (("mid", config.mid), ("sft", config.sft)):
+    stages = {"mid": config.mid, "sft": config.sft}
+    for stage, train in stages.items():
+        if not config.imported.trains(stage):
+            continue
         tasks = run_tasks(train.mixture, config.seed, inputs, tokenizer)
         for split in SPLITS:
             target = folder / f"{stage}_{FOLDERS[split]}"

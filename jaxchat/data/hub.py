@@ -1,6 +1,7 @@
 """Which files a source has: from the hub's public API, or from a plain web server.
 
-The hub (https://huggingface.co/docs/hub/api) lists a dataset repository at a commit:
+The hub (https://huggingface.co/docs/hub/api) lists a dataset repository at a commit (for one of a
+model, `models` stands for the first `datasets` and nothing for the one before REPO/resolve):
 
     /api/datasets/REPO/revision/REVISION               {"sha": COMMIT}
     /api/datasets/REPO/tree/COMMIT?recursive=true      [{"type", "path", "size", "oid", "lfs"}]
@@ -48,6 +49,7 @@ from jaxchat.home import ArtifactError
 
 FORMAT = "jaxchat-list-1"
 _ASKING = 8  # files whose sizes are asked for at the same time
+_PAGES = {"datasets": "datasets/", "models": ""}  # where the page of a repository is
 _HEX = re.compile(r"[0-9a-f]+")
 
 
@@ -146,8 +148,8 @@ class Hub:
         if self.offline:
             raise ArtifactError(
                 f"the list of files of {source.name} is not in {self.folder(source)}, and "
-                "--offline forbids asking for it; where there is a network, run: jaxchat data "
-                f"download {source.name}"
+                "--offline forbids asking for it; where there is a network, run: "
+                f"{source.again or f'jaxchat data download {source.name}'}"
             )
         try:
             commit, entries = self._plain(source) if self.base_url else self._repository(source)
@@ -179,7 +181,7 @@ class Hub:
     def address(self, source: Source) -> str:
         """The source's page on the hub, or what its base URL is."""
         if self.base_url is None:
-            return f"{self.endpoint}/datasets/{source.repo}"
+            return f"{self.endpoint}/{_PAGES[source.space]}{source.repo}"
         return self.base_url.replace("{name}", source.name).replace("{repo}", source.repo)
 
     def _list_path(self, source: Source) -> Path:
@@ -231,7 +233,7 @@ class Hub:
 
     def _repository(self, source: Source) -> tuple[str, list[dict[str, Any]]]:
         """The commit and the entries of the files that belong to the source."""
-        api = f"{self.endpoint}/api/datasets/{source.repo}"
+        api = f"{self.endpoint}/api/{source.space}/{source.repo}"
         commit = source.revision
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             url = f"{api}/revision/{quote(commit, safe='')}"

@@ -284,7 +284,8 @@ def chat_names(config: RunConfig) -> list[str]:
 
     Raises ConfigError for an unknown one among `epochs`.
     """
-    trained = [name for train in (config.mid, config.sft) for name in train.epochs]
+    stages = {"mid": config.mid, "sft": config.sft}
+    trained = [n for s, train in stages.items() if config.imported.trains(s) for n in train.epochs]
     for name in trained:
         chat_source(name)
     tasks = (*config.eval.tasks, config.rl.task)

@@ -39,6 +39,8 @@ class Source:
         files: names known beforehand, for a server that cannot list its files.
         size: bytes of all files, about.
         characters_per_file: of a text source, about; 0 where not known.
+        space: what kind of repository it is, as the hub's addresses have it: datasets or models.
+        again: the command that downloads it; "": jaxchat data download NAME.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Source:
     rows: Mapping[str, int] = field(default_factory=dict)
     characters_per_file: int = 0
     format: str = "parquet"
+    space: str = "datasets"
+    again: str = ""
 
     def files_of(self, split: str, paths: Iterable[str] | None = None) -> tuple[str, ...]:
         """The paths of a split, in order of name, among `paths` or the names known beforehand.

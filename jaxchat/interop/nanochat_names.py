@@ -6,18 +6,14 @@ it pads the vocabulary to a multiple of 64, with rows that no token reaches.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
-from typing import Any
 
-import jax
 import numpy as np
 
 from jaxchat.config import ModelConfig
-from jaxchat.model.gpt import Params, init_params
-
-VOCAB_TILE = 64  # nanochat's padding of the vocabulary
+from jaxchat.interop.tensors import to_params
+from jaxchat.model.gpt import Params
 
 
 def nanochat_name(path: tuple[str, ...]) -> str:
@@ -33,43 +29,6 @@ def nanochat_name(path: tuple[str, ...]) -> str:
 def params_from_nanochat(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
     """nanochat's state dict as our tree of float32 NumPy arrays, padding removed.
 
-    Raises ValueError when a tensor is missing, left over, or of a shape `config` does not have.
+    Raises ValueError when a tensor is missing, left over, or not as `config` has it.
     """
-    shapes = jax.eval_shape(functools.partial(init_params, config=config), jax.random.key(0))
-    left = set(tensors)
-
-    def convert(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        keys = tuple(key.key for key in path)
-        name = nanochat_name(keys)
-        if name not in tensors:
-            raise ValueError(
-                f"the checkpoint has no tensor {name}; its architecture is not the one of the "
-                "config: compare their switches (value_embeds, smear, ...) and depth."
-            )
-        left.discard(name)
-        value = _our_layout(np.asarray(tensors[name], np.float32), keys, config.vocab_size)
-        if value.shape != leaf.shape:
-            raise ValueError(
-                f"the tensor {name} is {tensors[name].shape} in the checkpoint, which makes "
-                f"{value.shape} here, but the config wants {leaf.shape}."
-            )
-        return value
-
-    params: Params = jax.tree_util.tree_map_with_path(convert, shapes)
-    if left:
-        raise ValueError(
-            f"the checkpoint has tensors that the config has no place for: {sorted(left)}; "
-            "compare their switches (value_embeds, smear, ...) and depth."
-        )
-    return params
-
-
-def _our_layout(value: np.ndarray, path: tuple[str, ...], vocab_size: int) -> np.ndarray:
-    over_vocabulary = path[-1] == "embedding" or path[0] == "lm_head"
-    if over_vocabulary and len(value) == -(-vocab_size // VOCAB_TILE) * VOCAB_TILE:
-        value = value[:vocab_size]
-    if path[-1] == "kernel":
-        return value.T
-    if path[-1] in ("smear_lambda", "backout_lambda") and value.shape == (1,):
-        return value.reshape(())
-    return value
+    return to_params(tensors, config, nanochat_name)

@@ -44,8 +44,6 @@ Params = dict[str, Any]
 # (layer, q [B,T,H,K], k [B,T,G,K], v [B,T,G,K]) -> (attended [B,T,H,K], what the mode keeps)
 Attend = Callable[[int, Array, Array, Array], tuple[Array, Any]]
 
-NORM_EPSILON = 1.1920929e-07  # float32's, which is what torch takes when none is given
-
 
 @dataclass(frozen=True)
 class LayerSpec:
@@ -69,10 +67,10 @@ def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
 # ---------------------------------------------------------------------------- modules
 
 
-def rms_norm(x: Array) -> Array:
+def rms_norm(x: Array, config: ModelConfig) -> Array:
     """Divides by the root mean square of the last axis; computed in float32."""
     wide = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + NORM_EPSILON)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_epsilon)
     return (wide * scale).astype(x.dtype)
 
 
@@ -131,7 +129,7 @@ class Attention(nn.Module):
             channels = x[..., : min(VALUE_GATE_CHANNELS, config.n_embd)]
             gate = 3.0 * nn.sigmoid(Linear(groups, init["ve_gate"], name="ve_gate")(channels))
             v = v + gate[..., None] * value.reshape(v.shape)
-        q, k = (config.qk_scale * rms_norm(rotate(a, *rope)) for a in (q, k))
+        q, k = (config.qk_scale * rms_norm(rotate(a, *rope), config) for a in (q, k))
         y, kept = attend(self.layer, q, k, v)
         y = y.reshape(*y.shape[:-2], -1)
         return Linear(config.n_embd, init["c_proj"], self.fp8, name="c_proj")(y), kept
@@ -163,9 +161,9 @@ class Block(nn.Module):
         self, x: Array, value: Array | None, rope: tuple[Array, Array], attend: Attend
     ) -> tuple[Array, Any]:
         attention = Attention(self.config, self.layer, self.fp8, name="attn")
-        y, kept = attention(rms_norm(x), value, rope, attend)
+        y, kept = attention(rms_norm(x, self.config), value, rope, attend)
         x = x + y
-        return x + MLP(self.config, self.fp8, name="mlp")(rms_norm(x)), kept
+        return x + MLP(self.config, self.fp8, name="mlp")(rms_norm(x, self.config)), kept
 
 
 class GPT(nn.Module):
@@ -184,7 +182,7 @@ class GPT(nn.Module):
         Returns features, embeddings [B,T,D] before smear, and what `attend` kept of each layer.
         """
         config, init = self.config, init_table(self.config)
-        embedded = rms_norm(self._table("wte", config.n_embd, "wte")(tokens))
+        embedded = rms_norm(self._table("wte", config.n_embd, "wte")(tokens), config)
         x = embedded
         if config.smear:
             x = self._smear(x, previous)
@@ -211,7 +209,7 @@ class GPT(nn.Module):
         if config.backout:
             share = self.param("backout_lambda", init["backout_lambda"], ())
             x = x - share.astype(x.dtype) * middle
-        return rms_norm(x), embedded, kept
+        return rms_norm(x, config), embedded, kept
 
     def _table(self, name: str, width: int, init: str) -> Embedding:
         table = init_table(self.config)[init]

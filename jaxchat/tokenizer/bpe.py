@@ -11,7 +11,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from jaxchat import _bpe
 from jaxchat.home import atomic_open, sha256_text, write_json
 from jaxchat.tokenizer.huggingface import write_huggingface
+from jaxchat.tokenizer.huggingface_read import read_huggingface
 from jaxchat.tokenizer.patterns import SPLIT_PATTERN
 from jaxchat.tokenizer.special import SPECIAL_TOKENS, TokenizerError
 from jaxchat.tokenizer.stream import DecodeStream
@@ -162,6 +163,41 @@ class Tokenizer:
             mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
             special_tokens=self._specials,
         )
+
+    @classmethod
+    def from_tiktoken(cls, encoding: tiktoken.Encoding) -> Tokenizer:
+        """The same tokenizer as tiktoken's. Raises TokenizerError as `from_ranks`."""
+        state: Any = encoding
+        return cls.from_ranks(state._mergeable_ranks, state._pat_str, state._special_tokens)
+
+    @classmethod
+    def from_ranks(
+        cls, ranks: Mapping[bytes, int], pattern: str, special_tokens: Mapping[str, int]
+    ) -> Tokenizer:
+        """A tokenizer of mergeable tokens with their ranks, as tiktoken is given them.
+
+        Raises TokenizerError when the ranks are not whole numbers from 0 on, each once, or the
+        special tokens are not ours, after them and in our order.
+        """
+        tokens = sorted(ranks, key=lambda token: ranks[token])
+        if [ranks[token] for token in tokens] != list(range(len(tokens))):
+            raise TokenizerError("the ranks of the tokens are not 0, 1, 2 and so on, each once.")
+        ours = {name: len(tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        if dict(special_tokens) != ours:
+            differs = sorted({*special_tokens} ^ {*ours}) or ["their numbers or order"]
+            raise TokenizerError(
+                f"the special tokens are not the {len(ours)} of jaxchat and nanochat, after all "
+                f"others and in their order (what differs: {', '.join(map(repr, differs[:5]))})."
+            )
+        return cls(tokens, pattern)
+
+    @classmethod
+    def from_huggingface(cls, path: Path) -> Tokenizer:
+        """The tokenizer of a `tokenizer.json`, where it gives the ids that ours would give.
+
+        Raises TokenizerError for all others, saying what stands in the way.
+        """
+        return cls.from_ranks(*read_huggingface(path))
 
     def to_huggingface(self, folder: Path) -> None:
         """Writes the files from which `tokenizers` and transformers make this tokenizer.

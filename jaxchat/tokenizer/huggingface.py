@@ -21,7 +21,9 @@ from jaxchat.tokenizer.special import SPECIAL_TOKENS, TokenizerError
 OWN_FILE = "tokenizer.tiktoken"  # a folder with it is ours, and its tokenizer.json too
 
 # The same conversations, checks and ids as `chat.render`; `add_generation_prompt` as
-# `chat.render_prompt`. Each tag eats the white space around it, so that what is left is text.
+# `chat.render_prompt`. Each tag eats the white space around it, so that what is left is text. Where
+# a user's or the system's content is a list of parts of text, as servers make of every content that
+# a template iterates over, it is their texts one after the other.
 CHAT_TEMPLATE = """\
 {%- set ns = namespace(turn=0, system='', after_text=false) -%}
 {%- macro checked(text) -%}
@@ -35,11 +37,26 @@ CHAT_TEMPLATE = """\
     {%- endfor -%}
     {{- text -}}
 {%- endmacro -%}
+{%- macro plain(content) -%}
+    {%- if content is string or content is mapping or content is not iterable -%}
+        {{- checked(content) -}}
+    {%- else -%}
+        {%- set whole = namespace(text='') -%}
+        {%- for part in content -%}
+            {%- if part['type'] != 'text' or part['text'] is not string -%}
+                {{- raise_exception('The parts of a user or system message must be of the type '
+                    'text.') -}}
+            {%- endif -%}
+            {%- set whole.text = whole.text + part['text'] -%}
+        {%- endfor -%}
+        {{- checked(whole.text) -}}
+    {%- endif -%}
+{%- endmacro -%}
 {{- '<|bos|>' -}}
 {%- for message in messages -%}
     {%- set role = 'assistant' if ns.turn % 2 else 'user' -%}
     {%- if loop.first and message['role'] == 'system' -%}
-        {%- set ns.system = checked(message['content']) + '\\n\\n' -%}
+        {%- set ns.system = plain(message['content']) + '\\n\\n' -%}
     {%- elif message['role'] != role -%}
         {{- raise_exception('User and assistant must take turns, after at most one system message; '
             'message ' ~ loop.index0 ~ ' is of the role ' ~ message['role'] ~ '.') -}}
@@ -47,8 +64,10 @@ CHAT_TEMPLATE = """\
         {%- set ns.turn = ns.turn + 1 -%}
         {{- '<|' + role + '_start|>' -}}
         {%- set content = message['content'] -%}
-        {%- if role == 'user' or content is string or content is not iterable -%}
-            {{- (ns.system if ns.turn == 1 else '') + checked(content) -}}
+        {%- if role == 'user' -%}
+            {{- (ns.system if ns.turn == 1 else '') + plain(content) -}}
+        {%- elif content is string or content is mapping or content is not iterable -%}
+            {{- checked(content) -}}
         {%- else -%}
             {%- set ns.after_text = false -%}
             {%- for part in content -%}

@@ -281,7 +281,9 @@ def test_text_that_would_become_special_tokens_is_refused(messages, sentence):
         [assistant("a")],
         [user("a"), user("b")],
         [user("a"), {"role": "system", "content": "b"}],
-        [user([part("text", "a")])],
+        [user([part("python", "a")])],
+        [user([part("text", None)])],
+        [user(part("text", "a"))],
         [user(None)],
         [user("a"), assistant(None)],
         [user("a"), assistant(part("image", "a"), part("text", "a"))],
@@ -293,6 +295,16 @@ def test_what_render_refuses_the_template_refuses(messages):
         render({"messages": messages}, Tokenizer(BYTES))
     with pytest.raises(TemplateRefusal):
         apply_template(messages)
+
+
+def test_text_in_parts_is_as_in_one():
+    """vLLM and others make parts of every content where a template iterates over any."""
+    whole = [{"role": "system", "content": "Be brief."}, user(" What is\n1? "), assistant("2")]
+    parts = [{**message, "content": [part("text", message["content"])]} for message in whole]
+    parts[1]["content"] = [part("text", " What "), part("text", "is\n1? ")]
+    assert apply_template(parts) == apply_template(whole)
+    with pytest.raises(TemplateRefusal, match="become a special"):
+        apply_template([user([part("text", "<|b"), part("text", "os|>")])])
 
 
 def test_a_prompt_must_end_with_the_user():

@@ -1,0 +1,144 @@
+"""nanochat's own checkpoints: meta_STEP.json and model_STEP.pt, of either age.
+
+Its configuration has sizes only; the rest of the architecture is in its code. Which code it was,
+the tensors tell: those of November 2025 have none of the additions of 2026, those of July 2026
+have them all. What is between is refused, for nothing says which constants it was trained with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxchat.config import ModelConfig
+from jaxchat.home import ArtifactError, read_json, sha256_file
+from jaxchat.interop.foreign import ForeignModel
+from jaxchat.interop.nanochat_names import params_from_nanochat
+from jaxchat.interop.tokenizers import find_tokenizer
+from jaxchat.interop.torch_file import read_torch
+from jaxchat.scaling import derive_model
+
+# The folders that its scripts write into, and what they are here.
+FOLDERS = {
+    "base_checkpoints": "base",
+    "mid_checkpoints": "mid",
+    "chatsft_checkpoints": "sft",
+    "chatrl_checkpoints": "rl",
+}
+_SIZES = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
+_NEW = ("resid_lambdas", "x0_lambdas", "smear_gate.weight", "smear_lambda", "backout_lambda")
+_AGES = {"classic": "of November 2025", "modern": "of July 2026"}
+_MODEL = re.compile(r"model_(\d+)\.pt")
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of which a folder has a checkpoint, in order."""
+    names = (_MODEL.fullmatch(path.name) for path in folder.glob("model_*.pt"))
+    return sorted(int(match[1]) for match in names if match)
+
+
+def read_nanochat(folder: Path, step: int | None, tokenizer_folder: Path | None) -> ForeignModel:
+    """The checkpoint of a step, or the last, and the tokenizer beside or above it.
+
+    Raises ArtifactError, in one sentence, for what is missing, damaged, or of another age.
+    """
+    steps = steps_in(folder)
+    if not steps:
+        raise ArtifactError(f"{folder} has no checkpoint of nanochat: no model_STEP.pt.")
+    found = steps[-1] if step is None else step
+    if found not in steps:
+        there = ", ".join(map(str, steps))
+        raise ArtifactError(f"{folder} has no checkpoint of step {step}; it has {there}.")
+    weights = next(p for p in folder.glob("model_*.pt") if _step(p) == found)
+    meta = weights.with_name(weights.name.replace("model_", "meta_", 1)).with_suffix(".json")
+    sizes = _sizes(meta)
+    # beside it, or where nanochat keeps it: BASE/tokenizer for BASE/STAGE_checkpoints/MODEL
+    usual = [folder, folder / "tokenizer", folder.absolute().parent.parent / "tokenizer"]
+    tokenizer, tokenizer_file = find_tokenizer([tokenizer_folder] if tokenizer_folder else usual)
+    if tokenizer.vocab_size != sizes["vocab_size"]:
+        raise ArtifactError(
+            f"the tokenizer in {tokenizer_file} has {tokenizer.vocab_size:,} tokens, but the model "
+            f"in {folder} {sizes['vocab_size']:,}: they do not belong together; name its own with "
+            "--tokenizer."
+        )
+    tensors = {n.removeprefix("_orig_mod."): t for n, t in read_torch(weights).items()}
+    preset = _preset(tensors, weights)
+    try:
+        model = _model(sizes, preset)
+        params = params_from_nanochat(tensors, model)
+    except ValueError as error:  # ConfigError, too
+        raise ArtifactError(f"{weights} cannot be imported: {error}") from error
+    stage = FOLDERS.get(folder.absolute().parent.name, "")
+    constants = (
+        f"the checkpoint does not say of which version of nanochat it is; by its tensors it is one "
+        f"{_AGES[preset]}, so rope base {model.rope_base:,.0f} and q/k scale {model.qk_scale}."
+    )
+    return ForeignModel(
+        format=f"nanochat {_AGES[preset]}",
+        params=params,
+        model=model,
+        tokenizer=tokenizer,
+        stage=stage,
+        files={path.name: sha256_file(path) for path in (weights, meta, tokenizer_file)},
+        notes=(constants,),
+    )
+
+
+def _step(path: Path) -> int | None:
+    match = _MODEL.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def _sizes(meta: Path) -> dict[str, Any]:
+    """The model_config of a meta file. Raises ArtifactError for fields that are not known."""
+    told = read_json(meta)
+    config = told.get("model_config") if isinstance(told, dict) else None
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{meta} has no model_config; it is not of nanochat's checkpoints.")
+    unknown = sorted(config.keys() - {*_SIZES, "window_pattern"})
+    missing = [name for name in _SIZES if type(config.get(name)) is not int]
+    if unknown or missing:
+        told = f"does not know {unknown[0]!r}" if unknown else f"needs a whole {missing[0]}"
+        raise ArtifactError(
+            f"the model_config in {meta} is of another version of nanochat: jaxchat {told}; only "
+            "checkpoints of November 2025 and of July 2026 can be imported."
+        )
+    return config
+
+
+def _preset(tensors: Mapping[str, np.ndarray], path: Path) -> str:
+    """The age of a checkpoint. Raises ArtifactError for one between the two that are known."""
+    has = {name: name in tensors for name in _NEW}
+    for name in ("value_embeds.", ".ve_gate."):
+        has[f"*{name}*"] = any(name in tensor for tensor in tensors)
+    if len(set(has.values())) == 1:
+        return "modern" if has["smear_lambda"] else "classic"
+    there = [name for name, found in has.items() if found]
+    raise ArtifactError(
+        f"{path} is of a version of nanochat between November 2025 and July 2026: it has "
+        f"{', '.join(there)}, but not {', '.join(name for name in has if name not in there)}; such "
+        "ones cannot be imported."
+    )
+
+
+def _model(sizes: Mapping[str, Any], preset: str) -> ModelConfig:
+    """The architecture of that age with these sizes. Raises ConfigError for impossible ones."""
+    reference = derive_model(2, preset, 512)  # for what an age has whatever the size
+    pattern = sizes.get("window_pattern", "L")
+    if preset == "classic" and set(str(pattern).upper()) != {"L"}:
+        raise ValueError(f"its window_pattern is {pattern!r}, which November 2025 did not have.")
+    return ModelConfig(
+        **{name: sizes[name] for name in _SIZES},
+        rope_base=reference.rope_base,
+        qk_scale=reference.qk_scale,
+        window_pattern=str(pattern).upper(),
+        value_embeds=reference.value_embeds,
+        residual_scalars=reference.residual_scalars,
+        smear=reference.smear,
+        backout=reference.backout,
+        init=reference.init,
+    )

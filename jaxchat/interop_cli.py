@@ -1,0 +1,142 @@
+"""`jaxchat export` and `jaxchat import`: models for others, and models of others (layer 5).
+
+Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxchat import home, machine, runs
+from jaxchat.config import MODELS, ConfigError, MeshConfig
+
+FORMATS = ("hf", "jaxchat")
+DTYPES = ("float32", "bfloat16")
+
+
+def add_commands(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> None:
+    """Adds export and import to the subcommands of `jaxchat`."""
+    _add_export(
+        commands.add_parser(
+            "export",
+            parents=list(parents),
+            help="write a model for transformers, or to import it elsewhere",
+            description="Writes the model of a stage, its tokenizer and a model card into a "
+            "folder. `hf` is the layout of transformers' NanoChatForCausalLM, which holds classic "
+            "models; `jaxchat` holds every one, with the configuration of its run.",
+        )
+    )
+    _add_import(
+        commands.add_parser(
+            "import",
+            parents=list(parents),
+            help="make a run of a model from elsewhere",
+            description="Makes a run of a model: from a folder that jaxchat or transformers "
+            "wrote, from nanochat's checkpoints, or from the hub. Nothing in it is executed. Train "
+            "on from it with run_speedrun.py --set run.name=NAME.",
+        )
+    )
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="name of the run")
+    parser.add_argument("stage", metavar="STAGE", choices=MODELS, help=", ".join(MODELS))
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a new folder")
+    parser.add_argument("--format", choices=FORMATS, default="hf", help="default: hf")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of the weights, with hf; bfloat16 rounds (float32)"
+    )
+    parser.add_argument("--license", default="", metavar="ID", help="of the weights, for the card")
+    parser.add_argument("--force", action="store_true", help="replace an export that is there")
+    parser.set_defaults(run_command=export_command)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a folder, or OWNER/NAME of a model on the hub"
+    )
+    parser.add_argument("--name", help="of the new run (default: that of the folder or model)")
+    parser.add_argument(
+        "--stage",
+        choices=MODELS,
+        help="the place it takes; training goes on with the one after it (default: what its files "
+        "say, else sft)",
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="where its tokenizer is (default: beside it)"
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="of nanochat's checkpoints; the last")
+    parser.add_argument("--revision", default="main", metavar="REV", help="on the hub (main)")
+    parser.add_argument("--offline", action="store_true", help="only what was downloaded before")
+    parser.add_argument("--refresh", action="store_true", help="ask the hub for its files anew")
+    parser.set_defaults(run_command=import_command)
+
+
+def export_command(args: argparse.Namespace) -> int:
+    """Exports, and says where to."""
+    root = home.home(args.home)
+    runs.find(root, args.run)  # says what is missing, before JAX starts
+    if not re.fullmatch(r"[\w.-]*", args.license):
+        raise ConfigError(f"--license is {args.license!r}; it must be an identifier, such as mit.")
+    if args.dtype and args.format != "hf":
+        raise ConfigError("--dtype is of --format hf; the format jaxchat is always exact.")
+    machine.configure_jax(MeshConfig(), root / "xla")
+    from jaxchat.interop import exporting
+
+    size = exporting.export_model(
+        root,
+        args.run,
+        args.stage,
+        args.folder.absolute(),
+        kind=args.format,
+        dtype=args.dtype or DTYPES[0],
+        licence=args.license,
+        force=args.force,
+    )
+    print(f"{args.folder}: stage {args.stage} of the run {args.run}, {size / 1e6:,.1f} MB")
+    return 0
+
+
+def import_command(args: argparse.Namespace) -> int:
+    """Imports, and says how to talk to it."""
+    root = home.home(args.home)
+    source = Path(args.source)
+    on_hub = not source.is_dir()
+    if on_hub and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", args.source):
+        raise ConfigError(
+            f"{args.source} is neither a folder nor the name of a model on the hub, OWNER/NAME."
+        )
+    name = args.name or re.sub(r"[^\w.-]", "-", source.absolute().name).lstrip(".-")
+    machine.configure_jax(MeshConfig(), root / "xla")
+    from jaxchat.interop import importing
+    from jaxchat.scaling import count_params
+
+    importing.check_name(root, name)  # before anything is read
+    told = str(source.absolute())
+    if on_hub:
+        from jaxchat.interop.fetch import fetch_model
+
+        source, told = fetch_model(
+            root,
+            args.source,
+            args.revision,
+            step=args.step,
+            offline=args.offline,
+            refresh=args.refresh,
+        )
+    found = importing.read_model(source, args.step, args.tokenizer)
+    stage = args.stage or found.stage or importing.DEFAULT_STAGE
+    config = importing.make_run(root, name, found, stage, told)
+    size = count_params(config.model)["total"]
+    print(f"{told} ({found.format}): {size:,} parameters, now stage {stage} of the run {name}")
+    for note in found.notes:
+        print(f"Note: {note}")
+    command = "eval samples" if stage == "base" else "chat"
+    print(f"Try it: jaxchat {command} --run {name}")
+    return 0
