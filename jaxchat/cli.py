@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jaxchat
-from jaxchat import data_cli, eval_cli, home, machine, report_cli, runs, tokenizer_cli
+from jaxchat import bench_cli, data_cli, eval_cli, home, machine, report_cli, runs, tokenizer_cli
 from jaxchat.errors import explain, guarded
 
 
@@ -43,6 +43,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         commands.add_parser("data", parents=[common], help="download and prepare datasets")
     )
     eval_cli.add_commands(commands.add_parser("eval", parents=[common], help="measure models"))
+    bench_cli.add_commands(commands.add_parser("bench", parents=[common], help="measure speed"))
     doctor = commands.add_parser("doctor", parents=[common], help="check this machine")
     doctor.set_defaults(run_command=doctor_command)
     return parser.parse_args(argv)

@@ -20,7 +20,7 @@ LAYERS = {
         3: "infer evals",
         4: "train.fit train.rl train.exhausted pipeline preparer run_inputs stages plan plan_data "
         "report chat errors evaluation machine interop serve",
-        5: "__main__ arguments cli data_cli data_prepare_cli data_show_cli eval_cli "
+        5: "__main__ arguments cli data_cli data_prepare_cli data_show_cli bench_cli eval_cli "
         "eval_bpb_cli eval_core_cli tokenizer_cli report_cli",
     }.items()
     for name in names.split()
