@@ -64,11 +64,14 @@ def inference_command(args: argparse.Namespace) -> int:
         runs.find(root, args.run)  # says what is missing, before JAX starts
     machine.configure_jax(MeshConfig(), root / "xla")
     from jaxchat.infer.measure import device_bandwidth, measure
+    from jaxchat.interop.nanochat_peer import check_checkout
     from jaxchat.progress import Progress
     from jaxchat.stages import compute_dtype
 
     title, model, params, tokenizer = _model(args, root)
     _check(args, model)
+    if args.nanochat is not None:
+        check_checkout(args.nanochat)
     bandwidth, source = device_bandwidth()
     readings = []
     with Progress("inference", total=len(args.batch), unit="batch sizes") as progress:
@@ -150,7 +153,7 @@ def table(readings: Sequence[Reading], theirs: dict[int, dict[str, float]]) -> s
         if one.batch in theirs:
             rate = theirs[one.batch]["decode_tokens_per_second"]
             line += [f"{rate:,.0f}", f"{one.decode_tokens_per_second / rate:.2f}"]
-        lines.append(line)
+        lines.append(line + [""] * (len(lines[0]) - len(line)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))

@@ -36,6 +36,17 @@ def write_model(path: Path, model: ModelConfig, params: Any) -> None:
     np.savez(path, allow_pickle=False, settings=np.array(settings), **arrays)
 
 
+def check_checkout(checkout: Path) -> None:
+    """Raises ConfigError where there is no checkout of nanochat, or none of jaxchat around us."""
+    if not SCRIPT.is_file():
+        raise ConfigError(f"--nanochat needs a checkout of jaxchat: there is no {SCRIPT}.")
+    if not (checkout / "nanochat" / "engine.py").is_file():
+        raise ConfigError(
+            f"{checkout} is no checkout of nanochat: it has no nanochat/engine.py; give --nanochat "
+            "the folder that git clone made."
+        )
+
+
 def generate(
     checkout: Path,
     python: str,
@@ -48,10 +59,9 @@ def generate(
 ) -> dict[int, dict[str, float]]:
     """For each batch size `prefill_seconds` and `decode_tokens_per_second` of nanochat's engine.
 
-    Raises ConfigError where there is no such script, checkout or Python, or it fails.
+    Raises ConfigError as `check_checkout` does, and where there is no such Python or it fails.
     """
-    if not SCRIPT.is_file():
-        raise ConfigError(f"--nanochat needs a checkout of jaxchat: there is no {SCRIPT}.")
+    check_checkout(checkout)
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder) / "model.npz", Path(folder) / "out.json"
         write_model(file, model, params)
