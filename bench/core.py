@@ -21,17 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxchat.config import ModelConfig
 from jaxchat.evals.core.bundle import Bundle, read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.core.result import TaskResult
-from jaxchat.interop.nanochat_names import nanochat_name
+from jaxchat.interop.nanochat_peer import write_model
 from jaxchat.model import gpt
 from jaxchat.runs import read_config
 from jaxchat.scaling import derive_model
-from jaxchat.sharding import path_name
 from jaxchat.stages import load_model
 from jaxchat.tokenizer import Tokenizer
 
@@ -103,23 +101,6 @@ def run_nanochat(args: argparse.Namespace, model: ModelConfig, params: Any) -> d
         subprocess.run(command, check=True)
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return found
-
-
-def write_model(path: Path, model: ModelConfig, params: Any) -> None:
-    """Parameters in nanochat's names and layout."""
-    arrays = {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        value = np.asarray(leaf, np.float32)
-        if path_name(keys).endswith("kernel"):
-            value = value.T
-        arrays[f"weight/{nanochat_name(tuple(k.key for k in keys))}"] = value.reshape(
-            value.shape or (1,)
-        )
-    shape = {
-        name: getattr(model, name)
-        for name in "sequence_len vocab_size n_layer n_head n_kv_head n_embd window_pattern".split()
-    }
-    np.savez(path, settings=json.dumps({"model": shape}), **arrays)
 
 
 def report(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jaxchat
 from jaxchat import (
+    bench_cli,
     chat_cli,
     data_cli,
     eval_cli,
@@ -60,6 +61,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     eval_cli.add_commands(commands.add_parser("eval", parents=[common], help="measure models"))
     interop_cli.add_commands(commands, [common])
+    bench_cli.add_commands(commands.add_parser("bench", parents=[common], help="measure speed"))
     doctor = commands.add_parser("doctor", parents=[common], help="check this machine")
     doctor.set_defaults(run_command=doctor_command)
     return parser.parse_args(argv)

@@ -23,7 +23,7 @@ LAYERS = {
         "interop serve",
         5: "__main__ arguments cli chat_cli runs_cli data_cli data_prepare_cli data_show_cli "
         "eval_cli eval_bpb_cli eval_core_cli tokenizer_cli report_cli serve_cli "
-        "interop_cli",
+        "interop_cli bench_cli",
     }.items()
     for name in names.split()
 }

@@ -152,7 +152,7 @@ def cached_attention(q: Array, k: Array, v: Array, visible: Array) -> Array:
         v.reshape(shape),
         preferred_element_type=jnp.float32,
     )
-    y = _in_order(y) / _in_order(jnp.sum(weights, axis=-1, keepdims=True))
+    y = _in_order(y) / _in_order(_by_halves(weights))
     return y.reshape(batch, heads, size).astype(q.dtype)
 
 
@@ -162,6 +162,17 @@ def _in_order(blocks: Array) -> Array:
     for number in range(1, blocks.shape[2]):
         total = total + blocks[:, :, number]
     return total
+
+
+def _by_halves(weights: Array) -> Array:
+    """The sum [...,1] over the last axis, a power of two, as additions of halves.
+
+    XLA's own sum on a CPU is taken in an order that depends on the other axes.
+    """
+    while weights.shape[-1] > 1:
+        half = weights.shape[-1] // 2
+        weights = weights[..., :half] + weights[..., half:]
+    return weights
 
 
 def choose_attention(head_dim: int, dtype: DTypeLike) -> Implementation:

@@ -1,4 +1,4 @@
-"""What a device can do at most, for utilisation (MFU)."""
+"""What a device can do at most, for utilisation of its arithmetic (MFU) and its memory (MBU)."""
 
 from __future__ import annotations
 
@@ -21,3 +21,23 @@ def bf16_peak(device_kind: str) -> float | None:
         return 756e12
     words = device_kind.replace("-", " ").split()
     return next((peak for name, peak in BF16_PEAK.items() if name in words), None)
+
+
+# Bytes a second of the memory, from the same data sheets; the first whose words are in the name.
+MEMORY_BANDWIDTH = (
+    (("A100", "40GB"), 1.555e12),
+    (("A100",), 2.039e12),
+    (("GH200",), 4.0e12),
+    (("H100", "PCIe"), 2.0e12),
+    (("H100",), 3.35e12),
+    (("H200",), 4.8e12),
+    (("B200",), 8.0e12),
+)
+
+
+def memory_bandwidth(device_kind: str) -> float | None:
+    """Bytes a second of one device as jax names it; None if unknown."""
+    words = device_kind.replace("-", " ").split()
+    return next(
+        (peak for names, peak in MEMORY_BANDWIDTH if all(name in words for name in names)), None
+    )

@@ -33,7 +33,7 @@ def engine(request, tokenizer):
     )  # fmt: skip
     params = init_params(jax.random.key(0), config)
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
-    engine = Engine(params, config, tokenizer, slots=32, max_len=256, steps_per_dispatch=4)
+    engine = Engine(params, config, tokenizer, slots=31, max_len=256, steps_per_dispatch=4)
     told = []
     engine.warm_up(lambda done, count: told.append((done, count)))
     assert told[-1] == (14, 14)  # 64, 128, 256 to read and to place; 128, 256 to decode, 4 ways

@@ -66,3 +66,22 @@ def test_a_cpu_gets_the_implementation_that_runs_on_it():
     assert jax.default_backend() == "cpu"
     assert choose_attention(64, jnp.bfloat16) == "blocked"
     assert choose_attention(64, jnp.float32) == "blocked"
+
+
+@pytest.mark.parametrize("heads", [2, 4, 8])
+def test_hidden_slots_that_come_after_change_no_bit(heads):
+    """However far the cache is looked at: 1, 2, 4 or 8 blocks of 128 slots."""
+    rows, groups, size, most = 5, 2, 16, 1024
+    keys = jax.random.split(jax.random.key(heads), 3)
+    q = jax.random.normal(keys[0], (rows, heads, size))
+    k = jax.random.normal(keys[1], (rows, groups, most, size))
+    v = jax.random.normal(keys[2], (rows, groups, most, size))
+    seen = jnp.array([1, 17, 64, 100, 128], jnp.int32)
+    visible = jnp.arange(most, dtype=jnp.int32)[None, :] < seen[:, None]
+    attend = jax.jit(cached_attention)
+    whole = attend(q, k, v, visible)
+    for slots in (128, 256, 512):
+        part = attend(q, k[:, :, :slots], v[:, :, :slots], visible[:, :slots])
+        assert jnp.array_equal(part, whole)
+    short = attend(q[:4], k[:4, :, :100], v[:4, :, :100], visible[:4, :100])
+    assert jnp.array_equal(short, whole[:4])

@@ -1,0 +1,144 @@
+"""How fast the engine is, and how near to what the device's memory allows (layer 3).
+
+Decoding reads all weights and what the rows see of the cache for every step, so the device's memory
+bandwidth is its limit. MBU is the share of it that is used (Databricks, "LLM Inference Performance
+Engineering", 2023).
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from jaxchat.config import ModelConfig
+from jaxchat.infer.engine import Engine, Request
+from jaxchat.profiling.peaks import memory_bandwidth
+from jaxchat.scaling import windows
+from jaxchat.tokenizer import Tokenizer
+
+MEASURED_BYTES = 2**28  # read to find a memory bandwidth that is not known
+LOOKED_UP = ("wte", "value_embeds")  # tables of which a token reads a row
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was measured with so many requests at once. Seconds, bytes; the best of the repeats."""
+
+    batch: int
+    prefill_tokens_per_second: float
+    first_token_seconds: float  # from the request to its first token, alone in the engine
+    decode_tokens_per_second: float  # of all rows together
+    weight_bytes: int  # read by every step
+    cache_bytes: int  # read by every step, of all rows, in the middle of the answer
+    mbu: float  # share of the memory bandwidth
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes that are read for one token."""
+        return (self.weight_bytes + self.cache_bytes) / self.batch
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON, with what is derived."""
+        return {**asdict(self), "bytes_per_token": self.bytes_per_token}
+
+
+def measure(
+    params: Any,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    *,
+    batch: int,
+    prompt: int,
+    tokens: int,
+    dtype: DTypeLike,
+    bandwidth: float,
+    repeats: int = 3,
+) -> Reading:
+    """Reads and continues `batch` random prompts of `prompt` tokens by `tokens` each.
+
+    `bandwidth` is the device's, in bytes a second.
+    """
+    engine = Engine(params, config, tokenizer, slots=batch, max_len=prompt + tokens, dtype=dtype)
+    rng = np.random.default_rng(0)
+
+    def requests(count: int) -> list[Request]:
+        drawn = rng.integers(0, config.vocab_size, (count, prompt)).tolist()
+        return [
+            Request(tuple(row), max_tokens=tokens, temperature=1.0, seed=seed)
+            for seed, row in enumerate(drawn)
+        ]
+
+    _answer(engine, requests(batch))  # compiles
+    alone = min(_answer(engine, requests(1))[0] for _ in range(repeats))
+    runs = [_answer(engine, requests(batch)) for _ in range(repeats)]
+    read = max(1e-9, min(first - step for first, step, _ in runs))
+    rate = max(rate for _, _, rate in runs)
+    weights = weight_bytes(engine.params)
+    held = batch * cache_bytes(config, prompt + tokens // 2, engine.dtype.itemsize)
+    return Reading(
+        batch=batch,
+        prefill_tokens_per_second=batch * prompt / read,
+        first_token_seconds=alone,
+        decode_tokens_per_second=rate,
+        weight_bytes=weights,
+        cache_bytes=held,
+        mbu=(weights + held) * rate / batch / bandwidth,
+    )
+
+
+def _answer(engine: Engine, requests: Sequence[Request]) -> tuple[float, float, float]:
+    """Seconds to the first tokens, and of a step after them; tokens a second of those steps."""
+    began = time.perf_counter()
+    jobs = [engine.submit(request) for request in requests]
+    engine.step()
+    marks = [time.perf_counter()]
+    early = sum(len(row.tokens) for job in jobs for row in job.rows)
+    while engine.step():
+        marks.append(time.perf_counter())
+    marks.append(time.perf_counter())
+    total = sum(len(row.tokens) for job in jobs for row in job.rows)
+    steps = [b - a for a, b in itertools.pairwise(marks)]
+    return marks[0] - began, statistics.median(steps), (total - early) / (marks[-1] - marks[0])
+
+
+def weight_bytes(params: Any) -> int:
+    """Bytes of weights that a step of decoding reads, whatever the number of rows."""
+    return sum(
+        leaf.nbytes
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+        if not str(path[0].key).startswith(LOOKED_UP)
+    )
+
+
+def cache_bytes(config: ModelConfig, position: int, itemsize: int) -> int:
+    """Bytes of keys and values that a row sees at a position."""
+    seen = sum(min(position, window) + 1 for window in windows(config))
+    return 2 * seen * config.n_kv_head * config.head_dim * itemsize
+
+
+def device_bandwidth() -> tuple[float, str]:
+    """Bytes a second that the first device's memory gives, and where that number is from."""
+    kind = jax.devices()[0].device_kind
+    known = memory_bandwidth(kind)
+    return (known, f"{kind}'s data sheet") if known else (_measured(), "measured by a sum")
+
+
+def _measured(repeats: int = 5) -> float:
+    values = jnp.ones((256, MEASURED_BYTES // 4 // 256), jnp.float32)
+    add_up = jax.jit(lambda x: jnp.sum(x, axis=1))
+    add_up(values).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        add_up(values).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return values.nbytes / min(seconds)
