@@ -100,7 +100,7 @@ def serve_command(args: argparse.Namespace) -> int:
         models = load_models(root, names, config, tell)
         server = Server(create_app(models, config, key=key), config)
         tell(f"{', '.join(model.id for model in models)}: open {url_of(sock)} (Ctrl-C ends it)")
-        server.run(sockets=[sock])
+        server.serve_until_told(sock)
     return 0
 
 

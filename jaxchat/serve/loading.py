@@ -26,6 +26,7 @@ from jaxchat.tokenizer.bpe import Tokenizer
 
 CACHE_COPIES = 3  # the cache itself, new prompts before they are placed, and what decoding narrows
 LOGITS_COPIES = 4  # of a slot, float32, while it is sampled
+GPU_SLOTS = 64
 SHARE = 0.8  # of the free memory that may be taken
 
 
@@ -62,9 +63,10 @@ def _load(
     params = load_model(context.root, chosen, model)
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     name = f"{context.root.name}/{chosen}"
-    slots = fit_slots(model, config.slots, jnp.dtype(dtype).itemsize, free_bytes() / left, name)
-    if slots < config.slots:
-        tell(f"memory is short: {name} decodes {slots} answers at once, not {config.slots}.")
+    wanted = config.slots or default_slots()
+    slots = fit_slots(model, wanted, jnp.dtype(dtype).itemsize, free_bytes() / left, name)
+    if slots < wanted:
+        tell(f"memory is short: {name} decodes {slots} answers at once, not {wanted}.")
     record = context.done[chosen]
     return ServedModel(
         run=context.root.name,
@@ -88,6 +90,11 @@ def opener(
         return make_service(params, model, tokenizer, slots=slots, dtype=dtype)
 
     return open_engine
+
+
+def default_slots() -> int:
+    """As many as a device decodes about as fast as one; measured, see docs/log.md."""
+    return GPU_SLOTS if jax.default_backend() == "gpu" else max(4, 2 * machine.cores())
 
 
 def slot_bytes(model: ModelConfig, item: int) -> int:

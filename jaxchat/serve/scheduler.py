@@ -92,6 +92,11 @@ class Scheduler:
         return sum(lane.engine.slots for lane in self._lanes.values())
 
     @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+    @property
     def ready(self) -> bool:
         """Whether it is warm and takes requests."""
         return self._ready.is_set() and not self._closing
@@ -129,6 +134,8 @@ class Scheduler:
         """Forgets a request, at the next dispatch where it is being decoded."""
         with self._changed:
             lane = self._lanes[ticket.model.id]
+            if ticket.cancelled:
+                return
             if lane.waiting.remove(ticket) or ticket in lane.live:
                 self._metrics.cancelled.inc()
             ticket.cancelled = True
