@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from jaxchat import machine
 from jaxchat.chat import find_model
 from jaxchat.config import ModelConfig, ServeConfig
-from jaxchat.infer.replicas import make_service
-from jaxchat.infer.service import Service
+from jaxchat.infer.engine import Engine
+from jaxchat.infer.replicas import Replicas, serving_devices
 from jaxchat.memory import OutOfMemory
 from jaxchat.model.cache import init_cache
 from jaxchat.pipeline import done_file
 from jaxchat.run_inputs import tokenizer_of
 from jaxchat.scaling import count_params
-from jaxchat.serve.models import ServedModel
+from jaxchat.serve.models import AnyEngine, ServedModel
 from jaxchat.stages import compute_dtype, load_model
 from jaxchat.tokenizer.bpe import Tokenizer
 
@@ -83,11 +83,15 @@ def _load(
 
 def opener(
     params: Any, model: ModelConfig, tokenizer: Tokenizer, slots: int, dtype: Any
-) -> Callable[[], Service]:
+) -> Callable[[], AnyEngine]:
     """What makes an engine, as often as one is needed."""
 
-    def open_engine() -> Service:
-        return make_service(params, model, tokenizer, slots=slots, dtype=dtype)
+    devices = serving_devices()
+
+    def open_engine() -> AnyEngine:
+        if len(devices) == 1:
+            return Engine(params, model, tokenizer, slots=slots, dtype=dtype, device=devices[0])
+        return Replicas(params, model, tokenizer, devices=devices, slots=slots, dtype=dtype)
 
     return open_engine
 

@@ -15,14 +15,12 @@ import time
 from collections.abc import Sequence
 
 from jaxchat.config import ServeConfig
-from jaxchat.infer.engine import Engine
-from jaxchat.infer.replicas import Replicas
 from jaxchat.infer.request import EngineError
-from jaxchat.infer.service import Job, Service
+from jaxchat.infer.service import Job
 from jaxchat.serve.failures import ApiError, bad_request, busy, unavailable
 from jaxchat.serve.fair_queue import FairQueue
 from jaxchat.serve.metrics import Metrics
-from jaxchat.serve.models import ServedModel
+from jaxchat.serve.models import AnyEngine, ServedModel
 from jaxchat.serve.ticket import Event, News, Ticket
 
 log = logging.getLogger("jaxchat.serve")
@@ -41,7 +39,7 @@ class _Lane:
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model
-        self.engine: Service = model.open_engine()
+        self.engine: AnyEngine = model.open_engine()
         self.waiting: FairQueue[Ticket] = FairQueue(lambda ticket: ticket.client)
         self.live: dict[Ticket, tuple[Job, list[int]]] = {}  # tokens told, of each sample
         self.failures = 0
@@ -83,8 +81,8 @@ class Scheduler:
 
     @property
     def active(self) -> int:
-        """Samples being decoded."""
-        return sum(lane.active for lane in self._lanes.values())
+        """Slots that the engines have given away."""
+        return sum(lane.engine.slots - lane.engine.free for lane in self._lanes.values())
 
     @property
     def slots(self) -> int:
@@ -203,7 +201,7 @@ class Scheduler:
                 raise _Stopped
 
         for lane in self._lanes.values():
-            if self._config.warm_up and isinstance(lane.engine, Engine | Replicas):
+            if self._config.warm_up:
                 with contextlib.suppress(_Stopped):
                     lane.engine.warm_up(stopping)
         self._ready.set()

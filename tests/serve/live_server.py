@@ -12,10 +12,9 @@ from typing import Any
 import httpx
 
 from jaxchat.config import ServeConfig
-from jaxchat.infer.service import Service
 from jaxchat.serve.app import create_app
 from jaxchat.serve.listening import listen
-from jaxchat.serve.models import ServedModel
+from jaxchat.serve.models import AnyEngine, ServedModel
 from jaxchat.serve.process import Server
 from jaxchat.serve.scheduler import Scheduler
 
@@ -94,7 +93,7 @@ def slowed(model: ServedModel, seconds: float) -> ServedModel:
 def changed(model: ServedModel, before: Callable[[], object]) -> ServedModel:
     """The model, with an engine that does something before every dispatch."""
 
-    def open_engine() -> Service:
+    def open_engine() -> AnyEngine:
         engine: Any = model.open_engine()
         step = engine.step
 
