@@ -370,7 +370,7 @@ class ServeConfig:
 
     host: str = "127.0.0.1"
     port: int = 8_000  # 0: any that is free
-    slots: int = 16  # completions decoded at once, of each model; fewer where memory is short
+    slots: int = 0  # answers of a model decoded at once, on each device; 0: as suits the device
     queue: int = 256  # requests that may wait
     queue_seconds: float = 60.0  # that a request may wait
     grace_seconds: float = 10.0  # for answers under way, when the server is told to end
@@ -390,9 +390,9 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         _check(0 <= self.port <= 65_535, f"serve.port is {self.port}; it must be 0 to 65535.")
-        _positive("serve", self, "slots", "queue", "queue_seconds", "messages", "characters")
+        _positive("serve", self, "queue", "queue_seconds", "messages", "characters")
         _positive("serve", self, "body_bytes", "body_seconds", "samples", "connections")
-        _not_negative("serve", self, "grace_seconds", "max_tokens", "top_k")
+        _not_negative("serve", self, "slots", "grace_seconds", "max_tokens", "top_k")
         _check(
             0 <= self.temperature <= 2,
             f"serve.temperature is {self.temperature}; it must be in [0, 2].",

@@ -100,7 +100,7 @@ def serve_command(args: argparse.Namespace) -> int:
         models = load_models(root, names, config, tell)
         server = Server(create_app(models, config, key=key), config)
         tell(f"{', '.join(model.id for model in models)}: open {url_of(sock)} (Ctrl-C ends it)")
-        server.run(sockets=[sock])
+        server.serve_until_told(sock)
     return 0
 
 
@@ -158,11 +158,15 @@ def check_key(config: ServeConfig, key: str | None, *, unless: bool) -> None:
 
 
 def start_log(*, quiet: bool) -> None:
-    """Sends warnings to the standard error output and, unless `quiet`, a line for each request."""
+    """Sends warnings to the standard error output and, unless `quiet`, a line for each request.
+
+    What uvicorn says of garbage that it was sent is left out: anyone could fill the disk.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for name in ("jaxchat", "uvicorn"):
         logger = logging.getLogger(name)
         logger.addHandler(handler)
-        logger.setLevel(logging.WARNING if quiet or name == "uvicorn" else logging.INFO)
+        logger.setLevel(logging.WARNING if quiet else logging.INFO)
         logger.propagate = False
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)

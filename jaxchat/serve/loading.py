@@ -14,17 +14,19 @@ from jaxchat import machine
 from jaxchat.chat import find_model
 from jaxchat.config import ModelConfig, ServeConfig
 from jaxchat.infer.engine import Engine
+from jaxchat.infer.replicas import Replicas, serving_devices
 from jaxchat.memory import OutOfMemory
 from jaxchat.model.cache import init_cache
 from jaxchat.pipeline import done_file
 from jaxchat.run_inputs import tokenizer_of
 from jaxchat.scaling import count_params
-from jaxchat.serve.models import ServedModel, Serves
+from jaxchat.serve.models import AnyEngine, ServedModel
 from jaxchat.stages import compute_dtype, load_model
 from jaxchat.tokenizer.bpe import Tokenizer
 
 CACHE_COPIES = 3  # the cache itself, new prompts before they are placed, and what decoding narrows
 LOGITS_COPIES = 4  # of a slot, float32, while it is sampled
+GPU_SLOTS = 64
 SHARE = 0.8  # of the free memory that may be taken
 
 
@@ -61,9 +63,10 @@ def _load(
     params = load_model(context.root, chosen, model)
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     name = f"{context.root.name}/{chosen}"
-    slots = fit_slots(model, config.slots, jnp.dtype(dtype).itemsize, free_bytes() / left, name)
-    if slots < config.slots:
-        tell(f"memory is short: {name} decodes {slots} answers at once, not {config.slots}.")
+    wanted = config.slots or default_slots()
+    slots = fit_slots(model, wanted, jnp.dtype(dtype).itemsize, free_bytes() / left, name)
+    if slots < wanted:
+        tell(f"memory is short: {name} decodes {slots} answers at once, not {wanted}.")
     record = context.done[chosen]
     return ServedModel(
         run=context.root.name,
@@ -80,13 +83,22 @@ def _load(
 
 def opener(
     params: Any, model: ModelConfig, tokenizer: Tokenizer, slots: int, dtype: Any
-) -> Callable[[], Serves]:
+) -> Callable[[], AnyEngine]:
     """What makes an engine, as often as one is needed."""
 
-    def open_engine() -> Serves:
-        return Engine(params, model, tokenizer, slots=slots, dtype=dtype)
+    devices = serving_devices()
+
+    def open_engine() -> AnyEngine:
+        if len(devices) == 1:
+            return Engine(params, model, tokenizer, slots=slots, dtype=dtype, device=devices[0])
+        return Replicas(params, model, tokenizer, devices=devices, slots=slots, dtype=dtype)
 
     return open_engine
+
+
+def default_slots() -> int:
+    """As many as a device decodes about as fast as one; measured, see docs/log.md."""
+    return GPU_SLOTS if jax.default_backend() == "gpu" else max(4, 2 * machine.cores())
 
 
 def slot_bytes(model: ModelConfig, item: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -81,6 +82,12 @@ class Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def serve_until_told(self, sock: socket.socket) -> None:
+        """`run` on a socket. A device that is still at work when the time is over is left alone."""
+        self.run(sockets=[sock])
+        if self._scheduler.alive:
+            os._exit(0)  # an interpreter that ends under a thread that compiles would crash
 
     async def on_tick(self, counter: int) -> bool:
         """Looks, ten times a second, whether it is time to end."""

@@ -14,7 +14,7 @@ import httpx
 from jaxchat.config import ServeConfig
 from jaxchat.serve.app import create_app
 from jaxchat.serve.listening import listen
-from jaxchat.serve.models import ServedModel, Serves
+from jaxchat.serve.models import AnyEngine, ServedModel
 from jaxchat.serve.process import Server
 from jaxchat.serve.scheduler import Scheduler
 
@@ -60,18 +60,48 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> N
         time.sleep(0.01)
 
 
+class Gate:
+    """Lets an engine do so many dispatches, and no more."""
+
+    def __init__(self) -> None:
+        self._permits = threading.Semaphore(0)
+
+    def allow(self, dispatches: int) -> None:
+        """So many more."""
+        self._permits.release(dispatches)
+
+    def open(self) -> None:
+        """As many as there are."""
+        self.allow(1_000_000)
+
+    def wait(self) -> None:
+        """Until one is allowed."""
+        self._permits.acquire()
+
+
+def gated(model: ServedModel) -> tuple[ServedModel, Gate]:
+    """The model with an engine that waits at a gate before every dispatch (of 8 tokens)."""
+    gate = Gate()
+    return changed(model, gate.wait), gate
+
+
 def slowed(model: ServedModel, seconds: float) -> ServedModel:
     """The model, with an engine that pauses so long before every dispatch (of 8 tokens)."""
+    return changed(model, lambda: time.sleep(seconds))
 
-    def open_engine() -> Serves:
+
+def changed(model: ServedModel, before: Callable[[], object]) -> ServedModel:
+    """The model, with an engine that does something before every dispatch."""
+
+    def open_engine() -> AnyEngine:
         engine: Any = model.open_engine()
         step = engine.step
 
-        def slow_step() -> bool:
-            time.sleep(seconds)
+        def changed_step() -> bool:
+            before()
             return bool(step())
 
-        engine.step = slow_step
+        engine.step = changed_step
         return engine
 
     return dataclasses.replace(model, open_engine=open_engine)

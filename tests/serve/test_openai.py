@@ -245,7 +245,7 @@ def test_a_key_and_a_full_queue_are_errors_of_their_own_types(models):
                 await client.with_options(api_key="another").models.list()
             return got, caught.value
 
-    with serve([slowed(model, 0.05)], key=KEY, queue=2) as server:
+    with serve([slowed(model, 0.2)], key=KEY, queue=2) as server:
         got, refused = asyncio.run(crowd(server.api))
     errors = [error for error in got if isinstance(error, Exception)]
     assert 0 < len(errors) < 12
