@@ -54,6 +54,9 @@ def likeliest(logits: Array, count: int) -> tuple[Array, Array]:
 
     logits [B,V] float32; log-probabilities are at temperature 1, in nats.
     """
+    if not count:
+        shape = (logits.shape[0], 0)
+        return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
     best, tokens = jax.lax.top_k(logits, count)
     return tokens, best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
@@ -75,15 +78,24 @@ def _draw(weights: Array, uniform: Array) -> Array:
     is slow; and with one random number a row instead of Gumbel noise for every token.
     """
     batch, vocab = weights.shape
-    size = math.isqrt(vocab - 1) + 1
+    size = _block_size(vocab)
     count = -(-vocab // size)
-    blocks = jnp.pad(weights, ((0, 0), (0, count * size - vocab))).reshape(batch, count, size)
+    padding = count * size - vocab
+    weights = jnp.pad(weights, ((0, 0), (0, padding))) if padding else weights
+    blocks = weights.reshape(batch, count, size)
     sums = jnp.sum(blocks, axis=-1)
     target = uniform * jnp.sum(sums, axis=-1)
     block = _first_above(sums, target)
     before = jnp.where(jnp.arange(count)[None, :] < block[:, None], sums, 0.0)
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     return block * size + _first_above(inside, target - jnp.sum(before, axis=-1))
+
+
+def _block_size(vocab: int) -> int:
+    """About the square root, and if possible a divisor, so that nothing is copied to pad it."""
+    root = math.isqrt(vocab - 1) + 1
+    near = range(root, root // 4, -1)
+    return next((size for size in near if vocab % size == 0), root)
 
 
 def _first_above(weights: Array, target: Array) -> Array:

@@ -26,7 +26,8 @@ from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
 from jaxchat.home import read_json, remove, sha256_text, write_json
-from jaxchat.infer.engine import Engine
+from jaxchat.infer.replicas import make_service
+from jaxchat.infer.service import Service
 from jaxchat.model import gpt
 from jaxchat.pipeline import Context, Stage
 from jaxchat.profiling import request
@@ -74,10 +75,10 @@ def capture_of(context: Context, stage: str) -> Capture | None:
     return Capture(wanted, stage, request.folder(context.root, stage), context.config.model)
 
 
-def make_engine(context: Context, params: Any, *, slots: int = 0) -> Engine:
-    """The engine that evaluates and samples, `slots` conversations at once (0: as configured)."""
+def make_engine(context: Context, params: Any, *, slots: int = 0) -> Service:
+    """What evaluates and samples, with `slots` on each device (0: as configured)."""
     config = context.config
-    return Engine(
+    return make_service(
         params,
         config.model,
         tokenizer_of(context),
@@ -227,7 +228,7 @@ def run_rl(context: Context) -> dict[str, Any]:
 def run_eval(context: Context) -> dict[str, Any]:
     """Evaluates every model; what an interrupted evaluation finished is kept."""
     scores: dict[str, Any] = {}
-    engine: Engine | None = None
+    engine: Service | None = None
     for stage in MODELS:
         path = context.folder("eval") / f"{stage}.json"
         if not path.exists():
@@ -240,7 +241,7 @@ def run_eval(context: Context) -> dict[str, Any]:
     return {"artifact": sha256_text(json.dumps(scores)), "models": scores}
 
 
-def _evaluate(context: Context, stage: str, params: Any, engine: Engine) -> dict[str, Any]:
+def _evaluate(context: Context, stage: str, params: Any, engine: Service) -> dict[str, Any]:
     config, tokenizer = context.config, tokenizer_of(context)
     read = inputs.read_inputs(context.folder("data"))
     held_out = HeldOutRows(text_folder(context), tokenizer.hash)

@@ -10,7 +10,18 @@ import pytest
 from jaxchat.cli import main, parse
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-HEAVY = {"jax", "flax", "grain", "optax", "orbax", "tiktoken", "numpy", "rich"}
+HEAVY = {
+    "jax",
+    "flax",
+    "grain",
+    "optax",
+    "orbax",
+    "tiktoken",
+    "numpy",
+    "rich",
+    "fastapi",
+    "uvicorn",
+}
 
 
 def loaded_by(*arguments):
@@ -26,7 +37,13 @@ def loaded_by(*arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["chat", "--help"], ["tokenizer", "train", "--help"], ["--version"]],
+    [
+        ["--help"],
+        ["chat", "--help"],
+        ["serve", "--help"],
+        ["tokenizer", "train", "--help"],
+        ["--version"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments):
     assert loaded_by(*arguments) == "loaded []"
@@ -38,7 +55,7 @@ def test_help_names_the_commands_that_exist(capsys):
     assert caught.value.code == 0
     told = capsys.readouterr().out
     assert "{" not in told
-    for command in ("chat", "report", "profile", "tokenizer", "doctor"):
+    for command in ("chat", "serve", "report", "profile", "tokenizer", "doctor"):
         assert re.search(rf"^    {command}\b", told, re.MULTILINE)
         with pytest.raises(SystemExit) as caught:
             parse([command, "--help"])

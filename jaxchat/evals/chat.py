@@ -9,7 +9,8 @@ from typing import Any
 
 from jaxchat.evals.chatcore import pass_at
 from jaxchat.evals.letters import choose_letters
-from jaxchat.infer.engine import Completion, Engine, Request
+from jaxchat.infer.request import Completion, Request
+from jaxchat.infer.service import Service
 from jaxchat.progress import Progress
 from jaxchat.tasks import Problem, Task
 from jaxchat.tasks.dataset import FixedTask
@@ -60,7 +61,7 @@ def prompt_of(problem: Problem, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def answer(
-    engine: Engine,
+    engine: Service,
     tokenizer: Tokenizer,
     problems: Sequence[Problem],
     *,
@@ -129,7 +130,7 @@ CodeJudge = Callable[[Sequence[CodeProblem], Sequence[str]], list[bool]]
 
 
 def evaluate_task(
-    engine: Engine,
+    engine: Service,
     tokenizer: Tokenizer,
     task: Task,
     *,
@@ -202,7 +203,7 @@ def _judged(
 
 
 def evaluate_tasks(
-    engine: Engine,
+    engine: Service,
     tokenizer: Tokenizer,
     tasks: Mapping[str, Task],
     *,
@@ -227,7 +228,7 @@ def evaluate_tasks(
 
 
 def mean_reward(
-    engine: Engine,
+    engine: Service,
     tokenizer: Tokenizer,
     task: Task,
     *,

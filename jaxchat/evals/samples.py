@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxchat.infer.engine import Engine, Request
+from jaxchat.infer.request import Request
+from jaxchat.infer.service import Service
 from jaxchat.infer.transcript import as_text
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import parse_completion, render_prompt
@@ -31,7 +32,7 @@ MAX_TOKENS = 96
 
 
 def text_samples(
-    engine: Engine, tokenizer: Tokenizer, prompts: Sequence[str]
+    engine: Service, tokenizer: Tokenizer, prompts: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Greedy continuations of text: `prompt` and `completion` each."""
     ids = [(tokenizer.bos, *tokenizer.encode(prompt)) for prompt in prompts]
@@ -42,7 +43,7 @@ def text_samples(
 
 
 def chat_samples(
-    engine: Engine, tokenizer: Tokenizer, questions: Sequence[str]
+    engine: Service, tokenizer: Tokenizer, questions: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Greedy answers to questions: `question` and the answer's `parts` each."""
     ids = [
@@ -55,7 +56,7 @@ def chat_samples(
     ]
 
 
-def _greedy(engine: Engine, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]]) -> list[Any]:
+def _greedy(engine: Service, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]]) -> list[Any]:
     requests = [Request(tokens=prompt, max_tokens=MAX_TOKENS) for prompt in prompts]
     return [
         parse_completion(completion.tokens, tokenizer)

@@ -8,16 +8,13 @@ still until the host has run the tool and queued `<|output_start|>`, the output 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from jaxchat.infer.calls import Call
 from jaxchat.infer.request import Alternatives, Completion, FinishReason, Request
 from jaxchat.infer.stops import StopWatch
 from jaxchat.tokenizer.bpe import Tokenizer
-
-Tool = Callable[[str], str]  # code -> output
-TOOL_FAILED = "error"
 
 
 class Specials(NamedTuple):
@@ -41,23 +38,6 @@ class Specials(NamedTuple):
         return self.assistant_end, self.bos
 
 
-@dataclass(frozen=True)
-class Toolbox:
-    """The tool, and how its input and output are written in tokens."""
-
-    tool: Tool
-    tokenizer: Tokenizer
-    specials: Specials
-
-    def answer(self, code: Sequence[int]) -> list[int]:
-        """The tokens that follow a call of `code`. A tool that raises answers "error"."""
-        try:
-            output = self.tokenizer.encode(self.tool(self.tokenizer.decode(code)))
-        except Exception:  # the tool may be anyone's: whatever it raises, the row goes on
-            output = self.tokenizer.encode(TOOL_FAILED)
-        return [self.specials.output_start, *output, self.specials.output_end]
-
-
 @dataclass(eq=False)
 class Row:
     """One sample of a request while it grows."""
@@ -71,6 +51,7 @@ class Row:
     alternatives: list[Alternatives] = field(default_factory=list)
     stops: StopWatch | None = None
     code: list[int] | None = None  # the tool call being sampled
+    call: Call | None = None  # the tool call that it waits for
     forced: deque[int] = field(default_factory=deque)  # tokens the tool put in the queue
     finish_reason: FinishReason | None = None
 
@@ -78,6 +59,16 @@ class Row:
     def position(self) -> int:
         """Positions the cache holds: the prompt and all tokens but the last."""
         return len(self.request.tokens) + len(self.tokens) - 1
+
+    @property
+    def last(self) -> int:
+        """The last token, which the cache does not hold."""
+        return self.tokens[-1] if self.tokens else self.request.tokens[-1]
+
+    @property
+    def waits(self) -> bool:
+        """Whether it stands still until a tool has answered."""
+        return self.call is not None
 
     @property
     def completion(self) -> Completion:
@@ -89,9 +80,9 @@ class Row:
         )  # fmt: skip
 
     def take(
-        self, token: int, logprob: float, toolbox: Toolbox, alternatives: Alternatives = ()
-    ) -> None:
-        """Adds the next token; runs the tool when a call is complete, and notices the end."""
+        self, token: int, logprob: float, alternatives: Alternatives, specials: Specials
+    ) -> list[int] | None:
+        """Adds the next token, and notices the end; the code of a call of a tool it completes."""
         chosen = not self.forced
         if self.forced:
             self.forced.popleft()
@@ -99,7 +90,6 @@ class Row:
         self.mask.append(int(chosen))
         self.logprobs.append(logprob if chosen else 0.0)
         self.alternatives.append(alternatives[: self.request.alternatives] if chosen else ())
-        specials = toolbox.specials
         said_stop = self.stops is not None and self.stops.feed(token)
         if said_stop or (chosen and token in specials.stops):
             self.finish_reason = "stop"
@@ -108,7 +98,8 @@ class Row:
         elif chosen and token == specials.python_start:
             self.code = []
         elif chosen and token == specials.python_end and self.code is not None:
-            self.forced.extend(toolbox.answer(self.code))
-            self.code = None
+            code, self.code = self.code, None
+            return code
         elif self.code is not None:
             self.code.append(token)
+        return None

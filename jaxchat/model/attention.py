@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jaxchat.model.cache import BLOCK, whole_blocks
+
 # by name, or a function like `causal_attention`
 Implementation = Literal["blocked", "cudnn"] | Callable[..., Array]
 
@@ -125,17 +127,41 @@ def cached_attention(q: Array, k: Array, v: Array, visible: Array) -> Array:
     """One query a row against the keys of a cache.
 
     q [B,H,K], k and v [B,G,S,K], visible [B,S] bool -> [B,H,K]. A row that sees no key gives NaN.
+
+    Every block of slots is a product of its own, and the blocks are added from the first to the
+    last: so the result is the same to the last bit however many hidden blocks come after.
     """
     batch, heads, size = q.shape
-    groups = k.shape[1]
-    q = (q * jnp.asarray(size**-0.5, q.dtype)).reshape(batch, groups, heads // groups, size)
-    scores = jnp.einsum("bgrk,bgsk->bgrs", q, k, preferred_element_type=jnp.float32)
-    weights = jnp.where(visible[:, None, None, :], jnp.exp(scores), 0.0)
-    y = jnp.einsum(
-        "bgrs,bgsk->bgrk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    groups, slots = k.shape[1:3]
+    if slots % BLOCK:
+        extra = whole_blocks(slots) - slots
+        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0))) for x in (k, v))
+        visible = jnp.pad(visible, ((0, 0), (0, extra)))
+    count = k.shape[2] // BLOCK
+    shape = (batch, groups, count, BLOCK, size)
+    q = (q * jnp.asarray(size**-0.5, q.dtype)).reshape(batch, groups, 1, heads // groups, size)
+    q = jnp.broadcast_to(q, (batch, groups, count, heads // groups, size))
+    scores = jnp.einsum(
+        "bgnrk,bgnsk->bgnrs", q, k.reshape(shape), preferred_element_type=jnp.float32
     )
-    y = y / jnp.sum(weights, axis=-1, keepdims=True)
+    seen = visible.reshape(batch, 1, count, 1, BLOCK)
+    weights = jnp.where(seen, jnp.exp(scores), 0.0)
+    y = jnp.einsum(
+        "bgnrs,bgnsk->bgnrk",
+        weights.astype(v.dtype),
+        v.reshape(shape),
+        preferred_element_type=jnp.float32,
+    )
+    y = _in_order(y) / _in_order(jnp.sum(weights, axis=-1, keepdims=True))
     return y.reshape(batch, heads, size).astype(q.dtype)
+
+
+def _in_order(blocks: Array) -> Array:
+    """The sum over axis 2, added up from the first."""
+    total = blocks[:, :, 0]
+    for number in range(1, blocks.shape[2]):
+        total = total + blocks[:, :, number]
+    return total
 
 
 def choose_attention(head_dim: int, dtype: DTypeLike) -> Implementation:

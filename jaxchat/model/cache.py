@@ -3,7 +3,8 @@
 Axes: B batch, T time, S slots of a layer, G key/value heads, K head size, D width.
 
 The key of position p is in slot p % S of its layer. A full layer has a slot for every position; a
-short-window layer has only as many as its window sees, and new keys take the place of old ones.
+short-window layer has only as many as its window sees, in whole blocks, and new keys take the place
+of old ones.
 Slots come after heads, as the products of decoding want them: with heads last they take five times
 as long on a CPU (256 rows, 256 slots), all of it transposing.
 """
@@ -12,12 +13,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxchat.config import ModelConfig
 from jaxchat.scaling import windows
+
+BLOCK = 128  # slots that attention sums over at once, see `attention.cached_attention`
 
 
 class Cache(NamedTuple):
@@ -36,8 +40,8 @@ def init_cache(
 
     def layers() -> tuple[Array, ...]:
         return tuple(
-            jnp.zeros((batch, config.n_kv_head, min(length, window + 1), config.head_dim), dtype)
-            for window in windows(config)
+            jnp.zeros((batch, config.n_kv_head, slots, config.head_dim), dtype)
+            for slots in (min(length, whole_blocks(window + 1)) for window in windows(config))
         )
 
     return Cache(
@@ -46,6 +50,11 @@ def init_cache(
         length=jnp.zeros((batch,), jnp.int32),
         previous=jnp.zeros((batch, config.n_embd), dtype),
     )
+
+
+def whole_blocks(slots: int) -> int:
+    """So many slots, or the few more that make whole blocks."""
+    return -(-slots // BLOCK) * BLOCK
 
 
 def fill(values: Array, lengths: Array, slots: int) -> Array:
@@ -95,21 +104,12 @@ def widen(cache: Cache, narrowed: Cache) -> Cache:
     return narrowed._replace(k=layers(cache.k, narrowed.k), v=layers(cache.v, narrowed.v))
 
 
-def place(cache: Cache, rows: Cache, source: Array, target: Array) -> Cache:
-    """Copies rows `source` [N] of `rows` to the rows `target` [N] of `cache`.
+def place(cache: Cache, prompt: Cache, row: Array) -> Cache:
+    """Copies a cache of one row, which may have fewer slots, to a row (a scalar) of `cache`."""
 
-    `rows` may have fewer slots. A target past the last row is dropped: so N can be padded.
-    """
+    def put(old: Array, new: Array) -> Array:
+        start = (row, *(jnp.zeros_like(row) for _ in old.shape[1:]))
+        return lax.dynamic_update_slice(old, new, start)
 
-    def layers(old: tuple[Array, ...], new: tuple[Array, ...]) -> tuple[Array, ...]:
-        return tuple(
-            a.at[target, :, : b.shape[2]].set(b[source], mode="drop")
-            for a, b in zip(old, new, strict=True)
-        )
-
-    return Cache(
-        k=layers(cache.k, rows.k),
-        v=layers(cache.v, rows.v),
-        length=cache.length.at[target].set(rows.length[source], mode="drop"),
-        previous=cache.previous.at[target].set(rows.previous[source], mode="drop"),
-    )
+    placed: Cache = jax.tree.map(put, cache, prompt)
+    return placed

@@ -88,6 +88,9 @@ class Linear(nn.Module):
         kernel = self.param("kernel", self.initializer, (x.shape[-1], self.out))
         if self.fp8 and fp8.takes(*kernel.shape):
             return fp8.matmul(x, kernel)
+        if self.out == 1:  # as a product, XLA on a CPU rounds some rows otherwise than others
+            column = kernel.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+            return jnp.sum(x * column, axis=-1, keepdims=True)
         return x @ kernel.astype(x.dtype)
 
 
@@ -337,8 +340,9 @@ def prefill(
 ) -> tuple[Array, Cache]:
     """Reads prompts into an empty cache: logits [B,V] after each row's last token, and the cache.
 
-    tokens [B,T] are padded on the right (with anything); row b has lengths[b] >= 1 real ones. What
-    the cache held before is forgotten. It must have room for T positions.
+    tokens [B,T] are padded on the right (with anything); row b has lengths[b] real ones. Where that
+    is 0 the logits mean nothing. What the cache held before is forgotten. It must have room for T
+    positions.
     """
     x, embedded, kept = _run_rows(params, tokens, config, dtype, attention)
     rows = jnp.arange(tokens.shape[0])
@@ -350,8 +354,9 @@ def prefill(
             for pair, old in zip(kept, cache.k, strict=True)
         )
 
-    last = lengths - 1
-    new = Cache(layers(0), layers(1), lengths, embedded[rows, last].astype(store))
+    last = jnp.maximum(lengths - 1, 0)
+    previous = jnp.where(lengths[:, None] > 0, embedded[rows, last], 0.0)
+    new = Cache(layers(0), layers(1), lengths, previous.astype(store))
     return unembed(params, x[rows, last], config), new
 
 

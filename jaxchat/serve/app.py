@@ -202,7 +202,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 def _param(names: Sequence[int | str]) -> str:
     """messages[0].content, without the members of unions that pydantic also names."""
-    known = [n for n in names if isinstance(n, int) or (n.isidentifier() and n not in ("str",))]
+    known = [n for n in names if isinstance(n, int) or (n.isidentifier() and n != "str")]
     return "".join(f"[{n}]" if isinstance(n, int) else f".{n}" for n in known).lstrip(".")
 
 

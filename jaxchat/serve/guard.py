@@ -33,6 +33,7 @@ CSP = (
     "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+LEFT_UNREAD = {"connection": "close"}  # of a request whose body is not read to its end
 HEADERS = {
     "content-security-policy": CSP,
     "x-content-type-options": "nosniff",
@@ -142,7 +143,10 @@ class Guard:
 
     def _too_large(self) -> ApiError:
         return ApiError(
-            413, f"the body has more than {self._config.body_bytes} bytes.", code="body_too_large"
+            413,
+            f"the body has more than {self._config.body_bytes} bytes.",
+            code="body_too_large",
+            headers=LEFT_UNREAD,
         )
 
     def _bounded(self, receive: Receive) -> Receive:
@@ -158,7 +162,12 @@ class Guard:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     message = await receive()
             except TimeoutError as error:
-                late = ApiError(408, "the body did not arrive in time.", code="body_too_slow")
+                late = ApiError(
+                    408,
+                    "the body did not arrive in time.",
+                    code="body_too_slow",
+                    headers=LEFT_UNREAD,
+                )
                 raise BodyError(late) from error
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jaxchat import machine
 from jaxchat.chat import find_model
 from jaxchat.config import ModelConfig, ServeConfig
-from jaxchat.infer.engine import Engine
+from jaxchat.infer.replicas import make_service
+from jaxchat.infer.service import Service
 from jaxchat.memory import OutOfMemory
 from jaxchat.model.cache import init_cache
 from jaxchat.pipeline import done_file
 from jaxchat.run_inputs import tokenizer_of
 from jaxchat.scaling import count_params
-from jaxchat.serve.models import ServedModel, Serves
+from jaxchat.serve.models import ServedModel
 from jaxchat.stages import compute_dtype, load_model
 from jaxchat.tokenizer.bpe import Tokenizer
 
@@ -80,11 +81,11 @@ def _load(
 
 def opener(
     params: Any, model: ModelConfig, tokenizer: Tokenizer, slots: int, dtype: Any
-) -> Callable[[], Serves]:
+) -> Callable[[], Service]:
     """What makes an engine, as often as one is needed."""
 
-    def open_engine() -> Serves:
-        return Engine(params, model, tokenizer, slots=slots, dtype=dtype)
+    def open_engine() -> Service:
+        return make_service(params, model, tokenizer, slots=slots, dtype=dtype)
 
     return open_engine
 

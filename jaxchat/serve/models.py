@@ -4,33 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from jaxchat.config import ModelConfig
-from jaxchat.infer.engine import Job, Request
+from jaxchat.infer.service import Service
 from jaxchat.serve.failures import ApiError
 from jaxchat.tokenizer.bpe import Tokenizer
-
-
-class Serves(Protocol):
-    """What the scheduler needs of an engine, or of a pool of them."""
-
-    @property
-    def slots(self) -> int:
-        """Completions decoded at once."""
-
-    @property
-    def max_len(self) -> int:
-        """Tokens of a prompt and its completion."""
-
-    def submit(self, request: Request) -> Job:
-        """Queues a request."""
-
-    def cancel(self, job: Job) -> None:
-        """Drops what is unfinished of a job."""
-
-    def step(self) -> bool:
-        """Goes on with all; False: nothing is left. After an error it can be called again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +24,7 @@ class ServedModel:
     created: int  # seconds since 1970
     fingerprint: str  # of the weights
     context: int  # T, tokens of prompt and answer together
-    open_engine: Callable[[], Serves]
+    open_engine: Callable[[], Service]
 
     @property
     def id(self) -> str:

@@ -15,11 +15,14 @@ import time
 from collections.abc import Sequence
 
 from jaxchat.config import ServeConfig
-from jaxchat.infer.engine import EngineError, Job
+from jaxchat.infer.engine import Engine
+from jaxchat.infer.replicas import Replicas
+from jaxchat.infer.request import EngineError
+from jaxchat.infer.service import Job, Service
 from jaxchat.serve.failures import ApiError, bad_request, busy, unavailable
 from jaxchat.serve.fair_queue import FairQueue
 from jaxchat.serve.metrics import Metrics
-from jaxchat.serve.models import ServedModel, Serves
+from jaxchat.serve.models import ServedModel
 from jaxchat.serve.ticket import Event, News, Ticket
 
 log = logging.getLogger("jaxchat.serve")
@@ -29,12 +32,16 @@ RECENT = 0.2  # weight of the latest request in the mean time of one
 LONGEST_WAIT = 60  # seconds that a refused client is told to wait, at most
 
 
+class _Stopped(Exception):
+    """The server ends while it warms up."""
+
+
 class _Lane:
     """A model's engine, who waits for it and whom it serves."""
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model
-        self.engine: Serves = model.open_engine()
+        self.engine: Service = model.open_engine()
         self.waiting: FairQueue[Ticket] = FairQueue(lambda ticket: ticket.client)
         self.live: dict[Ticket, tuple[Job, list[int]]] = {}  # tokens told, of each sample
         self.failures = 0
@@ -183,10 +190,15 @@ class Scheduler:
                     self._turn(lane)
 
     def _warm_up(self) -> None:
+        def stopping(done: int, of: int) -> None:
+            del done, of
+            if self._stopping:
+                raise _Stopped
+
         for lane in self._lanes.values():
-            warm_up = getattr(lane.engine, "warm_up", None)
-            if warm_up is not None and self._config.warm_up and not self._stopping:
-                warm_up()
+            if self._config.warm_up and isinstance(lane.engine, Engine | Replicas):
+                with contextlib.suppress(_Stopped):
+                    lane.engine.warm_up(stopping)
         self._ready.set()
 
     def _has_work(self) -> bool:

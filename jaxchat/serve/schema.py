@@ -4,35 +4,47 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool
+from pydantic_core import PydanticCustomError
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MOST = 2**31 - 1
 
+
+def _unicode(text: str) -> str:
+    r"""The text. JSON can write half a character (\ud800), which no UTF-8 can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("unicode", "Text must be valid Unicode") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
 class ContentPart(BaseModel):
     """A piece of a message; `python` and `python_output` are the assistant's only."""
 
     type: Literal["text", "python", "python_output"]
-    text: str
+    text: Text
 
 
 class InMessage(BaseModel):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: Text | list[ContentPart]
 
 
 class Conversation(BaseModel):
     """Messages for a model; the last is the user's."""
 
-    model: Annotated[str, Field(max_length=256)] | None = None
+    model: Annotated[Text, Field(max_length=256)] | None = None
     messages: Annotated[list[InMessage], Field(min_length=1)]
 
 

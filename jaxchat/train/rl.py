@@ -32,7 +32,8 @@ from jaxchat.config import (
 )
 from jaxchat.data.prepare import FIRST_INDEX
 from jaxchat.evals.chat import answer, parts_of, prompt_of
-from jaxchat.infer.engine import Completion, Engine
+from jaxchat.infer.request import Completion
+from jaxchat.infer.service import Service
 from jaxchat.memory import Step
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
@@ -59,7 +60,7 @@ class RLJob:
     task: Task
     tokenizer: Tokenizer
     mesh: Mesh
-    engine: Engine
+    engine: Service
     seed: int
     dtype: DTypeLike = jnp.float32
     compute: ComputeConfig = DEFAULT_COMPUTE

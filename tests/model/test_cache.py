@@ -56,16 +56,15 @@ def test_narrow_then_widen_keeps_every_slot():
     assert all(map(jnp.array_equal, back.k + back.v, cache.k + cache.v))
 
 
-def test_place_copies_rows_and_drops_the_padding():
-    cache, prompts = numbered(4, 160), numbered(3, 32)
-    source, target = jnp.array([2, 2, 0]), jnp.array([3, 0, 4])  # 4: past the last
-    placed = place(cache, prompts, source, target)
-    assert placed.length.tolist() == [7, 6, 7, 7]
-    for new, old, prompt in zip(
-        placed.k + placed.v, cache.k + cache.v, prompts.k + prompts.v, strict=True
+def test_place_copies_one_row_and_leaves_the_others():
+    cache, prompt = numbered(4, 160), numbered(1, 32)
+    placed = place(cache, prompt, jnp.int32(2))
+    assert placed.length.tolist() == [5, 6, 5, 8]
+    for new, old, one in zip(
+        placed.k + placed.v, cache.k + cache.v, prompt.k + prompt.v, strict=True
     ):
-        for row in (0, 3):
-            assert jnp.array_equal(new[row, :, :32], prompt[2])
-        for row in (1, 2):
+        assert jnp.array_equal(new[2, :, :32], one[0])
+        assert jnp.array_equal(new[2, :, 32:], old[2, :, 32:])
+        for row in (0, 1, 3):
             assert jnp.array_equal(new[row], old[row])
-    assert jnp.array_equal(placed.previous[jnp.array([0, 3])], prompts.previous[jnp.array([2, 2])])
+    assert jnp.array_equal(placed.previous[2], prompt.previous[0])

@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 
 from jaxchat.config import ServeConfig
+from jaxchat.infer.service import Service
 from jaxchat.serve.app import create_app
 from jaxchat.serve.listening import listen
-from jaxchat.serve.models import ServedModel, Serves
+from jaxchat.serve.models import ServedModel
 from jaxchat.serve.process import Server
 from jaxchat.serve.scheduler import Scheduler
 
@@ -63,7 +64,7 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> N
 def slowed(model: ServedModel, seconds: float) -> ServedModel:
     """The model, with an engine that pauses so long before every dispatch (of 8 tokens)."""
 
-    def open_engine() -> Serves:
+    def open_engine() -> Service:
         engine: Any = model.open_engine()
         step = engine.step
 

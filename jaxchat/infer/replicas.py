@@ -1,0 +1,143 @@
+"""An engine on each device of this process, as one (layer 3).
+
+A request is queued here and goes to the device with most free slots. Every device has the shapes
+that one engine has, so a request gets the same, to the last bit, on any.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jaxchat.config import ModelConfig
+from jaxchat.infer.engine import Engine
+from jaxchat.infer.request import EngineError, Request
+from jaxchat.infer.row import Row
+from jaxchat.infer.service import Job, Service
+from jaxchat.infer.weights import gathered
+from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.train.compute import Compute
+
+
+def serving_devices() -> list[jax.Device]:
+    """The devices of this process; of a CPU's virtual ones, which share its cores, the first."""
+    devices: list[jax.Device] = jax.local_devices()
+    return devices[:1] if devices[0].platform == "cpu" else devices
+
+
+def make_service(
+    params: Any, config: ModelConfig, tokenizer: Tokenizer, **settings: Any
+) -> Service:
+    """An Engine with `settings`, or one on each of several devices, `slots` on each."""
+    devices = serving_devices()
+    if len(devices) == 1:
+        return Engine(params, config, tokenizer, device=devices[0], **settings)
+    return Replicas(params, config, tokenizer, devices=devices, **settings)
+
+
+class Replicas(Service):
+    """Engines on several devices, which work at the same time."""
+
+    def __init__(
+        self,
+        params: Any,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        *,
+        devices: Sequence[jax.Device] | None = None,
+        **settings: Any,
+    ) -> None:
+        """`settings` are Engine's, `slots` those of each. By default on all local devices."""
+        devices = jax.local_devices() if devices is None else devices
+        if not devices:
+            raise EngineError("devices is empty; name at least one, or leave it out for all.")
+        params = gathered(params)
+        self.engines = tuple(
+            Engine(params, config, tokenizer, device=device, **settings) for device in devices
+        )
+        self.config, self.slots = config, sum(engine.slots for engine in self.engines)
+        self.max_len = self.engines[0].max_len
+        self._waiting: deque[Row] = deque()
+
+    @property
+    def params(self) -> Any:
+        """The weights on the first device."""
+        return self.engines[0].params
+
+    @property
+    def compute(self) -> Compute:
+        """How whole rows are computed."""
+        return self.engines[0].compute
+
+    @property
+    def free(self) -> int:
+        """Slots that neither a row nor one that is queued will take."""
+        return sum(engine.free for engine in self.engines) - len(self._waiting)
+
+    @property
+    def max_compilations(self) -> int:
+        """Of all devices: JAX compiles for each."""
+        return sum(engine.max_compilations for engine in self.engines)
+
+    def set_params(self, params: Any) -> None:
+        """Takes other weights (see `Service`); those that are split over a mesh are put together.
+
+        What lies on a device of its own is used there without a copy.
+        """
+        params = gathered(params)
+        for engine in self.engines:
+            engine.set_params(params)
+
+    def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
+        """`Engine.warm_up` on every device."""
+        before = 0
+        for engine in self.engines:
+
+            def told(done: int, _: int, before: int = before) -> None:
+                if progress is not None:
+                    progress(before + done, self.max_compilations)
+
+            engine.warm_up(told)
+            before += engine.max_compilations
+
+    def check(self, request: Request) -> None:
+        """Raises EngineError if a request does not fit."""
+        self.engines[0].check(request)
+
+    def submit(self, request: Request) -> Job:
+        """Queues a request; `step` then works on it. Raises EngineError if it does not fit."""
+        job = self.engines[0].make_job(request)
+        self._waiting.extend(job.rows)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Drops what is unfinished of a job, at once."""
+        self._waiting = deque(row for row in self._waiting if row not in job.rows)
+        for engine in self.engines:
+            engine.cancel(job)
+
+    def step(self) -> bool:
+        """One dispatch on every device, all of them begun before the first is waited for."""
+        self._share_out()
+        for engine in self.engines:
+            engine.start(wait=False)
+        flying = any(engine.flying for engine in self.engines)
+        busy = [engine.finish() for engine in self.engines]
+        if any(busy) and not flying:
+            next(engine for engine, has in zip(self.engines, busy, strict=True) if has).wait()
+        return any(busy) or bool(self._waiting)
+
+    def _share_out(self) -> None:
+        """Gives what is queued to free slots, samples of one request together if they fit."""
+        while self._waiting:
+            engine = max(self.engines, key=lambda engine: engine.free)
+            if engine.free <= 0:
+                return
+            request = self._waiting[0].request
+            for _ in range(engine.free):
+                if not self._waiting or self._waiting[0].request is not request:
+                    break
+                engine.queue(self._waiting.popleft())

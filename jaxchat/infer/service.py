@@ -1,0 +1,122 @@
+"""What an engine and a pool of engines have in common: jobs, and ways to wait for them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from jaxchat.config import ModelConfig
+from jaxchat.infer.request import Completion, EngineError, Request
+from jaxchat.infer.row import Row
+from jaxchat.infer.stops import StopWatch
+from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.train.compute import Compute
+
+
+class Job:
+    """A submitted request; its rows fill up with every step of the engine.
+
+    `request` is as it is served: with what `cut` has left of the prompt.
+    """
+
+    def __init__(self, request: Request, limit: int, tokenizer: Tokenizer) -> None:
+        self.request = request
+        self.rows = [Row(request, stream, limit) for stream in range(request.n)]
+        if request.stop:
+            for row in self.rows:
+                row.stops = StopWatch(request.stop, tokenizer)
+
+    @property
+    def done(self) -> bool:
+        """Whether every sample has ended."""
+        return all(row.finish_reason for row in self.rows)
+
+
+class Service(ABC):
+    """Serves requests. One thread at a time may use it."""
+
+    config: ModelConfig
+    slots: int
+
+    @property
+    @abstractmethod
+    def params(self) -> Any:
+        """The weights, as they are computed with."""
+
+    @property
+    @abstractmethod
+    def compute(self) -> Compute:
+        """How whole rows are computed."""
+
+    @abstractmethod
+    def set_params(self, params: Any) -> None:
+        """Takes other weights of the same shapes; nothing is compiled again.
+
+        They may share memory with `params`: whoever donates those must give a copy. Requests that
+        are under way go on with the new weights.
+        """
+
+    @abstractmethod
+    def check(self, request: Request) -> None:
+        """Raises EngineError if a request does not fit."""
+
+    @abstractmethod
+    def submit(self, request: Request) -> Job:
+        """Queues a request; `step` then works on it. Raises EngineError if it does not fit."""
+
+    @abstractmethod
+    def cancel(self, job: Job) -> None:
+        """Drops what is unfinished of a job, at once."""
+
+    @abstractmethod
+    def step(self) -> bool:
+        """Gives free slots to who waits, then decodes one dispatch. False: nothing is left.
+
+        Where all rows wait for tools it waits a moment too. Whatever is raised in it, a device's
+        error or an interrupt: what was in slots is dropped as by `cancel`, what is queued stays,
+        and the engine can go on.
+        """
+
+    def generate(
+        self, requests: Sequence[Request], progress: Callable[[int], object] | None = None
+    ) -> list[list[Completion]]:
+        """The completions of every request, `n` each, in the order of the requests.
+
+        `progress` is told how many requests are done. Raises EngineError, before anything runs, for
+        a request that does not fit.
+        """
+        for request in requests:
+            self.check(request)
+        jobs = [self.submit(request) for request in requests]
+        left = jobs
+        try:
+            while left:
+                self.step()
+                left = [job for job in left if not job.done]
+                if progress is not None:
+                    progress(len(jobs) - len(left))
+        finally:
+            for job in left:
+                self.cancel(job)
+        return [[row.completion for row in job.rows] for job in jobs]
+
+    def stream(self, request: Request) -> Iterator[list[int]]:
+        """New ids of one completion as they come, those of tools included.
+
+        To stop early, close the iterator. Raises EngineError where n is not 1.
+        """
+        if request.n != 1:
+            raise EngineError(f"n is {request.n}; a stream has one sample. Use generate.")
+        job = self.submit(request)
+        (row,), sent = job.rows, 0
+        try:
+            while not job.done or sent < len(row.tokens):
+                if sent == len(row.tokens):
+                    self.step()
+                new = row.tokens[sent:]  # others may step the engine between two pieces
+                sent += len(new)
+                if new:
+                    yield new
+        finally:
+            self.cancel(job)

@@ -1,0 +1,155 @@
+"""What a request gets is the same to the last bit whoever else is in the engine."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compilation import compilations
+
+from jaxchat.config import ModelConfig
+from jaxchat.infer import batch, device
+from jaxchat.infer.engine import Engine, EngineError, Request
+from jaxchat.model.gpt import forward, init_params
+
+SETTINGS = (
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_k": 20},
+    {"temperature": 1.3, "top_p": 0.8},
+    {"temperature": 1.0, "alternatives": 3},
+    {},  # greedy
+)
+MODERN = {"window_pattern": "SL", "smear": True, "value_embeds": True, "residual_scalars": True}
+
+
+@pytest.fixture(scope="module", params=["classic", "modern"])
+def engine(request, tokenizer):
+    """With a short window of 128 in the modern one, shorter than the texts."""
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, sequence_len=512, n_layer=2, n_head=4, n_kv_head=2,
+        n_embd=64, backout=request.param == "modern",
+        **MODERN if request.param == "modern" else {},
+    )  # fmt: skip
+    params = init_params(jax.random.key(0), config)
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
+    engine = Engine(params, config, tokenizer, slots=32, max_len=256, steps_per_dispatch=4)
+    told = []
+    engine.warm_up(lambda done, count: told.append((done, count)))
+    assert told[-1] == (14, 14)  # 64, 128, 256 to read and to place; 128, 256 to decode, 4 ways
+    return engine
+
+
+def random_requests(count, seed):
+    rng = np.random.default_rng(seed)
+    return [
+        Request(
+            tuple(rng.integers(0, 256, int(rng.choice([1, 5, 65, 66, 130, 190]))).tolist()),
+            max_tokens=int(rng.integers(1, 66)),
+            seed=number,
+            **SETTINGS[int(rng.integers(len(SETTINGS)))],
+        )
+        for number in range(count)
+    ]
+
+
+def test_alone_is_among_31_others_bit_for_bit(engine):
+    requests = random_requests(32, seed=0)
+    together = engine.generate(requests)
+    for number in range(0, 32, 4):
+        assert engine.generate([requests[number]])[0] == together[number]
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_other_company_other_slots_and_other_times_change_no_bit(engine, seed):
+    """The same request in an engine that others join and leave all the while."""
+    rng = np.random.default_rng(seed)
+    mine = random_requests(6, seed=9)
+    alone = [engine.generate([request])[0] for request in mine]
+    crowd = [engine.submit(request) for request in random_requests(60, seed)]
+    jobs, left = [], list(mine)
+    while engine.step() or left:
+        if left and rng.random() < 0.3:
+            jobs.append(engine.submit(left.pop(0)))
+        if rng.random() < 0.2:
+            engine.cancel(crowd.pop(int(rng.integers(len(crowd)))))
+    assert [[row.completion for row in job.rows] for job in jobs] == alone
+
+
+def test_samples_do_not_depend_on_how_many_there_are(engine):
+    request = dataclasses.replace(random_requests(1, seed=5)[0], n=5, temperature=1.0)
+    ((one,),) = engine.generate([dataclasses.replace(request, n=1)])
+    (five,) = engine.generate([request])
+    (many,) = engine.generate([dataclasses.replace(request, n=40)])
+    assert many[:5] == five
+    assert five[0] == one
+
+
+def test_200_requests_that_join_and_leave_decode_as_full_forward_passes_do(engine, tokenizer):
+    """Greedy, with cancels; after warm_up nothing is compiled, whatever comes."""
+    rng = np.random.default_rng(3)
+    requests = [
+        dataclasses.replace(request, temperature=0.0, n=int(rng.integers(1, 3)))
+        for request in random_requests(200, seed=3)
+    ]
+    left, jobs, cancelled = list(requests), [], 0
+    with compilations() as count:
+        while left or engine.step():
+            for _ in range(min(len(left), int(rng.integers(0, 12)))):
+                jobs.append(engine.submit(left.pop()))
+            if rng.random() < 0.3:
+                engine.cancel(jobs[int(rng.integers(len(jobs)))])
+                cancelled += 1
+            engine.step()
+    assert count() == 0
+    served = [job for job in jobs if job.done]
+    assert len(served) > 150
+    assert cancelled > 5
+    for job in served[::2]:
+        for row in job.rows:
+            assert_greedy(engine, tokenizer, job.request.tokens, row.completion)
+
+
+whole = jax.jit(forward, static_argnames="config")
+
+
+def assert_greedy(engine, tokenizer, prompt, completion):
+    """Each sampled token is the likeliest after those before it, up to rounding."""
+    ids = np.zeros((1, engine.max_len), np.int32)
+    text = [*prompt, *completion.tokens]
+    ids[0, : len(text)] = text
+    logits = np.asarray(whole(engine.params, jnp.asarray(ids), engine.config))[0]
+    logits = logits[len(prompt) - 1 : len(text) - 1]
+    chosen = logits[np.arange(len(completion.tokens)), completion.tokens]
+    sampled = np.array(completion.mask) == 1
+    assert (chosen >= logits.max(axis=-1) - 1e-4)[sampled].all()
+    logprobs = chosen - np.asarray(jax.nn.logsumexp(logits, axis=-1))
+    np.testing.assert_allclose(completion.logprobs, np.where(sampled, logprobs, 0.0), atol=1e-4)
+    ends = (tokenizer.special("<|assistant_end|>"), tokenizer.bos)
+    stops = [
+        token in ends and mask
+        for token, mask in zip(completion.tokens, completion.mask, strict=True)
+    ]
+    assert not any(stops[:-1])
+    assert (completion.finish_reason == "stop") == bool(stops[-1])
+
+
+def test_warm_up_is_for_an_idle_engine(engine):
+    job = engine.submit(random_requests(1, seed=0)[0])
+    with pytest.raises(EngineError, match="warm_up was called with requests under way"):
+        engine.warm_up()
+    engine.cancel(job)
+
+
+def test_the_cache_is_donated_and_never_copied_whole(engine):
+    rows = batch.rows_for([None] * engine.slots, 4)
+    size = sum(array.nbytes for array in jax.tree.leaves(engine._cache))
+    decode = device.decode_steps.lower(
+        engine.params, engine._cache, rows, config=engine.config, dtype=engine.dtype, span=256,
+        pauses=(1,), truncate=False, alternatives=0,
+    ).compile()  # fmt: skip
+    place = device.place_prompt.lower(engine._cache, engine._prompt((1,)), 0).compile()
+    for program in (decode, place):
+        plan = program.memory_analysis()
+        assert plan.alias_size_in_bytes >= size
+        assert plan.temp_size_in_bytes < size / 2
