@@ -60,7 +60,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser, stages: Sequence[str]) -> None:
     parser.add_argument("--run", metavar="NAME", help="default: the last")
-    parser.add_argument("--stage", choices=stages, help="default: the last complete")
+    parser.add_argument("-i", "--stage", choices=stages, help="default: the last complete")
 
 
 def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]:
@@ -95,7 +95,7 @@ def chat_command(args: argparse.Namespace) -> int:
     context, stage = _open(args, ("rl", "sft", "mid"))
     from jaxchat.evals.chatcore import chatcore
 
-    names = list(dict.fromkeys(args.task or TASKS))
+    names = list(dict.fromkeys(map(task_name, args.task or TASKS)))
     tasks = find_tasks(context, names)
     results = evaluate(context, stage, tasks, args)
     print(table(results))
@@ -103,6 +103,11 @@ def chat_command(args: argparse.Namespace) -> int:
     if core is not None:
         print(f"\nChatCORE {core:.4f}")
     return 0
+
+
+def task_name(given: str) -> str:
+    """A task's name as it is written here: `GSM8K` is gsm8k, `ARC-Easy` arc_easy."""
+    return given.lower().replace("-", "_")
 
 
 def find_tasks(context: Context, names: Sequence[str]) -> dict[str, Task]:

@@ -63,7 +63,7 @@ class Progress:
         """Sets how much is done; `note` is shown beside it (a loss, a rate)."""
         self.done, self.note = done, note
         if self._bar is not None:
-            shown = f"{self.rate():,.1f} {self.unit}/s {note}"
+            shown = f"{self.speed()} {note}"
             self._bar.update(self._task, completed=done, note=shown)
         elif time.monotonic() - self.printed >= PLAIN_INTERVAL:
             self.printed = time.monotonic()
@@ -77,6 +77,13 @@ class Progress:
         """Units a second since the start."""
         return (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
 
+    def speed(self) -> str:
+        """The rate as text: `2.5 step/s`, or `12.5 s/step` where it is that slow."""
+        rate = self.rate()
+        if 0 < rate < 0.1:
+            return f"{1 / rate:,.1f} s/{self.unit}"
+        return f"{rate:,.1f} {self.unit}/s"
+
     def line(self) -> str:
         """The state as one line of text."""
         rate = self.rate()
@@ -85,7 +92,7 @@ class Progress:
             parts[0] += f"/{self.total:,}"
             if rate > 0:
                 parts.append(f"{duration((self.total - self.done) / rate)} left")
-        parts.append(f"{rate:,.1f} {self.unit}/s")
+        parts.append(self.speed())
         if self.note:
             parts.append(self.note)
         return ", ".join(parts)

@@ -45,6 +45,8 @@ def test_what_is_finished_is_kept_and_printed_again(
         "task", "samples", "accuracy", "95%", "interval", "centred", "pass@2", "pass@4",
     ]  # fmt: skip
     assert told.split("\n")[1].split()[:2] == ["spelling", "12"]
+    assert cli.main([*command[:3], "chat", "-i", "mid", "-a", "Spelling", *command[6:]]) == 0
+    assert capsys.readouterr().out == told, "its other spelling is another task"
     kept = made / "runs" / "cpu" / "eval" / "chat-mid-spelling.json"
     before = kept.stat().st_mtime_ns
     assert cli.main(command) == 0
@@ -59,6 +61,7 @@ def test_what_is_finished_is_kept_and_printed_again(
     ("arguments", "code", "said"),
     [
         (["chat", "-a", "spellling"], 2, "there is no task 'spellling'; there are smoltalk, mmlu"),
+        (["chat", "-a", "GSM8K"], 1, "run: jaxchat data download gsm8k"),
         (["chat", "-a", "smoltalk"], 1, "run: jaxchat data download smoltalk"),
         (["chat", "--stage", "rl"], 1, "has no model rl (complete there: mid)"),
         (["chat", "--run", "other"], 1, "there is no run 'other'"),

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from jaxchat.tasks.arithmetic import ArithmeticTask, TwoStepArithmeticTask
-from jaxchat.tokenizer.chat import Part
+from jaxchat.tokenizer.chat import Part, PartType
 from jaxchat.tools.calculator import run_tool
 
 DRAWS = 20_000
@@ -94,3 +94,38 @@ def test_another_call_with_the_same_result_is_right_and_a_wrong_result_is_not() 
     assert task.grade(problem, reply(f"{b} * {a}", problem.answer))
     assert not task.grade(problem, reply(f"{a} * {b} + 1", problem.answer))
     assert not task.grade(problem, reply(f"{a} * {b}", problem.answer + "0"))
+
+
+def by_hand(*pieces: str) -> list[Part]:
+    """Parts: `>` a call, `=` its output, else text."""
+    kinds: dict[str, PartType] = {">": "python", "=": "python_output"}
+    return [
+        {"type": kinds.get(p[:1], "text"), "text": p[1:] if p[:1] in kinds else p} for p in pieces
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "right"),
+    [
+        ((">37 * 24", "=888", "The answer is 888."), True),
+        ((">24*37", "=888", "The answer is 888."), True),  # what was asked is free
+        ((">800 + 88", "=888", "The answer is 888."), True),
+        ((">37 * 24", "=888", "The answer is 889."), False),
+        ((">37 * 25", "=925", "The answer is 888."), False),
+        ((">37 * 25", "=925", "The answer is 925."), False),
+        ((">37 *", "=error: not an expression", "The answer is 888."), False),
+        ((">37 * 24", "=888", "The answer is 888. "), False),
+        ((">37 * 24", "=888", "888"), False),
+        ((">37 * 24", "=888"), False),  # cut off
+        ((">37 * 24",), False),
+        (("The answer is 888.",), False),  # in its head
+        ((">37 * 24", "=888", ">37 * 24", "=888", "The answer is 888."), False),
+        ((), False),
+    ],
+)
+def test_arithmetic_rewards_the_answer_after_the_calculators_result(
+    pieces: tuple[str, ...], right: bool
+) -> None:
+    task = ArithmeticTask(seed=0)
+    problem = task.solved("24 * 37", "What is 37 * 24?", "37 * 24")
+    assert task.grade(problem, by_hand(*pieces)) is right

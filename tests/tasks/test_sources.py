@@ -1,5 +1,6 @@
 """The chat sources: what they make of a row, how they judge a reply, what they say of a bad row."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,41 @@ def test_gsm8k_grades_the_first_final_number(
     problems = GSM8K([jsonl(tmp_path / "a.jsonl", GSM8K_ROWS)])
     assert problems.grade(problems[1], parts) is right
     assert all(problems.grade(problem, problem.solution) for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "right"),
+    [
+        ("So she has 18.\n#### 18", "18", True),
+        ("#### 18 dollars", "18", True),  # what follows the number does not count
+        ("#### 18\nWait, no.\n#### 20", "18", True),  # the first counts
+        ("#### 20\nWait, no.\n#### 18", "18", False),
+        ("#### 70,000", "70000", True),
+        ("#### 7,0,000", "70000", True),
+        ("#### -3", "-3", True),
+        ("#### 3", "-3", False),
+        ("#### - 3", "-3", False),
+        ("#### 2.50", "2.50", True),
+        ("#### 2.5", "2.50", False),  # text is compared
+        ("#### $18", "18", False),  # no number follows; the answers have none either
+        ("#### 18.", "18", False),
+        ("####18", "18", False),
+        ("### 18", "18", False),
+        ("#### eighteen\n#### 18", "18", True),  # the first that a number follows
+        ("#### 1\u0668", "18", False),  # digits of other scripts end a number
+        ("The answer is 18.", "18", False),
+        ("", "18", False),
+    ],
+)
+def test_gsm8k_rewards_what_it_evaluates(
+    tmp_path: Path, said: str, answer: str, right: bool
+) -> None:
+    """As nanochat and the code beside the paper grade, on completions written by hand."""
+    task = GSM8K([jsonl(tmp_path / "a.jsonl", GSM8K_ROWS)])
+    problem = replace(task[0], answer=answer)
+    assert task.grade(problem, [text(said)]) is right
+    with_tool = [text("It is "), call("2*9"), output("18"), text("18.\n"), text(said)]
+    assert task.grade(problem, with_tool) is right
 
 
 def test_multiple_choice_is_worded_with_the_letter_behind_the_option(tmp_path: Path) -> None:

@@ -104,6 +104,9 @@ def main() -> None:
     """Trains in the folder that the command line names."""
     import jaxchat.train.rl as rl
 
+    # as in the tests: of fewer devices each has more threads, which round differently
+    jax.config.update("jax_num_cpu_devices", 8)
+
     class Slowly(rl.Checkpoints):
         def save(self, step: int, state: Any, meta: Any) -> None:
             super().save(step, state, meta)  # goes on in the background
