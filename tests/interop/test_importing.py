@@ -51,7 +51,8 @@ def test_ids_and_logits_are_those_of_the_program_that_made_it(models, name):
             ids = ids[: found.model.sequence_len]
             assert ids == golden[f"ids{number}"].tolist()
             expected = golden[f"logits{number}"]
-            logits = jitted(found.params, jnp.array([ids]), found.model)[0, -len(expected) :]
+            row = jnp.array([ids + [0] * (found.model.sequence_len - len(ids))])
+            logits = jitted(found.params, row, found.model)[0, : len(ids)][-len(expected) :]
             assert np.abs(expected).max() > 8
             np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
@@ -72,9 +73,10 @@ def test_what_the_files_say_of_stage_and_architecture(models):
 def test_an_imported_model_opens_as_a_run(models, name, tmp_path):
     found = models[name]
     importing.make_run(tmp_path, "mine", found, "sft", "somewhere")
-    loaded = chat.load(tmp_path, "mine", None, chat.Sampling(max_tokens=5))
-    assert loaded.stage == "sft"
-    "".join(loaded.chat.ask("the cat"))
+    if name == "classic":  # for the others it would only compile again
+        loaded = chat.load(tmp_path, "mine", None, chat.Sampling(max_tokens=5))
+        assert loaded.stage == "sft"
+        "".join(loaded.chat.ask("the cat"))
     opened = open_model(tmp_path, None, "sft")
     assert opened.config.model == found.model
     np.testing.assert_array_equal(
