@@ -3,6 +3,7 @@
     /api/datasets/REPO/revision/REVISION      its commit
     /api/datasets/REPO/tree/COMMIT            its files, in pages
     /datasets/REPO/resolve/COMMIT/PATH        redirects to the store, another origin
+    /api/models/..., /REPO/resolve/...        the same for models
     /plain/REPO/PATH                          the same files from a plain server, with index pages
 
 `faults` says what goes wrong with the next requests for a file's bytes, one after the other.
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+LARGE = (".parquet", ".safetensors", ".pt")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -67,7 +69,7 @@ class Asked:
 
 @dataclass
 class Repo:
-    """What a repository holds. Files whose names end in .parquet are large ones."""
+    """What a repository holds. Files whose names end in LARGE are large ones."""
 
     commit: str
     files: dict[str, bytes]
@@ -260,9 +262,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 _REPO = r"([\w.-]+/[\w.-]+)"
 _ROUTES = (
-    (rf"/api/datasets/{_REPO}/revision/([^/]+)", _Handler.revision),
-    (rf"/api/datasets/{_REPO}/tree/([^/]+)", _Handler.tree),
-    (rf"/datasets/{_REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
+    (rf"/api/(?:datasets|models)/{_REPO}/revision/([^/]+)", _Handler.revision),
+    (rf"/api/(?:datasets|models)/{_REPO}/tree/([^/]+)", _Handler.tree),
+    (rf"(?:/datasets)?/{_REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
     (rf"/plain/{_REPO}/(.*)", _Handler.plain),
 )
 
@@ -271,7 +273,7 @@ def _entry(path: str, data: bytes) -> dict[str, Any]:
     """A file in the hub's tree: a large one is kept elsewhere, and its `oid` is a pointer's."""
     oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": oid}
-    if path.endswith(".parquet"):
+    if path.endswith(LARGE):
         large = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
         entry |= {"oid": "1" * 40, "lfs": large}
     return entry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 
 from jaxchat import recipe
-from jaxchat.config import ConfigError, RunConfig
+from jaxchat.config import ConfigError, ImportedConfig, RunConfig
 from jaxchat.home import ArtifactError, read_json
-from jaxchat.pipeline import Context, Stage, read_done, run_stages
+from jaxchat.pipeline import Context, Stage, read_done, run_stages, write_imported
 from jaxchat.profiling.request import Request
+from jaxchat.stages import STAGES
 
 
 def config(seed: int = 0) -> RunConfig:
@@ -179,3 +181,62 @@ def test_a_stage_that_is_skipped_says_that_it_is_not_profiled(tmp_path: Path, ca
         "[1/2] data: complete, skipped",
         "[2/2] base: complete, skipped; not profiled (do it again with --force base)",
     ]
+
+
+IMPORTED = ("data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval")
+
+
+def imported(root: Path, stage: str, **options: Any) -> tuple[list[str], Context]:
+    """Runs the stages of a run that began with an imported model; what ran, and the context."""
+    ran: list[str] = []
+
+    def make(name: str) -> Any:
+        return lambda context: ran.append(name) or {"artifact": name}
+
+    stages = [
+        dataclasses.replace(one, run=make(one.name)) for one in STAGES if one.name in IMPORTED
+    ]
+    began = ImportedConfig(stage, "weights", "tokenizer")
+    chosen = dataclasses.replace(config(), imported=began)
+    if not (root / stage).exists():
+        for name in ("tokenizer", stage):
+            write_imported(root, chosen, name, name, {})
+    if "model" in options:
+        chosen = dataclasses.replace(chosen, model=options.pop("model"))
+    context = Context(chosen, root)
+    run_stages(stages, context, **options)
+    return ran, context
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ("base", ["data", "rows", "mid", "sft", "rl", "eval"]),
+        ("mid", ["data", "rows", "sft", "rl", "eval"]),
+        ("sft", ["data", "rows", "rl", "eval"]),
+        ("rl", ["data", "rows", "eval"]),
+    ],
+)
+def test_a_run_goes_on_from_an_imported_model(tmp_path: Path, stage: str, expected: Any) -> None:
+    ran, context = imported(tmp_path, stage)
+    assert ran == expected
+    assert set(context.done) == {*expected, "tokenizer", stage}
+    assert imported(tmp_path, stage)[0] == []
+
+
+def test_an_imported_stage_is_complete_without_those_before_it(tmp_path: Path) -> None:
+    ran, context = imported(tmp_path, "sft", only=[])
+    assert ran == []
+    assert set(context.done) == {"tokenizer", "sft"}
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "base", "mid"])
+def test_an_imported_stage_cannot_be_forced(tmp_path: Path, stage: str) -> None:
+    with pytest.raises(ConfigError, match=f"{stage} cannot be forced"):
+        imported(tmp_path, "mid", force=[stage])
+
+
+def test_settings_of_another_model_are_refused(tmp_path: Path) -> None:
+    other = dataclasses.replace(config().model, n_layer=3)
+    with pytest.raises(ConfigError, match="is not that of these settings"):
+        imported(tmp_path, "mid", model=other)

@@ -148,7 +148,8 @@ def _rebuild_tensor(arguments: tuple[Any, ...]) -> _Tensor:
         expected.append(step)
         step *= size
     strides = zip(shape, stride, expected[::-1], strict=False)
-    if len(shape) != len(stride) or any(size > 1 and got != want for size, got, want in strides):
+    odd = step and any(size > 1 and got != want for size, got, want in strides)
+    if odd or len(shape) != len(stride):
         raise RefusedPickle("its pickle has a tensor that is not contiguous")
     if offset + step > storage.count:
         raise RefusedPickle("its pickle has a tensor that is larger than its storage")

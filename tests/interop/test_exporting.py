@@ -1,0 +1,213 @@
+"""What is exported comes back bit for bit, says what it is, and replaces nothing by mistake."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxchat import pipeline, runs
+from jaxchat.config import ConfigError, ModelConfig
+from jaxchat.home import ArtifactError
+from jaxchat.interop import importing, safetensors
+from jaxchat.interop.exporting import FILES, export_model
+from jaxchat.interop.huggingface import obstacles
+from jaxchat.scaling import derive_model
+from jaxchat.tokenizer import train_tokenizer
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home with two runs, of either preset."""
+    home = tmp_path_factory.mktemp("home")
+    for preset in ("classic", "modern"):
+        folder = GOLDEN / f"nanochat_checkpoint_{preset}" / "chatsft_checkpoints" / "d2"
+        importing.make_run(home, preset, importing.read_model(folder, None, None), "mid", "there")
+    return home
+
+
+@pytest.fixture(scope="module")
+def exported(home, tmp_path_factory):
+    """Run and format -> a folder; take no part away from it."""
+    top = tmp_path_factory.mktemp("exported")
+    for run, kind in (("classic", "hf"), ("classic", "jaxchat"), ("modern", "jaxchat")):
+        export_model(home, run, "mid", top / f"{run}-{kind}", kind=kind, licence="mit")
+    return top
+
+
+def artifact(home, run, stage="mid"):
+    return pipeline.read_done(home / "runs" / run, stage)["results"]["artifact"]
+
+
+@pytest.mark.parametrize("name", ["classic-hf", "classic-jaxchat", "modern-jaxchat"])
+def test_what_is_exported_comes_back_bit_for_bit(home, exported, name, tmp_path):
+    run = name.split("-")[0]
+    found = importing.read_model(exported / name, None, None)
+    assert (found.stage, found.notes) == ("mid", ())
+    config = importing.make_run(tmp_path, "back", found, found.stage, "there")
+    assert artifact(tmp_path, "back") == artifact(home, run)
+    assert artifact(tmp_path, "back", "tokenizer") == artifact(home, run, "tokenizer")
+    assert config.model == runs.read_config(home / "runs" / run).model
+
+
+def test_our_format_keeps_the_configuration_of_the_run(home, exported):
+    found = importing.read_model(exported / "modern-jaxchat", None, None)
+    assert found.config == runs.read_config(home / "runs" / "modern")
+
+
+def test_bfloat16_rounds_and_nothing_else(home, tmp_path):
+    export_model(home, "classic", "mid", tmp_path / "half", dtype="bfloat16")
+    whole = importing.read_model(
+        GOLDEN / "nanochat_checkpoint_classic/chatsft_checkpoints/d2", None, None
+    )
+    half = importing.read_model(tmp_path / "half", None, None)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a.astype(jax.numpy.bfloat16), b),
+        whole.params,
+        half.params,
+    )
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_configuration_leaves_nothing_to_transformers_defaults(exported):
+    config = json.loads((exported / "classic-hf" / "config.json").read_text())
+    wanted = {
+        "architectures": ["NanoChatForCausalLM"], "model_type": "nanochat", "vocab_size": 281,
+        "hidden_size": 24, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 144,
+        "rms_norm_eps": 1.1920929e-07, "final_logit_softcapping": 15.0, "hidden_act": "relu2",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "attention_bias": False, "tie_word_embeddings": False, "dtype": "float32",
+        "bos_token_id": 272, "eos_token_id": [276, 272], "pad_token_id": 272,
+    }  # fmt: skip
+    assert wanted.items() <= config.items()
+    generation = json.loads((exported / "classic-hf" / "generation_config.json").read_text())
+    assert (generation["eos_token_id"], generation["do_sample"]) == ([276, 272], False)
+    tensors, metadata = safetensors.read_model(exported / "classic-hf")
+    assert len(tensors) == 6 * 2 + 2
+    assert metadata["format"] == "pt"  # or transformers does not load it
+    assert config["jaxchat_tokenizer_sha256"] == metadata["jaxchat_tokenizer_sha256"]
+
+
+def test_the_card_says_what_it_is_and_how_to_load_it(exported):
+    card = (exported / "classic-hf" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for text in (
+        "license: mit", "26,160 parameters", "imported into jaxchat as the stage mid",
+        'from_pretrained("classic-hf")', "vllm serve classic-hf --model-impl transformers",
+        "jaxchat import classic-hf", "has not evaluated",
+    ):  # fmt: skip
+        assert text in card
+    assert "transformers" not in (exported / "modern-jaxchat" / "README.md").read_text()
+
+
+def test_what_transformers_cannot_hold_is_refused_with_its_switches(home, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        export_model(home, "modern", "mid", tmp_path / "out")
+    for switch in (
+        "value_embeds", "residual_scalars", "smear", "backout", "qk_scale is 1.2", "window_pattern"
+    ):  # fmt: skip
+        assert f"model.{switch}" in str(caught.value)
+    assert "--format jaxchat" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_windows_that_see_everything_are_no_obstacle():
+    assert obstacles(derive_model(2, "classic", 512)) == []
+    model = ModelConfig(sequence_len=100, window_pattern="SL")  # a short window is 128
+    assert obstacles(model) == []
+
+
+def test_a_stage_that_is_not_there_and_a_run_that_is_not(home, tmp_path):
+    with pytest.raises(ArtifactError, match=r"no model rl \(complete there: mid\)"):
+        export_model(home, "classic", "rl", tmp_path / "out")
+    with pytest.raises(ArtifactError, match="no run 'other'"):
+        export_model(home, "other", "rl", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_replaced_only_by_force_and_only_an_export(home, tmp_path):
+    out = tmp_path / "out"
+    export_model(home, "classic", "mid", out)
+    assert {path.name for path in out.iterdir()} <= FILES
+    with pytest.raises(ConfigError, match="--force replaces it"):
+        export_model(home, "classic", "mid", out)
+    export_model(home, "classic", "mid", out, kind="jaxchat", force=True)
+    assert not (out / "config.json").exists()
+    (out / "diary.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not even --force"):
+        export_model(home, "classic", "mid", out, force=True)
+    (tmp_path / "empty").mkdir()
+    export_model(home, "classic", "mid", tmp_path / "empty")
+
+
+def test_an_export_that_fails_leaves_nothing(home, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors, "write_safetensors", full)
+    with pytest.raises(OSError, match="No space"):
+        export_model(home, "classic", "mid", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------- exchanged parts
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    def make(name):
+        return Path(shutil.copytree(exported / name, tmp_path / name))
+
+    return make
+
+
+def refused(folder):
+    with pytest.raises(ArtifactError) as caught:
+        importing.read_model(folder, None, None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["classic-hf", "modern-jaxchat"])
+def test_a_tokenizer_of_the_same_size_that_is_not_the_models_is_refused(copy, name):
+    folder, other = copy(name), train_tokenizer(["quite another text, is it not? " * 9], 281)
+    assert other.vocab_size == 281
+    for path in (*folder.glob("tokenizer*"), *folder.glob("chat*")):
+        path.unlink()
+    other.to_huggingface(folder) if name == "classic-hf" else other.save(folder)
+    assert "is not the one of the weights" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["classic-hf", "modern-jaxchat"])
+def test_weights_that_are_not_those_that_were_exported_are_refused(copy, name):
+    folder = copy(name)
+    path = folder / safetensors.FILE
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    assert "their hash is not the one" in refused(folder)
+
+
+def test_what_transformers_fine_tuned_and_saved_again_is_taken(copy):
+    """It drops our metadata and keeps what config.json says of the tokenizer."""
+    folder = copy("classic-hf")
+    tensors = {name: np.array(a) for name, a in safetensors.read_model(folder)[0].items()}
+    tensors["lm_head.weight"] += 1
+    (folder / safetensors.FILE).unlink()
+    safetensors.write_safetensors(folder / safetensors.FILE, tensors, {"format": "pt"})
+    assert importing.read_model(folder, None, None).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [({"format": "other"}, "no model of this version"), ({"config": {"a": 1}}, "no configuration")],
+)
+def test_a_description_that_is_none_is_refused(copy, changed, sentence):
+    path = copy("modern-jaxchat") / "jaxchat.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    assert sentence in refused(path.parent)
