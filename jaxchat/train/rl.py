@@ -136,7 +136,9 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
 
 def give_weights(engine: Engine, state: TrainState) -> None:
     """Gives the engine a copy of the weights, in its dtype: the next step donates the state."""
-    engine.set_params(jax.tree.map(lambda x: x.astype(engine.dtype, copy=True), state.params))
+    engine.set_params(
+        jax.tree.map(lambda x: x.astype(engine.compute.dtype, copy=True), state.params)
+    )
 
 
 def _train(
