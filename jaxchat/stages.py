@@ -214,6 +214,11 @@ def run_rl(context: Context) -> dict[str, Any]:
         profile=capture_of(context, "rl"),
     )
     result = train_rl(job, params)
+    if result.skipped:
+        print(
+            f"rl: {result.skipped} of {config.rl.steps} steps changed nothing: all answers to each "
+            "problem were right, or all wrong"
+        )
     digest = save_params(folder / "model", result.params, {"stage": "rl"})
     remove(folder / "checkpoints")
     tenth = max(1, len(result.rewards) // 10)

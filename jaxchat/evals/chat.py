@@ -60,10 +60,11 @@ def prompts_of(
 ) -> list[tuple[int, ...]]:
     """The ids of problems up to where the assistant answers.
 
-    Where that leaves less than a quarter of the engine's context for an answer (or than
+    Where that leaves less than a quarter of the model's context for an answer (or than
     `max_tokens`, if that is less), the oldest tokens behind the `<|bos|>` are dropped.
     """
-    most = engine.max_len - min(max_tokens, max(1, engine.max_len // 4))
+    context = engine.config.sequence_len
+    most = context - min(max_tokens, max(1, context // 4))
     prompts = []
     for problem in problems:
         ids = tuple(render_prompt(problem.conversation["messages"][:-1], tokenizer))

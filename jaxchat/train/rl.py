@@ -196,7 +196,7 @@ class _Session:
         """What a checkpoint keeps of it."""
         return {
             "seconds": self.seconds(),
-            "rewards": self.rewards,
+            "rewards": list(self.rewards),  # it is written in the background
             "skipped": self.skipped,
             "pass_rates": {at: {str(k): v for k, v in f.items()} for at, f in self.rates.items()},
         }

@@ -14,10 +14,13 @@ import pytest
 from tiny_rl import CONFIG, MODEL, TOKENIZER, Even, lively_params, make_engine
 
 from jaxchat.config import MeshConfig
+from jaxchat.evals.chat import prompts_of
 from jaxchat.infer.engine import Completion
 from jaxchat.losses import token_logprobs
 from jaxchat.model import gpt
 from jaxchat.sharding import batch_shards, make_mesh, put_batch
+from jaxchat.tasks.base import say
+from jaxchat.tokenizer.chat import render_prompt
 from jaxchat.train.rollouts import (
     Rollouts,
     bucket,
@@ -231,3 +234,12 @@ def test_a_step_follows_the_policy_gradient_over_all_sampled_tokens(
 
     before = lively_params()
     jax.tree_util.tree_map_with_path(check, jax.device_get(state.params), before, policy_gradient())
+
+
+def test_a_prompt_too_long_loses_its_oldest_tokens_and_is_trained_on_as_it_was_sampled() -> None:
+    problem = Even().problem("test", 0)
+    long = replace(problem, conversation=say("how many of them are there? " * 9, "a"))
+    short, cut = prompts_of(make_engine(lively_params()), TOKENIZER, [problem, long], 20)
+    whole = render_prompt(long.conversation["messages"][:-1], TOKENIZER)
+    assert [*short] == render_prompt(problem.conversation["messages"][:-1], TOKENIZER)
+    assert [*cut] == [whole[0], *whole[-(T - 16 - 1) :]]  # a quarter of 64 is left
