@@ -33,14 +33,14 @@ def test_the_tiers_settings_with_the_imported_models_architecture(home):
 
 
 @pytest.mark.slow
-def test_sft_goes_on_from_the_imported_weights(home, tmp_path, capsys):
+def test_sft_goes_on_from_the_imported_weights(home, tmp_path, capsys, optax_promotion):
     talk = [("user", "who sat on the mat"), ("assistant", "the cat sat on the mat")]
     line = json.dumps({"messages": [{"role": role, "content": text} for role, text in talk]})
     own = tmp_path / "talks.jsonl"
-    own.write_text(f"{line}\n" * 3_000)
+    own.write_text(f"{line}\n" * 4_000)
     settings = [
         "run.name=nano", "data.max_chars=300_000", f'sft.epochs."{own}"=1', "sft.mixture={}",
-        "sft.conversations=0", "sft.batch_tokens=1152", "sft.micro_rows=1", "sft.eval_rows=2",
+        "sft.conversations=0", "sft.batch_tokens=1152", "sft.micro_rows=1", "sft.eval_rows=8",
         "optim.warmup_steps=0", "sft.lr_scale=1.0",
     ]  # fmt: skip
     stages = "data,tokenizer,rows,base,mid,sft"
