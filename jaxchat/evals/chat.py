@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxchat.evals.chatcore import pass_at
 from jaxchat.evals.letters import choose_letters
-from jaxchat.infer.request import Completion, Request
+from jaxchat.infer.request import Completion, Request, cut_prompt
 from jaxchat.infer.service import Service
 from jaxchat.progress import Progress
 from jaxchat.tasks import Problem, Task
@@ -58,18 +58,10 @@ class Score:
 def prompts_of(
     engine: Service, tokenizer: Tokenizer, problems: Sequence[Problem], max_tokens: int
 ) -> list[tuple[int, ...]]:
-    """The ids of problems up to where the assistant answers.
-
-    Where that leaves less than a quarter of the model's context for an answer (or than
-    `max_tokens`, if that is less), the oldest tokens behind the `<|bos|>` are dropped.
-    """
-    context = engine.config.sequence_len
-    most = context - min(max_tokens, max(1, context // 4))
-    prompts = []
-    for problem in problems:
-        ids = tuple(render_prompt(problem.conversation["messages"][:-1], tokenizer))
-        prompts.append(ids if len(ids) <= most else ids[:1] + ids[len(ids) - most + 1 :])
-    return prompts
+    """The ids of problems up to where the assistant answers; long ones as `Request.cut` has it."""
+    prompts = (render_prompt(p.conversation["messages"][:-1], tokenizer) for p in problems)
+    size = {"max_tokens": max_tokens, "context": engine.max_len}
+    return [cut_prompt(tuple(ids), bos=tokenizer.bos, **size) for ids in prompts]
 
 
 def answer(

@@ -33,7 +33,13 @@ from jaxchat.infer.batch import (
 )
 from jaxchat.infer.calls import Tool
 from jaxchat.infer.device import Emitted, decode_steps, place_prompt, read_prompt
-from jaxchat.infer.request import MAX_ALTERNATIVES, Completion, EngineError, Request
+from jaxchat.infer.request import (
+    MAX_ALTERNATIVES,
+    Completion,
+    EngineError,
+    Request,
+    cut_prompt,
+)
 from jaxchat.infer.row import Row
 from jaxchat.infer.service import Job, Service
 from jaxchat.infer.toolbox import TOOL_SECONDS, Toolbox
@@ -45,8 +51,6 @@ from jaxchat.tools.calculator import run_tool
 from jaxchat.train.compute import Compute
 
 __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
-
-ROOM = 4  # 1 / ROOM of the context is enough for an answer to a prompt that is cut
 
 
 class Engine(Service):
@@ -145,7 +149,10 @@ class Engine(Service):
     def make_job(self, request: Request) -> Job:
         """A job that is not queued. Raises EngineError if the request does not fit."""
         self.check(request)
-        request = self._cut(request)
+        if request.cut:
+            bos = self._toolbox.specials.bos
+            size = {"max_tokens": request.max_tokens, "context": self.max_len}
+            request = replace(request, tokens=cut_prompt(request.tokens, bos=bos, **size))
         limit = min(request.max_tokens, self.max_len - len(request.tokens))
         return Job(request, limit, self._toolbox.tokenizer)
 
@@ -214,15 +221,6 @@ class Engine(Service):
                 f"the prompt has a token outside the vocabulary of {self.config.vocab_size}; "
                 "encode it with the model's tokenizer."
             )
-
-    def _cut(self, request: Request) -> Request:
-        """A request whose prompt leaves room for an answer, where it asks for that."""
-        room = min(request.max_tokens, max(1, self.max_len // ROOM))
-        extra = len(request.tokens) + room - self.max_len
-        if not request.cut or extra <= 0:
-            return request
-        first = int(request.tokens[0] == self._toolbox.specials.bos)
-        return replace(request, tokens=request.tokens[:first] + request.tokens[first + extra :])
 
     def _admit(self) -> None:
         """Fills free slots from the queue; samples of one request share what is read."""

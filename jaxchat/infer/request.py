@@ -8,6 +8,7 @@ from typing import Literal
 FinishReason = Literal["stop", "length"]
 Alternatives = tuple[tuple[int, float], ...]  # (id, log-probability), likeliest first
 
+ROOM = 4  # 1 / ROOM of the context is enough for an answer to a prompt that is cut
 MAX_STOPS = 16  # stop texts of a request
 MAX_ALTERNATIVES = 20  # told of each token
 
@@ -70,3 +71,13 @@ class Completion:
     finish_reason: FinishReason
     # As many as the request asked for, at temperature 1; none where mask is 0.
     alternatives: tuple[Alternatives, ...] = ()
+
+
+def cut_prompt(
+    tokens: tuple[int, ...], *, max_tokens: int, context: int, bos: int
+) -> tuple[int, ...]:
+    """A prompt that leaves room for an answer in the context: see `Request.cut`."""
+    room = min(max_tokens, max(1, context // ROOM))
+    extra = len(tokens) + room - context
+    first = int(tokens[0] == bos)
+    return tokens if extra <= 0 else tokens[:first] + tokens[first + extra :]

@@ -50,6 +50,19 @@ class Service(ABC):
     def compute(self) -> Compute:
         """How whole rows are computed."""
 
+    @property
+    @abstractmethod
+    def free(self) -> int:
+        """Slots that neither a row nor one that is queued will take."""
+
+    @abstractmethod
+    def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
+        """Compiles every program, so that no request waits for that.
+
+        `progress` is told how many are there and of how many. Raises EngineError while requests are
+        under way.
+        """
+
     @abstractmethod
     def set_params(self, params: Any) -> None:
         """Takes other weights of the same shapes; nothing is compiled again.

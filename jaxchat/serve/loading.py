@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,14 @@ import jax.numpy as jnp
 from jaxchat import machine
 from jaxchat.chat import find_model
 from jaxchat.config import ModelConfig, ServeConfig
-from jaxchat.infer.engine import Engine
-from jaxchat.infer.replicas import Replicas, serving_devices
+from jaxchat.infer.replicas import make_service
 from jaxchat.memory import OutOfMemory
 from jaxchat.model.cache import init_cache
 from jaxchat.pipeline import done_file
 from jaxchat.run_inputs import tokenizer_of
 from jaxchat.scaling import count_params
-from jaxchat.serve.models import AnyEngine, ServedModel
+from jaxchat.serve.models import ServedModel
 from jaxchat.stages import compute_dtype, load_model
-from jaxchat.tokenizer.bpe import Tokenizer
 
 CACHE_COPIES = 3  # the cache itself, new prompts before they are placed, and what decoding narrows
 LOGITS_COPIES = 4  # of a slot, float32, while it is sampled
@@ -77,23 +75,8 @@ def _load(
         created=int(done_file(context.root, chosen).stat().st_mtime),
         fingerprint="fp_" + str(record["results"]["artifact"])[:12],
         context=model.sequence_len,
-        open_engine=opener(params, model, tokenizer, slots, dtype),
+        open_engine=partial(make_service, params, model, tokenizer, slots=slots, dtype=dtype),
     )
-
-
-def opener(
-    params: Any, model: ModelConfig, tokenizer: Tokenizer, slots: int, dtype: Any
-) -> Callable[[], AnyEngine]:
-    """What makes an engine, as often as one is needed."""
-
-    devices = serving_devices()
-
-    def open_engine() -> AnyEngine:
-        if len(devices) == 1:
-            return Engine(params, model, tokenizer, slots=slots, dtype=dtype, device=devices[0])
-        return Replicas(params, model, tokenizer, devices=devices, slots=slots, dtype=dtype)
-
-    return open_engine
 
 
 def default_slots() -> int:

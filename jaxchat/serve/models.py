@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxchat.config import ModelConfig
-from jaxchat.infer.engine import Engine
-from jaxchat.infer.replicas import Replicas
+from jaxchat.infer.service import Service
 from jaxchat.serve.failures import ApiError
 from jaxchat.tokenizer.bpe import Tokenizer
-
-AnyEngine = Engine | Replicas
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +24,7 @@ class ServedModel:
     created: int  # seconds since 1970
     fingerprint: str  # of the weights
     context: int  # T, tokens of prompt and answer together
-    open_engine: Callable[[], AnyEngine]
+    open_engine: Callable[[], Service]
 
     @property
     def id(self) -> str:

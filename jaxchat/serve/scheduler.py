@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 from jaxchat.config import ServeConfig
 from jaxchat.infer.request import EngineError
-from jaxchat.infer.service import Job
+from jaxchat.infer.service import Job, Service
 from jaxchat.serve.failures import ApiError, bad_request, busy, unavailable
 from jaxchat.serve.fair_queue import FairQueue
 from jaxchat.serve.metrics import Metrics
-from jaxchat.serve.models import AnyEngine, ServedModel
+from jaxchat.serve.models import ServedModel
 from jaxchat.serve.ticket import Event, News, Ticket
 
 log = logging.getLogger("jaxchat.serve")
@@ -39,7 +39,7 @@ class _Lane:
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model
-        self.engine: AnyEngine = model.open_engine()
+        self.engine: Service = model.open_engine()
         self.waiting: FairQueue[Ticket] = FairQueue(lambda ticket: ticket.client)
         self.live: dict[Ticket, tuple[Job, list[int]]] = {}  # tokens told, of each sample
         self.failures = 0

@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 
 from jaxchat.config import ServeConfig
+from jaxchat.infer.service import Service
 from jaxchat.serve.app import create_app
 from jaxchat.serve.listening import listen
-from jaxchat.serve.models import AnyEngine, ServedModel
+from jaxchat.serve.models import ServedModel
 from jaxchat.serve.process import Server
 from jaxchat.serve.scheduler import Scheduler
 
@@ -93,7 +94,7 @@ def slowed(model: ServedModel, seconds: float) -> ServedModel:
 def changed(model: ServedModel, before: Callable[[], object]) -> ServedModel:
     """The model, with an engine that does something before every dispatch."""
 
-    def open_engine() -> AnyEngine:
+    def open_engine() -> Service:
         engine: Any = model.open_engine()
         step = engine.step
 
