@@ -33,6 +33,7 @@ CSP = (
     "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+HEAD_BYTES = 32_768  # of all headers of a request
 LEFT_UNREAD = {"connection": "close"}  # of a request whose body is not read to its end
 HEADERS = {
     "content-security-policy": CSP,
@@ -137,6 +138,10 @@ class Guard:
                     code="invalid_api_key",
                     headers={"www-authenticate": "Bearer"},
                 )
+        if sum(len(name) + len(value) for name, value in headers.raw) > HEAD_BYTES:
+            raise ApiError(
+                431, f"the headers have more than {HEAD_BYTES} bytes.", code="headers_too_large"
+            )
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._config.body_bytes:
             raise self._too_large()

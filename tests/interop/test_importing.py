@@ -76,7 +76,8 @@ def test_an_imported_model_opens_as_a_run(models, name, tmp_path):
     if name == "classic":  # for the others it would only compile again
         loaded = chat.load(tmp_path, "mine", None, chat.Sampling(max_tokens=5))
         assert loaded.stage == "sft"
-        "".join(loaded.chat.ask("the cat"))
+        list(loaded.chat.ask("the cat"))
+        assert loaded.chat.last.completion_tokens
     opened = open_model(tmp_path, None, "sft")
     assert opened.config.model == found.model
     np.testing.assert_array_equal(
