@@ -22,7 +22,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxchat.config import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.attention import Implementation
-from jaxchat.model.cache import Cache, init_cache, narrow, place, widen
+from jaxchat.model.cache import Cache, init_cache, place, resize
 from jaxchat.sampling import Sampling, likeliest, sample
 
 
@@ -70,9 +70,15 @@ def place_prompt(cache: Cache, prompt: Cache, slot: ArrayLike) -> Cache:
     return place(cache, prompt, jnp.asarray(slot))
 
 
+@functools.partial(jax.jit, static_argnames="slots")
+def resize_cache(cache: Cache, *, slots: tuple[int, ...]) -> Cache:
+    """The engine's cache with other numbers of slots."""
+    return resize(cache, slots)
+
+
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "dtype", "span", "pauses", "truncate", "alternatives"),
+    static_argnames=("config", "dtype", "pauses", "truncate", "alternatives"),
     donate_argnames="cache",
 )
 def decode_steps(
@@ -82,15 +88,14 @@ def decode_steps(
     *,
     config: ModelConfig,
     dtype: DTypeLike,
-    span: int,
     pauses: tuple[int, ...],
     truncate: bool,
     alternatives: int,
 ) -> tuple[Cache, Emitted]:
     """N tokens for every active row, or fewer for one that comes to its end.
 
-    A row stands still after it has sampled one of `pauses` or has none remaining. Only the first
-    `span` slots of the cache are looked at: no row in a slot may come to have more positions.
+    A row stands still after it has sampled one of `pauses` or has none remaining. No
+    row in a slot may come to have more positions than the cache has slots.
     """
     token, active, remaining, forced, forced_count = map(jnp.asarray, rows[:5])
     settings = Sampling(*map(jnp.asarray, rows.sampling))
@@ -109,7 +114,7 @@ def decode_steps(
         return (cache, token, active & ~paused & (remaining > 0), remaining), emitted
 
     # A scan of known length: of a loop that stops early, the host would wait for every step.
-    start = (narrow(cache, span), token, active, remaining)
+    start: Any = (cache, token, active, remaining)
     numbers = jnp.arange(forced.shape[1], dtype=jnp.int32)
-    (narrowed, *_), emitted = lax.scan(step, start, numbers)
-    return widen(cache, narrowed), emitted
+    (cache, *_), emitted = lax.scan(step, start, numbers)
+    return cache, emitted

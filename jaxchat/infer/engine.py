@@ -32,7 +32,7 @@ from jaxchat.infer.batch import (
     truncates,
 )
 from jaxchat.infer.calls import Tool
-from jaxchat.infer.device import Emitted, decode_steps, place_prompt, read_prompt
+from jaxchat.infer.device import Emitted, decode_steps, place_prompt, read_prompt, resize_cache
 from jaxchat.infer.request import (
     MAX_ALTERNATIVES,
     Completion,
@@ -45,18 +45,21 @@ from jaxchat.infer.service import Job, Service
 from jaxchat.infer.toolbox import TOOL_SECONDS, Toolbox
 from jaxchat.infer.weights import on_device
 from jaxchat.model.attention import choose_attention
-from jaxchat.model.cache import Cache, init_cache, whole_blocks
+from jaxchat.model.cache import Cache, init_cache, slots_of, whole_blocks
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tools.calculator import run_tool
 from jaxchat.train.compute import Compute
 
 __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
+PATIENCE = 16  # dispatches for which fewer slots would do, before the cache is made smaller
 
 
 class Engine(Service):
     """Serves requests with one set of weights, on one device."""
 
     _cache: Cache  # donated by every dispatch that gives a new one
+    _span: int  # its slots: as many as its rows need, of `_spans`
+    _roomy: int  # dispatches for which fewer would have done
     _read: tuple[Request, Cache] | None  # the last prompt, for the request's other samples
 
     def __init__(
@@ -92,7 +95,7 @@ class Engine(Service):
         specials = self._toolbox.specials
         self._pauses = (*specials.stops, specials.python_end)
         self._attention = choose_attention(config.head_dim, self.dtype)
-        self._span = whole_blocks(self.max_len)  # slots of the cache
+        self._spans = buckets(MIN_SPAN, whole_blocks(self.max_len))  # slots the cache may have
         self._rows: list[Row | None] = [None] * slots
         self._waiting: deque[Row] = deque()
         self._flying: tuple[Emitted, list[Row | None]] | None = None
@@ -139,6 +142,7 @@ class Engine(Service):
             jax.block_until_ready(self._cache.length)
             if progress is not None:
                 progress(number + 1, len(programs))
+        self._make_cache()
 
     def submit(self, request: Request) -> Job:
         """Queues a request; `step` then works on it. Raises EngineError if it does not fit."""
@@ -233,6 +237,9 @@ class Engine(Service):
             self._place(self._read[1], slot)
 
     def _place(self, prompt: Cache, slot: int) -> None:
+        length = max(layer.shape[2] for layer in prompt.k)
+        if length > self._span:
+            self._resize(self._span_for(length))
         self._cache = place_prompt(self._cache, prompt, slot)
 
     def _prompt(self, tokens: tuple[int, ...]) -> Cache:
@@ -250,17 +257,30 @@ class Engine(Service):
     def _decode(self, rows: list[Row]) -> None:
         """Begins one dispatch of decode steps for all slots."""
         reach = max(row.position for row in rows) + self._steps
-        span = bucket(reach, MIN_SPAN, self._span)
-        self._dispatch(span, truncates(rows), alternatives_for(rows, self.config))
+        self._fit(self._span_for(reach))
+        self._dispatch(truncates(rows), alternatives_for(rows, self.config))
 
-    def _dispatch(self, span: int, truncate: bool, alternatives: int) -> None:
+    def _span_for(self, positions: int) -> int:
+        return bucket(positions, MIN_SPAN, self._spans[-1])
+
+    def _fit(self, span: int) -> None:
+        """Gives the cache more slots where rows need them; fewer only when that lasts."""
+        self._roomy = self._roomy + 1 if span < self._span else 0
+        if span > self._span or self._roomy > PATIENCE:
+            self._resize(span)
+
+    def _resize(self, span: int) -> None:
+        if span != self._span:
+            self._cache = resize_cache(self._cache, slots=slots_of(self.config, span))
+        self._span, self._roomy = span, 0
+
+    def _dispatch(self, truncate: bool, alternatives: int) -> None:
         self._cache, emitted = decode_steps(
             self._params,
             self._cache,
             rows_for(self._rows, self._steps),
             config=self.config,
             dtype=self.dtype,
-            span=span,
             pauses=self._pauses,
             truncate=truncate,
             alternatives=alternatives,
@@ -280,16 +300,31 @@ class Engine(Service):
     def _programs(self) -> Iterator[Callable[[], object]]:
         """Calls that together compile everything; they change no row."""
 
-        for length in buckets(MIN_PROMPT, self.max_len):
-            prompt = (0,) * length
-            yield partial(self._prompt, prompt)
-            yield partial(lambda prompt: self._place(self._prompt(prompt), 0), prompt)
+        lengths = buckets(MIN_PROMPT, self.max_len)
+        prompts = [(0,) * length for length in lengths]
         most = min(MAX_ALTERNATIVES, self.config.vocab_size)
-        for span in buckets(MIN_SPAN, self._span):
+        for prompt in prompts:
+            yield partial(self._prompt, prompt)
+        for span in self._spans:
+            for other in self._spans:  # from there to here
+                if other != span:
+                    yield partial(lambda *spans: [*map(self._resize, spans)], other, span)
+            for prompt in prompts:
+                if self._span_for(len(prompt)) <= span:
+                    yield partial(self._place_at, span, prompt)
             for truncate, alternatives in product((False, True), (0, most)):
-                yield partial(self._dispatch, span, truncate, alternatives)
+                yield partial(self._dispatch_at, span, truncate, alternatives)
+
+    def _place_at(self, span: int, prompt: tuple[int, ...]) -> None:
+        self._resize(span)
+        self._place(self._prompt(prompt), 0)
+
+    def _dispatch_at(self, span: int, truncate: bool, alternatives: int) -> None:
+        self._resize(span)
+        self._dispatch(truncate, alternatives)
 
     def _make_cache(self) -> None:
+        self._span, self._roomy = self._spans[0], 0
         cache = init_cache(self.config, self.slots, self._span, self.dtype)
         self._cache = jax.device_put(cache, self._device)
 

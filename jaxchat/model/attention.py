@@ -145,7 +145,8 @@ def cached_attention(q: Array, k: Array, v: Array, visible: Array) -> Array:
         "bgnrk,bgnsk->bgnrs", q, k.reshape(shape), preferred_element_type=jnp.float32
     )
     seen = visible.reshape(batch, 1, count, 1, BLOCK)
-    weights = jnp.where(seen, jnp.exp(scores), 0.0)
+    # The barrier keeps XLA from taking every exponential again for the sum, one at a time.
+    weights = lax.optimization_barrier(jnp.where(seen, jnp.exp(scores), 0.0))
     y = jnp.einsum(
         "bgnrs,bgnsk->bgnrk",
         weights.astype(v.dtype),

@@ -41,7 +41,7 @@ def init_cache(
     def layers() -> tuple[Array, ...]:
         return tuple(
             jnp.zeros((batch, config.n_kv_head, slots, config.head_dim), dtype)
-            for slots in (min(length, whole_blocks(window + 1)) for window in windows(config))
+            for slots in slots_of(config, length)
         )
 
     return Cache(
@@ -50,6 +50,11 @@ def init_cache(
         length=jnp.zeros((batch,), jnp.int32),
         previous=jnp.zeros((batch, config.n_embd), dtype),
     )
+
+
+def slots_of(config: ModelConfig, length: int) -> tuple[int, ...]:
+    """The slots of each layer in a cache for `length` positions."""
+    return tuple(min(length, whole_blocks(window + 1)) for window in windows(config))
 
 
 def whole_blocks(slots: int) -> int:
@@ -85,23 +90,18 @@ def slot_positions(lengths: Array, slots: int) -> Array:
     return last - (last - jnp.arange(slots, dtype=lengths.dtype)[None, :]) % slots
 
 
-def narrow(cache: Cache, length: int) -> Cache:
-    """A cache of the first `length` slots of each layer; all rows must fit in it."""
-    return cache._replace(
-        k=tuple(layer[:, :, :length] for layer in cache.k),
-        v=tuple(layer[:, :, :length] for layer in cache.v),
-    )
+def resize(cache: Cache, slots: tuple[int, ...]) -> Cache:
+    """The cache with so many slots in each layer (see `slots_of`); all rows must fit in them.
 
+    A layer grows or shrinks only while its rows have no more positions than slots, so that each
+    position stays where it is.
+    """
 
-def widen(cache: Cache, narrowed: Cache) -> Cache:
-    """Undoes `narrow`: `cache` with what has been written to `narrowed`."""
+    def fit(layer: Array, count: int) -> Array:
+        extra = max(0, count - layer.shape[2])
+        return jnp.pad(layer[:, :, :count], ((0, 0), (0, 0), (0, extra), (0, 0)))
 
-    def layers(old: tuple[Array, ...], new: tuple[Array, ...]) -> tuple[Array, ...]:
-        return tuple(
-            lax.dynamic_update_slice(a, b, (0, 0, 0, 0)) for a, b in zip(old, new, strict=True)
-        )
-
-    return narrowed._replace(k=layers(cache.k, narrowed.k), v=layers(cache.v, narrowed.v))
+    return cache._replace(k=tuple(map(fit, cache.k, slots)), v=tuple(map(fit, cache.v, slots)))
 
 
 def place(cache: Cache, prompt: Cache, row: Array) -> Cache:

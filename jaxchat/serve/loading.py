@@ -22,7 +22,7 @@ from jaxchat.scaling import count_params
 from jaxchat.serve.models import ServedModel
 from jaxchat.stages import compute_dtype, load_model
 
-CACHE_COPIES = 3  # the cache itself, new prompts before they are placed, and what decoding narrows
+CACHE_COPIES = 3  # the cache itself, new prompts before they are placed, and what it grows to
 LOGITS_COPIES = 4  # of a slot, float32, while it is sampled
 GPU_SLOTS = 64
 SHARE = 0.8  # of the free memory that may be taken

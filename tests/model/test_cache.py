@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 from model_variants import MODERN
 
-from jaxchat.model.cache import Cache, fill, init_cache, narrow, place, slot_positions, widen, write
+from jaxchat.model.cache import (
+    Cache,
+    fill,
+    init_cache,
+    place,
+    resize,
+    slot_positions,
+    slots_of,
+    write,
+)
 
 
 def test_slots_hold_the_latest_positions_written_by_hand():
@@ -48,12 +57,17 @@ def numbered(batch, length):
     )
 
 
-def test_narrow_then_widen_keeps_every_slot():
-    cache = numbered(2, 160)
-    small = narrow(cache, 64)
-    assert [k.shape[2] for k in small.k] == [64, 64, 64]
-    back = widen(cache, small)
+def test_growing_and_shrinking_keep_what_is_in_the_slots():
+    cache = numbered(2, 64)
+    large = resize(cache, slots_of(MODERN, 160))
+    empty = init_cache(MODERN, 2, 160)
+    assert [k.shape for k in large.k] == [k.shape for k in empty.k]
+    assert all(
+        jnp.array_equal(new[:, :, :64], old) for new, old in zip(large.k, cache.k, strict=True)
+    )
+    back = resize(large, slots_of(MODERN, 64))
     assert all(map(jnp.array_equal, back.k + back.v, cache.k + cache.v))
+    assert jnp.array_equal(large.length, cache.length)
 
 
 def test_place_copies_one_row_and_leaves_the_others():
