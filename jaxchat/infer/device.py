@@ -114,7 +114,7 @@ def decode_steps(
         return (cache, token, active & ~paused & (remaining > 0), remaining), emitted
 
     # A scan of known length: of a loop that stops early, the host would wait for every step.
-    start: Any = (cache, token, active, remaining)
+    start = (cache, token, active, remaining)
     numbers = jnp.arange(forced.shape[1], dtype=jnp.int32)
-    (cache, *_), emitted = lax.scan(step, start, numbers)
-    return cache, emitted
+    end, emitted = lax.scan(step, start, numbers)
+    return end[0], emitted
