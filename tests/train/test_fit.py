@@ -280,7 +280,13 @@ def test_a_run_without_rollbacks_stops_at_a_spike_and_says_what_helps(tmp_path: 
         assert checkpoints.latest() == bad // 10 * 10, "the step that diverged was saved"
 
 
-@pytest.mark.parametrize("rows", [3, 13], ids=["before the next checkpoint", "after it"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(3, id="before the next checkpoint"),
+        pytest.param(13, id="after it", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_ends_after_a_rollback_goes_on_like_one_left_alone(
     tmp_path: Path, rows: int
 ) -> None:
