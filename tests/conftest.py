@@ -39,7 +39,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # Files that take long come first, so that no worker is left with one when the others are done.
-LONG = ("test_resume.py", "test_real_tier.py", "test_fit.py", "test_mesh.py")
+LONG = {
+    *("test_resume.py", "test_real_tier.py", "test_fit.py", "test_mesh.py", "test_company.py"),
+    *("test_engine.py", "test_notebooks.py", "test_rl.py", "test_rollouts.py", "test_step.py"),
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
