@@ -23,7 +23,10 @@ from typing import Any
 from core import weights, write_model
 
 from jaxchat.config import ModelConfig
-from jaxchat.infer.engine import Engine, Request
+from jaxchat.infer.engine import Request
+from jaxchat.infer.replicas import make_service
+from jaxchat.infer.service import Service
+from jaxchat.machine import lanes
 from jaxchat.runs import read_config
 from jaxchat.tasks.arithmetic import ArithmeticTask
 from jaxchat.tokenizer import Tokenizer
@@ -45,7 +48,7 @@ def main() -> int:
         for index in range(args.problems)
     ]
     slots = args.slots or (read_config(args.run).eval.slots if args.run else 64)
-    engine = Engine(params, model, tokenizer, slots=slots)
+    engine = make_service(params, model, tokenizer, slots=slots, lanes=args.lanes or lanes())
     rates = {"ours": tell("ours", *fastest(args, engine, prompts))}
     del engine
     if args.nanochat:
@@ -67,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=16, help="of each; a multiple of 8")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--slots", type=int, default=0, help="default: the run's, or 64")
+    parser.add_argument("--lanes", type=int, default=0, help="engines side by side (as in a run)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--nanochat", type=Path, metavar="CHECKOUT", help="of the preset's time")
     parser.add_argument("--torch-python", default=sys.executable)
@@ -74,7 +78,7 @@ def parse() -> argparse.Namespace:
 
 
 def fastest(
-    args: argparse.Namespace, engine: Engine, prompts: list[list[int]]
+    args: argparse.Namespace, engine: Service, prompts: list[list[int]]
 ) -> tuple[float, int]:
     """Seconds and tokens of the fastest repeat."""
     requests = [

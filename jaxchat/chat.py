@@ -11,6 +11,7 @@ from typing import Any, Literal
 from jaxchat import runs
 from jaxchat.home import ArtifactError
 from jaxchat.infer.engine import Engine, Request
+from jaxchat.infer.request import ROOM
 from jaxchat.infer.transcript import PartStream, printable
 from jaxchat.pipeline import Context, input_hash, needs, read_done
 from jaxchat.run_inputs import tokenizer_of
@@ -20,7 +21,6 @@ from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import Message, Part, parse_completion, render_prompt
 
 TALKERS = ("rl", "sft", "mid")  # stages whose models talk, best first
-ROOM = 4  # at least 1 / ROOM of the context is kept for the answer
 
 
 @dataclass(frozen=True)

@@ -87,14 +87,11 @@ class Session:
     def obey(self, line: str) -> bool:
         """Does what a line that begins with a slash asks for. False: to leave."""
         name, _, argument = line.partition(" ")
-        if name in ("/quit", "/exit"):
-            return False
         command = COMMANDS.get(ALIASES.get(name, name))
         if command is None:
             self.tell(f"(there is no command {name}; these are)\n{HELP}")
-        else:
-            command.run(self, argument.strip())
-        return True
+            return True
+        return command.run(self, argument.strip()) is not False
 
     def _print(self, text: str) -> None:
         if text and not self.as_json:
@@ -259,12 +256,17 @@ def _stage(session: Session, argument: str) -> None:
     session.tell(f"(this is {session.loaded.name})")
 
 
+def _quit(session: Session, argument: str) -> bool:
+    del session, argument
+    return False
+
+
 class Command(NamedTuple):
     """What a line that begins with a slash may ask for."""
 
     argument: str
     told: str
-    run: Callable[[Session, str], None]
+    run: Callable[[Session, str], bool | None]  # False: to leave
 
 
 COMMANDS = {
@@ -274,9 +276,9 @@ COMMANDS = {
     "/temperature": Command("[T]", "0 is greedy, 1 samples as the model has it", _temperature),
     "/save": Command("[FILE]", "appends the conversation to FILE (chat.jsonl)", _save),
     "/stage": Command("[STAGE]", "goes on with the model of mid, sft or rl", _stage),
-    "/quit": Command("", "leaves", _help),  # `obey` sees to it
+    "/quit": Command("", "leaves", _quit),
 }
-ALIASES = {"/new": "/clear", "/?": "/help"}
+ALIASES = {"/new": "/clear", "/?": "/help", "/exit": "/quit"}
 HELP = "\n".join(
     [f"{name + ' ' + argument:<20} {told}" for name, (argument, told, _) in COMMANDS.items()]
     + [f"a line that ends in \\ goes on in the next; {BLOCK} begins and ends several lines"]

@@ -17,6 +17,7 @@ import jaxchat
 from jaxchat.config import MeshConfig
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tiktoken")
+MAX_LANES = 8  # each has a cache of its own
 CHECKOUT = Path(jaxchat.__file__).resolve().parent.parent
 
 
@@ -76,6 +77,11 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def lanes() -> int:
+    """Engines side by side on a CPU: one more than cores, as one of them waits for the host."""
+    return min(cores(), MAX_LANES - 1) + 1
 
 
 def memory_bytes() -> int:

@@ -24,14 +24,25 @@ class Sampling(NamedTuple):
     stream: Array  # [B] int32; which of several samples with one seed
 
 
-def sample(
-    logits: Array, rows: Sampling, position: Array, *, truncate: bool
-) -> tuple[Array, Array]:
+def uniforms(rows: Sampling, position: Array) -> Array:
+    """What `sample` chooses by: a number in [0, 1) for each row and position [B,...], the same."""
+
+    def one(seed: Array, stream: Array, position: Array) -> Array:
+        key = jax.random.fold_in(jax.random.key(seed), stream)
+        return jax.random.uniform(jax.random.fold_in(key, position))
+
+    for _ in position.shape[1:]:
+        one = jax.vmap(one, in_axes=(None, None, 0))
+    return jax.vmap(one)(rows.seed, rows.stream, position)
+
+
+def sample(logits: Array, rows: Sampling, uniform: Array, *, truncate: bool) -> tuple[Array, Array]:
     """The next token [B] int32 of each row, and its log-probability [B] in nats.
 
-    logits [B,V] float32; position [B], of the token that is chosen. The log-probability is the
-    model's: at temperature 1 and over all tokens, whatever the row was sampled with. Where
-    `truncate` is False top_k and top_p are not looked at, which saves sorting the vocabulary.
+    logits [B,V] float32; uniform [B] of the chosen token's position (see `uniforms`). The
+    log-probability is the model's: at temperature 1 and over all tokens, whatever the row was
+    sampled with. Where `truncate` is False top_k and top_p are not looked at, which saves sorting
+    the vocabulary.
     """
     warm = rows.temperature > 0
     scaled = logits / jnp.where(warm, rows.temperature, 1.0)[:, None]
@@ -40,7 +51,7 @@ def sample(
     if truncate:
         lowest = _lowest_kept(scaled, rows.top_k, rows.top_p)
         weights = jnp.where(scaled >= lowest[:, None], weights, 0.0)
-    drawn = _draw(weights, _uniform(rows, position))
+    drawn = _draw(weights, uniform)
     # The first of the likeliest; XLA compiles argmax to something much slower on a CPU.
     vocab = jnp.arange(logits.shape[1], dtype=jnp.int32)
     likeliest = jnp.min(jnp.where(scaled == top, vocab[None, :], vocab.size - 1), axis=-1)
@@ -59,16 +70,6 @@ def likeliest(logits: Array, count: int) -> tuple[Array, Array]:
         return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
     best, tokens = jax.lax.top_k(logits, count)
     return tokens, best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-
-
-def _uniform(rows: Sampling, position: Array) -> Array:
-    """A number in [0, 1) for each row [B]."""
-
-    def one(seed: Array, stream: Array, position: Array) -> Array:
-        key = jax.random.fold_in(jax.random.key(seed), stream)
-        return jax.random.uniform(jax.random.fold_in(key, position))
-
-    return jax.vmap(one)(rows.seed, rows.stream, position)
 
 
 def _draw(weights: Array, uniform: Array) -> Array:

@@ -74,13 +74,14 @@ def capture_of(context: Context, stage: str) -> Capture | None:
 
 
 def make_engine(context: Context, params: Any, *, slots: int = 0) -> Service:
-    """What evaluates and samples, with `slots` on each device (0: as configured)."""
+    """What evaluates and samples, with `slots` on each device or lane (0: as configured)."""
     config = context.config
     return make_service(
         params,
         config.model,
         tokenizer_of(context),
         slots=slots or config.eval.slots,
+        lanes=machine.lanes(),
         dtype=compute_dtype(),
     )
 

@@ -10,7 +10,12 @@ import pytest
 from jaxchat import sampling
 from jaxchat.sampling import Sampling
 
-sample = jax.jit(sampling.sample, static_argnames="truncate")
+
+@functools.partial(jax.jit, static_argnames="truncate")
+def sample(logits, rows, position, *, truncate):
+    return sampling.sample(logits, rows, sampling.uniforms(rows, position), truncate=truncate)
+
+
 PROBS = np.array([0.05, 0.4, 0.1, 0.2, 0.25], np.float32)
 DRAWS = 20_000
 

@@ -15,7 +15,7 @@ from jaxchat.infer.row import Row
 from jaxchat.sampling import Sampling
 
 MIN_PROMPT = 64  # tokens a prompt is padded to; longer ones to the next power of two
-MIN_SPAN = 128  # slots of the cache that decoding looks at; then powers of two
+MIN_SPAN = 64  # slots of the cache that decoding looks at; then powers of two
 
 
 def bucket(size: int, least: int, most: int) -> int:

@@ -90,7 +90,7 @@ class Engine(Service):
         self.config, self.dtype, self.slots = config, jnp.dtype(dtype), slots
         self.max_len = max_len or config.sequence_len
         self._steps = steps_per_dispatch
-        self._device = device or jax.local_devices()[0]
+        self.device = device or jax.local_devices()[0]
         self._toolbox = Toolbox(tools, tokenizer, timeout=tool_timeout)
         specials = self._toolbox.specials
         self._pauses = (*specials.stops, specials.python_end)
@@ -124,7 +124,7 @@ class Engine(Service):
 
     def set_params(self, params: Any) -> None:
         """Takes other weights of the same shapes; nothing is compiled again (see `Service`)."""
-        self._params = on_device(params, self._device, self.dtype)
+        self._params = on_device(params, self.device, self.dtype)
         self._read = None
 
     def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
@@ -177,6 +177,11 @@ class Engine(Service):
         return self.finish()
 
     @property
+    def busy(self) -> bool:
+        """Whether there is a row, in a slot or queued."""
+        return any(self._rows) or bool(self._waiting)
+
+    @property
     def flying(self) -> bool:
         """Whether there is a dispatch to `finish`."""
         return self._flying is not None
@@ -210,7 +215,7 @@ class Engine(Service):
         except BaseException:
             self._abandon()
             raise
-        return any(self._rows) or bool(self._waiting)
+        return self.busy
 
     def check(self, request: Request) -> None:
         """Raises EngineError if a request does not fit."""
@@ -278,7 +283,7 @@ class Engine(Service):
         self._cache, emitted = decode_steps(
             self._params,
             self._cache,
-            rows_for(self._rows, self._steps),
+            rows_for(self._rows, self._steps).packed(),
             config=self.config,
             dtype=self.dtype,
             pauses=self._pauses,
@@ -326,7 +331,7 @@ class Engine(Service):
     def _make_cache(self) -> None:
         self._span, self._roomy = self._spans[0], 0
         cache = init_cache(self.config, self.slots, self._span, self.dtype)
-        self._cache = jax.device_put(cache, self._device)
+        self._cache = jax.device_put(cache, self.device)
 
     def _abandon(self) -> None:
         """After an error, when the donated cache may be gone: all slots are empty and fresh."""

@@ -1,13 +1,14 @@
-"""An engine on each device of this process, as one (layer 3).
+"""Several engines of this process as one: on each device, or side by side on a CPU (layer 3).
 
-A request is queued here and goes to the device with most free slots. Every device has the shapes
-that one engine has, so a request gets the same, to the last bit, on any.
+A request is queued here and goes to the engine with most free slots. All have the same shapes, so a
+request gets the same, to the last bit, on any.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -21,25 +22,37 @@ from jaxchat.infer.weights import gathered
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.compute import Compute
 
+LANE_STEPS = 4  # of a dispatch: fewer are wasted behind the end of a row, and the host keeps up
 
-def serving_devices() -> list[jax.Device]:
-    """The devices of this process; of a CPU's virtual ones, which share its cores, the first."""
+
+def serving_devices(lanes: int = 1) -> list[jax.Device]:
+    """The devices of this process; of a CPU's virtual ones, which share its cores, the first.
+
+    On a CPU that one is there `lanes` times: the operations of a small model are too small to be
+    shared by cores, so two engines side by side give almost twice the tokens of one.
+    """
     devices: list[jax.Device] = jax.local_devices()
-    return devices[:1] if devices[0].platform == "cpu" else devices
+    return devices[:1] * lanes if devices[0].platform == "cpu" else devices
 
 
 def make_service(
-    params: Any, config: ModelConfig, tokenizer: Tokenizer, **settings: Any
+    params: Any, config: ModelConfig, tokenizer: Tokenizer, *, lanes: int = 1, **settings: Any
 ) -> Service:
-    """An Engine with `settings`, or one on each of several devices, `slots` on each."""
-    devices = serving_devices()
+    """An Engine with `settings`, or Replicas, `slots` on each (see `serving_devices`)."""
+    devices = serving_devices(lanes)
     if len(devices) == 1:
         return Engine(params, config, tokenizer, device=devices[0], **settings)
+    if devices[0] == devices[1]:  # while one waits for the host, others compute
+        settings = {"steps_per_dispatch": LANE_STEPS, **settings}
     return Replicas(params, config, tokenizer, devices=devices, **settings)
 
 
 class Replicas(Service):
-    """Engines on several devices, which work at the same time."""
+    """Engines on several devices, or several on one, which work at the same time.
+
+    JAX runs what one thread sends to a device in order, one after the other, so each engine's work
+    is sent by a thread of its own.
+    """
 
     def __init__(
         self,
@@ -50,7 +63,7 @@ class Replicas(Service):
         devices: Sequence[jax.Device] | None = None,
         **settings: Any,
     ) -> None:
-        """`settings` are Engine's, `slots` those of each. By default on all local devices."""
+        """`settings` are Engine's, `slots` those of each. By default one on every local device."""
         devices = jax.local_devices() if devices is None else devices
         if not devices:
             raise EngineError("devices is empty; name at least one, or leave it out for all.")
@@ -61,6 +74,7 @@ class Replicas(Service):
         self.config, self.slots = config, sum(engine.slots for engine in self.engines)
         self.max_len = self.engines[0].max_len
         self._waiting: deque[Row] = deque()
+        self._lanes = [ThreadPoolExecutor(1, "engine") for _ in self.engines]
 
     @property
     def params(self) -> Any:
@@ -80,7 +94,8 @@ class Replicas(Service):
     @property
     def max_compilations(self) -> int:
         """Of all devices: JAX compiles for each."""
-        return sum(engine.max_compilations for engine in self.engines)
+        devices = {engine.device for engine in self.engines}
+        return len(devices) * self.engines[0].max_compilations
 
     def set_params(self, params: Any) -> None:
         """Takes other weights (see `Service`); those that are split over a mesh are put together.
@@ -92,9 +107,10 @@ class Replicas(Service):
             engine.set_params(params)
 
     def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
-        """`Engine.warm_up` on every device."""
+        """`Engine.warm_up` on every device, once."""
+        firsts = {engine.device: engine for engine in reversed(self.engines)}.values()
         before = 0
-        for engine in self.engines:
+        for engine in firsts:
 
             def told(done: int, _: int, before: int = before) -> None:
                 if progress is not None:
@@ -120,15 +136,20 @@ class Replicas(Service):
             engine.cancel(job)
 
     def step(self) -> bool:
-        """One dispatch on every device, all of them begun before the first is waited for."""
-        self._share_out()
-        for engine in self.engines:
-            engine.start(wait=False)
-        flying = any(engine.flying for engine in self.engines)
-        busy = [engine.finish() for engine in self.engines]
-        if any(busy) and not flying:
-            next(engine for engine, has in zip(self.engines, busy, strict=True) if has).wait()
-        return any(busy) or bool(self._waiting)
+        """One dispatch of every engine, each begun as soon as its last one was read.
+
+        So what is begun here is read in the next step, and the host's work for one engine is done
+        while the others compute.
+        """
+        busy = False
+        for engine, lane in zip(self.engines, self._lanes, strict=True):
+            engine.finish()
+            self._share_out()
+            _call(lane, engine)
+            busy |= engine.busy
+        if busy and not any(engine.flying for engine in self.engines):
+            next(engine for engine in self.engines if engine.busy).wait()
+        return busy or bool(self._waiting)
 
     def _share_out(self) -> None:
         """Gives what is queued to free slots, samples of one request together if they fit."""
@@ -141,3 +162,12 @@ class Replicas(Service):
                 if not self._waiting or self._waiting[0].request is not request:
                     break
                 engine.queue(self._waiting.popleft())
+
+
+def _call(lane: ThreadPoolExecutor, engine: Engine) -> None:
+    """`engine.start` in the engine's thread; comes back only when that has."""
+    future = lane.submit(engine.start, wait=False)
+    try:
+        future.result()
+    finally:  # an interrupt ends the waiting, not what it waits for
+        wait([future])

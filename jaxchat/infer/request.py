@@ -8,7 +8,7 @@ from typing import Literal
 FinishReason = Literal["stop", "length"]
 Alternatives = tuple[tuple[int, float], ...]  # (id, log-probability), likeliest first
 
-ROOM = 4  # 1 / ROOM of the context is enough for an answer to a prompt that is cut
+ROOM = 4  # 1 / ROOM of the context is kept for the answer to a prompt that is cut
 MAX_STOPS = 16  # stop texts of a request
 MAX_ALTERNATIVES = 20  # told of each token
 

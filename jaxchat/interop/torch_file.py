@@ -33,6 +33,7 @@ _STORAGES = {
     "torch ByteStorage": np.dtype(np.uint8),
     "torch BoolStorage": np.dtype(np.bool_),
 }
+MAX_AXES = 8  # of a tensor; sizes of a million axes would take forever to multiply
 _BROKEN = (
     zipfile.BadZipFile,
     EOFError,
@@ -140,6 +141,8 @@ def _rebuild_tensor(arguments: tuple[Any, ...]) -> _Tensor:
     if len(arguments) < 4 or type(arguments[0]) is not _Storage:
         raise RefusedPickle("its pickle has a tensor without a storage")
     storage, offset, shape, stride = arguments[:4]
+    if isinstance(shape, tuple) and len(shape) > MAX_AXES:
+        raise RefusedPickle(f"its pickle has a tensor of {len(shape)} axes")
     whole = [offset, *shape, *stride] if type(shape) is type(stride) is tuple else [None]
     if any(type(number) is not int or not 0 <= number < 1 << 62 for number in whole):
         raise RefusedPickle("its pickle has a tensor whose shape is not of whole numbers")

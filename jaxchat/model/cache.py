@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxchat.config import ModelConfig
 from jaxchat.scaling import windows
 
-BLOCK = 128  # slots that attention sums over at once, see `attention.cached_attention`
+BLOCK = 64  # slots that attention sums over at once, see `attention.cached_attention`
 
 
 class Cache(NamedTuple):

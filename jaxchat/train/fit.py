@@ -139,8 +139,8 @@ def fit(job: Job, params: Any) -> FitResult:
     """Trains `params` for the job's steps, from its newest checkpoint when there is one.
 
     Raises Interrupted after saving when SIGTERM or SIGINT comes, OutOfMemory, with the micro_rows
-    that would fit, where a device cannot hold a step, and ArtifactError for held-out rows in which
-    nothing is predicted.
+    that would fit, where a device cannot hold a step, FloatingPointError where the loss diverges
+    (see `divergence`), and ArtifactError for held-out rows in which nothing is predicted.
     """
     time_axis = job.rows.manifest.row_tokens - 1
     accumulation, micro = plan_batch(job.train, time_axis, batch_shards(job.mesh))

@@ -10,7 +10,7 @@ from compilation import compilations
 
 from jaxchat.config import ModelConfig
 from jaxchat.infer import batch, device
-from jaxchat.infer.engine import Engine, EngineError, Request
+from jaxchat.infer.engine import PATIENCE, Engine, EngineError, Request
 from jaxchat.model.gpt import forward, init_params
 
 SETTINGS = (
@@ -36,7 +36,7 @@ def engine(request, tokenizer):
     engine = Engine(params, config, tokenizer, slots=31, max_len=256, steps_per_dispatch=4)
     told = []
     engine.warm_up(lambda done, count: told.append((done, count)))
-    assert told[-1] == (18, 18)  # see test_a_second_engine_and_any_mix_of_requests_compile_little
+    assert told[-1] == (27, 27)  # see test_a_second_engine_and_any_mix_of_requests_compile_little
     return engine
 
 
@@ -141,8 +141,30 @@ def test_warm_up_is_for_an_idle_engine(engine):
     engine.cancel(job)
 
 
+def test_the_cache_grows_for_a_long_text_and_shrinks_beside_one_that_goes_on(engine):
+    long = Request((5,) * 150, max_tokens=8, temperature=1.0, seed=1)
+    others = [Request((7, 8, 9), max_tokens=120, temperature=1.0, seed=seed) for seed in range(16)]
+    ends = [len(samples[0].tokens) for samples in engine.generate(others)]
+    other = others[ends.index(120)]  # one that goes on after the cache can shrink
+    alone = [engine.generate([request]) for request in (long, other)]
+    for _ in range(PATIENCE + 2):
+        engine.generate([Request((1,), max_tokens=1)])
+    assert engine._span == engine._spans[0]
+    job = engine.submit(other)
+    engine.step()
+    assert engine.generate([long]) == alone[0]
+    assert engine._span == 256
+    spans = []
+    while not job.done:
+        engine.step()
+        spans.append(engine._span)
+    assert spans[0] == 256
+    assert spans[-1] == 128
+    assert [row.completion for row in job.rows] == alone[1][0]
+
+
 def test_the_cache_is_donated_and_never_copied_whole(engine):
-    rows = batch.rows_for([None] * engine.slots, 4)
+    rows = batch.rows_for([None] * engine.slots, 4).packed()
     engine._resize(256)
     size = sum(array.nbytes for array in jax.tree.leaves(engine._cache))
     decode = device.decode_steps.lower(

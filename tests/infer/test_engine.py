@@ -325,7 +325,7 @@ def test_new_weights_are_used_and_nothing_is_compiled_again(make_engine, params)
 
 
 def test_a_second_engine_and_any_mix_of_requests_compile_little(make_engine, config):
-    """Prompts of 64, 128, 256 are read and placed among 128 or 256 slots, which are decoded."""
+    """Prompts of 64, 128, 256 are read and placed among 64, 128 or 256 slots, and decoded."""
     rng = np.random.default_rng(0)
 
     def run(engine, count):
@@ -340,7 +340,8 @@ def test_a_second_engine_and_any_mix_of_requests_compile_little(make_engine, con
     with compilations() as count:
         for size in (1, 2, 5, 9, 30, 3, 70, 11):
             run(engine, size)
-    assert count() <= engine.max_compilations == 3 + (2 + 2 + 1) + 2 * 4 + 2
+        engine.warm_up()  # what no request has asked for by chance
+    assert count() <= engine.max_compilations == 3 + (3 + 2 + 1) + 3 * 4 + 3 * 2
     with compilations() as count:
         for size in (4, 40):
             run(make_engine(), size)

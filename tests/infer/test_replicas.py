@@ -57,18 +57,60 @@ def test_work_is_spread_and_samples_of_a_request_stay_together(pool):
     assert pool.free == pool.slots
 
 
-def test_all_devices_are_at_work_before_one_is_waited_for(pool, monkeypatch):
+def test_all_are_at_work_between_two_steps_and_one_waits_for_no_other(pool, monkeypatch):
     done = []
     for name in ("start", "finish"):
         old = getattr(Engine, name)
 
         def told(engine, *args, name=name, old=old, **kwargs):
-            done.append(name)
+            done.append((name, pool.engines.index(engine)))
             return old(engine, *args, **kwargs)
 
         monkeypatch.setattr(Engine, name, told)
-    pool.generate([dataclasses.replace(request, max_tokens=2) for request in random_requests(6)])
-    assert done[:6] == ["start"] * 3 + ["finish"] * 3
+    jobs = [pool.submit(request) for request in random_requests(6, seed=5)]
+    pool.step()
+    assert all(engine.flying for engine in pool.engines)
+    done.clear()
+    pool.step()
+    assert done == [(name, number) for number in range(3) for name in ("finish", "start")]
+    for job in jobs:
+        pool.cancel(job)
+    pool.step()
+    assert not any(engine.flying for engine in pool.engines)
+
+
+def test_engines_side_by_side_on_one_device_give_what_one_gives(params, config, tokenizer, one):
+    lanes = make_service(params, config, tokenizer, lanes=3, **SETTINGS)
+    if jax.default_backend() != "cpu":
+        pytest.skip("lanes are for a CPU")
+    assert isinstance(lanes, Replicas)
+    assert {engine.device for engine in lanes.engines} == {jax.devices()[0]}
+    first, *others = (engine.params["lm_head"]["kernel"] for engine in lanes.engines)
+    pointers = {x.unsafe_buffer_pointer() for x in (first, *others)}
+    assert len(pointers) == 1, "the weights are there more than once"
+    assert lanes.max_compilations == one.max_compilations
+    requests = random_requests(30, seed=6)
+    assert lanes.generate(requests) == one.generate(requests)
+
+
+def test_an_interrupt_while_an_engine_starts_leaves_none_of_it_behind(
+    params, config, tokenizer, one, monkeypatch
+):
+    lanes = make_service(params, config, tokenizer, lanes=2, **SETTINGS)
+    requests, old, calls = random_requests(6, seed=7), Engine._decode, []
+
+    def interrupted(engine, rows):
+        calls.append(engine)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return old(engine, rows)
+
+    monkeypatch.setattr(Engine, "_decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lanes.generate(requests)
+    monkeypatch.undo()
+    assert lanes.free == lanes.slots
+    assert lanes.generate(requests) == one.generate(requests)
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(fsdp=4, tensor=2)])
@@ -85,7 +127,7 @@ def test_weights_of_a_mesh_are_used_where_they_lie(pool, params, mesh):
     if mesh.shape["fsdp"] == 1:
         for engine in pool.engines:
             mine, whole = engine.params["lm_head"]["kernel"], laid_out["lm_head"]["kernel"]
-            (shard,) = [s for s in whole.addressable_shards if s.device == engine._device]
+            (shard,) = [s for s in whole.addressable_shards if s.device == engine.device]
             assert mine.unsafe_buffer_pointer() == shard.data.unsafe_buffer_pointer()
 
 

@@ -69,6 +69,7 @@ def test_a_tensor_may_be_part_of_a_storage(tmp_path):
         ({"size": (10**6, 10**6), "stride": (0, 0)}, "not contiguous"),
         ({"stride": (1, 2)}, "not contiguous"),
         ({"stride": (3,)}, "not contiguous"),
+        ({"size": (1,) * 9, "stride": (1,) * 9}, "a tensor of 9 axes"),
         ({"count": 10**12}, "its storage 0 are not there, or not as many"),
         ({"count": -1}, "without a size"),
     ],
