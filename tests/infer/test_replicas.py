@@ -1,7 +1,5 @@
 """Engines on several devices as one: the same, to the last bit, as one engine."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
