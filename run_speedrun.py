@@ -17,6 +17,7 @@ from pathlib import Path
 from jaxchat import errors, home, machine, plan, recipe, runs
 from jaxchat.config import ConfigError, RunConfig
 from jaxchat.profiling import request
+from jaxchat.recipe import tiers
 
 STAGES = {
     "data": "find text and conversations, download what is needed first",
@@ -29,7 +30,6 @@ STAGES = {
     "eval": "evaluate base, mid, sft and rl on what was held out",
     "report": "write the report: report.html, report.md, report.json",
 }
-CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,12 +57,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plan", action="store_true", help="only say what it would take")
     parser.add_argument("--profile", action="append", default=[], metavar="A:B", help=request.HELP)
     return parser.parse_args(argv)
-
-
-def tiers() -> dict[str, Path]:
-    """Name -> file of every published configuration."""
-    files = {path.stem.removeprefix("tier_"): path for path in sorted(CONFIGS.glob("*.toml"))}
-    return dict(sorted(files.items(), key=lambda item: (len(item[0]), item[0] != "cpu")))
 
 
 def speedrun(args: argparse.Namespace, root: Path) -> int:

@@ -20,16 +20,18 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 CHECKOUT = Path(jaxchat.__file__).resolve().parent.parent
 
 
-def configure_jax(mesh: MeshConfig, cache: Path) -> None:
+def configure_jax(mesh: MeshConfig, cache: Path | None) -> None:
     """Sets up JAX; call it before the first use of a device.
 
-    Compiled programs are kept in the folder `cache`, so that the next process starts faster.
+    Compiled programs are kept in the folder `cache`, so that the next process starts faster; None
+    keeps none.
     """
     import jax
 
     if mesh.host_devices:
         jax.config.update("jax_num_cpu_devices", mesh.host_devices)
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
     # A program that cannot be kept, or was kept in part, is compiled again: no harm done.
     warnings.filterwarnings("ignore", message="Error (read|writ)ing persistent compilation cache")
 

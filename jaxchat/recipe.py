@@ -31,6 +31,7 @@ from jaxchat.config import (
 )
 from jaxchat.scaling import DATA_RATIO, derive_horizon, derive_model
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # of the checkout
 RUN_KEYS = {"name": str, "preset": str, "depth": int, "seed": int, "data_ratio": float}
 TABLES = {
     "model": ModelConfig,
@@ -47,6 +48,12 @@ TABLES = {
     "compute": ComputeConfig,
     "imported": ImportedConfig,
 }
+
+
+def tiers(folder: Path = CONFIGS) -> dict[str, Path]:
+    """Name -> file of every published configuration."""
+    files = {path.stem.removeprefix("tier_"): path for path in sorted(folder.glob("*.toml"))}
+    return dict(sorted(files.items(), key=lambda item: (len(item[0]), item[0] != "cpu")))
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
