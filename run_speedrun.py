@@ -18,6 +18,7 @@ from jaxchat import errors, home, machine, plan, recipe, runs
 from jaxchat.config import ConfigError, RunConfig
 from jaxchat.profiling import request
 from jaxchat.recipe import tiers
+from jaxchat.train import trackers
 
 STAGES = {
     "data": "find text and conversations, download what is needed first",
@@ -69,6 +70,7 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
     if args.plan:
         print(plan.render(plan.make_plan(config)))
         return 0
+    trackers.check_installed(config.track.trackers)
     runs.check_writable(root)
     run = runs.folder(root, config.name)
     with runs.locked(run):
@@ -78,7 +80,7 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
 
 def run_all(config: RunConfig, root: Path, run: Path, args: argparse.Namespace) -> int:
     """Runs the stages in order, then says what came out."""
-    machine.configure_jax(config.mesh, root / "xla")
+    machine.configure_jax(config.mesh, root / "xla", whole_gpu=True)
     from jaxchat import pipeline, report, stages
 
     network = pipeline.Network(args.base_url, args.offline)

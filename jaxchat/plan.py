@@ -281,8 +281,8 @@ def _memory_lines(plan: Plan) -> list[str]:
         "",
         f"Largest micro-batch of base by memory of a card, {memory.MARGIN:.0%} of it held back",
         *table([("card", "base.micro_rows", "accumulated", "peak"), *map(_card, plan.cards)]),
-        "  JAX takes 75% of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says more: "
-        f"{1 - memory.MARGIN:g}.",
+        f"  A run takes {1 - memory.MARGIN:.0%} of a GPU's memory, unless "
+        "XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.",
     ]
 
 

@@ -25,6 +25,7 @@ from jaxchat.config import (
     RLConfig,
     RunConfig,
     TokenizerConfig,
+    TrackConfig,
     TrainConfig,
     build,
     unknown_key,
@@ -47,6 +48,7 @@ TABLES = {
     "hardware": HardwareConfig,
     "compute": ComputeConfig,
     "imported": ImportedConfig,
+    "track": TrackConfig,
 }
 
 
@@ -178,6 +180,7 @@ def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
         hardware=build(HardwareConfig, tables["hardware"], "hardware"),
         compute=build(ComputeConfig, tables["compute"], "compute"),
         imported=build(ImportedConfig, tables["imported"], "imported"),
+        track=build(TrackConfig, tables["track"], "track"),
     )
 
 

@@ -104,6 +104,7 @@ def check_devices() -> Check:
     told = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
     facts = {"devices": kinds, "memory_bytes": each, "shared": bool(shared)}
     of = "" if shared or len(devices) == 1 else " for each"
+    of += ", which is what JAX may take" if devices[0].platform == "gpu" else ""
     return Check("devices", f"{told}, {size(each)}{of}{shared}", facts=facts)
 
 
