@@ -17,6 +17,8 @@ from pathlib import Path
 from jaxchat import errors, home, machine, plan, recipe, runs
 from jaxchat.config import ConfigError, RunConfig
 from jaxchat.profiling import request
+from jaxchat.recipe import tiers
+from jaxchat.train import trackers
 
 STAGES = {
     "data": "find text and conversations, download what is needed first",
@@ -29,7 +31,6 @@ STAGES = {
     "eval": "evaluate base, mid, sft and rl on what was held out",
     "report": "write the report: report.html, report.md, report.json",
 }
-CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,12 +60,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def tiers() -> dict[str, Path]:
-    """Name -> file of every published configuration."""
-    files = {path.stem.removeprefix("tier_"): path for path in sorted(CONFIGS.glob("*.toml"))}
-    return dict(sorted(files.items(), key=lambda item: (len(item[0]), item[0] != "cpu")))
-
-
 def speedrun(args: argparse.Namespace, root: Path) -> int:
     """Reads the configuration, plans or runs."""
     if args.tier not in tiers():
@@ -75,6 +70,7 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
     if args.plan:
         print(plan.render(plan.make_plan(config)))
         return 0
+    trackers.check_installed(config.track.trackers)
     runs.check_writable(root)
     run = runs.folder(root, config.name)
     with runs.locked(run):
@@ -84,7 +80,7 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
 
 def run_all(config: RunConfig, root: Path, run: Path, args: argparse.Namespace) -> int:
     """Runs the stages in order, then says what came out."""
-    machine.configure_jax(config.mesh, root / "xla")
+    machine.configure_jax(config.mesh, root / "xla", whole_gpu=True)
     from jaxchat import pipeline, report, stages
 
     network = pipeline.Network(args.base_url, args.offline)

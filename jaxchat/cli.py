@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,18 +12,17 @@ from jaxchat import (
     bench_cli,
     chat_cli,
     data_cli,
+    doctor_cli,
     eval_cli,
     home,
     interop_cli,
-    machine,
     report_cli,
-    runs,
     runs_cli,
     serve_cli,
     tokenizer_cli,
 )
 from jaxchat.arguments import positive, whole
-from jaxchat.errors import explain, guarded
+from jaxchat.errors import guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,8 +58,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     eval_cli.add_commands(commands.add_parser("eval", parents=[common], help="measure models"))
     interop_cli.add_commands(commands, [common])
     bench_cli.add_commands(commands.add_parser("bench", parents=[common], help="measure speed"))
-    doctor = commands.add_parser("doctor", parents=[common], help="check this machine")
-    doctor.set_defaults(run_command=doctor_command)
+    doctor_cli.add_doctor(
+        commands.add_parser("doctor", parents=[common], help="whether a tier can run here")
+    )
     return parser.parse_args(argv)
 
 
@@ -87,68 +84,3 @@ def profile_command(args: argparse.Namespace) -> int:
     else:
         print(summary.render(profile, args.top))
     return 0
-
-
-def doctor_command(args: argparse.Namespace) -> int:
-    """Prints what this machine offers; 1 when something that is needed is missing."""
-    root = home.home(args.home)
-    checks = [
-        ("python", platform.python_version(), sys.version_info >= (3, 11)),
-        ("packages", *_check_packages()),
-        ("tokenizer", *_check_extension()),
-        ("devices", *_check_devices()),
-        ("processor", f"{machine.processor()}, {machine.cores()} cores", True),
-        ("memory", f"{machine.memory_bytes() / 1e9:.1f} GB", True),
-        ("home", *_check_home(root)),
-        ("sandbox", _sandbox(), True),
-    ]
-    for name, told, good in checks:
-        print(f"{'ok ' if good else 'BAD'}  {name:<10} {told}")
-    return 0 if all(good for _, _, good in checks) else 1
-
-
-def _check_packages() -> tuple[str, bool]:
-    versions = machine.versions()
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return told, "missing" not in versions.values()
-
-
-def _check_extension() -> tuple[str, bool]:
-    try:
-        from jaxchat import _bpe
-    except ImportError as error:
-        return (
-            f"the Rust extension is missing ({error}); run python3 bootstrap.py run --help",
-            False,
-        )
-    return f"{Path(str(_bpe.__file__)).name}", True
-
-
-def _check_devices() -> tuple[str, bool]:
-    try:
-        import jax
-
-        devices = [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
-    except Exception as error:  # whatever a broken driver raises is what the doctor is for
-        return f"JAX finds no device ({str(error).splitlines()[0]})", False
-    return ", ".join(f"{devices.count(name)} x {name}" for name in dict.fromkeys(devices)), True
-
-
-def _sandbox() -> str:
-    from jaxchat.tools import levels
-
-    level = levels.detect()
-    without = f"; missing: {', '.join(level.missing)}" if level.missing else ""
-    refused = "; programs of a model are refused" if level.name == "none" else ""
-    return f"{level.name}{without}{refused}"
-
-
-def _check_home(root: Path) -> tuple[str, bool]:
-    try:
-        runs.check_writable(root)
-    except OSError as error:
-        told = explain(error, root)
-        return told[0].removeprefix("jaxchat: ") if told else str(error), False
-    names = sorted(path.parent.name for path in home.runs(root).glob(f"*/{runs.CONFIG}"))
-    free = shutil.disk_usage(root).free / 1e9
-    return f"{root}, {free:.1f} GB free, runs: {', '.join(names) or 'none'}", True

@@ -21,6 +21,7 @@ class ConfigError(ValueError):
 STAGES = ("data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval", "report")
 MODELS = ("base", "mid", "sft", "rl")  # the stages that make weights
 PRESETS = ("classic", "modern")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 # the documentation of this machine, datasets of the hub (`data.registry`), a folder of one's own
 TEXT_SOURCES = ("machine", "fineweb_edu", "climbmix", "folder")
 
@@ -360,6 +361,25 @@ class HardwareConfig:
         _not_negative("hardware", self, "dollars_per_hour")
 
 
+@dataclass(frozen=True)
+class TrackConfig:
+    """Who gets the metrics beside metrics.jsonl; it changes nothing that is made."""
+
+    trackers: tuple[str, ...] = ()  # of TRACKERS
+
+    def __post_init__(self) -> None:
+        for name in self.trackers:
+            _check(
+                name in TRACKERS,
+                f"track.trackers has {name!r}; there are {', '.join(TRACKERS)}.",
+            )
+        _check(
+            len(set(self.trackers)) == len(self.trackers),
+            f"track.trackers is {', '.join(self.trackers)}; name each once.",
+        )
+
+
+NOT_TRACKED = TrackConfig()
 NOT_IMPORTED = ImportedConfig()
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -432,6 +452,7 @@ class RunConfig:
     hardware: HardwareConfig
     compute: ComputeConfig = DEFAULT_COMPUTE
     imported: ImportedConfig = NOT_IMPORTED
+    track: TrackConfig = NOT_TRACKED
 
     def __post_init__(self) -> None:
         check_heads(self.model, self.mesh.tensor)

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,6 +61,14 @@ def api_key() -> str | None:
 def hub_offline() -> bool:
     """Whether HF_HUB_OFFLINE forbids the network."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def share_gpu(settings: Mapping[str, str], names: Collection[str]) -> bool:
+    """Sets environment variables, unless the user has set one of `names`; whether it did."""
+    if any(os.environ.get(name) for name in names):
+        return False
+    os.environ.update(settings)
+    return True
 
 
 def proxies() -> dict[str, str]:

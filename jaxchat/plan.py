@@ -80,7 +80,7 @@ def make_plan(config: RunConfig) -> Plan:
             *(_train_stage(config, name) for name in ("base", "mid", "sft")),
             _rl_stage(config),
         ),
-        memory=memory.predict(base_step(config)),
+        memory=memory.predict(stage_step(config)),
         cards=tuple(plan_card(config, size * 1e9) for size in memory.CARDS),
         disk=plan_disk(config),
     )
@@ -115,10 +115,11 @@ def optimizer_values(config: RunConfig) -> int:
     return counts["matrices"] + 2 * (counts["total"] - counts["matrices"])
 
 
-def base_step(config: RunConfig) -> memory.Step:
-    """The step of the base model on one device; a run computes in bf16 on GPUs, fp32 elsewhere."""
-    device_rows = _rows_per_device(config)
-    rows = min(config.base.micro_rows, device_rows)
+def stage_step(config: RunConfig, stage: str = "base") -> memory.Step:
+    """The step of base, mid or sft on one device; a run computes in bf16 on GPUs, else in fp32."""
+    train: TrainConfig = getattr(config, stage)
+    device_rows = _rows_per_device(config, train)
+    rows = min(train.micro_rows, device_rows)
     return memory.Step(
         model=config.model,
         optim=config.optim,
@@ -133,7 +134,7 @@ def base_step(config: RunConfig) -> memory.Step:
 
 def plan_card(config: RunConfig, memory_bytes: float) -> Card:
     """What the base model's `micro_rows` can be where devices have so much memory."""
-    step, device_rows = base_step(config), _rows_per_device(config)
+    step, device_rows = stage_step(config), _rows_per_device(config, config.base)
     rows = memory.largest_rows(step, device_rows, room(memory_bytes))
     fitting = memory.with_rows(step, max(rows, 1), device_rows)
     return Card(memory_bytes, rows, fitting.accumulation, memory.predict(fitting).peak)
@@ -144,9 +145,9 @@ def room(memory_bytes: float) -> float:
     return memory_bytes * (1 - memory.MARGIN)
 
 
-def _rows_per_device(config: RunConfig) -> int:
-    """Rows of a step of the base model that one device takes, all micro-batches together."""
-    rows = config.base.batch_tokens // config.model.sequence_len
+def _rows_per_device(config: RunConfig, train: TrainConfig) -> int:
+    """Rows of a step that one device takes, all micro-batches together."""
+    rows = train.batch_tokens // config.model.sequence_len
     return max(1, rows // memory.mesh_of(config.mesh, config.hardware.devices).shards)
 
 
@@ -241,8 +242,8 @@ def _stage_lines(plan: Plan) -> list[str]:
         for stage in plan.stages
     ]
     rows.append(("total", "", "", "", "", duration(plan.seconds), f"${plan.dollars:,.2f}"))
-    rows_each = min(config.base.micro_rows, _rows_per_device(config))
-    accumulated = max(1, _rows_per_device(config) // rows_each)
+    rows_each = min(config.base.micro_rows, _rows_per_device(config, config.base))
+    accumulated = max(1, _rows_per_device(config, config.base) // rows_each)
     return [
         "Training",
         *table(rows),
@@ -256,7 +257,7 @@ def _stage_lines(plan: Plan) -> list[str]:
 
 
 def _memory_lines(plan: Plan) -> list[str]:
-    held, hardware, step = plan.memory, plan.config.hardware, base_step(plan.config)
+    held, hardware, step = plan.memory, plan.config.hardware, stage_step(plan.config)
     verdict = "" if plan.fits else "  It does not fit: lower base.micro_rows."
     mesh = f"data={step.mesh.data}, fsdp={step.mesh.fsdp}, tensor={step.mesh.tensor}"
     rows = [
@@ -280,8 +281,8 @@ def _memory_lines(plan: Plan) -> list[str]:
         "",
         f"Largest micro-batch of base by memory of a card, {memory.MARGIN:.0%} of it held back",
         *table([("card", "base.micro_rows", "accumulated", "peak"), *map(_card, plan.cards)]),
-        "  JAX takes 75% of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says more: "
-        f"{1 - memory.MARGIN:g}.",
+        f"  A run takes {1 - memory.MARGIN:.0%} of a GPU's memory, unless "
+        "XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.",
     ]
 
 

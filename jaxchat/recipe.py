@@ -25,12 +25,14 @@ from jaxchat.config import (
     RLConfig,
     RunConfig,
     TokenizerConfig,
+    TrackConfig,
     TrainConfig,
     build,
     unknown_key,
 )
 from jaxchat.scaling import DATA_RATIO, derive_horizon, derive_model
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # of the checkout
 RUN_KEYS = {"name": str, "preset": str, "depth": int, "seed": int, "data_ratio": float}
 TABLES = {
     "model": ModelConfig,
@@ -46,7 +48,14 @@ TABLES = {
     "hardware": HardwareConfig,
     "compute": ComputeConfig,
     "imported": ImportedConfig,
+    "track": TrackConfig,
 }
+
+
+def tiers(folder: Path = CONFIGS) -> dict[str, Path]:
+    """Name -> file of every published configuration."""
+    files = {path.stem.removeprefix("tier_"): path for path in sorted(folder.glob("*.toml"))}
+    return dict(sorted(files.items(), key=lambda item: (len(item[0]), item[0] != "cpu")))
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -171,6 +180,7 @@ def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
         hardware=build(HardwareConfig, tables["hardware"], "hardware"),
         compute=build(ComputeConfig, tables["compute"], "compute"),
         imported=build(ImportedConfig, tables["imported"], "imported"),
+        track=build(TrackConfig, tables["track"], "track"),
     )
 
 

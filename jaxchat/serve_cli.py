@@ -97,6 +97,8 @@ def serve_command(args: argparse.Namespace) -> int:
         from jaxchat.serve.process import Server
 
         start_log(quiet=hasattr(args, "quiet"))
+        if told := machine.memory_told():
+            tell(f"{told}, as it needs it.")
         models = load_models(root, names, config, tell)
         server = Server(create_app(models, config, key=key), config)
         tell(f"{', '.join(model.id for model in models)}: open {url_of(sock)} (Ctrl-C ends it)")

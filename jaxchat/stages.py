@@ -161,6 +161,7 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
         dtype=compute_dtype(),
         compute=config.compute,
         profile=capture_of(context, stage),
+        trackers=config.track.trackers,
     )
     result = fit(job, params)
     digest = save_params(folder / "model", result.params, {"stage": stage})
@@ -213,6 +214,7 @@ def run_rl(context: Context) -> dict[str, Any]:
         dtype=compute_dtype(),
         compute=config.compute,
         profile=capture_of(context, "rl"),
+        trackers=config.track.trackers,
     )
     result = train_rl(job, params)
     if result.skipped:

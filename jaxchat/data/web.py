@@ -112,6 +112,10 @@ class Answer:
             raise Passing(f"the answer ended after {len(body):,} of {self.length:,} bytes")
         return body.decode("utf-8", "replace")
 
+    def close(self) -> None:
+        """Ends the connection."""
+        self._response.close()
+
     def __enter__(self) -> Self:
         return self
 
@@ -121,7 +125,7 @@ class Answer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._response.close()
+        self.close()
 
 
 class Web:

@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jaxchat import machine
 from jaxchat.config import RunConfig
-from jaxchat.recipe import to_json
+from jaxchat.recipe import CONFIGS, to_json
 from jaxchat.report import reproduce
 from jaxchat.report.curves import Curve, learning_rates
 from jaxchat.report.metrics import MODELS, metrics, tool_use
@@ -38,7 +37,6 @@ SETTINGS = {
 }
 NOT_RUN = "not run yet"
 _TOLD_ELSEWHERE = {"artifact", "models", "sources", "splits", "compression"}
-CONFIGS = machine.CHECKOUT / "configs"
 
 Done = Mapping[str, Mapping[str, Any]]
 

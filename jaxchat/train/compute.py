@@ -41,7 +41,8 @@ class Compute:
         options = ", ".join(f"{key}={value}" for key, value in self.options) or "XLA's own"
         unknown = f"; not in this jaxlib: {', '.join(self.dropped)}" if self.dropped else ""
         return (
-            f"{devices} ({axes}); {name}{'' if name == 'float32' else ' over float32 weights'}; "
+            f"{devices} ({axes}){_memory(mesh.devices.flat[0])}; "
+            f"{name}{'' if name == 'float32' else ' over float32 weights'}; "
             f"attention {named}; loss in chunks of {self.chunk_rows:,} tokens; "
             f"fp8 {'on' if self.fp8 else 'off'}; compiler options: {options}{unknown}"
         )
@@ -50,6 +51,14 @@ class Compute:
         """Prints the line, from the first process."""
         if jax.process_index() == 0:
             print(f"{title}: {self.describe(mesh)}", file=sys.stderr, flush=True)
+
+
+def _memory(device: jax.Device) -> str:
+    """What JAX may take of a GPU; on a CPU there is no limit."""
+    if device.platform == "cpu" or device not in jax.local_devices():
+        return ""
+    limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+    return f", {limit / 1e9:.1f} GB of each for JAX" if limit else ""
 
 
 def choose_compute(

@@ -63,6 +63,7 @@ class Job:
     dtype: DTypeLike = jnp.float32
     compute: ComputeConfig = DEFAULT_COMPUTE
     profile: Capture | None = None  # steps to record
+    trackers: tuple[str, ...] = ()  # that get the metrics too
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,8 @@ def _fit(job: Job, params: Any) -> FitResult:
             except DivergenceError as error:
                 skipped = _without(job, loop.skipped, error, batches)
                 checkpoints.wait()
+            finally:
+                loop.log.close()
 
 
 def _resumed(
@@ -207,7 +210,7 @@ def _resumed(
     first = jax.process_index() == 0
     path = job.folder / "metrics.jsonl"
     losses = [r["loss"] for r in read_metrics(path) if "loss" in r and r["step"] < start]
-    log = MetricsLog(path, from_step=start, writes=first)
+    log = MetricsLog(path, from_step=start, writes=first, trackers=job.trackers)
     judge = Judge(job.train.spike, losses)
     return _Loop(job, log, judge, steps, start, before, skipped), state
 

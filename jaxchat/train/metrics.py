@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from jaxchat.home import atomic_open
+from jaxchat.train.trackers import Background
 
 
 class MetricsLog:
     """Appends records with a `step`; on a resume, records at or past the step are dropped first.
 
     Of several processes that share the folder, one writes: the others are given `writes` False.
+    `trackers` (their names) get the same records.
     """
 
-    def __init__(self, path: Path, from_step: int = 0, *, writes: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        from_step: int = 0,
+        *,
+        writes: bool = True,
+        trackers: Sequence[str] = (),
+    ) -> None:
         self.path, self.writes = path, writes
+        self.trackers: list[Background] = []
         if not writes:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [r for r in read_metrics(path) if r["step"] < from_step]
         with atomic_open(path) as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)
+        self.trackers = [Background(name, path.parent, kept) for name in trackers]
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record and hands it to the operating system."""
@@ -31,6 +42,19 @@ class MetricsLog:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        for tracker in self.trackers:
+            tracker.log(record)
+
+    def close(self) -> None:
+        """Lets the trackers finish; the file needs nothing."""
+        for tracker in self.trackers:
+            tracker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

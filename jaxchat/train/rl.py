@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -73,6 +74,7 @@ class RLJob:
     dtype: DTypeLike = jnp.float32
     compute: ComputeConfig = DEFAULT_COMPUTE
     profile: Capture | None = None  # steps to record
+    trackers: tuple[str, ...] = ()  # that get the metrics too
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,15 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
     params = jax.tree.map(jnp.copy, params)
     state = init_state(params, optimizer, job.mesh)
 
-    with Checkpoints(job.folder / "checkpoints") as checkpoints, stop_requests() as stop:
+    kept = Checkpoints(job.folder / "checkpoints")
+    with kept as checkpoints, stop_requests() as stop, ExitStack() as stack:
         start, session = 0, _Session(job)
         if (newest := checkpoints.restore_newest(state)) is not None:
             state, meta = newest
             start, session = int(meta["step"]), _Session(job, meta)
-        log = MetricsLog(job.folder / "metrics.jsonl", from_step=start)
+        log = stack.enter_context(
+            MetricsLog(job.folder / "metrics.jsonl", from_step=start, trackers=job.trackers)
+        )
         progress = Progress("rl", config.steps, "step", start)
         with progress, recorded(step_fn, job.profile, start) as run_step:
             for step in range(start, config.steps):

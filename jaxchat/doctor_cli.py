@@ -1,0 +1,91 @@
+"""`jaxchat doctor`: whether a tier can run on this machine (layer 5).
+
+Nothing heavy is imported before it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxchat import home, machine, recipe, runs
+from jaxchat.config import ConfigError, RunConfig
+
+if TYPE_CHECKING:
+    from jaxchat.doctor.check import Check
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """The options of `jaxchat doctor`."""
+    parser.description = (
+        "Looks at this machine, and ends with 1 when a tier cannot run on it. It asks for the "
+        "datasets of the tier, downloads nothing, and times a training step for about 10 seconds."
+    )
+    parser.add_argument("--tier", default="cpu", help="which is to run here (cpu)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of it")
+    parser.add_argument("--offline", action="store_true", help="ask nobody for datasets")
+    parser.add_argument("--base-url", metavar="URL", help="datasets from here instead of the hub")
+    parser.add_argument("-n", "--no-bench", action="store_true", help="time no training step")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run_command=doctor_command)
+
+
+def doctor_command(args: argparse.Namespace) -> int:
+    """Prints what was found; 1 when the tier cannot run here."""
+    root = home.home(args.home)
+    tiers = recipe.tiers()
+    if args.tier not in tiers:
+        there = ", ".join(tiers) or f"none in {recipe.CONFIGS}: this is no checkout"
+        raise ConfigError(f"there is no tier {args.tier!r}; the tiers are {there}.")
+    config = runs.configure(root, tiers[args.tier], args.set)
+
+    from jaxchat.doctor.check import problems, render, to_json
+
+    checks = find(args, root, config)
+    if args.json:
+        print(json.dumps(to_json(checks, args.tier), indent=1))
+    else:
+        print(render(checks, args.tier))
+    return 1 if problems(checks) else 0
+
+
+def find(args: argparse.Namespace, root: Path, config: RunConfig) -> list[Check]:
+    """Everything that is looked at, in order."""
+    from jaxchat.doctor import here
+
+    checks = [here.check_python(), here.check_packages(), here.check_tokenizer()]
+    at_home = here.check_home(root)
+    if any(check.problems for check in checks[:2]):
+        return [*checks, at_home]  # the rest needs them
+    machine.configure_jax(config.mesh, None if at_home.problems else root / "xla")
+    devices = here.check_devices()
+    checks += [here.check_cuda(), devices, here.check_processor()]
+    if not devices.problems:
+        checks += here.check_compute(config)
+    checks += [here.check_sandbox(config), at_home]
+    return checks + _of_tier(args, root, config, with_devices=not devices.problems)
+
+
+def _of_tier(
+    args: argparse.Namespace, root: Path, config: RunConfig, *, with_devices: bool
+) -> list[Check]:
+    from jaxchat.data.hub import open_hub
+    from jaxchat.doctor import sources, tier
+
+    found = tier.find_here() if with_devices else None
+    checks: list[Check] = []
+    if found is not None:
+        checks += [tier.check_devices(config, found), tier.check_memory(config, found)]
+    checks.append(tier.check_disk(config, root))
+    hub = open_hub(root, base_url=args.base_url, offline=args.offline, patience=sources.PATIENCE)
+    checks += sources.check_sources(config, hub)
+    if found is not None and not args.no_bench:
+        from jaxchat.doctor import speed
+
+        print("timing a training step ...", file=sys.stderr, flush=True)
+        check, measured = speed.check_speed(found.platform)
+        checks += [check, tier.check_time(config, found, measured)]
+    return checks

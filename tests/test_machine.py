@@ -1,0 +1,58 @@
+"""How much of a GPU a command takes: decided before JAX starts, and never against the user."""
+
+import json
+import os
+import subprocess
+import sys
+
+from jaxchat import machine, memory
+
+# What JAX's GPU plugin would be told, read when the backend starts: no GPU is needed to see it.
+CODE = """
+import json, os, sys
+from pathlib import Path
+from jaxchat.config import MeshConfig
+from jaxchat import machine
+machine.configure_jax(MeshConfig(), None, whole_gpu=sys.argv[1] == "train")
+from jaxlib.xla_client import generate_pjrt_gpu_plugin_options
+options = generate_pjrt_gpu_plugin_options()
+print(json.dumps({name: options.get(name) for name in ("memory_fraction", "preallocate")}))
+"""
+
+
+def options(purpose: str, **variables: str) -> dict[str, object]:
+    clean = {k: v for k, v in os.environ.items() if k not in machine.MEMORY_VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, purpose], env={**clean, **variables},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def test_training_takes_most_of_a_gpu_and_others_what_they_need():
+    fraction = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+    assert machine.memory_settings(whole_gpu=True) == fraction
+    assert machine.memory_settings(whole_gpu=False) == {
+        **fraction,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    assert float(fraction["XLA_PYTHON_CLIENT_MEM_FRACTION"]) == 1 - memory.MARGIN
+
+
+def test_jax_is_told_before_it_starts():
+    assert options("train") == {"memory_fraction": 0.92, "preallocate": None}
+    assert options("serve") == {"memory_fraction": 0.92, "preallocate": False}
+
+
+def test_what_the_user_has_set_stays():
+    assert options("serve", XLA_PYTHON_CLIENT_MEM_FRACTION="0.5") == {
+        "memory_fraction": 0.5,
+        "preallocate": None,
+    }
+    # both names at once would be an error of jaxlib's
+    assert options("train", XLA_CLIENT_MEM_FRACTION="0.25")["memory_fraction"] == 0.25
+
+
+def test_on_a_cpu_there_is_nothing_to_tell():
+    assert machine.memory_told() == ""

@@ -1,0 +1,177 @@
+"""Trackers: what they were told, once each, whatever was killed; and that they stop nothing."""
+
+import importlib.util
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxchat import recipe
+from jaxchat.config import TRACKERS, ConfigError
+from jaxchat.stages import STAGES
+from jaxchat.train import trackers
+from jaxchat.train.metrics import MetricsLog, read_metrics
+
+CPU = recipe.tiers()["cpu"]
+# A session: steps from FIRST to END, the last one without goodbye where it is killed.
+SESSION = """
+import os, sys, time
+from pathlib import Path
+from jaxchat.train.metrics import MetricsLog
+name, folder, first, end, killed = sys.argv[1:]
+log = MetricsLog(Path(folder) / "metrics.jsonl", from_step=int(first), trackers=(name,))
+for step in range(int(first), int(end)):
+    log.write({"step": step, "steps": 12, "loss": 100.0 - step, "skipped": False})
+    if step % 4 == 3:
+        log.write({"step": step, "bits_per_byte": 2.0})
+if killed == "killed":
+    time.sleep(3)  # the thread takes what waits
+    os._exit(9)
+log.close()
+"""
+
+
+def needs(name: str) -> pytest.MarkDecorator:
+    missing = importlib.util.find_spec(trackers.PACKAGES[name]) is None
+    return pytest.mark.skipif(missing, reason=f"{name} is not installed")
+
+
+def killed_and_resumed(name: str, folder: Path) -> None:
+    """Steps 0 to 9, a kill, and steps 7 to 11 from the checkpoint."""
+    for first, end, how in ((0, 10, "killed"), (7, 12, "closed")):
+        command = [sys.executable, "-c", SESSION, name, str(folder), str(first), str(end), how]
+        quiet = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(folder / "trackio")}
+        done = subprocess.run(
+            command, env={**os.environ, **quiet}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == (9 if how == "killed" else 0), done.stderr
+        assert "gets no more" not in done.stderr
+
+
+@needs("tensorboard")
+def test_tensorboard_has_each_step_once(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    stage = tmp_path / "run" / "base"
+    killed_and_resumed("tensorboard", stage)
+    read = events.EventAccumulator(str(stage / "tensorboard"))
+    read.Reload()
+    losses = [(point.step, point.value) for point in read.Scalars("loss")]
+    assert losses == [(step, 100.0 - step) for step in range(12)]
+    assert [point.step for point in read.Scalars("bits_per_byte")] == [3, 7, 11]
+    assert "steps" not in read.Tags()["scalars"]
+
+
+@needs("trackio")
+@pytest.mark.slow
+def test_trackio_has_each_step_once(tmp_path):
+    killed_and_resumed("trackio", tmp_path / "run" / "base")
+    (path,) = (tmp_path / "run" / "base" / "trackio").glob("jaxchat*.db")
+    with sqlite3.connect(path) as database:
+        rows = database.execute("select step, metrics from metrics order by id").fetchall()
+    told = [(step, json.loads(values)) for step, values in rows]
+    losses = [(step, values["loss"]) for step, values in told if "loss" in values]
+    assert losses == [(step, 100.0 - step) for step in range(12)]
+    assert [step for step, values in told if "bits_per_byte" in values] == [3, 7, 11]
+
+
+@needs("wandb")
+@pytest.mark.slow
+def test_wandb_goes_on_with_the_same_run(tmp_path):
+    stage = tmp_path / "run" / "base"
+    killed_and_resumed("wandb", stage)
+    files = sorted((stage / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == 2
+    ids = {path.stem.removeprefix("run-") for path in files}
+    assert ids == {(stage / "tracker-id").read_text()}
+    assert files[-1].stat().st_size > 1_000, "the last session has all that was kept"
+
+
+def test_a_package_that_is_missing_is_told_before_anything_runs(monkeypatch):
+    monkeypatch.setitem(trackers.PACKAGES, "trackio", "no_such_package")
+    trackers.check_installed([])
+    with pytest.raises(ConfigError, match=r'not installed; run: pip install "jaxchat\[trackio\]"'):
+        trackers.check_installed(["trackio"])
+
+
+def test_the_names_are_checked():
+    config = recipe.load(CPU, ['track.trackers=["tensorboard"]'])
+    assert config.track.trackers == ("tensorboard",)
+    assert recipe.from_json(recipe.to_json(config)) == config
+    with pytest.raises(ConfigError, match="there are tensorboard, wandb, trackio"):
+        recipe.load(CPU, ['track.trackers=["mlflow"]'])
+    with pytest.raises(ConfigError, match="name each once"):
+        recipe.load(CPU, ['track.trackers=["wandb", "wandb"]'])
+    assert set(TRACKERS) == set(trackers.PACKAGES)
+
+
+def test_trackers_change_no_stage():
+    plain, told = recipe.load(CPU), recipe.load(CPU, ['track.trackers=["wandb"]'])
+    for stage in STAGES:
+        if stage.name != "report":  # which is of the whole configuration
+            assert stage.settings(plain) == stage.settings(told)
+
+
+class Broken:
+    """Fails at the third step, as when a disk is full."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def log(self, step, values):
+        if step == 2:
+            raise OSError(28, "No space left on device")
+        self.steps.append(step)
+
+    def close(self):
+        pass
+
+
+def test_one_that_fails_is_told_once_and_stops_nothing(tmp_path, capsys, monkeypatch):
+    broken = Broken()
+    monkeypatch.setattr(trackers, "open_tracker", lambda *arguments, **more: broken)
+    with MetricsLog(tmp_path / "metrics.jsonl", trackers=("wandb",)) as log:
+        for step in range(50):
+            log.write({"step": step, "loss": 1.0})
+    assert [record["step"] for record in read_metrics(log.path)] == list(range(50))
+    assert broken.steps == [0, 1]
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.startswith("jaxchat: wandb gets no more metrics (OSError: [Errno 28] No space")
+
+
+def test_one_that_hangs_slows_nothing(tmp_path, capsys, monkeypatch):
+    class Hanging(Broken):
+        def log(self, step, values):
+            time.sleep(60)
+
+    monkeypatch.setattr(trackers, "open_tracker", lambda *arguments, **more: Hanging())
+    monkeypatch.setattr(trackers, "WAITING", 10)
+    log = MetricsLog(tmp_path / "metrics.jsonl", trackers=("wandb",))
+    began = time.monotonic()
+    for step in range(100):
+        log.write({"step": step})
+    for tracker in log.trackers:
+        tracker.close(0.1)
+    assert time.monotonic() - began < 30
+    assert len(read_metrics(log.path)) == 100
+    assert capsys.readouterr().err.count("gets no more metrics (it is too slow") == 1
+
+
+def test_what_cannot_be_opened_is_told(tmp_path, capsys, monkeypatch):
+    def refuse(*arguments, **more):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(trackers, "open_tracker", refuse)
+    with MetricsLog(tmp_path / "metrics.jsonl", trackers=("trackio",)) as log:
+        log.write({"step": 0})
+    assert "trackio gets no more metrics (ConnectionError: no network)" in capsys.readouterr().err
+
+
+def test_only_numbers_are_told():
+    record = {"step": 3, "steps": 9, "loss": 2, "skipped": True, "note": "text"}
+    assert trackers.numbers(record) == {"loss": 2.0, "skipped": 1.0}
