@@ -44,7 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     contents = "\n".join(f"  {name:<9}  {what}" for name, what in STAGES.items())
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=f"stages:\n{contents}",
+        description=__doc__, epilog=f"stages:\n{contents}\n\n{errors.EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--tier", required=True, help=f"one of {', '.join(tiers())}")

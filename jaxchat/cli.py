@@ -22,7 +22,7 @@ from jaxchat import (
     tokenizer_cli,
 )
 from jaxchat.arguments import positive, whole
-from jaxchat.errors import guarded
+from jaxchat.errors import EXIT_CODES, guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="where all artefacts are (default JAXCHAT_HOME or ~/.cache/jaxchat)",
     )
-    parser = argparse.ArgumentParser("jaxchat", description="Talk to what run_speedrun.py trained.")
+    parser = argparse.ArgumentParser(
+        "jaxchat", description="Talk to what run_speedrun.py trained.", epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"jaxchat {jaxchat.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     chat_cli.add_chat(commands.add_parser("chat", parents=[common], help="talk to a model"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from jaxchat.chat import Chat, Loaded, MessageTooLongError
 from jaxchat.home import ArtifactError
 from jaxchat.infer.transcript import Scribe
-from jaxchat.train.fit import Interrupted, stop_requests
+from jaxchat.stopping import NOTICES, Interrupted, stop_requests
 
 BLOCK = '"""'  # begins and ends a message of several lines
 MAX_TEMPERATURE = 10.0
@@ -63,7 +62,7 @@ class Session:
         """Prints the answer to a message.
 
         A signal only ends the answer: raised in the engine, it would break the cache. Raises
-        Interrupted afterwards where it was SIGTERM.
+        Interrupted afterwards where it was a scheduler's.
         """
         with stop_requests() as stop, contextlib.closing(self.chat.ask(text)) as pieces:
             scribe = Scribe(self.colours.tool, self.colours.plain)
@@ -81,7 +80,7 @@ class Session:
             print(json.dumps(self._record(text), ensure_ascii=False), flush=True)
         else:
             print(" (stopped)" if stop() else "", flush=True)
-        if stop() == signal.SIGTERM:
+        if stop() in NOTICES:
             raise Interrupted(stop())
 
     def obey(self, line: str) -> bool:

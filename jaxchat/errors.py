@@ -1,34 +1,31 @@
-"""What a user sees when a command cannot go on: one sentence, and an exit code (layer 4).
-
-0  done
-1  something on the machine is in the way: a disk, memory, an artefact, numbers not finite
-2  the command or its configuration asks for what does not exist
-128 + n  stopped by signal n; the same command goes on from there
-"""
+"""What a user sees when a command cannot go on: one sentence, and an exit code (layer 4)."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 
 from jaxchat.config import ConfigError
 from jaxchat.home import ArtifactError
 from jaxchat.memory import OutOfMemory
 from jaxchat.runs import BusyError
+from jaxchat.stopping import NOTICES, REQUEUE, Interrupted, raise_interrupted
+
+EXIT_CODES = f"""\
+exit codes:
+  0    done
+  1    something on the machine is in the way: a disk, memory, an artefact, numbers not finite
+  2    the command or its configuration asks for what does not exist
+  {REQUEUE}   stopped by SIGTERM or SIGUSR1, as schedulers send them; the same command goes on
+  130  stopped by Ctrl-C; the same command goes on"""
 
 _TOLD = (ArtifactError, BusyError, FloatingPointError, OutOfMemory)  # as they are
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class Terminated(BaseException):
-    """SIGTERM. Training, which saves first, handles the signal itself (`train.fit`)."""
-
-    exit_code = 128 + signal.SIGTERM
 
 
 def guarded(work: Callable[[], int], home: Path) -> int:
@@ -37,7 +34,8 @@ def guarded(work: Callable[[], int], home: Path) -> int:
     Any other exception is a bug of ours and keeps its traceback. `home` is named where the
     operating system does not say which file it could not write.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in NOTICES:  # training, which saves first, notes them itself
+        signal.signal(number, raise_interrupted)
     try:
         return work()
     except BrokenPipeError:  # whoever read our output has left
@@ -52,17 +50,11 @@ def guarded(work: Callable[[], int], home: Path) -> int:
         return code
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise Terminated
-
-
 def explain(error: BaseException, home: Path) -> tuple[str, int] | None:
     """The sentence and the exit code for an error that the user can mend; None for others."""
-    code = getattr(error, "exit_code", None)  # Terminated, and train.fit's Interrupted
-    if code is not None or isinstance(error, KeyboardInterrupt):
+    if isinstance(error, Interrupted | KeyboardInterrupt):
         sentence = "Interrupted; give the same command again to go on."
-        return sentence, code or 128 + signal.SIGINT
+        return sentence, getattr(error, "exit_code", 128 + signal.SIGINT)
     if isinstance(error, ConfigError):
         return f"jaxchat: {error}", 2
     if isinstance(error, _TOLD) or _of_tokenizer(error):
@@ -79,6 +71,8 @@ def explain(error: BaseException, home: Path) -> tuple[str, int] | None:
             "python3 bootstrap.py run makes.",
             1,
         )
+    if (number := _of_tensorstore(error)) is not None:
+        error = OSError(number, os.strerror(number))
     if isinstance(error, OSError):
         return (
             f"jaxchat: {_path(error, home)} cannot be used ({error.strerror or error}); see to it, "
@@ -111,6 +105,12 @@ def _is_full(error: BaseException) -> bool:
     """Orbax and TensorStore tell a full disk in words, in errors of many types."""
     by_number = isinstance(error, OSError) and error.errno in _FULL
     return by_number or os.strerror(errno.ENOSPC) in str(error)
+
+
+def _of_tensorstore(error: BaseException) -> int | None:
+    """The number of the system's error that TensorStore tells in words of its own."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else None
 
 
 def _path(error: BaseException, home: Path) -> Path:

@@ -8,6 +8,7 @@ the same, and begins anew when it is not.
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,14 +111,17 @@ def input_hash(stage: Stage, context: Context) -> str:
     """The hash of all a stage depends on."""
     if context.config.imported.brings(stage.name):
         return imported_hash(stage.name, context.config)
-    settings = [
-        to_json(s) if dataclasses.is_dataclass(s) else repr(s)
-        for s in stage.settings(context.config)
-    ]
+    settings = [_as_text(part) for part in stage.settings(context.config)]
     artifacts = [
         str(context.done[name]["results"]["artifact"]) for name in needs(stage, context.config)
     ]
     return sha256_text(FORMAT, stage.name, *settings, *artifacts)
+
+
+def _as_text(setting: object) -> str:
+    if dataclasses.is_dataclass(setting):
+        return to_json(setting)
+    return json.dumps(setting, sort_keys=True) if isinstance(setting, dict) else repr(setting)
 
 
 def read_done(root: Path, stage: str) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxchat import machine
-from jaxchat.config import MODELS, ModelConfig, TrainConfig
+from jaxchat.config import MODELS, ModelConfig, RLConfig, TrainConfig
 from jaxchat.data import chat_rows, inputs, prepare, text_rows
 from jaxchat.data.rows import RowSource, validation_batches
 from jaxchat.data.stream import HeldOutRows
@@ -57,6 +57,16 @@ def abstract_params(model: ModelConfig) -> Any:
 def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
     """The weights a stage of the run in `root` made."""
     return load_params(root / stage / "model", abstract_params(model))[0]
+
+
+# How a stage is computed, saved and watched. With other ones it goes on: on other devices, with
+# less memory, after a spike.
+HOW = ("micro_rows", "save_every", "keep", "keep_every", "spike", "rollbacks")
+
+
+def learned(train: TrainConfig | RLConfig) -> dict[str, Any]:
+    """The settings that decide what a stage learns."""
+    return {name: value for name, value in asdict(train).items() if name not in HOW}
 
 
 def compute_dtype() -> DTypeLike:
@@ -323,27 +333,29 @@ STAGES = (
     ),
     Stage(
         "tokenizer", "tokenizer", run_tokenizer,
-        lambda c: (c.tokenizer, c.mid, c.seed), ("data",),
+        lambda c: (c.tokenizer, learned(c.mid), c.seed), ("data",),
     ),
     Stage(
         "rows", "tokenized rows", run_rows,
-        lambda c: (c.model.sequence_len, c.mid, c.sft, c.seed), ("data", "tokenizer"),
+        lambda c: (c.model.sequence_len, learned(c.mid), learned(c.sft), c.seed),
+        ("data", "tokenizer"),
     ),
     Stage(
         "base", "base model", run_base,
-        lambda c: (c.model, c.optim, c.base, c.mesh, c.compute.fp8, c.seed), ("rows", "tokenizer"),
+        lambda c: (c.model, c.optim, learned(c.base), c.compute.fp8, c.seed),
+        ("rows", "tokenizer"),
     ),
     Stage(
         "mid", "midtraining", run_mid,
-        lambda c: (c.optim, c.mid, c.mesh, c.compute.fp8, c.seed), ("base", "rows", "tokenizer"),
+        lambda c: (c.optim, learned(c.mid), c.compute.fp8, c.seed), ("base", "rows", "tokenizer"),
     ),
     Stage(
         "sft", "supervised fine-tuning", run_sft,
-        lambda c: (c.optim, c.sft, c.mesh, c.compute.fp8, c.seed), ("mid", "rows", "tokenizer"),
+        lambda c: (c.optim, learned(c.sft), c.compute.fp8, c.seed), ("mid", "rows", "tokenizer"),
     ),
     Stage(
         "rl", "reinforcement learning", run_rl,
-        lambda c: (c.optim, c.rl, c.mesh, c.compute.fp8, c.seed, c.eval.slots),
+        lambda c: (c.optim, learned(c.rl), c.compute.fp8, c.seed, c.eval.slots),
         ("sft", "data", "tokenizer"),
     ),
     Stage(

@@ -1,6 +1,8 @@
 """What every test runs under: 8 virtual devices, strict promotion, a home of its own."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +63,18 @@ def memory() -> Iterator[None]:
     """Forgets the programs of each module: all of them together take gigabytes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB (see `disk.remount`); skips where it cannot be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if sys.platform != "linux" or os.getuid() or subprocess.run(command, check=False).returncode:
+        pytest.skip("only root may mount the small file system that this test needs")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture

@@ -10,16 +10,17 @@ from jaxchat.config import ConfigError
 from jaxchat.errors import explain, guarded
 from jaxchat.home import ArtifactError
 from jaxchat.runs import BusyError
+from jaxchat.stopping import NOTICES, REQUEUE, Interrupted
 from jaxchat.tokenizer import TokenizerError
-from jaxchat.train.fit import Interrupted
 
 
 @pytest.fixture(autouse=True)
 def _signals():
-    """`guarded` takes SIGTERM over; the test runner gets it back."""
-    before = signal.getsignal(signal.SIGTERM)
+    """`guarded` takes a scheduler's notices over; the test runner gets them back."""
+    before = {number: signal.getsignal(number) for number in NOTICES}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -59,19 +60,18 @@ def test_a_read_only_disk_is_named_with_what_to_do(tmp_path):
     assert "--home" in told
 
 
-def test_interruptions_give_the_shell_the_signal(tmp_path):
+def test_an_interruption_by_the_user_gives_the_shell_the_signal(tmp_path):
     assert explain(KeyboardInterrupt(), tmp_path)[1] == 130
-    told, code = explain(Interrupted(signal.SIGTERM), tmp_path)
-    assert code == 143
-    assert told == "Interrupted; give the same command again to go on."
+    assert explain(Interrupted(signal.SIGINT), tmp_path)[1] == 130
 
 
-def test_sigterm_ends_what_runs_with_its_code(tmp_path, capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_schedulers_notice_ends_what_runs_with_the_code_to_requeue(tmp_path, capsys, number):
     def work():
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return 0
 
-    assert guarded(work, tmp_path) == 143
+    assert guarded(work, tmp_path) == REQUEUE == 75  # EX_TEMPFAIL
     assert capsys.readouterr().err == "Interrupted; give the same command again to go on.\n"
 
 

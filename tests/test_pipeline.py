@@ -12,7 +12,7 @@ import pytest
 from jaxchat import recipe
 from jaxchat.config import ConfigError, ImportedConfig, RunConfig
 from jaxchat.home import ArtifactError, read_json
-from jaxchat.pipeline import Context, Stage, read_done, run_stages, write_imported
+from jaxchat.pipeline import Context, Stage, input_hash, read_done, run_stages, write_imported
 from jaxchat.profiling.request import Request
 from jaxchat.stages import STAGES
 
@@ -168,6 +168,44 @@ def test_a_record_tells_settings_time_and_results(kitchen: Kitchen) -> None:
     assert record["settings"] == [3]
     assert record["results"] == {"artifact": "dough plain 3"}
     assert record["seconds"] >= 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "mesh.fsdp=2", "mesh.tensor=2", "mesh.host_devices=8", "base.micro_rows=2",
+        "mid.save_every=7", "sft.keep=3", "base.keep_every=5", "base.spike=3", "mid.rollbacks=2",
+        "rl.micro_rows=2", "compute.loss_chunk_rows=64", "hardware.devices=4",
+    ],
+)  # fmt: skip
+def test_how_a_stage_is_computed_and_saved_does_not_begin_it_anew(change: str) -> None:
+    assert changed(change) <= {"report"}
+
+
+@pytest.mark.parametrize(
+    ("change", "stages"),
+    [
+        ("base.batch_tokens=4096", {"base"}),
+        ("base.steps=7", {"base"}),
+        ("sft.lr_scale=0.5", {"rows", "sft"}),
+        ("rl.temperature=0.5", {"rl"}),
+        ("compute.fp8=true", {"base", "mid", "sft", "rl"}),
+        ("run.seed=1", {"tokenizer", "rows", "base", "mid", "sft", "rl", "eval"}),
+    ],
+)
+def test_what_a_stage_learns_begins_it_anew(change: str, stages: set[str]) -> None:
+    assert changed(change) == stages | {"report"}
+
+
+def changed(change: str) -> set[str]:
+    """The stages whose own settings another setting changes."""
+    tier = Path(__file__).parent.parent / "configs" / "tier_cpu.toml"
+    found = []
+    for overrides in ([], [change]):
+        context = Context(recipe.load(tier, overrides), Path())
+        context.done = {stage.name: {"results": {"artifact": "same"}} for stage in STAGES}
+        found.append({stage.name: input_hash(stage, context) for stage in STAGES})
+    return {name for name in found[0] if found[0][name] != found[1][name]}
 
 
 def test_a_stage_that_is_skipped_says_that_it_is_not_profiled(tmp_path: Path, capsys: Any) -> None:

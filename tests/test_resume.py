@@ -1,96 +1,131 @@
-"""A run killed with SIGKILL in every stage ends with the figures of one that was left alone."""
+"""A run killed wherever it hurts ends with the bits of one that was left alone."""
 
 from __future__ import annotations
 
-import json
 import random
 import signal
-import subprocess
-import sys
 import time
+from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval", "report")
-TRAINED = ("base", "mid", "sft", "rl")
-TINY = [
-    *("run.depth=2", "model.n_embd=32", "model.sequence_len=128", "tokenizer.vocab_size=400"),
-    *("data.max_chars=400000", "data.words=300", "eval.problems=4", "eval.max_new_tokens=16"),
-    *("eval.slots=8", "eval.reward_samples=2", "base.steps=14", "base.eval_rows=16"),
-    *("mid.conversations=200", "mid.steps=14", "mid.eval_rows=8"),
-    *("sft.conversations=100", "sft.steps=14", "sft.eval_rows=8"),
-    *("rl.steps=6", "rl.problems_per_step=2", "rl.samples_per_problem=4"),
-    *("rl.max_new_tokens=16", "rl.micro_rows=8", "rl.save_every=2"),
-    *("rl.eval_every=3", "rl.eval_problems=2", "rl.eval_samples=2"),
-    *(f"{stage}.save_every=4" for stage in ("base", "mid", "sft")),
-    *(f"{stage}.eval_every=7" for stage in ("base", "mid", "sft")),
-    *(f"{stage}.batch_tokens=512" for stage in ("base", "mid", "sft")),
-    *(f"{stage}.micro_rows=4" for stage in ("base", "mid", "sft")),
-]
+import hub_replica
+import pytest
+from crashes import SAVING, STAGES, Crashing, Death, Moment, assert_as_alone, draw_moments, warmed
+from hub_server import Fault
+from test_real_tier import SMALL
+
+SHRUNK = {
+    "run.depth": 2,
+    "model.n_embd": 32,
+    "model.sequence_len": 128,
+    "tokenizer.vocab_size": 400,
+    "data.max_chars": 400_000,
+    "data.words": 300,
+    "eval.problems": 4,
+    "eval.max_new_tokens": 16,
+    "eval.slots": 8,
+    "eval.reward_samples": 2,
+    "base.eval_rows": 16,
+    "mid.conversations": 200,
+    "sft.conversations": 100,
+    "rl.steps": 6,
+    "rl.problems_per_step": 2,
+    "rl.samples_per_problem": 4,
+    "rl.max_new_tokens": 16,
+    "rl.micro_rows": 8,
+    "rl.save_every": 2,
+    "rl.eval_every": 3,
+    "rl.eval_problems": 2,
+    "rl.eval_samples": 2,
+    **{
+        f"{stage}.{key}": value
+        for stage in ("base", "mid", "sft")
+        for key, value in {
+            "steps": 14, "save_every": 4, "eval_every": 7, "batch_tokens": 512, "micro_rows": 4,
+        }.items()
+    },
+}  # fmt: skip
+# One in every kind of work; two are a scheduler's notice, the others SIGKILL.
+MOMENTS = (
+    Moment("os.rename", "/runs/cpu/tokenizer/tokenizer.json", number=signal.SIGTERM),
+    Moment("os.rename", "/runs/cpu/rows/mid_train"),
+    Moment("os.mkdir", f"/runs/cpu/base/checkpoints/8{SAVING}", delay=0.02),
+    Moment("os.rename", f"/runs/cpu/mid/checkpoints/4{SAVING}/state"),
+    Moment("os.rename", "/runs/cpu/sft/model", number=signal.SIGUSR1),
+    Moment("open", "/runs/cpu/rl/metrics.jsonl", count=4),
+    Moment("os.rename", "/runs/cpu/eval/mid.json"),
+)
 
 
-def start(home: Path) -> subprocess.Popen[str]:
-    """The CPU tier, shrunk until it takes seconds."""
-    settings = [part for setting in TINY for part in ("--set", setting)]
-    command = [sys.executable, "run_speedrun.py", "--tier", "cpu", "--home", str(home), *settings]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def arguments(tier: str, settings: dict[str, object]) -> tuple[str, ...]:
+    return ("--tier", tier, *(f"--set={key}={value}" for key, value in settings.items()))
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    """Waits for a run to end well."""
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, f"the run failed:\n{output}"
+def test_a_run_killed_in_every_kind_of_work_ends_like_one_left_alone(tmp_path: Path) -> None:
+    alone = Crashing(tmp_path / "alone", "cpu", arguments("cpu", SHRUNK))
+    alone.finish()
+    killed = warmed(alone, tmp_path / "killed")
+    deaths = [killed.live(moment) for moment in MOMENTS]
+    met = [death for death in deaths if death is not None]
+    assert len(met) == len(MOMENTS), f"it was killed only at {met}"
+    assert [death.stage for death in met] == [
+        "tokenizer",
+        "rows",
+        "base",
+        "mid",
+        "sft",
+        "rl",
+        "eval",
+    ]
+    assert met[2].saving
+    killed.finish()
+    assert_as_alone(killed, alone, met)
+    told = killed.finish()
+    assert told.count("complete, skipped") == len(STAGES), f"a stage ran again:\n{told}"
 
 
-def kill_inside(home: Path, stage: str, rng: random.Random) -> bool:
-    """Starts the run and kills it with SIGKILL inside `stage`; False if that ended too early."""
-    run = home / "runs" / "cpu"
-    process = start(home)
-    steps = rng.randint(1, 5) if stage in TRAINED else 0
-    try:
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline and process.poll() is None:
-            if (run / stage / "done.json").exists():
-                return False
-            if (run / stage / "begun.json").exists() and steps_of(run / stage) >= steps:
-                time.sleep(0 if stage in TRAINED else rng.uniform(0, 0.1))
-                return not (run / stage / "done.json").exists()
-            time.sleep(0.002)
-        raise AssertionError(f"{stage} was never reached: {process.communicate()[0]}")
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-
-
-def steps_of(folder: Path) -> int:
-    """Training steps that metrics.jsonl tells of."""
-    log = folder / "metrics.jsonl"
-    return log.read_text().count('"loss"') if log.exists() else 0
-
-
-def figures(home: Path) -> dict[str, object]:
-    """All results of all stages: hashes of artefacts, losses, scores, samples; no times."""
-    run = home / "runs" / "cpu"
-    return {s: json.loads((run / s / "done.json").read_text())["results"] for s in STAGES}
-
-
-def test_a_run_killed_in_every_stage_ends_with_the_figures_of_one_left_alone(
-    tmp_path: Path,
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0])
+def test_a_run_killed_at_50_random_moments_ends_like_one_left_alone(
+    tmp_path: Path, seed: int
 ) -> None:
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    finish(start(alone))
-    rng = random.Random(0)
-    inside = [stage for stage in STAGES[:-1] if kill_inside(killed, stage, rng)]
-    # The shortest stages can end between two looks; training cannot.
-    assert set(TRAINED) <= set(inside), f"killed only inside {inside}"
-    finish(start(killed))
-    expected, found = figures(alone), figures(killed)
-    for stage in STAGES:
-        assert found[stage] == expected[stage], f"{stage} differs after being killed in {inside}"
-    assert not list(killed.rglob(".*.tmp")), "temporary files were left behind"
-
-    again = start(killed)
-    output, _ = again.communicate(timeout=120)
-    assert output.count("complete, skipped") == len(STAGES), f"a stage ran again:\n{output}"
+    """Over the replica of the hub. A run that ends before 50 is compared, and another begun."""
+    rng = random.Random(seed)
+    hub_replica.build(tmp_path / "replica")
+    with hub_replica.served(tmp_path / "replica") as hub:
+        # a file takes long enough to be killed in
+        for path in [name for repo in hub.repos.values() for name in repo.files]:
+            hub.fail(path, *[Fault(pause=0.03)] * 1_000)
+        alone = Crashing(
+            tmp_path / "alone", "100", arguments("100", SMALL), {"HF_ENDPOINT": hub.url}
+        )
+        events = alone.events()
+        began = time.monotonic()
+        again = warmed(alone, tmp_path / "again")
+        again.finish()
+        lasted = time.monotonic() - began
+        assert_as_alone(again, alone, [])
+        moments: list[Moment] = []
+        deaths: list[Death] = []
+        homes = 0
+        print(f"seed {seed}; a run of warm programs takes {lasted:.0f} s", flush=True)
+        while len(deaths) < 50:
+            homes += 1
+            killed = warmed(alone, tmp_path / f"killed_{homes}")
+            before, death = len(deaths), None
+            while len(deaths) < 50:
+                moments = moments or draw_moments(events, rng)
+                # where the run is past that moment, it dies some time later
+                death = killed.live(moments.pop(0), Moment("start", delay=rng.uniform(2, lasted)))
+                print(f"{len(deaths)}, home {homes}: {death}", flush=True)
+                if death is None:
+                    break
+                deaths.append(death)
+            killed.finish()
+            assert_as_alone(killed, alone, deaths[before:])
+        print(f"{len(deaths)} kills in {homes} homes:", Counter(d.stage for d in deaths))
+        for what in ("saving", "downloading", "renaming"):
+            count = sum(getattr(death, what) for death in deaths)
+            print(f"{what}: {count}")
+            assert count >= 2, f"seed {seed} met no moment amid {what}"
+        assert {"base", "mid", "sft", "rl", "eval"} <= {death.stage for death in deaths}

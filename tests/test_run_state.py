@@ -154,3 +154,16 @@ def test_a_smoothed_point_is_the_mean_of_the_last_ones():
     points = [(1.0, 4.0), (2.0, 2.0), (3.0, 0.0)]
     assert watch.smoothed(points, 2) == [(1.0, 4.0), (2.0, 3.0), (3.0, 1.0)]
     assert watch.smoothed(points, 1) == points
+
+
+def test_a_clock_that_was_put_back_makes_no_age_negative(root, capsys):
+    """What was written before has dates in the future."""
+    interrupt(root / "runs" / "tiny", training(40, 100))
+    ahead = time.time() + 86_400
+    for file in (root / "runs" / "tiny").rglob("*"):
+        os.utime(file, (ahead, ahead))
+    assert main(["runs", "--home", str(root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["age_seconds"] == 0
+    assert main(["runs", "--home", str(root)]) == 0
+    assert capsys.readouterr().out.split()[-1] == "0s"
+    assert "last written 0s ago" in shown(read_state(root / "runs" / "tiny"))

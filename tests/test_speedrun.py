@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from disk import remount
 
-from jaxchat import config, runs
+from jaxchat import cli, config, runs
 from jaxchat.stages import STAGES
+from jaxchat.stopping import REQUEUE
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "run_speedrun.py"
@@ -44,6 +46,13 @@ def test_nothing_heavy_is_imported_before_it_is_needed(arguments):
 
 def test_the_table_of_contents_is_the_pipeline(script):
     assert list(script.STAGES) == [stage.name for stage in STAGES] == list(config.STAGES)
+
+
+def test_help_tells_the_code_that_a_scheduler_is_to_requeue(script, capsys):
+    for program in (script.main, cli.main):
+        with pytest.raises(SystemExit):
+            program(["--help"])
+        assert f"  {REQUEUE}   stopped by SIGTERM or SIGUSR1" in capsys.readouterr().out
 
 
 def test_every_config_is_a_tier_and_can_be_planned(script, capsys):
@@ -115,16 +124,13 @@ def test_a_home_that_cannot_be_written_is_said_at_once(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 kB; skips where it cannot be mounted."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place]
-    if sys.platform != "linux" or os.getuid() or subprocess.run(command, check=False).returncode:
-        pytest.skip("only root may mount the small file system that this test fills")
-    yield place
-    subprocess.run(["umount", place], check=True)
+def test_a_home_that_may_only_be_read_is_said_at_once(small_disk):
+    remount(small_disk, "ro")
+    done = speedrun("--tier", "cpu", "--home", small_disk / "home")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"jaxchat: {small_disk / 'home'} cannot be used (Read-only file")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_artefact(small_disk):

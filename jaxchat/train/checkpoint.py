@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,7 +45,17 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.close()
+        with self._in_time():
+            self._manager.close()
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Raises OSError with the folder's name where Orbax has waited in vain."""
+        try:
+            yield
+        except TimeoutError as error:  # after five minutes by the clock on the wall
+            reason = "a save did not end in time: the disk hangs, or the clock was put forward"
+            raise OSError(errno.ETIMEDOUT, reason, str(self.folder)) from error
 
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint."""
@@ -54,16 +66,18 @@ class Checkpoints:
         """Starts saving; the arrays are copied first, so they may be donated afterwards."""
         # Orbax does not notice every damaged file when it restores: the fingerprint does.
         told = {"format": FORMAT, "step": step, "fingerprint": fingerprint(state), **meta}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(told)
-            ),
-        )
+        with self._in_time():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(told)
+                ),
+            )
 
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
+        with self._in_time():
+            self._manager.wait_until_finished()
 
     def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """State and meta of the newest checkpoint that can be read; None where there is none.

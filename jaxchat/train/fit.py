@@ -6,13 +6,10 @@ in the newest checkpoint, and the data of a step depends on nothing but the step
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -38,6 +35,8 @@ from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards, put_batch, row_share
+from jaxchat.stopping import Interrupted, stop_requests
+from jaxchat.train.agreement import Agreement
 from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.compute import choose_compute
 from jaxchat.train.divergence import DivergenceError, Judge, data_index, write_batch
@@ -78,32 +77,6 @@ class FitResult:
     seconds: float  # of training, over all sessions that were interrupted
 
 
-class Interrupted(Exception):
-    """The process was asked to stop; what was done is saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], int]]:
-    """While open, SIGTERM and SIGINT only set what the yielded function returns (0: go on)."""
-    received = 0
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        del frame
-        received = number
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 def plan_batch(train: TrainConfig, row_tokens: int, shards: int) -> tuple[int, int]:
     """(A, rows): A micro-batches of `rows` rows over all shards make one step.
 
@@ -139,9 +112,10 @@ def count_steps(train: TrainConfig, rows: RowSource | ShardedRows) -> int:
 def fit(job: Job, params: Any) -> FitResult:
     """Trains `params` for the job's steps, from its newest checkpoint when there is one.
 
-    Raises Interrupted after saving when SIGTERM or SIGINT comes, OutOfMemory, with the micro_rows
-    that would fit, where a device cannot hold a step, FloatingPointError where the loss diverges
-    (see `divergence`), and ArtifactError for held-out rows in which nothing is predicted.
+    Raises Interrupted after saving when SIGTERM, SIGUSR1 or SIGINT comes (to any of several
+    processes: all stop at the same step), OutOfMemory, with the micro_rows that would fit, where a
+    device cannot hold a step, FloatingPointError where the loss diverges (see `divergence`), and
+    ArtifactError for held-out rows in which nothing is predicted.
     """
     time_axis = job.rows.manifest.row_tokens - 1
     accumulation, micro = plan_batch(job.train, time_axis, batch_shards(job.mesh))
@@ -183,14 +157,24 @@ def _fit(job: Job, params: Any) -> FitResult:
         return init_state(jax.tree.map(jnp.copy, params), optimizer, job.mesh)
 
     kept = Checkpoints(job.folder / "checkpoints", job.train.keep, job.train.keep_every)
-    with kept as checkpoints, stop_requests() as stop:
+    with kept as checkpoints, stop_requests() as request:
+        several = jax.process_count() > 1
+        stop = Agreement(job.mesh, request) if several else request
+        # One of several that did not wait for its data would leave the others waiting for it.
+        give_up = (lambda: 0) if several else request
         skipped: frozenset[int] = frozenset()
         while True:
             loop, state = _resumed(job, checkpoints, begin(), steps, skipped)
             try:
                 with recorded(step_fn, job.profile, loop.done) as run_step:
-                    state = loop.run(run_step, state, batch_of, evaluate, checkpoints, stop)
-                return loop.result(state.params, evaluate)
+                    state = loop.run(
+                        run_step, state, batch_of, evaluate, checkpoints, stop, give_up
+                    )
+                result = loop.result(state.params, evaluate)
+                stop()  # of several processes, the next call tells what they were told at this one
+                if asked := stop():  # after the last step, which is saved
+                    raise Interrupted(asked)
+                return result
             except DivergenceError as error:
                 skipped = _without(job, loop.skipped, error, batches)
                 checkpoints.wait()
@@ -272,8 +256,12 @@ class _Loop:
         evaluate: Callable[[TrainState], float],
         checkpoints: Checkpoints,
         stop: Callable[[], int],
+        give_up: Callable[[], int],
     ) -> TrainState:
-        """Trains to the end. Raises Interrupted, after saving, when it was asked to stop."""
+        """Trains to the end. Raises Interrupted, after saving, when it was asked to stop.
+
+        `stop` is asked once a step, `give_up` while there is no data.
+        """
         train, skipped = self.job.train, self.skipped
 
         def save() -> None:
@@ -286,8 +274,8 @@ class _Loop:
         def batch_of_step(step: int) -> Any:
             return batch_of(data_index(step, skipped))
 
-        left = range(self.done, self.steps)
-        with self.progress, prefetched(batch_of_step, left, give_up=stop) as ahead:
+        left, asked = range(self.done, self.steps), 0
+        with self.progress, prefetched(batch_of_step, left, give_up=give_up) as ahead:
             try:
                 for batch in ahead:
                     state, metrics = run_step(state, batch)
@@ -297,15 +285,16 @@ class _Loop:
                         self.evaluated(self.done, evaluate(state))
                     if self.done % train.save_every == 0 or self.done == self.steps:
                         save()
-                    if stop():
+                    if asked := stop():
                         break
             except ArtifactError:  # there is no more data, but what was learned from it is kept
                 save()
-                raise
+                if not give_up():  # else a scheduler has stopped what prepares it, too
+                    raise
             if self.done < self.steps:  # asked to stop, perhaps while it waited for data
                 save()
                 checkpoints.wait()
-                raise Interrupted(stop())
+                raise Interrupted(asked or give_up())
         self.flush()
         return state
 

@@ -40,12 +40,12 @@ from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards, put_batch
+from jaxchat.stopping import Interrupted, stop_requests
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.compute import choose_compute
 from jaxchat.train.exhausted import explained, step_of
-from jaxchat.train.fit import Interrupted, stop_requests
 from jaxchat.train.metrics import MetricsLog
 from jaxchat.train.rollouts import (
     Rollouts,
@@ -91,9 +91,9 @@ class RLResult:
 def train_rl(job: RLJob, params: Any) -> RLResult:
     """Trains `params` on rewards, from the newest checkpoint when there is one.
 
-    Raises Interrupted after saving when SIGTERM or SIGINT comes, OutOfMemory, with the micro_rows
-    that would fit, where a device cannot hold a step, and FloatingPointError for a loss that is no
-    number.
+    Raises Interrupted after saving when SIGTERM, SIGUSR1 or SIGINT comes, OutOfMemory, with the
+    micro_rows that would fit, where a device cannot hold a step, and FloatingPointError for a loss
+    that is no number.
     """
     config = job.config
     optimizer = make_optimizer(
@@ -116,26 +116,33 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
         )
         progress = Progress("rl", config.steps, "step", start)
         with progress, recorded(step_fn, job.profile, start) as run_step:
+            saved = start
             for step in range(start, config.steps):
                 give_weights(job.engine, state)
-                if config.eval_every and step % config.eval_every == 0:
-                    log.write({"step": step, **session.evaluate("first" if not step else "last")})
-                rollouts = sample_rollouts(
-                    job.engine, job.tokenizer, job.task, config, seed=job.seed, step=step
-                )
+                try:
+                    with stop.at_once():  # a step's samples depend on nothing but the state
+                        if config.eval_every and step % config.eval_every == 0:
+                            when = "last" if step else "first"
+                            log.write({"step": step, **session.evaluate(when)})
+                        rollouts = sample_rollouts(
+                            job.engine, job.tokenizer, job.task, config, seed=job.seed, step=step
+                        )
+                except Interrupted:
+                    if step > saved:
+                        checkpoints.save(step, state, session.meta())
+                    checkpoints.wait()
+                    raise
                 state, trained = _train(job, run_step, state, rollouts)
                 log.write({"step": step, **session.record(figures(rollouts), trained)})
                 progress.update(step + 1, session.note)
                 done = step + 1
-                stopping = stop()  # once: a signal between two looks would stop without saving
-                if done % config.save_every == 0 or done == config.steps or stopping:
+                if done % config.save_every == 0 or done == config.steps:
                     checkpoints.save(done, state, session.meta())
-                if stopping and done < config.steps:
-                    checkpoints.wait()
-                    raise Interrupted(stopping)
-        if config.eval_every:
-            give_weights(job.engine, state)
-            log.write({"step": config.steps, **session.evaluate("last")})
+                    saved = done
+        with stop.at_once():
+            if config.eval_every:
+                give_weights(job.engine, state)
+                log.write({"step": config.steps, **session.evaluate("last")})
     return session.result(state.params)
 
 

@@ -5,7 +5,9 @@ processes with four devices each that train together through `jax.distributed`.
 """
 
 import json
+import os
 import shutil
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from tiny_training import (
     CLASSIC_OPTIM,
     MODERN,
     MODERN_OPTIM,
+    TOKENIZER,
     TRAIN,
     T,
     random_params,
@@ -27,9 +30,11 @@ from tiny_training import (
 )
 
 from jaxchat.config import MeshConfig
+from jaxchat.data.rows import RowSource
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.sharding import make_mesh, put_batch
-from jaxchat.train.checkpoint import fingerprint
+from jaxchat.stopping import Interrupted
+from jaxchat.train.checkpoint import Checkpoints, fingerprint
 from jaxchat.train.fit import FitResult, fit
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.step import TrainState, init_state, make_train_step
@@ -86,13 +91,25 @@ def told(folder: Path, result: FitResult) -> dict[str, Any]:
     }
 
 
+class Stopping(RowSource):
+    """Rows of which one process reads some, and is then asked to stop."""
+
+    reads = 0
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        Stopping.reads += 1
+        if Stopping.reads == 20:  # four a step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(index)
+
+
 def fit_on_one_device(folder: Path) -> dict[str, Any]:
     """The rows are left in the folder, for the two processes."""
     return told(folder, fit(tiny_job(folder), random_params(CLASSIC)))
 
 
 def main(folder: Path, port: str, process: int, shape: list[int]) -> None:
-    """Trains, forgets the last checkpoint, trains again; writes what it saw."""
+    """Trains, forgets the last checkpoint, trains again, is stopped, goes on; tells what it saw."""
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
@@ -104,7 +121,19 @@ def main(folder: Path, port: str, process: int, shape: list[int]) -> None:
         shutil.rmtree(job.folder / "checkpoints" / str(TRAIN.steps))
     multihost_utils.sync_global_devices("forgotten")
     resumed = told(folder / "two", fit(job, random_params(CLASSIC, seed=1)))
-    (folder / f"told_{process}.json").write_text(json.dumps([whole, resumed]))
+    stopped = replace(job, folder=folder / "stopped" / "stage")
+    if process == 1:  # the other learns of it from this one
+        stopped = replace(stopped, rows=Stopping(folder / "rows", TOKENIZER))
+    try:
+        fit(stopped, random_params(CLASSIC))
+        raise AssertionError("it was not stopped")
+    except Interrupted as error:
+        code = error.exit_code
+    with Checkpoints(stopped.folder / "checkpoints") as checkpoints:
+        at = checkpoints.latest()
+    gone_on = told(folder / "stopped", fit(replace(stopped, rows=job.rows), random_params(CLASSIC)))
+    answer = [whole, resumed, {"code": code, "at": at}, gone_on]
+    (folder / f"told_{process}.json").write_text(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The training loop: killed or asked to stop, it ends as if nothing had happened."""
 
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import tiny_training
 from tiny_training import CLASSIC, TRAIN, VOCAB, T, random_params, tiny_job
 
+import jaxchat.train.fit as fit_module
 from jaxchat.config import ConfigError, MeshConfig, TrainConfig
 from jaxchat.data.prefetch import AHEAD
 from jaxchat.data.rows import RowSource, training_batches
@@ -24,15 +26,14 @@ from jaxchat.profiling.capture import Capture
 from jaxchat.profiling.request import parse
 from jaxchat.profiling.summary import read_profile
 from jaxchat.sharding import make_mesh
+from jaxchat.stopping import Interrupted, stop_requests
 from jaxchat.train.checkpoint import Checkpoints, hash_params
 from jaxchat.train.fit import (
     FitResult,
-    Interrupted,
     Job,
     count_steps,
     fit,
     plan_batch,
-    stop_requests,
 )
 from jaxchat.train.metrics import read_metrics
 
@@ -130,14 +131,16 @@ def stopping_at(step: int, number: int = signal.SIGTERM) -> type[RowSource]:
     return Stopping
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
 def test_a_run_asked_to_stop_saves_and_goes_on_later(
-    tmp_path: Path, whole: Any, number: signal.Signals
+    tmp_path: Path, whole: Any, number: signal.Signals, code: int
 ) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=number.name) as caught:
         fit(tiny_job(tmp_path, rows=stopping_at(6, number)), random_params(CLASSIC))
-    assert caught.value.exit_code == 128 + number
+    assert caught.value.exit_code == code
     assert signal.getsignal(number) is before, "the signal is not handled as it was"
 
     job = tiny_job(tmp_path)
@@ -145,6 +148,43 @@ def test_a_run_asked_to_stop_saves_and_goes_on_later(
         saved = checkpoints.latest()
     assert saved in range(3, 8), "the step that was under way was not saved"
     assert [r["step"] for r in records(job) if "loss" in r] == list(range(saved))
+    assert_same_run(job, fit(job, random_params(CLASSIC)), whole)
+
+
+def test_a_run_asked_to_stop_after_its_last_step_stops_there(tmp_path: Path, whole: Any) -> None:
+    """A signal that comes while the last evaluation runs must not be lost."""
+    read = fit_module.read_metrics
+
+    def stopped(path: Path) -> list[dict[str, Any]]:
+        found = read(path)
+        if any(record.get("step") == TRAIN.steps - 1 for record in found):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module, "read_metrics", stopped)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            fit(tiny_job(tmp_path), random_params(CLASSIC))
+    job = tiny_job(tmp_path)
+    assert_same_run(job, fit(job, random_params(CLASSIC, seed=9)), whole)
+
+
+def test_what_prepares_the_data_may_be_stopped_with_the_run(tmp_path: Path, whole: Any) -> None:
+    """A scheduler's signal goes to all processes: its sentence is not the other's error."""
+
+    class Ending(RowSource):
+        reads = 0
+
+        def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+            Ending.reads += 1
+            if Ending.reads > 7 * 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise ArtifactError("the process that prepares it ended with 75.")
+            return super().__getitem__(index)
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        fit(tiny_job(tmp_path, rows=Ending), random_params(CLASSIC))
+    job = tiny_job(tmp_path)
     assert_same_run(job, fit(job, random_params(CLASSIC)), whole)
 
 
@@ -201,13 +241,46 @@ def test_a_profile_of_some_steps_changes_nothing(tmp_path: Path, whole: Any) -> 
     assert len(read_profile(tmp_path / "profile").breakdown.steps) == 3
 
 
-def test_several_devices_give_the_losses_of_one(tmp_path: Path, whole: Any) -> None:
-    _, metrics = whole
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    job = tiny_job(tmp_path, mesh=mesh, train=replace(TRAIN, micro_rows=1, steps=12))
-    fit(job, random_params(CLASSIC))
-    for got, want in zip(records(job), metrics, strict=True):
+def test_a_run_moved_from_mesh_to_mesh_has_the_losses_of_one_device(
+    tmp_path: Path, whole: Any
+) -> None:
+    class Ending(RowSource):
+        left = 0
+
+        def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+            Ending.left -= 1
+            if Ending.left < 0:
+                raise ArtifactError("the machine is given back.")
+            return super().__getitem__(index)
+
+    def go_on(shape: tuple[int, int, int], steps: int) -> Job:
+        """Trains so many steps on a mesh, or to the end."""
+        Ending.left = steps * 8
+        mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
+        train = replace(TRAIN, micro_rows=1, save_every=100)
+        job = tiny_job(tmp_path, rows=Ending, mesh=mesh, train=train)
+        if steps < TRAIN.steps:
+            with pytest.raises(ArtifactError, match="given back"):
+                fit(job, random_params(CLASSIC))
+        else:
+            # other parameters, to show that what was learned comes with it
+            fit(job, random_params(CLASSIC, seed=9))
+        return job
+
+    go_on((8, 1, 1), 4)
+    go_on((2, 2, 2), 3)
+    job = go_on((1, 1, 1), 12)
+    for got, want in zip(records(job), whole[1], strict=True):
         assert got == pytest.approx(want, rel=1e-4)
+
+
+def test_another_seed_gives_another_run(tmp_path: Path, whole: Any) -> None:
+    job = tiny_job(tmp_path, seed=2)
+    fit(job, random_params(CLASSIC))
+    losses, others = (
+        [r["loss"] for r in found if "loss" in r] for found in (records(job), whole[1])
+    )
+    assert not set(losses) & set(others)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path: Path) -> None:

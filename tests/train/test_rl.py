@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +24,7 @@ from jaxchat.infer.engine import Engine
 from jaxchat.model import gpt
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.sharding import make_mesh, put_batch
+from jaxchat.stopping import Interrupted
 from jaxchat.tasks import Problem
 from jaxchat.tasks.base import Split, say
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -180,6 +183,38 @@ def test_the_engine_keeps_its_weights_when_a_step_donates_the_state(tmp_path: Pa
     step(state, put_batch(job.mesh, batch))
     assert all(x.is_deleted() for x in jax.tree.leaves(old)), "the step donated nothing"
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(job.engine.params))
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_run_asked_to_stop_does_not_sample_to_the_end_and_saves(
+    tmp_path: Path, alone: tuple[RLJob, RLResult]
+) -> None:
+    class Stopped(Engine):
+        """Gets the signal in the third dispatch of step 5."""
+
+        given, dispatches = -2, 0  # -1 is given by the constructor
+
+        def set_params(self, params: Any) -> None:
+            super().set_params(params)
+            self.given, self.dispatches = self.given + 1, 0
+
+        def step(self) -> bool:
+            self.dispatches += 1
+            if (self.given, self.dispatches) == (5, 3):
+                os.kill(os.getpid(), signal.SIGUSR1)
+                raise AssertionError("it went on sampling")
+            return super().step()
+
+    engine = make_engine(lively_params(), kind=Stopped)
+    with pytest.raises(Interrupted, match="SIGUSR1") as caught:
+        train_rl(replace(tiny_job(tmp_path), engine=engine), lively_params())
+    assert caught.value.exit_code == 75
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 5, "save_every is 2, so step 5 was saved for the signal"
+    result = train_rl(tiny_job(tmp_path), lively_params())
+    assert result.rewards == alone[1].rewards
+    assert result.pass_rates == alone[1].pass_rates
+    assert hash_params(result.params) == hash_params(alone[1].params)
 
 
 @pytest.mark.slow
