@@ -37,7 +37,7 @@ SETTINGS = {
     "eval": ("eval",),
 }
 NOT_RUN = "not run yet"
-_TOLD_ELSEWHERE = {"artifact", "models", "sources", "splits", "compression"}
+_TOLD_ELSEWHERE = {"artifact", "parts", "models", "sources", "splits", "compression"}
 CONFIGS = machine.CHECKOUT / "configs"
 
 Done = Mapping[str, Mapping[str, Any]]
