@@ -92,14 +92,7 @@ def run(command: Command, home: Path) -> int:
             return int(error.code or 0)
 
 
-def is_slow(name: str) -> bool:
-    return name not in ("README.md", "docs/faq.md", "docs/recipes.md")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow) if is_slow(n) else n for n in NAMES if COMMANDS[n]],
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if COMMANDS[name]])
 def test_commands_run(name, tiny, tmp_path, monkeypatch, capsys):
     home = tmp_path / "home"
     shutil.copytree(tiny[0], home)
