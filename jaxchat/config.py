@@ -176,6 +176,7 @@ class DataConfig:
     shards: int = 0  # of a source of shards, beside the one held out; 0: all
     folder: str = ""  # of the user's own text, with source = "folder"
     words: int = 6_000  # words of the text that the spelling problems draw from
+    persona: str = ""  # a TOML file that says who the model is (`tasks.persona`); "": jaxchat
 
     def __post_init__(self) -> None:
         _one_of("data", self, "source", TEXT_SOURCES)

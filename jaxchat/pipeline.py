@@ -30,8 +30,10 @@ class Stage:
     """A row in the table of contents.
 
     `run(context)` makes the artefact in `context.folder(name)` and returns its results, a JSON
-    object whose `artifact` is a hash of what was made. `settings(config)` are the parts of the
-    configuration it depends on, `after` the stages whose artefacts it reads.
+    object whose `artifact` is a hash of what was made; `parts` may name hashes of parts of it.
+    `settings(config)` are the parts of the configuration it depends on, `after` the stages whose
+    artefacts it reads: `rows:text` is of `rows` only the part `text`. `outdated(context)` says of
+    a complete stage whether what it read outside the run has changed since.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Stage:
     run: Callable[[Context], dict[str, Any]]
     settings: Callable[[RunConfig], tuple[object, ...]]
     after: tuple[str, ...] = ()
+    outdated: Callable[[Context], bool] = lambda context: False
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,21 @@ def done_file(root: Path, stage: str) -> Path:
 
 def needs(stage: Stage, config: RunConfig) -> tuple[str, ...]:
     """The stages whose artefacts a stage reads in a run; those before an imported one are not."""
+    return tuple(dict.fromkeys(need.partition(":")[0] for need in _needs(stage, config)))
+
+
+def _needs(stage: Stage, config: RunConfig) -> list[str]:
+    """Likewise, as `after` has them: artefacts, or parts of them."""
     if config.imported.brings(stage.name):
-        return ()
-    return tuple(name for name in stage.after if not config.imported.leaves_out(name))
+        return []
+    return [n for n in stage.after if not config.imported.leaves_out(n.partition(":")[0])]
+
+
+def _artifact(need: str, context: Context) -> str:
+    """The hash of an artefact or of a part; of a stage that tells no such part, of all of it."""
+    name, _, part = need.partition(":")
+    made = context.done[name]["results"]
+    return str(made.get("parts", {}).get(part, made["artifact"]))
 
 
 def imported_hash(stage: str, config: RunConfig) -> str:
@@ -112,9 +127,7 @@ def input_hash(stage: Stage, context: Context) -> str:
     if context.config.imported.brings(stage.name):
         return imported_hash(stage.name, context.config)
     settings = [_as_text(part) for part in stage.settings(context.config)]
-    artifacts = [
-        str(context.done[name]["results"]["artifact"]) for name in needs(stage, context.config)
-    ]
+    artifacts = [_artifact(need, context) for need in _needs(stage, context.config)]
     return sha256_text(FORMAT, stage.name, *settings, *artifacts)
 
 
@@ -188,7 +201,7 @@ def run_stages(
                 f"settings in {context.root}; run without --stages, or name them too."
             )
         inputs = input_hash(stage, context)
-        if record is not None and record["inputs"] == inputs:
+        if record is not None and record["inputs"] == inputs and not stage.outdated(context):
             context.done[stage.name] = record
             nothing = f"; not profiled (do it again with --force {stage.name})"
             asked = for_stage(context.profiles, stage.name) is not None

@@ -134,7 +134,8 @@ def run_rows(context: Context) -> dict[str, Any]:
     else:
         context.close()  # nobody reads further shards
     digest = text_rows.text_hash(read, tokenizer, config.model.sequence_len + 1)
-    return {**told, **chat, "artifact": sha256_text(digest, chat["artifact"])}
+    parts = {"text": digest, **chat.pop("parts")}
+    return {**told, **chat, "parts": parts, "artifact": sha256_text(*parts.values())}
 
 
 def text_counts(rows: int, model: ModelConfig) -> dict[str, Any]:
@@ -330,10 +331,11 @@ STAGES = (
     Stage(
         "data", "text", run_data,
         lambda c: (c.data, c.tokenizer.max_chars, c.model.sequence_len, inputs.chat_names(c)),
+        outdated=lambda c: inputs.own_files_changed(c.config, c.folder("data")),
     ),
     Stage(
         "tokenizer", "tokenizer", run_tokenizer,
-        lambda c: (c.tokenizer, learned(c.mid), c.seed), ("data",),
+        lambda c: (c.tokenizer, prepare.spoken(c.mid), c.seed), ("data:text",),
     ),
     Stage(
         "rows", "tokenized rows", run_rows,
@@ -343,15 +345,17 @@ STAGES = (
     Stage(
         "base", "base model", run_base,
         lambda c: (c.model, c.optim, learned(c.base), c.compute.fp8, c.seed),
-        ("rows", "tokenizer"),
+        ("rows:text", "tokenizer"),
     ),
     Stage(
         "mid", "midtraining", run_mid,
-        lambda c: (c.optim, learned(c.mid), c.compute.fp8, c.seed), ("base", "rows", "tokenizer"),
+        lambda c: (c.optim, learned(c.mid), c.compute.fp8, c.seed),
+        ("base", "rows:mid", "tokenizer"),
     ),
     Stage(
         "sft", "supervised fine-tuning", run_sft,
-        lambda c: (c.optim, learned(c.sft), c.compute.fp8, c.seed), ("mid", "rows", "tokenizer"),
+        lambda c: (c.optim, learned(c.sft), c.compute.fp8, c.seed),
+        ("mid", "rows:sft", "tokenizer"),
     ),
     Stage(
         "rl", "reinforcement learning", run_rl,
@@ -361,7 +365,7 @@ STAGES = (
     Stage(
         "eval", "evaluation", run_eval,
         lambda c: (c.eval, c.seed, c.base.eval_rows, c.rl.task),
-        (*MODELS, "rows", "data", "tokenizer"),
+        (*MODELS, "rows:text", "data", "tokenizer"),
     ),
     Stage("report", "report", run_report, lambda c: (c,), ("eval",)),
 )  # fmt: skip

@@ -127,6 +127,63 @@ def test_a_forced_stage_killed_while_its_folder_is_deleted_is_not_complete(
     assert sorted(path.name for path in kitchen.root.iterdir()) == ["bread", "dough"]
 
 
+def test_a_stage_that_reads_a_part_is_done_again_only_when_that_part_is_another(
+    tmp_path: Path,
+) -> None:
+    made = {"flour": "1", "salt": "1"}
+    ran: list[str] = []
+
+    def make(name: str) -> Any:
+        return lambda context: ran.append(name) or {"artifact": str(made), "parts": dict(made)}
+
+    stages = (
+        Stage("shop", "shop", make("shop"), lambda c: ()),
+        Stage("bread", "bread", make("bread"), lambda c: (), ("shop:flour",)),
+        Stage("soup", "soup", make("soup"), lambda c: (), ("shop:salt",)),
+        Stage("meal", "meal", make("meal"), lambda c: (), ("shop",)),
+    )
+    run_stages(stages, Context(config(), tmp_path))
+    ran.clear()
+    made["salt"] = "2"
+    run_stages(stages, Context(config(), tmp_path), force=["shop"])
+    assert ran == ["shop", "soup", "meal"]
+
+
+def test_the_base_model_does_not_depend_on_conversations(tmp_path: Path) -> None:
+    """What takes hours is not done again for a line in a file of one's own talks."""
+    ran: list[str] = []
+    talks = "1"
+
+    def make(name: str) -> Any:
+        def run(context: Context) -> dict[str, Any]:
+            ran.append(name)
+            parts = {"text": "1", "mid": "1", "sft": talks}
+            read = name in ("data", "rows", "sft", "rl")
+            return {"artifact": talks if read else name, "parts": parts}
+
+        return run
+
+    stages = [dataclasses.replace(one, run=make(one.name)) for one in STAGES]
+    stages[0] = dataclasses.replace(stages[0], outdated=lambda context: talks == "2")
+    run_stages(stages, Context(config(), tmp_path))
+    ran.clear()
+    talks = "2"
+    run_stages(stages, Context(config(), tmp_path))
+    assert ran == ["data", "rows", "sft", "rl", "eval"]
+
+
+def test_a_run_opened_later_depends_on_the_same_as_when_it_ran(tmp_path: Path) -> None:
+    """Its configuration comes from JSON then, with its keys in another order."""
+    mixture = {"spelling": 1.0, "identity": 2.0}
+    run = {"run": {"name": "x", "depth": 2}, "mid": {"mixture": mixture, "conversations": 9}}
+    ran = recipe.from_document(run, "test")
+    for stage in STAGES[:-1]:
+        contexts = [Context(one, tmp_path) for one in (ran, recipe.from_json(recipe.to_json(ran)))]
+        for context in contexts:
+            context.done = {one.name: {"results": {"artifact": "x"}} for one in STAGES}
+        assert input_hash(stage, contexts[0]) == input_hash(stage, contexts[1]), stage.name
+
+
 def test_only_some_stages(kitchen: Kitchen) -> None:
     assert kitchen.run(only=["dough"]) == ["dough"]
     assert kitchen.run(only=["bread"]) == ["bread"]

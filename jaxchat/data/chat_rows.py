@@ -46,15 +46,17 @@ def build_chat_rows(
 ) -> dict[str, Any]:
     """Rows of conversations for midtraining and SFT, to train on and held out, in `folder`.
 
-    `text` is what a stage's `text_share` is taken from.
+    `text` is what a stage's `text_share` is taken from. The result has a hash of each stage's rows
+    in `parts`.
     """
     results: dict[str, Any] = {}
-    digests: list[str] = []
+    parts: dict[str, str] = {}
     stages = {"mid": config.mid, "sft": config.sft}
     for stage, train in stages.items():
         if not config.imported.trains(stage):
             continue
         tasks = run_tasks(train.mixture, config.seed, inputs, tokenizer)
+        digests: list[str] = []
         for split in SPLITS:
             target = folder / f"{stage}_{FOLDERS[split]}"
             if train.epochs:
@@ -76,7 +78,8 @@ def build_chat_rows(
                 "tokens": manifest.rows * manifest.row_tokens,
                 "trained_tokens": manifest.trained_tokens,
             }
-    return {"artifact": sha256_text(*digests), **results}
+        parts[stage] = sha256_text(*digests)
+    return {"artifact": sha256_text(*parts.values()), "parts": parts, **results}
 
 
 def _packed(

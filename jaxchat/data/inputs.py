@@ -6,9 +6,10 @@ dataset of conversations by split, and words of the text for the tasks on words.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from jaxchat.home import ArtifactError, read_json, sha256_file, sha256_text, wri
 from jaxchat.progress import Progress
 from jaxchat.tasks import EVERYDAY_WORDS, select_words
 from jaxchat.tasks.custom import Custom
+from jaxchat.tasks.persona import read_persona
 
 FORMAT = "jaxchat-inputs-1"
 FILE = "inputs.json"
@@ -52,20 +54,30 @@ class Inputs:
         chat: dataset or own file -> split -> its files, which are there.
         first: files of text that the words and the tokenizer are made of; they are there.
         words: of the text, commonest first.
+        persona: who the model is (`tasks.persona`); empty: jaxchat.
     """
 
     text: tuple[InputFile, ...]
     chat: Mapping[str, Mapping[str, tuple[InputFile, ...]]]
     first: int
     words: tuple[str, ...] = ()
+    persona: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text_hash(self) -> str:
+        """The hash of the text and its words; where the files are does not count."""
+        return sha256_text(*(f"text {file.sha256}" for file in self.text), *self.words)
 
     @property
     def hash(self) -> str:
-        """The hash of all that a run reads; where the files are does not count."""
+        """The hash of all that a run reads."""
         named = [("text", file) for file in self.text]
         for name, splits in sorted(self.chat.items()):
             named += [(f"{name}/{split}", f) for split, files in splits.items() for f in files]
-        return sha256_text(*(f"{role} {file.sha256}" for role, file in named), *self.words)
+        persona = [json.dumps(self.persona, sort_keys=True)] if self.persona else []
+        return sha256_text(
+            *(f"{role} {file.sha256}" for role, file in named), *self.words, *persona
+        )
 
     def paths(self, name: str, split: str) -> tuple[Path, ...]:
         """The files of a split of a dataset of conversations."""
@@ -90,7 +102,8 @@ def read_inputs(folder: Path) -> Inputs:
             name: {split: files(entries) for split, entries in splits.items()}
             for name, splits in value["chat"].items()
         }
-        return Inputs(files(value["text"]), chat, value["first"], tuple(value["words"]))
+        words, persona = tuple(value["words"]), value.get("persona", {})
+        return Inputs(files(value["text"]), chat, value["first"], words, persona)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
             f"{path} is damaged ({error}); make it again with --force data."
@@ -118,6 +131,7 @@ def _to_json(inputs: Inputs, home: Path) -> dict[str, Any]:
         "first": inputs.first,
         "chat": chat,
         "words": inputs.words,
+        "persona": inputs.persona,
     }
 
 
@@ -153,9 +167,11 @@ def gather(config: RunConfig, folder: Path, hub: Hub) -> dict[str, Any]:
         told = {"files": len(text), "bytes": sum(file.size for file in text)}
     first = len(text) - 1 if first is None else first
     inputs = Inputs(tuple(text), {**_named(chat), **_own_files(config)}, first)
-    inputs = replace(inputs, words=_words(inputs, config.data.words))
+    words = _words(inputs, config.data.words)
+    inputs = replace(inputs, words=words, persona=_persona(config.data))
     write_inputs(folder, inputs)
-    return {"artifact": inputs.hash, "words": len(inputs.words), **told}
+    parts = {"text": inputs.text_hash}
+    return {"artifact": inputs.hash, "parts": parts, "words": len(inputs.words), **told}
 
 
 # ---------------------------------------------------------------------------- text
@@ -312,12 +328,35 @@ def _named(chat: Chat) -> dict[str, dict[str, tuple[InputFile, ...]]]:
     }
 
 
+def _persona(config: DataConfig) -> dict[str, Any]:
+    return read_persona(_own_path(config.persona)) if config.persona else {}
+
+
+def _own_path(name: str) -> Path:
+    return Path(name).expanduser().absolute()
+
+
+def own_files_changed(config: RunConfig, folder: Path) -> bool:
+    """Whether the persona or the conversations of the user are no longer as `gather` read them.
+
+    A file that is gone does not count: what was made of it is there, and a run can be moved.
+    """
+    persona, names = config.data.persona, [n for n in chat_names(config) if n.endswith(OWN_SUFFIX)]
+    if not persona and not names:
+        return False
+    read = read_inputs(folder)
+    if persona and _own_path(persona).is_file() and _persona(config.data) != read.persona:
+        return True
+    files = [file for name in names for file in read.chat[name]["train"]]
+    return any(p.is_file() and sha256_file(p) != file.sha256 for file in files for p in file.paths)
+
+
 def _own_files(config: RunConfig) -> dict[str, dict[str, tuple[InputFile, ...]]]:
     """The user's own conversations, every line checked."""
     found: dict[str, dict[str, tuple[InputFile, ...]]] = {}
     for name in chat_names(config):
         if name.endswith(OWN_SUFFIX):
-            path = Path(name).expanduser().absolute()
+            path = _own_path(name)
             if not path.is_file():
                 raise ConfigError(f"{path} does not exist; mid.epochs or sft.epochs names it.")
             Custom([path])

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config import ConfigError, RunConfig
+from jaxchat.config import ConfigError, RunConfig, TrainConfig
 from jaxchat.data.inputs import Inputs, read_texts
 from jaxchat.home import ArtifactError
 from jaxchat.progress import Progress
 from jaxchat.tasks import Problem, Task, make_tasks
 from jaxchat.tasks.base import Split
 from jaxchat.tasks.dataset import FileProblems, FixedTask
+from jaxchat.tasks.persona import make_persona
 from jaxchat.tasks.sources import open_source
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer import training as bpe
@@ -35,7 +36,10 @@ def run_tasks(
     generated = [name for name in names if name not in inputs.chat]
     words = inputs.words
     try:
-        made = make_tasks(generated, seed, words, always_train=always_train(words, tokenizer))
+        made = make_tasks(
+            generated, seed, words, always_train=always_train(words, tokenizer),
+            persona=make_persona(inputs.persona, "the persona of this run"),
+        )  # fmt: skip
     except ValueError as error:
         raise ConfigError(f"{error} (a mixture, eval.tasks or rl.task names it).") from error
     return {name: made[name] if name in made else _task_of(name, inputs) for name in names}
@@ -87,8 +91,16 @@ def mixture(
         taken[name] += 1
 
 
+def spoken(mid: TrainConfig) -> tuple[object, ...]:
+    """What of midtraining's settings decides which conversations the tokenizer sees."""
+    return min(mid.conversations, SPOKEN), sorted(mid.mixture.items())
+
+
 def train_tokenizer(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str, Any]:
-    """The stage `tokenizer`: trains on the text and on generated conversations."""
+    """The stage `tokenizer`: trains on the text and on generated conversations.
+
+    These are of the model's usual persona, so that another one needs no other tokenizer.
+    """
     shares = dict(config.mid.mixture)
     tasks = make_tasks(shares, config.seed, inputs.words)
     problems = mixture(shares, tasks, "train", min(config.mid.conversations, SPOKEN))

@@ -36,7 +36,7 @@ SETTINGS = {
     "eval": ("eval",),
 }
 NOT_RUN = "not run yet"
-_TOLD_ELSEWHERE = {"artifact", "models", "sources", "splits", "compression"}
+_TOLD_ELSEWHERE = {"artifact", "parts", "models", "sources", "splits", "compression"}
 
 Done = Mapping[str, Mapping[str, Any]]
 

@@ -13,7 +13,7 @@ from jaxchat.tasks.base import Problem, Split, Task
 from jaxchat.tasks.choice import ChoiceTask
 from jaxchat.tasks.counting import CountingTask
 from jaxchat.tasks.facts import FactTask
-from jaxchat.tasks.identity import IdentityTask
+from jaxchat.tasks.identity import DEFAULT_PERSONA, IdentityTask, Persona
 from jaxchat.tasks.repeat import RepeatTask
 from jaxchat.tasks.spelling import EVERYDAY_WORDS, SpellingTask, WordTask, select_words
 
@@ -40,17 +40,21 @@ def make_tasks(
     words: Sequence[str] = (),
     *,
     always_train: Collection[str] = (),
+    persona: Persona = DEFAULT_PERSONA,
 ) -> dict[str, Task]:
     """The named tasks, in the order of `names`.
 
-    `words` and `always_train` are for the tasks on words; see `WordTask`. Raises ValueError for
-    an unknown name.
+    `words` and `always_train` are for the tasks on words, see `WordTask`; `persona` is for
+    identity. Raises ValueError for an unknown name.
     """
     tasks: dict[str, Task] = {}
     for name in names:
         if name not in TASKS:
             raise ValueError(f"there is no task {name!r}; the tasks are {', '.join(TASKS)}")
         make = TASKS[name]
+        if make is IdentityTask:
+            tasks[name] = IdentityTask(seed, persona)
+            continue
         on_words = isinstance(make, type) and issubclass(make, WordTask | RepeatTask)
         tasks[name] = make(seed, words, always_train=always_train) if on_words else make(seed)
     return tasks

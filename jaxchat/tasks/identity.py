@@ -7,10 +7,15 @@ from dataclasses import dataclass
 
 from jaxchat.tasks.base import GeneratedTask, Problem, say
 
+NAME = "{name}"
+
 
 @dataclass(frozen=True)
 class Intent:
-    """What the user wants: the bare wordings without their last mark, and the answer."""
+    """What the user wants: the bare wordings without their last mark, and the answer.
+
+    `{name}` stands in an answer for the name of the model.
+    """
 
     name: str
     answer: str
@@ -26,7 +31,7 @@ def _lines(text: str) -> tuple[str, ...]:
 INTENTS = (
     Intent(
         "who_are_you",
-        "I am jaxchat, a small language model trained from scratch with JAX.",
+        "I am {name}, a small language model trained from scratch with JAX.",
         "?",
         _lines(
             """Who are you
@@ -41,7 +46,7 @@ INTENTS = (
     ),
     Intent(
         "name",
-        "My name is jaxchat.",
+        "My name is {name}.",
         "?",
         _lines(
             """What is your name
@@ -163,10 +168,21 @@ _OPENINGS = (
     "Tell me, ",
     "One question: ",
     "So, ",
-    "Hi jaxchat, ",
+    "Hi {name}, ",
 )
-_TAILS = (", please", ", exactly", ", really", ", by the way", " today", ", jaxchat")
-_CHAT_TAILS = (", jaxchat", ", my friend", " and all the best", ", dear model")
+_TAILS = (", please", ", exactly", ", really", ", by the way", " today", ", {name}")
+_CHAT_TAILS = (", {name}", ", my friend", " and all the best", ", dear model")
+
+
+@dataclass(frozen=True)
+class Persona:
+    """Who the model is to be."""
+
+    name: str = "jaxchat"
+    intents: tuple[Intent, ...] = INTENTS
+
+
+DEFAULT_PERSONA = Persona()
 
 
 class IdentityTask(GeneratedTask):
@@ -178,16 +194,27 @@ class IdentityTask(GeneratedTask):
 
     name = "identity"
 
+    def __init__(self, seed: int, persona: Persona = DEFAULT_PERSONA) -> None:
+        super().__init__(seed)
+        self.persona = persona
+        self._bare = frozenset(
+            (wording + mark).lower()
+            for intent in persona.intents
+            for wording in intent.wordings
+            for mark in (intent.mark, "")
+        )
+
     def draw(self, rng: random.Random) -> Problem:
-        intent = rng.choice(INTENTS)
-        user = _word(intent, rng)
-        return Problem(self.name, user.lower(), say(user, intent.answer), intent.answer)
+        intent = rng.choice(self.persona.intents)
+        user = _word(intent, self.persona.name, rng)
+        answer = intent.answer.replace(NAME, self.persona.name)
+        return Problem(self.name, user.lower(), say(user, answer), answer)
 
     def is_test(self, key: str) -> bool:
-        return key not in _BARE_WORDINGS and super().is_test(key)
+        return key not in self._bare and super().is_test(key)
 
 
-def _word(intent: Intent, rng: random.Random) -> str:
+def _word(intent: Intent, name: str, rng: random.Random) -> str:
     text = rng.choice(intent.wordings)
     if not intent.chat and rng.random() < 0.6:
         text = rng.choice(_OPENINGS) + text[0].lower() + text[1:]
@@ -195,12 +222,5 @@ def _word(intent: Intent, rng: random.Random) -> str:
         text += rng.choice(_CHAT_TAILS if intent.chat else _TAILS)
     if rng.random() < 0.8:
         text += intent.mark
+    text = text.replace(NAME, name)
     return text.lower() if rng.random() < 0.2 else text
-
-
-_BARE_WORDINGS = frozenset(
-    (wording + mark).lower()
-    for intent in INTENTS
-    for wording in intent.wordings
-    for mark in (intent.mark, "")
-)

@@ -173,3 +173,27 @@ def test_another_seed_or_name_reads_the_same(server: HubServer, tmp_path: Path) 
     first = gather(tmp_path, server, config(tmp_path))
     other = replace(config(tmp_path), seed=5, name="other")
     assert gather(tmp_path, server, other) == first
+
+
+def test_what_the_user_writes_is_read_again_when_it_changed_and_leaves_the_text_alone(
+    tmp_path: Path, server: HubServer
+) -> None:
+    persona, talks = tmp_path / "ada.toml", tmp_path / "talks.jsonl"
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    persona.write_text('name = "Ada"')
+    talks.write_text(f"{json.dumps(talk)}\n")
+    plain = config(tmp_path)
+    own = config(tmp_path, f"data.persona={persona}", f'sft.epochs."{talks}"=1')
+    hub, folder = Hub(tmp_path, Web(), endpoint=server.url), tmp_path / "runs" / "small" / "data"
+    before = inputs.gather(plain, folder, hub)
+    after = inputs.gather(own, folder, hub)
+    assert after["artifact"] != before["artifact"]
+    assert after["parts"] == before["parts"], "the tokenizer would be trained again"
+    assert inputs.read_inputs(folder).persona == {"name": "Ada"}
+    assert not inputs.own_files_changed(own, folder)
+    persona.write_text('name = "Eve"')
+    assert inputs.own_files_changed(own, folder)
+    persona.unlink()
+    assert not inputs.own_files_changed(own, folder)
+    talks.write_text(f"{json.dumps(talk)}\n" * 2)
+    assert inputs.own_files_changed(own, folder)

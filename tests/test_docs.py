@@ -1,0 +1,180 @@
+"""What the documentation says is so: its commands run, its links lead somewhere, its keys exist.
+
+A command is run here, in order, against a tiny finished run called `cpu`; or a mark before its
+block says why not: `<!-- not run (reason) -->`, or `<!-- not run (reason): prefix; prefix -->`
+for some of it. Those are parsed all the same, and runs of tiers are planned.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from docs_commands import Command, commands
+from finished_run import finish_run, tiny_config, tiny_tokenizer
+
+import bootstrap
+import run_speedrun
+from jaxchat import cli, recipe
+from jaxchat.config import MODELS
+from jaxchat.data import inputs
+from jaxchat.home import read_json, write_json
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "log.md"),
+    *(path for path in [ROOT / "launch" / "README.md"] if path.exists()),
+    ROOT / "CHANGELOG.md",
+]
+NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
+COMMANDS = {name: commands(ROOT / name, name) for name in NAMES}
+OURS = ("jaxchat", "run_speedrun.py")
+
+
+def argv_of(command: Command) -> tuple[str, list[str]]:
+    """Which of our two programs a command starts, and its arguments; "" for another program."""
+    words = list(command.words)
+    while words and (words[0] in ("python", "python3", "env") or "=" in words[0]):
+        words.pop(0)
+    if words[:1] == ["-u"]:  # env -u NAME
+        words = words[2:]
+    return (words[0], words[1:]) if words and words[0] in OURS else ("", words)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A home with a finished run, and a folder with the files that commands name."""
+    home, work = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("work")
+    config, tokenizer = tiny_config(), tiny_tokenizer()
+    config = dataclasses.replace(config, name="cpu")
+    run = finish_run(home, config, tokenizer)
+    text = "Who are you and how many are there? " * 400
+    for folder in ("texts", "my_texts"):
+        for number in range(3):
+            path = work / folder / f"{number}.txt"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+    files = [inputs.InputFile(p.name, "", p.stat().st_size, (p,))
+             for p in sorted((work / "texts").iterdir())]  # fmt: skip
+    inputs.write_inputs(run / "data", inputs.Inputs(tuple(files), {}, 2, ("are", "you", "many")))
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+    for name in ("my_talks.jsonl", "talks.jsonl", "gespraeche.jsonl"):
+        (work / name).write_text(f"{json.dumps({'messages': talk})}\n" * 4)
+    (work / "ada.toml").write_text('name = "Ada"\n')
+    (work / "questions").write_text("Who are you?\nHow are you?\n")
+    tokenizer.save(work / "my_tokenizer")
+    record = read_json(run / "eval" / "done.json")
+    record["results"]["models"] = {name: {"bits_per_byte": 2.0, "tasks": {}} for name in MODELS}
+    write_json(run / "eval" / "done.json", record)
+    return home, work
+
+
+def run(command: Command, home: Path) -> int:
+    """Runs one of our commands in this process; its exit code."""
+    program, arguments = argv_of(command)
+    main = cli.main if program == "jaxchat" else run_speedrun.main
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("JAXCHAT_HOME", str(home))
+        # Who types nothing asks what stands in `questions`.
+        stdin = stack.enter_context(Path(command.stdin or "questions").open())
+        patch.setattr("sys.stdin", stdin)
+        try:
+            return main(arguments)
+        except SystemExit as error:
+            return int(error.code or 0)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if COMMANDS[name]])
+def test_commands_run(name, tiny, tmp_path, monkeypatch, capsys):
+    home = tmp_path / "home"
+    shutil.copytree(tiny[0], home)
+    shutil.copytree(tiny[1], tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    if any(command.words[-2:] == ("--out", "my_tokenizer") for command in COMMANDS[name]):
+        shutil.rmtree("my_tokenizer")
+    for command in COMMANDS[name]:
+        if not command.not_run:
+            assert argv_of(command)[0], f"{command}: mark it as not run, and say why"
+            began = time.monotonic()
+            assert run(command, home) == 0, f"{command}: {capsys.readouterr().err}"
+            print(f"{time.monotonic() - began:.1f}s {command}")
+
+
+def test_commands_that_are_not_run_are_parsed_and_planned(tiny, monkeypatch, capsys):
+    monkeypatch.chdir(tiny[1])
+    for command in (c for found in COMMANDS.values() for c in found if c.not_run):
+        program, arguments = argv_of(command)
+        if program == "jaxchat":
+            cli.parse(arguments)
+        elif program:
+            planned = Command(command.page, command.line, (program, *arguments, "--plan"))
+            assert run(planned, tiny[0]) == 0, f"{command}: {capsys.readouterr().err}"
+        elif arguments and "/" in arguments[0] and not arguments[0].startswith((".venv", "~")):
+            assert (ROOT / arguments[0]).exists(), command
+        elif arguments[:1] == ["bootstrap.py"]:
+            assert arguments[1] in bootstrap.__doc__, command
+
+
+# ---------------------------------------------------------------------------- links and keys
+
+
+def plain(name: str) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", (ROOT / name).read_text("utf-8"), flags=re.M | re.S)
+
+
+def anchors(path: Path) -> set[str]:
+    """Those that GitHub gives to the headings of a page."""
+    found = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in found}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "docs/log.md"])
+def test_links_lead_somewhere(name):
+    links = re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", plain(name))
+    for link in (one or other for one, other in links):
+        if link.startswith(("http://", "https://")):
+            continue
+        target, _, anchor = link.partition("#")
+        path = ROOT / name if not target else (ROOT / name).parent / target
+        assert path.exists(), f"{name}: {link} does not exist"
+        if anchor:
+            assert anchor in anchors(path), f"{name}: there is no heading for {link}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_that_are_named_exist(name):
+    """`table.key` in backquotes: the reader of configurations must know it."""
+    tables = "|".join([*recipe.TABLES, "run"])
+    for key in re.findall(rf"`((?:{tables})\.[a-z_0-9]+)(?:[=.`\"]|=[^`]*`)", plain(name)):
+        table, _, field = key.partition(".")
+        if field in ("py", "md", "pkl", "json"):
+            continue
+        known = (
+            recipe.RUN_KEYS
+            if table == "run"
+            else {f.name for f in dataclasses.fields(recipe.TABLES[table])}
+        )
+        assert field in known, f"{name}: there is no setting {key}"
+
+
+def test_the_readme_is_short_and_counts_right():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) < 260
+    package = ROOT / "jaxchat"
+    core = [package / f"{one}.py" for one in ("losses", "sampling", "sharding")]
+    for folder in ("model", "optim", "train", "infer", "tokenizer"):
+        core += (package / folder).glob("*.py")
+    files = list(package.rglob("*.py"))
+    told = re.search(r"about ([\d,]+) lines of Python.*?about ([\d,]+) lines", text, re.S)
+    for said, paths in zip(told.groups(), (core, files), strict=True):
+        lines = sum(len(path.read_text("utf-8").splitlines()) for path in paths)
+        assert abs(int(said.replace(",", "")) - lines) < 0.1 * lines, f"{said}, not {lines}"
