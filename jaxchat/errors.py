@@ -17,11 +17,12 @@ from pathlib import Path
 from types import FrameType
 
 from jaxchat.config import ConfigError
+from jaxchat.group import GroupError
 from jaxchat.home import ArtifactError
 from jaxchat.memory import OutOfMemory
 from jaxchat.runs import BusyError
 
-_TOLD = (ArtifactError, BusyError, FloatingPointError, OutOfMemory)  # as they are
+_TOLD = (ArtifactError, BusyError, FloatingPointError, GroupError, OutOfMemory)  # as they are
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -38,7 +38,7 @@ from jaxchat.memory import Step
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
-from jaxchat.sharding import batch_shards, put_batch
+from jaxchat.sharding import batch_shards, put_batch, row_share
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.checkpoint import Checkpoints
@@ -108,7 +108,9 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
         if (newest := checkpoints.restore_newest(state)) is not None:
             state, meta = newest
             start, session = int(meta["step"]), _Session(job, meta)
-        log = MetricsLog(job.folder / "metrics.jsonl", from_step=start)
+        log = MetricsLog(
+            job.folder / "metrics.jsonl", from_step=start, writes=jax.process_index() == 0
+        )
         progress = Progress("rl", config.steps, "step", start)
         with progress, recorded(step_fn, job.profile, start) as run_step:
             for step in range(start, config.steps):
@@ -153,7 +155,9 @@ def _train(
         )
         row = bucket(rollouts.longest - 1, job.model.sequence_len)
         batch = make_batch(rollouts, row + 1, count * rows, job.tokenizer.bos)
-        split = {k: v.reshape(count, rows, *v.shape[1:]) for k, v in batch.items()}
+        index, parts = row_share(job.mesh)
+        share = slice(index * rows // parts, (index + 1) * rows // parts)
+        split = {k: v.reshape(count, rows, *v.shape[1:])[:, share] for k, v in batch.items()}
         with explained("rl", _planned(job, row, rows, count)):
             state, metrics = run_step(state, put_batch(job.mesh, split))
             values = {name: float(value) for name, value in metrics.items()}
