@@ -3,9 +3,10 @@
 python launch/local.py -n 2 -- --tier cpu --set mesh.host_devices=4     # 2 processes, 8 CPU devices
 python launch/local.py -n 2 -- --tier 100                               # 4 of 8 GPUs each
 
-What follows -- goes to run_speedrun.py. Every line is printed with the number of its process. When
-one process has ended, so have all soon after: first they are let, then asked (SIGTERM), then killed.
-Ctrl-C, SIGTERM and SIGUSR1 are passed on. The exit code is that of the process that failed first.
+What follows -- goes to run_speedrun.py. Every line is printed with the number of its process.
+When one process has ended, so have all soon after: first they are let, then asked (SIGTERM), then
+killed. Ctrl-C, SIGTERM and SIGUSR1 are passed on. The exit code is that of the process that failed
+first.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("-n", type=int, required=True, help="how many processes")
     parser.add_argument(
-        "--port", type=int, help="they meet at it and the one above (default: free)"
+        "--port", type=int, help="where they meet, with the one above (default: free)"
     )
     parser.add_argument(
         "--grace", type=float, default=120.0, metavar="SECONDS",
