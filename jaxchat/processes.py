@@ -105,6 +105,33 @@ def start_jax(config: RunConfig, root: Path, group: Group) -> None:
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         coordinator_bind_address=address if is_local(place.host) else None,
     )  # fmt: skip
+    _connect_devices(group)
+
+
+def _connect_devices(group: Group) -> None:
+    """One sum over all devices. Raises GroupError when they do not reach each other.
+
+    Now, since all processes are at the same point: on a CPU they give each other 30 seconds to make
+    a connection, and later one may compile for longer than that while another waits.
+    """
+    import jax
+    import numpy as np
+
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    ones = np.ones(jax.local_device_count(), np.int32)
+    array = jax.make_array_from_process_local_data(split, ones, (jax.device_count(),))
+    add = jax.jit(lambda x: x.sum(dtype=np.int32), out_shardings=whole).lower(array).compile()
+    group.gather(None)  # all have compiled it
+    try:
+        total = int(add(array))
+    except jax.errors.JaxRuntimeError as error:
+        raise GroupError(
+            f"the devices of the {group.size} processes do not reach each other "
+            f"({str(error).splitlines()[0]}); see that their machines' network lets them."
+        ) from error
+    assert total == jax.device_count()
 
 
 def _compare(group: Group) -> None:
