@@ -92,8 +92,16 @@ def working_on(run: Path, config: RunConfig, group: Group) -> Iterator[None]:
 
 
 def start_jax(config: RunConfig, root: Path, group: Group) -> None:
-    """Sets up JAX; makes one machine's the devices of all processes. Before one is asked for."""
+    """Sets up JAX, over the devices of all processes. Before one is asked for."""
     configure_jax(config.mesh, root / "xla")
+    connect_devices(group)
+
+
+def connect_devices(group: Group) -> None:
+    """`jax.distributed` for the processes of a group, before a device is asked for.
+
+    Raises GroupError where the devices do not reach each other.
+    """
     place = read_place()
     if place is None or group.size == 1:
         return
@@ -105,10 +113,10 @@ def start_jax(config: RunConfig, root: Path, group: Group) -> None:
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         coordinator_bind_address=address if is_local(place.host) else None,
     )  # fmt: skip
-    _connect_devices(group)
+    _add_up(group)
 
 
-def _connect_devices(group: Group) -> None:
+def _add_up(group: Group) -> None:
     """One sum over all devices. Raises GroupError when they do not reach each other.
 
     Now, since all processes are at the same point: on a CPU they give each other 30 seconds to make
