@@ -55,9 +55,9 @@ def ask(cluster: dict[str, str], *command: object) -> str:
 def state(cluster: dict[str, str], job: str) -> tuple[str, int]:
     """The job's state, and how often it was started again."""
     shown = ask(cluster, "scontrol", "show", "job", job)
-    found = re.search(r"JobState=(\w+)", shown), re.search(r"Restarts=(\d+)", shown)
-    assert found[0] and found[1]
-    return found[0][1], int(found[1][1])
+    found = re.search(r"JobState=(\w+).*Restarts=(\d+)", shown, re.DOTALL)
+    assert found, shown
+    return found[1], int(found[2])
 
 
 def wait_for_steps(cluster: dict[str, str], job: str, log: Path, count: int) -> None:
