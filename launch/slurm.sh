@@ -16,7 +16,8 @@
 #SBATCH --signal=TERM@180
 set -euo pipefail
 
-REQUEUE=75                              # how run_speedrun.py ends when it is to be started again
+REQUEUE=75 # how run_speedrun.py ends when it is to be started again
+KILLED=137 # how srun ends when one of the processes was killed, though the others end with 75
 MAX_RESTARTS=${JAXCHAT_MAX_RESTARTS:-20} # so that what is always killed does not run for ever
 
 cd "${SLURM_SUBMIT_DIR:?this script is for sbatch: sbatch launch/slurm.sh --tier 100}"
@@ -37,7 +38,8 @@ srun --kill-on-bad-exit=1 --label \
     bash -c 'JAXCHAT_PROCESS=$SLURM_PROCID exec "$0" run_speedrun.py "$@"' "$python" "$@" || code=$?
 
 state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
-if [ "$code" = "$REQUEUE" ] && [ "$state" = RUNNING ]; then # and was not cancelled
+if { [ "$code" = "$REQUEUE" ] || [ "$code" = "$KILLED" ]; } && [ "$state" = RUNNING ]; then
+    # and was not cancelled
     if [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_RESTARTS" ]; then
         echo "slurm.sh: the run was stopped; it is queued again"
         scontrol requeue "$SLURM_JOB_ID"
