@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxchat import errors, home, machine, plan, recipe, runs
+from jaxchat import errors, home, plan, processes, recipe, runs
 from jaxchat.config import ConfigError, RunConfig
+from jaxchat.group import Group
 from jaxchat.profiling import request
 from jaxchat.recipe import tiers
 from jaxchat.train import trackers
@@ -72,22 +73,22 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
         return 0
     trackers.check_installed(config.track.trackers)
     runs.check_writable(root)
-    run = runs.folder(root, config.name)
-    with runs.locked(run):
-        runs.write_config(run, config)
-        return run_all(config, root, run, args)
+    with processes.joined(root) as group:
+        return run_all(config, root, group, args)
 
 
-def run_all(config: RunConfig, root: Path, run: Path, args: argparse.Namespace) -> int:
+def run_all(config: RunConfig, root: Path, group: Group, args: argparse.Namespace) -> int:
     """Runs the stages in order, then says what came out."""
-    machine.configure_jax(config.mesh, root / "xla", whole_gpu=True)
-    from jaxchat import pipeline, report, stages
+    run = runs.folder(root, config.name)
+    with processes.working_on(run, config, group):
+        processes.start_jax(config, root, group)
+        from jaxchat import pipeline, report, stages
 
-    network = pipeline.Network(args.base_url, args.offline)
-    with pipeline.Context(config, run, args.profile, network) as context:
-        pipeline.run_stages(stages.STAGES, context, only=args.stages, force=args.force)
-    if "report" in context.done:
-        print(report.farewell(run, "" if args.home is None else f" --home {root}"))
+        net = pipeline.Network(args.base_url, args.offline)
+        with pipeline.Context(config, run, args.profile, net, group) as context:
+            pipeline.run_stages(stages.STAGES, context, only=args.stages, force=args.force)
+        if "report" in context.done:
+            print(report.farewell(run, "" if args.home is None else f" --home {root}"))
     return 0
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxchat.config import ConfigError
+from jaxchat.group import GroupError
 from jaxchat.home import ArtifactError
 from jaxchat.memory import OutOfMemory
 from jaxchat.runs import BusyError
@@ -24,7 +25,7 @@ exit codes:
   {REQUEUE}   stopped by SIGTERM or SIGUSR1, as schedulers send them; the same command goes on
   130  stopped by Ctrl-C; the same command goes on"""
 
-_TOLD = (ArtifactError, BusyError, FloatingPointError, OutOfMemory)  # as they are
+_TOLD = (ArtifactError, BusyError, FloatingPointError, GroupError, OutOfMemory)  # as they are
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -53,6 +53,13 @@ def hub_token() -> str | None:
         return None
 
 
+def place() -> tuple[str, str, str]:
+    """JAXCHAT_COORDINATOR, JAXCHAT_PROCESSES, JAXCHAT_PROCESS; each empty where it is not set."""
+    names = ("JAXCHAT_COORDINATOR", "JAXCHAT_PROCESSES", "JAXCHAT_PROCESS")
+    coordinator, size, index = (os.environ.get(name, "").strip() for name in names)
+    return coordinator, size, index
+
+
 def api_key() -> str | None:
     """The key that the server asks its clients for, where JAXCHAT_API_KEY has one."""
     return os.environ.get("JAXCHAT_API_KEY", "").strip() or None

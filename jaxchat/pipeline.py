@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from jaxchat.config import ConfigError, RunConfig
+from jaxchat.group import ALONE, Group
 from jaxchat.home import ArtifactError, read_json, remove, sha256_text, sweep, write_json
 from jaxchat.preparer import Preparer
 from jaxchat.profiling.request import Request, for_stage
@@ -34,6 +35,7 @@ class Stage:
     `settings(config)` are the parts of the configuration it depends on, `after` the stages whose
     artefacts it reads: `rows:text` is of `rows` only the part `text`. `outdated(context)` says of
     a complete stage whether what it read outside the run has changed since.
+    Of several processes, all run it where it is done `together`, else process 0 alone.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Stage:
     settings: Callable[[RunConfig], tuple[object, ...]]
     after: tuple[str, ...] = ()
     outdated: Callable[[Context], bool] = lambda context: False
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ DEFAULT_NETWORK = Network()
 class Context:
     """What stages share: the configuration, the run's folder, and what is done so far.
 
+    Of several processes, which are the `group`, only process 0 knows what is done.
+
     `profiles` are the steps that `--profile` asks to record; they change nothing that is made.
     `preparer` makes rows of text meanwhile; `close` ends it.
     """
@@ -68,11 +73,13 @@ class Context:
         root: Path,
         profiles: Sequence[Request] = (),
         network: Network = DEFAULT_NETWORK,
+        group: Group = ALONE,
     ) -> None:
         self.config = config
         self.root = root
         self.profiles = profiles
         self.network = network
+        self.group = group
         self.preparer: Preparer | None = None
         self.done: dict[str, dict[str, Any]] = {}
 
@@ -177,9 +184,12 @@ def run_stages(
     """Runs the stages that are not complete, in order.
 
     `only` names the stages to run (default all); one that needs an incomplete stage that was not
-    named is refused. `force` names stages to do again from the start.
+    named is refused. `force` names stages to do again from the start. Of several processes, process
+    0 decides all this; the others do what it tells them.
     """
     stages = list(stages)
+    if not context.group.leads:
+        return _follow(stages, context)
     wanted = _known(only, stages) if only is not None else {stage.name for stage in stages}
     forced = _known(force, stages)
     sweep(context.root)
@@ -210,6 +220,8 @@ def run_stages(
         _clear_stale(folder, inputs, stage.name in forced)
         print(f"{label}", flush=True)
         began = time.monotonic()
+        if stage.together:
+            context.group.broadcast(stage.name)
         results = stage.run(context)
         elapsed = time.monotonic() - began
         record = {
@@ -227,6 +239,15 @@ def run_stages(
         write_json(done_file(context.root, stage.name), record)
         context.done[stage.name] = record
         print(f"{label}: {duration(record['seconds'])}", flush=True)
+    context.group.broadcast(None)
+    return None
+
+
+def _follow(stages: Iterable[Stage], context: Context) -> None:
+    """Runs the stages that process 0 names, until it names none."""
+    by_name = {stage.name: stage for stage in stages}
+    while (name := context.group.broadcast()) is not None:
+        by_name[name].run(context)
 
 
 def _is_imported(

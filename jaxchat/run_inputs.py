@@ -57,15 +57,23 @@ def text_of(context: Context) -> TextRows:
     folder, tokenizer = text_folder(context), tokenizer_of(context)
     alive = None
     if not is_whole(folder):
-        if context.preparer is None:
+        if not context.group.leads:
+            alive = _by_process_0
+        elif context.preparer is None:
             log = folder.parent / "progress.log"
             print(f"text is prepared meanwhile; its progress is in {log}", file=sys.stderr)
             context.preparer = Preparer(_prepare_arguments(context), log)
-        alive = context.preparer.ended
+        if context.preparer is not None:
+            alive = context.preparer.ended
     return TextRows(
         ShardedRows(folder, tokenizer.hash, alive=alive),
         HeldOutRows(folder, tokenizer.hash, alive=alive),
     )
+
+
+def _by_process_0() -> str | None:
+    """The shards come for as long as this process lives: if they cannot, process 0 ends all."""
+    return None
 
 
 def text_folder(context: Context) -> Path:

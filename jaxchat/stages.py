@@ -28,6 +28,8 @@ from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_sam
 from jaxchat.home import read_json, remove, sha256_text, write_json
 from jaxchat.infer.replicas import make_service
 from jaxchat.infer.service import Service
+from jaxchat.infer.spread import Spread
+from jaxchat.infer.weights import gathered
 from jaxchat.model import gpt
 from jaxchat.pipeline import Context, Stage
 from jaxchat.profiling import request
@@ -50,7 +52,7 @@ def mesh_of(context: Context) -> Mesh:
 def abstract_params(model: ModelConfig) -> Any:
     """Shapes and types of a model's parameters, on one device."""
     shapes = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
 
 
@@ -67,6 +69,18 @@ HOW = ("micro_rows", "save_every", "keep", "keep_every", "spike", "rollbacks")
 def learned(train: TrainConfig | RLConfig) -> dict[str, Any]:
     """The settings that decide what a stage learns."""
     return {name: value for name, value in asdict(train).items() if name not in HOW}
+
+
+def keep_model(context: Context, stage: str, params: Any) -> str:
+    """Writes the weights that a stage made, by process 0, and returns their hash.
+
+    All processes must call this; afterwards none of them needs the stage's checkpoints.
+    """
+    whole = gathered(params)  # by all
+    if not context.group.leads:
+        return str(context.group.broadcast())
+    digest = save_params(context.folder(stage) / "model", whole, {"stage": stage})
+    return str(context.group.broadcast(digest))
 
 
 def compute_dtype() -> DTypeLike:
@@ -175,8 +189,8 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
         trackers=config.track.trackers,
     )
     result = fit(job, params)
-    digest = save_params(folder / "model", result.params, {"stage": stage})
-    if not train.keep_every:
+    digest = keep_model(context, stage, result.params)
+    if context.group.leads and not train.keep_every:
         remove(folder / "checkpoints")
     return {
         "artifact": digest,
@@ -220,7 +234,7 @@ def run_rl(context: Context) -> dict[str, Any]:
         task=tasks[config.rl.task],
         tokenizer=tokenizer,
         mesh=mesh_of(context),
-        engine=make_engine(context, params),
+        engine=Spread.over(context.group, make_engine(context, params)),
         seed=config.seed,
         dtype=compute_dtype(),
         compute=config.compute,
@@ -233,8 +247,9 @@ def run_rl(context: Context) -> dict[str, Any]:
             f"rl: {result.skipped} of {config.rl.steps} steps changed nothing: all answers to each "
             "problem were right, or all wrong"
         )
-    digest = save_params(folder / "model", result.params, {"stage": "rl"})
-    remove(folder / "checkpoints")
+    digest = keep_model(context, "rl", result.params)
+    if context.group.leads:
+        remove(folder / "checkpoints")
     tenth = max(1, len(result.rewards) // 10)
     return {
         "artifact": digest,
@@ -345,22 +360,23 @@ STAGES = (
     Stage(
         "base", "base model", run_base,
         lambda c: (c.model, c.optim, learned(c.base), c.compute.fp8, c.seed),
-        ("rows:text", "tokenizer"),
+        ("rows:text", "tokenizer"), together=True,
     ),
     Stage(
         "mid", "midtraining", run_mid,
         lambda c: (c.optim, learned(c.mid), c.compute.fp8, c.seed),
-        ("base", "rows:mid", "tokenizer"),
+        ("base", "rows:mid", "tokenizer"), together=True,
     ),
     Stage(
         "sft", "supervised fine-tuning", run_sft,
         lambda c: (c.optim, learned(c.sft), c.compute.fp8, c.seed),
-        ("mid", "rows:sft", "tokenizer"),
+        ("mid", "rows:sft", "tokenizer"), together=True,
     ),
     Stage(
         "rl", "reinforcement learning", run_rl,
         lambda c: (c.optim, learned(c.rl), c.compute.fp8, c.seed, c.eval.slots),
         ("sft", "data", "tokenizer"),
+        together=True,
     ),
     Stage(
         "eval", "evaluation", run_eval,

@@ -193,11 +193,23 @@ def hash_params(params: Any) -> str:
     return digest.hexdigest()
 
 
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """For weights that this process reads or writes, whatever others do meanwhile."""
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+
+
 def save_params(folder: Path, params: Any, meta: Mapping[str, Any]) -> str:
-    """Writes weights alone, atomically, with their hash, which is returned."""
+    """Writes weights alone, atomically, with their hash, which is returned.
+
+    They are whole on a device of this process (`infer.weights.gathered`).
+    """
     digest = hash_params(params)
     with atomic_folder(folder) as temporary:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(temporary / "params", jax.device_get(params))
         files = sorted(path for path in (temporary / "params").rglob("*") if path.is_file())
         checksums = {str(path.relative_to(temporary)): sha256_file(path) for path in files}
@@ -222,7 +234,7 @@ def load_params(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
             )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             params = checkpointer.restore(folder / "params", abstract)
     except Exception as error:  # Orbax and TensorStore raise many kinds
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -39,7 +39,7 @@ from jaxchat.memory import Step
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
-from jaxchat.sharding import batch_shards, put_batch
+from jaxchat.sharding import batch_shards, put_batch, row_share
 from jaxchat.stopping import Interrupted, stop_requests
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -111,8 +111,11 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
         if (newest := checkpoints.restore_newest(state)) is not None:
             state, meta = newest
             start, session = int(meta["step"]), _Session(job, meta)
+        leads = jax.process_index() == 0
         log = stack.enter_context(
-            MetricsLog(job.folder / "metrics.jsonl", from_step=start, trackers=job.trackers)
+            MetricsLog(
+                job.folder / "metrics.jsonl", from_step=start, writes=leads, trackers=job.trackers
+            )
         )
         progress = Progress("rl", config.steps, "step", start)
         with progress, recorded(step_fn, job.profile, start) as run_step:
@@ -128,7 +131,8 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
                             job.engine, job.tokenizer, job.task, config, seed=job.seed, step=step
                         )
                 except Interrupted:
-                    if step > saved:
+                    # Several processes are not interrupted at one point, and a save needs all.
+                    if step > saved and jax.process_count() == 1:
                         checkpoints.save(step, state, session.meta())
                     checkpoints.wait()
                     raise
@@ -165,7 +169,9 @@ def _train(
         )
         row = bucket(rollouts.longest - 1, job.model.sequence_len)
         batch = make_batch(rollouts, row + 1, count * rows, job.tokenizer.bos)
-        split = {k: v.reshape(count, rows, *v.shape[1:]) for k, v in batch.items()}
+        index, parts = row_share(job.mesh)
+        share = slice(index * rows // parts, (index + 1) * rows // parts)
+        split = {k: v.reshape(count, rows, *v.shape[1:])[:, share] for k, v in batch.items()}
         with explained("rl", _planned(job, row, rows, count)):
             state, metrics = run_step(state, put_batch(job.mesh, split))
             values = {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,201 @@
+"""A run by several processes: how they find each other, and how they end together (layer 4).
+
+Each is started with the same command and, in its environment,
+
+JAXCHAT_COORDINATOR   HOST:PORT of process 0; the port above it is used too
+JAXCHAT_PROCESSES     how many there are
+JAXCHAT_PROCESS       which one this is, from 0
+
+`launch/` has starters that set them. All need the same home, on a disk that they share. Process 0
+does alone what is done once, and tells what happens; training is done by all (`pipeline`).
+JAX's own detection of schedulers is not used: under SLURM it gives a process one GPU only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxchat import errors, home, recipe, runs
+from jaxchat.config import ConfigError, RunConfig
+from jaxchat.group import ALONE, Group, GroupError, Place, end, is_local, join
+from jaxchat.machine import configure_jax, versions
+from jaxchat.stopping import NOTICES
+
+SEEN = ".seen"  # in the run's folder: what process 0 has written last, to see that all see it
+HEARTBEAT_SECONDS = 600  # after which a process that hangs is given up; a lost one is known at once
+LOOK_SECONDS = 90.0  # a network file system may show a new file that late
+
+
+def read_place() -> Place | None:
+    """Which process this is, as the environment tells; None for one alone. Raises ConfigError."""
+    coordinator, size, index = home.place()
+    if not (coordinator or size or index):
+        return None
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65535:
+        raise ConfigError(
+            f"JAXCHAT_COORDINATOR is {coordinator!r}; it must be HOST:PORT of process 0, for "
+            "example node1:7600."
+        )
+    if not size.isdecimal() or int(size) < 1:
+        raise ConfigError(f"JAXCHAT_PROCESSES is {size!r}; it must say how many processes run.")
+    if not index.isdecimal() or int(index) >= int(size):
+        raise ConfigError(
+            f"JAXCHAT_PROCESS is {index!r}; it must be this process's number, 0 to {int(size) - 1}."
+        )
+    return Place(host.strip("[]"), int(port), int(size), int(index)) if int(size) > 1 else None
+
+
+@contextlib.contextmanager
+def joined(root: Path) -> Iterator[Group]:
+    """This process's group, once all are there; when one fails in the block, all end.
+
+    What happened is printed once, by process 0; the others print nothing. Raises GroupError where
+    the processes do not find each other.
+    """
+    place = read_place()
+    if place is None:
+        yield ALONE
+        return
+    group = join(place)
+    try:
+        with contextlib.nullcontext() if group.leads else _silent():
+            _compare(group)
+            yield group
+        group.close()
+    except BaseException as error:
+        for number in (*NOTICES, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # it is ending
+        told = errors.explain(error, root)
+        if told is not None:
+            end(group, *told, certain=True)
+        end(group, "".join(traceback.format_exception(error)), 1, certain=False)
+
+
+@contextlib.contextmanager
+def working_on(run: Path, config: RunConfig, group: Group) -> Iterator[None]:
+    """Holds the run's lock, by process 0, and sees that all mean the same run of the same home."""
+    with runs.locked(run) if group.leads else contextlib.nullcontext():
+        if group.leads:
+            runs.write_config(run, config)
+        if group.size > 1:
+            _check_same(run, config, group)
+        yield
+
+
+def start_jax(config: RunConfig, root: Path, group: Group) -> None:
+    """Sets up JAX, over the devices of all processes. Before one is asked for."""
+    configure_jax(config.mesh, root / "xla", whole_gpu=True)
+    connect_devices(group)
+
+
+def connect_devices(group: Group) -> None:
+    """`jax.distributed` for the processes of a group, before a device is asked for.
+
+    Raises GroupError where the devices do not reach each other.
+    """
+    place = read_place()
+    if place is None or group.size == 1:
+        return
+    import jax
+
+    address = f"{place.host}:{place.port}"
+    jax.distributed.initialize(
+        address, place.size, place.index,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        coordinator_bind_address=address if is_local(place.host) else None,
+    )  # fmt: skip
+    for number in NOTICES:  # `initialize` has put a handler of its own over ours
+        signal.signal(number, signal.getsignal(number))
+    _add_up(group)
+
+
+def _add_up(group: Group) -> None:
+    """One sum over all devices. Raises GroupError when they do not reach each other.
+
+    Now, since all processes are at the same point: on a CPU they give each other 30 seconds to make
+    a connection, and later one may compile for longer than that while another waits.
+    """
+    import jax
+    import numpy as np
+
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    ones = np.ones(jax.local_device_count(), np.int32)
+    array = jax.make_array_from_process_local_data(split, ones, (jax.device_count(),))
+    add = jax.jit(lambda x: x.sum(dtype=np.int32), out_shardings=whole).lower(array).compile()
+    group.gather(None)  # all have compiled it
+    try:
+        total = int(add(array))
+    except jax.errors.JaxRuntimeError as error:
+        raise GroupError(
+            f"the devices of the {group.size} processes do not reach each other "
+            f"({str(error).splitlines()[0]}); see that their machines' network lets them."
+        ) from error
+    assert total == jax.device_count()
+
+
+def _compare(group: Group) -> None:
+    """Raises GroupError where packages differ: so would what comes out, or the programs."""
+    mine = versions()
+    for index, others in enumerate(group.gather(mine)):
+        differ = [f"{name} {others[name]}" for name in mine if others[name] != mine[name]]
+        if differ:
+            have = ", ".join(f"{name} {mine[name]}" for name in mine if others[name] != mine[name])
+            raise GroupError(
+                f"process {index} has {', '.join(differ)}, and process {group.index} {have}; "
+                "install the same packages for all (constraints.txt)."
+            )
+
+
+def _check_same(run: Path, config: RunConfig, group: Group) -> None:
+    settings = group.gather(recipe.to_json(config))
+    if group.leads:
+        for index, other in enumerate(settings):
+            if other != settings[0]:
+                raise ConfigError(
+                    f"process {index} was started with other settings than process 0; give all "
+                    "the same command."
+                )
+        (run / SEEN).write_text(secrets.token_hex(8), encoding="utf-8")
+    token = group.broadcast((run / SEEN).read_text(encoding="utf-8") if group.leads else None)
+    if not all(group.gather(_seen(run / SEEN, token))):
+        raise home.ArtifactError(
+            f"not all processes see what process 0 writes into {run}; all of them need the same "
+            "--home (JAXCHAT_HOME), on a disk that they share."
+        )
+
+
+def _seen(path: Path, token: str) -> bool:
+    deadline = time.monotonic() + LOOK_SECONDS
+    while True:
+        with contextlib.suppress(OSError):
+            if path.read_text(encoding="utf-8") == token:
+                return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What this process would print, process 0 prints too; errors in threads are shown still."""
+    threading.excepthook = lambda args: traceback.print_exception(
+        args.exc_type, args.exc_value, args.exc_traceback, file=sys.__stderr__
+    )
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
