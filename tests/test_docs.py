@@ -93,7 +93,7 @@ def run(command: Command, home: Path) -> int:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if COMMANDS[name]])
-def test_commands_run(name, tiny, tmp_path, monkeypatch, capsys):
+def test_commands_run(name, tiny, tmp_path, monkeypatch, capsys, optax_promotion):
     home = tmp_path / "home"
     shutil.copytree(tiny[0], home)
     shutil.copytree(tiny[1], tmp_path / "work")
