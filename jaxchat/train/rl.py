@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -40,9 +40,10 @@ from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards, put_batch, row_share
-from jaxchat.stopping import Interrupted, stop_requests
+from jaxchat.stopping import Interrupted, StopRequest, stop_requests
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.train.agreement import Agreement
 from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.compute import choose_compute
 from jaxchat.train.exhausted import explained, step_of
@@ -120,10 +121,12 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
         progress = Progress("rl", config.steps, "step", start)
         with progress, recorded(step_fn, job.profile, start) as run_step:
             saved = start
+            several = jax.process_count() > 1
+            agreed: Callable[[], int] = Agreement(job.mesh, stop) if several else int  # 0
             for step in range(start, config.steps):
                 give_weights(job.engine, state)
                 try:
-                    with stop.at_once():  # a step's samples depend on nothing but the state
+                    with _at_once(stop):  # a step's samples depend on nothing but the state
                         if config.eval_every and step % config.eval_every == 0:
                             when = "last" if step else "first"
                             log.write({"step": step, **session.evaluate(when)})
@@ -131,8 +134,7 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
                             job.engine, job.tokenizer, job.task, config, seed=job.seed, step=step
                         )
                 except Interrupted:
-                    # Several processes are not interrupted at one point, and a save needs all.
-                    if step > saved and jax.process_count() == 1:
+                    if step > saved:
                         checkpoints.save(step, state, session.meta())
                     checkpoints.wait()
                     raise
@@ -143,11 +145,21 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
                 if done % config.save_every == 0 or done == config.steps:
                     checkpoints.save(done, state, session.meta())
                     saved = done
-        with stop.at_once():
+                if asked := agreed():
+                    if done > saved:
+                        checkpoints.save(done, state, session.meta())
+                    checkpoints.wait()
+                    raise Interrupted(asked)
+        with _at_once(stop):
             if config.eval_every:
                 give_weights(job.engine, state)
                 log.write({"step": config.steps, **session.evaluate("last")})
     return session.result(state.params)
+
+
+def _at_once(stop: StopRequest) -> AbstractContextManager[None]:
+    """Where a stop may come at any moment; of several processes none may leave the others alone."""
+    return stop.at_once() if jax.process_count() == 1 else nullcontext()
 
 
 def give_weights(engine: Service, state: TrainState) -> None:
