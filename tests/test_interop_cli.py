@@ -39,7 +39,7 @@ def test_there_and_back(tmp_path, capsys):
     ("arguments", "code", "sentence"),
     [
         (["import", "nowhere"], 2, "neither a folder nor the name of a model"),
-        (["import", "../../etc"], 2, "neither a folder nor the name of a model"),
+        (["import", "../../nowhere"], 2, "neither a folder nor the name of a model"),
         (["import", NANOCHAT, "--name", "a/b"], 2, "names a folder"),
         (["import", NANOCHAT, "--step", "4"], 1, "it has 7"),
         (["import", GOLDEN], 1, "holds no model"),
