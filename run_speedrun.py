@@ -80,7 +80,7 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
 def run_all(config: RunConfig, root: Path, group: Group, args: argparse.Namespace) -> int:
     """Runs the stages in order, then says what came out."""
     run = runs.folder(root, config.name)
-    with processes.working_on(run, config, group):
+    with processes.working_on(run, config, group), processes.mirrored(run, config, group):
         processes.start_jax(config, root, group)
         from jaxchat import pipeline, report, stages
 

@@ -380,6 +380,23 @@ class TrackConfig:
         )
 
 
+@dataclass(frozen=True)
+class MirrorConfig:
+    """Where a copy of the run is kept, for another machine to go on; it changes nothing made."""
+
+    url: str = ""  # s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, a folder's absolute path; "": nowhere
+    every: int = 60  # seconds between two looks for what is new
+
+    def __post_init__(self) -> None:
+        _check(
+            not self.url or "://" in self.url or self.url.startswith("/"),
+            f"mirror.url is {self.url!r}; it must be like s3://BUCKET/PREFIX, or a folder's "
+            "absolute path.",
+        )
+        _positive("mirror", self, "every")
+
+
+NOT_MIRRORED = MirrorConfig()
 NOT_TRACKED = TrackConfig()
 NOT_IMPORTED = ImportedConfig()
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -454,6 +471,7 @@ class RunConfig:
     compute: ComputeConfig = DEFAULT_COMPUTE
     imported: ImportedConfig = NOT_IMPORTED
     track: TrackConfig = NOT_TRACKED
+    mirror: MirrorConfig = NOT_MIRRORED
 
     def __post_init__(self) -> None:
         check_heads(self.model, self.mesh.tensor)

@@ -28,6 +28,7 @@ from jaxchat import errors, home, recipe, runs
 from jaxchat.config import ConfigError, RunConfig
 from jaxchat.group import ALONE, Group, GroupError, Place, end, is_local, join
 from jaxchat.machine import configure_jax, versions
+from jaxchat.mirror import Mirror
 from jaxchat.stopping import NOTICES
 
 SEEN = ".seen"  # in the run's folder: what process 0 has written last, to see that all see it
@@ -90,6 +91,18 @@ def working_on(run: Path, config: RunConfig, group: Group) -> Iterator[None]:
         if group.size > 1:
             _check_same(run, config, group)
         yield
+
+
+def mirrored(
+    run: Path, config: RunConfig, group: Group
+) -> contextlib.AbstractContextManager[object]:
+    """While open, process 0 keeps `mirror.url` up to date; first the run gets what is there.
+
+    Raises ConfigError when nothing can be written there.
+    """
+    if not config.mirror.url or not group.leads:
+        return contextlib.nullcontext()
+    return Mirror(config.mirror, run)
 
 
 def start_jax(config: RunConfig, root: Path, group: Group) -> None:

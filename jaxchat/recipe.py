@@ -20,6 +20,7 @@ from jaxchat.config import (
     HardwareConfig,
     ImportedConfig,
     MeshConfig,
+    MirrorConfig,
     ModelConfig,
     OptimConfig,
     RLConfig,
@@ -49,6 +50,7 @@ TABLES = {
     "compute": ComputeConfig,
     "imported": ImportedConfig,
     "track": TrackConfig,
+    "mirror": MirrorConfig,
 }
 
 
@@ -181,6 +183,7 @@ def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
         compute=build(ComputeConfig, tables["compute"], "compute"),
         imported=build(ImportedConfig, tables["imported"], "imported"),
         track=build(TrackConfig, tables["track"], "track"),
+        mirror=build(MirrorConfig, tables["mirror"], "mirror"),
     )
 
 

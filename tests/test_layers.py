@@ -16,7 +16,8 @@ LAYERS = {
         0: "config home scaling recipe progress braille",
         1: "_bpe tokenizer model optim tools losses sampling sharding memory data.packing stopping",
         2: "data tasks train.step train.compute train.xla_options train.checkpoint "
-        "train.divergence train.metrics train.trackers train.agreement runs profiling group",
+        "train.divergence train.metrics train.trackers train.agreement runs profiling group "
+        "mirror",
         3: "infer evals",
         4: "train.fit train.rl train.rollouts train.exhausted pipeline preparer run_inputs "
         "stages plan plan_data report chat converse errors evaluation run_state watch machine "
