@@ -1,6 +1,7 @@
 """Every mesh computes what one device computes, and talks as little as it should."""
 
 import json
+import math
 import os
 import re
 import socket
@@ -21,6 +22,7 @@ from tiny_training import CLASSIC, CLASSIC_OPTIM, random_params
 
 from jaxchat.config import ConfigError, MeshConfig
 from jaxchat.optim.chain import make_optimizer
+from jaxchat.scaling_nodes import exchanged_bytes
 from jaxchat.sharding import make_mesh, put_batch
 from jaxchat.train.step import make_train_step
 
@@ -114,6 +116,17 @@ def test_gradients_are_reduced_once_a_step_however_many_micro_batches() -> None:
     assert count("all-to-all") == 5  # the updates of the stacks, back to slices of matrices
     matrices = len(jax.tree.leaves(random_params(CLASSIC)))
     assert count("all-gather") == matrices + 7  # whole parameters; the updates
+
+
+@pytest.mark.slow
+def test_the_updates_that_are_put_together_have_the_bytes_that_are_predicted() -> None:
+    found = collectives(compiled_step((8, 1, 1), 1))
+    shapes = [
+        shape for (_, kind, shape), n in found.items() for _ in range(n) if kind == "all-gather"
+    ]
+    sizes = [re.findall(r"f32\[([\d,]+)\]", shape) for shape in shapes]
+    values = sum(math.prod(map(int, dims.split(","))) for each in sizes for dims in each)
+    assert 4 * values == exchanged_bytes(MODELS["classic"], 8)
 
 
 @pytest.mark.slow
