@@ -33,6 +33,7 @@ from jaxchat.infer.batch import (
 )
 from jaxchat.infer.calls import Tool
 from jaxchat.infer.device import Emitted, decode_steps, place_prompt, read_prompt, resize_cache
+from jaxchat.infer.last_prompt import LastPrompt
 from jaxchat.infer.request import (
     MAX_ALTERNATIVES,
     Completion,
@@ -60,7 +61,6 @@ class Engine(Service):
     _cache: Cache  # donated by every dispatch that gives a new one
     _span: int  # its slots: as many as its rows need, of `_spans`
     _roomy: int  # dispatches for which fewer would have done
-    _read: tuple[Request, Cache] | None  # the last prompt, for the request's other samples
 
     def __init__(
         self,
@@ -75,12 +75,13 @@ class Engine(Service):
         tool_timeout: float = TOOL_SECONDS,
         steps_per_dispatch: int = 8,
         device: jax.Device | None = None,
+        last_prompt: LastPrompt | None = None,
     ) -> None:
         """`max_len` (the model's context by default) holds a prompt and its completion.
 
         The calculator answers at once; any other of the `tools` is called in a thread, at most for
-        `tool_timeout` seconds. Raises EngineError when the tokenizer has ids that the model does
-        not know.
+        `tool_timeout` seconds. Engines of one device may share a `last_prompt`. Raises EngineError
+        when the tokenizer has ids that the model does not know.
         """
         if tokenizer.vocab_size > config.vocab_size:
             raise EngineError(
@@ -94,6 +95,7 @@ class Engine(Service):
         self._toolbox = Toolbox(tools, tokenizer, timeout=tool_timeout)
         specials = self._toolbox.specials
         self._pauses = (*specials.stops, specials.python_end)
+        self._last_prompt = last_prompt or LastPrompt()
         self._attention = choose_attention(config.head_dim, self.dtype)
         self._spans = buckets(MIN_SPAN, whole_blocks(self.max_len))  # slots the cache may have
         self._rows: list[Row | None] = [None] * slots
@@ -125,7 +127,7 @@ class Engine(Service):
     def set_params(self, params: Any) -> None:
         """Takes other weights of the same shapes; nothing is compiled again (see `Service`)."""
         self._params = on_device(params, self.device, self.dtype)
-        self._read = None
+        self._last_prompt.forget()
 
     def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Compiles every program, so that no request waits for that.
@@ -237,9 +239,8 @@ class Engine(Service):
         for slot in free[: len(self._waiting)]:
             row = self._waiting.popleft()
             self._rows[slot] = row
-            if self._read is None or self._read[0] is not row.request:
-                self._read = row.request, self._prompt(row.request.tokens[:-1])
-            self._place(self._read[1], slot)
+            read = partial(self._prompt, row.request.tokens[:-1])
+            self._place(self._last_prompt.get(row.request, read), slot)
 
     def _place(self, prompt: Cache, slot: int) -> None:
         length = max(layer.shape[2] for layer in prompt.k)
@@ -338,5 +339,6 @@ class Engine(Service):
         for row in self._rows:
             if row is not None:
                 self._toolbox.forget(row)
-        self._rows, self._flying, self._read = [None] * self.slots, None, None
+        self._rows, self._flying = [None] * self.slots, None
+        self._last_prompt.forget()
         self._make_cache()

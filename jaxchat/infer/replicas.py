@@ -15,6 +15,7 @@ import jax
 
 from jaxchat.config import ModelConfig
 from jaxchat.infer.engine import Engine
+from jaxchat.infer.last_prompt import LastPrompt
 from jaxchat.infer.request import EngineError, Request
 from jaxchat.infer.row import Row
 from jaxchat.infer.service import Job, Service
@@ -68,8 +69,12 @@ class Replicas(Service):
         if not devices:
             raise EngineError("devices is empty; name at least one, or leave it out for all.")
         params = gathered(params)
+        prompts = {device: LastPrompt() for device in devices}
         self.engines = tuple(
-            Engine(params, config, tokenizer, device=device, **settings) for device in devices
+            Engine(
+                params, config, tokenizer, device=device, last_prompt=prompts[device], **settings
+            )
+            for device in devices
         )
         self.config, self.slots = config, sum(engine.slots for engine in self.engines)
         self.max_len = self.engines[0].max_len
