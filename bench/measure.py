@@ -32,6 +32,7 @@ class Case:
     micro_rows: int = 0  # rows at once; 0: all
     dtype: str = "bfloat16"
     fp8: bool = False
+    products: str = "auto"  # of float32 activations: see `compute.products`
     chunk_rows: int = 0  # tokens whose logits are held at once; 0: as training chooses
     options: tuple[str, ...] = ()  # XLA's, beside those training chooses
 
@@ -107,11 +108,14 @@ class Step:
         self.model = config.model
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         dtype = jnp.dtype(case.dtype)
-        self.optimizer = make_optimizer(self.model, config.optim, 1000, muon_dtype=dtype)
         switches = ComputeConfig(
-            fp8=case.fp8, loss_chunk_rows=case.chunk_rows, compiler_options=case.options
-        )
+            fp8=case.fp8, products=case.products, loss_chunk_rows=case.chunk_rows,
+            compiler_options=case.options,
+        )  # fmt: skip
         self.compute = choose_compute(switches, self.model, dtype)
+        self.optimizer = make_optimizer(
+            self.model, config.optim, 1000, muon_dtype=self.compute.muon_dtype
+        )
         log(self.compute.describe(self.mesh))
         self.step = make_train_step(self.model, self.optimizer, self.mesh, self.compute)
         rng = np.random.default_rng(0)
@@ -229,6 +233,13 @@ def peak_flops(dtype: str) -> float:
     x = jnp.ones((size, size), jnp.dtype(dtype))
     product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
     return 2 * size**3 / repeat(lambda: product(x), 1, best=True)
+
+
+def multiplied(step: Step) -> str:
+    """The dtype of the operands of a step's large products, for `peak_flops`."""
+    import jax.numpy as jnp
+
+    return jnp.dtype(step.compute.muon_dtype).name
 
 
 def run_nanochat(case: Case, steps: int, checkout: Path, python: Path, limit: float) -> Figures:

@@ -5,8 +5,8 @@
 
 The data is random tokens: the time does not depend on them. Figures are medians over --steps
 steps, each dispatched before the one before it is waited for, as in training. MFU is the model's
-FLOPs (6 a parameter that multiplies, 12 a score) over the device's peak: on a CPU that of an fp32
-matrix product measured at the start, on a GPU the data sheet's for bf16. Peak memory is the
+FLOPs (6 a parameter that multiplies, 12 a score) over the device's peak: on a CPU that of a matrix
+product of the same operands, measured here, on a GPU the data sheet's for bf16. Peak memory is the
 device's, on a CPU the process's. nanochat runs in a process of its own, after ours.
 """
 
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         depth=args.depth, preset=args.preset, width=args.width, seq_len=args.seq_len,
         vocab=args.vocab, batch=args.batch or rows * args.seq_len, micro_rows=args.micro_rows,
         dtype=args.dtype or ("float32" if on_cpu else "bfloat16"), fp8=args.fp8,
+        products=args.products,
         chunk_rows=args.loss_chunk, options=tuple(args.xla),
     )  # fmt: skip
     if args.nanochat and args.preset != "modern":
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             theirs = measure.run_nanochat(
                 case, args.steps, args.nanochat, args.torch_python, args.limit
             )
-            peak = found[0].peak_flops
+            peak = found[0].peak_flops if args.device == "gpu" else measure.peak_flops(case.dtype)
             found.append(Figures(**{**vars(theirs), "peak_flops": peak}))
         except (RuntimeError, OSError) as error:
             failure = str(error)
@@ -71,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=0, help="tokens a step (4096; GPU: 32 rows)")
     parser.add_argument("--micro-rows", type=int, default=0, help="rows at once (all)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="fp32; on a GPU bf16")
+    parser.add_argument("--products", choices=("auto", "plain", "bfloat16"), default="auto")
     parser.add_argument("--fp8", action="store_true", help="the large products in fp8")
     parser.add_argument("--loss-chunk", type=int, default=0, metavar="TOKENS")
     parser.add_argument("--xla", action="append", default=[], metavar="NAME=VALUE")
@@ -87,8 +89,8 @@ def run_ours(case: Case, device: str, steps: int) -> Figures:
 
     # jax calls NVIDIA's GPUs cuda where it is to be told, and gpu where it tells
     jax.config.update("jax_platforms", "cpu" if device == "cpu" else "cuda")
-    peak = measure.peak_flops("float32" if device == "cpu" else "bfloat16")
     step = measure.Step(case)
+    peak = measure.peak_flops(measure.multiplied(step))
     state = step.init()
     measure.log("jaxchat: compiling")
     step.compile(state)
@@ -109,6 +111,7 @@ def render(case: Case, found: Sequence[Figures]) -> str:
         ("tokens/s", ",.0f", [f.tokens_per_second for f in found]),
         ("ms a step", ",.1f", [f.step_ms for f in found]),
         ("model GFLOP/s", ",.1f", [f.model_flops / 1e9 for f in found]),
+        ("of a peak of", ",.0f", [f.peak_flops / 1e9 for f in found]),
         ("MFU %", ".1f", [100 * f.mfu for f in found]),
         ("compilation s", ",.1f", [f.compile_seconds for f in found]),
         ("peak memory GB", ",.2f", [f.memory_bytes / 1e9 for f in found]),
@@ -118,7 +121,7 @@ def render(case: Case, found: Sequence[Figures]) -> str:
     lines = [
         f"d{case.depth} {case.preset}{width}, T={case.seq_len}, V={case.vocab}, {case.batch} "
         f"tokens a step in micro-batches of {case.micro} rows, {case.dtype}"
-        f"{', fp8' if case.fp8 else ''}; the peak is {found[0].peak_flops / 1e9:,.0f} GFLOP/s",
+        f"{', fp8' if case.fp8 else ''}",
         f"{'':<18}" + "".join(f"{f.name:>12}" for f in found) + ("   ratio" if found[1:] else ""),
     ]
     for name, form, values in rows:

@@ -292,10 +292,14 @@ class ComputeConfig:
     """How training computes: precision, sizes and compiler, not what. Weights are always fp32."""
 
     fp8: bool = False  # the blocks' matrices of 128 or more: an H100, RTX 40 or newer
+    # Of float32 activations, on a CPU: "plain" is float32, "bfloat16" rounds what is multiplied and
+    # sums in float32, "auto" does that where the processor is made for it (AVX-512 BF16, AMX).
+    products: str = "auto"
     loss_chunk_rows: int = 0  # tokens whose logits are held at once; 0: as the device likes it
     compiler_options: tuple[str, ...] = ()  # XLA's, as "name=value", beside those tried anyway
 
     def __post_init__(self) -> None:
+        _one_of("compute", self, "products", ("auto", "plain", "bfloat16"))
         _not_negative("compute", self, "loss_chunk_rows")
         for option in self.compiler_options:
             name, equals, value = option.partition("=")

@@ -63,6 +63,8 @@ def open_model(root: Path, name: str | None, stage: str) -> Opened:
         config=config,
         params=put(params, param_shardings(mesh, params)),
         tokenizer=load_tokenizer(run / "tokenizer"),
-        compute=choose_compute(replace(config.compute, fp8=False), config.model, compute_dtype()),
+        compute=choose_compute(
+            replace(config.compute, fp8=False, products="plain"), config.model, compute_dtype()
+        ),
         mesh=mesh,
     )

@@ -12,6 +12,9 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
+
+from jaxchat.products import Products, dot
 
 CHUNK_ROWS = 1_024  # tokens whose logits are held at once: on a CPU they fit its cache
 GPU_CHUNK_ROWS = 8_192  # a product of fewer rows leaves multiprocessors of a GPU idle
@@ -31,6 +34,7 @@ def cross_entropy(
     softcap: float,
     weights: Array | None = None,
     chunk_rows: int = CHUNK_ROWS,
+    products: Products = "plain",
 ) -> tuple[Array, Array]:
     """Sum of mask * weights * -log p(target) in nats, and sum of mask, both float32 scalars.
 
@@ -38,12 +42,14 @@ def cross_entropy(
     weights [B,T] float of either sign (1 when None). Where the mask is all zero both sums are 0.
 
     The gradient, with respect to x and kernel only, is computed together with the value, a chunk of
-    rows at a time: neither logits nor probabilities of the whole batch ever exist.
+    rows at a time: neither logits nor probabilities of the whole batch ever exist. With `products`
+    of bfloat16 the operands of the head's products are rounded.
     """
     mask = mask.astype(jnp.float32)
     factor = mask if weights is None else mask * weights.astype(jnp.float32)
     chunk = max(1, chunk_rows // x.shape[0])
-    total = _weighted_nll(softcap, chunk, x, kernel, targets, lax.stop_gradient(factor))
+    dtype = jnp.bfloat16 if products == "bfloat16" else x.dtype
+    total = _weighted_nll(softcap, chunk, dtype, x, kernel, targets, lax.stop_gradient(factor))
     return total, jnp.sum(mask)
 
 
@@ -52,8 +58,10 @@ def token_logprobs(
 ) -> Array:
     """log p(target) in nats, [B,T] float32, from features x [B,T,D] and the head [D,V]."""
 
+    head = kernel.astype(x.dtype)
+
     def one(_: None, chunk: tuple[Array, Array]) -> tuple[None, Array]:
-        return None, -_nll(*chunk, kernel, softcap)[0]
+        return None, -_nll(*chunk, head, softcap)[0]
 
     size = max(1, chunk_rows // x.shape[0])
     _, logprobs = lax.scan(one, None, (_chunks(x, size), _chunks(targets, size)))
@@ -86,10 +94,13 @@ def _whole(chunks: Array, time: int) -> Array:
 
 
 def _nll(
-    x: Array, targets: Array, kernel: Array, softcap: float
+    x: Array, targets: Array, head: Array, softcap: float
 ) -> tuple[Array, Array, Array, Array]:
-    """-log p(target) [B,T], then what the gradient needs: tanh, exp(logits - cap), their sum."""
-    logits = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+    """-log p(target) [...], then what the gradient needs: tanh, exp(logits - cap), their sum.
+
+    x [...,D] and head [D,V] in the dtype they are multiplied in.
+    """
+    logits = jnp.matmul(x, head, preferred_element_type=jnp.float32)
     tanh = jnp.tanh(logits / softcap)
     exp = jnp.exp(softcap * (tanh - 1.0))
     total = jnp.sum(exp, axis=-1)
@@ -97,34 +108,49 @@ def _nll(
     return jnp.log(total) + softcap - hit, tanh, exp, total
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _weighted_nll(
-    softcap: float, chunk: int, x: Array, kernel: Array, targets: Array, factor: Array
+    softcap: float,
+    chunk: int,
+    dtype: DTypeLike,
+    x: Array,
+    kernel: Array,
+    targets: Array,
+    factor: Array,
 ) -> Array:
-    """Sum of factor * -log p(target); see `cross_entropy`."""
-    return jnp.sum(
-        factor * -token_logprobs(x, kernel, targets, softcap=softcap, chunk_rows=chunk * x.shape[0])
+    """Sum of factor * -log p(target), multiplied in `dtype`; see `cross_entropy`."""
+    logprobs = token_logprobs(
+        x.astype(dtype), kernel, targets, softcap=softcap, chunk_rows=chunk * x.shape[0]
     )
+    return jnp.sum(factor * -logprobs)
 
 
 def _forward(
-    softcap: float, chunk: int, x: Array, kernel: Array, targets: Array, factor: Array
+    softcap: float,
+    chunk: int,
+    dtype: DTypeLike,
+    x: Array,
+    kernel: Array,
+    targets: Array,
+    factor: Array,
 ) -> tuple[Array, tuple[Array, Array]]:
     """The value, and the gradients as they are for a cotangent of 1."""
-    head = kernel.astype(x.dtype)
+    head = kernel.astype(dtype)
 
     def one(
         carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]
     ) -> tuple[tuple[Array, Array], Array]:
         value, kernel_grad = carry
-        x, targets, factor = inputs
-        nll, tanh, exp, total = _nll(x, targets, head, softcap)
-        hit = targets[..., None] == jnp.arange(kernel.shape[1], dtype=targets.dtype)[None, None, :]
-        grad = (factor / total)[..., None] * exp - jnp.where(hit, factor[..., None], 0.0)
-        grad = (grad * (1.0 - tanh * tanh)).astype(x.dtype)
-        x_grad = jnp.einsum("btv,dv->btd", grad, head)
-        kernel_grad += jnp.einsum("btd,btv->dv", x, grad, preferred_element_type=jnp.float32)
-        return (value + jnp.sum(factor * nll), kernel_grad), x_grad
+        x, *labels = inputs
+        rows = x.reshape(-1, x.shape[-1]).astype(dtype)
+        targets, factor = (label.reshape(-1) for label in labels)
+        nll, tanh, exp, total = _nll(rows, targets, head, softcap)
+        hit = targets[:, None] == jnp.arange(kernel.shape[1], dtype=targets.dtype)[None, :]
+        grad = (factor / total)[:, None] * exp - jnp.where(hit, factor[:, None], 0.0)
+        grad = (grad * (1.0 - tanh * tanh)).astype(dtype)
+        x_grad = dot(grad, head, over=(-1, -1), dtype=dtype).astype(x.dtype)
+        kernel_grad += dot(rows, grad, over=(-2, -2), dtype=dtype)
+        return (value + jnp.sum(factor * nll), kernel_grad), x_grad.reshape(x.shape)
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros(kernel.shape, jnp.float32))
     inputs = (_chunks(x, chunk), _chunks(targets, chunk), _chunks(factor, chunk))
@@ -133,9 +159,10 @@ def _forward(
 
 
 def _backward(
-    softcap: float, chunk: int, grads: tuple[Array, Array], cotangent: Array
+    softcap: float, chunk: int, dtype: DTypeLike, grads: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array, None, None]:
     """Scales what the forward pass computed."""
+    del softcap, chunk, dtype
     x_grad, kernel_grad = grads
     scale = cotangent.astype(x_grad.dtype)
     return x_grad * scale, kernel_grad * cotangent.astype(kernel_grad.dtype), None, None

@@ -294,7 +294,9 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Service) -> dic
         names.remove("humaneval")
     tasks = prepare.run_tasks(names, config.seed, read, tokenizer)
     limit = config.eval.max_new_tokens
-    compute = choose_compute(replace(config.compute, fp8=False), config.model, compute_dtype())
+    compute = choose_compute(
+        replace(config.compute, fp8=False, products="plain"), config.model, compute_dtype()
+    )
     scores = evaluate_tasks(
         engine, tokenizer, tasks, problems=config.eval.problems, max_tokens=limit,
         title=f"evaluating {stage}", judge=humaneval.judge() if "humaneval" in names else None,

@@ -14,7 +14,8 @@ LAYERS = {
     name: layer
     for layer, names in {
         0: "config home scaling scaling_nodes recipe progress braille",
-        1: "_bpe tokenizer model optim tools losses sampling sharding memory data.packing stopping",
+        1: "_bpe tokenizer model optim tools losses products sampling sharding memory "
+        "data.packing stopping",
         2: "data tasks train.step train.compute train.xla_options train.checkpoint "
         "train.divergence train.metrics train.trackers train.agreement runs profiling group "
         "mirror",

@@ -54,6 +54,28 @@ def test_value_and_gradients_are_those_of_the_plain_loss(chunk_rows):
     np.testing.assert_allclose(chunked(x, kernel), want, rtol=1e-5)  # without differentiation
 
 
+@pytest.mark.parametrize("chunk_rows", [4, 1000])
+def test_rounded_products_give_the_value_and_gradients_of_rounded_operands(chunk_rows):
+    x, kernel, targets, mask, weights = make_batch()
+    near = [a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, kernel)]
+
+    def run(products, x, kernel):
+        def loss(x, kernel):
+            return cross_entropy(
+                x, kernel, targets, mask, softcap=SOFTCAP, weights=weights, chunk_rows=chunk_rows,
+                products=products,
+            )[0]  # fmt: skip
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(x, kernel), loss(x, kernel)
+
+    (got, got_grads), alone = run("bfloat16", x, kernel)
+    (want, want_grads), _ = run("plain", *near)
+    np.testing.assert_allclose([got, alone], want, rtol=1e-5)
+    for a, b in zip(got_grads, want_grads, strict=True):  # those of logits are rounded, too
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=8e-3 * float(jnp.abs(b).max()))
+
+
 def test_negative_weights_turn_the_gradient_round():
     x, kernel, targets, mask, weights = make_batch()
 

@@ -148,6 +148,8 @@ def check_compute(config: RunConfig) -> tuple[Check, Check]:
         why = "it worked on a trial"
     elif on_gpu and half:
         why = "cudnn was tried and does not work here"
+    elif chosen.products == "bfloat16":
+        why = "with products of bfloat16, which this processor is made for"
     else:
         why = "cudnn needs a GPU and half precision"
     named = str(chosen.attention)

@@ -49,7 +49,7 @@ USUAL: dict[str, tuple[float, float]] = {"cpu": (0.35, 0.6)}
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured on one device. Rates are FLOP/s, in the dtype that training computes in."""
+    """What was measured on one device. Rates are FLOP/s, in what training multiplies."""
 
     tokens_per_second: float
     model_flops: float  # by the model's own count
@@ -91,8 +91,8 @@ def measure_speed(platform: str, seconds: float = SECONDS) -> Speed:
     """
     config, dtype = small_config(platform), compute_dtype()
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = make_optimizer(config.model, config.optim, 1_000, muon_dtype=dtype)
     compute = choose_compute(DEFAULT_COMPUTE, config.model, dtype)
+    optimizer = make_optimizer(config.model, config.optim, 1_000, muon_dtype=compute.muon_dtype)
     step = make_train_step(config.model, optimizer, mesh, compute)
     shape = (1, ROWS[platform], config.model.sequence_len + 1)
     drawn = np.random.default_rng(0).integers(0, config.model.vocab_size, shape).astype(np.int32)
@@ -100,7 +100,7 @@ def measure_speed(platform: str, seconds: float = SECONDS) -> Speed:
     state = init_state(gpt.init_params(jax.random.key(0), config.model), optimizer, mesh)
 
     side = PRODUCT[platform]
-    x = jnp.ones((side, side), dtype)
+    x = jnp.ones((side, side), compute.muon_dtype)
     product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
 
     def train() -> Any:

@@ -19,10 +19,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jaxchat.model.banded import banded_attention
 from jaxchat.model.cache import BLOCK, whole_blocks
+from jaxchat.products import Products
 
 # by name, or a function like `causal_attention`
-Implementation = Literal["blocked", "cudnn"] | Callable[..., Array]
+Implementation = Literal["blocked", "banded", "cudnn"] | Callable[..., Array]
 
 MIN_BLOCK = 64  # queries: smaller blocks skip more masked keys, but make more and smaller products
 MAX_BLOCKS = 8  # so that the compile time of long rows stays bounded
@@ -35,7 +37,7 @@ def causal_attention(
     """Each query sees its own key and `window` keys to its left.
 
     q [B,T,H,K], k and v [B,T,G,K] -> [B,T,H,K], in q's dtype. "cudnn" needs a GPU and half
-    precision; "blocked" runs anywhere.
+    precision; "blocked" and "banded" run anywhere, the latter with operands of bfloat16.
     """
     if callable(implementation):
         y: Array = implementation(q, k, v, window=window)
@@ -47,6 +49,8 @@ def causal_attention(
         return jax.nn.dot_product_attention(
             q, k, v, is_causal=True, local_window_size=left, implementation="cudnn"
         )
+    if implementation == "banded":
+        return banded_attention(q, k, v, window=window)
     return blocked_attention(q, k, v, window=window)
 
 
@@ -176,12 +180,16 @@ def _by_halves(weights: Array) -> Array:
     return weights
 
 
-def choose_attention(head_dim: int, dtype: DTypeLike) -> Implementation:
+def choose_attention(
+    head_dim: int, dtype: DTypeLike, products: Products = "plain"
+) -> Implementation:
     """The fastest implementation that works here, tried on a tiny case.
 
-    "cudnn" on a GPU in half precision; elsewhere "blocked". Where cudnn was expected but fails,
-    a RuntimeWarning says why.
+    "cudnn" on a GPU in half precision; elsewhere "blocked", or with `products` of bfloat16
+    "banded". Where cudnn was expected but fails, a RuntimeWarning says why.
     """
+    if products == "bfloat16":
+        return "banded"
     if jax.default_backend() != "gpu" or jnp.dtype(dtype).itemsize != 2:
         return "blocked"
     x = jnp.ones((1, 64, 1, head_dim), dtype)

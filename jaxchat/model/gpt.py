@@ -28,11 +28,11 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxchat.config import ModelConfig
-from jaxchat.model import fp8
 from jaxchat.model.attention import MAX_SCORE, Implementation, cached_attention, causal_attention
 from jaxchat.model.cache import Cache, fill, slot_positions, write
 from jaxchat.model.initial import Initializer, init_table
 from jaxchat.model.rope import rotary, rotate
+from jaxchat.products import Products, matmul
 from jaxchat.scaling import (
     SMEAR_GATE_CHANNELS,
     VALUE_GATE_CHANNELS,
@@ -75,21 +75,19 @@ def rms_norm(x: Array, config: ModelConfig) -> Array:
 
 
 class Linear(nn.Module):
-    """A matrix in float32, multiplied in the dtype of its input, or if it is large in fp8."""
+    """A matrix in float32, multiplied in the dtype of its input, or a large one in `products`."""
 
     out: int
     initializer: Initializer
-    fp8: bool = False
+    products: Products = "plain"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.initializer, (x.shape[-1], self.out))
-        if self.fp8 and fp8.takes(*kernel.shape):
-            return fp8.matmul(x, kernel)
         if self.out == 1:  # as a product, XLA on a CPU rounds some rows otherwise than others
             column = kernel.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
             return jnp.sum(x * column, axis=-1, keepdims=True)
-        return x @ kernel.astype(x.dtype)
+        return matmul(x, kernel, self.products)
 
 
 class Embedding(nn.Module):
@@ -111,7 +109,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     layer: int
-    fp8: bool = False
+    products: Products = "plain"
 
     @nn.compact
     def __call__(
@@ -121,7 +119,7 @@ class Attention(nn.Module):
         size, groups = config.head_dim, config.n_kv_head
 
         def heads(name: str, count: int) -> Array:
-            y = Linear(count * size, init[name], self.fp8, name=name)(x)
+            y = Linear(count * size, init[name], self.products, name=name)(x)
             return y.reshape(*y.shape[:-1], count, size)
 
         q, k, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
@@ -132,21 +130,21 @@ class Attention(nn.Module):
         q, k = (config.qk_scale * rms_norm(rotate(a, *rope), config) for a in (q, k))
         y, kept = attend(self.layer, q, k, v)
         y = y.reshape(*y.shape[:-2], -1)
-        return Linear(config.n_embd, init["c_proj"], self.fp8, name="c_proj")(y), kept
+        return Linear(config.n_embd, init["c_proj"], self.products, name="c_proj")(y), kept
 
 
 class MLP(nn.Module):
     """D -> F = 4D -> D with relu^2 between."""
 
     config: ModelConfig
-    fp8: bool = False
+    products: Products = "plain"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         init = init_table(self.config)
-        x = Linear(4 * self.config.n_embd, init["c_fc"], self.fp8, name="c_fc")(x)
+        x = Linear(4 * self.config.n_embd, init["c_fc"], self.products, name="c_fc")(x)
         x = jnp.square(nn.relu(x))
-        return Linear(self.config.n_embd, init["c_proj"], self.fp8, name="c_proj")(x)
+        return Linear(self.config.n_embd, init["c_proj"], self.products, name="c_proj")(x)
 
 
 class Block(nn.Module):
@@ -154,16 +152,16 @@ class Block(nn.Module):
 
     config: ModelConfig
     layer: int
-    fp8: bool = False
+    products: Products = "plain"
 
     @nn.compact
     def __call__(
         self, x: Array, value: Array | None, rope: tuple[Array, Array], attend: Attend
     ) -> tuple[Array, Any]:
-        attention = Attention(self.config, self.layer, self.fp8, name="attn")
+        attention = Attention(self.config, self.layer, self.products, name="attn")
         y, kept = attention(rms_norm(x, self.config), value, rope, attend)
         x = x + y
-        return x + MLP(self.config, self.fp8, name="mlp")(rms_norm(x, self.config)), kept
+        return x + MLP(self.config, self.products, name="mlp")(rms_norm(x, self.config)), kept
 
 
 class GPT(nn.Module):
@@ -171,7 +169,7 @@ class GPT(nn.Module):
 
     config: ModelConfig
     dtype: DTypeLike = jnp.float32
-    fp8: bool = False
+    products: Products = "plain"
 
     @nn.compact
     def __call__(
@@ -201,7 +199,7 @@ class GPT(nn.Module):
             if spec.value_embedding:
                 width = config.n_kv_head * config.head_dim
                 value = self._table(f"value_embeds_{layer}", width, "value_embeds")(tokens)
-            block = Block(config, layer, self.fp8, name=f"h_{layer}")
+            block = Block(config, layer, self.products, name=f"h_{layer}")
             x, state = block(x, value, rope, attend)
             kept.append(state)
             if layer == config.n_layer // 2:
@@ -261,10 +259,10 @@ def _apply(
     attend: Attend,
     config: ModelConfig,
     dtype: DTypeLike,
-    fp8: bool = False,
+    products: Products = "plain",
 ) -> tuple[Array, Array, list[Any]]:
     """`GPT.__call__` with these parameters."""
-    model = GPT(config, dtype, fp8)
+    model = GPT(config, dtype, products)
     result: Any = model.apply({"params": params}, tokens, positions, previous, attend)
     return result  # type: ignore[no-any-return]
 
@@ -275,7 +273,7 @@ def _run_rows(
     config: ModelConfig,
     dtype: DTypeLike,
     attention: Implementation,
-    fp8: bool = False,
+    products: Products = "plain",
 ) -> tuple[Array, Array, list[Any]]:
     """The network over whole rows [B,T] from position 0; keeps each layer's (k, v)."""
     specs = layer_specs(config)
@@ -286,7 +284,7 @@ def _run_rows(
 
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     previous = jnp.zeros((tokens.shape[0], config.n_embd), dtype)
-    return _apply(params, tokens, positions, previous, attend, config, dtype, fp8)
+    return _apply(params, tokens, positions, previous, attend, config, dtype, products)
 
 
 def features(
@@ -296,13 +294,13 @@ def features(
     *,
     dtype: DTypeLike = jnp.float32,
     attention: Implementation = "blocked",
-    fp8: bool = False,
+    products: Products = "plain",
 ) -> Array:
     """Tokens [B,T] -> normalised features [B,T,D] in `dtype`, for `unembed` or a loss.
 
-    With `fp8` the blocks' large matrices are multiplied as `model.fp8` does.
+    The blocks' large matrices are multiplied in `products`.
     """
-    return _run_rows(params, tokens, config, dtype, attention, fp8)[0]
+    return _run_rows(params, tokens, config, dtype, attention, products)[0]
 
 
 def unembed(params: Params, x: Array, config: ModelConfig) -> Array:

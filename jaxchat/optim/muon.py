@@ -10,6 +10,7 @@ Sources: Muon (Keller Jordan, kellerjordan.github.io/posts/muon), Polar Express
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
+
+from jaxchat.products import dot, transposed
 
 Schedule = Callable[[jax.Array], jax.Array]
 Coefficients = Sequence[tuple[float, float, float]]
@@ -77,17 +80,19 @@ def orthogonalize_matrix(
     """Brings every singular value near 1 by odd polynomials of degree 5; [..., m, n].
 
     x is first divided by its Frobenius norm times `slack`, plus `eps`: the slack keeps the largest
-    singular value below 1 in low precision too. The result has x's dtype.
+    singular value below 1 in low precision too. The result has x's dtype. What is multiplied is
+    rounded to `dtype`, sums are float32.
     """
+    product = functools.partial(dot, dtype=dtype)
     tall = x.shape[-2] > x.shape[-1]
-    y = x.astype(dtype)
-    y = y / (_norm(y, (-2, -1)) * slack + eps).astype(dtype)
+    y = (x / (_norm(x, (-2, -1)) * slack + eps)).astype(dtype)
+    y = transposed(y) if tall else y  # the smaller of the two Gram matrices is enough
     for a, b, c in coefficients:
-        transposed = jnp.swapaxes(y, -2, -1)
-        gram = transposed @ y if tall else y @ transposed  # the smaller of the two
-        poly = b * gram + c * (gram @ gram)
-        y = a * y + (y @ poly if tall else poly @ y)
-    return y.astype(x.dtype)
+        gram = product(y, y, over=(-1, -1))
+        narrow = gram.astype(dtype)  # itself symmetric
+        poly = b * gram + c * product(narrow, narrow, over=(-1, -1))
+        y = (a * y.astype(jnp.float32) + product(poly, y)).astype(dtype)
+    return (transposed(y) if tall else y).astype(x.dtype)
 
 
 def orthogonalize(

@@ -12,6 +12,7 @@ LOOKUP, COPY, ELEMENTWISE = "lookups", "copies, layout", "elementwise, sums"
 OTHER = "other programs"
 CLASSES = (MATMUL, ATTENTION, ELEMENTWISE, LOOKUP, COPY, COLLECTIVE, OTHER)
 
+PRODUCTS_FILE = "/jaxchat/products.py"
 ATTENTION_FILE = "model/attention.py"
 _COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
@@ -107,9 +108,13 @@ def class_of_name(name: str) -> str:
 
 
 def own_frame(frames: tuple[Frame, ...]) -> Frame | None:
-    """The innermost frame of this project's code, else the innermost of all."""
+    """The innermost frame of this project's code, else the innermost of all.
+
+    Of a product it is who asked for it.
+    """
     ours = (frame for frame in frames if "/jaxchat/" in frame.file and "/optax/" not in frame.file)
-    return next(ours, frames[0] if frames else None)
+    asked = (frame for frame in ours if not frame.file.endswith(PRODUCTS_FILE))
+    return next(asked, frames[0] if frames else None)
 
 
 def _chief(module: Module, instruction: Instruction) -> Instruction:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxchat import losses
+from jaxchat import losses, products
 from jaxchat.config import ComputeConfig, ConfigError, ModelConfig
 from jaxchat.model import fp8
 from jaxchat.model.attention import Implementation, choose_attention
+from jaxchat.products import Products
 from jaxchat.train.xla_options import Option, candidates, choose_options
 
 FP8_CAPABILITY = (8, 9)  # compute capability of the first GPUs that have it (Ada, Hopper)
+# As Linux names them; processors without them multiply bfloat16 slower than float32.
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -27,9 +34,19 @@ class Compute:
     dtype: DTypeLike = jnp.float32  # of activations; weights and their gradients are float32
     attention: Implementation = "blocked"
     chunk_rows: int = losses.CHUNK_ROWS  # tokens whose logits are held at once
-    fp8: bool = False
+    products: Products = "plain"  # of large matrices; "plain": in `dtype`
     options: tuple[Option, ...] = ()  # XLA's
     dropped: tuple[str, ...] = ()  # names of XLA's options that were tried and do not work
+
+    @property
+    def muon_dtype(self) -> DTypeLike:
+        """What is multiplied to make updates orthogonal."""
+        return jnp.bfloat16 if self.products == "bfloat16" else self.dtype
+
+    def unrounded(self) -> Compute:
+        """The same for measuring a model: nothing is rounded to less than `dtype`."""
+        attention = "blocked" if self.attention == "banded" else self.attention
+        return replace(self, products="plain", attention=attention)
 
     def describe(self, mesh: Mesh) -> str:
         """One line."""
@@ -38,13 +55,14 @@ class Compute:
         axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         name = jnp.dtype(self.dtype).name
         named = self.attention if isinstance(self.attention, str) else self.attention.__name__
+        products = name if self.products == "plain" else self.products
         options = ", ".join(f"{key}={value}" for key, value in self.options) or "XLA's own"
         unknown = f"; not in this jaxlib: {', '.join(self.dropped)}" if self.dropped else ""
         return (
             f"{devices} ({axes}){_memory(mesh.devices.flat[0])}; "
             f"{name}{'' if name == 'float32' else ' over float32 weights'}; "
             f"attention {named}; loss in chunks of {self.chunk_rows:,} tokens; "
-            f"fp8 {'on' if self.fp8 else 'off'}; compiler options: {options}{unknown}"
+            f"large products {products}; compiler options: {options}{unknown}"
         )
 
     def announce(self, title: str, mesh: Mesh) -> None:
@@ -70,17 +88,60 @@ def choose_compute(
     Raises ConfigError where `config` asks for what the machine does not have.
     """
     backend = jax.default_backend()
-    if config.fp8:
-        check_fp8(model)
+    chosen = choose_products(config, model, dtype)
     options, dropped = choose_options(candidates(backend, devices), config.compiler_options)
     return Compute(
         dtype=dtype,
-        attention=choose_attention(model.head_dim, dtype),
+        attention=choose_attention(model.head_dim, dtype, chosen),
         chunk_rows=config.loss_chunk_rows or losses.default_chunk_rows(backend),
-        fp8=config.fp8,
+        products=chosen,
         options=options,
         dropped=dropped,
     )
+
+
+def choose_products(config: ComputeConfig, model: ModelConfig, dtype: DTypeLike) -> Products:
+    """How large matrices are multiplied. "bfloat16" is for float32 activations alone.
+
+    By itself that is taken on a CPU that is made for it, if XLA computes it there as it should.
+    """
+    if config.fp8:
+        check_fp8(model)
+        return "fp8"
+    if jnp.dtype(dtype) != jnp.float32 or config.products == "plain":
+        return "plain"
+    if config.products == "bfloat16":
+        return "bfloat16"
+    able = jax.default_backend() == "cpu" and bool(processor_flags() & BFLOAT16_FLAGS)
+    return "bfloat16" if able and _try_bfloat16() else "plain"
+
+
+def processor_flags() -> set[str]:
+    """What the processor can do, as Linux tells it; nothing elsewhere."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def _try_bfloat16() -> bool:
+    """Whether XLA does a layer's three products in bfloat16; else a RuntimeWarning says why."""
+    try:
+        program = _layer_program(products.rounded_matmul, jnp.float32)
+        done = products.count_products(program.as_text() or "")
+        jax.block_until_ready(program(jnp.ones((1024, 512)), jnp.ones((512, 1024))))
+        problem = "" if done == 3 else f"it does {done} of a layer's 3 products in bfloat16"
+    except Exception as error:  # whatever the backend raises, training can go on without it
+        problem = str(error)
+    if problem:
+        warnings.warn(
+            "this processor multiplies bfloat16 faster than float32, but XLA does not make use of "
+            f"it, so products are in float32, and slower: {problem}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return not problem
 
 
 def check_fp8(model: ModelConfig) -> None:
@@ -97,7 +158,7 @@ def check_fp8(model: ModelConfig) -> None:
     if device.platform == "cpu":
         return
     check_capability(device.device_kind, str(getattr(device, "compute_capability", "")))
-    done = fp8.count_products(_fp8_program())
+    done = fp8.count_products(str(_layer_program(fp8.matmul, jnp.bfloat16).as_text()))
     if done < 3:
         warnings.warn(
             f"compute.fp8 is on, but of the 3 products of a layer XLA does {done} in fp8 on this "
@@ -118,15 +179,14 @@ def check_capability(kind: str, capability: str) -> None:
         )
 
 
-def _fp8_program() -> str:
+def _layer_program(matmul: Callable[[jax.Array, jax.Array], jax.Array], dtype: DTypeLike) -> Any:
     """A layer's three products, compiled here."""
 
     def total(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.square(fp8.matmul(x, kernel).astype(jnp.float32)))
+        return jnp.sum(jnp.square(matmul(x, kernel).astype(jnp.float32)))
 
     shapes = (
-        jax.ShapeDtypeStruct((1024, 512), jnp.bfloat16),
+        jax.ShapeDtypeStruct((1024, 512), dtype),
         jax.ShapeDtypeStruct((512, 1024), jnp.float32),
     )
-    compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*shapes).compile()
-    return str(compiled.as_text())
+    return jax.jit(jax.grad(total, argnums=(0, 1))).lower(*shapes).compile()

@@ -132,11 +132,11 @@ def _fit(job: Job, params: Any) -> FitResult:
     time_axis = job.rows.manifest.row_tokens - 1
     accumulation, rows = plan_batch(job.train, time_axis, batch_shards(job.mesh))
     steps = count_steps(job.train, job.rows)
-    optimizer = make_optimizer(
-        job.model, job.optim, steps, lr_scale=job.train.lr_scale, muon_dtype=job.dtype
-    )
     compute = choose_compute(job.compute, job.model, job.dtype, job.mesh.size)
     compute.announce(job.title, job.mesh)
+    optimizer = make_optimizer(
+        job.model, job.optim, steps, lr_scale=job.train.lr_scale, muon_dtype=compute.muon_dtype
+    )
     step_fn = make_train_step(job.model, optimizer, job.mesh, compute)
     share = row_share(job.mesh)
     batches = training_batches(job.rows, accumulation * rows, job.seed, *share)
@@ -145,7 +145,8 @@ def _fit(job: Job, params: Any) -> FitResult:
         check_bytes(held_out, job.token_bytes)
 
     def evaluate(state: TrainState) -> float:
-        return bits_per_byte(state.params, held_out, job.token_bytes, job.model, compute, job.mesh)
+        exact = compute.unrounded()
+        return bits_per_byte(state.params, held_out, job.token_bytes, job.model, exact, job.mesh)
 
     def batch_of(index: int) -> Any:
         flat = batches[index]

@@ -97,11 +97,12 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
     that is no number.
     """
     config = job.config
-    optimizer = make_optimizer(
-        job.model, job.optim, config.steps, lr_scale=config.lr_scale, muon_dtype=job.dtype
-    )
     compute = choose_compute(job.compute, job.model, job.dtype, job.mesh.size)
     compute.announce("rl", job.mesh)
+    optimizer = make_optimizer(
+        job.model, job.optim, config.steps, lr_scale=config.lr_scale,
+        muon_dtype=compute.muon_dtype,
+    )  # fmt: skip
     step_fn = make_train_step(job.model, optimizer, job.mesh, compute)
     params = jax.tree.map(jnp.copy, params)
     state = init_state(params, optimizer, job.mesh)

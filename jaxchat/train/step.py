@@ -92,12 +92,12 @@ def batch_loss(
     if "advantage" in batch:
         weights = jnp.broadcast_to(batch["advantage"][:, None], mask.shape)
     x = gpt.features(
-        params, tokens[:, :-1], model, dtype=compute.dtype, fp8=compute.fp8,
+        params, tokens[:, :-1], model, dtype=compute.dtype, products=compute.products,
         attention=attention or compute.attention,
     )  # fmt: skip
     return losses.cross_entropy(
         x, params["lm_head"]["kernel"], tokens[:, 1:], mask, softcap=model.softcap,
-        weights=weights, chunk_rows=compute.chunk_rows,
+        weights=weights, chunk_rows=compute.chunk_rows, products=compute.products,
     )  # fmt: skip
 
 

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.model.attention import blocked_attention, cached_attention, choose_attention
+from jaxchat.model import banded
+from jaxchat.model.attention import (
+    blocked_attention,
+    cached_attention,
+    causal_attention,
+    choose_attention,
+)
+from jaxchat.model.banded import banded_attention
 
 B, H, G, K = 2, 4, 2, 8
 
@@ -45,6 +52,46 @@ def test_blocked_attention_and_its_gradients_are_the_plain_ones(time, window):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("time", "window"),
+    [(1, 0), (63, 1000), (64, 1), (65, 0), (130, 64), (200, 50), (200, 99), (200, 1000),
+     (300, 129), (600, 300), (600, 1000)],
+)  # fmt: skip
+@pytest.mark.parametrize("at_once", [banded.SCORES, 1])
+def test_banded_attention_and_its_gradients_are_the_plain_ones_but_for_rounding(
+    time, window, at_once, monkeypatch
+):
+    """bfloat16 keeps 8 bits, so a number and its sums are off by up to one in 256."""
+    monkeypatch.setattr(banded, "SCORES", at_once)
+    q, k, v, dy = random_qkv(time)
+
+    def run(attention):
+        y, pull = jax.vjp(attention, q, k, v)
+        return y, *pull(dy)
+
+    got = jax.jit(lambda: run(lambda q, k, v: banded_attention(q, k, v, window=window)))()
+    want = jax.jit(lambda: run(lambda q, k, v: plain(q, k, v, window)))()
+    scale = max(float(jnp.linalg.norm(b)) for b in want)  # some gradients are zero but for rounding
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == jnp.float32
+        assert float(jnp.linalg.norm(a - b)) < 6e-3 * scale
+
+
+def test_banded_attention_of_exact_operands_is_exact():
+    """Where nothing is lost by rounding q, k, v and dy, what is left is the rounding of weights."""
+    q, k, v, _ = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in random_qkv(200))
+    k = jnp.zeros_like(k)  # every weight is 1
+    got = banded_attention(q, k, v, window=50)
+    np.testing.assert_allclose(got, plain(q, k, v, 50), atol=2e-6)
+
+
+def test_attention_is_chosen_by_name():
+    q, k, v, _ = random_qkv(100)
+    got = causal_attention(q, k, v, window=30, implementation="banded")
+    np.testing.assert_array_equal(got, banded_attention(q, k, v, window=30))
+    assert jnp.any(got != causal_attention(q, k, v, window=30))
+
+
 def test_long_rows_make_few_blocks_and_the_same_result():
     q, k, v, _ = random_qkv(1100)
     got = jax.jit(lambda q, k, v: blocked_attention(q, k, v, window=300))(q, k, v)
@@ -66,6 +113,7 @@ def test_a_cpu_gets_the_implementation_that_runs_on_it():
     assert jax.default_backend() == "cpu"
     assert choose_attention(64, jnp.bfloat16) == "blocked"
     assert choose_attention(64, jnp.float32) == "blocked"
+    assert choose_attention(64, jnp.float32, "bfloat16") == "banded"
 
 
 @pytest.mark.parametrize("heads", [2, 4, 8])

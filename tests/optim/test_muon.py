@@ -47,6 +47,19 @@ def test_orthogonalized_singular_values_are_near_one(
     assert values.max() < high
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (3, 64, 96), (2, 128, 64)])
+def test_orthogonalizing_in_bfloat16_is_near_that_in_float32(shape: tuple[int, ...]) -> None:
+    x = jax.random.normal(jax.random.key(2), shape)
+    exact, near = (
+        jax.jit(lambda x, d=dtype: muon.orthogonalize_matrix(x, muon.POLAR_EXPRESS, d, 1.01, 1e-6))(
+            x
+        )
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    assert near.dtype == jnp.float32
+    assert 0 < jnp.linalg.norm(near - exact) < 0.03 * jnp.linalg.norm(exact)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_renormalized_matrix_has_the_norm_of_a_semi_orthogonal_one(
     shape: tuple[int, ...],

@@ -1,5 +1,6 @@
 """What the start of training finds out, and that the step does as it is told."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,49 @@ def batch_of(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {"tokens": stacked, "mask": np.ones(stacked.shape, np.float32)}
 
 
-def test_a_cpu_computes_as_it_always_did() -> None:
+@pytest.fixture
+def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What Linux tells of the processor, as a file of the test's own."""
+    path = tmp_path / "cpuinfo"
+    monkeypatch.setattr("jaxchat.train.compute.CPUINFO", path)
+    return path
+
+
+def test_a_cpu_computes_in_float32(cpuinfo: Path) -> None:
     assert choose_compute(ComputeConfig(), CLASSIC, jnp.float32, 8) == Compute()
+    cpuinfo.write_text("flags : fpu avx2 avx512f\n", encoding="utf-8")
+    assert choose_compute(ComputeConfig(), CLASSIC, jnp.float32, 8) == Compute()
+    cpuinfo.write_text("flags : fpu avx512_bf16\n", encoding="utf-8")
+    plain = ComputeConfig(products="plain")
+    assert choose_compute(plain, CLASSIC, jnp.float32, 8) == Compute()
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16"])
+def test_a_cpu_that_is_made_for_it_multiplies_bfloat16(cpuinfo: Path, flag: str) -> None:
+    cpuinfo.write_text(f"processor : 0\nflags : fpu {flag} sse\nflags :\n", encoding="utf-8")
+    compute = choose_compute(ComputeConfig(), CLASSIC, jnp.float32)
+    assert compute == Compute(products="bfloat16", attention="banded")
+    assert (compute.dtype, compute.muon_dtype) == (jnp.float32, jnp.bfloat16)
+    assert compute.unrounded() == Compute()
+    half = choose_compute(ComputeConfig(), CLASSIC, jnp.bfloat16)  # they are bfloat16 anyway
+    assert (half.products, half.attention) == ("plain", "blocked")
+
+
+def test_products_that_xla_does_in_float32_are_not_asked_for(
+    cpuinfo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpuinfo.write_text("flags : avx512_bf16\n", encoding="utf-8")
+    monkeypatch.setattr("jaxchat.products.count_products", lambda text: 1 if text else 0)
+    with pytest.warns(RuntimeWarning, match="it does 1 of a layer's 3 products in bfloat16"):
+        assert choose_compute(ComputeConfig(), CLASSIC, jnp.float32) == Compute()
+
+
+def test_products_may_be_asked_for_anywhere(cpuinfo: Path) -> None:
+    assert not cpuinfo.exists()
+    config = ComputeConfig(products="bfloat16")
+    assert choose_compute(config, CLASSIC, jnp.float32).products == "bfloat16"
+    with pytest.raises(ConfigError, match=r"compute\.products is 'fp4'"):
+        ComputeConfig(products="fp4")
 
 
 def test_sizes_and_options_are_as_configured() -> None:
@@ -53,21 +95,21 @@ def test_the_line_says_everything() -> None:
     mesh = make_mesh(MeshConfig(fsdp=2))
     assert Compute().describe(mesh) == (
         "8 x cpu (data=4, fsdp=2, tensor=1); float32; attention blocked; loss in chunks of 1,024 "
-        "tokens; fp8 off; compiler options: XLA's own"
+        "tokens; large products float32; compiler options: XLA's own"
     )
     other = Compute(
-        jnp.bfloat16, "cudnn", 8192, True, (("xla_a", True), ("xla_b", 4)), ("xla_c", "xla_d")
+        jnp.bfloat16, "cudnn", 8192, "fp8", (("xla_a", True), ("xla_b", 4)), ("xla_c", "xla_d")
     )
     assert other.describe(mesh).partition("; ")[2] == (
-        "bfloat16 over float32 weights; attention cudnn; loss in chunks of 8,192 tokens; fp8 on; "
-        "compiler options: xla_a=True, xla_b=4; not in this jaxlib: xla_c, xla_d"
+        "bfloat16 over float32 weights; attention cudnn; loss in chunks of 8,192 tokens; large "
+        "products fp8; compiler options: xla_a=True, xla_b=4; not in this jaxlib: xla_c, xla_d"
     )
 
 
 @pytest.mark.usefixtures("optax_promotion")
 def test_training_says_it_once(tmp_path: Path, capsys: Any) -> None:
     fit(tiny_job(tmp_path), random_params(CLASSIC))
-    said = [line for line in capsys.readouterr().err.splitlines() if "attention blocked" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "; attention b" in line]
     assert len(said) == 1
     assert said[0].startswith("test: 1 x cpu (data=1, fsdp=1, tensor=1); float32; ")
 
@@ -75,7 +117,7 @@ def test_training_says_it_once(tmp_path: Path, capsys: Any) -> None:
 def test_fp8_is_refused_where_it_cannot_be() -> None:
     with pytest.raises(ConfigError, match=r"at least 128, multiples of 16, .*n_embd is 32"):
         choose_compute(ComputeConfig(fp8=True), CLASSIC, jnp.float32)
-    assert choose_compute(ComputeConfig(fp8=True), WIDE, jnp.float32).fp8
+    assert choose_compute(ComputeConfig(fp8=True), WIDE, jnp.float32).products == "fp8"
     for capability in ("8.6", "8.0", "7.5", ""):
         with pytest.raises(ConfigError, match=f"NVIDIA X has the compute capability {capability}"):
             check_capability("NVIDIA X", capability)
@@ -100,7 +142,8 @@ def test_every_large_matrix_of_a_step_is_multiplied_in_fp8() -> None:
     params, batch = random_params(WIDE), batch_of(4)
 
     def program(on: bool) -> str:
-        step = jax.jit(lambda p: loss_and_grads(p, batch, WIDE, Compute(fp8=on)))
+        compute = Compute(products="fp8" if on else "plain")
+        step = jax.jit(lambda p: loss_and_grads(p, batch, WIDE, compute))
         return step.lower(params).as_text(dialect="hlo")
 
     # q and c_proj of 128 x 128, k and v of 128 x 64 (too small), MLP twice: forward, two backward
@@ -108,27 +151,61 @@ def test_every_large_matrix_of_a_step_is_multiplied_in_fp8() -> None:
     assert fp8.count_products(program(False)) == 0
 
 
+@pytest.mark.usefixtures("optax_promotion")
+def test_rounded_products_work_on_a_mesh() -> None:
+    compute = Compute(products="bfloat16", attention="banded")
+    optimizer = make_optimizer(WIDE, CLASSIC_OPTIM, 4, muon_dtype=compute.muon_dtype)
+
+    def losses_on(*shape: int) -> list[float]:
+        mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
+        step = make_train_step(WIDE, optimizer, mesh, compute)
+        state, found = init_state(random_params(WIDE), optimizer, mesh), []
+        for number in range(2):
+            state, metrics = step(state, put_batch(mesh, batch_of(8, number)))
+            found.append(float(metrics["loss"]))
+        return found
+
+    assert losses_on(2, 2, 2) == pytest.approx(losses_on(1, 1, 1), rel=2e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
-def test_a_model_learns_in_fp8_what_it_learns_without() -> None:
+@pytest.mark.parametrize("products", ["bfloat16", "fp8"])
+def test_a_model_learns_with_narrow_products_what_it_learns_without(products: Any) -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = make_optimizer(WIDE, CLASSIC_OPTIM, 40)
 
-    def train(on: bool) -> list[float]:
-        step = make_train_step(WIDE, optimizer, mesh, Compute(fp8=on))
+    def train(compute: Compute) -> list[float]:
+        optimizer = make_optimizer(WIDE, CLASSIC_OPTIM, 40, muon_dtype=compute.muon_dtype)
+        step = make_train_step(WIDE, optimizer, mesh, compute)
         state, found = init_state(random_params(WIDE), optimizer, mesh), []
         for number in range(40):
             state, metrics = step(state, put_batch(mesh, batch_of(8, number)))
             found.append(float(metrics["loss"]))
         return found
 
-    plain, rounded = train(False), train(True)
+    attention = "banded" if products == "bfloat16" else "blocked"
+    plain, rounded = train(Compute()), train(Compute(products=products, attention=attention))
     assert rounded != plain, "the switch does nothing"
     assert abs(rounded[0] / plain[0] - 1) < 0.01, "the same weights have another loss"
     # From the first update on the two are different runs: Muon makes the noise of small singular
     # values as large as the signal. What they have learned is comparable at the end only.
     assert np.mean(plain[-10:]) < plain[0] / 8, "it learns nothing, so this test shows nothing"
     assert np.mean(rounded[-10:]) < 1.2 * np.mean(plain[-10:]) + 0.05
+
+
+def test_a_steps_gradients_with_rounded_products_are_near_the_exact_ones() -> None:
+    params, batch = random_params(WIDE), batch_of(4)
+
+    def run(compute: Compute) -> Any:
+        return jax.jit(lambda p: loss_and_grads(p, batch, WIDE, compute))(params)
+
+    exact, near = run(Compute()), run(Compute(products="bfloat16", attention="banded"))
+    assert abs(near[1] / exact[1] - 1) < 1e-3
+    leaves = jax.tree_util.tree_flatten_with_path(exact[0])[0]
+    for (path, want), got in zip(leaves, jax.tree.leaves(near[0]), strict=True):
+        if want.ndim == 2:  # the gradient of a scalar is a sum in which much cancels
+            error = jnp.linalg.norm(got - want) / jnp.linalg.norm(want)
+            assert error < 0.05, f"{jax.tree_util.keystr(path)} is off by {error:.3f}"
 
 
 @pytest.mark.usefixtures("optax_promotion")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxchat.config import MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from jaxchat.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxchat.data.rows import RowSource, write_rows
 from jaxchat.model import gpt
 from jaxchat.scaling import derive_horizon, derive_model
@@ -88,6 +88,7 @@ def tiny_job(folder: Path, rows: type[RowSource] = RowSource, **changes: Any) ->
         token_bytes=TOKEN_BYTES,
         mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
         seed=1,
+        compute=ComputeConfig(products="plain"),  # meshes are compared to float32 rounding
     )
     return replace(job, **changes)
 
