@@ -20,9 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from core import weights, write_model
 
-from jaxchat.config import ModelConfig
+from jaxchat.config import ComputeConfig, ModelConfig
 from jaxchat.infer.engine import Request
 from jaxchat.infer.replicas import make_service
 from jaxchat.infer.service import Service
@@ -32,6 +33,7 @@ from jaxchat.tasks.arithmetic import ArithmeticTask
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer.chat import render_prompt
 from jaxchat.tokenizer.special import SPECIAL_TOKENS
+from jaxchat.train.compute import choose_products
 
 PEER = Path(__file__).resolve().parent / "nanochat_peer" / "rollouts.py"
 THEIR_BATCH = 8  # device_batch_size of its chat_rl.py
@@ -48,7 +50,10 @@ def main() -> int:
         for index in range(args.problems)
     ]
     slots = args.slots or (read_config(args.run).eval.slots if args.run else 64)
-    engine = make_service(params, model, tokenizer, slots=slots, lanes=args.lanes or lanes())
+    engine = make_service(
+        params, model, tokenizer, slots=slots, lanes=args.lanes or lanes(),
+        products=choose_products(ComputeConfig(products=args.products), model, jnp.float32),
+    )  # fmt: skip
     rates = {"ours": tell("ours", *fastest(args, engine, prompts))}
     del engine
     if args.nanochat:
@@ -71,6 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--slots", type=int, default=0, help="default: the run's, or 64")
     parser.add_argument("--lanes", type=int, default=0, help="engines side by side (as in a run)")
+    parser.add_argument("--products", choices=("auto", "plain", "bfloat16"), default="auto")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--nanochat", type=Path, metavar="CHECKOUT", help="of the preset's time")
     parser.add_argument("--torch-python", default=sys.executable)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxchat import home, machine, runs
 from jaxchat.arguments import positive
-from jaxchat.config import ConfigError, MeshConfig
+from jaxchat.config import ComputeConfig, ConfigError, MeshConfig
 
 if TYPE_CHECKING:
     from jaxchat.config import ModelConfig
@@ -40,6 +40,10 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     )
     inference.add_argument("--prompt", type=positive, default=128, metavar="N", help="tokens (128)")
     inference.add_argument("--tokens", type=positive, default=128, metavar="N", help="said (128)")
+    inference.add_argument(
+        "--products", choices=("auto", "plain", "bfloat16"), default="auto",
+        help="how large matrices are multiplied (as compute.products)",
+    )  # fmt: skip
     inference.add_argument("--repeats", type=positive, default=3, metavar="N", help="best of (3)")
     inference.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     inference.add_argument(
@@ -67,23 +71,29 @@ def inference_command(args: argparse.Namespace) -> int:
     from jaxchat.interop.nanochat_peer import check_checkout
     from jaxchat.progress import Progress
     from jaxchat.stages import compute_dtype
+    from jaxchat.train.compute import choose_products
 
     title, model, params, tokenizer = _model(args, root)
     _check(args, model)
     if args.nanochat is not None:
         check_checkout(args.nanochat)
     bandwidth, source = device_bandwidth()
+    dtype = compute_dtype()
+    products = choose_products(ComputeConfig(products=args.products), model, dtype)
     readings = []
     with Progress("inference", total=len(args.batch), unit="batch sizes") as progress:
         for number, batch in enumerate(args.batch):
             reading = measure(
                 params, model, tokenizer, batch=batch, prompt=args.prompt, tokens=args.tokens,
-                dtype=compute_dtype(), bandwidth=bandwidth, repeats=args.repeats,
+                dtype=dtype, products=products, bandwidth=bandwidth, repeats=args.repeats,
             )  # fmt: skip
             readings.append(reading)
             progress.update(number + 1)
     theirs = _theirs(args, model, params)
-    print(f"{title}; {args.prompt} + {args.tokens} tokens; {bandwidth / 1e9:.1f} GB/s ({source})\n")
+    print(
+        f"{title}; {args.prompt} + {args.tokens} tokens; products {products}; "
+        f"{bandwidth / 1e9:.1f} GB/s ({source})\n"
+    )
     print(table(readings, theirs))
     if args.json is not None:
         told = {

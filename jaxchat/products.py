@@ -12,7 +12,7 @@ transposed in memory where it has to be.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,23 @@ def matmul(x: Array, kernel: Array, products: Products = "plain") -> Array:
     if products == "bfloat16" and takes(*kernel.shape):
         return rounded_matmul(x, kernel)
     return x @ kernel.astype(x.dtype)
+
+
+def widened_matmul(x: Array, kernel: Array, products: Products = "plain") -> Array:
+    """`matmul` whose result is float32 whatever x is; never in fp8."""
+    if products == "bfloat16" and takes(*kernel.shape):
+        return rounded_matmul(x, kernel).astype(jnp.float32)
+    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def round_kernels(params: Any) -> Any:
+    """Parameters whose kernels are kept as `rounded_matmul` would round them: for inference."""
+
+    def round_one(path: tuple[Any, ...], x: Array) -> Array:
+        is_large = path[-1] == jax.tree_util.DictKey("kernel") and takes(*x.shape)
+        return x.astype(jnp.bfloat16) if is_large else x
+
+    return jax.tree_util.tree_map_with_path(round_one, params)
 
 
 @jax.custom_vjp

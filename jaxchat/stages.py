@@ -32,6 +32,7 @@ from jaxchat.infer.spread import Spread
 from jaxchat.infer.weights import gathered
 from jaxchat.model import gpt
 from jaxchat.pipeline import Context, Stage
+from jaxchat.products import Products
 from jaxchat.profiling import request
 from jaxchat.profiling.capture import Capture
 from jaxchat.report import core_record, write_report
@@ -39,7 +40,7 @@ from jaxchat.run_inputs import hub_of, text_folder, text_of, tokenizer_in, token
 from jaxchat.sharding import make_mesh
 from jaxchat.tools import levels
 from jaxchat.train.checkpoint import load_params, save_params
-from jaxchat.train.compute import choose_compute
+from jaxchat.train.compute import choose_compute, choose_products
 from jaxchat.train.fit import Job, fit
 from jaxchat.train.rl import RLJob, train_rl
 
@@ -97,7 +98,9 @@ def capture_of(context: Context, stage: str) -> Capture | None:
     return Capture(wanted, stage, request.folder(context.root, stage), context.config.model)
 
 
-def make_engine(context: Context, params: Any, *, slots: int = 0) -> Service:
+def make_engine(
+    context: Context, params: Any, *, slots: int = 0, products: Products = "plain"
+) -> Service:
     """What evaluates and samples, with `slots` on each device or lane (0: as configured)."""
     config = context.config
     return make_service(
@@ -107,6 +110,7 @@ def make_engine(context: Context, params: Any, *, slots: int = 0) -> Service:
         slots=slots or config.eval.slots,
         lanes=machine.lanes(),
         dtype=compute_dtype(),
+        products=products,
     )
 
 
@@ -226,6 +230,8 @@ def run_rl(context: Context) -> dict[str, Any]:
     read, folder = inputs.read_inputs(context.folder("data")), context.folder("rl")
     params = load_model(context.root, "sft", config.model)
     tasks = prepare.run_tasks([config.rl.task], config.seed, read, tokenizer)
+    trained = replace(config.compute, fp8=False)  # what samples is computed as what is trained
+    products = choose_products(trained, config.model, compute_dtype())
     job = RLJob(
         folder=folder,
         model=config.model,
@@ -234,7 +240,7 @@ def run_rl(context: Context) -> dict[str, Any]:
         task=tasks[config.rl.task],
         tokenizer=tokenizer,
         mesh=mesh_of(context),
-        engine=Spread.over(context.group, make_engine(context, params)),
+        engine=Spread.over(context.group, make_engine(context, params, products=products)),
         seed=config.seed,
         dtype=compute_dtype(),
         compute=config.compute,

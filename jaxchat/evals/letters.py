@@ -69,8 +69,11 @@ def _last_logits(
     params: Any, tokens: jax.Array, last: jax.Array, *, model: ModelConfig, compute: Compute
 ) -> jax.Array:
     """Logits [B,V] after token `last` [B] of rows [B,T]."""
-    x = gpt.features(params, tokens, model, dtype=compute.dtype, attention=compute.attention)
-    return gpt.unembed(params, x[jnp.arange(len(last)), last], model)
+    x = gpt.features(
+        params, tokens, model, dtype=compute.dtype, attention=compute.attention,
+        products=compute.products,
+    )  # fmt: skip
+    return gpt.unembed(params, x[jnp.arange(len(last)), last], model, compute.products)
 
 
 def _prompt(problem: ChoiceProblem, tokenizer: Tokenizer, limit: int) -> list[int]:

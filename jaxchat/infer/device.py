@@ -25,6 +25,7 @@ from jaxchat.config import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.attention import Implementation
 from jaxchat.model.cache import Cache, init_cache, place, resize
+from jaxchat.products import Products
 from jaxchat.sampling import Sampling, likeliest, sample, uniforms
 
 
@@ -64,7 +65,7 @@ class Emitted(NamedTuple):
     other_logprobs: Array  # [N,B,A] float32
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "attention"))
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "attention", "products"))
 def read_prompt(
     params: Any,
     tokens: ArrayLike,
@@ -73,11 +74,14 @@ def read_prompt(
     config: ModelConfig,
     dtype: DTypeLike,
     attention: Implementation,
+    products: Products,
 ) -> Cache:
     """The cache after a prompt [1,T] of `length` [1], padded on the right."""
     tokens, length = jnp.asarray(tokens), jnp.asarray(length)
     cache = init_cache(config, 1, tokens.shape[1], dtype)
-    _, cache = gpt.prefill(params, tokens, length, cache, config, dtype=dtype, attention=attention)
+    _, cache = gpt.prefill(
+        params, tokens, length, cache, config, dtype=dtype, attention=attention, products=products
+    )
     return cache
 
 
@@ -95,7 +99,7 @@ def resize_cache(cache: Cache, *, slots: tuple[int, ...]) -> Cache:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "dtype", "pauses", "truncate", "alternatives"),
+    static_argnames=("config", "dtype", "products", "pauses", "truncate", "alternatives"),
     donate_argnames="cache",
 )
 def decode_steps(
@@ -105,6 +109,7 @@ def decode_steps(
     *,
     config: ModelConfig,
     dtype: DTypeLike,
+    products: Products,
     pauses: tuple[int, ...],
     truncate: bool,
     alternatives: int,
@@ -120,7 +125,9 @@ def decode_steps(
         carry: tuple[Cache, Array, Array, Array], now: tuple[Array, Array]
     ) -> tuple[Any, Emitted]:
         (cache, token, active, remaining), (number, uniform) = carry, now
-        logits, cache = gpt.decode(params, token, cache, config, active=active, dtype=dtype)
+        logits, cache = gpt.decode(
+            params, token, cache, config, active=active, dtype=dtype, products=products
+        )
         logits = lax.optimization_barrier(logits)
         sampled, logprob = sample(logits, settings, uniform, truncate=truncate)
         choose = number >= forced_count

@@ -47,6 +47,7 @@ from jaxchat.infer.toolbox import TOOL_SECONDS, Toolbox
 from jaxchat.infer.weights import on_device
 from jaxchat.model.attention import choose_attention
 from jaxchat.model.cache import Cache, init_cache, slots_of, whole_blocks
+from jaxchat.products import Products
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tools.calculator import run_tool
 from jaxchat.train.compute import Compute
@@ -71,6 +72,7 @@ class Engine(Service):
         slots: int = 64,
         max_len: int | None = None,
         dtype: DTypeLike = jnp.float32,
+        products: Products = "plain",
         tools: Tool = run_tool,
         tool_timeout: float = TOOL_SECONDS,
         steps_per_dispatch: int = 8,
@@ -89,6 +91,7 @@ class Engine(Service):
                 f"{config.vocab_size}; give the tokenizer that the model was trained with."
             )
         self.config, self.dtype, self.slots = config, jnp.dtype(dtype), slots
+        self._products = products
         self.max_len = max_len or config.sequence_len
         self._steps = steps_per_dispatch
         self.device = device or jax.local_devices()[0]
@@ -96,7 +99,7 @@ class Engine(Service):
         specials = self._toolbox.specials
         self._pauses = (*specials.stops, specials.python_end)
         self._last_prompt = last_prompt or LastPrompt()
-        self._attention = choose_attention(config.head_dim, self.dtype)
+        self._attention = choose_attention(config.head_dim, self.dtype, products)
         self._spans = buckets(MIN_SPAN, whole_blocks(self.max_len))  # slots the cache may have
         self._rows: list[Row | None] = [None] * slots
         self._waiting: deque[Row] = deque()
@@ -112,7 +115,7 @@ class Engine(Service):
     @property
     def compute(self) -> Compute:
         """How whole rows are computed."""
-        return Compute(dtype=self.dtype, attention=self._attention)
+        return Compute(dtype=self.dtype, attention=self._attention, products=self._products)
 
     @property
     def free(self) -> int:
@@ -126,7 +129,7 @@ class Engine(Service):
 
     def set_params(self, params: Any) -> None:
         """Takes other weights of the same shapes; nothing is compiled again (see `Service`)."""
-        self._params = on_device(params, self.device, self.dtype)
+        self._params = on_device(params, self.device, self.dtype, self._products)
         self._last_prompt.forget()
 
     def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
@@ -257,6 +260,7 @@ class Engine(Service):
             config=self.config,
             dtype=self.dtype,
             attention=self._attention,
+            products=self._products,
         )
         return prompt
 
@@ -287,6 +291,7 @@ class Engine(Service):
             rows_for(self._rows, self._steps).packed(),
             config=self.config,
             dtype=self.dtype,
+            products=self._products,
             pauses=self._pauses,
             truncate=truncate,
             alternatives=alternatives,

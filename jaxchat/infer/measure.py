@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 
 from jaxchat.config import ModelConfig
 from jaxchat.infer.engine import Engine, Request
+from jaxchat.products import Products
 from jaxchat.profiling.peaks import memory_bandwidth
 from jaxchat.scaling import windows
 from jaxchat.tokenizer import Tokenizer
@@ -60,6 +61,7 @@ def measure(
     prompt: int,
     tokens: int,
     dtype: DTypeLike,
+    products: Products = "plain",
     bandwidth: float,
     repeats: int = 3,
 ) -> Reading:
@@ -67,7 +69,10 @@ def measure(
 
     `bandwidth` is the device's, in bytes a second.
     """
-    engine = Engine(params, config, tokenizer, slots=batch, max_len=prompt + tokens, dtype=dtype)
+    engine = Engine(
+        params, config, tokenizer, slots=batch, max_len=prompt + tokens, dtype=dtype,
+        products=products,
+    )  # fmt: skip
     rng = np.random.default_rng(0)
 
     def requests(count: int) -> list[Request]:

@@ -9,6 +9,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from jaxchat.products import Products, round_kernels
+
 
 def gathered(params: Any) -> Any:
     """Arrays split over a mesh, whole on each of its devices; others as they are.
@@ -25,8 +27,13 @@ def gathered(params: Any) -> Any:
     return jax.tree.map(gather, params)
 
 
-def on_device(params: Any, device: jax.Device, dtype: DTypeLike) -> Any:
-    """Arrays on one device. Where that has them already, in this dtype, nothing is copied."""
+def on_device(
+    params: Any, device: jax.Device, dtype: DTypeLike, products: Products = "plain"
+) -> Any:
+    """Arrays on one device, rounded to what they are multiplied in.
+
+    Where that device has them already, in this dtype, nothing is copied.
+    """
 
     def place(x: Any) -> Any:
         if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
@@ -34,4 +41,5 @@ def on_device(params: Any, device: jax.Device, dtype: DTypeLike) -> Any:
             x = shards.get(device, next(iter(shards.values())))
         return jax.device_put(x, device).astype(dtype)
 
-    return jax.tree.map(place, gathered(params))
+    placed = jax.tree.map(place, gathered(params))
+    return round_kernels(placed) if products == "bfloat16" else placed

@@ -32,7 +32,7 @@ from jaxchat.model.attention import MAX_SCORE, Implementation, cached_attention,
 from jaxchat.model.cache import Cache, fill, slot_positions, write
 from jaxchat.model.initial import Initializer, init_table
 from jaxchat.model.rope import rotary, rotate
-from jaxchat.products import Products, matmul
+from jaxchat.products import Products, matmul, widened_matmul
 from jaxchat.scaling import (
     SMEAR_GATE_CHANNELS,
     VALUE_GATE_CHANNELS,
@@ -303,11 +303,9 @@ def features(
     return _run_rows(params, tokens, config, dtype, attention, products)[0]
 
 
-def unembed(params: Params, x: Array, config: ModelConfig) -> Array:
+def unembed(params: Params, x: Array, config: ModelConfig, products: Products = "plain") -> Array:
     """Features [...,D] -> capped logits [...,V] in float32."""
-    logits = jnp.matmul(
-        x, params["lm_head"]["kernel"].astype(x.dtype), preferred_element_type=jnp.float32
-    )
+    logits = widened_matmul(x, params["lm_head"]["kernel"], products)
     return config.softcap * jnp.tanh(logits / config.softcap)
 
 
@@ -333,6 +331,7 @@ def prefill(
     *,
     dtype: DTypeLike = jnp.float32,
     attention: Implementation = "blocked",
+    products: Products = "plain",
 ) -> tuple[Array, Cache]:
     """Reads prompts into an empty cache: logits [B,V] after each row's last token, and the cache.
 
@@ -340,7 +339,7 @@ def prefill(
     is 0 the logits mean nothing. What the cache held before is forgotten. It must have room for T
     positions.
     """
-    x, embedded, kept = _run_rows(params, tokens, config, dtype, attention)
+    x, embedded, kept = _run_rows(params, tokens, config, dtype, attention, products)
     rows = jnp.arange(tokens.shape[0])
     store = cache.previous.dtype
 
@@ -353,7 +352,7 @@ def prefill(
     last = jnp.maximum(lengths - 1, 0)
     previous = jnp.where(lengths[:, None] > 0, embedded[rows, last], 0.0)
     new = Cache(layers(0), layers(1), lengths, previous.astype(store))
-    return unembed(params, x[rows, last], config), new
+    return unembed(params, x[rows, last], config, products), new
 
 
 def decode(
@@ -364,6 +363,7 @@ def decode(
     *,
     active: Array | None = None,
     dtype: DTypeLike = jnp.float32,
+    products: Products = "plain",
 ) -> tuple[Array, Cache]:
     """One more token [B] in each row: logits [B,V], and the cache with the token in it.
 
@@ -384,7 +384,7 @@ def decode(
 
     previous = cache.previous.astype(dtype)
     x, embedded, kept = _apply(
-        params, tokens[:, None], position[:, None], previous, attend, config, dtype
+        params, tokens[:, None], position[:, None], previous, attend, config, dtype, products
     )
     going = jnp.ones_like(position, bool) if active is None else active
     new = Cache(
@@ -393,4 +393,4 @@ def decode(
         length=position + going.astype(position.dtype),
         previous=jnp.where(going[:, None], embedded[:, 0].astype(store), cache.previous),
     )
-    return unembed(params, x[:, 0], config), new
+    return unembed(params, x[:, 0], config, products), new

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from jaxchat.run_inputs import tokenizer_of
 from jaxchat.scaling import count_params
 from jaxchat.serve.models import ServedModel
 from jaxchat.stages import compute_dtype, load_model
+from jaxchat.train.compute import choose_products
 
 CACHE_COPIES = 3  # the cache itself, new prompts before they are placed, and what it grows to
 LOGITS_COPIES = 4  # of a slot, float32, while it is sampled
@@ -75,8 +77,11 @@ def _load(
         created=int(done_file(context.root, chosen).stat().st_mtime),
         fingerprint="fp_" + str(record["results"]["artifact"])[:12],
         context=model.sequence_len,
-        open_engine=partial(make_service, params, model, tokenizer, slots=slots, dtype=dtype),
-    )
+        open_engine=partial(
+            make_service, params, model, tokenizer, slots=slots, dtype=dtype,
+            products=choose_products(replace(context.config.compute, fp8=False), model, dtype),
+        ),
+    )  # fmt: skip
 
 
 def default_slots() -> int:
