@@ -113,6 +113,20 @@ def test_the_image_is_given_all_that_is_copied_into_it():
     assert all(":" in image for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE))
 
 
+def test_what_is_installed_elsewhere_stays_a_checkout():
+    """Configurations are beside the package, and run_speedrun.py takes the package beside it.
+
+    A copy in site-packages has no tier, and the sources beside the script lack their extension.
+    """
+    container = (LAUNCH / "Containerfile").read_text()
+    for text in (container, (LAUNCH / "skypilot.yaml").read_text()):
+        (install,) = re.findall(r"pip install (.*)'\.\[", text)
+        assert "--editable " in install
+    build, image = re.findall(r"^WORKDIR (.*)$", container, re.MULTILINE)
+    assert build == image
+    assert f"\nCOPY --from=build {build} {build}\n" in container
+
+
 def scripts(job) -> dict[str, str]:
     """Every shell script that starts a run, those within YAML too."""
     files = [LAUNCH / "slurm.sh", CLUSTER, ROOT / "bench" / "gpu.sh", ROOT / ".ci" / "run"]
