@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxchat import errors, home, plan, processes, recipe, runs
-from jaxchat.config import ConfigError, RunConfig
+from jaxchat.config import RunConfig
 from jaxchat.group import Group
 from jaxchat.profiling import request
 from jaxchat.recipe import tiers
@@ -63,10 +63,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def speedrun(args: argparse.Namespace, root: Path) -> int:
     """Reads the configuration, plans or runs."""
-    if args.tier not in tiers():
-        raise ConfigError(f"there is no tier {args.tier!r}; the tiers are {', '.join(tiers())}.")
     own = [] if args.data_dir is None else recipe.own_text(args.data_dir)
-    config = runs.configure(root, tiers()[args.tier], [*args.set, *own])
+    config = runs.configure(root, recipe.find_tier(args.tier), [*args.set, *own])
     args.profile = [request.parse(text) for text in args.profile]
     if args.plan:
         print(plan.render(plan.make_plan(config)))

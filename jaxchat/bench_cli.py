@@ -66,7 +66,7 @@ def inference_command(args: argparse.Namespace) -> int:
     root = home.home(getattr(args, "home", None))
     if not args.depth:
         runs.find(root, args.run)  # says what is missing, before JAX starts
-    machine.configure_jax(MeshConfig(), root / "xla")
+    machine.start_jax(MeshConfig(), root / "xla")
     from jaxchat.infer.measure import device_bandwidth, measure
     from jaxchat.interop.nanochat_peer import check_checkout
     from jaxchat.progress import Progress

@@ -27,7 +27,7 @@ def chat_command(args: argparse.Namespace) -> int:
     """Talks to a model: once with -p, else until the user leaves."""
     root = home.home(args.home)
     config = runs.read_config(runs.find(root, args.run))  # says what is missing, before JAX starts
-    machine.configure_jax(config.mesh, root / "xla")
+    machine.start_jax(config.mesh, root / "xla")
     from rich.console import Console
 
     from jaxchat import chat, converse

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxchat import home, machine, recipe, runs
-from jaxchat.config import ConfigError, RunConfig
+from jaxchat.config import RunConfig
 
 if TYPE_CHECKING:
     from jaxchat.doctor.check import Check
@@ -36,11 +36,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 def doctor_command(args: argparse.Namespace) -> int:
     """Prints what was found; 1 when the tier cannot run here."""
     root = home.home(args.home)
-    tiers = recipe.tiers()
-    if args.tier not in tiers:
-        there = ", ".join(tiers) or f"none in {recipe.CONFIGS}: this is no checkout"
-        raise ConfigError(f"there is no tier {args.tier!r}; the tiers are {there}.")
-    config = runs.configure(root, tiers[args.tier], args.set)
+    config = runs.configure(root, recipe.find_tier(args.tier), args.set)
 
     from jaxchat.doctor.check import problems, render, to_json
 

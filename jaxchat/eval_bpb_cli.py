@@ -49,7 +49,7 @@ def bpb_command(args: argparse.Namespace) -> int:
 
     root = home.home(getattr(args, "home", None))
     runs.find(root, args.run)  # says what is missing, before JAX starts
-    machine.configure_jax(MeshConfig(), root / "xla")
+    machine.start_jax(MeshConfig(), root / "xla")
     from jaxchat.evaluation import open_model
 
     opened = open_model(root, args.run, args.stage)

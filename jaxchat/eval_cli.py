@@ -66,7 +66,7 @@ def _add_model(parser: argparse.ArgumentParser, stages: Sequence[str]) -> None:
 def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]:
     root = home.home(args.home)
     config = runs.read_config(runs.find(root, args.run))  # says what is missing, before JAX starts
-    machine.configure_jax(config.mesh, root / "xla")
+    machine.start_jax(config.mesh, root / "xla")
     from jaxchat.chat import find_model
 
     return find_model(root, args.run, args.stage, among)

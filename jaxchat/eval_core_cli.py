@@ -80,7 +80,7 @@ def core_command(args: argparse.Namespace) -> int:
         )
     bundle = read_bundle(folder)
     bundle.select(args.task)
-    machine.configure_jax(MeshConfig(), root / "xla")
+    machine.start_jax(MeshConfig(), root / "xla")
     from jaxchat.evaluation import open_model
 
     opened = open_model(root, args.run, args.stage)

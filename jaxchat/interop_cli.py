@@ -86,7 +86,7 @@ def export_command(args: argparse.Namespace) -> int:
         raise ConfigError(f"--license is {args.license!r}; it must be an identifier, such as mit.")
     if args.dtype and args.format != "hf":
         raise ConfigError("--dtype is of --format hf; the format jaxchat is always exact.")
-    machine.configure_jax(MeshConfig(), root / "xla")
+    machine.start_jax(MeshConfig(), root / "xla")
     from jaxchat.interop import exporting
 
     size = exporting.export_model(
@@ -113,7 +113,7 @@ def import_command(args: argparse.Namespace) -> int:
             f"{args.source} is neither a folder nor the name of a model on the hub, OWNER/NAME."
         )
     name = args.name or re.sub(r"[^\w.-]", "-", source.absolute().name).lstrip(".-")
-    machine.configure_jax(MeshConfig(), root / "xla")
+    machine.start_jax(MeshConfig(), root / "xla")
     from jaxchat.interop import importing
     from jaxchat.scaling import count_params
 

@@ -49,6 +49,13 @@ def configure_jax(mesh: MeshConfig, cache: Path | None, *, whole_gpu: bool = Fal
     warnings.filterwarnings("ignore", message="Error (read|writ)ing persistent compilation cache")
 
 
+def start_jax(mesh: MeshConfig, cache: Path | None) -> None:
+    """Sets up and starts JAX for a command that shares a GPU, and says what it may take of it."""
+    configure_jax(mesh, cache)
+    if told := memory_told():
+        print(f"jaxchat: {told}, as it needs it.", file=sys.stderr, flush=True)
+
+
 def memory_settings(*, whole_gpu: bool) -> dict[str, str]:
     """The environment variables that say how JAX takes a GPU's memory."""
     fraction = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{1 - memory.MARGIN:g}"}

@@ -60,6 +60,17 @@ def tiers(folder: Path = CONFIGS) -> dict[str, Path]:
     return dict(sorted(files.items(), key=lambda item: (len(item[0]), item[0] != "cpu")))
 
 
+def find_tier(name: str, folder: Path = CONFIGS) -> Path:
+    """The file of a published configuration. Raises ConfigError, with those that there are."""
+    found = tiers(folder)
+    if name in found:
+        return found[name]
+    there = f"the tiers are {', '.join(found)}."
+    if not found:
+        there = f"{folder} has none: install jaxchat from a checkout with pip install --editable ."
+    raise ConfigError(f"there is no tier {name!r}; {there}")
+
+
 def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Reads `path`, applies `key=value` overrides such as `base.steps=100`, derives the rest.
 

@@ -19,6 +19,7 @@ from jaxchat.tokenizer.bpe import Tokenizer
 
 @functools.cache
 def tokenizer_in(folder: Path) -> Tokenizer:
+    """The tokenizer that a run keeps in a folder, read once."""
     return prepare.load_tokenizer(folder)
 
 

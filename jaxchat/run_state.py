@@ -26,7 +26,9 @@ class RunState:
     Attributes:
         stage: the one at work, or that the run stopped in; the last, when all are complete.
         complete: names of the stages with a record.
-        records: what the stage has logged, oldest first; empty for one that trains nothing.
+        logged: the stage that `records` are of: the one at work or, where that trains nothing, the
+            last before it that does. "" where none has logged anything.
+        records: what that stage has logged, oldest first.
         changed: when the run last wrote something, in seconds since 1970.
     """
 
@@ -34,8 +36,9 @@ class RunState:
     state: State
     stage: str
     complete: tuple[str, ...]
+    logged: str
     records: Sequence[Mapping[str, Any]]
-    steps: int  # of the stage in all; 0: not known
+    steps: int  # of the logged stage in all; 0: not known
     changed: float
 
     @property
@@ -45,8 +48,14 @@ class RunState:
 
     @property
     def step(self) -> int:
-        """Steps done in the stage."""
+        """Steps done in the logged stage."""
         return max((int(r["step"]) + 1 for r in self.records if "step" in r), default=0)
+
+    @property
+    def progress(self) -> str:
+        """Steps done and in all, for people; of which stage, where that is not the one at work."""
+        of = f"/{self.steps:,}" if self.steps else ""
+        return f"{self.step:,}{of}" + (f" ({self.logged})" if self.logged != self.stage else "")
 
     def last(self, name: str) -> float | None:
         """The newest value of a metric."""
@@ -65,7 +74,9 @@ class RunState:
     @property
     def seconds_left(self) -> float | None:
         """Until the stage is done, at the rate of its last steps; None when that is not known."""
-        return (self.steps - self.step) / self.rate if self.steps and self.rate else None
+        if self.logged != self.stage or not self.steps or not self.rate:
+            return None
+        return (self.steps - self.step) / self.rate
 
 
 def read_state(run: Path) -> RunState:
@@ -75,14 +86,15 @@ def read_state(run: Path) -> RunState:
     busy = runs.is_busy(run)
     open_stages = [stage.name for stage in STAGES if stage.name not in complete]
     stage = open_stages[0] if open_stages else STAGES[-1].name
-    records = read_metrics(run / stage / "metrics.jsonl")
+    logged, records = _records(run, stage)
     return RunState(
         folder=run,
         state="running" if busy else "stopped" if open_stages else "complete",
         stage=stage,
         complete=complete,
+        logged=logged,
         records=records,
-        steps=_steps(config, stage, records),
+        steps=_steps(config, logged, records),
         changed=_changed(run),
     )
 
@@ -98,8 +110,18 @@ def read_states(root: Path) -> tuple[list[RunState], list[str]]:
     return sorted(states, key=lambda state: -state.changed), wrong
 
 
+def _records(run: Path, stage: str) -> tuple[str, Sequence[Mapping[str, Any]]]:
+    """The stage whose log tells how far the run has come, when it is at `stage`, and that log."""
+    order = [one.name for one in STAGES]
+    for name in reversed(order[: order.index(stage) + 1]):
+        records = read_metrics(run / name / "metrics.jsonl") if name in TRAINED else []
+        if records or (name == stage and name in TRAINED):  # one that begins has logged nothing yet
+            return name, records
+    return "", []
+
+
 def _steps(config: RunConfig, stage: str, records: Sequence[Mapping[str, Any]]) -> int:
-    if stage not in TRAINED:
+    if not stage:
         return 0
     logged = (int(r["steps"]) for r in reversed(records) if "steps" in r)
     return next(logged, int(getattr(config, stage).steps))

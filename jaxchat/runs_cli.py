@@ -66,6 +66,7 @@ def _record(state: RunState) -> dict[str, Any]:
         "state": state.state,
         "stage": state.stage,
         "complete": list(state.complete),
+        "logged": state.logged or None,
         "step": state.step,
         "steps": state.steps or None,
         "loss": state.last("loss"),
@@ -90,9 +91,8 @@ def _print_table(states: list[RunState]) -> None:
         table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True)
     for state in states:
         values = [state.last(name) for name in ("loss", "bits_per_byte", "reward")]
-        step = f"{state.step:,}" + (f"/{state.steps:,}" if state.steps else "")
         table.add_row(
-            state.name, state.state, state.stage, step if state.records else "-",
+            state.name, state.state, state.stage, state.progress if state.records else "-",
             *("-" if value is None else f"{value:.3f}" for value in values),
             duration(max(0.0, time.time() - state.changed)),
         )  # fmt: skip

@@ -91,14 +91,12 @@ def serve_command(args: argparse.Namespace) -> int:
     from jaxchat.serve.listening import listen, url_of
 
     with listen(config) as sock:
-        machine.configure_jax(configs[0].mesh, root / "xla")
+        machine.start_jax(configs[0].mesh, root / "xla")
         from jaxchat.serve.app import create_app
         from jaxchat.serve.loading import load_models
         from jaxchat.serve.process import Server
 
         start_log(quiet=hasattr(args, "quiet"))
-        if told := machine.memory_told():
-            tell(f"{told}, as it needs it.")
         models = load_models(root, names, config, tell)
         server = Server(create_app(models, config, key=key), config)
         tell(f"{', '.join(model.id for model in models)}: open {url_of(sock)} (Ctrl-C ends it)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def view(state: RunState, width: int, height: int = 0) -> Group:
     room = (height - AROUND - len(gpus)) // max(len(told), 1) - AROUND_CURVE if height else HEIGHT
     tall = max(2, min(HEIGHT, room))
     for name in told:
-        lines += [*_curve(state.records, name, min(width, 100), tall), Text()]
+        lines += [*_curve(state, name, min(width, 100), tall), Text()]
     lines.append(Text("  ".join(numbers(state))))
     lines += [Text(line, style="dim") for line in gpus]
     return Group(*lines)
@@ -68,11 +68,11 @@ def numbers(state: RunState) -> list[str]:
     """Step, rate, time left and the newest metrics, each as a few words."""
     told = []
     if state.records:
-        told.append(f"step {state.step:,}" + (f"/{state.steps:,}" if state.steps else ""))
+        told.append(f"step {state.progress}")
     for name, shown in (("loss", "loss"), ("bits_per_byte", "bits per byte"), ("reward", "reward")):
         if (value := state.last(name)) is not None:
             told.append(f"{shown} {value:.3f}")
-    if state.state == "running":
+    if state.state == "running" and state.logged == state.stage:
         if state.rate is not None:
             told.append(f"{state.rate:.3g} steps/s")
         if state.seconds_left is not None:
@@ -102,9 +102,10 @@ def _stages(state: RunState) -> Any:
     return line
 
 
-def _curve(records: Sequence[Mapping[str, Any]], name: str, width: int, tall: int) -> list[Any]:
+def _curve(state: RunState, name: str, width: int, tall: int) -> list[Any]:
     from rich.text import Text
 
+    records = state.records
     points = [(float(r["step"]) + 1, float(r[name])) for r in records if name in r and "step" in r]
     if name != "bits_per_byte":
         points = smoothed(points, max(1, round(SMOOTHED * len(points))))
@@ -112,7 +113,7 @@ def _curve(records: Sequence[Mapping[str, Any]], name: str, width: int, tall: in
     margin = 10
     lines, low, high = draw(xs, ys, width - margin, tall)
     labels = {0: f"{high:.3f}", tall - 1: f"{low:.3f}"}
-    told = [Text(f"{'':>{margin}}{CURVES[name]}", style="bold")]
+    told = [Text(f"{'':>{margin}}{state.logged}: {CURVES[name]}", style="bold")]
     told += [
         Text.assemble((f"{labels.get(row, ''):>{margin - 2}}  ", "dim"), (line, "cyan"))
         for row, line in enumerate(lines)

@@ -11,6 +11,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -29,7 +30,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
     *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "log.md"),
-    *(path for path in [ROOT / "launch" / "README.md"] if path.exists()),
+    ROOT / "launch" / "README.md",
+    ROOT / "ui" / "README.md",
     ROOT / "CHANGELOG.md",
 ]
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
@@ -164,6 +166,14 @@ def test_settings_that_are_named_exist(name):
             else {f.name for f in dataclasses.fields(recipe.TABLES[table])}
         )
         assert field in known, f"{name}: there is no setting {key}"
+
+
+def test_no_page_is_left_out():
+    tracked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    listed = subprocess.run(tracked, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("this is no checkout of git")
+    assert {*listed.stdout.split()} - {"docs/log.md"} == set(NAMES)
 
 
 def test_the_readme_is_short_and_counts_right():

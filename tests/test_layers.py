@@ -96,9 +96,10 @@ def test_every_module_has_its_layer() -> None:
     assert not gone, f"LAYERS names {sorted(gone)}, which do not exist"
 
 
-def test_packages_over_several_layers_have_an_empty_init() -> None:
+def test_packages_over_several_layers_have_nothing_but_a_docstring_in_their_init() -> None:
     for name in SPLIT - {""}:
-        assert not MODULES[name].body, f"jaxchat/{name}/__init__.py must be empty"
+        code = MODULES[name].body[1:] if ast.get_docstring(MODULES[name]) else MODULES[name].body
+        assert not code, f"jaxchat/{name}/__init__.py must have no code"
     assert not list(own_imports(""))
 
 

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from jaxchat import machine, memory
+from jaxchat.config import MeshConfig
 
 # What JAX's GPU plugin would be told, read when the backend starts: no GPU is needed to see it.
 CODE = """
@@ -56,3 +58,30 @@ def test_what_the_user_has_set_stays():
 
 def test_on_a_cpu_there_is_nothing_to_tell():
     assert machine.memory_told() == ""
+
+
+class Card:
+    """A GPU as JAX shows it."""
+
+    platform, device_kind = "gpu", "NVIDIA H100 80GB HBM3"
+
+    def memory_stats(self) -> dict[str, int]:
+        return {"bytes_limit": 73_600_000_000}
+
+
+def test_of_a_gpu_the_limit_is_said_beside_what_a_command_prints(monkeypatch, capsys):
+    monkeypatch.setattr(machine, "configure_jax", lambda mesh, cache: None)
+    monkeypatch.setattr("jax.local_devices", lambda: [Card()])
+    machine.start_jax(MeshConfig(), None)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        "jaxchat: JAX may take 73.6 GB of each NVIDIA H100 80GB HBM3, as it needs it.\n"
+    )
+
+
+def test_no_command_starts_jax_without_saying_it():
+    """A run says it with each stage, the doctor with the devices."""
+    commands = Path(machine.__file__).parent.glob("*_cli.py")
+    silent = [path.stem for path in commands if "machine.configure_jax(" in path.read_text()]
+    assert silent == ["doctor_cli"]

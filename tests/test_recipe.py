@@ -133,3 +133,9 @@ def test_equal_configs_have_equal_json_and_others_have_not(tmp_path: Path) -> No
     other = load(tmp_path, CLASSIC, "sft.mixture.identity=2")
     assert recipe.to_json(one) == recipe.to_json(same)
     assert recipe.to_json(one) != recipe.to_json(other)
+
+
+def test_where_there_are_no_tiers_it_says_how_to_have_them(tmp_path: Path) -> None:
+    """As in a package that was copied into site-packages."""
+    with pytest.raises(ConfigError, match=r"'cpu'; .* has none: .* pip install --editable \.$"):
+        recipe.find_tier("cpu", tmp_path)

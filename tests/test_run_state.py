@@ -1,5 +1,7 @@
 """What is told of runs: how far they have come, and whether a process works on them."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -25,8 +27,12 @@ def interrupt(run, records):
     """Makes it a run that stopped in its base stage."""
     for stage in ("base", "mid", "sft", "rl", "eval", "report"):
         (run / stage / "done.json").unlink()
+    log(run, records)
+
+
+def log(run, records, stage="base"):
     lines = "".join(json.dumps(record) + "\n" for record in records)
-    (run / "base" / "metrics.jsonl").write_text(lines)
+    (run / stage / "metrics.jsonl").write_text(lines)
 
 
 def training(steps, total):
@@ -141,6 +147,59 @@ def test_the_view_has_stages_curves_and_numbers(root):
     assert "bits per byte, held out" in text
     assert "step 40/100  loss 1.200  bits per byte 2.500" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_where_a_stage_trains_nothing_the_last_that_did_is_shown(root, capsys):
+    """Else a run that is evaluated, or complete, would have no curve and no loss."""
+    run = root / "runs" / "tiny"
+    log(run, training(40, 40), "mid")
+    for stage in ("eval", "report"):
+        (run / stage / "done.json").unlink()
+    with runs.locked(run):
+        state = read_state(run)
+        text = shown(state)
+    assert (state.stage, state.logged, state.seconds_left) == ("eval", "mid", None)
+    assert "mid: training loss" in text
+    assert "mid: bits per byte, held out" in text
+    assert "step 40/40 (mid)  loss 1.200  bits per byte 2.500  last written" in text
+    assert main(["runs", "--home", str(root)]) == 0
+    row = capsys.readouterr().out.split()
+    assert row[-7:-1] == ["eval", "40/40", "(mid)", "1.200", "2.500", "-"]
+    # what a stage before left says nothing of one that has only begun to train
+    (run / "rl" / "done.json").unlink()
+    state = read_state(run)
+    assert (state.stage, state.logged, state.records) == ("rl", "rl", [])
+
+
+def test_of_a_stage_at_work_rate_time_left_and_gpus_are_told(root, tmp_path, monkeypatch):
+    run = root / "runs" / "tiny"
+    interrupt(run, training(40, 100))
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho '0, NVIDIA H100 80GB HBM3, 61024, 81559, 97'\necho broken\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+    with runs.locked(run):
+        text = shown(read_state(run), 120)
+    assert "0.488 steps/s  2m03s left of this stage" in text
+    assert text.splitlines()[-1] == "GPU 0 NVIDIA H100 80GB HBM3: 61024 of 81559 MiB, 97% busy"
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert watch.gpu_memory() == []
+
+
+def test_watching_is_live_until_the_run_stops(root, monkeypatch):
+    """Between two looks the run goes on, and then its process ends."""
+    run = root / "runs" / "tiny"
+    interrupt(run, training(40, 100))
+    terminal = Console(force_terminal=True, width=100, height=40, file=io.StringIO())
+    monkeypatch.setattr("rich.console.Console", lambda: terminal)
+    held = contextlib.ExitStack()
+    held.enter_context(runs.locked(run))
+    happens = iter([lambda: log(run, training(60, 100)), held.close])
+    watch.watch(run, interval=0.5, once=False, sleep=lambda seconds: next(happens)())
+    told = terminal.file.getvalue()
+    assert next(happens, None) is None
+    assert told.index("step 40/100") < told.index("step 60/100") < told.index("stopped")
 
 
 def test_watching_once_prints_the_view_and_a_missing_run_is_named(root, capsys):

@@ -1,0 +1,1 @@
+"""Texts, conversations and problems on disk, and the rows of tokens that are made of them."""

@@ -90,6 +90,7 @@ class Digest:
 
     @property
     def sha256(self) -> str:
+        """Of all bytes so far, in hexadecimal."""
         return self._sha256.hexdigest()
 
     def matches(self) -> bool:

@@ -1,0 +1,1 @@
+"""What is measured of a model: bits per byte, CORE, chat tasks, compression, samples."""

@@ -1,0 +1,1 @@
+"""Muon and AdamW as Optax chains: one table says which parameter gets what."""

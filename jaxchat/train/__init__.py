@@ -1,0 +1,1 @@
+"""The step, the loop that trains, checkpoints and metrics, and reinforcement learning."""

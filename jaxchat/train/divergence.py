@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxchat.home import atomic_open
@@ -65,8 +66,11 @@ def data_index(step: int, skipped: Collection[int]) -> int:
     return index
 
 
-def write_batch(path: Path, batch: Mapping[str, Any]) -> None:
-    """Keeps a batch to be looked at: `numpy.load` reads it."""
+def keep_batch(folder: Path, step: int, batch: Mapping[str, Any]) -> Path:
+    """Keeps this process's part of a batch, and says where; `numpy.load` reads it."""
+    of = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = folder / f"diverged-{step}{of}.npz"
     with atomic_open(path, "wb") as file:
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in batch.items()}
         np.savez(file, **arrays)
+    return path

@@ -39,7 +39,7 @@ from jaxchat.stopping import Interrupted, stop_requests
 from jaxchat.train.agreement import Agreement
 from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.compute import choose_compute
-from jaxchat.train.divergence import DivergenceError, Judge, data_index, write_batch
+from jaxchat.train.divergence import DivergenceError, Judge, data_index, keep_batch
 from jaxchat.train.exhausted import explained, step_of
 from jaxchat.train.metrics import MetricsLog, read_metrics
 from jaxchat.train.step import TrainState, init_state, make_train_step
@@ -208,9 +208,7 @@ def _without(
     The batch is kept in a file either way.
     """
     index = data_index(error.step, skipped)
-    of = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
-    path = job.folder / f"diverged-{error.step}{of}.npz"
-    write_batch(path, batches[index])
+    path = keep_batch(job.folder, error.step, batches[index])
     if len(skipped) >= job.train.rollbacks:
         lower = "lower the rates ([optim] matrix_lr, embedding_lr)"
         tried = f" after {len(skipped)} batches were left out" if skipped else ""

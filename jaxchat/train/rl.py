@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -46,6 +45,7 @@ from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.agreement import Agreement
 from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.compute import choose_compute
+from jaxchat.train.divergence import DivergenceError, Judge, keep_batch
 from jaxchat.train.exhausted import explained, step_of
 from jaxchat.train.metrics import MetricsLog
 from jaxchat.train.rollouts import (
@@ -94,7 +94,7 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
 
     Raises Interrupted after saving when SIGTERM, SIGUSR1 or SIGINT comes, OutOfMemory, with the
     micro_rows that would fit, where a device cannot hold a step, and FloatingPointError for a loss
-    that is no number.
+    or gradient that is not finite.
     """
     config = job.config
     compute = choose_compute(job.compute, job.model, job.dtype, job.mesh.size)
@@ -139,7 +139,7 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
                         checkpoints.save(step, state, session.meta())
                     checkpoints.wait()
                     raise
-                state, trained = _train(job, run_step, state, rollouts)
+                state, trained = _train(job, step, run_step, state, rollouts)
                 log.write({"step": step, **session.record(figures(rollouts), trained)})
                 progress.update(step + 1, session.note)
                 done = step + 1
@@ -170,9 +170,12 @@ def give_weights(engine: Service, state: TrainState) -> None:
 
 
 def _train(
-    job: RLJob, run_step: Callable[..., Any], state: TrainState, rollouts: Rollouts
+    job: RLJob, step: int, run_step: Callable[..., Any], state: TrainState, rollouts: Rollouts
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state after a step on rollouts, and its metrics; without a signal, the state it was."""
+    """The state after a step on rollouts, and its metrics; without a signal, the state it was.
+
+    Raises FloatingPointError where the step diverges.
+    """
     began = time.monotonic()
     values = {"loss": 0.0, "weight": 0.0, "grad_norm": 0.0}
     signal = bool(rollouts.advantages.any())
@@ -188,14 +191,26 @@ def _train(
         with explained("rl", _planned(job, row, rows, count)):
             state, metrics = run_step(state, put_batch(job.mesh, split))
             values = {name: float(value) for name, value in metrics.items()}
+        _judge(job, step, values, split)
     else:
         state = state._replace(step=state.step + 1)
-    if not np.isfinite(values["loss"]):
-        raise FloatingPointError(
-            f"rl: the loss is {values['loss']}; lower rl.lr_scale and give the command again."
-        )
     seconds = round(time.monotonic() - began, 4)
     return state, {**values, "skipped": not signal, "train_seconds": seconds}
+
+
+def _judge(job: RLJob, step: int, values: Mapping[str, float], batch: Mapping[str, Any]) -> None:
+    """Raises FloatingPointError, and keeps the batch, where something of a step is not finite.
+
+    There is nothing to leave out and go on with: the samples come from the weights themselves.
+    """
+    try:
+        Judge(spike=0.0).check(step, values)
+    except DivergenceError as error:
+        path = keep_batch(job.folder, step, batch)
+        raise FloatingPointError(
+            f"rl: {error.reason}; its batch is in {path}. Please lower rl.lr_scale and give the "
+            "command again."
+        ) from error
 
 
 def _planned(job: RLJob, time: int, micro: int, accumulation: int) -> Step:

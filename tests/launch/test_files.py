@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from jaxchat.stopping import REQUEUE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCH = ROOT / "launch"
+CLUSTER = Path(__file__).parent / "slurm_cluster.sh"
+# that of the environment, which need not be on PATH
+BIN = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+SHELLCHECK = shutil.which("shellcheck", path=BIN)
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +113,37 @@ def test_the_image_is_given_all_that_is_copied_into_it():
     assert all(":" in image for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE))
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_the_scripts_are_clean():
-    scripts = [LAUNCH / "slurm.sh", Path(__file__).parent / "slurm_cluster.sh"]
-    done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+def test_what_is_installed_elsewhere_stays_a_checkout():
+    """Configurations are beside the package, and run_speedrun.py takes the package beside it.
+
+    A copy in site-packages has no tier, and the sources beside the script lack their extension.
+    """
+    container = (LAUNCH / "Containerfile").read_text()
+    for text in (container, (LAUNCH / "skypilot.yaml").read_text()):
+        (install,) = re.findall(r"pip install (.*)'\.\[", text)
+        assert "--editable " in install
+    build, image = re.findall(r"^WORKDIR (.*)$", container, re.MULTILINE)
+    assert build == image
+    assert f"\nCOPY --from=build {build} {build}\n" in container
+
+
+def scripts(job) -> dict[str, str]:
+    """Every shell script that starts a run, those within YAML too."""
+    files = [LAUNCH / "slurm.sh", CLUSTER, ROOT / "bench" / "gpu.sh", ROOT / ".ci" / "run"]
+    sky = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    (container,) = job[1]["template"]["spec"]["template"]["spec"]["containers"]
+    return {
+        **{path.name: path.read_text() for path in files},
+        **{f"skypilot.yaml, {part}": f"#!/bin/bash\n{sky[part]}" for part in ("setup", "run")},
+        "jobset.yaml": "#!{}\n{}\n".format(container["command"][0], container["args"][0]),
+    }
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
+def test_the_scripts_are_clean(job):
+    for name, script in scripts(job).items():
+        done = subprocess.run(
+            [SHELLCHECK, "--exclude=SC1091", "-"],  # a file that is there only on the node
+            input=script, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{name}: {done.stdout}"

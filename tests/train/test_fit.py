@@ -274,6 +274,21 @@ def test_a_run_moved_from_mesh_to_mesh_has_the_losses_of_one_device(
         assert got == pytest.approx(want, rel=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(8, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
+def test_the_same_seed_gives_the_same_bits_on_the_same_mesh(
+    tmp_path: Path, shape: tuple[int, int, int]
+) -> None:
+    """Several processes: test_mesh.py. Whole runs: test_resume.py."""
+    mesh, train = make_mesh(MeshConfig(*shape)), replace(TRAIN, micro_rows=1)
+    hashes, logs = [], []
+    for number, seed in enumerate((1, 1, 2)):
+        job = tiny_job(tmp_path / str(number), seed=seed, mesh=mesh, train=train)
+        hashes.append(hash_params(fit(job, random_params(CLASSIC)).params))
+        logs.append(records(job))
+    assert (hashes[0], logs[0]) == (hashes[1], logs[1])
+    assert hashes[2] != hashes[0]
+
+
 def test_another_seed_gives_another_run(tmp_path: Path, whole: Any) -> None:
     job = tiny_job(tmp_path, seed=2)
     fit(job, random_params(CLASSIC))

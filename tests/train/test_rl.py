@@ -171,6 +171,33 @@ def test_a_step_without_signal_leaves_weights_and_momentum_bit_for_bit(tmp_path:
 
 
 @pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_a_step_that_diverges_stops_it_unsaved_and_its_batch_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A gradient that is no number spoils the weights, whatever the loss was."""
+
+    def make_poisoned(*arguments: Any) -> Any:
+        healthy = make_train_step(*arguments)
+
+        def step(state: Any, batch: Any) -> Any:
+            after, metrics = healthy(state, batch)
+            bad = {name: metrics[name] * float("nan")} if int(after.step) == 3 else {}
+            return after, {**metrics, **bad}
+
+        return step
+
+    monkeypatch.setattr("jaxchat.train.rl.make_train_step", make_poisoned)
+    job = tiny_job(tmp_path, replace(TINY, save_every=1, eval_every=0))
+    with pytest.raises(FloatingPointError, match=r"rl: the .* of step 2 is nan; its batch is in"):
+        train_rl(job, lively_params())
+    with Checkpoints(job.folder / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 2
+    kept = np.load(job.folder / "diverged-2.npz")
+    assert kept["tokens"].size == kept["mask"].size > 0
+
+
+@pytest.mark.usefixtures("optax_promotion")
 def test_the_engine_keeps_its_weights_when_a_step_donates_the_state(tmp_path: Path) -> None:
     job = tiny_job(tmp_path)
     optimizer = make_optimizer(MODEL, job.optim, 4)
