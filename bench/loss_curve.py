@@ -3,6 +3,7 @@
     python bench/loss_curve.py --text FOLDER --out FOLDER
                                [--nanochat CHECKOUT [--torch-python PYTHON]]
                                [--steps 400] [--eval-every 50] [--from-nanochat 400]
+                               [--products bfloat16]
 
 The setting: modern, d4, width 256, T=512, vocabulary 8192, 8 rows (4096 tokens) a step, fp32. The
 last shard of the folder of parquet files is held out, the others train. Rows are made once, as
@@ -27,17 +28,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxchat.config import MeshConfig, ModelConfig
+from jaxchat.config import ComputeConfig, MeshConfig, ModelConfig
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.interop.nanochat_names import params_from_nanochat
 from jaxchat.model.gpt import init_params
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.scaling import DATA_RATIO, derive_horizon, derive_model
 from jaxchat.sharding import make_mesh, put_batch
-from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.train.step import init_state, make_train_step
+from jaxchat.tokenizer import Tokenizer, train_tokenizer
+from jaxchat.train.compute import Compute, choose_compute
+from jaxchat.train.step import PLAIN, init_state, make_train_step
 
 DEPTH, LENGTH, VOCAB, BATCH_ROWS, HELD_OUT_ROWS = 4, 512, 8192, 8, 256
 LOADER_BUFFER, LOADER_BATCH = 1000, 128  # documents: those of nanochat's loader
@@ -67,14 +70,14 @@ def pack_like_nanochat(shards: list[Path], tokenizer: Tokenizer, count: int) -> 
         place = 0
         while place < len(row):
             while len(waiting) < LOADER_BUFFER:
-                encoded = tokenizer.encode_batch(next(batches))
-                waiting += [[tokenizer.bos, *ids] for ids in encoded]
+                ids, starts = tokenizer.encode_batch(next(batches), prepend="<|bos|>")
+                waiting += [ids[a:b].tolist() for a, b in itertools.pairwise(starts)]
             space = len(row) - place
             lengths = [len(ids) for ids in waiting]
             fitting = [length for length in lengths if length <= space]
-            ids = waiting.pop(lengths.index(max(fitting or [min(lengths)])))[:space]
-            row[place : place + len(ids)] = ids
-            place += len(ids)
+            chosen = waiting.pop(lengths.index(max(fitting or [min(lengths)])))[:space]
+            row[place : place + len(chosen)] = chosen
+            place += len(chosen)
     return rows
 
 
@@ -84,7 +87,7 @@ def make_rows(text: Path, path: Path, steps: int, eval_every: int) -> None:
     if len(shards) < 2:
         sys.exit(f"{text} has {len(shards)} parquet files; at least one to train and one held out.")
     *train, held_out = shards
-    tokenizer = Tokenizer.train(itertools.chain.from_iterable(read_batches(train)), VOCAB)
+    tokenizer = train_tokenizer(itertools.chain.from_iterable(read_batches(train)), VOCAB)
     np.savez_compressed(
         path,
         train=pack_like_nanochat(train, tokenizer, steps * BATCH_ROWS),
@@ -98,19 +101,21 @@ def make_rows(text: Path, path: Path, steps: int, eval_every: int) -> None:
     )
 
 
-def setting_of(rows: Any) -> tuple[ModelConfig, Any]:
+def setting_of(rows: Any, compute: Compute) -> tuple[ModelConfig, Any]:
     """The model, and its optimizer with nanochat's rates for this batch and this many steps."""
     model = derive_model(int(rows["depth"]), "modern", int(rows["vocab_size"]), LENGTH)
     batch = int(rows["batch_rows"]) * LENGTH
     optim = derive_horizon(model, "modern", DATA_RATIO["modern"], batch).optim
-    return model, make_optimizer(model, optim, int(rows["steps"]))
+    return model, make_optimizer(model, optim, int(rows["steps"]), muon_dtype=compute.muon_dtype)
 
 
-def train(rows: Any, name: str, params: Any, steps: int) -> dict[str, Any]:
+def train(
+    rows: Any, name: str, params: Any, steps: int, compute: Compute = PLAIN
+) -> dict[str, Any]:
     """Loss of every step, bits per byte every so often, seconds of every step."""
-    model, optimizer = setting_of(rows)
+    model, optimizer = setting_of(rows, compute)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    run_step = make_train_step(model, optimizer, mesh)
+    run_step = make_train_step(model, optimizer, mesh, compute)
     state = init_state(params, optimizer)
     size = int(rows["batch_rows"])
     curve: dict[str, Any] = {"name": name, "loss": [], "bpb": {}, "seconds": []}
@@ -193,6 +198,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--eval-every", type=int, default=50)
     parser.add_argument("--from-nanochat", type=int, default=0, metavar="N", help="ours, N steps")
+    parser.add_argument(
+        "--products", choices=("plain", "bfloat16"), default="plain",
+        help="ours, as compute.products; each has a curve of its own",
+    )  # fmt: skip
     options = parser.parse_args()
     folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)
@@ -200,10 +209,13 @@ def main() -> None:
         make_rows(options.text, folder / "rows.npz", options.steps, options.eval_every)
     with np.load(folder / "rows.npz", allow_pickle=False) as file:
         rows = {name: file[name] for name in file.files}
-    model, _ = setting_of(rows)
-    if not (folder / "ours.json").exists():
+    model, _ = setting_of(rows, PLAIN)
+    name = "ours" if options.products == "plain" else f"ours {options.products}"
+    ours = folder / f"{name.replace(' ', '_')}.json"
+    if not ours.exists():
+        compute = choose_compute(ComputeConfig(products=options.products), model, jnp.float32)
         params = init_params(jax.random.key(42), model)
-        write(folder / "ours.json", train(rows, "ours", params, int(rows["steps"])))
+        write(ours, train(rows, name, params, int(rows["steps"]), compute))
     if options.nanochat and not (folder / "nanochat.json").exists():
         peer = Path(__file__).parent / "nanochat_peer" / "train.py"
         paths = [str(folder / name) for name in ("rows.npz", "nanochat.json", "init.npz")]
@@ -213,7 +225,7 @@ def main() -> None:
         params = nanochat_params(folder / "init.npz", model)
         curve = train(rows, "ours from its", params, options.from_nanochat)
         write(folder / "from_nanochat.json", curve)
-    names = ("nanochat.json", "ours.json", "from_nanochat.json")
+    names = ("nanochat.json", "ours.json", "ours_bfloat16.json", "from_nanochat.json")
     curves = [json.loads((folder / n).read_text()) for n in names if (folder / n).exists()]
     show(curves, int(rows["eval_every"]))
 
