@@ -31,7 +31,7 @@ MARGIN = 0.08  # of a card, for the compiler's own needs, fragments and other pr
 # Measured, on a CPU.
 # Copies of a device's share of the matrices, in float32, while they are made orthogonal, by the
 # bytes Muon computes in and whether the chain has what needs the matrices again (decay, NorMuon).
-MUON_COPIES = {(4, False): 2.8, (4, True): 3.5, (2, False): 2.7, (2, True): 3.6}
+MUON_COPIES = {(4, False): 2.8, (4, True): 3.5, (2, False): 1.8, (2, True): 2.8}
 ADAM_COPIES = 1.0  # of a device's share of the other parameters, meanwhile
 LOGITS_COPIES = 2  # of logits, exp, tanh and gradient: float32
 HALF_LOGITS_COPIES = 2  # in half precision the gradient takes the place of one
