@@ -67,6 +67,7 @@ def inference_command(args: argparse.Namespace) -> int:
     if not args.depth:
         runs.find(root, args.run)  # says what is missing, before JAX starts
     machine.start_jax(MeshConfig(), root / "xla")
+    from jaxchat.infer.engine import ROUNDED_SLOTS
     from jaxchat.infer.measure import device_bandwidth, measure
     from jaxchat.interop.nanochat_peer import check_checkout
     from jaxchat.progress import Progress
@@ -90,19 +91,20 @@ def inference_command(args: argparse.Namespace) -> int:
             readings.append(reading)
             progress.update(number + 1)
     theirs = _theirs(args, model, params)
+    told = "plain" if products == "plain" else f"{products} from {ROUNDED_SLOTS} at once"
     print(
-        f"{title}; {args.prompt} + {args.tokens} tokens; products {products}; "
+        f"{title}; {args.prompt} + {args.tokens} tokens; large products {told}; "
         f"{bandwidth / 1e9:.1f} GB/s ({source})\n"
     )
     print(table(readings, theirs))
     if args.json is not None:
-        told = {
+        document = {
             "format": FORMAT, "model": title, "prompt": args.prompt, "tokens": args.tokens,
             "bandwidth": bandwidth, "bandwidth_source": source,
             "readings": [reading.to_json() for reading in readings],
             "nanochat": {str(batch): figures for batch, figures in theirs.items()},
         }  # fmt: skip
-        home.write_json(args.json, told)
+        home.write_json(args.json, document)
     return 0
 
 

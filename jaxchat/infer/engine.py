@@ -54,6 +54,7 @@ from jaxchat.train.compute import Compute
 
 __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
 PATIENCE = 16  # dispatches for which fewer slots would do, before the cache is made smaller
+ROUNDED_SLOTS = 8  # XLA multiplies a row or a few faster in float32: docs/log.md, 2026-11-24
 
 
 class Engine(Service):
@@ -84,6 +85,8 @@ class Engine(Service):
         The calculator answers at once; any other of the `tools` is called in a thread, at most for
         `tool_timeout` seconds. Engines of one device may share a `last_prompt`. Raises EngineError
         when the tokenizer has ids that the model does not know.
+
+        `products` of bfloat16 are for ROUNDED_SLOTS and more; fewer are decoded in `dtype`.
         """
         if tokenizer.vocab_size > config.vocab_size:
             raise EngineError(
@@ -91,7 +94,7 @@ class Engine(Service):
                 f"{config.vocab_size}; give the tokenizer that the model was trained with."
             )
         self.config, self.dtype, self.slots = config, jnp.dtype(dtype), slots
-        self._products = products
+        self._products: Products = products if slots >= ROUNDED_SLOTS else "plain"
         self.max_len = max_len or config.sequence_len
         self._steps = steps_per_dispatch
         self.device = device or jax.local_devices()[0]
@@ -99,7 +102,7 @@ class Engine(Service):
         specials = self._toolbox.specials
         self._pauses = (*specials.stops, specials.python_end)
         self._last_prompt = last_prompt or LastPrompt()
-        self._attention = choose_attention(config.head_dim, self.dtype, products)
+        self._attention = choose_attention(config.head_dim, self.dtype, self._products)
         self._spans = buckets(MIN_SPAN, whole_blocks(self.max_len))  # slots the cache may have
         self._rows: list[Row | None] = [None] * slots
         self._waiting: deque[Row] = deque()

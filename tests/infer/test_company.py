@@ -148,6 +148,15 @@ def assert_greedy(engine, tokenizer, prompt, completion):
     assert (completion.finish_reason == "stop") == bool(stops[-1])
 
 
+def test_few_slots_are_not_rounded(engine, tokenizer):
+    few, many = (
+        Engine(engine.params, engine.config, tokenizer, slots=n, max_len=64, products="bfloat16")
+        for n in (7, 8)
+    )
+    assert (few.compute.products, few.compute.attention) == ("plain", "blocked")
+    assert (many.compute.products, many.compute.attention) == ("bfloat16", "banded")
+
+
 def test_warm_up_is_for_an_idle_engine(engine):
     job = engine.submit(random_requests(1, seed=0)[0])
     with pytest.raises(EngineError, match="warm_up was called with requests under way"):
