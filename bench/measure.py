@@ -216,7 +216,7 @@ def repeat(run: Callable[[], Any], times: int, rounds: int = 5, best: bool = Fal
     return min(seconds) if best else statistics.median(seconds)
 
 
-def peak_flops(dtype: str) -> float:
+def peak_flops(dtype: Any) -> float:
     """What the first device can do: a GPU's by its name, a CPU's measured now with a product.
 
     0 where the GPU is unknown. The CPU's is that of `dtype`, the GPU's always that of bf16.
@@ -233,13 +233,6 @@ def peak_flops(dtype: str) -> float:
     x = jnp.ones((size, size), jnp.dtype(dtype))
     product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
     return 2 * size**3 / repeat(lambda: product(x), 1, best=True)
-
-
-def multiplied(step: Step) -> str:
-    """The dtype of the operands of a step's large products, for `peak_flops`."""
-    import jax.numpy as jnp
-
-    return jnp.dtype(step.compute.muon_dtype).name
 
 
 def run_nanochat(case: Case, steps: int, checkout: Path, python: Path, limit: float) -> Figures:

@@ -90,7 +90,7 @@ def run_ours(case: Case, device: str, steps: int) -> Figures:
     # jax calls NVIDIA's GPUs cuda where it is to be told, and gpu where it tells
     jax.config.update("jax_platforms", "cpu" if device == "cpu" else "cuda")
     step = measure.Step(case)
-    peak = measure.peak_flops(measure.multiplied(step))
+    peak = measure.peak_flops(step.compute.muon_dtype)
     state = step.init()
     measure.log("jaxchat: compiling")
     step.compile(state)

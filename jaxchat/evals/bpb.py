@@ -70,13 +70,13 @@ def bits_per_byte(
 
     `token_bytes` [V] is the number of bytes of each token, 0 for special ones. The rows are split
     over `mesh`, where the parameters lie as in training; with several processes each gives its own.
-    Without a mesh all is on the first device. Where training computes in fp8, this does not: what
-    the weights are worth is measured without it.
+    Without a mesh all is on the first device. Where training rounds what it multiplies, to bfloat16
+    or fp8, this does not: what the weights are worth is measured without it.
 
     Raises ArtifactError when no byte is predicted at all; `check_bytes` tells that beforehand.
     """
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-    sums_over = _sums_over(mesh, model, compute)
+    sums_over = _sums_over(mesh, model, compute.unrounded())
     weights = params, put(np.asarray(token_bytes, np.int32), replicated(mesh))
     micro = ({name: np.asarray(rows)[None] for name, rows in batch.items()} for batch in batches)
     sums = [sums_over(weights, put_batch(mesh, batch)) for batch in micro]

@@ -145,8 +145,7 @@ def _fit(job: Job, params: Any) -> FitResult:
         check_bytes(held_out, job.token_bytes)
 
     def evaluate(state: TrainState) -> float:
-        exact = compute.unrounded()
-        return bits_per_byte(state.params, held_out, job.token_bytes, job.model, exact, job.mesh)
+        return bits_per_byte(state.params, held_out, job.token_bytes, job.model, compute, job.mesh)
 
     def batch_of(index: int) -> Any:
         flat = batches[index]

@@ -22,6 +22,7 @@ from jaxchat.train.step import init_state, loss_and_grads, make_train_step
 
 WIDE = replace(MODERN, n_embd=128)  # the least that fp8 takes
 OPTION = "xla_cpu_enable_fast_min_max"
+ROUNDED = Compute(products="bfloat16", attention="banded")
 
 
 def batch_of(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -32,6 +33,18 @@ def batch_of(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
         tokens.append((tokens[-1] * 7 + 3) % 50)
     stacked = np.stack(tokens, 1).astype(np.int32)[None]
     return {"tokens": stacked, "mask": np.ones(stacked.shape, np.float32)}
+
+
+def losses_of(compute: Compute, steps: int, shape: tuple[int, int, int] = (1, 1, 1)) -> list[float]:
+    """Of so many steps from the same weights, on a mesh."""
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
+    optimizer = make_optimizer(WIDE, CLASSIC_OPTIM, 40, muon_dtype=compute.muon_dtype)
+    step = make_train_step(WIDE, optimizer, mesh, compute)
+    state, found = init_state(random_params(WIDE), optimizer, mesh), []
+    for number in range(steps):
+        state, metrics = step(state, put_batch(mesh, batch_of(8, number)))
+        found.append(float(metrics["loss"]))
+    return found
 
 
 @pytest.fixture
@@ -153,38 +166,16 @@ def test_every_large_matrix_of_a_step_is_multiplied_in_fp8() -> None:
 
 @pytest.mark.usefixtures("optax_promotion")
 def test_rounded_products_work_on_a_mesh() -> None:
-    compute = Compute(products="bfloat16", attention="banded")
-    optimizer = make_optimizer(WIDE, CLASSIC_OPTIM, 4, muon_dtype=compute.muon_dtype)
-
-    def losses_on(*shape: int) -> list[float]:
-        mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
-        step = make_train_step(WIDE, optimizer, mesh, compute)
-        state, found = init_state(random_params(WIDE), optimizer, mesh), []
-        for number in range(2):
-            state, metrics = step(state, put_batch(mesh, batch_of(8, number)))
-            found.append(float(metrics["loss"]))
-        return found
-
-    assert losses_on(2, 2, 2) == pytest.approx(losses_on(1, 1, 1), rel=2e-3)
+    alone, together = (losses_of(ROUNDED, 2, shape) for shape in ((1, 1, 1), (2, 2, 2)))
+    assert together == pytest.approx(alone, rel=2e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.parametrize("products", ["bfloat16", "fp8"])
 def test_a_model_learns_with_narrow_products_what_it_learns_without(products: Any) -> None:
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-
-    def train(compute: Compute) -> list[float]:
-        optimizer = make_optimizer(WIDE, CLASSIC_OPTIM, 40, muon_dtype=compute.muon_dtype)
-        step = make_train_step(WIDE, optimizer, mesh, compute)
-        state, found = init_state(random_params(WIDE), optimizer, mesh), []
-        for number in range(40):
-            state, metrics = step(state, put_batch(mesh, batch_of(8, number)))
-            found.append(float(metrics["loss"]))
-        return found
-
-    attention = "banded" if products == "bfloat16" else "blocked"
-    plain, rounded = train(Compute()), train(Compute(products=products, attention=attention))
+    narrow = ROUNDED if products == "bfloat16" else Compute(products=products)
+    plain, rounded = losses_of(Compute(), 40), losses_of(narrow, 40)
     assert rounded != plain, "the switch does nothing"
     assert abs(rounded[0] / plain[0] - 1) < 0.01, "the same weights have another loss"
     # From the first update on the two are different runs: Muon makes the noise of small singular
@@ -199,7 +190,7 @@ def test_a_steps_gradients_with_rounded_products_are_near_the_exact_ones() -> No
     def run(compute: Compute) -> Any:
         return jax.jit(lambda p: loss_and_grads(p, batch, WIDE, compute))(params)
 
-    exact, near = run(Compute()), run(Compute(products="bfloat16", attention="banded"))
+    exact, near = run(Compute()), run(ROUNDED)
     assert abs(near[1] / exact[1] - 1) < 1e-3
     leaves = jax.tree_util.tree_flatten_with_path(exact[0])[0]
     for (path, want), got in zip(leaves, jax.tree.leaves(near[0]), strict=True):
