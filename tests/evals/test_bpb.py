@@ -13,6 +13,7 @@ from jaxchat.evals.bpb import bits_per_byte, check_bytes
 from jaxchat.home import ArtifactError
 from jaxchat.model import gpt
 from jaxchat.sharding import make_mesh
+from jaxchat.train.compute import Compute
 
 MODEL = ModelConfig(vocab_size=11, sequence_len=8, n_layer=1, n_head=2, n_kv_head=2, n_embd=16)
 SIZES = np.array([0, 1, 1, 2, 3, 1, 4, 0, 2, 1, 5], np.int32)  # 0 and 7 are special
@@ -59,6 +60,14 @@ def test_batches_are_weighted_by_their_bytes_not_averaged(params: gpt.Params) ->
     mean = np.mean([bits_per_byte(params, [one], SIZES, MODEL) for one in (large, small)])
     assert found == pytest.approx(by_hand(params, [large, small]), rel=1e-5)
     assert abs(found - mean) > 1e-3, "the two batches weigh the same"
+
+
+def test_what_training_rounds_is_not_rounded(params: gpt.Params) -> None:
+    rounded = Compute(products="bfloat16", attention="banded")
+    batches = [batch(8, 8)]
+    assert bits_per_byte(params, batches, SIZES, MODEL, rounded) == bits_per_byte(
+        params, batches, SIZES, MODEL
+    )
 
 
 def masked(seed: int) -> dict[str, np.ndarray]:
