@@ -1,6 +1,7 @@
 """`jaxchat doctor`: what it finds here, and that a tier which cannot run is told why."""
 
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -59,6 +60,9 @@ def test_the_small_tier_can_run_here(tmp_path, capsys):
 
 def test_a_tier_for_gpus_cannot_run_on_a_cpu_without_network(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", DEAD)
+    # whatever this machine has left, the tier's 71 GB would fit
+    roomy = shutil.disk_usage(tmp_path)._replace(free=10**12)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: roomy)
     code, report = examine(capsys, "-n", "--tier", "100", "--home", tmp_path)
     assert code == 1
     assert not report["can_run"]
