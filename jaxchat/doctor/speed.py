@@ -42,9 +42,9 @@ PRODUCT = {"cpu": 3_072, "gpu": 8_192}
 SECONDS = 8.0  # for both together, in turns
 TURN = 0.25  # seconds of a turn, at least
 LEAST_TURNS = 3
-# Share of the product's rate that is usual. Measured on 2 cores, by processor time, see docs/log.md
-# (2026-11-24); nobody has measured it on a GPU.
-USUAL: dict[str, tuple[float, float]] = {"cpu": (0.35, 0.6)}
+# Share of the product's rate that is usual. Measured on 2 cores (50 to 54% of float32 by processor
+# time, 36 and 37% of bfloat16), see docs/log.md (2026-11-24); nobody has measured it on a GPU.
+USUAL: dict[str, tuple[float, float]] = {"cpu": (0.25, 0.6)}
 
 
 @dataclass(frozen=True)
