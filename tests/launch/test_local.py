@@ -81,11 +81,15 @@ def test_the_code_of_one_that_was_killed_is_a_shells(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_passed_on_once(tmp_path, number):
+    """They are waited for: a handler is not run where the signal comes just before a sleep."""
     code = (
         "import signal\n"
-        f"signal.signal({int(number)}, lambda *_: (print('told', flush=True), sys.exit(75)))\n"
+        f"signal.pthread_sigmask(signal.SIG_BLOCK, [{int(number)}])\n"
         "print('ready', flush=True)\n"
-        "time.sleep(60)\n"
+        f"signal.sigwait([{int(number)}])\n"
+        "print('told', flush=True)\n"
+        f"again = signal.sigtimedwait([{int(number)}], 0.5)\n"
+        "print('told again', flush=True) if again else sys.exit(75)\n"
     )
     child = subprocess.Popen(command(tmp_path, code), stdout=subprocess.PIPE, text=True)
     assert {child.stdout.readline(), child.stdout.readline()} == {"[0] ready\n", "[1] ready\n"}
