@@ -134,7 +134,7 @@ def predict(step: Step) -> Memory:
         gradients=_gradients(step, groups),
         activations=_activations(step),
         logits=_logits(step),
-        update=int(copies * share + ADAM_COPIES * rest) + (whole if mesh.size > 1 else 0),
+        update=int(copies * share + ADAM_COPIES * rest) + (whole if mesh.shards > 1 else 0),
     )
 
 
@@ -230,23 +230,21 @@ def _value_layers(model: ModelConfig) -> int:
 
 def _weights(step: Step, groups: tuple[_Group, ...], stacks: list[_Group]) -> int:
     """Parameters put together over `fsdp`, stacked for the decay, and in the computing dtype."""
-    mesh = step.mesh
-    total = 0
+    mesh, half, loop = step.mesh, step.compute_bytes < WIDE, step.accumulation > 1
+    on_cpu = step.platform == "cpu"
+    whole = sum(group.gathered(mesh) for group in groups)
     matrices = sum(group.gathered(mesh) for group in stacks)
-    if mesh.fsdp > 1:
-        total += sum(group.gathered(mesh) for group in groups)
+    total = whole if mesh.fsdp > 1 else 0
     # Measured: what the decay needs does not depend on the gradients, and XLA makes it at once.
-    if step.optim.weight_decay and (mesh.size == 1 or mesh.fsdp > 1):
-        total += matrices
-    if step.compute_bytes < WIDE:
-        # Measured: a CPU computes in float32 what it is given in bf16, and converts weights for the
-        # forward and for the backward pass before the loop that accumulates.
-        on_cpu = 2 if step.accumulation > 1 else 1
-        total += (
-            matrices * on_cpu if step.platform == "cpu" else matrices * step.compute_bytes // WIDE
-        )
+    if step.optim.weight_decay and mesh.tensor == 1 and (mesh.size == 1 or mesh.fsdp > 1):
+        total += mesh.shards * sum(group.share(mesh) for group in stacks)
+    if half:
+        # Measured: a CPU computes in float32 what it is given in bf16. It converts weights for the
+        # forward and for the backward pass before the loop that accumulates; without one, the
+        # converted take the place of those put together.
+        copies = (2 if loop else int(mesh.fsdp == 1)) * WIDE if on_cpu else step.compute_bytes
         head = next(group for group in groups if not group.muon)  # as large as wte
-        total += head.gathered(mesh) * step.compute_bytes // WIDE
+        total += matrices * copies // WIDE + head.gathered(mesh) * step.compute_bytes // WIDE
     return total
 
 

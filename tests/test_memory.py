@@ -100,6 +100,7 @@ def check_peak(step):
 
 
 NARROW = {"width": 128, "heads": (2,), "time": 128}
+TINY = {"time": 64, "vocab": 512, "width": 256, "heads": (4,)}
 
 
 @pytest.mark.parametrize(
@@ -113,16 +114,24 @@ NARROW = {"width": 128, "heads": (2,), "time": 128}
             "width": 128, "heads": (4,),
         },
         # so few tokens that the optimizer's work is the peak
-        {"preset": "modern", "time": 64, "vocab": 512, "width": 256, "heads": (4,)},
+        {"preset": "modern", **TINY},
+        # so few that weights are: put together, converted, stacked for the decay and filled up
+        {"preset": "classic", "depth": 4, "compute_bytes": 2, "mesh": (1, 8, 1), **TINY},
+        {"preset": "modern", "depth": 4, "mesh": (1, 8, 1), **TINY},
+        {"preset": "modern", "depth": 4, "mesh": (1, 1, 2), **TINY},
     ],
-    ids=["fp32", "bf16-fsdp", "accumulated-tensor", "optimizer"],
+    ids=[
+        "fp32", "bf16-fsdp", "accumulated-tensor", "optimizer", "bf16-weights", "decay", "tensor",
+    ],
 )  # fmt: skip
 def test_the_peak_is_within_15_percent_of_what_xla_reports(case):
     check_peak(step_of(**case))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "mesh", [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (2, 4, 1), (1, 4, 2), (1, 1, 2)]
+)
 @pytest.mark.parametrize("compute_bytes", [2, 4])
 @pytest.mark.parametrize("preset", ["classic", "modern"])
 @pytest.mark.parametrize(
@@ -131,7 +140,7 @@ def test_the_peak_is_within_15_percent_of_what_xla_reports(case):
         {"depth": 4, "time": 512, "rows": 8, "vocab": 8_192},
         {"depth": 4, "time": 1_024, "rows": 2, "vocab": 8_192, "accumulation": 2},
         {"depth": 8, "time": 256, "rows": 1, "vocab": 8_192},
-        {"depth": 4, "time": 64, "vocab": 512, "width": 256, "heads": (4,)},
+        {"depth": 4, **TINY},
     ],
     ids=["d4", "d4-accumulated", "d8", "optimizer"],
 )
