@@ -25,6 +25,7 @@ from jaxchat.config import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.attention import Implementation
 from jaxchat.model.cache import Cache, init_cache, place, resize
+from jaxchat.model.rope import Rope, rope_table
 from jaxchat.products import Products
 from jaxchat.sampling import Sampling, likeliest, sample, uniforms
 
@@ -122,12 +123,11 @@ def decode_steps(
     token, active, remaining, forced, forced_count, settings = _unpacked(jnp.asarray(rows))
 
     def step(
-        carry: tuple[Cache, Array, Array, Array], now: tuple[Array, Array]
+        carry: tuple[Cache, Array, Array, Array], now: tuple[Array, Array, Rope]
     ) -> tuple[Any, Emitted]:
-        (cache, token, active, remaining), (number, uniform) = carry, now
-        logits, cache = gpt.decode(
-            params, token, cache, config, active=active, dtype=dtype, products=products
-        )
+        (cache, token, active, remaining), (number, uniform, rope) = carry, now
+        settled: Any = {"active": active, "rope": rope, "dtype": dtype, "products": products}
+        logits, cache = gpt.decode(params, token, cache, config, **settled)
         logits = lax.optimization_barrier(logits)
         sampled, logprob = sample(logits, settings, uniform, truncate=truncate)
         choose = number >= forced_count
@@ -142,6 +142,10 @@ def decode_steps(
     start = (cache, token, active, remaining)
     numbers = jnp.arange(forced.shape[1], dtype=jnp.int32)
     # All at once: a step of a small model would take a fifth of its time for its own.
-    positions = cache.length[:, None] + 1 + numbers[None, :]
-    end, emitted = lax.scan(step, start, (numbers, uniforms(settings, positions).T))
+    # In a step XLA would take every cosine again for each layer and head. The positions are those
+    # of rows that go on: what is written for others is never seen.
+    positions = cache.length[:, None] + numbers[None, :]
+    cos, sin = (x.swapaxes(0, 1)[:, :, None] for x in rope_table(positions, config, dtype))
+    now = (numbers, uniforms(settings, positions + 1).T, (cos, sin))
+    end, emitted = lax.scan(step, start, now)
     return end[0], emitted

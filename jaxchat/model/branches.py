@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxchat.config import ModelConfig
 from jaxchat.model.attention import Implementation, causal_attention
 from jaxchat.model.gpt import GPT, Params, layer_specs
+from jaxchat.model.rope import rope_table
 
 
 def branch_features(
@@ -53,7 +54,8 @@ def branch_features(
     where = jnp.concatenate([trunk, positions], axis=1)
     previous = jnp.zeros((batch, config.n_embd), dtype)
     model = GPT(config, dtype)
-    result: Any = model.apply({"params": params}, tokens, where, previous, attend)
+    rope = rope_table(where, config, dtype)
+    result: Any = model.apply({"params": params}, tokens, rope, previous, attend)
     features: Array = result[0]
     return features
 

@@ -31,7 +31,7 @@ from jaxchat.config import ModelConfig
 from jaxchat.model.attention import MAX_SCORE, Implementation, cached_attention, causal_attention
 from jaxchat.model.cache import Cache, fill, slot_positions, write
 from jaxchat.model.initial import Initializer, init_table
-from jaxchat.model.rope import rotary, rotate
+from jaxchat.model.rope import Rope, rope_table, rotate
 from jaxchat.products import Products, matmul, widened_matmul
 from jaxchat.scaling import (
     SMEAR_GATE_CHANNELS,
@@ -113,7 +113,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, value: Array | None, rope: tuple[Array, Array], attend: Attend
+        self, x: Array, value: Array | None, rope: Rope, attend: Attend
     ) -> tuple[Array, Any]:
         config, init = self.config, init_table(self.config)
         size, groups = config.head_dim, config.n_kv_head
@@ -156,7 +156,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, value: Array | None, rope: tuple[Array, Array], attend: Attend
+        self, x: Array, value: Array | None, rope: Rope, attend: Attend
     ) -> tuple[Array, Any]:
         attention = Attention(self.config, self.layer, self.products, name="attn")
         y, kept = attention(rms_norm(x, self.config), value, rope, attend)
@@ -173,9 +173,9 @@ class GPT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Array, positions: Array, previous: Array, attend: Attend
+        self, tokens: Array, rope: Rope, previous: Array, attend: Attend
     ) -> tuple[Array, Array, list[Any]]:
-        """Positions [1 or B,T]; `previous` [B,D] is the embedding before the first token, or 0.
+        """`rope` is of positions [1 or B,T]; `previous` [B,D] is the embedding before, or 0.
 
         Returns features, embeddings [B,T,D] before smear, and what `attend` kept of each layer.
         """
@@ -189,7 +189,6 @@ class GPT(nn.Module):
             shape = (config.n_layer,)
             residual = self.param("resid_lambdas", init["resid_lambdas"], shape).astype(x.dtype)
             first = self.param("x0_lambdas", init["x0_lambdas"], shape).astype(x.dtype)
-        rope = rotary(positions, config.head_dim, config.rope_base, x.dtype)
         kept = []
         middle = x
         for layer, spec in enumerate(layer_specs(config)):
@@ -240,7 +239,8 @@ def init_params(key: Array, config: ModelConfig) -> Params:
         )
     stem, head = jax.random.split(key)
     tokens = jnp.zeros((1, 1), jnp.int32)
-    params = GPT(config).init(stem, tokens, tokens, jnp.zeros((1, config.n_embd)), _see_itself)
+    rope = rope_table(tokens, config, jnp.float32)
+    params = GPT(config).init(stem, tokens, rope, jnp.zeros((1, config.n_embd)), _see_itself)
     kernel = init_table(config)["lm_head"](head, (config.n_embd, config.vocab_size))
     return {**params["params"], "lm_head": {"kernel": kernel}}
 
@@ -254,7 +254,7 @@ def _see_itself(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, None]:
 def _apply(
     params: Params,
     tokens: Array,
-    positions: Array,
+    rope: Rope,
     previous: Array,
     attend: Attend,
     config: ModelConfig,
@@ -263,7 +263,7 @@ def _apply(
 ) -> tuple[Array, Array, list[Any]]:
     """`GPT.__call__` with these parameters."""
     model = GPT(config, dtype, products)
-    result: Any = model.apply({"params": params}, tokens, positions, previous, attend)
+    result: Any = model.apply({"params": params}, tokens, rope, previous, attend)
     return result  # type: ignore[no-any-return]
 
 
@@ -282,9 +282,9 @@ def _run_rows(
         window = specs[layer].window
         return causal_attention(q, k, v, window=window, implementation=attention), (k, v)
 
-    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    rope = rope_table(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], config, dtype)
     previous = jnp.zeros((tokens.shape[0], config.n_embd), dtype)
-    return _apply(params, tokens, positions, previous, attend, config, dtype, products)
+    return _apply(params, tokens, rope, previous, attend, config, dtype, products)
 
 
 def features(
@@ -362,13 +362,15 @@ def decode(
     config: ModelConfig,
     *,
     active: Array | None = None,
+    rope: Rope | None = None,
     dtype: DTypeLike = jnp.float32,
     products: Products = "plain",
 ) -> tuple[Array, Cache]:
     """One more token [B] in each row: logits [B,V], and the cache with the token in it.
 
-    Rows may stand at different positions. Rows where `active` [B] is False stay as they are: their
-    logits mean nothing, and what was written for them lies beyond what they see.
+    Rows may stand at different positions; `rope` is theirs, [B,1,1,K/2], if at hand. Rows where
+    `active` [B] is False stay as they are: their logits mean nothing, and what was written for them
+    lies beyond what they see.
     """
     position = cache.length
     specs = layer_specs(config)
@@ -382,9 +384,10 @@ def decode(
         y = cached_attention(q[:, 0], keys.astype(dtype), values.astype(dtype), visible)
         return y[:, None], (keys, values)
 
+    rope = rope_table(position[:, None], config, dtype) if rope is None else rope
     previous = cache.previous.astype(dtype)
     x, embedded, kept = _apply(
-        params, tokens[:, None], position[:, None], previous, attend, config, dtype, products
+        params, tokens[:, None], rope, previous, attend, config, dtype, products
     )
     going = jnp.ones_like(position, bool) if active is None else active
     new = Cache(

@@ -10,12 +10,21 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from jaxchat.config import ModelConfig
 
-def rotary(positions: Array, size: int, base: float, dtype: DTypeLike) -> tuple[Array, Array]:
+Rope = tuple[Array, Array]  # cosines and sines
+
+
+def rotary(positions: Array, size: int, base: float, dtype: DTypeLike) -> Rope:
     """Cosines and sines [B,T,1,K/2] for positions [B,T]."""
     frequency = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
     angle = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
     return jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
+
+
+def rope_table(positions: Array, config: ModelConfig, dtype: DTypeLike) -> Rope:
+    """`rotary` of a model."""
+    return rotary(positions, config.head_dim, config.rope_base, dtype)
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:

@@ -19,7 +19,7 @@ from gpt_reference import logits_of
 from jaxchat.config import OptimConfig
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.interop.nanochat_names import params_from_nanochat
-from jaxchat.model import gpt
+from jaxchat.model import gpt, rope
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.scaling import derive_horizon, derive_model
 from jaxchat.train.step import batch_loss
@@ -157,12 +157,12 @@ def test_the_classic_version_as_shipped_rounds_its_rotary_tables(golden, monkeyp
     """The only difference in fp32: ours are in the dtype of the computation, as since 2026."""
     if golden.preset == "modern":
         return
-    tables = gpt.rotary
+    tables = rope.rotary
 
     def rounded(positions, size, base, dtype):
         return tuple(x.astype(dtype) for x in tables(positions, size, base, jnp.bfloat16))
 
-    monkeypatch.setattr(gpt, "rotary", rounded)
+    monkeypatch.setattr(rope, "rotary", rounded)
     shipped = golden.arrays["logits_as_shipped"]
     assert np.abs(shipped - golden.arrays["logits"]).max() > 0.01
     np.testing.assert_allclose(forward(golden), shipped, atol=1e-4)
