@@ -142,21 +142,19 @@ def cached_attention(q: Array, k: Array, v: Array, visible: Array) -> Array:
         k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0))) for x in (k, v))
         visible = jnp.pad(visible, ((0, 0), (0, extra)))
     count = k.shape[2] // BLOCK
+    shape = (batch, groups, count, BLOCK, size)
+    q = (q * jnp.asarray(size**-0.5, q.dtype)).reshape(batch, groups, 1, heads // groups, size)
+    q = jnp.broadcast_to(q, (batch, groups, count, heads // groups, size))
     scores = jnp.einsum(
-        "bgrk,bgsk->bgrs",
-        (q * jnp.asarray(size**-0.5, q.dtype)).reshape(batch, groups, heads // groups, size),
-        k,
-        preferred_element_type=jnp.float32,
+        "bgnrk,bgnsk->bgnrs", q, k.reshape(shape), preferred_element_type=jnp.float32
     )
-    hidden = jnp.where(visible, 0.0, -jnp.inf).reshape(batch, 1, 1, count, BLOCK)
-    scores = scores.reshape(batch, groups, heads // groups, count, BLOCK)
+    hidden = jnp.where(visible, 0.0, -jnp.inf).reshape(batch, 1, count, 1, BLOCK)
     # The barrier keeps XLA from taking every exponential again for the sum, one at a time.
     weights = lax.optimization_barrier(jnp.exp(scores + hidden))
-    weights = jnp.swapaxes(weights, 2, 3)
     y = jnp.einsum(
         "bgnrs,bgnsk->bgnrk",
         weights.astype(v.dtype),
-        v.reshape(batch, groups, count, BLOCK, size),
+        v.reshape(shape),
         preferred_element_type=jnp.float32,
     )
     y = _in_order(y) / _in_order(_by_halves(weights))
