@@ -14,6 +14,7 @@ from jaxchat.config import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.cache import init_cache
 from jaxchat.model.gpt import init_params, layer_specs
+from jaxchat.model.rope import rope_table
 from jaxchat.scaling import count_params, derive_model
 
 forward = jax.jit(gpt.forward, static_argnames=("config", "dtype"))
@@ -85,6 +86,18 @@ def test_an_inactive_row_goes_on_as_if_it_had_not_waited():
     assert cache.length.tolist() == [133, 130]
     got, _ = decode_all(params, tokens[:, 130:134], cache, MODERN)
     np.testing.assert_allclose(got[1], want[1], atol=1e-6)
+
+
+@every_variant
+def test_rotations_computed_beforehand_are_those_of_each_rows_position(config):
+    params, tokens = lively_params(config), random_tokens(config, 2, 20)
+    lengths = np.array([3, 20], np.int32)
+    _, cache = prefill(params, tokens, lengths, init_cache(config, 2, 64), config)
+    want, _ = gpt.decode(params, tokens[:, 0], cache, config)
+    for shift, same in ((0, True), (1, False)):
+        rope = rope_table(lengths[:, None] + shift, config, jnp.float32)
+        got, _ = gpt.decode(params, tokens[:, 0], cache, config, rope=rope)
+        assert (np.abs(got - want).max(axis=1) < 1e-5).all() == same
 
 
 @pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
