@@ -230,21 +230,24 @@ def _value_layers(model: ModelConfig) -> int:
 
 def _weights(step: Step, groups: tuple[_Group, ...], stacks: list[_Group]) -> int:
     """Parameters put together over `fsdp`, stacked for the decay, and in the computing dtype."""
-    mesh, half, loop = step.mesh, step.compute_bytes < WIDE, step.accumulation > 1
-    on_cpu = step.platform == "cpu"
+    mesh = step.mesh
     whole = sum(group.gathered(mesh) for group in groups)
     matrices = sum(group.gathered(mesh) for group in stacks)
     total = whole if mesh.fsdp > 1 else 0
-    # Measured: what the decay needs does not depend on the gradients, and XLA makes it at once.
+    # Measured: what the decay needs does not depend on the gradients, and XLA makes it at once, but
+    # not where there is a tensor axis.
     if step.optim.weight_decay and mesh.tensor == 1 and (mesh.size == 1 or mesh.fsdp > 1):
         total += mesh.shards * sum(group.share(mesh) for group in stacks)
-    if half:
-        # Measured: a CPU computes in float32 what it is given in bf16. It converts weights for the
-        # forward and for the backward pass before the loop that accumulates; without one, the
-        # converted take the place of those put together.
-        copies = (2 if loop else int(mesh.fsdp == 1)) * WIDE if on_cpu else step.compute_bytes
+    if step.compute_bytes < WIDE:
+        converted = matrices * step.compute_bytes // WIDE
+        if step.platform == "cpu":
+            # Measured: a CPU computes in float32 what it is given in bf16. It converts weights for
+            # the forward and for the backward pass before the loop that accumulates; without one,
+            # the converted take the place of those put together.
+            copies = 1 if mesh.fsdp == 1 else 0
+            converted = matrices * (2 if step.accumulation > 1 else copies)
         head = next(group for group in groups if not group.muon)  # as large as wte
-        total += matrices * copies // WIDE + head.gathered(mesh) * step.compute_bytes // WIDE
+        total += converted + head.gathered(mesh) * step.compute_bytes // WIDE
     return total
 
 

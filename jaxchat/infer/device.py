@@ -126,8 +126,9 @@ def decode_steps(
         carry: tuple[Cache, Array, Array, Array], now: tuple[Array, Array, Rope]
     ) -> tuple[Any, Emitted]:
         (cache, token, active, remaining), (number, uniform, rope) = carry, now
-        settled: Any = {"active": active, "rope": rope, "dtype": dtype, "products": products}
-        logits, cache = gpt.decode(params, token, cache, config, **settled)
+        logits, cache = gpt.decode(
+            params, token, cache, config, active=active, rope=rope, dtype=dtype, products=products
+        )
         logits = lax.optimization_barrier(logits)
         sampled, logprob = sample(logits, settings, uniform, truncate=truncate)
         choose = number >= forced_count
