@@ -25,7 +25,7 @@ from jaxchat.config import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.attention import Implementation
 from jaxchat.model.cache import Cache, init_cache, place, resize
-from jaxchat.model.rope import Rope, rope_table
+from jaxchat.model.view import View, view_of
 from jaxchat.products import Products
 from jaxchat.sampling import Sampling, likeliest, sample, uniforms
 
@@ -59,11 +59,27 @@ def _unpacked(packed: Array) -> Rows:
 class Emitted(NamedTuple):
     """The tokens of a dispatch; those of row b are the leading ones, where `active` is True."""
 
-    token: Array  # [N,B] int32
-    logprob: Array  # [N,B] float32
-    active: Array  # [N,B] bool
-    others: Array  # [N,B,A] int32, likeliest first
-    other_logprobs: Array  # [N,B,A] float32
+    token: Any  # [N,B] int32
+    logprob: Any  # [N,B] float32
+    active: Any  # [N,B] bool
+    others: Any  # [N,B,A] int32, likeliest first
+    other_logprobs: Any  # [N,B,A] float32
+
+    def packed(self) -> Array:
+        """All of it as one array [N,B,3+2A], on the device: every array fetched costs the host."""
+        logprob, others = (lax.bitcast_convert_type(x, jnp.int32) for x in (self[1], self[4]))
+        one = jnp.stack([self.token, logprob, self.active.astype(jnp.int32)], axis=-1)
+        return jnp.concatenate([one, self.others, others], axis=-1)
+
+    @classmethod
+    def unpacked(cls, packed: npt.NDArray[np.int32]) -> Emitted:
+        """What `packed` packed, on the host."""
+        floats = packed.view(np.float32)
+        half = 3 + (packed.shape[-1] - 3) // 2
+        return cls(
+            packed[..., 0], floats[..., 1], packed[..., 2] != 0, packed[..., 3:half],
+            floats[..., half:],
+        )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "attention", "products"))
@@ -87,9 +103,9 @@ def read_prompt(
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
-def place_prompt(cache: Cache, prompt: Cache, slot: ArrayLike) -> Cache:
-    """The engine's cache with a prompt in a slot."""
-    return place(cache, prompt, jnp.asarray(slot))
+def place_prompt(cache: Cache, prompt: Cache, slots: ArrayLike) -> Cache:
+    """The engine's cache with a prompt in slots [B], of which those past the last are none."""
+    return place(cache, prompt, jnp.asarray(slots))
 
 
 @functools.partial(jax.jit, static_argnames="slots")
@@ -114,20 +130,20 @@ def decode_steps(
     pauses: tuple[int, ...],
     truncate: bool,
     alternatives: int,
-) -> tuple[Cache, Emitted]:
+) -> tuple[Cache, Array]:
     """N tokens for every active row of `Rows.packed`, or fewer for one that comes to its end.
 
-    A row stands still after it has sampled one of `pauses` or has none remaining. No
-    row in a slot may come to have more positions than the cache has slots.
+    A row stands still after it has sampled one of `pauses` or has none remaining. No row in a slot
+    may come to have more positions than the cache has slots. Returns what `Emitted` packed.
     """
     token, active, remaining, forced, forced_count, settings = _unpacked(jnp.asarray(rows))
 
     def step(
-        carry: tuple[Cache, Array, Array, Array], now: tuple[Array, Array, Rope]
+        carry: tuple[Cache, Array, Array, Array], now: tuple[Array, Array, View]
     ) -> tuple[Any, Emitted]:
-        (cache, token, active, remaining), (number, uniform, rope) = carry, now
+        (cache, token, active, remaining), (number, uniform, view) = carry, now
         logits, cache = gpt.decode(
-            params, token, cache, config, active=active, rope=rope, dtype=dtype, products=products
+            params, token, cache, config, active=active, view=view, dtype=dtype, products=products
         )
         logits = lax.optimization_barrier(logits)
         sampled, logprob = sample(logits, settings, uniform, truncate=truncate)
@@ -143,10 +159,12 @@ def decode_steps(
     start = (cache, token, active, remaining)
     numbers = jnp.arange(forced.shape[1], dtype=jnp.int32)
     # All at once: a step of a small model would take a fifth of its time for its own.
-    # In a step XLA would take every cosine again for each layer and head. The positions are those
-    # of rows that go on: what is written for others is never seen.
+    # In a step XLA would take every cosine again for each layer and head, and find out for each
+    # what is visible. The positions are those of rows that go on: what is written for others is
+    # never seen.
     positions = cache.length[:, None] + numbers[None, :]
-    cos, sin = (x.swapaxes(0, 1)[:, :, None] for x in rope_table(positions, config, dtype))
-    now = (numbers, uniforms(settings, positions + 1).T, (cos, sin))
+    slots = [k.shape[2] for k in cache.k]
+    views = jax.vmap(lambda position: view_of(position, slots, config, dtype))(positions.T)
+    now = (numbers, uniforms(settings, positions + 1).T, views)
     end, emitted = lax.scan(step, start, now)
-    return end[0], emitted
+    return end[0], emitted.packed()

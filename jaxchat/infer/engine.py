@@ -9,7 +9,7 @@ little is compiled; what a request gets does not depend on its company, to the l
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -17,23 +17,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 from jax.typing import DTypeLike
 
 from jaxchat.config import ModelConfig
 from jaxchat.infer.batch import (
     MIN_PROMPT,
     MIN_SPAN,
+    Picks,
     alternatives_for,
     bucket,
     buckets,
     padded,
     picks_of,
     rows_for,
+    slots_to_fill,
     truncates,
 )
 from jaxchat.infer.calls import Tool
-from jaxchat.infer.device import Emitted, decode_steps, place_prompt, read_prompt, resize_cache
-from jaxchat.infer.last_prompt import LastPrompt
+from jaxchat.infer.device import decode_steps, place_prompt, read_prompt, resize_cache
 from jaxchat.infer.request import (
     MAX_ALTERNATIVES,
     Completion,
@@ -43,6 +46,7 @@ from jaxchat.infer.request import (
 )
 from jaxchat.infer.row import Row
 from jaxchat.infer.service import Job, Service
+from jaxchat.infer.shared import Shared
 from jaxchat.infer.toolbox import TOOL_SECONDS, Toolbox
 from jaxchat.infer.weights import on_device
 from jaxchat.model.attention import choose_attention
@@ -53,7 +57,9 @@ from jaxchat.tools.calculator import run_tool
 from jaxchat.train.compute import Compute
 
 __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
-PATIENCE = 16  # dispatches for which fewer slots would do, before the cache is made smaller
+# Dispatches for which fewer slots would do, before the cache is made smaller. To make it smaller
+# and larger again moves it twice; a dispatch would read what is too much in each of its steps.
+PATIENCE = 2
 ROUNDED_SLOTS = 8  # XLA multiplies a row or a few faster in float32: docs/log.md, 2026-11-24
 
 
@@ -78,13 +84,14 @@ class Engine(Service):
         tool_timeout: float = TOOL_SECONDS,
         steps_per_dispatch: int = 8,
         device: jax.Device | None = None,
-        last_prompt: LastPrompt | None = None,
+        shared: Shared | None = None,
     ) -> None:
         """`max_len` (the model's context by default) holds a prompt and its completion.
 
         The calculator answers at once; any other of the `tools` is called in a thread, at most for
-        `tool_timeout` seconds. Engines of one device may share a `last_prompt`. Raises EngineError
-        when the tokenizer has ids that the model does not know.
+        `tool_timeout` seconds. Engines of one device may have a `shared`; where that has weights,
+        `params` are not looked at. Raises EngineError when the tokenizer has ids that the model
+        does not know.
 
         `products` of bfloat16 are for ROUNDED_SLOTS and more; fewer are decoded in `dtype`.
         """
@@ -101,19 +108,20 @@ class Engine(Service):
         self._toolbox = Toolbox(tools, tokenizer, timeout=tool_timeout)
         specials = self._toolbox.specials
         self._pauses = (*specials.stops, specials.python_end)
-        self._last_prompt = last_prompt or LastPrompt()
+        self._shared = shared or Shared()
         self._attention = choose_attention(config.head_dim, self.dtype, self._products)
         self._spans = buckets(MIN_SPAN, whole_blocks(self.max_len))  # slots the cache may have
         self._rows: list[Row | None] = [None] * slots
         self._waiting: deque[Row] = deque()
-        self._flying: tuple[Emitted, list[Row | None]] | None = None
-        self.set_params(params)
+        self._flying: tuple[Array, list[Row | None]] | None = None
+        if self._shared.params is None:
+            self.set_params(params)
         self._make_cache()
 
     @property
     def params(self) -> Any:
         """The weights, in the engine's dtype."""
-        return self._params
+        return self._shared.params
 
     @property
     def compute(self) -> Compute:
@@ -131,9 +139,11 @@ class Engine(Service):
         return sum(1 for _ in self._programs())
 
     def set_params(self, params: Any) -> None:
-        """Takes other weights of the same shapes; nothing is compiled again (see `Service`)."""
-        self._params = on_device(params, self.device, self.dtype, self._products)
-        self._last_prompt.forget()
+        """Takes other weights of the same shapes; nothing is compiled again (see `Service`).
+
+        Those who share them have them too.
+        """
+        self._shared.set_params(on_device(params, self.device, self.dtype, self._products))
 
     def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Compiles every program, so that no request waits for that.
@@ -216,8 +226,9 @@ class Engine(Service):
         """The second half of `step`: takes what the device has found."""
         try:
             if self._flying is not None:
-                (emitted, rows), self._flying = self._flying, None
-                for slot, (row, picks) in enumerate(zip(rows, picks_of(emitted), strict=True)):
+                (packed, rows), self._flying = self._flying, None
+                every = picks_of(np.asarray(packed))
+                for slot, (row, picks) in enumerate(zip(rows, every, strict=True)):
                     if row is not None and row is self._rows[slot]:  # else it was cancelled
                         self._take(slot, row, picks)
         except BaseException:
@@ -241,24 +252,26 @@ class Engine(Service):
 
     def _admit(self) -> None:
         """Fills free slots from the queue; samples of one request share what is read."""
-        free = [slot for slot, row in enumerate(self._rows) if row is None]
-        for slot in free[: len(self._waiting)]:
-            row = self._waiting.popleft()
-            self._rows[slot] = row
-            read = partial(self._prompt, row.request.tokens[:-1])
-            self._place(self._last_prompt.get(row.request, read), slot)
+        free = deque(slot for slot, row in enumerate(self._rows) if row is None)
+        while free and self._waiting:
+            request, slots = self._waiting[0].request, []
+            while free and self._waiting and self._waiting[0].request is request:
+                slots.append(free.popleft())
+                self._rows[slots[-1]] = self._waiting.popleft()
+            read = partial(self._prompt, request.tokens[:-1])
+            self._place(self._shared.prompt(request, read), slots)
 
-    def _place(self, prompt: Cache, slot: int) -> None:
+    def _place(self, prompt: Cache, slots: Sequence[int]) -> None:
         length = max(layer.shape[2] for layer in prompt.k)
         if length > self._span:
             self._resize(self._span_for(length))
-        self._cache = place_prompt(self._cache, prompt, slot)
+        self._cache = place_prompt(self._cache, prompt, slots_to_fill(slots, self.slots))
 
     def _prompt(self, tokens: tuple[int, ...]) -> Cache:
         """The cache after a prompt's tokens but the last, which is decoded like those after it."""
         length = bucket(len(tokens), MIN_PROMPT, self.max_len)
         prompt: Cache = read_prompt(
-            self._params,
+            self.params,
             *padded(tokens, length),
             config=self.config,
             dtype=self.dtype,
@@ -288,8 +301,8 @@ class Engine(Service):
         self._span, self._roomy = span, 0
 
     def _dispatch(self, truncate: bool, alternatives: int) -> None:
-        self._cache, emitted = decode_steps(
-            self._params,
+        self._cache, packed = decode_steps(
+            self.params,
             self._cache,
             rows_for(self._rows, self._steps).packed(),
             config=self.config,
@@ -299,12 +312,15 @@ class Engine(Service):
             truncate=truncate,
             alternatives=alternatives,
         )
-        self._flying = emitted, list(self._rows)
+        self._flying = packed, list(self._rows)
 
-    def _take(self, slot: int, row: Row, picks: list[Any]) -> None:
+    def _take(self, slot: int, row: Row, picks: Picks) -> None:
         """Gives a row its tokens; past a stop text, which the device does not see, none."""
-        for token, logprob, others in picks:
-            code = row.take(token, logprob, others, self._toolbox.specials)
+        specials = self._toolbox.specials
+        tokens, logprobs, others = picks
+        for n in range(row.extend(tokens, logprobs, specials.turns), len(tokens)):
+            told = others[n] if others else ()
+            code = row.take(tokens[n], logprobs[n], told, specials)
             if code is not None:
                 self._toolbox.ask(row, code)
             if row.finish_reason:
@@ -331,7 +347,7 @@ class Engine(Service):
 
     def _place_at(self, span: int, prompt: tuple[int, ...]) -> None:
         self._resize(span)
-        self._place(self._prompt(prompt), 0)
+        self._place(self._prompt(prompt), [0])
 
     def _dispatch_at(self, span: int, truncate: bool, alternatives: int) -> None:
         self._resize(span)
@@ -348,5 +364,5 @@ class Engine(Service):
             if row is not None:
                 self._toolbox.forget(row)
         self._rows, self._flying = [None] * self.slots, None
-        self._last_prompt.forget()
+        self._shared.forget()
         self._make_cache()

@@ -15,10 +15,10 @@ import jax
 
 from jaxchat.config import ModelConfig
 from jaxchat.infer.engine import Engine
-from jaxchat.infer.last_prompt import LastPrompt
 from jaxchat.infer.request import EngineError, Request
 from jaxchat.infer.row import Row
 from jaxchat.infer.service import Job, Service
+from jaxchat.infer.shared import Shared
 from jaxchat.infer.weights import gathered
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.compute import Compute
@@ -69,16 +69,16 @@ class Replicas(Service):
         if not devices:
             raise EngineError("devices is empty; name at least one, or leave it out for all.")
         params = gathered(params)
-        prompts = {device: LastPrompt() for device in devices}
+        shared = {device: Shared() for device in devices}
         self.engines = tuple(
-            Engine(
-                params, config, tokenizer, device=device, last_prompt=prompts[device], **settings
-            )
+            Engine(params, config, tokenizer, device=device, shared=shared[device], **settings)
             for device in devices
         )
         self.config, self.slots = config, sum(engine.slots for engine in self.engines)
         self.max_len = self.engines[0].max_len
         self._waiting: deque[Row] = deque()
+        firsts = {engine.device: engine for engine in reversed(self.engines)}
+        self._firsts = tuple(firsts.values())  # one of each device: others share its weights
         self._lanes = [ThreadPoolExecutor(1, "engine") for _ in self.engines]
 
     @property
@@ -99,8 +99,7 @@ class Replicas(Service):
     @property
     def max_compilations(self) -> int:
         """Of all devices: JAX compiles for each."""
-        devices = {engine.device for engine in self.engines}
-        return len(devices) * self.engines[0].max_compilations
+        return len(self._firsts) * self.engines[0].max_compilations
 
     def set_params(self, params: Any) -> None:
         """Takes other weights (see `Service`); those that are split over a mesh are put together.
@@ -108,14 +107,13 @@ class Replicas(Service):
         What lies on a device of its own is used there without a copy.
         """
         params = gathered(params)
-        for engine in self.engines:
+        for engine in self._firsts:
             engine.set_params(params)
 
     def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
         """`Engine.warm_up` on every device, once."""
-        firsts = {engine.device: engine for engine in reversed(self.engines)}.values()
         before = 0
-        for engine in firsts:
+        for engine in self._firsts:
 
             def told(done: int, _: int, before: int = before) -> None:
                 if progress is not None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import DTypeLike
 
 from jaxchat.config import ModelConfig
@@ -90,6 +90,12 @@ def slot_positions(lengths: Array, slots: int) -> Array:
     return last - (last - jnp.arange(slots, dtype=lengths.dtype)[None, :]) % slots
 
 
+def visible_slots(position: Array, slots: int, window: int) -> Array:
+    """Which slots of a layer a query at `position` [B] sees, its own key written: [B,S] bool."""
+    held = slot_positions(position + 1, slots)
+    return (held >= 0) & (held >= position[:, None] - window)
+
+
 def resize(cache: Cache, slots: tuple[int, ...]) -> Cache:
     """The cache with so many slots in each layer (see `slots_of`); all rows must fit in them.
 
@@ -104,12 +110,15 @@ def resize(cache: Cache, slots: tuple[int, ...]) -> Cache:
     return cache._replace(k=tuple(map(fit, cache.k, slots)), v=tuple(map(fit, cache.v, slots)))
 
 
-def place(cache: Cache, prompt: Cache, row: Array) -> Cache:
-    """Copies a cache of one row, which may have fewer slots, to a row (a scalar) of `cache`."""
+def place(cache: Cache, prompt: Cache, rows: Array) -> Cache:
+    """Copies a cache of one row, which may have fewer slots, to `rows` [N] of `cache`.
+
+    Numbers of rows that there are not are passed over.
+    """
 
     def put(old: Array, new: Array) -> Array:
-        start = (row, *(jnp.zeros_like(row) for _ in old.shape[1:]))
-        return lax.dynamic_update_slice(old, new, start)
+        where = (rows, *(slice(0, size) for size in new.shape[1:]))
+        return old.at[where].set(new, mode="drop", wrap_negative_indices=False)
 
     placed: Cache = jax.tree.map(put, cache, prompt)
     return placed

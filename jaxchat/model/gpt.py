@@ -5,6 +5,7 @@ V vocabulary, L layers. Kernels are [in, out].
 
     wte/embedding [V,D]      lm_head/kernel [D,V]      value_embeds_{l}/embedding [V,G*K]
     h_{l}/attn/c_q/kernel [D,H*K]    c_k, c_v [D,G*K]    c_proj [H*K,D]    ve_gate [12,G]
+                                     or all three as c_qkv (`joined`)
     h_{l}/mlp/c_fc/kernel [D,F]      c_proj [F,D]
     resid_lambdas [L]   x0_lambdas [L]   smear_gate/kernel [24,1]   smear_lambda []
     backout_lambda []
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -29,39 +29,17 @@ from jax.typing import DTypeLike
 
 from jaxchat.config import ModelConfig
 from jaxchat.model.attention import MAX_SCORE, Implementation, cached_attention, causal_attention
-from jaxchat.model.cache import Cache, fill, slot_positions, write
+from jaxchat.model.cache import Cache, fill, write
 from jaxchat.model.initial import Initializer, init_table
+from jaxchat.model.layers import layer_specs
 from jaxchat.model.rope import Rope, rope_table, rotate
+from jaxchat.model.view import View, view_of
 from jaxchat.products import Products, matmul, widened_matmul
-from jaxchat.scaling import (
-    SMEAR_GATE_CHANNELS,
-    VALUE_GATE_CHANNELS,
-    has_value_embedding,
-    windows,
-)
+from jaxchat.scaling import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
 
 Params = dict[str, Any]
 # (layer, q [B,T,H,K], k [B,T,G,K], v [B,T,G,K]) -> (attended [B,T,H,K], what the mode keeps)
 Attend = Callable[[int, Array, Array, Array], tuple[Array, Any]]
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """What one layer is like."""
-
-    window: int  # keys it sees to the left of its own
-    value_embedding: bool
-
-
-def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
-    """One LayerSpec a layer, first to last."""
-    return tuple(
-        LayerSpec(
-            window=window,
-            value_embedding=config.value_embeds and has_value_embedding(layer, config.n_layer),
-        )
-        for layer, window in enumerate(windows(config))
-    )
 
 
 # ---------------------------------------------------------------------------- modules
@@ -117,17 +95,24 @@ class Attention(nn.Module):
     ) -> tuple[Array, Any]:
         config, init = self.config, init_table(self.config)
         size, groups = config.head_dim, config.n_kv_head
+        turning = config.n_head + groups
 
         def heads(name: str, count: int) -> Array:
-            y = Linear(count * size, init[name], self.products, name=name)(x)
+            start = init.get(name, init["c_q"])  # c_qkv has none: it is only made of others
+            y = Linear(count * size, start, self.products, name=name)(x)
             return y.reshape(*y.shape[:-1], count, size)
 
-        q, k, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
+        joined = "c_qkv" in self.variables.get("params", {})
+        if joined:
+            *turned, v = jnp.split(heads("c_qkv", turning + groups), [turning], axis=-2)
+        else:
+            *turned, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
         if value is not None:
             channels = x[..., : min(VALUE_GATE_CHANNELS, config.n_embd)]
             gate = 3.0 * nn.sigmoid(Linear(groups, init["ve_gate"], name="ve_gate")(channels))
             v = v + gate[..., None] * value.reshape(v.shape)
-        q, k = (config.qk_scale * rms_norm(rotate(a, *rope), config) for a in (q, k))
+        turned = [config.qk_scale * rms_norm(rotate(a, *rope), config) for a in turned]
+        q, k = jnp.split(turned[0], [config.n_head], axis=-2) if joined else turned
         y, kept = attend(self.layer, q, k, v)
         y = y.reshape(*y.shape[:-2], -1)
         return Linear(config.n_embd, init["c_proj"], self.products, name="c_proj")(y), kept
@@ -362,32 +347,30 @@ def decode(
     config: ModelConfig,
     *,
     active: Array | None = None,
-    rope: Rope | None = None,
+    view: View | None = None,
     dtype: DTypeLike = jnp.float32,
     products: Products = "plain",
 ) -> tuple[Array, Cache]:
     """One more token [B] in each row: logits [B,V], and the cache with the token in it.
 
-    Rows may stand at different positions; `rope` is theirs, [B,1,1,K/2], if at hand. Rows where
-    `active` [B] is False stay as they are: their logits mean nothing, and what was written for them
-    lies beyond what they see.
+    Rows may stand at different positions; `view` is from there, if at hand. Rows where `active` [B]
+    is False stay as they are: their logits mean nothing, and what was written for them lies beyond
+    what they see.
     """
-    position = cache.length
-    specs = layer_specs(config)
-    store = cache.previous.dtype
+    position, store = cache.length, cache.previous.dtype
+    if view is None:
+        view = view_of(position, [k.shape[2] for k in cache.k], config, dtype)
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
         keys = write(cache.k[layer], k[:, 0].astype(store), position)
         values = write(cache.v[layer], v[:, 0].astype(store), position)
-        held = slot_positions(position + 1, keys.shape[2])
-        visible = (held >= 0) & (held >= position[:, None] - specs[layer].window)
-        y = cached_attention(q[:, 0], keys.astype(dtype), values.astype(dtype), visible)
+        seen = view.visible[layer]
+        y = cached_attention(q[:, 0], keys.astype(dtype), values.astype(dtype), seen)
         return y[:, None], (keys, values)
 
-    rope = rope_table(position[:, None], config, dtype) if rope is None else rope
     previous = cache.previous.astype(dtype)
     x, embedded, kept = _apply(
-        params, tokens[:, None], rope, previous, attend, config, dtype, products
+        params, tokens[:, None], view.rope, previous, attend, config, dtype, products
     )
     going = jnp.ones_like(position, bool) if active is None else active
     new = Cache(

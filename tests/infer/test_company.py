@@ -194,7 +194,8 @@ def test_the_cache_is_donated_and_never_copied_whole(engine):
         engine.params, engine._cache, rows, config=engine.config, dtype=engine.dtype,
         products=engine.compute.products, pauses=(1,), truncate=False, alternatives=0,
     ).compile()  # fmt: skip
-    place = device.place_prompt.lower(engine._cache, engine._prompt((1,)), 0).compile()
+    slots = batch.slots_to_fill([0], engine.slots)
+    place = device.place_prompt.lower(engine._cache, engine._prompt((1,)), slots).compile()
     for program in (decode, place):
         plan = program.memory_analysis()
         assert plan.alias_size_in_bytes >= size

@@ -167,6 +167,6 @@ def test_a_devices_error_leaves_an_empty_engine_that_works(make_engine):
     while engine.step():
         pass
     served = [each.rows[0].completion for each in later if each.done]
-    assert len(served) == 19, "all that were queued but the one whose slot was being filled"
+    assert len(served) == 13, "all that were queued but the seven whose slots were being filled"
     assert set(served) == {want[0][0]}
     assert engine.generate([request]) == want

@@ -13,6 +13,7 @@ from jaxchat.model.cache import (
     resize,
     slot_positions,
     slots_of,
+    visible_slots,
     write,
 )
 
@@ -70,15 +71,29 @@ def test_growing_and_shrinking_keep_what_is_in_the_slots():
     assert jnp.array_equal(large.length, cache.length)
 
 
-def test_place_copies_one_row_and_leaves_the_others():
+def test_place_copies_one_row_to_others_and_leaves_the_rest():
     cache, prompt = numbered(4, 160), numbered(1, 32)
-    placed = place(cache, prompt, jnp.int32(2))
+    placed = place(cache, prompt, jnp.array([2, 0, 4, 4], jnp.int32))  # there is no row 4
     assert placed.length.tolist() == [5, 6, 5, 8]
     for new, old, one in zip(
         placed.k + placed.v, cache.k + cache.v, prompt.k + prompt.v, strict=True
     ):
-        assert jnp.array_equal(new[2, :, :32], one[0])
-        assert jnp.array_equal(new[2, :, 32:], old[2, :, 32:])
-        for row in (0, 1, 3):
+        for row in (0, 2):
+            assert jnp.array_equal(new[row, :, :32], one[0])
+            assert jnp.array_equal(new[row, :, 32:], old[row, :, 32:])
+        for row in (1, 3):
             assert jnp.array_equal(new[row], old[row])
-    assert jnp.array_equal(placed.previous[2], prompt.previous[0])
+    for row in (0, 2):
+        assert jnp.array_equal(placed.previous[row], prompt.previous[0])
+
+
+@pytest.mark.parametrize(("slots", "window"), [(64, 64), (64, 20), (128, 300)])
+def test_a_query_sees_its_window_of_the_slots_that_are_written(slots, window):
+    for position in (0, 5, 63, 64, 100):
+        if window >= slots <= position:
+            continue  # a cache that is too small for what is seen
+        seen = visible_slots(jnp.array([position], jnp.int32), slots, window)[0]
+        first = max(0, position - window)
+        assert sorted(np.flatnonzero(seen)) == sorted(
+            {p % slots for p in range(first, position + 1)}
+        )
