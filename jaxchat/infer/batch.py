@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,27 +85,15 @@ def alternatives_for(rows: Iterable[Row], config: ModelConfig) -> int:
     return min(MAX_ALTERNATIVES, config.vocab_size) if wanted else 0
 
 
-class Picks(NamedTuple):
-    """What a slot got of a dispatch."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    alternatives: list[Alternatives]  # of each token, or of none
-
-
-def picks_of(packed: npt.NDArray[np.int32]) -> list[Picks]:
-    """The Picks of every slot, of `Emitted.packed`."""
-    emitted = Emitted.unpacked(packed)
-    counts = emitted.active.sum(axis=0).tolist()
-    tokens, logprobs, others, values = (
-        emitted[field].swapaxes(0, 1).tolist() for field in (0, 1, 3, 4)
-    )
-    told = emitted.others.shape[-1] > 0
+def picks_of(emitted: Emitted) -> list[list[tuple[int, float, Alternatives]]]:
+    """For every slot its tokens of a dispatch: id, log-probability and alternatives."""
+    arrays = [np.asarray(array) for array in emitted]
+    counts = arrays[2].sum(axis=0).tolist()
+    tokens, logprobs, _, others, values = (array.swapaxes(0, 1).tolist() for array in arrays)
     return [
-        Picks(
-            tokens[b][:count],
-            logprobs[b][:count],
-            [tuple(zip(others[b][n], values[b][n], strict=True)) for n in range(count * told)],
-        )
+        [
+            (tokens[b][n], logprobs[b][n], tuple(zip(others[b][n], values[b][n], strict=True)))
+            for n in range(count)
+        ]
         for b, count in enumerate(counts)
     ]

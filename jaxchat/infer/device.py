@@ -59,27 +59,11 @@ def _unpacked(packed: Array) -> Rows:
 class Emitted(NamedTuple):
     """The tokens of a dispatch; those of row b are the leading ones, where `active` is True."""
 
-    token: Any  # [N,B] int32
-    logprob: Any  # [N,B] float32
-    active: Any  # [N,B] bool
-    others: Any  # [N,B,A] int32, likeliest first
-    other_logprobs: Any  # [N,B,A] float32
-
-    def packed(self) -> Array:
-        """All of it as one array [N,B,3+2A], on the device: every array fetched costs the host."""
-        logprob, others = (lax.bitcast_convert_type(x, jnp.int32) for x in (self[1], self[4]))
-        one = jnp.stack([self.token, logprob, self.active.astype(jnp.int32)], axis=-1)
-        return jnp.concatenate([one, self.others, others], axis=-1)
-
-    @classmethod
-    def unpacked(cls, packed: npt.NDArray[np.int32]) -> Emitted:
-        """What `packed` packed, on the host."""
-        floats = packed.view(np.float32)
-        half = 3 + (packed.shape[-1] - 3) // 2
-        return cls(
-            packed[..., 0], floats[..., 1], packed[..., 2] != 0, packed[..., 3:half],
-            floats[..., half:],
-        )  # fmt: skip
+    token: Array  # [N,B] int32
+    logprob: Array  # [N,B] float32
+    active: Array  # [N,B] bool
+    others: Array  # [N,B,A] int32, likeliest first
+    other_logprobs: Array  # [N,B,A] float32
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "attention", "products"))
@@ -130,11 +114,11 @@ def decode_steps(
     pauses: tuple[int, ...],
     truncate: bool,
     alternatives: int,
-) -> tuple[Cache, Array]:
+) -> tuple[Cache, Emitted]:
     """N tokens for every active row of `Rows.packed`, or fewer for one that comes to its end.
 
-    A row stands still after it has sampled one of `pauses` or has none remaining. No row in a slot
-    may come to have more positions than the cache has slots. Returns what `Emitted` packed.
+    A row stands still after it has sampled one of `pauses` or has none remaining. No
+    row in a slot may come to have more positions than the cache has slots.
     """
     token, active, remaining, forced, forced_count, settings = _unpacked(jnp.asarray(rows))
 
@@ -167,4 +151,4 @@ def decode_steps(
     views = jax.vmap(lambda position: view_of(position, slots, config, dtype))(positions.T)
     now = (numbers, uniforms(settings, positions + 1).T, views)
     end, emitted = lax.scan(step, start, now)
-    return end[0], emitted.packed()
+    return end[0], emitted

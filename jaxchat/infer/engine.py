@@ -17,15 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
 from jax.typing import DTypeLike
 
 from jaxchat.config import ModelConfig
 from jaxchat.infer.batch import (
     MIN_PROMPT,
     MIN_SPAN,
-    Picks,
     alternatives_for,
     bucket,
     buckets,
@@ -36,7 +33,7 @@ from jaxchat.infer.batch import (
     truncates,
 )
 from jaxchat.infer.calls import Tool
-from jaxchat.infer.device import decode_steps, place_prompt, read_prompt, resize_cache
+from jaxchat.infer.device import Emitted, decode_steps, place_prompt, read_prompt, resize_cache
 from jaxchat.infer.request import (
     MAX_ALTERNATIVES,
     Completion,
@@ -113,7 +110,7 @@ class Engine(Service):
         self._spans = buckets(MIN_SPAN, whole_blocks(self.max_len))  # slots the cache may have
         self._rows: list[Row | None] = [None] * slots
         self._waiting: deque[Row] = deque()
-        self._flying: tuple[Array, list[Row | None]] | None = None
+        self._flying: tuple[Emitted, list[Row | None]] | None = None
         if self._shared.params is None:
             self.set_params(params)
         self._make_cache()
@@ -226,9 +223,8 @@ class Engine(Service):
         """The second half of `step`: takes what the device has found."""
         try:
             if self._flying is not None:
-                (packed, rows), self._flying = self._flying, None
-                every = picks_of(np.asarray(packed))
-                for slot, (row, picks) in enumerate(zip(rows, every, strict=True)):
+                (emitted, rows), self._flying = self._flying, None
+                for slot, (row, picks) in enumerate(zip(rows, picks_of(emitted), strict=True)):
                     if row is not None and row is self._rows[slot]:  # else it was cancelled
                         self._take(slot, row, picks)
         except BaseException:
@@ -301,7 +297,7 @@ class Engine(Service):
         self._span, self._roomy = span, 0
 
     def _dispatch(self, truncate: bool, alternatives: int) -> None:
-        self._cache, packed = decode_steps(
+        self._cache, emitted = decode_steps(
             self.params,
             self._cache,
             rows_for(self._rows, self._steps).packed(),
@@ -312,15 +308,12 @@ class Engine(Service):
             truncate=truncate,
             alternatives=alternatives,
         )
-        self._flying = packed, list(self._rows)
+        self._flying = emitted, list(self._rows)
 
-    def _take(self, slot: int, row: Row, picks: Picks) -> None:
+    def _take(self, slot: int, row: Row, picks: list[Any]) -> None:
         """Gives a row its tokens; past a stop text, which the device does not see, none."""
-        specials = self._toolbox.specials
-        tokens, logprobs, others = picks
-        for n in range(row.extend(tokens, logprobs, specials.turns), len(tokens)):
-            told = others[n] if others else ()
-            code = row.take(tokens[n], logprobs[n], told, specials)
+        for token, logprob, others in picks:
+            code = row.take(token, logprob, others, self._toolbox.specials)
             if code is not None:
                 self._toolbox.ask(row, code)
             if row.finish_reason:

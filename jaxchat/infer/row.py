@@ -8,7 +8,6 @@ still until the host has run the tool and queued `<|output_start|>`, the output 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,11 +36,6 @@ class Specials(NamedTuple):
     def stops(self) -> tuple[int, int]:
         """The tokens that end a completion."""
         return self.assistant_end, self.bos
-
-    @property
-    def turns(self) -> tuple[int, ...]:
-        """The tokens after which a row is another's turn, or in another state."""
-        return *self.stops, self.python_start, self.python_end
 
 
 @dataclass(eq=False)
@@ -84,27 +78,6 @@ class Row:
             tuple(self.tokens), tuple(self.mask), tuple(self.logprobs), self.finish_reason,
             tuple(self.alternatives),
         )  # fmt: skip
-
-    def extend(
-        self, tokens: Sequence[int], logprobs: Sequence[float], turns: Collection[int]
-    ) -> int:
-        """Adds the leading tokens of which none changes the row's state, at once: how many."""
-        if self.stops is not None or self.request.alternatives:
-            return 0
-        room = min(len(tokens), self.limit - len(self.tokens) - 1)
-        count = next((n for n in range(room) if tokens[n] in turns), max(room, 0))
-        forced = min(count, len(self.forced))
-        for _ in range(forced):
-            self.forced.popleft()
-        chosen = tokens[forced:count]
-        self.tokens += tokens[:count]
-        self.mask += [0] * forced + [1] * len(chosen)
-        self.logprobs += [0.0] * forced
-        self.logprobs += logprobs[forced:count]
-        self.alternatives += [()] * count
-        if self.code is not None:
-            self.code += tokens[:count]
-        return count
 
     def take(
         self, token: int, logprob: float, alternatives: Alternatives, specials: Specials

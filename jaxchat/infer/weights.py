@@ -9,7 +9,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jaxchat.model.joined import join_projections
 from jaxchat.products import Products, round_kernels
 
 
@@ -31,9 +30,9 @@ def gathered(params: Any) -> Any:
 def on_device(
     params: Any, device: jax.Device, dtype: DTypeLike, products: Products = "plain"
 ) -> Any:
-    """Arrays on one device, laid out for inference and rounded to what they are multiplied in.
+    """Arrays on one device, rounded to what they are multiplied in.
 
-    Where that device has them already, in this dtype, only projections of attention are copied.
+    Where that device has them already, in this dtype, nothing is copied.
     """
 
     def place(x: Any) -> Any:
@@ -42,5 +41,5 @@ def on_device(
             x = shards.get(device, next(iter(shards.values())))
         return jax.device_put(x, device).astype(dtype)
 
-    placed = join_projections(jax.tree.map(place, gathered(params)))
+    placed = jax.tree.map(place, gathered(params))
     return round_kernels(placed) if products == "bfloat16" else placed

@@ -14,8 +14,7 @@ from jax.typing import DTypeLike
 
 from jaxchat.config import ModelConfig
 from jaxchat.model.attention import Implementation, causal_attention
-from jaxchat.model.gpt import GPT, Params
-from jaxchat.model.layers import layer_specs
+from jaxchat.model.gpt import GPT, Params, layer_specs
 from jaxchat.model.rope import rope_table
 
 

@@ -5,7 +5,6 @@ V vocabulary, L layers. Kernels are [in, out].
 
     wte/embedding [V,D]      lm_head/kernel [D,V]      value_embeds_{l}/embedding [V,G*K]
     h_{l}/attn/c_q/kernel [D,H*K]    c_k, c_v [D,G*K]    c_proj [H*K,D]    ve_gate [12,G]
-                                     or all three as c_qkv (`joined`)
     h_{l}/mlp/c_fc/kernel [D,F]      c_proj [F,D]
     resid_lambdas [L]   x0_lambdas [L]   smear_gate/kernel [24,1]   smear_lambda []
     backout_lambda []
@@ -19,6 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -31,15 +31,38 @@ from jaxchat.config import ModelConfig
 from jaxchat.model.attention import MAX_SCORE, Implementation, cached_attention, causal_attention
 from jaxchat.model.cache import Cache, fill, write
 from jaxchat.model.initial import Initializer, init_table
-from jaxchat.model.layers import layer_specs
 from jaxchat.model.rope import Rope, rope_table, rotate
 from jaxchat.model.view import View, view_of
 from jaxchat.products import Products, matmul, widened_matmul
-from jaxchat.scaling import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
+from jaxchat.scaling import (
+    SMEAR_GATE_CHANNELS,
+    VALUE_GATE_CHANNELS,
+    has_value_embedding,
+    windows,
+)
 
 Params = dict[str, Any]
 # (layer, q [B,T,H,K], k [B,T,G,K], v [B,T,G,K]) -> (attended [B,T,H,K], what the mode keeps)
 Attend = Callable[[int, Array, Array, Array], tuple[Array, Any]]
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What one layer is like."""
+
+    window: int  # keys it sees to the left of its own
+    value_embedding: bool
+
+
+def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
+    """One LayerSpec a layer, first to last."""
+    return tuple(
+        LayerSpec(
+            window=window,
+            value_embedding=config.value_embeds and has_value_embedding(layer, config.n_layer),
+        )
+        for layer, window in enumerate(windows(config))
+    )
 
 
 # ---------------------------------------------------------------------------- modules
@@ -95,24 +118,17 @@ class Attention(nn.Module):
     ) -> tuple[Array, Any]:
         config, init = self.config, init_table(self.config)
         size, groups = config.head_dim, config.n_kv_head
-        turning = config.n_head + groups
 
         def heads(name: str, count: int) -> Array:
-            start = init.get(name, init["c_q"])  # c_qkv has none: it is only made of others
-            y = Linear(count * size, start, self.products, name=name)(x)
+            y = Linear(count * size, init[name], self.products, name=name)(x)
             return y.reshape(*y.shape[:-1], count, size)
 
-        joined = "c_qkv" in self.variables.get("params", {})
-        if joined:
-            *turned, v = jnp.split(heads("c_qkv", turning + groups), [turning], axis=-2)
-        else:
-            *turned, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
+        q, k, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
         if value is not None:
             channels = x[..., : min(VALUE_GATE_CHANNELS, config.n_embd)]
             gate = 3.0 * nn.sigmoid(Linear(groups, init["ve_gate"], name="ve_gate")(channels))
             v = v + gate[..., None] * value.reshape(v.shape)
-        turned = [config.qk_scale * rms_norm(rotate(a, *rope), config) for a in turned]
-        q, k = jnp.split(turned[0], [config.n_head], axis=-2) if joined else turned
+        q, k = (config.qk_scale * rms_norm(rotate(a, *rope), config) for a in (q, k))
         y, kept = attend(self.layer, q, k, v)
         y = y.reshape(*y.shape[:-2], -1)
         return Linear(config.n_embd, init["c_proj"], self.products, name="c_proj")(y), kept

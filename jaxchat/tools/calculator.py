@@ -12,7 +12,6 @@ large result before computing it. Nothing is compiled or executed.
 from __future__ import annotations
 
 import ast
-import functools
 import math
 import operator
 import re
@@ -56,13 +55,7 @@ def calculate(expression: str) -> str:
         raise CalculatorError(f"an expression must be text, not {type(expression).__name__}")
     if len(expression) > MAX_CHARS:
         raise CalculatorError(f"too long: {len(expression)} characters, at most {MAX_CHARS}")
-    return _calculated(expression.strip())
-
-
-@functools.lru_cache(maxsize=1_000)  # samples of one question ask the same
-def _calculated(expression: str) -> str:
-    """`calculate` of text that is short enough."""
-    source = _lex(expression)
+    source = _lex(expression.strip())
     try:
         tree = ast.parse(source, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -13,9 +13,7 @@ from model_variants import CLASSIC, MODERN, VARIANTS, lively_params
 from jaxchat.config import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.cache import init_cache
-from jaxchat.model.gpt import init_params
-from jaxchat.model.joined import PARTS, join_projections
-from jaxchat.model.layers import layer_specs
+from jaxchat.model.gpt import init_params, layer_specs
 from jaxchat.model.view import view_of
 from jaxchat.scaling import count_params, derive_model
 
@@ -105,23 +103,6 @@ def test_a_view_computed_beforehand_is_that_of_each_rows_position(config):
     ):
         got, _ = gpt.decode(params, tokens[:, 0], cache, config, view=view)
         assert (np.abs(got - want).max(axis=1) < 1e-5).all() == same
-
-
-@every_variant
-def test_joined_projections_give_the_same(config):
-    params, tokens = lively_params(config), random_tokens(config, 2, 20)
-    joined = join_projections(params)
-    assert set(joined["h_0"]["attn"]) == set(params["h_0"]["attn"]) - set(PARTS) | {"c_qkv"}
-    assert join_projections(joined).keys() == joined.keys()
-    want = gpt.forward(params, tokens, config)
-    np.testing.assert_allclose(gpt.forward(joined, tokens, config), want, atol=1e-5)
-    lengths = np.array([20, 20], np.int32)
-    pair = [
-        prefill(some, tokens, lengths, init_cache(config, 2, 64), config)
-        for some in (params, joined)
-    ]
-    for a, b in zip(*map(jax.tree.leaves, pair), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
