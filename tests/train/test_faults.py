@@ -65,8 +65,6 @@ def test_a_disk_that_becomes_read_only_amid_training(
         def __getitem__(self, index: int) -> dict[str, np.ndarray]:
             Failing.reads += 1
             if Failing.reads == 9 * TRAIN.micro_rows * 2:
-                with Checkpoints(small_disk / "stage" / "checkpoints") as checkpoints:
-                    checkpoints.wait()
                 remount(small_disk, "ro")
             return super().__getitem__(index)
 
