@@ -56,15 +56,19 @@ def test_gpus_are_shared_out(tmp_path):
 
 
 def test_the_end_of_one_ends_all_with_its_code(tmp_path, local, monkeypatch, capfd):
-    """Let, then asked, then killed: process 0 hears nothing of SIGTERM."""
+    """Let, then asked, then killed: process 0 hears nothing of SIGTERM. 1 ends when 0 listens."""
     monkeypatch.setattr(local, "LET_SECONDS", 0.5)
+    listens = tmp_path / "listens"
     code = (
-        "import signal\n"
-        "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
+        "import pathlib, signal\n"
+        f"listens = pathlib.Path({str(listens)!r})\n"
+        "while me == '1' and not listens.exists(): time.sleep(0.01)\n"
         "if me == '1': sys.exit(7)\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
+        "listens.touch()\n"
         "while True: time.sleep(0.1)\n"
     )
-    arguments = command(tmp_path, code, "--grace", "1")[2:]
+    arguments = command(tmp_path, code, "--grace", "2")[2:]
     old = {number: signal.getsignal(number) for number in local.PASSED_ON}
     try:
         assert local.main(arguments) == 7

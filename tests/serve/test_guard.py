@@ -19,7 +19,7 @@ ORIGIN = "https://friend.example"
 def guarded(models):
     """A server with a key, small limits, and a friend."""
     with serve(
-        models[:1], key=KEY, body_bytes=2000, body_seconds=0.5, characters=500, origins=(ORIGIN,),
+        models[:1], key=KEY, body_bytes=2000, body_seconds=2.0, characters=500, origins=(ORIGIN,),
         hosts=("proxy.example",),
     ) as server:  # fmt: skip
         yield server
