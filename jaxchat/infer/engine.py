@@ -246,25 +246,8 @@ class Engine(Service):
                 "encode it with the model's tokenizer."
             )
 
-    def _admit(self) -> None:
-        """Fills free slots from the queue; samples of one request share what is read."""
-        free = deque(slot for slot, row in enumerate(self._rows) if row is None)
-        while free and self._waiting:
-            request, slots = self._waiting[0].request, []
-            while free and self._waiting and self._waiting[0].request is request:
-                slots.append(free.popleft())
-                self._rows[slots[-1]] = self._waiting.popleft()
-            read = partial(self._prompt, request.tokens[:-1])
-            self._place(self._shared.prompt(request, read), slots)
-
-    def _place(self, prompt: Cache, slots: Sequence[int]) -> None:
-        length = max(layer.shape[2] for layer in prompt.k)
-        if length > self._span:
-            self._resize(self._span_for(length))
-        self._cache = place_prompt(self._cache, prompt, slots_to_fill(slots, self.slots))
-
-    def _prompt(self, tokens: tuple[int, ...]) -> Cache:
-        """The cache after a prompt's tokens but the last, which is decoded like those after it."""
+    def read(self, tokens: tuple[int, ...]) -> Cache:
+        """The cache after `tokens`: a prompt but its last one, which is decoded like its answer."""
         length = bucket(len(tokens), MIN_PROMPT, self.max_len)
         prompt: Cache = read_prompt(
             self.params,
@@ -275,6 +258,23 @@ class Engine(Service):
             products=self._products,
         )
         return prompt
+
+    def _admit(self) -> None:
+        """Fills free slots from the queue; samples of one request share what is read."""
+        free = deque(slot for slot, row in enumerate(self._rows) if row is None)
+        while free and self._waiting:
+            request, slots = self._waiting[0].request, []
+            while free and self._waiting and self._waiting[0].request is request:
+                slots.append(free.popleft())
+                self._rows[slots[-1]] = self._waiting.popleft()
+            read = partial(self.read, request.tokens[:-1])
+            self._place(self._shared.prompt(request, read), slots)
+
+    def _place(self, prompt: Cache, slots: Sequence[int]) -> None:
+        length = max(layer.shape[2] for layer in prompt.k)
+        if length > self._span:
+            self._resize(self._span_for(length))
+        self._cache = place_prompt(self._cache, prompt, slots_to_fill(slots, self.slots))
 
     def _decode(self, rows: list[Row]) -> None:
         """Begins one dispatch of decode steps for all slots."""
@@ -327,7 +327,7 @@ class Engine(Service):
         prompts = [(0,) * length for length in lengths]
         most = min(MAX_ALTERNATIVES, self.config.vocab_size)
         for prompt in prompts:
-            yield partial(self._prompt, prompt)
+            yield partial(self.read, prompt)
         for span in self._spans:
             for other in self._spans:  # from there to here
                 if other != span:
@@ -340,7 +340,7 @@ class Engine(Service):
 
     def _place_at(self, span: int, prompt: tuple[int, ...]) -> None:
         self._resize(span)
-        self._place(self._prompt(prompt), [0])
+        self._place(self.read(prompt), [0])
 
     def _dispatch_at(self, span: int, truncate: bool, alternatives: int) -> None:
         self._resize(span)

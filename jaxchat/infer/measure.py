@@ -7,8 +7,6 @@ Engineering", 2023).
 
 from __future__ import annotations
 
-import itertools
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -84,14 +82,13 @@ def measure(
 
     _answer(engine, requests(batch))  # compiles
     alone = min(_answer(engine, requests(1))[0] for _ in range(repeats))
-    runs = [_answer(engine, requests(batch)) for _ in range(repeats)]
-    read = max(1e-9, min(first - step for first, step, _ in runs))
-    rate = max(rate for _, _, rate in runs)
+    read = min(_read(engine, requests(batch)) for _ in range(repeats))
+    rate = max(_answer(engine, requests(batch))[1] for _ in range(repeats))
     weights = weight_bytes(engine.params)
     held = batch * cache_bytes(config, prompt + tokens // 2, engine.dtype.itemsize)
     return Reading(
         batch=batch,
-        prefill_tokens_per_second=batch * prompt / read,
+        prefill_tokens_per_second=batch * (prompt - 1) / read,
         first_token_seconds=alone,
         decode_tokens_per_second=rate,
         weight_bytes=weights,
@@ -100,19 +97,27 @@ def measure(
     )
 
 
-def _answer(engine: Engine, requests: Sequence[Request]) -> tuple[float, float, float]:
-    """Seconds to the first tokens, and of a step after them; tokens a second of those steps."""
+def _answer(engine: Engine, requests: Sequence[Request]) -> tuple[float, float]:
+    """Seconds to the first tokens; tokens a second of the steps after them."""
     began = time.perf_counter()
     jobs = [engine.submit(request) for request in requests]
     engine.step()
-    marks = [time.perf_counter()]
+    first = time.perf_counter()
     early = sum(len(row.tokens) for job in jobs for row in job.rows)
     while engine.step():
-        marks.append(time.perf_counter())
-    marks.append(time.perf_counter())
+        pass
+    ended = time.perf_counter()
     total = sum(len(row.tokens) for job in jobs for row in job.rows)
-    steps = [b - a for a, b in itertools.pairwise(marks)]
-    return marks[0] - began, statistics.median(steps), (total - early) / (marks[-1] - marks[0])
+    return first - began, (total - early) / (ended - first)
+
+
+def _read(engine: Engine, requests: Sequence[Request]) -> float:
+    """Seconds to read the prompts, one after the other as the engine does."""
+    began = time.perf_counter()
+    for request in requests:
+        last = engine.read(request.tokens[:-1])
+    jax.block_until_ready(last)
+    return time.perf_counter() - began
 
 
 def weight_bytes(params: Any) -> int:

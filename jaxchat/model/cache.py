@@ -81,7 +81,13 @@ def write(layer: Array, new: Array, position: Array) -> Array:
     In a layer that is full the oldest key gives way.
     """
     batch, _, slots, _ = layer.shape
-    return layer.at[jnp.arange(batch), :, position % slots].set(new, unique_indices=True)
+    # One row stands here twice, the second time as one that is not there and is passed over: a
+    # scatter of one alone becomes an update that XLA fuses into what reads the layer, and for that
+    # it copies the layer, four times a step.
+    count = max(batch, 2)
+    slot = jnp.broadcast_to(position % slots, (count,))
+    new = jnp.broadcast_to(new, (count, *new.shape[1:]))
+    return layer.at[jnp.arange(count), :, slot].set(new, unique_indices=True, mode="drop")
 
 
 def slot_positions(lengths: Array, slots: int) -> Array:
