@@ -204,11 +204,10 @@ def test_the_cache_is_donated_and_never_copied_whole(engine):
         assert plan.temp_size_in_bytes < size / 2
 
 
-@pytest.mark.parametrize("slots", [1, 2, 5])
-@pytest.mark.parametrize("span", [64, 256])
-def test_no_step_copies_a_layer_of_the_cache(config, params, slots, span):
+@pytest.mark.parametrize("slots", [1, 2])
+def test_no_step_copies_a_layer_of_the_cache(config, params, slots):
     """One row once did, four times each, as XLA wrote it otherwise than two: a quarter slower."""
-    cache = init_cache(config, slots, span)
+    cache = init_cache(config, slots, 128)
     decode = device.decode_steps.lower(
         params, cache, batch.rows_for([None] * slots, 4).packed(), config=config,
         dtype=jnp.dtype("float32"), products="plain", pauses=(1,), truncate=False, alternatives=0,
