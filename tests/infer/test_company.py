@@ -206,7 +206,7 @@ def test_the_cache_is_donated_and_never_copied_whole(engine):
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_no_step_copies_a_layer_of_the_cache(config, params, slots):
-    """One row once did, four times each, as XLA wrote it otherwise than two: a quarter slower."""
+    """One row once did, four times each, as XLA wrote it otherwise than two."""
     cache = init_cache(config, slots, 128)
     decode = device.decode_steps.lower(
         params, cache, batch.rows_for([None] * slots, 4).packed(), config=config,
