@@ -50,6 +50,22 @@ def _one_of(table: str, config: object, name: str, allowed: tuple[str, ...]) -> 
     )
 
 
+def later(default: Any) -> Any:
+    """A field added when runs had been made already: at its default it is left out of hashes."""
+    return field(default=default, metadata={"later": True})
+
+
+def hashed_settings(config: Any) -> dict[str, Any]:
+    """The settings of a dataclass as its hash has them (see `later`)."""
+    unset = {
+        f.name
+        for f in dataclasses.fields(config)
+        if f.metadata.get("later") and getattr(config, f.name) == f.default
+    }
+    values: dict[str, Any] = dataclasses.asdict(config)
+    return {name: value for name, value in values.items() if name not in unset}
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture. `classic` leaves every switch off, `modern` turns all of them on.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from jaxchat.config import ConfigError, RunConfig
+from jaxchat.config import ConfigError, RunConfig, hashed_settings
 from jaxchat.group import ALONE, Group
 from jaxchat.home import ArtifactError, read_json, remove, sha256_text, sweep, write_json
 from jaxchat.preparer import Preparer
@@ -140,7 +140,7 @@ def input_hash(stage: Stage, context: Context) -> str:
 
 def _as_text(setting: object) -> str:
     if dataclasses.is_dataclass(setting):
-        return to_json(setting)
+        return json.dumps(hashed_settings(setting), sort_keys=True)
     return json.dumps(setting, sort_keys=True) if isinstance(setting, dict) else repr(setting)
 
 

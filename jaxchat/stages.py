@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxchat import machine
-from jaxchat.config import MODELS, ModelConfig, RLConfig, TrainConfig
+from jaxchat.config import MODELS, ModelConfig, RLConfig, TrainConfig, hashed_settings
 from jaxchat.data import chat_rows, inputs, prepare, text_rows
 from jaxchat.data.rows import RowSource, validation_batches
 from jaxchat.data.stream import HeldOutRows
@@ -69,7 +69,7 @@ HOW = ("micro_rows", "save_every", "keep", "keep_every", "spike", "rollbacks")
 
 def learned(train: TrainConfig | RLConfig) -> dict[str, Any]:
     """The settings that decide what a stage learns."""
-    return {name: value for name, value in asdict(train).items() if name not in HOW}
+    return {name: value for name, value in hashed_settings(train).items() if name not in HOW}
 
 
 def keep_model(context: Context, stage: str, params: Any) -> str:
