@@ -24,6 +24,7 @@ PRESETS = ("classic", "modern")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 # the documentation of this machine, datasets of the hub (`data.registry`), a folder of one's own
 TEXT_SOURCES = ("machine", "fineweb_edu", "climbmix", "folder")
+NOWHERE = "none"  # as an address: it is not fetched
 
 
 def _check(condition: bool, message: str) -> None:
@@ -194,6 +195,11 @@ class DataConfig:
     words: int = 6_000  # words of the text that the spelling problems draw from
     persona: str = ""  # a TOML file that says who the model is (`tasks.persona`); "": jaxchat
 
+    @property
+    def is_dataset(self) -> bool:
+        """Whether the text is a dataset's, which comes over the network."""
+        return self.source not in ("machine", "folder")
+
     def __post_init__(self) -> None:
         _one_of("data", self, "source", TEXT_SOURCES)
         _positive("data", self, "max_chars", "words")
@@ -228,9 +234,14 @@ class TrainConfig:
     rollbacks: int = (
         0  # batches that may be left out, from the last checkpoint on, when they diverge
     )
+    # Meanwhile, for the log: nothing that is learned depends on it
+    sample_every: int = later(0)  # steps between samples of the model; 0: none
+    core_every: int = later(0)  # steps between evaluations of CORE; 0: none
+    core_examples: int = later(500)  # of each of its tasks; 0: all
 
     def __post_init__(self) -> None:
         _not_negative("train", self, "keep_every", "rollbacks")
+        _not_negative("train", self, "sample_every", "core_every", "core_examples")
         _positive("train", self, "keep")
         _check(
             self.spike == 0 or self.spike > 1,
@@ -283,10 +294,17 @@ class EvalConfig:
     max_new_tokens: int = 256
     slots: int = 64  # conversations the engine decodes at once
     reward_samples: int = 4  # samples per problem, temperature 1, for the mean reward of [rl]
-    bundle: str = ""  # folder of CORE's tasks, on which the base model is evaluated; "": it is not
+    # Folder of CORE's tasks, on which the base model is evaluated. "": the one of the home, which a
+    # run on a dataset's text fetches; without it CORE is left out
+    bundle: str = ""
+    bundle_url: str = later("")  # where that is fetched; "": nanochat's address; none: it is not
+    core_examples: int = later(0)  # of each of CORE's tasks; 0: all, as CORE is defined
+    # GPT-2's and GPT-4's files, which such a run compares its tokenizer with; "": tiktoken's store
+    vocabularies_url: str = later("")
 
     def __post_init__(self) -> None:
         _positive("eval", self, "problems", "max_new_tokens", "slots", "reward_samples")
+        _not_negative("eval", self, "core_examples")
 
 
 @dataclass(frozen=True)

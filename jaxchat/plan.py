@@ -156,9 +156,10 @@ def plan_disk(config: RunConfig) -> dict[str, float]:
     total = count_params(config.model)["total"]
     text = plan_data.plan_text(config)
     chats = sum(chat.download for chat in plan_data.plan_chat(config))
+    extras = sum(of for of, _ in plan_data.plan_extras(config).values())
     chat_tokens = sum(plan_data.chat_tokens(train) for train in (config.mid, config.sft))
     return {
-        "text": (text.download or text.characters) + chats,
+        "text": (text.download or text.characters) + chats + extras,
         "rows": (text.tokens + chat_tokens) * (2 if config.model.vocab_size <= 2**16 else 4),
         "checkpoints": CHECKPOINTS_KEPT * MASTER_BYTES * (total + optimizer_values(config)),
         "models": MODELS_KEPT * MASTER_BYTES * total,
@@ -215,6 +216,7 @@ def _data_lines(plan: Plan) -> list[str]:
         read = ", ".join(f"{number:,} in {stage}" for stage, number in chat.conversations.items())
         size_told = size(chat.download) if chat.download else "your own"
         rows.append((chat.name, size_told, read))
+    rows += [(name, size(of), told) for name, (of, told) in plan_data.plan_extras(config).items()]
     generated = {name: getattr(config, name).conversations for name in ("mid", "sft")}
     counts = ", ".join(f"{number:,} in {stage}" for stage, number in generated.items() if number)
     if counts:

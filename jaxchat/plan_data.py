@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxchat.config import RunConfig, TrainConfig
+from jaxchat.config import NOWHERE, RunConfig, TrainConfig
 from jaxchat.data import registry
 from jaxchat.data.conversations import chat_source, train_rows
 
@@ -76,6 +76,20 @@ def plan_chat(config: RunConfig) -> tuple[ChatPlan, ...]:
         }
         plans.append(ChatPlan(name, source.size if source else 0, read))
     return tuple(plans)
+
+
+def plan_extras(config: RunConfig) -> dict[str, tuple[float, str]]:
+    """What comes beside text and conversations: name -> bytes, and what it is for."""
+    found: dict[str, tuple[float, str]] = {}
+    if not config.data.is_dataset:
+        return found
+    wanted = config.eval
+    if not wanted.bundle and wanted.bundle_url != NOWHERE:
+        found["eval_bundle"] = registry.BUNDLE_SIZE, "CORE's tasks, for base"
+    if wanted.vocabularies_url != NOWHERE:
+        told = "GPT-2's and GPT-4's, beside the tokenizer"
+        found["vocabularies"] = registry.VOCABULARIES_SIZE, told
+    return found
 
 
 def chat_tokens(train: TrainConfig) -> int:

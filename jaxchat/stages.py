@@ -13,17 +13,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxchat import machine
+from jaxchat import core_stage, machine
 from jaxchat.config import MODELS, ModelConfig, RLConfig, TrainConfig, hashed_settings
 from jaxchat.data import chat_rows, inputs, prepare, text_rows
 from jaxchat.data.rows import RowSource, validation_batches
 from jaxchat.data.stream import HeldOutRows
-from jaxchat.evals import compression, humaneval
+from jaxchat.evals import compression, humaneval, vocabularies
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.evals.chat import evaluate_tasks, mean_reward, pass_rates, sampled_right
 from jaxchat.evals.chatcore import chatcore
-from jaxchat.evals.core.bundle import read_bundle
-from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
 from jaxchat.home import read_json, remove, sha256_text, write_json
 from jaxchat.infer.replicas import make_service
@@ -32,11 +30,12 @@ from jaxchat.infer.spread import Spread
 from jaxchat.infer.weights import gathered
 from jaxchat.model import gpt
 from jaxchat.pipeline import Context, Stage
+from jaxchat.probes import probe_of
 from jaxchat.products import Products
 from jaxchat.profiling import request
 from jaxchat.profiling.capture import Capture
-from jaxchat.report import core_record, write_report
-from jaxchat.run_inputs import hub_of, text_folder, text_of, tokenizer_in, tokenizer_of
+from jaxchat.report import write_report
+from jaxchat.run_inputs import home_of, hub_of, text_folder, text_of, tokenizer_in, tokenizer_of
 from jaxchat.sharding import make_mesh
 from jaxchat.tools import levels
 from jaxchat.train.checkpoint import load_params, save_params
@@ -64,7 +63,10 @@ def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
 
 # How a stage is computed, saved and watched. With other ones it goes on: on other devices, with
 # less memory, after a spike.
-HOW = ("micro_rows", "save_every", "keep", "keep_every", "spike", "rollbacks")
+HOW = (
+    "micro_rows", "save_every", "keep", "keep_every", "spike", "rollbacks",
+    "sample_every", "core_every", "core_examples",
+)  # fmt: skip
 
 
 def learned(train: TrainConfig | RLConfig) -> dict[str, Any]:
@@ -116,7 +118,11 @@ def make_engine(
 
 def run_data(context: Context) -> dict[str, Any]:
     """Finds the text and the conversations, and fetches what is needed first."""
-    return inputs.gather(context.config, context.folder("data"), hub_of(context))
+    hub = hub_of(context)
+    core_stage.fetch(context)  # first: what is wrong with it is said before hours of downloading
+    if context.config.data.is_dataset:
+        vocabularies.fetch(hub, context.config.eval.vocabularies_url)
+    return inputs.gather(context.config, context.folder("data"), hub)
 
 
 def run_tokenizer(context: Context) -> dict[str, Any]:
@@ -124,7 +130,8 @@ def run_tokenizer(context: Context) -> dict[str, Any]:
     read = inputs.read_inputs(context.folder("data"))
     tokenizer_in.cache_clear()
     results = prepare.train_tokenizer(context.config, read, context.folder("tokenizer"))
-    measured = compression.survey({context.config.name: tokenizer_of(context)})
+    peers = vocabularies.folder_in(home_of(context.root))
+    measured = compression.survey({context.config.name: tokenizer_of(context)}, folder=peers)
     return results | {"compression": [result.to_json() for result in measured]}
 
 
@@ -176,6 +183,7 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
             RowSource(rows / f"{stage}_train", tokenizer.hash),
             RowSource(rows / f"{stage}_heldout", tokenizer.hash),
         )
+    mesh, dtype = mesh_of(context), compute_dtype()
     job = Job(
         title=stage,
         folder=folder,
@@ -185,12 +193,13 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
         rows=job_rows[0],
         held_out=job_rows[1],
         token_bytes=tokenizer.token_bytes,
-        mesh=mesh_of(context),
+        mesh=mesh,
         seed=config.seed,
-        dtype=compute_dtype(),
+        dtype=dtype,
         compute=config.compute,
         profile=capture_of(context, stage),
         trackers=config.track.trackers,
+        probe=probe_of(context, stage, train, mesh, dtype),
     )
     result = fit(job, params)
     digest = keep_model(context, stage, result.params)
@@ -286,6 +295,11 @@ def run_eval(context: Context) -> dict[str, Any]:
             engine.set_params(params)
             write_json(path, _evaluate(context, stage, params, engine))
         scores[stage] = read_json(path)
+    if "base" in scores:
+        core = core_stage.evaluate_base(
+            context, lambda: load_model(context.root, "base", context.config.model), compute_dtype()
+        )
+        scores["base"] |= {"core": core} if core else {}
     return {"artifact": sha256_text(json.dumps(scores)), "models": scores}
 
 
@@ -321,10 +335,6 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Service) -> dic
         score := chatcore({name: found.score.accuracy for name, found in scores.items()})
     ) is not None:
         record["chatcore"] = score
-    if stage == "base" and config.eval.bundle:
-        bundle = read_bundle(Path(config.eval.bundle).expanduser())
-        core = evaluate_core(params, config.model, tokenizer, bundle, compute=compute)
-        record["core"] = core_record(core.to_json())
     if stage in ("sft", "rl"):
         task = prepare.run_tasks([config.rl.task], config.seed, read, tokenizer)[config.rl.task]
         samples = config.eval.reward_samples
@@ -390,6 +400,7 @@ STAGES = (
         "eval", "evaluation", run_eval,
         lambda c: (c.eval, c.seed, c.base.eval_rows, c.rl.task),
         (*MODELS, "rows:text", "data", "tokenizer"),
+        outdated=core_stage.is_outdated,
     ),
     Stage("report", "report", run_report, lambda c: (c,), ("eval",)),
 )  # fmt: skip

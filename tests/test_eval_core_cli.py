@@ -117,7 +117,7 @@ def test_core_is_told_kept_dumped_and_goes_on_where_it_stopped(home, tmp_path, c
     assert command(home, *given, "--dump", str(dump)) == 0
     assert done == ["the second time", "copying"]  # because was kept
     told = capsys.readouterr().out
-    assert "CORE over 2 of 22 tasks" in told
+    assert "CORE of 2 of 22 tasks, not comparable" in told
     assert "without data in the bundle: not_here" in told
     lines = [json.loads(line) for line in dump.read_text().splitlines()]
     assert [(line["task"], line["index"]) for line in lines] == [
@@ -141,7 +141,10 @@ def test_other_models_and_options_are_evaluated_anew(home, capsys, monkeypatch):
     for more in ([], [], ["--stage", "rl"], ["--context", "50"], ["--max-problems", "4"]):
         assert command(home, *given, *more) == 0
     assert len(done) == 4  # all but the second
-    assert "at most 4 problems each" in capsys.readouterr().out
+    assert (
+        "CORE of 1 of 22 tasks, at most 4 examples a task, not comparable"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,21 @@ import shutil
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from jaxchat import home
 from jaxchat.data import cache
 from jaxchat.data.cache import RemoteFile
 from jaxchat.data.download import download
-from jaxchat.data.hub import measured
+from jaxchat.data.hub import Hub, measured
 from jaxchat.data.web import Web, check_address
 from jaxchat.home import ArtifactError
 from jaxchat.progress import Progress
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # as nanochat has it
 FOLDER = "eval_bundle"  # in HOME, and in the zip file
+RECORD = "eval_bundle.json"  # in HOME: what came at the first fetch
+FORMAT = "jaxchat-eval-bundle-1"
 MAX_FILES, MAX_BYTES = 2_000, 4 << 30  # of what is unpacked
 _WANTED = (".yaml", ".csv", ".jsonl")
 
@@ -27,20 +30,83 @@ def bundle_folder(root: Path) -> Path:
     return root / FOLDER
 
 
+def address(hub: Hub, url: str) -> str:
+    """Where a run's bundle is: at `url`; if that is "", at --base-url or where nanochat has it."""
+    return url or hub.plain(FOLDER, f"{FOLDER}.zip") or URL
+
+
 def fetch_bundle(root: Path, url: str = URL, web: Web | None = None) -> Path:
-    """Downloads and unpacks the bundle, unless it is there. Raises ArtifactError when it cannot."""
+    """Downloads and unpacks the bundle, unless it is there.
+
+    HOME/eval_bundle.json notes the size and the checksum of what came first, and those of its
+    files. Raises WebError when it cannot be had, ArtifactError when it is not what came first.
+    """
     folder = bundle_folder(root)
     if folder.exists():
-        return folder
+        return check_bundle(root)
     web = web or Web(proxies=home.proxies())
     local = home.data(root) / FOLDER / "eval_bundle.zip"
     remote = RemoteFile(FOLDER, local.name, check_address("the bundle's address", url), local)
     file = measured(web, remote)
     with Progress("downloading", file.size or 0, "B") as progress:
         for _, path in download([file], web, progress=progress.update):
+            _note(root, file, path)
             unpack(path, folder)
+    check_bundle(root)
     cache.remove(file)
     return folder
+
+
+def check_bundle(root: Path) -> Path:
+    """The home's bundle, whose files are as they first were; of an unknown one they are noted.
+
+    Raises ArtifactError where they are not.
+    """
+    folder, record = bundle_folder(root), _read_record(root)
+    files = {
+        path.relative_to(folder).as_posix(): home.sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix in _WANTED
+    }
+    known = record.get("files")
+    if known is None:
+        home.write_json(root / RECORD, {"format": FORMAT, **record, "files": files})
+    elif known != files:
+        changed = sorted(dict(known.items() ^ files.items()))
+        raise ArtifactError(
+            f"the bundle {folder} is not as it first was: {changed[0]} has changed (of "
+            f"{len(changed):,} in all); delete the folder to have it fetched again, or "
+            f"{root / RECORD} to take it as it is."
+        )
+    return folder
+
+
+def _note(root: Path, file: RemoteFile, path: Path) -> None:
+    """Writes down what came first. Raises ArtifactError when it was something else."""
+    size, digest = path.stat().st_size, cache.sha256_of(file) or home.sha256_file(path)
+    record = _read_record(root)
+    if "sha256" not in record:
+        told = {"url": file.url, "size": size, "sha256": digest}
+        home.write_json(root / RECORD, {"format": FORMAT, **record, **told})
+    elif record["sha256"] != digest:
+        cache.remove(file)
+        raise ArtifactError(
+            f"the bundle at {file.url} is not the one that came first: {size:,} bytes with sha256 "
+            f"{digest}, and not {record['size']:,} with {record['sha256']}; results of both do not "
+            f"compare: to take the new one, delete {root / RECORD}."
+        )
+
+
+def _read_record(root: Path) -> dict[str, Any]:
+    path = root / RECORD
+    if not path.exists():
+        return {}
+    record = home.read_json(path)
+    if not isinstance(record, dict) or record.pop("format", "") != FORMAT:
+        raise ArtifactError(
+            f"{path} is no record of format {FORMAT}; delete it and give the same command again."
+        )
+    return record
 
 
 def unpack(path: Path, folder: Path) -> None:

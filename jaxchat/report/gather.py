@@ -10,7 +10,7 @@ from jaxchat.config import RunConfig
 from jaxchat.recipe import CONFIGS, to_json
 from jaxchat.report import reproduce
 from jaxchat.report.curves import Curve, learning_rates
-from jaxchat.report.metrics import MODELS, metrics, tool_use
+from jaxchat.report.metrics import MODELS, core_name, metrics, tool_use
 from jaxchat.scaling import count_params
 
 FORMAT = "jaxchat-report-2"
@@ -74,6 +74,8 @@ def make_report(
         "sandbox": sandbox,
         "metrics": metrics(evaluated),
         "core": _core_tasks(evaluated),
+        "core_names": {m: core_name(e["core"]) for m, e in evaluated.items() if e.get("core")},
+        "core_missing": _core_missing(config, evaluated),
         "seconds": sum(stage["seconds"] for stage in stages.values()),
         "dollars": sum(stage["dollars"] for stage in stages.values()),
         "data": {key: data[key] for key in ("sources", "splits") if key in data},
@@ -110,6 +112,16 @@ def _core_tasks(evaluated: Mapping[str, Any]) -> dict[str, Any]:
         for name in MODELS
         if evaluated.get(name, {}).get("core")
     }
+
+
+def _core_missing(config: RunConfig, evaluated: Mapping[str, Any]) -> str:
+    """How to add CORE, where the base model was evaluated without it; else empty."""
+    if not config.data.is_dataset or "base" not in evaluated or evaluated["base"].get("core"):
+        return ""
+    return (
+        "CORE was not measured: there was no bundle of its tasks. `jaxchat eval core --download` "
+        "fetches it, evaluates the base model, and the next report has it."
+    )
 
 
 def _with_rates(config: RunConfig, done: Done, curves: Mapping[str, Curve]) -> dict[str, Curve]:

@@ -41,14 +41,19 @@ def _metrics_section(report: Mapping[str, Any]) -> str:
     if not report["metrics"]:
         return ""
     return "\n\n".join(
-        ["## Metrics", grid(metrics_cells(report["metrics"])), text.metrics_note(report)]
+        [
+            "## Metrics",
+            grid(metrics_cells(report["metrics"])),
+            text.metrics_note(report),
+            *([report["core_missing"]] if report["core_missing"] else []),
+        ]
     )
 
 
 def _core_section(report: Mapping[str, Any]) -> str:
     parts = ["## CORE by task"] if report["core"] else []
     for model, tasks in report["core"].items():
-        parts += [f"### CORE of {model}", grid(text.core_rows(tasks))]
+        parts += [f"### {text.core_title(report, model)}", grid(text.core_rows(tasks))]
     return "\n\n".join(parts)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 MODELS = ("base", "mid", "sft", "rl")
+NOT_COMPARABLE = "not comparable"
 
 Value = dict[str, Any]  # `value`, and where known `interval` (95%) and `total` (answers)
 Evaluated = Mapping[str, Mapping[str, Any]]
@@ -20,8 +21,12 @@ def metrics(evaluated: Evaluated) -> list[dict[str, Any]]:
     """
     tasks = {model: e.get("tasks", {}) for model, e in evaluated.items()}
     names = dict.fromkeys(name for found in tasks.values() for name in found)
+    cores = {model: e.get("core") for model, e in evaluated.items()}
     rows = [
-        _row(_core_name(evaluated), "score", evaluated, lambda e: _core(e.get("core"))),
+        *(
+            _row(name, "score", cores, lambda core, name=name: _core(core, name))
+            for name in dict.fromkeys(core_name(core) for core in cores.values() if core)
+        ),
         _row("bits per byte", "bits", evaluated, lambda e: _number(e.get("bits_per_byte"))),
         *(
             _row(name, "share", tasks, lambda found, name=name: _share(found.get(name)))
@@ -48,13 +53,15 @@ def core_record(told: Mapping[str, Any]) -> dict[str, Any]:
     return {"core": told["core"], "name": told["name"], "tasks": tasks}
 
 
-def _core_name(evaluated: Evaluated) -> str:
-    """CORE, or what of its tasks it is the mean of."""
-    names = (e["core"].get("name", "CORE") for e in evaluated.values() if e.get("core"))
-    return str(next(names, "CORE")).partition(",")[0]
+def core_name(core: Mapping[str, Any]) -> str:
+    """CORE, or what of it this is (`evals.core.result.core_name`), which compares with no other."""
+    name = str(core.get("name", "CORE"))
+    if name == "CORE" or name.endswith(NOT_COMPARABLE):
+        return name
+    return f"{name.replace('CORE over', 'CORE of')}, {NOT_COMPARABLE}"  # of an older run
 
 
-def _row(name: str, unit: str, evaluated: Evaluated, read: Any) -> dict[str, Any]:
+def _row(name: str, unit: str, evaluated: Mapping[str, Any], read: Any) -> dict[str, Any]:
     found = {model: read(evaluated[model]) for model in MODELS if model in evaluated}
     values = {model: value for model, value in found.items() if value is not None}
     return {"name": name, "unit": unit, "values": values}
@@ -73,9 +80,9 @@ def _number(value: Any) -> Value | None:
     return None if value is None else {"value": value}
 
 
-def _core(core: Mapping[str, Any] | None) -> Value | None:
-    """CORE with the interval that those of its tasks' accuracies make."""
-    if core is None:
+def _core(core: Mapping[str, Any] | None, name: str) -> Value | None:
+    """CORE of that name, with the interval that those of its tasks' accuracies make."""
+    if core is None or core_name(core) != name:
         return None
     value: Value = {"value": core["core"]}
     if tasks := list(core.get("tasks", {}).values()):

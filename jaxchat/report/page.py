@@ -72,6 +72,7 @@ def _metrics(report: Mapping[str, Any]) -> str:
         "Metrics",
         table("Metrics by model", metrics_cells(report["metrics"])),
         paragraph(text.metrics_note(report)),
+        paragraph(report["core_missing"].replace("`", "")) if report["core_missing"] else "",
         plots([drawings.share_figure("shares", report["metrics"])], "plots wide"),
     )
 
@@ -82,7 +83,7 @@ def _core(report: Mapping[str, Any]) -> str:
         if not tasks:
             continue
         parts += [
-            f"<h3>{words(model)}</h3>",
+            f"<h3>{words(text.core_title(report, model))}</h3>",
             '<div class="pair">',
             drawings.core_figure(f"core-{model}", model, tasks),
             table(f"CORE by task of {model}", text.core_rows(tasks)),

@@ -131,6 +131,12 @@ def _counts(title: str, table: Mapping[str, Mapping[str, Any]]) -> Rows:
     return rows
 
 
+def core_title(report: Mapping[str, Any], model: str) -> str:
+    """`CORE of base`; of a part of it, also of which."""
+    name = report["core_names"][model]
+    return f"CORE of {model}" + ("" if name == "CORE" else f": {name}")
+
+
 def core_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Rows:
     """CORE by task of one model, best first."""
     rows: Rows = [("task", "accuracy", "centred", "problems")]

@@ -63,6 +63,8 @@ class Job:
     compute: ComputeConfig = DEFAULT_COMPUTE
     profile: Capture | None = None  # steps to record
     trackers: tuple[str, ...] = ()  # that get the metrics too
+    # (steps done, parameters, which it only reads) -> what else is logged, for all processes alike
+    probe: Callable[[int, Any], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,8 @@ class _Loop:
                     self.done += 1
                     if self.done % train.eval_every == 0 or self.done == self.steps:
                         self.evaluated(self.done, evaluate(state))
+                    if self.job.probe is not None and self.done < self.steps:
+                        self.probed(self.done, self.job.probe(self.done, state.params))
                     if self.done % train.save_every == 0 or self.done == self.steps:
                         save()
                     if asked := stop():
@@ -325,6 +329,11 @@ class _Loop:
         self.flush()
         self.bpb = bpb
         self.log.write({"step": done - 1, "time": self.time(), "bits_per_byte": bpb})
+
+    def probed(self, done: int, found: dict[str, Any]) -> None:
+        if found:
+            self.flush()
+            self.log.write({"step": done - 1, "time": self.time(), **found})
 
     def result(self, params: Any, evaluate: Callable[[Any], float]) -> FitResult:
         losses = [r["loss"] for r in read_metrics(self.log.path) if "loss" in r]

@@ -1,5 +1,6 @@
 """Compression: the project's texts, the sizes, and what is said where a vocabulary is missing."""
 
+import dataclasses
 import gzip
 import hashlib
 import importlib.metadata
@@ -90,9 +91,7 @@ def test_a_file_with_another_checksum_is_not_taken(cached):
 def test_merges_are_read_from_tiktokens_cache(cached, monkeypatch):
     short = hashlib.sha256(MERGES.encode()).hexdigest()
     gpt2 = vocabularies.GPT2
-    stand_in = vocabularies.Vocabulary(
-        gpt2.name, gpt2.pattern, short, gpt2.cached, gpt2.package, gpt2.file
-    )
+    stand_in = dataclasses.replace(gpt2, sha256=short)
     monkeypatch.setattr(vocabularies, "GPT2", stand_in)
     cached(MERGES)
     encoding = vocabularies.load(stand_in)

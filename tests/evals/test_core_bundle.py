@@ -195,9 +195,9 @@ def test_core_is_the_mean_of_accuracies_above_guessing():
     done = CoreResult((result("a", 5, 8, 0.25), result("b", 4, 8, 0.5)), ("c",))
     assert done.tasks[0].centered == pytest.approx(0.5)
     assert done.core == pytest.approx(0.25)
-    assert (done.name, done.complete) == ("CORE over 2 of 22 tasks", False)
+    assert (done.name, done.complete) == ("CORE of 2 of 22 tasks, not comparable", False)
     assert "without data in the bundle: c" in done.table()
     whole = CoreResult(tuple(result(str(n), 4, 8, 0.0) for n in range(22)))
     assert (whole.name, whole.complete, whole.to_json()["core"]) == ("CORE", True, 0.5)
     part = CoreResult(whole.tasks, max_problems=8)
-    assert part.name == "CORE over 22 of 22 tasks, at most 8 problems each"
+    assert part.name == "CORE of at most 8 examples a task, not comparable"

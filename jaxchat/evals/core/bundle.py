@@ -64,6 +64,11 @@ class Bundle:
         described = (task.label, task.kind, str(task.shots), task.delimiter, str(task.baseline))
         return sha256_text(*described, sha256_file(task.path))
 
+    @property
+    def hash(self) -> str:
+        """Changes with any of its tasks."""
+        return sha256_text(*map(self.task_hash, self.tasks), *self.missing)
+
     def select(self, labels: Sequence[str] | None) -> tuple[CoreTask, ...]:
         """The tasks of these labels, in the bundle's order (None: all).
 

@@ -31,6 +31,7 @@ def evaluate_core(
     tasks: Sequence[str] | None = None,
     max_problems: int | None = None,
     context: int | None = None,
+    widen: bool = False,
     sizes: Sizes | None = None,
     title: str = "CORE",
     finished: Mapping[str, TaskResult] | None = None,
@@ -41,8 +42,10 @@ def evaluate_core(
     Args:
         params: as training has them on `mesh`; without a mesh, on the first device.
         max_problems: takes only the first examples of each task; solved ones are drawn from them.
-        context: prompts keep their last so many tokens; the model's sequence length if None. A
-            model whose layers all see everything may be given more, as nanochat does.
+        context: prompts keep their last so many tokens; the model's sequence length if None. Of
+            more than that, each layer still sees what it sees in training, as in nanochat.
+        widen: layers that see all of a context see all of a longer one, too: nanochat of November
+            2025, which `classic` is, has no windows.
         sizes: how much is computed at once, if not what suits the device.
         title: of the progress.
         finished: results of tasks that need not be done again, by label.
@@ -51,7 +54,10 @@ def evaluate_core(
     Raises ConfigError for labels or a context that cannot be, ArtifactError for damaged data.
     """
     chosen = bundle.select(tasks)
-    context, model = _long_enough(context or model.sequence_len, model)
+    context = context or model.sequence_len
+    model = _widened(model, context) if widen else model
+    if context < 2:
+        raise ConfigError(f"a context of {context} tokens leaves nothing to predict; take more.")
     results = []
     for task in chosen:
         result = (finished or {}).get(task.label)
@@ -65,19 +71,11 @@ def evaluate_core(
     return CoreResult(tuple(results), bundle.missing, max_problems)
 
 
-def _long_enough(context: int, model: ModelConfig) -> tuple[int, ModelConfig]:
-    """The context, and a model whose layers see all of it."""
-    if context < 2:
-        raise ConfigError(f"a context of {context} tokens leaves nothing to predict; take more.")
-    if context > model.sequence_len:
-        if set(model.window_pattern) != {"L"}:
-            raise ConfigError(
-                f"a context of {context} tokens is longer than the model's {model.sequence_len}, "
-                f"and its layers have windows ({model.window_pattern}) that depend on it; take at "
-                f"most {model.sequence_len}."
-            )
-        model = replace(model, sequence_len=context)
-    return context, model
+def _widened(model: ModelConfig, context: int) -> ModelConfig:
+    """A model without windows for a context; one with windows keeps them, which depend on it."""
+    if context > model.sequence_len and set(model.window_pattern) == {"L"}:
+        return replace(model, sequence_len=context)
+    return model
 
 
 def _evaluate_task(

@@ -80,10 +80,7 @@ class CoreResult:
     @property
     def name(self) -> str:
         """CORE, or what of it this is."""
-        if self.complete:
-            return "CORE"
-        of = f", at most {self.max_problems} problems each" if self.max_problems else ""
-        return f"CORE over {len(self.tasks)} of {TASKS} tasks{of}"
+        return core_name(len(self.tasks), self.max_problems)
 
     def to_json(self) -> dict[str, Any]:
         """For reports; without the examples."""
@@ -119,6 +116,13 @@ class CoreResult:
         if self.missing:
             lines.append(f"without data in the bundle: {', '.join(self.missing)}")
         return "\n".join(lines)
+
+
+def core_name(tasks: int, max_problems: int | None) -> str:
+    """CORE, or what of it this is: no part of it compares with the whole."""
+    of = [f"{tasks} of {TASKS} tasks"] if tasks != TASKS else []
+    of += [f"at most {max_problems} examples a task"] if max_problems else []
+    return f"CORE of {', '.join(of)}, not comparable" if of else "CORE"
 
 
 def judge(kind: str, gold: int, losses: Sequence[float], greedy: bool) -> Judged:

@@ -1,0 +1,127 @@
+"""CORE as a part of a run: its bundle, fetched with the data, and the base model on it (layer 4).
+
+It is a part with a key of its own: a bundle that comes later, or another one, runs CORE alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.typing import DTypeLike
+
+from jaxchat.config import NOWHERE, ConfigError, MeshConfig, RunConfig
+from jaxchat.data import eval_bundle
+from jaxchat.data.web import WebError
+from jaxchat.evals.core import kept
+from jaxchat.evals.core.bundle import Bundle, read_bundle
+from jaxchat.pipeline import Context, read_done
+from jaxchat.report import core_record
+from jaxchat.run_inputs import home_of, hub_of, tokenizer_of
+from jaxchat.sharding import make_mesh, param_shardings, put
+from jaxchat.train.compute import Compute, choose_compute
+
+ADD = "jaxchat eval core --download adds it later."
+
+
+def is_wanted(config: RunConfig) -> bool:
+    """Whether a run's base model is to be evaluated on CORE: of all runs on a dataset's text."""
+    asked = bool(config.eval.bundle) or config.data.is_dataset
+    return asked and not config.imported.leaves_out("base")
+
+
+def find_bundle(context: Context) -> Bundle | None:
+    """The bundle that there is; nobody is asked for it.
+
+    Raises ArtifactError where the home's is not as it first was, and ConfigError for examples a
+    task that are too few to show.
+    """
+    config, root = context.config, home_of(context.root)
+    if not is_wanted(config):
+        return None
+    if config.eval.bundle:
+        folder = Path(config.eval.bundle).expanduser()
+    elif eval_bundle.bundle_folder(root).exists():
+        folder = eval_bundle.check_bundle(root)
+    else:
+        return None
+    bundle = read_bundle(folder)
+    shots = max(task.shots for task in bundle.tasks)
+    limits = {
+        "eval.core_examples": config.eval.core_examples,
+        **{f"{s}.core_examples": t.core_examples for s, t in _watched(config).items()},
+    }
+    for name, limit in limits.items():
+        if 0 < limit <= shots:
+            raise ConfigError(
+                f"{name} is {limit}, and CORE shows up to {shots} solved examples before each "
+                f"question; set it to more than {shots}, or to 0 for all."
+            )
+    return bundle
+
+
+def _watched(config: RunConfig) -> dict[str, Any]:
+    stages = {"base": config.base, "mid": config.mid, "sft": config.sft}
+    return {name: train for name, train in stages.items() if train.core_every}
+
+
+def fetch(context: Context) -> Bundle | None:
+    """Likewise, but fetched where it is missing; a line says when it cannot be had."""
+    found = find_bundle(context)
+    if found is not None or not is_wanted(context.config):
+        return found
+    hub, url = hub_of(context), context.config.eval.bundle_url
+    if hub.offline or url == NOWHERE:
+        why = "--offline forbids fetching it" if hub.offline else "eval.bundle_url is none"
+        folder = eval_bundle.bundle_folder(home_of(context.root))
+        print(f"CORE is left out: there is no {folder}, and {why}; {ADD}", flush=True)
+        return None
+    try:
+        eval_bundle.fetch_bundle(hub.root, eval_bundle.address(hub, url), hub.web)
+    except WebError as error:
+        print(f"CORE is left out, and the run goes on without: {error} {ADD}", flush=True)
+        return None
+    return find_bundle(context)
+
+
+def evaluate_base(
+    context: Context, params: Callable[[], Any], dtype: DTypeLike
+) -> dict[str, Any] | None:
+    """CORE of the base model as the report keeps it; None where there is no bundle.
+
+    `params` loads the weights, which are laid over all devices of this process. What is kept of
+    these weights on this bundle, also by `jaxchat eval core`, is not done again.
+    """
+    bundle = fetch(context)
+    if bundle is None:
+        return None
+    config, weights = context.config, params()
+    mesh = make_mesh(MeshConfig(), jax.local_devices())
+    result = kept.evaluate_kept(
+        kept.folder_of(context.root, "base"), put(weights, param_shardings(mesh, weights)),
+        str(context.done["base"]["results"]["artifact"]), config.model, tokenizer_of(context),
+        bundle, compute=plain_compute(config, dtype), mesh=mesh,
+        max_problems=config.eval.core_examples or None,
+    )  # fmt: skip
+    return core_record(result.to_json()) | {"bundle": bundle.hash}
+
+
+def plain_compute(config: RunConfig, dtype: DTypeLike) -> Compute:
+    """How a model is evaluated: in full precision, whatever it was trained in."""
+    exact = replace(config.compute, fp8=False, products="plain")
+    return choose_compute(exact, config.model, dtype)
+
+
+def is_outdated(context: Context) -> bool:
+    """Whether a complete evaluation was not on the bundle that there is now.
+
+    A bundle that is gone does not count: what was found on it stays.
+    """
+    bundle, record = find_bundle(context), read_done(context.root, "eval")
+    if bundle is None or record is None:
+        return False
+    base = record["results"].get("models", {}).get("base", {})
+    return bool(base.get("core", {}).get("bundle") != bundle.hash)

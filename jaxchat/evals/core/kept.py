@@ -1,0 +1,117 @@
+"""CORE task by task, each kept in a folder as soon as it is done: nothing is evaluated twice.
+
+FOLDER/TASK.json      the examples of a task, and a key: of weights, tokenizer, data, options
+FOLDER/result.json    all tasks of the last evaluation, without their examples
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxchat import home
+from jaxchat.config import ModelConfig
+from jaxchat.evals.core.bundle import Bundle
+from jaxchat.evals.core.evaluate import evaluate_core
+from jaxchat.evals.core.result import CoreResult, Judged, TaskResult
+from jaxchat.home import ArtifactError
+from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.train.compute import Compute
+
+FORMAT = "jaxchat-core-1"
+RESULT = "result.json"
+
+
+def folder_of(run: Path, stage: str) -> Path:
+    """Where a run keeps CORE of one of its models."""
+    return run / "eval" / f"core-{stage}"
+
+
+def evaluate_kept(
+    folder: Path,
+    params: Any,
+    digest: str,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    bundle: Bundle,
+    *,
+    compute: Compute,
+    mesh: Mesh,
+    tasks: Sequence[str] | None = None,
+    max_problems: int | None = None,
+    context: int | None = None,
+    widen: bool = False,
+    title: str = "CORE",
+) -> CoreResult:
+    """As `evaluate_core`, less the tasks that `folder` has of these weights, data and options.
+
+    `digest` is that of the weights. Raises as `evaluate_core` does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    home.sweep(folder)
+    fixed = (
+        FORMAT, digest, tokenizer.hash, home.sha256_text(repr(model)), str(context),
+        str(max_problems), jnp.dtype(compute.dtype).name,
+        *(["windows"] if not widen and (context or 0) > model.sequence_len else []),
+    )  # fmt: skip
+    keys = {
+        task.label: home.sha256_text(*fixed, bundle.task_hash(task))
+        for task in bundle.select(tasks)
+    }
+
+    def keep(result: TaskResult) -> None:
+        _write_task(folder / f"{result.label}.json", keys[result.label], result)
+
+    found = {label: _read_task(folder / f"{label}.json", key) for label, key in keys.items()}
+    result = evaluate_core(
+        params,
+        model,
+        tokenizer,
+        bundle,
+        compute=compute,
+        mesh=mesh,
+        tasks=tasks,
+        max_problems=max_problems,
+        context=context,
+        widen=widen,
+        title=title,
+        finished={label: one for label, one in found.items() if one is not None},
+        on_task=keep,
+    )
+    told = {"format": FORMAT, "weights": digest, "context": context, **result.to_json()}
+    home.write_json(folder / RESULT, told)
+    return result
+
+
+def _write_task(path: Path, key: str, result: TaskResult) -> None:
+    """Keeps one task with its examples."""
+    record = {
+        "format": FORMAT,
+        "key": key,
+        "label": result.label,
+        "baseline": result.baseline,
+        "seconds": result.seconds,
+        "examples": [one.to_json() for one in result.judged],
+    }
+    with home.atomic_open(path) as file:
+        json.dump(record, file)
+        file.write("\n")
+
+
+def _read_task(path: Path, key: str) -> TaskResult | None:
+    """What `_write_task` kept, if it is of this model, data and options."""
+    if not path.exists():
+        return None
+    try:
+        record = home.read_json(path)
+        if record["key"] != key:
+            return None
+        judged = tuple(Judged.from_json(one) for one in record["examples"])
+        return TaskResult(record["label"], record["baseline"], judged, record["seconds"])
+    except (ArtifactError, KeyError, TypeError, ValueError):  # it is only a cache
+        return None
