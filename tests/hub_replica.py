@@ -2,8 +2,8 @@
 
     python tests/hub_replica.py FOLDER [SHARED]     serves it until Ctrl-C, and says how to use it
 
-With SHARED, a folder with text/, gsm8k/, humaneval/, chat/ and eval_bundle/, its rows are real
-ones; without, they are made up here.
+With SHARED, a folder with text/, gsm8k/, humaneval/, chat/ and eval_bundle/, its rows and CORE's
+tasks are real ones; without, rows are made up here, and the tasks those of the tests.
 """
 
 import gzip
@@ -12,7 +12,8 @@ import random
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,15 @@ from jaxchat.tasks import EVERYDAY_WORDS
 SHARDS = 5  # and one more, for validation
 DOCUMENTS = 300  # of a shard
 ROWS = 60  # of a split of a dataset
+BUNDLE = "jaxchat/bundle"  # the repository that stands for the store of CORE's bundle
+TASKS = Path(__file__).parent / "golden" / "core_bundle"
 Rows = list[dict[str, Any]]
 
 
 def build(folder: Path, shared: Path | None = None) -> None:
     """Writes FOLDER/REPO/PATH for every source of the registry but ClimbMix."""
     made = _made_up() if shared is None else _real(shared)
+    write_bundle(folder / BUNDLE / "eval_bundle.zip", shared / "eval_bundle" if shared else TASKS)
     for name, splits in made.items():
         source = SOURCES[name]
         for split, rows in splits.items():
@@ -57,9 +61,26 @@ def served(folder: Path) -> Iterator[HubServer]:
     with HubServer() as server:
         for repo in sorted(path for owner in folder.iterdir() for path in owner.iterdir()):
             name = repo.relative_to(folder).as_posix()
-            commit = next(s.revision for s in SOURCES.values() if s.repo == name)
+            commit = next((s.revision for s in SOURCES.values() if s.repo == name), COMMIT)
             server.add_folder(name, repo, COMMIT if commit == "main" else commit)
         yield server
+
+
+def bundle_url(server: HubServer) -> str:
+    """For eval.bundle_url."""
+    return f"{server.url}/plain/{BUNDLE}/eval_bundle.zip"
+
+
+def write_bundle(path: Path, tasks: Path = TASKS, extra: Iterable[tuple[str, str]] = ()) -> Path:
+    """A folder of CORE's tasks, and further files, as nanochat packs its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(tasks.rglob("*")):
+            if file.is_file():
+                archive.write(file, f"eval_bundle/{file.relative_to(tasks)}")
+        for name, content in extra:
+            archive.writestr(name, content)
+    return path
 
 
 def _write(path: Path, rows: Rows) -> None:
@@ -173,6 +194,7 @@ def main(folder: Path, shared: Path | None) -> None:
         build(folder, shared)
     with served(folder) as server:
         print(f"HF_ENDPOINT={server.url}", flush=True)
+        print(f"--set eval.bundle_url={bundle_url(server)} --set eval.vocabularies_url=none")
         threading.Event().wait()
 
 
