@@ -119,10 +119,12 @@ def make_engine(
 def run_data(context: Context) -> dict[str, Any]:
     """Finds the text and the conversations, and fetches what is needed first."""
     hub = hub_of(context)
-    core_stage.fetch(context)  # first: what is wrong with it is said before hours of downloading
+    core_stage.find_bundle(context)  # what is wrong with it is said before anything is fetched
+    told = inputs.gather(context.config, context.folder("data"), hub)
+    core_stage.fetch(context)
     if context.config.data.is_dataset:
         vocabularies.fetch(hub, context.config.eval.vocabularies_url)
-    return inputs.gather(context.config, context.folder("data"), hub)
+    return told
 
 
 def run_tokenizer(context: Context) -> dict[str, Any]:

@@ -141,6 +141,8 @@ def test_other_models_and_options_are_evaluated_anew(home, capsys, monkeypatch):
     for more in ([], [], ["--stage", "rl"], ["--context", "50"], ["--max-problems", "4"]):
         assert command(home, *given, *more) == 0
     assert len(done) == 4  # all but the second
+    kept = json.loads((home / "runs/tiny/eval/core-base/result.json").read_text())
+    assert (kept["context"], kept["max_problems"]) == (None, 4)
     assert (
         "CORE of 1 of 22 tasks, at most 4 examples a task, not comparable"
         in capsys.readouterr().out
@@ -163,6 +165,27 @@ def test_what_cannot_be_is_one_sentence(home, capsys, arguments, code, message):
     told = capsys.readouterr().err.strip()
     assert message in told
     assert told.count("\n") == 0
+
+
+@pytest.mark.parametrize(("preset", "seen"), [("classic", 100), ("modern", CONTEXT)])
+def test_of_a_longer_context_only_a_model_without_windows_sees_all(home, monkeypatch, preset, seen):
+    """nanochat of November 2025 has no windows; in July 2026 they are those of training."""
+    models, real = [], evaluate._evaluate_task
+
+    def watched(params, model, *arguments, **options):
+        models.append(model)
+        return real(params, model, *arguments, **options)
+
+    monkeypatch.setattr(evaluate, "_evaluate_task", watched)
+    path = home / "runs" / "tiny" / "config.json"
+    text = path.read_text()
+    path.write_text(json.dumps(json.loads(text) | {"preset": preset}))
+    try:
+        given = ["core", "--bundle", str(BUNDLE), "-a", "pronouns", "--context", "100"]
+        assert command(home, *given) == 0
+    finally:
+        path.write_text(text)
+    assert [model.sequence_len for model in models] == [seen]
 
 
 def test_a_stage_that_is_not_complete_says_which_are(home, capsys):

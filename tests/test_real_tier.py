@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from hub_server import Fault, HubServer
 from jaxchat import cli
 from jaxchat.chat import open_run
 from jaxchat.config import STAGES
+from jaxchat.train.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -42,6 +44,8 @@ SMALL = {
     "eval.tasks": '["spelling", "gsm8k"]',
     "rl.task": "gsm8k",
     "data.words": 50,
+    "base.core_every": 2,
+    "base.core_examples": 5,
     "mid.conversations": 300,
     "sft.conversations": 60,
     **{
@@ -68,7 +72,11 @@ def hub(replica: Path) -> Iterator[HubServer]:
 
 
 def start(home: Path, hub: HubServer, *arguments: str, **settings: object) -> subprocess.Popen[str]:
-    changes = [f"--set={key}={value}" for key, value in (SMALL | settings).items()]
+    there = {
+        "eval.bundle_url": hub_replica.bundle_url(hub),
+        "eval.vocabularies_url": f"{hub.url}/plain",
+    }
+    changes = [f"--set={key}={value}" for key, value in (SMALL | there | settings).items()]
     return subprocess.Popen(
         [sys.executable, ROOT / "run_speedrun.py", "--tier=100", "--home", home, *changes,
          *arguments],
@@ -84,6 +92,23 @@ def results(home: Path, stage: str) -> dict[str, object]:
     return done["results"]
 
 
+def check_core(home: Path, out: str) -> None:
+    """CORE while base trained, of base at the end, in the report and on the terminal."""
+    logged = read_metrics(home / "runs" / "100" / "base" / "metrics.jsonl")
+    (meanwhile,) = [record for record in logged if "core" in record]
+    assert meanwhile["step"] + 1 == 2
+    models = results(home, "eval")["models"]
+    assert isinstance(models, dict)
+    assert [name for name, record in models.items() if "core" in record] == ["base"]
+    name = "CORE of 4 of 22 tasks, not comparable"
+    assert models["base"]["core"]["name"] == name
+    assert name in out
+    told = (home / "runs" / "100" / "report.md").read_text()
+    assert f"### CORE of base: {name}" in told
+    assert re.search(r"\| copying +\|", told)
+    assert (home / "eval_bundle.json").exists()
+
+
 def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +116,8 @@ def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     out, told = process.communicate()
     assert process.returncode == 0, told
     assert "The report:" in out
+    check_core(tmp_path, out)
+    assert "tokenizers are not compared with GPT-2's and GPT-4's" in out, "nobody was asked"
     mid, sft = results(tmp_path, "rows")["mid_train"], results(tmp_path, "rows")["sft_train"]
     assert isinstance(mid, dict)
     assert isinstance(sft, dict)

@@ -96,8 +96,9 @@ def test_a_run_killed_at_50_random_moments_ends_like_one_left_alone(
         # a file takes long enough to be killed in
         for path in [name for repo in hub.repos.values() for name in repo.files]:
             hub.fail(path, *[Fault(pause=0.03)] * 1_000)
+        there = {"eval.bundle_url": hub_replica.bundle_url(hub), "eval.vocabularies_url": "none"}
         alone = Crashing(
-            tmp_path / "alone", "100", arguments("100", SMALL), {"HF_ENDPOINT": hub.url}
+            tmp_path / "alone", "100", arguments("100", SMALL | there), {"HF_ENDPOINT": hub.url}
         )
         events = alone.events()
         began = time.monotonic()

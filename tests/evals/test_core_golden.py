@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.config import MeshConfig
+from jaxchat.config import MeshConfig, ModelConfig
 from jaxchat.evals.core.bundle import read_bundle, read_examples
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.core.prompts import draw_shots, prompts
@@ -23,7 +23,7 @@ from jaxchat.evals.core.scoring import Sizes
 from jaxchat.evals.core.sequences import find_scored
 from jaxchat.interop.nanochat_names import params_from_nanochat
 from jaxchat.model import gpt
-from jaxchat.scaling import derive_model
+from jaxchat.scaling import derive_model, windows
 from jaxchat.sharding import make_mesh, param_shardings, put
 from jaxchat.tokenizer import Tokenizer
 
@@ -122,3 +122,52 @@ def test_the_longest_continuation_that_fits_is_scored(model, params, tokenizer):
         params, model, tokenizer, read_bundle(BUNDLE), tasks=["copying"], context=4
     )
     assert all(math.isfinite(one.losses[0]) for one in result.tasks[0].judged)
+
+
+@pytest.fixture(scope="module")
+def short():
+    """A model of one layer that was trained on 16 tokens: it sees 16 keys to the left."""
+    config = ModelConfig(
+        vocab_size=265, sequence_len=16, n_layer=1, n_head=2, n_kv_head=2, n_embd=16
+    )
+    weights = gpt.init_params(jax.random.key(0), config)
+    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(weights))))
+    noisy = jax.tree.map(lambda x: x + 0.5 * jax.random.normal(next(keys), x.shape), weights)
+    return config, noisy
+
+
+def losses_of(result):
+    return np.array([loss for task in result.tasks for one in task.judged for loss in one.losses])
+
+
+def test_beyond_the_training_length_a_layer_sees_what_it_saw_in_training(short, tokenizer):
+    """As nanochat's windows, which are those of sequence_len: it sees no more of a longer prompt.
+
+    A layer that sees 16 keys to the left makes of a prompt of any length what it makes of its last
+    tokens: those that are scored, one before them, and 16 before that.
+    """
+    config, weights = short
+    bundle, labels = read_bundle(BUNDLE), ["kitchen"]
+
+    def losses(context, **options):
+        return losses_of(
+            evaluate_core(
+                weights, config, tokenizer, bundle, tasks=labels, context=context, **options
+            )
+        )
+
+    longest = max(
+        len(choice) for e in read_examples(bundle.select(labels)[0]) for choice in e["choices"]
+    )
+    whole, enough = losses(2_000), losses(longest + 1 + 1 + 16)
+    np.testing.assert_allclose(whole, enough, atol=1e-5)
+    assert np.abs(losses(2_000, widen=True) - whole).max() > 1e-3, "classic sees all of it"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "length"), [("SSSL", (512, 512, 512, 2048)), ("L", (2048,) * 4)]
+)
+def test_windows_are_those_of_the_training_length(pattern, length):
+    """nanochat's _compute_window_sizes: a quarter in whole tiles of 128, and sequence_len."""
+    model = dataclasses.replace(derive_model(4, "modern", 265), window_pattern=pattern)
+    assert windows(model) == length
