@@ -266,8 +266,8 @@ class RLConfig:
     eval_problems: int = 400
     eval_samples: int = 8  # of each
     top_k: int = later(0)  # samples are drawn from so many of the likeliest tokens; 0: all
-    # the loss is a mean over the sampled tokens of so many of a problem's samples, and then over
-    # such groups; 0: over all sampled tokens of a step
+    # the loss is a mean over the sampled tokens of so many of a problem's samples (of all, where
+    # there are fewer), and then over such groups; 0: over all sampled tokens of a step
     loss_group: int = later(0)
 
     def __post_init__(self) -> None:
@@ -281,10 +281,15 @@ class RLConfig:
             "its group's mean, so a group needs at least 2.",
         )
         _check(
-            not self.loss_group or self.samples_per_problem % self.loss_group == 0,
+            not self.loss_group or self.samples_per_problem % self.samples_averaged == 0,
             f"rl.loss_group is {self.loss_group} and rl.samples_per_problem is "
             f"{self.samples_per_problem}; the samples of a problem must divide into such groups.",
         )
+
+    @property
+    def samples_averaged(self) -> int:
+        """The samples of a problem whose tokens are averaged first; 0: all of a step's are."""
+        return min(self.loss_group, self.samples_per_problem)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def add_show(
     show.add_argument(
         "source",
         metavar="SOURCE",
-        help="a source or a generated task by name, or a .jsonl or .parquet file of conversations",
+        help="a source or a generated task by name, or a .jsonl or .parquet file of conversations, "
+        "whose `weight` and `train` (0 to 1, false or true) are obeyed",
     )
     show.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the source's files")
     show.add_argument("-n", type=_count, default=3, metavar="N", help="how many (3)")

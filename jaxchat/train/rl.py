@@ -189,7 +189,7 @@ def _train(
         )
         row = bucket(rollouts.longest - 1, job.model.sequence_len)
         batch = make_batch(
-            rollouts, row + 1, count * rows, job.tokenizer.bos, job.config.loss_group
+            rollouts, row + 1, count * rows, job.tokenizer.bos, job.config.samples_averaged
         )
         index, parts = row_share(job.mesh)
         share = slice(index * rows // parts, (index + 1) * rows // parts)
