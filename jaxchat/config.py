@@ -281,6 +281,9 @@ class TrainConfig:
     rollbacks: int = (
         0  # batches that may be left out, from the last checkpoint on, when they diverge
     )
+    # of mid and sft: the loss is a mean over the learned tokens of so many conversations, and then
+    # over such groups; 0: over all learned tokens of a step
+    loss_group: int = later(0)
 
     def __post_init__(self) -> None:
         _not_negative("train", self, "keep_every", "rollbacks")
@@ -290,6 +293,7 @@ class TrainConfig:
             f"train.spike is {self.spike}; a factor above 1, or 0 for none.",
         )
         _not_negative("train", self, "steps", "conversations", "lr_scale", "text_share")
+        _not_negative("train", self, "loss_group")
         _positive("train", self, "batch_tokens", "micro_rows", "eval_every", "eval_rows")
         _positive("train", self, "save_every")
         for name, share in self.mixture.items():
@@ -314,17 +318,31 @@ class RLConfig:
     eval_every: int = 60  # steps between evaluations of pass@k on held-out problems; 0: never
     eval_problems: int = 400
     eval_samples: int = 8  # of each
+    top_k: int = later(0)  # samples are drawn from so many of the likeliest tokens; 0: all
+    # the loss is a mean over the sampled tokens of so many of a problem's samples (of all, where
+    # there are fewer), and then over such groups; 0: over all sampled tokens of a step
+    loss_group: int = later(0)
 
     def __post_init__(self) -> None:
         _positive("rl", self, "steps", "problems_per_step", "max_new_tokens", "temperature")
         _positive("rl", self, "micro_rows", "lr_scale", "save_every")
         _positive("rl", self, "eval_problems", "eval_samples")
-        _not_negative("rl", self, "eval_every")
+        _not_negative("rl", self, "eval_every", "top_k", "loss_group")
         _check(
             self.samples_per_problem >= 2,
             f"rl.samples_per_problem is {self.samples_per_problem}; an advantage is a reward less "
             "its group's mean, so a group needs at least 2.",
         )
+        _check(
+            not self.loss_group or self.samples_per_problem % self.samples_averaged == 0,
+            f"rl.loss_group is {self.loss_group} and rl.samples_per_problem is "
+            f"{self.samples_per_problem}; the samples of a problem must divide into such groups.",
+        )
+
+    @property
+    def samples_averaged(self) -> int:
+        """The samples of a problem whose tokens are averaged first; 0: all of a step's are."""
+        return min(self.loss_group, self.samples_per_problem)
 
 
 @dataclass(frozen=True)
@@ -551,6 +569,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_heads(self.model, self.mesh.tensor)
+        _check(
+            not self.base.loss_group,
+            f"base.loss_group is {self.base.loss_group}; text has no conversations to group: set "
+            "it for mid or sft.",
+        )
         _check(
             not self.rl_optim.warm_start,
             "rl_optim.warm_start is true; reinforcement learning starts with a fresh optimizer: "

@@ -84,6 +84,11 @@ def warm_start(config: RunConfig, stage: str) -> tuple[str, ...]:
     return ("warm start",) if config.starts_warm(stage) else ()
 
 
+def rewarded(rl: RLConfig) -> tuple[str, ...]:
+    """The settings that decide the mean reward, as `hashed_settings` would have them."""
+    return (rl.task, f"top_k {rl.top_k}") if rl.top_k else (rl.task,)
+
+
 def keep_model(context: Context, stage: str, params: Any) -> str:
     """Writes the weights that a stage made, by process 0, and returns their hash.
 
@@ -366,7 +371,7 @@ def _evaluate(context: Context, stage: str, params: Any, engine: Service) -> dic
         samples = config.eval.reward_samples
         right = sampled_right(
             engine, tokenizer, task, problems=config.eval.problems, samples=samples,
-            max_tokens=limit, seed=config.seed, title=f"rewards of {stage}",
+            max_tokens=limit, seed=config.seed, top_k=config.rl.top_k, title=f"rewards of {stage}",
         )  # fmt: skip
         rates = pass_rates(right, samples)
         record["reward"] = mean_reward(right, samples).to_json() | {
@@ -424,7 +429,7 @@ STAGES = (
     ),
     Stage(
         "eval", "evaluation", run_eval,
-        lambda c: (c.eval, c.seed, c.base.eval_rows, c.rl.task),
+        lambda c: (c.eval, c.seed, c.base.eval_rows, *rewarded(c.rl)),
         (*MODELS, "rows:text", "data", "tokenizer"),
     ),
     Stage("report", "report", run_report, lambda c: (c,), ("eval",)),
