@@ -103,7 +103,7 @@ def chat_command(args: argparse.Namespace) -> int:
     accuracies = {name: result["accuracy"] for name, result in results.items()}
     means = {
         "ChatCORE": chatcore(accuracies),
-        "ChatCORE with counting": chatcore_counting(accuracies),
+        "ChatCORE + counting": chatcore_counting(accuracies),
     }
     if told := [f"{name} {mean:.4f}" for name, mean in means.items() if mean is not None]:
         print("\n" + ", ".join(told))
