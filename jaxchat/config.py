@@ -306,7 +306,7 @@ class TrainConfig:
 class RLConfig:
     """Reinforcement learning: the simplified GRPO."""
 
-    steps: int = 60
+    steps: int = 60  # 0: the stage is left out, and the run ends with sft's model
     task: str = "arithmetic"
     problems_per_step: int = 16
     samples_per_problem: int = 16
@@ -324,7 +324,8 @@ class RLConfig:
     loss_group: int = later(0)
 
     def __post_init__(self) -> None:
-        _positive("rl", self, "steps", "problems_per_step", "max_new_tokens", "temperature")
+        _not_negative("rl", self, "steps")
+        _positive("rl", self, "problems_per_step", "max_new_tokens", "temperature")
         _positive("rl", self, "micro_rows", "lr_scale", "save_every")
         _positive("rl", self, "eval_problems", "eval_samples")
         _not_negative("rl", self, "eval_every", "top_k", "loss_group")
@@ -350,14 +351,33 @@ class EvalConfig:
     """What the evaluation stage measures."""
 
     tasks: tuple[str, ...] = ("identity", "arithmetic", "spelling", "counting", "choice")
-    problems: int = 200  # held-out problems a task
+    problems: int = 200  # held-out problems a task; 0: all of a dataset
     max_new_tokens: int = 256
     slots: int = 64  # conversations the engine decodes at once
     reward_samples: int = 4  # samples per problem, temperature 1, for the mean reward of [rl]
     bundle: str = ""  # folder of CORE's tasks, on which the base model is evaluated; "": it is not
+    models: tuple[str, ...] = later(MODELS)  # that answer the tasks; the others have bits per byte
+    generated_problems: int = later(0)  # of a task that is generated; 0: as `problems`, else 256
+    reward_problems: int = later(0)  # for the mean reward; 0: as `problems`, else 400
+    # of each split of the text, for bits per byte; 0: base.eval_rows rows
+    text_tokens: int = later(0)
 
     def __post_init__(self) -> None:
-        _positive("eval", self, "problems", "max_new_tokens", "slots", "reward_samples")
+        _positive("eval", self, "max_new_tokens", "slots", "reward_samples")
+        _not_negative("eval", self, "problems", "generated_problems", "reward_problems")
+        _not_negative("eval", self, "text_tokens")
+        for name in self.models:
+            _check(name in MODELS, f"eval.models has {name!r}; there are {', '.join(MODELS)}.")
+
+    @property
+    def generated(self) -> int:
+        """Problems of a task that is generated without end: never all."""
+        return self.generated_problems or self.problems or 256
+
+    @property
+    def rewarded(self) -> int:
+        """Problems for the mean reward, each sampled several times: all only when asked for."""
+        return self.reward_problems or self.problems or 400
 
 
 @dataclass(frozen=True)
@@ -595,6 +615,11 @@ class RunConfig:
     def starts_warm(self, stage: str) -> bool:
         """Whether the optimizer of a stage starts with the averages of the stage before."""
         return stage in MODELS[1:] and getattr(self, f"{stage}_optim").warm_start
+
+    def leaves_out(self, stage: str) -> bool:
+        """Whether the run does not have a stage: what comes before an imported one, or RL."""
+        no_rl = stage == "rl" and not self.rl.steps and not self.imported.brings("rl")
+        return no_rl or self.imported.leaves_out(stage)
 
 
 T = TypeVar("T")

@@ -16,6 +16,7 @@ from typing import Any
 
 from jaxchat import home, machine, pipeline, recipe, runs
 from jaxchat.config import RunConfig
+from jaxchat.evals.parts import PARTS, Parts, with_more
 from jaxchat.home import ArtifactError
 from jaxchat.plan import table
 from jaxchat.report import markdown, page
@@ -62,10 +63,11 @@ def gather_run(root: Path) -> dict[str, Any]:
     """
     config = runs.read_config(root)
     done, states = _read_stages(root, json.loads(recipe.to_json(config)))
-    if "eval" not in done and (models := _evaluated_so_far(root)):
+    if "eval" not in done and (models := _evaluated_so_far(root, done)):
         states["eval"] = f"under way: {', '.join(models)} evaluated"
         done["eval"] = {"seconds": 0.0, "results": {"models": models}}
     _add_core(root, done)
+    _add_chat(root, done)
     logged = [name for name in STAGES if name in done or states.get(name) != _STALE]
     curves = read_curves(root, config, logged)
     for name, curve in curves.items():
@@ -95,6 +97,17 @@ def _add_core(root: Path, done: dict[str, dict[str, Any]]) -> None:
         told = home.read_json(path)
         if told.get("weights") == done[name]["results"]["artifact"]:
             record["core"] = core_record(told)
+
+
+def _add_chat(root: Path, done: dict[str, dict[str, Any]]) -> None:
+    """Puts in what `jaxchat eval chat` found of the present weights on more problems."""
+    models = done["eval"]["results"]["models"] if "eval" in done else {}
+    weights = _weights(done)
+    for name, record in models.items():
+        for path in sorted((root / "eval").glob(f"chat-{name}-*.json")):
+            told = home.read_json(path)
+            if told.get("weights") == weights.get(name, "") and told.get("greedy"):
+                record |= with_more(record, told["task"], told["result"])
 
 
 _STALE = "made with other settings, to be made again"
@@ -132,12 +145,20 @@ def _hashable(table: Mapping[str, Any]) -> dict[str, str]:
     return {key: json.dumps(value, sort_keys=True) for key, value in table.items()}
 
 
-def _evaluated_so_far(root: Path) -> dict[str, Any]:
+def _evaluated_so_far(root: Path, done: Done) -> dict[str, Any]:
     """What an evaluation that is not complete has of each model."""
-    paths = {name: root / "eval" / f"{name}.json" for name in MODELS}
-    if (root / "eval" / "done.json").exists():
+    folder = root / "eval"
+    if (folder / "done.json").exists():
         return {}  # complete, but with other settings
+    if (folder / PARTS).exists():
+        return Parts(folder / PARTS, _weights(done)).records()
+    paths = {name: folder / f"{name}.json" for name in MODELS}  # of runs before there were parts
     return {name: home.read_json(path) for name, path in paths.items() if path.exists()}
+
+
+def _weights(done: Done) -> dict[str, str]:
+    """The hash of each model's weights."""
+    return {name: str(done[name]["results"]["artifact"]) for name in MODELS if name in done}
 
 
 def _written(root: Path) -> dict[str, Any]:
