@@ -71,7 +71,7 @@ def inference_command(args: argparse.Namespace) -> int:
     from jaxchat.infer.measure import device_bandwidth, measure
     from jaxchat.interop.nanochat_peer import check_checkout
     from jaxchat.progress import Progress
-    from jaxchat.stages import compute_dtype
+    from jaxchat.run_models import compute_dtype
     from jaxchat.train.compute import choose_products
 
     title, model, params, tokenizer = _model(args, root)
@@ -113,7 +113,7 @@ def _model(args: argparse.Namespace, root: Path) -> tuple[str, ModelConfig, Any,
     if not args.depth:
         from jaxchat.chat import find_model
         from jaxchat.run_inputs import tokenizer_of
-        from jaxchat.stages import load_model
+        from jaxchat.run_models import load_model
 
         context, stage = find_model(root, args.run, args.stage, ("rl", "sft", "mid", "base"))
         model = context.config.model

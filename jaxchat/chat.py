@@ -15,8 +15,9 @@ from jaxchat.infer.request import ROOM
 from jaxchat.infer.transcript import PartStream, printable
 from jaxchat.pipeline import Context, input_hash, needs, read_done
 from jaxchat.run_inputs import tokenizer_of
+from jaxchat.run_models import load_model
 from jaxchat.scaling import count_params
-from jaxchat.stages import STAGES, load_model
+from jaxchat.stages import STAGES
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import Message, Part, parse_completion, render_prompt
 

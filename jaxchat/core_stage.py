@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxchat.config import NOWHERE, ConfigError, MeshConfig, RunConfig
+from jaxchat.config import NOWHERE, ConfigError, RunConfig
 from jaxchat.data import eval_bundle
 from jaxchat.data.web import WebError
 from jaxchat.evals.core import kept
@@ -21,7 +21,6 @@ from jaxchat.evals.core.bundle import Bundle, read_bundle
 from jaxchat.pipeline import Context, read_done
 from jaxchat.report import core_record
 from jaxchat.run_inputs import home_of, hub_of, tokenizer_of
-from jaxchat.sharding import make_mesh, param_shardings, put
 from jaxchat.train.compute import Compute, choose_compute
 
 ADD = "jaxchat eval core --download adds it later."
@@ -30,7 +29,7 @@ ADD = "jaxchat eval core --download adds it later."
 def is_wanted(config: RunConfig) -> bool:
     """Whether a run's base model is to be evaluated on CORE: of all runs on a dataset's text."""
     asked = bool(config.eval.bundle) or config.data.is_dataset
-    return asked and not config.imported.leaves_out("base")
+    return asked and not config.leaves_out("base")
 
 
 def find_bundle(context: Context) -> Bundle | None:
@@ -88,25 +87,25 @@ def fetch(context: Context) -> Bundle | None:
 
 
 def evaluate_base(
-    context: Context, params: Callable[[], Any], dtype: DTypeLike
+    context: Context, params: Callable[[], Any], *, mesh: Mesh, compute: Compute
 ) -> dict[str, Any] | None:
     """CORE of the base model as the report keeps it; None where there is no bundle.
 
-    `params` loads the weights, which are laid over all devices of this process. What is kept of
-    these weights on this bundle, also by `jaxchat eval core`, is not done again.
+    `params` loads the weights, as training has them on `mesh`. What is kept of these weights on
+    this bundle, also by `jaxchat eval core`, is not done again.
     """
     bundle = fetch(context)
     if bundle is None:
         return None
-    config, weights = context.config, params()
-    mesh = make_mesh(MeshConfig(), jax.local_devices())
+    config = context.config
     result = kept.evaluate_kept(
-        kept.folder_of(context.root, "base"), put(weights, param_shardings(mesh, weights)),
+        kept.folder_of(context.root, "base"), params,
         str(context.done["base"]["results"]["artifact"]), config.model, tokenizer_of(context),
-        bundle, compute=plain_compute(config, dtype), mesh=mesh,
+        bundle, compute=compute, mesh=mesh,
         max_problems=config.eval.core_examples or None,
     )  # fmt: skip
-    return core_record(result.to_json()) | {"bundle": bundle.hash}
+    seconds = sum(task.seconds for task in result.tasks)  # of earlier sessions, too
+    return core_record(result.to_json()) | {"bundle": bundle.hash, "seconds": seconds}
 
 
 def plain_compute(config: RunConfig, dtype: DTypeLike) -> Compute:

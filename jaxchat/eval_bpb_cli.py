@@ -6,7 +6,7 @@ Nothing heavy is imported before the command runs.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import home
@@ -14,14 +14,11 @@ from jaxchat.arguments import positive
 from jaxchat.home import ArtifactError
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from jaxchat.evals.text_bits import TextSplit
     from jaxchat.evaluation import Opened
 
-SPLITS = ("train", "heldout")
+SPLITS: tuple[TextSplit, ...] = ("train", "heldout")
 ROWS = 1_024
-BATCH_TOKENS = {"cpu": 4_096}
-GPU_BATCH_TOKENS = 65_536
 
 
 def add_bpb(commands: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> None:
@@ -67,80 +64,27 @@ def bpb_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure(opened: Opened, split: str, limit: int) -> tuple[float, int]:
+def measure(opened: Opened, split: TextSplit, limit: int) -> tuple[float, int]:
     """Bits per byte over the first `limit` rows of a split, or all; and how many there were.
 
     Raises ArtifactError when there are none.
     """
-    from jaxchat.evals.bpb import bits_per_byte
-    from jaxchat.progress import Progress
-    from jaxchat.sharding import batch_shards
-
-    source = _rows_of(opened, split)
-    count = min(limit, len(source))
-    platform, shards = opened.mesh.devices.flat[0].platform, batch_shards(opened.mesh)
-    tokens = BATCH_TOKENS.get(platform, GPU_BATCH_TOKENS)
-    size = shards * max(1, tokens // opened.config.model.sequence_len)
-    size = min(size, -(-count // shards) * shards)
-    with Progress(f"{opened.stage} on {split}", count, "row") as progress:
-
-        def batches() -> Iterator[dict[str, np.ndarray]]:
-            for batch in source.batches(count, size):
-                yield batch
-                progress.advance(min(size, count - progress.done))
-
-        bits = bits_per_byte(
-            opened.params,
-            batches(),
-            opened.tokenizer.token_bytes,
-            opened.config.model,
-            opened.compute,
-            opened.mesh,
-        )
-    return bits, count
-
-
-class _Source:
-    """Rows in the order in which training or its evaluation takes them."""
-
-    def __init__(self, rows: Any, seed: int | None) -> None:
-        self.rows, self.seed = rows, seed
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batches(self, count: int, size: int) -> Iterator[dict[str, np.ndarray]]:
-        """The first `count` rows in batches of `size`; what the last one lacks is masked."""
-        import numpy as np
-
-        for first in range(0, count, size):
-            places = np.arange(first, first + size)
-            tokens = self._take(np.minimum(places, count - 1))
-            mask = np.broadcast_to((places < count)[:, None], tokens.shape)
-            yield {"tokens": tokens, "mask": mask.astype(np.float32)}
-
-    def _take(self, places: np.ndarray) -> np.ndarray:
-        import numpy as np
-
-        if self.seed is not None:
-            taken: np.ndarray = self.rows.take(places, self.seed)
-            return taken
-        return np.stack([self.rows[int(place)]["tokens"] for place in places])
-
-
-def _rows_of(opened: Opened, split: str) -> _Source:
     from jaxchat.data.inputs import read_inputs
-    from jaxchat.data.stream import HeldOutRows, ShardedRows
     from jaxchat.data.text_rows import text_folder
+    from jaxchat.evals.text_bits import TextRows, bits_of_text
 
-    row_tokens = opened.config.model.sequence_len + 1
-    inputs = read_inputs(opened.run / "data")
-    folder = text_folder(opened.run, inputs, opened.tokenizer, row_tokens)
+    model, tokenizer = opened.config.model, opened.tokenizer
+    read = read_inputs(opened.run / "data")
+    folder = text_folder(opened.run, read, tokenizer, model.sequence_len + 1)
     if not folder.exists():
         raise ArtifactError(
             f"the run in {opened.run} has no rows of text in {folder}; make them with: jaxchat "
             f"data prepare --run {opened.run.name}"
         )
-    if split == "heldout":
-        return _Source(HeldOutRows(folder, opened.tokenizer.hash), None)
-    return _Source(ShardedRows(folder, opened.tokenizer.hash), opened.config.seed)
+    rows = TextRows(folder, tokenizer.hash, split, opened.config.seed)
+    count = min(limit, len(rows))
+    bits = bits_of_text(
+        opened.params, rows, count, token_bytes=tokenizer.token_bytes, model=model,
+        compute=opened.compute, mesh=opened.mesh, title=f"{opened.stage} on {split}",
+    )  # fmt: skip
+    return bits, count

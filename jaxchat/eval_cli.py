@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jaxchat.pipeline import Context
     from jaxchat.tasks import Task
 
-TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "spelling")
+TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "counting")
 GENERATED_PROBLEMS = 256  # of a task without end
 FORMAT = "jaxchat-chat-eval-1"
 
@@ -30,7 +30,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     eval_core_cli.add_core(commands)
     eval_bpb_cli.add_bpb(commands)
     chat = commands.add_parser(
-        "chat", help="ChatCORE's tasks, or others; what is finished is not done again"
+        "chat",
+        help="ChatCORE's tasks and counting, or others; what is finished is not done again",
     )
     _add_model(chat, ("mid", "sft", "rl"))
     chat.add_argument(
@@ -77,7 +78,7 @@ def samples_command(args: argparse.Namespace) -> int:
     context, stage = _open(args, ("rl", "sft", "mid", "base"))
     from jaxchat.evals import samples
     from jaxchat.run_inputs import tokenizer_of
-    from jaxchat.stages import load_model, make_engine
+    from jaxchat.run_models import load_model, make_engine
 
     engine = make_engine(context, load_model(context.root, stage, context.config.model))
     tokenizer = tokenizer_of(context)
@@ -93,15 +94,19 @@ def samples_command(args: argparse.Namespace) -> int:
 def chat_command(args: argparse.Namespace) -> int:
     """Evaluates the tasks, one after the other, and prints a table."""
     context, stage = _open(args, ("rl", "sft", "mid"))
-    from jaxchat.evals.chatcore import chatcore
+    from jaxchat.evals.chatcore import chatcore, chatcore_counting
 
     names = list(dict.fromkeys(map(task_name, args.task or TASKS)))
     tasks = find_tasks(context, names)
     results = evaluate(context, stage, tasks, args)
     print(table(results))
-    core = chatcore({name: result["accuracy"] for name, result in results.items()})
-    if core is not None:
-        print(f"\nChatCORE {core:.4f}")
+    accuracies = {name: result["accuracy"] for name, result in results.items()}
+    means = {
+        "ChatCORE": chatcore(accuracies),
+        "ChatCORE + counting": chatcore_counting(accuracies),
+    }
+    if told := [f"{name} {mean:.4f}" for name, mean in means.items() if mean is not None]:
+        print("\n" + ", ".join(told))
     return 0
 
 
@@ -144,7 +149,7 @@ def evaluate(
     from jaxchat.evals import humaneval
     from jaxchat.evals.chat import Sampling, evaluate_task
     from jaxchat.run_inputs import tokenizer_of
-    from jaxchat.stages import load_model, make_engine
+    from jaxchat.run_models import load_model, make_engine
     from jaxchat.tasks.dataset import FixedTask
 
     temperature = args.temperature
@@ -169,7 +174,10 @@ def evaluate(
                 title=f"{name}, {stage}", judge=judge,
             )  # fmt: skip
             kept = result.to_json()
-            write_json(path, {"key": key, "result": kept})
+            greedy = sampling.samples == 1 and sampling.temperature == 0
+            whole = sampling.max_tokens >= context.config.eval.max_new_tokens
+            told = {"weights": weights, "task": name, "greedy": greedy and whole}
+            write_json(path, {"key": key, **told, "result": kept})
         results[name] = kept
     return results
 

@@ -87,7 +87,7 @@ def core_command(args: argparse.Namespace) -> int:
     opened = open_model(root, args.run, args.stage)
     place = kept.folder_of(opened.run, opened.stage)
     result = kept.evaluate_kept(
-        place, opened.params, opened.digest, opened.config.model, opened.tokenizer, bundle,
+        place, lambda: opened.params, opened.digest, opened.config.model, opened.tokenizer, bundle,
         compute=opened.compute, mesh=opened.mesh, tasks=args.task, max_problems=args.max_problems,
         context=args.context, widen=opened.config.preset == "classic", title=opened.stage,
     )  # fmt: skip

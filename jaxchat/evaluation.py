@@ -13,8 +13,8 @@ from jaxchat.chat import open_run
 from jaxchat.config import MODELS, MeshConfig, RunConfig
 from jaxchat.data.prepare import load_tokenizer
 from jaxchat.home import ArtifactError
+from jaxchat.run_models import compute_dtype, load_model
 from jaxchat.sharding import make_mesh, param_shardings, put
-from jaxchat.stages import compute_dtype, load_model
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.compute import Compute, choose_compute
 

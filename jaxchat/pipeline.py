@@ -35,7 +35,8 @@ class Stage:
     `settings(config)` are the parts of the configuration it depends on, `after` the stages whose
     artefacts it reads: `rows:text` is of `rows` only the part `text`. `outdated(context)` says of
     a complete stage whether what it read outside the run has changed since.
-    Of several processes, all run it where it is done `together`, else process 0 alone.
+    Of several processes, all run it where it is done `together`, else process 0 alone. An
+    `incremental` one keeps parts with what each depends on: only force clears its folder.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Stage:
     after: tuple[str, ...] = ()
     outdated: Callable[[Context], bool] = lambda context: False
     together: bool = False
+    incremental: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _needs(stage: Stage, config: RunConfig) -> list[str]:
     """Likewise, as `after` has them: artefacts, or parts of them."""
     if config.imported.brings(stage.name):
         return []
-    return [n for n in stage.after if not config.imported.leaves_out(n.partition(":")[0])]
+    return [n for n in stage.after if not config.leaves_out(n.partition(":")[0])]
 
 
 def _artifact(need: str, context: Context) -> str:
@@ -195,7 +197,7 @@ def run_stages(
     sweep(context.root)
     for number, stage in enumerate(stages, 1):
         label = f"[{number}/{len(stages)}] {stage.title}"
-        if context.config.imported.stage and _is_imported(stage, context, label, wanted, forced):
+        if _has_none(stage, context, label, wanted, forced):
             continue
         folder = context.folder(stage.name)
         record = None if stage.name in forced else read_done(context.root, stage.name)
@@ -217,7 +219,7 @@ def run_stages(
             asked = for_stage(context.profiles, stage.name) is not None
             print(f"{label}: complete, skipped{nothing if asked else ''}", flush=True)
             continue
-        _clear_stale(folder, inputs, stage.name in forced)
+        _clear_stale(folder, inputs, forced=stage.name in forced, keep=stage.incremental)
         print(f"{label}", flush=True)
         began = time.monotonic()
         if stage.together:
@@ -250,16 +252,21 @@ def _follow(stages: Iterable[Stage], context: Context) -> None:
         by_name[name].run(context)
 
 
-def _is_imported(
+def _has_none(
     stage: Stage, context: Context, label: str, wanted: set[str], forced: set[str]
 ) -> bool:
-    """Whether a stage is imported, or left out for one that is; then it is dealt with.
+    """Whether a stage is imported or left out, so that nothing is to be made; it is dealt with.
 
     Raises ConfigError where such a stage is to be done again, or has other settings.
     """
     imported, name = context.config.imported, stage.name
-    if not imported.brings(name) and not imported.leaves_out(name):
+    if not imported.brings(name) and not context.config.leaves_out(name):
         return False
+    if not imported.stage and name in forced:
+        raise ConfigError(
+            f"the stage {name} cannot be forced: {name}.steps is 0, which leaves it out; give it "
+            f"steps with --set {name}.steps=N."
+        )
     if name in forced:
         raise ConfigError(
             f"the stage {name} cannot be forced: the run in {context.root} began with an imported "
@@ -274,7 +281,8 @@ def _is_imported(
             )
         context.done[name] = record
     if name in wanted:
-        print(f"{label}: {'imported' if imported.brings(name) else 'left out'}", flush=True)
+        why = "" if imported.leaves_out(name) else f" ({name}.steps is 0)"
+        print(f"{label}: {'imported' if imported.brings(name) else f'left out{why}'}", flush=True)
     return True
 
 
@@ -287,11 +295,14 @@ def _known(names: Iterable[str], stages: list[Stage]) -> set[str]:
     return chosen
 
 
-def _clear_stale(folder: Path, inputs: str, forced: bool) -> None:
-    """Deletes what was begun with other inputs; keeps what an interrupted stage can go on from."""
+def _clear_stale(folder: Path, inputs: str, *, forced: bool, keep: bool) -> None:
+    """Deletes what was begun with other inputs, unless the stage itself knows what to `keep`.
+
+    What an interrupted stage can resume from is kept.
+    """
     begun = folder / "begun.json"
     same = begun.exists() and read_json(begun) == {"inputs": inputs}
-    if forced or not same:
+    if forced or not (same or keep):
         remove(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)

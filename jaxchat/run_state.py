@@ -84,7 +84,8 @@ def read_state(run: Path) -> RunState:
     config = runs.read_config(run)
     complete = tuple(stage.name for stage in STAGES if done_file(run, stage.name).exists())
     busy = runs.is_busy(run)
-    open_stages = [stage.name for stage in STAGES if stage.name not in complete]
+    planned = [stage.name for stage in STAGES if not config.leaves_out(stage.name)]
+    open_stages = [name for name in planned if name not in complete]
     stage = open_stages[0] if open_stages else STAGES[-1].name
     logged, records = _records(run, stage)
     return RunState(
@@ -129,6 +130,11 @@ def _steps(config: RunConfig, stage: str, records: Sequence[Mapping[str, Any]]) 
 
 def _changed(run: Path) -> float:
     """The newest of the files that tell progress; looking at all would be slow."""
-    files = [run / runs.CONFIG, *run.glob("*/metrics.jsonl"), *run.glob("*/*.json")]
+    files = [
+        run / runs.CONFIG,
+        *run.glob("*/metrics.jsonl"),
+        *run.glob("*/*.json"),
+        *run.glob("*/parts/*.json"),
+    ]
     found = [file.stat().st_mtime for file in files if file.exists()]
     return max(found, default=time.time())

@@ -2,63 +2,48 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from jaxchat import core_stage, machine
-from jaxchat.config import MODELS, ModelConfig, RLConfig, TrainConfig, hashed_settings
+from jaxchat.config import (
+    MODELS,
+    ModelConfig,
+    RLConfig,
+    RunConfig,
+    TrainConfig,
+    hashed_settings,
+)
 from jaxchat.data import chat_rows, inputs, prepare, text_rows
-from jaxchat.data.rows import RowSource, validation_batches
-from jaxchat.data.stream import HeldOutRows
-from jaxchat.evals import compression, humaneval, vocabularies
-from jaxchat.evals.bpb import bits_per_byte
-from jaxchat.evals.chat import evaluate_tasks, mean_reward, pass_rates, sampled_right
-from jaxchat.evals.chatcore import chatcore
-from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
-from jaxchat.home import read_json, remove, sha256_text, write_json
-from jaxchat.infer.replicas import make_service
-from jaxchat.infer.service import Service
+from jaxchat.data.rows import RowSource
+from jaxchat.eval_stage import run_eval
+from jaxchat.evals import compression, vocabularies
+from jaxchat.home import remove, sha256_text
 from jaxchat.infer.spread import Spread
 from jaxchat.infer.weights import gathered
 from jaxchat.model import gpt
 from jaxchat.pipeline import Context, Stage
 from jaxchat.probes import probe_of
-from jaxchat.products import Products
 from jaxchat.profiling import request
 from jaxchat.profiling.capture import Capture
 from jaxchat.report import write_report
 from jaxchat.run_inputs import home_of, hub_of, text_folder, text_of, tokenizer_in, tokenizer_of
+from jaxchat.run_models import compute_dtype, load_model, make_engine
 from jaxchat.sharding import make_mesh
 from jaxchat.tools import levels
-from jaxchat.train.checkpoint import load_params, save_params
-from jaxchat.train.compute import choose_compute, choose_products
-from jaxchat.train.fit import Job, fit
+from jaxchat.train.checkpoint import remove_checkpoints, save_params
+from jaxchat.train.compute import choose_products
+from jaxchat.train.fit import Before, Job, fit
 from jaxchat.train.rl import RLJob, train_rl
 
 
 def mesh_of(context: Context) -> Mesh:
     """The run's mesh over all devices."""
     return make_mesh(context.config.mesh)
-
-
-def abstract_params(model: ModelConfig) -> Any:
-    """Shapes and types of a model's parameters, on one device."""
-    shapes = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-
-
-def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
-    """The weights a stage of the run in `root` made."""
-    return load_params(root / stage / "model", abstract_params(model))[0]
 
 
 # How a stage is computed, saved and watched. With other ones it goes on: on other devices, with
@@ -74,6 +59,16 @@ def learned(train: TrainConfig | RLConfig) -> dict[str, Any]:
     return {name: value for name, value in hashed_settings(train).items() if name not in HOW}
 
 
+def warm_start(config: RunConfig, stage: str) -> tuple[str, ...]:
+    """What the hash of a stage has of a warm start: nothing where there is none."""
+    return ("warm start",) if config.starts_warm(stage) else ()
+
+
+def rewarded(rl: RLConfig) -> tuple[str, ...]:
+    """The settings that decide the mean reward, as `hashed_settings` would have them."""
+    return (rl.task, f"top_k {rl.top_k}") if rl.top_k else (rl.task,)
+
+
 def keep_model(context: Context, stage: str, params: Any) -> str:
     """Writes the weights that a stage made, by process 0, and returns their hash.
 
@@ -86,34 +81,12 @@ def keep_model(context: Context, stage: str, params: Any) -> str:
     return str(context.group.broadcast(digest))
 
 
-def compute_dtype() -> DTypeLike:
-    """What activations are computed in: bf16 on a GPU, fp32 on a CPU; weights are always fp32."""
-    dtype: DTypeLike = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
-    return dtype
-
-
 def capture_of(context: Context, stage: str) -> Capture | None:
     """What `--profile` asks to record of a training stage."""
     wanted = request.for_stage(context.profiles, stage)
     if wanted is None:
         return None
     return Capture(wanted, stage, request.folder(context.root, stage), context.config.model)
-
-
-def make_engine(
-    context: Context, params: Any, *, slots: int = 0, products: Products = "plain"
-) -> Service:
-    """What evaluates and samples, with `slots` on each device or lane (0: as configured)."""
-    config = context.config
-    return make_service(
-        params,
-        config.model,
-        tokenizer_of(context),
-        slots=slots or config.eval.slots,
-        lanes=machine.lanes(),
-        dtype=compute_dtype(),
-        products=products,
-    )
 
 
 def run_data(context: Context) -> dict[str, Any]:
@@ -190,7 +163,7 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
         title=stage,
         folder=folder,
         model=config.model,
-        optim=config.optim,
+        optim=config.optim_of(stage),
         train=train,
         rows=job_rows[0],
         held_out=job_rows[1],
@@ -202,19 +175,43 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
         profile=capture_of(context, stage),
         trackers=config.track.trackers,
         probe=probe_of(context, stage, train, mesh, dtype),
+        before=optimizer_before(context, stage),
     )
     result = fit(job, params)
     digest = keep_model(context, stage, result.params)
     if context.group.leads and not train.keep_every:
-        remove(folder / "checkpoints")
+        remove_checkpoints(folder / "checkpoints", last=not config.starts_warm(next_stage(stage)))
     return {
         "artifact": digest,
+        **({"warm_start": job.before is not None} if config.starts_warm(stage) else {}),
         "seconds": result.seconds,
         "steps": result.steps,
         "tokens": result.tokens,
         "loss": result.loss,
         "bits_per_byte": result.bits_per_byte,
     }
+
+
+def next_stage(stage: str) -> str:
+    """The stage of MODELS after another one; the last has none, "rl" stands for it."""
+    return MODELS[min(MODELS.index(stage) + 1, len(MODELS) - 1)]
+
+
+def optimizer_before(context: Context, stage: str) -> Before | None:
+    """The stage before, where the optimizer starts with its averages and they were kept."""
+    if not context.config.starts_warm(stage):
+        return None
+    previous = MODELS[MODELS.index(stage) - 1]
+    before = Before(context.folder(previous), context.config.optim_of(previous))
+    if before.checkpoints.exists():
+        return before
+    if context.group.leads:
+        print(
+            f"{stage}: {previous} kept no checkpoint, so the optimizer starts fresh, without that "
+            "stage's averages of gradients",
+            flush=True,
+        )
+    return None
 
 
 def run_base(context: Context) -> dict[str, Any]:
@@ -246,7 +243,7 @@ def run_rl(context: Context) -> dict[str, Any]:
     job = RLJob(
         folder=folder,
         model=config.model,
-        optim=config.optim,
+        optim=config.optim_of("rl"),
         config=config.rl,
         task=tasks[config.rl.task],
         tokenizer=tokenizer,
@@ -284,77 +281,6 @@ def run_rl(context: Context) -> dict[str, Any]:
     }
 
 
-def run_eval(context: Context) -> dict[str, Any]:
-    """Evaluates every model; what an interrupted evaluation finished is kept."""
-    scores: dict[str, Any] = {}
-    engine: Service | None = None
-    for stage in (name for name in MODELS if not context.config.imported.leaves_out(name)):
-        path = context.folder("eval") / f"{stage}.json"
-        if not path.exists():
-            params = load_model(context.root, stage, context.config.model)
-            if engine is None:
-                engine = make_engine(context, params)
-            engine.set_params(params)
-            write_json(path, _evaluate(context, stage, params, engine))
-        scores[stage] = read_json(path)
-    if "base" in scores:
-        core = core_stage.evaluate_base(
-            context, lambda: load_model(context.root, "base", context.config.model), compute_dtype()
-        )
-        scores["base"] |= {"core": core} if core else {}
-    return {"artifact": sha256_text(json.dumps(scores)), "models": scores}
-
-
-def _evaluate(context: Context, stage: str, params: Any, engine: Service) -> dict[str, Any]:
-    config, tokenizer = context.config, tokenizer_of(context)
-    read = inputs.read_inputs(context.folder("data"))
-    held_out = HeldOutRows(text_folder(context), tokenizer.hash)
-    batches = validation_batches(held_out, config.eval.slots, config.base.eval_rows)
-    names = list(config.eval.tasks)
-    if "humaneval" in names and levels.detect().name == "none":
-        print("humaneval is left out: programs cannot be locked in here; see jaxchat doctor")
-        names.remove("humaneval")
-    tasks = prepare.run_tasks(names, config.seed, read, tokenizer)
-    limit = config.eval.max_new_tokens
-    compute = choose_compute(
-        replace(config.compute, fp8=False, products="plain"), config.model, compute_dtype()
-    )
-    scores = evaluate_tasks(
-        engine, tokenizer, tasks, problems=config.eval.problems, max_tokens=limit,
-        title=f"evaluating {stage}", judge=humaneval.judge() if "humaneval" in names else None,
-    )  # fmt: skip
-    record: dict[str, Any] = {
-        "bits_per_byte": bits_per_byte(
-            params, list(batches), tokenizer.token_bytes, config.model, compute
-        ),
-        "tasks": {name: score.to_json() for name, score in scores.items()},
-        "tools": {
-            "calls": sum(score.calls for score in scores.values()),
-            "failed": sum(score.failed_calls for score in scores.values()),
-        },
-    }
-    if (
-        score := chatcore({name: found.score.accuracy for name, found in scores.items()})
-    ) is not None:
-        record["chatcore"] = score
-    if stage in ("sft", "rl"):
-        task = prepare.run_tasks([config.rl.task], config.seed, read, tokenizer)[config.rl.task]
-        samples = config.eval.reward_samples
-        right = sampled_right(
-            engine, tokenizer, task, problems=config.eval.problems, samples=samples,
-            max_tokens=limit, seed=config.seed, title=f"rewards of {stage}",
-        )  # fmt: skip
-        rates = pass_rates(right, samples)
-        record["reward"] = mean_reward(right, samples).to_json() | {
-            f"pass@{k}": rate for k, rate in rates.items()
-        }
-    if stage == "base":
-        record["samples"] = text_samples(engine, tokenizer, COMPLETIONS)
-    else:
-        record["samples"] = chat_samples(engine, tokenizer, QUESTIONS)
-    return record
-
-
 def run_report(context: Context) -> dict[str, Any]:
     """Writes report.md, report.html and report.json."""
     sandbox = levels.detect().name if "humaneval" in context.config.eval.tasks else ""
@@ -384,24 +310,24 @@ STAGES = (
     ),
     Stage(
         "mid", "midtraining", run_mid,
-        lambda c: (c.optim, learned(c.mid), c.compute.fp8, c.seed),
+        lambda c: (c.optim_of("mid"), learned(c.mid), c.compute.fp8, c.seed, *warm_start(c, "mid")),
         ("base", "rows:mid", "tokenizer"), together=True,
     ),
     Stage(
         "sft", "supervised fine-tuning", run_sft,
-        lambda c: (c.optim, learned(c.sft), c.compute.fp8, c.seed),
+        lambda c: (c.optim_of("sft"), learned(c.sft), c.compute.fp8, c.seed, *warm_start(c, "sft")),
         ("mid", "rows:sft", "tokenizer"), together=True,
     ),
     Stage(
         "rl", "reinforcement learning", run_rl,
-        lambda c: (c.optim, learned(c.rl), c.compute.fp8, c.seed, c.eval.slots),
+        lambda c: (c.optim_of("rl"), learned(c.rl), c.compute.fp8, c.seed, c.eval.slots),
         ("sft", "data", "tokenizer"),
         together=True,
     ),
     Stage(
         "eval", "evaluation", run_eval,
-        lambda c: (c.eval, c.seed, c.base.eval_rows, c.rl.task),
-        (*MODELS, "rows:text", "data", "tokenizer"),
+        lambda c: (c.eval, c.seed, c.base.eval_rows, *rewarded(c.rl)),
+        (*MODELS, "rows:text", "data", "tokenizer"), incremental=True,
         outdated=core_stage.is_outdated,
     ),
     Stage("report", "report", run_report, lambda c: (c,), ("eval",)),

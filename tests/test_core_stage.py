@@ -14,6 +14,7 @@ from hub_server import HubServer
 
 from jaxchat import core_stage, pipeline, recipe, report
 from jaxchat.config import ConfigError, MeshConfig
+from jaxchat.eval_stage import Bench, core_of
 from jaxchat.evals.core import evaluate, kept
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.home import ArtifactError
@@ -66,10 +67,7 @@ def evaluated(monkeypatch):
 
 def evaluation(context):
     """The evaluation stage, of CORE alone."""
-    core = core_stage.evaluate_base(
-        context, lambda: load_model(context.root, "base", context.config.model), jnp.float32
-    )
-    return {"artifact": "scores", "models": {"base": {"core": core} if core else {}}}
+    return {"artifact": "scores", "models": {"base": core_of(Bench(context), "base")}}
 
 
 def run_again(run, config, network=pipeline.DEFAULT_NETWORK):
@@ -166,7 +164,7 @@ def test_without_a_bundle_a_line_says_how_to_add_it_and_the_run_goes_on(
     asking = recipe.from_json(json.dumps(document))
     context = pipeline.Context(asking, run, network=Network(offline=offline))
     context.done = {"base": {"results": {"artifact": "base"}}}
-    assert core_stage.evaluate_base(context, lambda: None, jnp.float32) is None
+    assert core_of(Bench(context), "base") == {}
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("CORE is left out")
     assert said in line
@@ -207,7 +205,7 @@ def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, confi
     tokenizer, mesh = tiny_tokenizer(), make_mesh(MeshConfig())
     params = load_model(run, "base", config.model)
     kept.evaluate_kept(
-        kept.folder_of(run, "base"), put(params, param_shardings(mesh, params)), "base",
+        kept.folder_of(run, "base"), lambda: put(params, param_shardings(mesh, params)), "base",
         config.model, tokenizer, read_bundle(TASKS), mesh=mesh,
         compute=core_stage.plain_compute(config, jnp.float32),
     )  # fmt: skip

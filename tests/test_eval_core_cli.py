@@ -201,7 +201,7 @@ def test_a_stage_that_is_not_complete_says_which_are(home, capsys):
 
 def bits_by_hand(home, rows):
     """Bits per byte of the base model over rows [N, T+1] of bytes; 256 and above are special."""
-    from jaxchat.stages import load_model
+    from jaxchat.run_models import load_model
 
     run = runs.folder(home, "tiny")
     model = runs.read_config(run).model

@@ -9,7 +9,7 @@ import pytest
 import run_speedrun
 from jaxchat import pipeline, runs
 from jaxchat.interop import importing
-from jaxchat.stages import load_model
+from jaxchat.run_models import load_model
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -39,10 +39,10 @@ def made(config, done):
 
 def test_the_table_of_metrics_has_models_as_columns(made):
     cells = metrics_cells(made["metrics"])
-    assert cells[0] == ("", "base", "mid", "sft", "rl")
-    assert cells[1] == ("bits per byte", "1.750", "-", "-", "1.812")
-    assert cells[2] == ("spelling", "0.0% [0.0, 1.9]", "-", "-", "85.5% [80.0, 89.7]")
-    assert cells[3] == ("mean reward", "-", "-", "-", "75.2% [70.8, 79.2]")
+    assert cells[0] == ("", "base", "mid", "sft", "rl", "of")
+    assert cells[1] == ("bits per byte", "1.750", "-", "-", "1.812", "-")
+    assert cells[2] == ("spelling", "0.0% [0.0, 1.9]", "-", "-", "85.5% [80.0, 89.7]", "200")
+    assert cells[3] == ("mean reward", "-", "-", "-", "75.2% [70.8, 79.2]", "400")
 
 
 def test_core_and_chatcore_stand_first_and_behind_the_tasks(config, done):
@@ -51,12 +51,29 @@ def test_core_and_chatcore_stand_first_and_behind_the_tasks(config, done):
     made = report.make_report(config, done, ENVIRONMENT, GIT)
     cells = metrics_cells(made["metrics"])
     # (0.1 * 2, the centred half-width of winograd) and 0.1: the root of .04 + .01, halved
-    assert cells[1] == ("CORE", "0.2500 [0.1382, 0.3618]", "-", "-", "-")
+    assert cells[1] == ("CORE", "0.2500 [0.1382, 0.3618]", "-", "-", "-", "190")
     assert [row[0] for row in cells[2:]] == ["bits per byte", "spelling", "ChatCORE", "mean reward"]
-    assert cells[4] == ("ChatCORE", "-", "-", "-", "0.0884")
+    assert cells[4] == ("ChatCORE", "-", "-", "-", "0.0884", "-")
     text = markdown.render(made)
     assert "| squad    | 30.0% [20.0, 40.0] | 0.300   | 90       |" in text
     assert text.index("| squad") < text.index("| winograd"), "the best centred comes first"
+
+
+def test_both_splits_and_both_means_of_the_chat_tasks_stand_in_the_table(config, done):
+    evaluated = done["eval"]["results"]["models"]
+    evaluated["base"] |= {"bits_per_byte_tokens": 10_485_760, "bits_per_byte_train": 1.625}
+    evaluated["base"]["bits_per_byte_train_tokens"] = 10_485_760
+    evaluated["rl"] |= {"chatcore": 0.0884, "chatcore_counting": 0.157}
+    evaluated["rl"]["tasks"]["spelling"] = score(9, 10)
+    made = report.make_report(config, done, ENVIRONMENT, GIT)
+    rows = {row[0]: row[1:] for row in metrics_cells(made["metrics"])}
+    assert rows["bits per byte"] == ("1.750", "-", "-", "1.812", "10.5M tokens")
+    assert rows["bits per byte, train"] == ("1.625", "-", "-", "-", "10.5M tokens")
+    assert rows["ChatCORE"] == ("-", "-", "-", "0.0884", "-")
+    assert rows["ChatCORE + counting"] == ("-", "-", "-", "0.1570", "-")
+    assert rows["spelling"][-1] == "10 or 200", "which of the models has how many is not told"
+    text = markdown.render(made)
+    assert "ARC-Easy, ARC-Challenge, MMLU, GSM8K and HumanEval" in text
 
 
 def test_the_interval_of_core_is_that_of_independent_tasks():
@@ -212,7 +229,7 @@ def test_models_that_an_interrupted_evaluation_finished_are_told(config, done, t
     home.write_json(run / "eval" / "base.json", models["base"])
     made = report.gather_run(run)
     assert made["missing"]["eval"] == "under way: base evaluated"
-    assert metrics_cells(made["metrics"])[1] == ("bits per byte", "1.750", "-", "-", "-")
+    assert metrics_cells(made["metrics"])[1] == ("bits per byte", "1.750", "-", "-", "-", "-")
     assert "eval" not in made["stages"]
 
 
@@ -263,7 +280,7 @@ def test_scores_without_intervals_are_told_without(config, done):
     task = {k: v for k, v in score(1, 2).items() if k == "accuracy"}
     done["eval"]["results"]["models"]["rl"]["tasks"] = {"humaneval": task}
     made = report.make_report(config, done, ENVIRONMENT, GIT)
-    assert ("humaneval", "-", "-", "-", "50.0%") in metrics_cells(made["metrics"])
+    assert ("humaneval", "-", "-", "-", "50.0%", "-") in metrics_cells(made["metrics"])
 
 
 def test_core_measured_by_hand_is_told_while_the_weights_are_the_same(tmp_path, config, done):

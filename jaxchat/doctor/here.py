@@ -127,7 +127,7 @@ def check_compute(config: RunConfig) -> tuple[Check, Check]:
     import jax
     import jax.numpy as jnp
 
-    from jaxchat.stages import compute_dtype
+    from jaxchat.run_models import compute_dtype
     from jaxchat.train.compute import choose_compute
 
     dtype = compute_dtype()

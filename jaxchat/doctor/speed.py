@@ -16,9 +16,9 @@ from jaxchat.config import DEFAULT_COMPUTE, MeshConfig, RunConfig
 from jaxchat.doctor.check import Check
 from jaxchat.model import gpt
 from jaxchat.optim.chain import make_optimizer
+from jaxchat.run_models import compute_dtype
 from jaxchat.scaling import flops_per_token
 from jaxchat.sharding import make_mesh, put_batch
-from jaxchat.stages import compute_dtype
 from jaxchat.train.compute import choose_compute
 from jaxchat.train.step import init_state, make_train_step
 

@@ -71,16 +71,21 @@ def answer(
     *,
     max_tokens: int,
     temperature: float = 0.0,
+    top_k: int = 0,
     samples: int = 1,
     seed: int = 0,
     title: str = "",
 ) -> list[list[Completion]]:
-    """`samples` completions of every problem; problem i is sampled with seed + i."""
+    """`samples` completions of every problem; problem i is sampled with seed + i.
+
+    Tokens are drawn from the `top_k` likeliest, or from all (0).
+    """
     requests = [
         Request(
             tokens=prompt,
             max_tokens=max_tokens,
             temperature=temperature,
+            top_k=top_k,
             seed=seed + number,
             n=samples,
         )
@@ -147,7 +152,7 @@ def evaluate_task(
 
     `problems` is the most that are taken (0: all, of a dataset). Programs are run by `judge`.
     """
-    chosen = [task.problem("test", index) for index in range(_count(task, problems))]
+    chosen = [task.problem("test", index) for index in range(held_out_problems(task, problems))]
     choices = [problem for problem in chosen if isinstance(problem, ChoiceProblem)]
     if choices:
         with Progress(title, len(choices), "problem") as progress:
@@ -176,7 +181,11 @@ def evaluate_task(
     )
 
 
-def _count(task: Task, problems: int) -> int:
+def held_out_problems(task: Task, problems: int) -> int:
+    """How many problems that is: `problems`, at most all of a dataset; 0 is all of one.
+
+    Raises ValueError for 0 of a task that is generated without end.
+    """
     size = task.size("test") if isinstance(task, FixedTask) else 0
     if not problems and not size:
         raise ValueError(f"{task.name} is generated without end; say how many problems.")
@@ -206,29 +215,9 @@ def _judged(
     return [[next(flat) for _ in group] for group in said]
 
 
-def evaluate_tasks(
-    engine: Service,
-    tokenizer: Tokenizer,
-    tasks: Mapping[str, Task],
-    *,
-    problems: int,
-    max_tokens: int,
-    title: str,
-    judge: CodeJudge | None = None,
-) -> dict[str, Result]:
-    """Each task's first `problems` held-out problems, greedily."""
-    return {
-        name: evaluate_task(
-            engine,
-            tokenizer,
-            task,
-            problems=problems,
-            sampling=Sampling(max_tokens),
-            title=f"{title}, {name}",
-            judge=judge,
-        )
-        for name, task in tasks.items()
-    }
+def by_letters(task: Task) -> bool:
+    """Whether a task is multiple choice: its problems are answered by a letter."""
+    return isinstance(task.problem("test", 0), ChoiceProblem)
 
 
 def sampled_right(
@@ -240,13 +229,17 @@ def sampled_right(
     samples: int,
     max_tokens: int,
     seed: int,
+    top_k: int = 0,
     title: str = "",
 ) -> list[int]:
-    """How many samples at temperature 1 solve each of the first held-out problems."""
-    chosen = [task.problem("test", index) for index in range(_count(task, problems))]
+    """How many samples at temperature 1 solve each of the first held-out problems.
+
+    Tokens are drawn as in RL: from the `top_k` likeliest, or from all (0).
+    """
+    chosen = [task.problem("test", index) for index in range(held_out_problems(task, problems))]
     completions = answer(
-        engine, tokenizer, chosen, max_tokens=max_tokens, temperature=1.0, samples=samples,
-        seed=seed, title=title,
+        engine, tokenizer, chosen, max_tokens=max_tokens, temperature=1.0, top_k=top_k,
+        samples=samples, seed=seed, title=title,
     )  # fmt: skip
     return [
         sum(task.grade(problem, parts_of(completion, tokenizer)) for completion in group)

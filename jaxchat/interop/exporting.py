@@ -15,7 +15,7 @@ from jaxchat.config import MODELS, ConfigError
 from jaxchat.home import ArtifactError, atomic_folder, atomic_open
 from jaxchat.interop import card, huggingface, native, safetensors
 from jaxchat.run_inputs import tokenizer_of
-from jaxchat.stages import load_model
+from jaxchat.run_models import load_model
 from jaxchat.tokenizer.huggingface import OWN_FILE
 
 FORMATS = ("hf", "jaxchat")

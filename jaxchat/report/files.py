@@ -7,6 +7,7 @@ RUN/report.json   the same figures, and the curves
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 from jaxchat import home, machine, pipeline, recipe, runs
 from jaxchat.config import RunConfig
+from jaxchat.evals.parts import PARTS, Parts, with_more
 from jaxchat.home import ArtifactError
 from jaxchat.plan import table
 from jaxchat.report import markdown, page
@@ -34,7 +36,7 @@ def write_report(config: RunConfig, root: Path, done: Done, *, sandbox: str = ""
     """
     environment, git = machine.describe(), machine.git_state()
     curves = read_curves(root, config, [name for name in STAGES if name in done])
-    done = _with_core(root, done)
+    done = _with_more(root, done)
     return _write(root, make_report(config, done, environment, git, curves=curves, sandbox=sandbox))
 
 
@@ -62,11 +64,11 @@ def gather_run(root: Path) -> dict[str, Any]:
     Raises ArtifactError when there is no run.
     """
     config = runs.read_config(root)
-    done, states = _read_stages(root, json.loads(recipe.to_json(config)))
-    if "eval" not in done and (models := _evaluated_so_far(root)):
+    done, states = _read_stages(root, _tables(config))
+    if "eval" not in done and (models := _evaluated_so_far(root, done)):
         states["eval"] = f"under way: {', '.join(models)} evaluated"
         done["eval"] = {"seconds": 0.0, "results": {"models": models}}
-    done = _with_core(root, done)
+    done = _with_more(root, done)
     logged = [name for name in STAGES if name in done or states.get(name) != _STALE]
     curves = read_curves(root, config, logged)
     for name, curve in curves.items():
@@ -86,40 +88,55 @@ def gather_run(root: Path) -> dict[str, Any]:
     )
 
 
-def _with_core(root: Path, done: Done) -> dict[str, dict[str, Any]]:
-    """The records, with what `jaxchat eval core` found of the present weights.
-
-    Where the evaluation found something itself, that of more examples stands.
-    """
+def _with_more(root: Path, done: Done) -> dict[str, dict[str, Any]]:
+    """The records, with what `jaxchat eval core` and `eval chat` found of the present weights."""
     known = {name: dict(record) for name, record in done.items()}
-    if "eval" not in known:
-        return known
-    results = dict(known["eval"]["results"])
-    models = {name: dict(record) for name, record in results.get("models", {}).items()}
-    for name, record in models.items():
-        path = root / "eval" / f"core-{name}" / "result.json"
-        told = home.read_json(path) if name in known and path.exists() else {}
-        if told.get("context") is None and told.get("weights") == _weights(known, name):
-            found = core_record(told)
-            if _examples(found) > _examples(record.get("core", {})):
-                record["core"] = found
-    known["eval"]["results"] = results | {"models": models}
+    if "eval" in known:
+        results = dict(known["eval"]["results"])
+        models = {name: dict(record) for name, record in results.get("models", {}).items()}
+        known["eval"]["results"] = results | {"models": models}
+        weights = _weights(known)
+        _add_core(root, models, weights)
+        _add_chat(root, models, weights)
     return known
 
 
-def _weights(done: Done, model: str) -> str:
-    return str(done[model]["results"]["artifact"]) if model in done else ""
+def _add_core(root: Path, models: Mapping[str, Any], weights: Mapping[str, str]) -> None:
+    """Puts in CORE where the evaluation did not measure it, or on fewer examples."""
+    for name, record in models.items():
+        path = root / "eval" / f"core-{name}" / "result.json"
+        told = home.read_json(path) if path.exists() else {}
+        if told.get("weights") == weights.get(name, "") and told.get("context") is None:
+            found = core_record(told)
+            if _examples(found) > _examples(record.get("core", {})):
+                record["core"] = found
 
 
 def _examples(core: Mapping[str, Any]) -> int:
     return sum(int(task["problems"]) for task in core.get("tasks", {}).values())
 
 
+def _add_chat(root: Path, models: Mapping[str, Any], weights: Mapping[str, str]) -> None:
+    """Puts in what was found on more problems."""
+    for name, record in models.items():
+        for path in sorted((root / "eval").glob(f"chat-{name}-*.json")):
+            told = home.read_json(path)
+            if told.get("weights") == weights.get(name, "") and told.get("greedy"):
+                record |= with_more(record, told["task"], told["result"])
+
+
 _STALE = "made with other settings, to be made again"
 
 
+def _tables(config: RunConfig) -> list[dict[str, Any]]:
+    """The tables of a run's settings, and those that stages make of them."""
+    tables = json.loads(recipe.to_json(config)).values()
+    made = [dataclasses.asdict(config.optim_of(stage)) for stage in MODELS]
+    return [table for table in (*tables, *made) if isinstance(table, dict)]
+
+
 def _read_stages(
-    root: Path, settings: Mapping[str, Any]
+    root: Path, tables: list[dict[str, Any]]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """The records of the stages that are complete with these settings; what is wrong with others.
 
@@ -130,16 +147,15 @@ def _read_stages(
         record = pipeline.read_done(root, name)
         if record is None:
             continue
-        if states or not _has_settings(record.get("settings", []), settings):
+        if states or not _has_settings(record.get("settings", []), tables):
             states[name] = _STALE
         else:
             done[name] = record
     return done, states
 
 
-def _has_settings(recorded: list[Any], settings: Mapping[str, Any]) -> bool:
+def _has_settings(recorded: list[Any], tables: list[dict[str, Any]]) -> bool:
     """Whether each table that a stage recorded is one of the run's, or was before it grew."""
-    tables = [value for value in settings.values() if isinstance(value, dict)]
     return all(
         any(part.items() <= _hashable(table).items() for table in tables)
         for part in map(_hashable, (table for table in recorded if isinstance(table, dict)))
@@ -150,12 +166,20 @@ def _hashable(table: Mapping[str, Any]) -> dict[str, str]:
     return {key: json.dumps(value, sort_keys=True) for key, value in table.items()}
 
 
-def _evaluated_so_far(root: Path) -> dict[str, Any]:
+def _evaluated_so_far(root: Path, done: Done) -> dict[str, Any]:
     """What an evaluation that is not complete has of each model."""
-    paths = {name: root / "eval" / f"{name}.json" for name in MODELS}
-    if (root / "eval" / "done.json").exists():
+    folder = root / "eval"
+    if (folder / "done.json").exists():
         return {}  # complete, but with other settings
+    if (folder / PARTS).exists():
+        return Parts(folder / PARTS, _weights(done)).records()
+    paths = {name: folder / f"{name}.json" for name in MODELS}  # of runs before there were parts
     return {name: home.read_json(path) for name, path in paths.items() if path.exists()}
+
+
+def _weights(done: Done) -> dict[str, str]:
+    """The hash of each model's weights."""
+    return {name: str(done[name]["results"]["artifact"]) for name in MODELS if name in done}
 
 
 def _written(root: Path) -> dict[str, Any]:

@@ -30,9 +30,9 @@ SETTINGS = {
     "tokenizer": ("tokenizer",),
     "rows": (),
     "base": ("model", "optim", "base"),
-    "mid": ("mid",),
-    "sft": ("sft",),
-    "rl": ("rl",),
+    "mid": ("mid", "mid_optim"),
+    "sft": ("sft", "sft_optim"),
+    "rl": ("rl", "rl_optim"),
     "eval": ("eval",),
 }
 NOT_RUN = "not run yet"
@@ -66,7 +66,9 @@ def make_report(
     return {
         "format": FORMAT,
         "run": {key: settings[key] for key in ("name", "preset", "depth", "seed", "data_ratio")},
-        "missing": {name: told.get(name, NOT_RUN) for name in TITLES if name not in whole},
+        "missing": {
+            name: told.get(name, NOT_RUN) for name in _planned(config) if name not in whole
+        },
         "parameters": count_params(config.model),
         "environment": dict(environment),
         "git": dict(git),
@@ -88,6 +90,11 @@ def make_report(
         "tools": tool_use(evaluated),
         "config": settings,
     }
+
+
+def _planned(config: RunConfig) -> list[str]:
+    """The stages that the run has."""
+    return [name for name in TITLES if not config.leaves_out(name)]
 
 
 def _stages(config: RunConfig, settings: Mapping[str, Any], done: Done) -> dict[str, Any]:

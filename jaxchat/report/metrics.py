@@ -6,10 +6,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jaxchat.plan import count
+
 MODELS = ("base", "mid", "sft", "rl")
 NOT_COMPARABLE = "not comparable"
 
-Value = dict[str, Any]  # `value`, and where known `interval` (95%) and `total` (answers)
+TRAINING_TEXT = "bits per byte, train"
+WITH_COUNTING = "ChatCORE + counting"
+
+# `value`, and where known `interval` (95%) and `total` (answers; of bits per byte: tokens)
+Value = dict[str, Any]
 Evaluated = Mapping[str, Mapping[str, Any]]
 
 
@@ -27,12 +33,14 @@ def metrics(evaluated: Evaluated) -> list[dict[str, Any]]:
             _row(name, "score", cores, lambda core, name=name: _core(core, name))
             for name in dict.fromkeys(core_name(core) for core in cores.values() if core)
         ),
-        _row("bits per byte", "bits", evaluated, lambda e: _number(e.get("bits_per_byte"))),
+        _row("bits per byte", "bits", evaluated, lambda e: _bits(e, "bits_per_byte")),
+        _row(TRAINING_TEXT, "bits", evaluated, lambda e: _bits(e, "bits_per_byte_train")),
         *(
             _row(name, "share", tasks, lambda found, name=name: _share(found.get(name)))
             for name in names
         ),
         _row("ChatCORE", "score", evaluated, lambda e: _number(e.get("chatcore"))),
+        _row(WITH_COUNTING, "score", evaluated, lambda e: _number(e.get("chatcore_counting"))),
         _row("mean reward", "share", evaluated, lambda e: _share(e.get("reward"))),
     ]
     return [row for row in rows if row["values"]]
@@ -80,6 +88,11 @@ def _number(value: Any) -> Value | None:
     return None if value is None else {"value": value}
 
 
+def _bits(record: Mapping[str, Any], name: str) -> Value | None:
+    found, tokens = _number(record.get(name)), record.get(f"{name}_tokens")
+    return found if found is None or tokens is None else {**found, "total": tokens}
+
+
 def _core(core: Mapping[str, Any] | None, name: str) -> Value | None:
     """CORE of that name, with the interval that those of its tasks' accuracies make."""
     if core is None or core_name(core) != name:
@@ -115,13 +128,24 @@ def chance(task: Mapping[str, Any]) -> float:
 
 
 def metrics_cells(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """The table of metrics as text, its head first: shared by the reports and the terminal."""
-    cells: list[tuple[str, ...]] = [("", *MODELS)]
+    """The table of metrics as text, its head first: shared by the reports and the terminal.
+
+    The last column says of how many answers, or tokens of text, the values are.
+    """
+    cells: list[tuple[str, ...]] = [("", *MODELS, "of")]
     cells += [
-        (row["name"], *(told(row["values"].get(model), row["unit"]) for model in MODELS))
+        (row["name"], *(told(row["values"].get(model), row["unit"]) for model in MODELS), _of(row))
         for row in rows
     ]
     return cells
+
+
+def _of(row: Mapping[str, Any]) -> str:
+    """`1,319` answers, `400 or 1,319` where the models differ, `10.5M tokens`."""
+    totals = sorted({value["total"] for value in row["values"].values() if "total" in value})
+    if row["unit"] == "bits":
+        return " or ".join(f"{count(total)} tokens" for total in totals) or "-"
+    return " or ".join(f"{total:,}" for total in totals) or "-"
 
 
 def told(value: Mapping[str, Any] | None, unit: str) -> str:

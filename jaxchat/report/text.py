@@ -57,20 +57,30 @@ def dollars(value: float) -> str:
 
 def metrics_note(report: Mapping[str, Any]) -> str:
     """What the table of metrics means."""
-    rows = report["metrics"]
-    shares = [v for row in rows if row["unit"] == "share" for v in row["values"].values()]
-    counts = " or ".join(
-        f"{total:,}" for total in sorted({v["total"] for v in shares if "total" in v})
+    names = {row["name"] for row in report["metrics"]}
+    told = [
+        "Bits per byte are those of held-out text, or of text that was trained on (train); fewer "
+        "are better.",
+        "Tasks: right answers to held-out problems.",
+    ]
+    if "mean reward" in names:
+        told.append(
+            "Mean reward: the problems of reinforcement learning, held out, sampled at "
+            "temperature 1."
+        )
+    if any(row["unit"] == "score" for row in report["metrics"]):
+        told.append("CORE and ChatCORE are means of centred accuracies: 0 is guessing.")
+    if "ChatCORE" in names:
+        told.append(
+            "ChatCORE is the mean of ARC-Easy, ARC-Challenge, MMLU, GSM8K and HumanEval, as in the "
+            "figures that nanochat published; with counting it has the sixth task of nanochat's "
+            "code."
+        )
+    told.append(
+        "Brackets hold the 95% interval; the last column says of how many answers, of all samples "
+        "together, or tokens."
     )
-    core = any(row["unit"] == "score" for row in rows)
-    return (
-        "Bits per byte are those of held-out text; fewer are better. Tasks: right answers to "
-        "held-out problems. Mean reward: the problems of reinforcement learning, held out, sampled "
-        "at temperature 1. "
-        + ("CORE and ChatCORE are means of centred accuracies: 0 is guessing. " if core else "")
-        + "Brackets hold the 95% interval"
-        + (f" of {counts} answers." if counts else ".")
-    )
+    return " ".join(told)
 
 
 def missing_notes(report: Mapping[str, Any]) -> list[str]:

@@ -19,9 +19,9 @@ from jaxchat.memory import OutOfMemory
 from jaxchat.model.cache import init_cache
 from jaxchat.pipeline import done_file
 from jaxchat.run_inputs import tokenizer_of
+from jaxchat.run_models import compute_dtype, load_model
 from jaxchat.scaling import count_params
 from jaxchat.serve.models import ServedModel
-from jaxchat.stages import compute_dtype, load_model
 from jaxchat.train.compute import choose_products
 
 CACHE_COPIES = 3  # the cache itself, new prompts before they are placed, and what it grows to

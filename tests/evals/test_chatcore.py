@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from jaxchat.evals.chatcore import BASELINES, centred, chatcore, pass_at
+from jaxchat.evals.chatcore import BASELINES, centred, chatcore, chatcore_counting, pass_at
 
 
 def test_guessing_is_nothing_and_knowing_is_one() -> None:
@@ -19,9 +19,12 @@ def test_nanochats_published_figures_give_its_published_score() -> None:
         "arc_easy": 0.3876, "arc_challenge": 0.2807, "mmlu": 0.3151, "gsm8k": 0.0455,
         "humaneval": 0.0854,
     }  # fmt: skip
-    assert chatcore(said) is None, "without spelling there is no ChatCORE of today"
-    of_five = sum(centred(name, value) for name, value in said.items()) / 5
-    assert of_five == pytest.approx(0.0884, abs=5e-5)
+    assert f"{chatcore(said):.4f}" == "0.0884"
+    assert chatcore_counting(said) is None, "counting was not measured"
+    counted = said | {"counting": 0.5}
+    assert chatcore(counted) == chatcore(said), "the sixth task is in the score of the five"
+    assert chatcore_counting(counted) == pytest.approx((5 * 0.08842 + 0.5) / 6, abs=1e-5)
+    assert chatcore({"arc_easy": 0.5}) is None
 
 
 @pytest.mark.parametrize(("right", "samples"), [(0, 5), (1, 5), (3, 5), (5, 5), (2, 6)])

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat import processes, runs, stages
+from jaxchat import processes, run_models, runs, stages
 from jaxchat.config import ConfigError
 from jaxchat.group import Place
 
@@ -64,7 +64,7 @@ def finish(child: subprocess.Popen[str], code: int = 0) -> str:
 
 def weights(home: Path, stage: str) -> Any:
     run = home / "runs" / "cpu"
-    return stages.load_model(run, stage, runs.read_config(run).model)
+    return run_models.load_model(run, stage, runs.read_config(run).model)
 
 
 def figures(home: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ FOLDER/result.json    all tasks of the last evaluation, without their examples
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def folder_of(run: Path, stage: str) -> Path:
 
 def evaluate_kept(
     folder: Path,
-    params: Any,
+    load: Callable[[], Any],
     digest: str,
     model: ModelConfig,
     tokenizer: Tokenizer,
@@ -50,7 +50,8 @@ def evaluate_kept(
 ) -> CoreResult:
     """As `evaluate_core`, less the tasks that `folder` has of these weights, data and options.
 
-    `digest` is that of the weights. Raises as `evaluate_core` does.
+    `load` gives the weights, where there is anything to do; `digest` is theirs. Raises as
+    `evaluate_core` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     home.sweep(folder)
@@ -67,9 +68,10 @@ def evaluate_kept(
     def keep(result: TaskResult) -> None:
         _write_task(folder / f"{result.label}.json", keys[result.label], result)
 
-    found = {label: _read_task(folder / f"{label}.json", key) for label, key in keys.items()}
+    read = {label: _read_task(folder / f"{label}.json", key) for label, key in keys.items()}
+    finished = {label: one for label, one in read.items() if one is not None}
     result = evaluate_core(
-        params,
+        load() if len(finished) < len(keys) else None,
         model,
         tokenizer,
         bundle,
@@ -80,7 +82,7 @@ def evaluate_kept(
         context=context,
         widen=widen,
         title=title,
-        finished={label: one for label, one in found.items() if one is not None},
+        finished=finished,
         on_task=keep,
     )
     told = {"format": FORMAT, "weights": digest, "context": context, **result.to_json()}

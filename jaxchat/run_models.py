@@ -1,0 +1,54 @@
+"""The models that a run has made: their weights, and what decodes with them (layer 4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxchat import machine
+from jaxchat.config import ModelConfig
+from jaxchat.infer.replicas import make_service
+from jaxchat.infer.service import Service
+from jaxchat.model import gpt
+from jaxchat.pipeline import Context
+from jaxchat.products import Products
+from jaxchat.run_inputs import tokenizer_of
+from jaxchat.train.checkpoint import load_params
+
+
+def abstract_params(model: ModelConfig) -> Any:
+    """Shapes and types of a model's parameters, on one device."""
+    shapes = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+
+
+def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
+    """The weights a stage of the run in `root` made."""
+    return load_params(root / stage / "model", abstract_params(model))[0]
+
+
+def compute_dtype() -> DTypeLike:
+    """What activations are computed in: bf16 on a GPU, fp32 on a CPU; weights are always fp32."""
+    dtype: DTypeLike = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
+    return dtype
+
+
+def make_engine(
+    context: Context, params: Any, *, slots: int = 0, products: Products = "plain"
+) -> Service:
+    """What evaluates and samples, with `slots` on each device or lane (0: as configured)."""
+    config = context.config
+    return make_service(
+        params,
+        config.model,
+        tokenizer_of(context),
+        slots=slots or config.eval.slots,
+        lanes=machine.lanes(),
+        dtype=compute_dtype(),
+        products=products,
+    )
