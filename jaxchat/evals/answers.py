@@ -23,11 +23,11 @@ from dataclasses import dataclass
 _MOST = 20_000  # characters that are read; 512 tokens are about 2,000
 _MOST_STARTS = 50  # places where code may begin in prose
 # CommonMark's fences, and behind any text of a line, where models put them too; before it may
-# stand the marks of a quotation or of an item of a list.
-_FENCE = re.compile(r"(?P<lead>[^`]*?)(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)")
-_INFO_INSIDE = re.compile(r"\s*\{?[\w.+#-]*\}?\s*")  # behind text, so that prose opens no block
+# stand the marks of a quotation or of an item of a list. Possessive: no answer takes forever.
+_FENCE = re.compile(r"(?P<lead>[^`]*?)(?P<fence>`{3,}+|~{3,}+)(?P<info>[^`]*+)")
+_INFO_INSIDE = re.compile(r"\s*+\{?[\w.+#-]*+\}?\s*+")  # behind text, so that prose opens no block
 _LEAD = re.compile(r"[\s>]*(?:(?:[-*+]|\d+[.)])\s+)?")
-_QUOTE = re.compile(r"^\s*>[ ]?", re.MULTILINE)
+_QUOTE = re.compile(r"^[ \t]*>[ ]?", re.MULTILINE)
 _START = re.compile(r"\s*(?:def|class|async|import|from|@|[A-Za-z_]\w*\s*(?::[^=]*)?=)")
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 _DEFINITIONS = (

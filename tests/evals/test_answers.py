@@ -4,6 +4,7 @@ The verdicts are those of a person who copies the program out of the answer and 
 """
 
 import ast
+import time
 import warnings
 
 import pytest
@@ -256,13 +257,18 @@ def test_blocks_and_what_stands_outside() -> None:
     assert outside == "a\nb ~~~ c\nd"
 
 
-def test_odd_answers_raise_and_warn_nothing() -> None:
+def test_odd_answers_raise_and_warn_nothing_and_end_soon() -> None:
     odd = [
         "`" * 5000, "~~~\n" * 5000, "import a\n" * 5000, "(" * 90_000, "-" * 90_000 + "1",
         "def shifted(n):\n" * 5000, "if a:\n pass\n" + "elif a:\n pass\n" * 1500, "x" + ".a" * 9000,
-        "\0", "```python\n\0", 'x = "\\d"', "\ud800", "> " * 9000,
+        "~" * 20_000 + "`", "```" + " " * 20_000 + "!", "> ```\n" + "\n" * 20_000,
+        "~~~ " * 5000 + "`", " " * 20_000, "x" * 20_000, "a:" * 9000, "> " * 9000, "\0",
+        "```python\n\0", 'x = "\\d"', "\ud800",
     ]  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for answer in odd:
+            begun = time.process_time()
             assert isinstance(program(answer), str)
+            taken = time.process_time() - begun
+            assert taken < 20, f"{taken:.0f} s for {answer[:20]!r}..."
