@@ -518,6 +518,11 @@ class RunConfig:
             f"base.loss_group is {self.base.loss_group}; text has no conversations to group: set "
             "it for mid or sft.",
         )
+        _check(
+            self.rl.top_k <= self.model.vocab_size,
+            f"rl.top_k is {self.rl.top_k}; the vocabulary has {self.model.vocab_size} tokens (0 "
+            "takes all).",
+        )
 
 
 T = TypeVar("T")
