@@ -612,6 +612,11 @@ class RunConfig:
             "it for mid or sft.",
         )
         _check(
+            self.rl.top_k <= self.model.vocab_size,
+            f"rl.top_k is {self.rl.top_k}; the vocabulary has {self.model.vocab_size} tokens (0 "
+            "takes all).",
+        )
+        _check(
             not self.rl_optim.warm_start,
             "rl_optim.warm_start is true; reinforcement learning starts with a fresh optimizer: "
             "set it to false.",

@@ -137,6 +137,12 @@ def test_text_has_no_groups_of_conversations() -> None:
     recipe.load(recipe.find_tier("cpu"), ["mid.loss_group=4", "sft.loss_group=1"])
 
 
+def test_no_more_tokens_can_be_drawn_from_than_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"rl\.top_k is 5000000000; the vocabulary has 1024"):
+        recipe.load(recipe.find_tier("cpu"), ["rl.top_k=5000000000"])
+    recipe.load(recipe.find_tier("cpu"), ["rl.top_k=1024"])
+
+
 def test_settings_of_the_loss_are_in_no_hash_of_runs_that_do_not_set_them() -> None:
     """Stages of runs made before there were such settings stay complete."""
     assert not {"loss_group", "top_k"} & {
