@@ -246,6 +246,9 @@ def test_how_a_stage_is_computed_and_saved_does_not_begin_it_anew(change: str) -
         ("base.steps=7", {"base"}),
         ("sft.lr_scale=0.5", {"rows", "sft"}),
         ("rl.temperature=0.5", {"rl"}),
+        ("sft.loss_group=4", {"rows", "sft"}),
+        ("rl.loss_group=4", {"rl"}),
+        ("rl.top_k=50", {"rl", "eval"}),  # which samples as it does
         ("compute.fp8=true", {"base", "mid", "sft", "rl"}),
         ("run.seed=1", {"tokenizer", "rows", "base", "mid", "sft", "rl", "eval"}),
     ],

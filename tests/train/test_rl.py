@@ -18,7 +18,7 @@ import tiny_rl
 from tiny_rl import CONFIG as TINY
 from tiny_rl import MODEL, TOKENIZER, Even, lively_params, make_engine, tiny_job
 
-from jaxchat.config import MeshConfig, ModelConfig, OptimConfig, RLConfig
+from jaxchat.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, RLConfig
 from jaxchat.evals.chat import answer, parts_of
 from jaxchat.infer.engine import Engine
 from jaxchat.infer.request import Request
@@ -33,6 +33,7 @@ from jaxchat.tokenizer.chat import Part
 from jaxchat.train.checkpoint import Checkpoints, hash_params
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.rl import RLJob, RLResult, give_weights, train_rl
+from jaxchat.train.rollouts import sample_rollouts
 from jaxchat.train.step import init_state, make_train_step
 
 CONFIG = RLConfig(
@@ -89,15 +90,23 @@ class Asked(Engine):
 @pytest.mark.usefixtures("optax_promotion")
 def test_rollouts_and_pass_at_k_are_sampled_alike_and_the_loss_is_by_groups(tmp_path: Path) -> None:
     config = replace(TINY, steps=1, top_k=4, loss_group=3)
-    job = replace(tiny_job(tmp_path, config), engine=make_engine(lively_params(), kind=Asked))
-    changed = train_rl(job, lively_params()).params
-    assert isinstance(job.engine, Asked)
-    asked = [(request.n, request.top_k, request.temperature) for request in job.engine.requests]
-    problems, rollouts = TINY.eval_problems * [(2, 4, 1.0)], 3 * [(6, 4, 1.0)]
-    assert asked == [*problems, *rollouts, *problems]
-    config = replace(config, loss_group=0)
-    other = replace(tiny_job(tmp_path / "tokens", config), engine=make_engine(lively_params()))
-    assert hash_params(changed) != hash_params(train_rl(other, lively_params()).params)
+    engine = make_engine(lively_params(), kind=Asked)
+    rollouts = sample_rollouts(engine, TOKENIZER, Even(), config, seed=0, step=0)
+    engine.requests = []  # type: ignore[attr-defined]
+    plain = ComputeConfig(products="plain")  # log p as the engine has it
+    job = replace(tiny_job(tmp_path, config), engine=engine, compute=plain)
+    train_rl(job, lively_params())
+    asked = [(request.n, request.top_k, request.temperature) for request in engine.requests]  # type: ignore[attr-defined]
+    of_problems, of_rollouts = TINY.eval_problems * [(2, 4, 1.0)], 3 * [(6, 4, 1.0)]
+    assert asked == [*of_problems, *of_rollouts, *of_problems]
+
+    (loss,) = [r["loss"] for r in read_metrics(job.folder / "metrics.jsonl") if "loss" in r]
+    samples = list(zip(rollouts.completions, rollouts.advantages.reshape(-1), strict=True))
+    sums = [-advantage * sum(c.logprobs) for c, advantage in samples]
+    tokens = [sum(c.mask) for c, _ in samples]
+    means = [sum(sums[i : i + 3]) / sum(tokens[i : i + 3]) for i in range(0, 18, 3)]
+    assert loss == pytest.approx(sum(means) / 6, rel=1e-4)
+    assert loss != pytest.approx(sum(sums) / sum(tokens), rel=1e-2)
 
 
 @pytest.mark.usefixtures("optax_promotion")
