@@ -36,6 +36,9 @@ SMALL = {
     "rl.eval_problems": 2,
     "rl.eval_samples": 2,
     "eval.problems": 2,
+    "eval.generated_problems": 2,
+    "eval.reward_problems": 2,
+    "eval.text_tokens": 512,
     "eval.max_new_tokens": 16,
     "eval.slots": 4,
     "eval.reward_samples": 2,
@@ -91,6 +94,8 @@ def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     out, told = process.communicate()
     assert process.returncode == 0, told
     assert "The report:" in out
+    assert "jaxchat chat" in out
+    assert "it is the model of rl; --stage takes sft, mid, too" in out
     mid, sft = results(tmp_path, "rows")["mid_train"], results(tmp_path, "rows")["sft_train"]
     assert isinstance(mid, dict)
     assert isinstance(sft, dict)

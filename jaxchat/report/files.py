@@ -196,13 +196,17 @@ def farewell(run: Path, options: str = "") -> str:
     command = Path(sys.executable).with_name("jaxchat")
     on_path = shutil.which("jaxchat") is not None
     chat = f"{'jaxchat' if on_path or not command.exists() else command} chat{options}"
+    report = read_report(run)
+    best, *others = [name for name in reversed(MODELS[1:]) if name in report["stages"]] or [""]
+    which = f"   (it is the model of {best}" if best else ""
+    which += f"; --stage takes {', '.join(others)}, too)" if others else ")" if best else ""
     return "\n".join(
         [
             "",
-            summary(read_report(run)),
+            summary(report),
             "",
             f"The report:   {run / 'report.html'} (and report.md)",
-            f"Talk to it:   {chat}",
+            f"Talk to it:   {chat}{which}",
             f'One question: {chat} -p "Who are you?"',
         ]
     )
