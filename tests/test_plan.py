@@ -128,6 +128,12 @@ def test_a_plan_says_whether_rl_runs_and_how_to_leave_it_out(name):
     assert "# RL " in head, "its head does not say whether RL runs"
 
 
+def test_the_held_out_shard_is_said():
+    assert "240 of 1,822 shards, and the last one for validation" in render(plan_of("tier_100"))
+    text = render(plan_of("tier_100", "data.held_out_shard=239", "data.shards=239"))
+    assert "239 of 1,822 shards, and number 239 for validation" in text
+
+
 def test_a_stage_without_steps_is_one_pass_over_its_conversations():
     plan = plan_of("tier_cpu", "mid.steps=0", "mid.conversations=1024", "mid.batch_tokens=4096")
     assert plan.stages[1].steps == 1_024 * 40 // 4_096
