@@ -17,6 +17,8 @@ from hub_server import Fault, HubServer
 from jaxchat import cli
 from jaxchat.chat import open_run
 from jaxchat.config import STAGES
+from jaxchat.evals.chatcore import chatcore
+from jaxchat.tools import levels
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -35,14 +37,12 @@ SMALL = {
     "rl.eval_every": 2,
     "rl.eval_problems": 2,
     "rl.eval_samples": 2,
-    "eval.problems": 2,
-    "eval.generated_problems": 2,
+    "eval.generated_problems": 3,
     "eval.reward_problems": 2,
     "eval.text_tokens": 512,
     "eval.max_new_tokens": 16,
     "eval.slots": 4,
     "eval.reward_samples": 2,
-    "eval.tasks": '["spelling", "gsm8k"]',
     "rl.task": "gsm8k",
     "data.words": 50,
     "mid.conversations": 300,
@@ -87,6 +87,28 @@ def results(home: Path, stage: str) -> dict[str, object]:
     return done["results"]
 
 
+def check_report(run: Path) -> None:
+    """Whole tasks by stage, both means of them, and both splits of the text."""
+    report = json.loads((run / "report.json").read_text())
+    rows = {row["name"]: row["values"] for row in report["metrics"]}
+    totals = {"arc_easy": 20, "arc_challenge": 20, "mmlu": 60, "gsm8k": 20, "counting": 3}
+    locked_in = levels.detect().name != "none"
+    totals |= {"humaneval": 1} if locked_in else {}
+    for name, total in totals.items():
+        told = {model: value["total"] for model, value in rows[name].items()}
+        assert told == dict.fromkeys(("mid", "sft", "rl"), total), name
+    assert list(rows["bits per byte"]) == ["base", "mid", "sft", "rl"]
+    assert rows["bits per byte, train"]["base"]["total"] == 512
+    assert {value["total"] for value in rows["mean reward"].values()} == {4}
+    if locked_in:
+        assert list(rows["ChatCORE"]) == list(rows["ChatCORE + counting"]) == ["mid", "sft", "rl"]
+        accuracies = {name: rows[name]["sft"]["value"] for name in totals}
+        assert rows["ChatCORE"]["sft"]["value"] == chatcore(accuracies)
+    text = (run / "report.md").read_text()
+    for name in rows:
+        assert f"| {name} " in text
+
+
 def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,8 +116,7 @@ def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     out, told = process.communicate()
     assert process.returncode == 0, told
     assert "The report:" in out
-    assert "jaxchat chat" in out
-    assert "it is the model of rl; --stage takes sft, mid, too" in out
+    assert out.endswith("This is the model of rl; --stage sft or mid talks to another.\n")
     mid, sft = results(tmp_path, "rows")["mid_train"], results(tmp_path, "rows")["sft_train"]
     assert isinstance(mid, dict)
     assert isinstance(sft, dict)
@@ -104,9 +125,12 @@ def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     # ARC twice and GSM8K, 2.2% of SmolTalk, 60 generated
     assert sft["conversations"] == 60 + 60 + 60 + round(120 * 0.021723) + 60
     named = json.loads((tmp_path / "runs" / "100" / "data" / "inputs.json").read_text())
-    assert sorted(named["chat"]) == ["arc_challenge", "arc_easy", "gsm8k", "mmlu", "smoltalk"]
+    assert sorted(named["chat"]) == [
+        "arc_challenge", "arc_easy", "gsm8k", "humaneval", "mmlu", "smoltalk",
+    ]  # fmt: skip
     assert len(named["text"]) == 6
 
+    check_report(tmp_path / "runs" / "100")
     complete = open_run(tmp_path / "runs" / "100").done
     assert list(complete) == list(STAGES), "the run's own configuration is another one"
 

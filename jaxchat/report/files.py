@@ -197,16 +197,21 @@ def farewell(run: Path, options: str = "") -> str:
     on_path = shutil.which("jaxchat") is not None
     chat = f"{'jaxchat' if on_path or not command.exists() else command} chat{options}"
     report = read_report(run)
-    best, *others = [name for name in reversed(MODELS[1:]) if name in report["stages"]] or [""]
-    which = f"   (it is the model of {best}" if best else ""
-    which += f"; --stage takes {', '.join(others)}, too)" if others else ")" if best else ""
     return "\n".join(
         [
             "",
             summary(report),
             "",
             f"The report:   {run / 'report.html'} (and report.md)",
-            f"Talk to it:   {chat}{which}",
+            f"Talk to it:   {chat}",
             f'One question: {chat} -p "Who are you?"',
+            *_which_model(report),
         ]
     )
+
+
+def _which_model(report: Mapping[str, Any]) -> list[str]:
+    """Whom one talks to, and how to talk to another."""
+    best, *others = [name for name in reversed(MODELS[1:]) if name in report["stages"]] or [""]
+    other = f"; --stage {' or '.join(others)} talks to another" if others else ""
+    return [f"This is the model of {best}{other}."] if best else []
