@@ -63,7 +63,8 @@ def _core(config: RunConfig, models: tuple[str, ...]) -> Iterator[EvalPlan]:
 def _text(config: RunConfig, models: tuple[str, ...]) -> Iterator[EvalPlan]:
     length = config.model.sequence_len
     rows = -(-config.eval.text_tokens // length) or config.base.eval_rows
-    for split, of in (("", models), (", train", ("base",) if "base" in models else ())):
+    trained = ("base",) if config.imported.trains("base") else ()
+    for split, of in (("", models), (", train", trained)):
         if of:
             yield _plan(config, f"bits per byte{split}", of, rows, read=len(of) * rows * length)
 

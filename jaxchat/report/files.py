@@ -62,7 +62,7 @@ def gather_run(root: Path) -> dict[str, Any]:
     Raises ArtifactError when there is no run.
     """
     config = runs.read_config(root)
-    done, states = _read_stages(root, json.loads(recipe.to_json(config)))
+    done, states = _read_stages(root, config)
     if "eval" not in done and (models := _evaluated_so_far(root, done)):
         states["eval"] = f"under way: {', '.join(models)} evaluated"
         done["eval"] = {"seconds": 0.0, "results": {"models": models}}
@@ -113,15 +113,14 @@ def _add_chat(root: Path, done: dict[str, dict[str, Any]]) -> None:
 _STALE = "made with other settings, to be made again"
 
 
-def _read_stages(
-    root: Path, settings: Mapping[str, Any]
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def _read_stages(root: Path, config: RunConfig) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """The records of the stages that are complete with these settings; what is wrong with others.
 
     What was made from a stale artefact is stale as well.
     """
+    settings = json.loads(recipe.to_json(config))
     done, states = dict[str, dict[str, Any]](), dict[str, str]()
-    for name in TITLES:
+    for name in (name for name in TITLES if not config.leaves_out(name)):
         record = pipeline.read_done(root, name)
         if record is None:
             continue
