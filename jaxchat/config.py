@@ -122,8 +122,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Rates and switches of the Muon and AdamW chain (`jaxchat.optim`).
+    """The optimizer of base (`jaxchat.optim`): the Muon and AdamW chain, its rates and schedules.
 
+    Later stages have the same chain, with rates and schedules of their own: StageOptimConfig.
     Rates are those of a batch and width for which they were tuned; `recipe` scales them to the
     run's, so what stands here is what the optimizer uses. Adam rates are still multiplied by
     (D / 768) ** -0.5 where `optim.table` says so.
@@ -165,6 +166,58 @@ class OptimConfig:
             0 <= self.warmdown_ratio <= 1,
             f"optim.warmdown_ratio is {self.warmdown_ratio}; it must be in [0, 1].",
         )
+
+    def warmdown_steps(self, steps: int) -> float:
+        """How many of a stage's steps the warmdown takes: whole ones, as nanochat's base_train."""
+        return round(self.warmdown_ratio * steps)
+
+
+@dataclass(frozen=True)
+class LaterOptimConfig(OptimConfig):
+    """The whole optimizer of mid, sft or rl."""
+
+    def warmdown_steps(self, steps: int) -> float:
+        """Exactly the ratio: nanochat's later scripts have schedules of the share that is done."""
+        return self.warmdown_ratio * steps
+
+
+@dataclass(frozen=True)
+class StageOptimConfig:
+    """What the optimizer of mid, sft or rl does not share with base's, as OptimConfig has it.
+
+    Nothing of it comes from base unasked: `scaling.derive_stage_optim` has each stage's defaults.
+    """
+
+    matrix_lr: float = 0.02
+    embedding_lr: float = 0.2
+    unembedding_lr: float = 0.004
+    scalar_lr: float = 0.5
+    weight_decay: float = 0.0
+    momentum_start: float = 0.95
+    momentum: float = 0.95
+    momentum_end: float = 0.95
+    momentum_warmup_steps: int = 0
+    decay_schedule: str = "constant"
+    warmup_steps: int = 0
+    warmdown_ratio: float = 1.0
+    final_lr_frac: float = 0.0
+    grad_clip: float = 0.0
+    warm_start: bool = False  # with the averages of gradients of the stage before, not with zeros
+
+    @classmethod
+    def like(cls, optim: OptimConfig) -> StageOptimConfig:
+        """Rates and schedules as base has them."""
+        shared = {f.name for f in dataclasses.fields(cls)} - {"warm_start"}
+        return cls(**{name: getattr(optim, name) for name in shared})
+
+    def within(self, optim: OptimConfig) -> LaterOptimConfig:
+        """The whole optimizer of a stage: base's chain with these rates and schedules.
+
+        Raises ConfigError for values that OptimConfig refuses.
+        """
+        values = {**dataclasses.asdict(optim), **dataclasses.asdict(self)}
+        del values["warm_start"]
+        return LaterOptimConfig(**values)
 
 
 @dataclass(frozen=True)
@@ -218,7 +271,7 @@ class TrainConfig:
     steps: int = 0  # 0: as many as one pass over the stage's rows takes
     batch_tokens: int = 524_288  # tokens of one optimizer step, over all devices
     micro_rows: int = 32  # rows one device takes at once; the rest is accumulated
-    lr_scale: float = 1.0  # multiplies every rate of [optim]
+    lr_scale: float = 1.0  # multiplies every rate of [optim], or of [mid_optim], [sft_optim]
     # of mid and sft: how often each dataset of the hub, or .jsonl file of one's own, is read
     epochs: Mapping[str, float] = field(default_factory=dict)
     conversations: int = 0  # generated problems; without `epochs`, one to three a conversation
@@ -234,6 +287,9 @@ class TrainConfig:
     rollbacks: int = (
         0  # batches that may be left out, from the last checkpoint on, when they diverge
     )
+    # of mid and sft: the loss is a mean over the learned tokens of so many conversations, and then
+    # over such groups; 0: over all learned tokens of a step
+    loss_group: int = later(0)
 
     def __post_init__(self) -> None:
         _not_negative("train", self, "keep_every", "rollbacks")
@@ -243,6 +299,7 @@ class TrainConfig:
             f"train.spike is {self.spike}; a factor above 1, or 0 for none.",
         )
         _not_negative("train", self, "steps", "conversations", "lr_scale", "text_share")
+        _not_negative("train", self, "loss_group")
         _positive("train", self, "batch_tokens", "micro_rows", "eval_every", "eval_rows")
         _positive("train", self, "save_every")
         for name, share in self.mixture.items():
@@ -267,18 +324,32 @@ class RLConfig:
     eval_every: int = 60  # steps between evaluations of pass@k on held-out problems; 0: never
     eval_problems: int = 400
     eval_samples: int = 8  # of each
+    top_k: int = later(0)  # samples are drawn from so many of the likeliest tokens; 0: all
+    # the loss is a mean over the sampled tokens of so many of a problem's samples (of all, where
+    # there are fewer), and then over such groups; 0: over all sampled tokens of a step
+    loss_group: int = later(0)
 
     def __post_init__(self) -> None:
         _not_negative("rl", self, "steps")
         _positive("rl", self, "problems_per_step", "max_new_tokens", "temperature")
         _positive("rl", self, "micro_rows", "lr_scale", "save_every")
         _positive("rl", self, "eval_problems", "eval_samples")
-        _not_negative("rl", self, "eval_every")
+        _not_negative("rl", self, "eval_every", "top_k", "loss_group")
         _check(
             self.samples_per_problem >= 2,
             f"rl.samples_per_problem is {self.samples_per_problem}; an advantage is a reward less "
             "its group's mean, so a group needs at least 2.",
         )
+        _check(
+            not self.loss_group or self.samples_per_problem % self.samples_averaged == 0,
+            f"rl.loss_group is {self.loss_group} and rl.samples_per_problem is "
+            f"{self.samples_per_problem}; the samples of a problem must divide into such groups.",
+        )
+
+    @property
+    def samples_averaged(self) -> int:
+        """The samples of a problem whose tokens are averaged first; 0: all of a step's are."""
+        return min(self.loss_group, self.samples_per_problem)
 
 
 @dataclass(frozen=True)
@@ -518,9 +589,43 @@ class RunConfig:
     imported: ImportedConfig = NOT_IMPORTED
     track: TrackConfig = NOT_TRACKED
     mirror: MirrorConfig = NOT_MIRRORED
+    mid_optim: StageOptimConfig = StageOptimConfig()
+    sft_optim: StageOptimConfig = StageOptimConfig()
+    rl_optim: StageOptimConfig = StageOptimConfig()
 
     def __post_init__(self) -> None:
         check_heads(self.model, self.mesh.tensor)
+        _check(
+            not self.base.loss_group,
+            f"base.loss_group is {self.base.loss_group}; text has no conversations to group: set "
+            "it for mid or sft.",
+        )
+        _check(
+            self.rl.top_k <= self.model.vocab_size,
+            f"rl.top_k is {self.rl.top_k}; the vocabulary has {self.model.vocab_size} tokens (0 "
+            "takes all).",
+        )
+        _check(
+            not self.rl_optim.warm_start,
+            "rl_optim.warm_start is true; reinforcement learning starts with a fresh optimizer: "
+            "set it to false.",
+        )
+        for stage in MODELS:
+            try:
+                self.optim_of(stage)
+            except ConfigError as error:
+                raise ConfigError(str(error).replace("optim.", f"{stage}_optim.", 1)) from error
+
+    def optim_of(self, stage: str) -> OptimConfig:
+        """The whole optimizer of a stage of MODELS."""
+        if stage == "base":
+            return self.optim
+        own: StageOptimConfig = getattr(self, f"{stage}_optim")
+        return own.within(self.optim)
+
+    def starts_warm(self, stage: str) -> bool:
+        """Whether the optimizer of a stage starts with the averages of the stage before."""
+        return stage in MODELS[1:] and getattr(self, f"{stage}_optim").warm_start
 
     def leaves_out(self, stage: str) -> bool:
         """Whether the run does not have a stage: what comes before an imported one, or RL."""

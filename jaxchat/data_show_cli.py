@@ -42,7 +42,8 @@ def add_show(
     show.add_argument(
         "source",
         metavar="SOURCE",
-        help="a source or a generated task by name, or a .jsonl or .parquet file of conversations",
+        help="a source or a generated task by name, or a .jsonl or .parquet file of conversations, "
+        "whose `weight` and `train` (0 to 1, false or true) are obeyed",
     )
     show.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the source's files")
     show.add_argument("-n", type=_count, default=3, metavar="N", help="how many (3)")
@@ -87,7 +88,7 @@ def show_command(args: argparse.Namespace) -> int:
         _, index = mixture.place(number)
         ids, mask = render(mixture.conversation(number), tokenizer, args.max_tokens)
         console.print(
-            f"{dataset.name}, number {index}: {len(ids):,} tokens, {sum(mask):,} of them learned "
+            f"{dataset.name}, number {index}: {len(ids):,} tokens, {_learned(mask)} "
             f"(lines with {LEARNED.strip()})",
             style="bold",
             markup=False,
@@ -96,6 +97,16 @@ def show_command(args: argparse.Namespace) -> int:
             console.print(line)
         console.print()
     return 0
+
+
+def _learned(mask: Sequence[float]) -> str:
+    """How many tokens are learned, and the weights of the conversation's own."""
+    weights = [weight for weight in mask if weight > 0]
+    told = f"{len(weights):,} of them learned"
+    if set(weights) <= {1}:
+        return told
+    low, high = f"{min(weights):g}", f"{max(weights):g}"
+    return f"{told}, at weight {low}" + (f" to {high}" if high != low else "")
 
 
 def _tokenizer(root: Path, folder: Path | None, run: str | None) -> Tokenizer:
@@ -150,7 +161,7 @@ def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, coun
 
 
 def lines_of(
-    ids: Sequence[int], mask: Sequence[int], tokenizer: Tokenizer, *, with_ids: bool = False
+    ids: Sequence[int], mask: Sequence[float], tokenizer: Tokenizer, *, with_ids: bool = False
 ) -> Iterator[Text]:
     """A rendered conversation in lines, each all learned or all not.
 
@@ -176,7 +187,7 @@ def lines_of(
 
 
 def _pieces(
-    ids: Sequence[int], mask: Sequence[int], tokenizer: Tokenizer, with_ids: bool
+    ids: Sequence[int], mask: Sequence[float], tokenizer: Tokenizer, with_ids: bool
 ) -> Iterator[tuple[str, bool, bool, bool]]:
     """(text, whether a special token, whether learned, whether a line ends behind it)."""
     for (special, learned), group in itertools.groupby(

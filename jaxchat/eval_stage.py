@@ -213,14 +213,14 @@ def _reward(bench: Bench, stage: str) -> Part:
     def measure() -> Found:
         right = sampled_right(
             bench.engine(stage), bench.tokenizer, task, problems=count, samples=samples_each,
-            max_tokens=limit, seed=config.seed, title=f"rewards of {stage}",
+            max_tokens=limit, seed=config.seed, top_k=config.rl.top_k, title=f"rewards of {stage}",
         )  # fmt: skip
         rates = pass_rates(right, samples_each)
         return mean_reward(right, samples_each).to_json() | {
             f"pass@{k}": rate for k, rate in rates.items()
         }
 
-    depends = (config.rl.task, count, samples_each, limit, config.seed)
+    depends = (config.rl.task, count, samples_each, limit, config.rl.top_k, config.seed)
     return Part(stage, "reward", (*depends, *bench.data_of(config.rl.task)), measure)
 
 

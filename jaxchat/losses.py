@@ -38,8 +38,9 @@ def cross_entropy(
 ) -> tuple[Array, Array]:
     """Sum of mask * weights * -log p(target) in nats, and sum of mask, both float32 scalars.
 
-    x [B,T,D] features, kernel [D,V] the head, targets [B,T] int, mask [B,T] float (0: not counted),
-    weights [B,T] float of either sign (1 when None). Where the mask is all zero both sums are 0.
+    x [B,T,D] features, kernel [D,V] the head, targets [B,T] int, mask [B,T] float (what a token
+    weighs; 0: it is not counted), weights [B,T] float of either sign (1 when None), which the
+    second sum does not have. Where the mask is all zero both sums are 0.
 
     The gradient, with respect to x and kernel only, is computed together with the value, a chunk of
     rows at a time: neither logits nor probabilities of the whole batch ever exist. With `products`

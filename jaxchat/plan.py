@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxchat import memory, plan_data, plan_eval
-from jaxchat.config import RunConfig, TrainConfig
+from jaxchat.config import MODELS, RunConfig, TrainConfig
 from jaxchat.progress import duration
 from jaxchat.scaling import count_params, flops_per_token
 
@@ -124,7 +124,7 @@ def stage_step(config: RunConfig, stage: str = "base") -> memory.Step:
     rows = min(train.micro_rows, device_rows)
     return memory.Step(
         model=config.model,
-        optim=config.optim,
+        optim=config.optim_of(stage),
         rows=rows,
         accumulation=max(1, device_rows // rows),
         mesh=memory.mesh_of(config.mesh, config.hardware.devices),
@@ -154,15 +154,17 @@ def _rows_per_device(config: RunConfig, train: TrainConfig) -> int:
 
 
 def plan_disk(config: RunConfig) -> dict[str, float]:
-    """Bytes under the home once all is done, and the checkpoints of the stage that runs."""
+    """Bytes under the home once all is done, and the checkpoints at their most."""
     total = count_params(config.model)["total"]
     text = plan_data.plan_text(config)
     chats = sum(chat.download for chat in plan_data.plan_chat(config))
     chat_tokens = sum(plan_data.chat_tokens(train) for train in (config.mid, config.sft))
+    # one more of a stage whose optimizer the next one starts with
+    checkpoints = CHECKPOINTS_KEPT + sum(config.starts_warm(stage) for stage in MODELS)
     return {
         "text": (text.download or text.characters) + chats,
         "rows": (text.tokens + chat_tokens) * (2 if config.model.vocab_size <= 2**16 else 4),
-        "checkpoints": CHECKPOINTS_KEPT * MASTER_BYTES * (total + optimizer_values(config)),
+        "checkpoints": checkpoints * MASTER_BYTES * (total + optimizer_values(config)),
         "models": MODELS_KEPT * MASTER_BYTES * total,
     }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxchat.config import (
+    MODELS,
     PRESETS,
     ComputeConfig,
     ConfigError,
@@ -25,13 +26,14 @@ from jaxchat.config import (
     OptimConfig,
     RLConfig,
     RunConfig,
+    StageOptimConfig,
     TokenizerConfig,
     TrackConfig,
     TrainConfig,
     build,
     unknown_key,
 )
-from jaxchat.scaling import DATA_RATIO, derive_horizon, derive_model
+from jaxchat.scaling import DATA_RATIO, derive_horizon, derive_model, derive_stage_optim
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # of the checkout
 RUN_KEYS = {"name": str, "preset": str, "depth": int, "seed": int, "data_ratio": float}
@@ -51,6 +53,9 @@ TABLES = {
     "imported": ImportedConfig,
     "track": TrackConfig,
     "mirror": MirrorConfig,
+    "mid_optim": StageOptimConfig,
+    "sft_optim": StageOptimConfig,
+    "rl_optim": StageOptimConfig,
 }
 
 
@@ -195,7 +200,20 @@ def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
         imported=build(ImportedConfig, tables["imported"], "imported"),
         track=build(TrackConfig, tables["track"], "track"),
         mirror=build(MirrorConfig, tables["mirror"], "mirror"),
+        **{
+            f"{stage}_optim": _stage_optim(
+                derive_stage_optim(stage, preset, optim, horizon.rate_scale), tables, stage
+            )
+            for stage in MODELS[1:]
+        },
     )
+
+
+def _stage_optim(
+    derived: StageOptimConfig, tables: Mapping[str, Any], stage: str
+) -> StageOptimConfig:
+    name = f"{stage}_optim"
+    return build(StageOptimConfig, {**_as_table(derived), **tables[name]}, name)
 
 
 def _train(name: str, table: Mapping[str, Any]) -> TrainConfig:
@@ -248,6 +266,8 @@ def from_json(text: str) -> RunConfig:
             for name, cls in TABLES.items()
             if name in document  # a run from before a table existed has its defaults
         }
+        for stage in MODELS[1:]:  # once, all stages had the rates and schedules of base
+            tables.setdefault(f"{stage}_optim", StageOptimConfig.like(tables["optim"]))
         return RunConfig(**document, **tables)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"this is no configuration of a run ({error}).") from error

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from jaxchat.config import ConfigError, ModelConfig, OptimConfig
+from jaxchat.config import ConfigError, ModelConfig, OptimConfig, StageOptimConfig
 
 ASPECT_RATIO = 64  # width per layer
 HEAD_DIM = 128
@@ -130,6 +131,7 @@ class Horizon:
     batch_tokens: int
     steps: int
     optim: OptimConfig
+    rate_scale: float = 1.0  # what the batch multiplies the rates by
 
     @property
     def tokens(self) -> int:
@@ -173,4 +175,27 @@ def derive_horizon(model: ModelConfig, preset: str, ratio: float, batch_tokens: 
         final_lr_frac=0.05,
         grad_clip=0.0,
     )
-    return Horizon(batch, target // batch, optim)
+    return Horizon(batch, target // batch, optim, scale)
+
+
+def derive_stage_optim(
+    stage: str, preset: str, optim: OptimConfig, rate_scale: float
+) -> StageOptimConfig:
+    """Rates and schedules of mid, sft or rl, as nanochat's scripts of the preset's month have them.
+
+    Rates are those of base's optimizer `optim` without what its batch multiplies them by; of modern
+    rl they are constants. Midtraining of modern, which has none in July 2026, is trained like its
+    SFT. Sources: mid_train, chat_sft and chat_rl of November 2025; chat_sft and chat_rl of July.
+    """
+    rates: dict[str, Any] = {
+        name: getattr(optim, name) / rate_scale
+        for name in ("matrix_lr", "embedding_lr", "unembedding_lr", "scalar_lr")
+    }
+    warming: dict[str, Any] = {"momentum_start": 0.85, "momentum_warmup_steps": 300}
+    if stage == "rl":  # linearly to 0 from the first step
+        return StageOptimConfig(**rates) if preset == "classic" else StageOptimConfig()
+    if preset == "modern":
+        return StageOptimConfig(**rates, **warming, warmdown_ratio=0.5, warm_start=True)
+    if stage == "mid":
+        return StageOptimConfig(**rates, **warming, warmdown_ratio=0.2)
+    return StageOptimConfig(**rates)

@@ -10,7 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxchat import machine
-from jaxchat.config import MODELS, ModelConfig, RLConfig, TrainConfig, hashed_settings
+from jaxchat.config import (
+    MODELS,
+    ModelConfig,
+    RLConfig,
+    RunConfig,
+    TrainConfig,
+    hashed_settings,
+)
 from jaxchat.data import chat_rows, inputs, prepare, text_rows
 from jaxchat.data.rows import RowSource
 from jaxchat.eval_stage import run_eval
@@ -27,9 +34,9 @@ from jaxchat.run_inputs import hub_of, text_folder, text_of, tokenizer_in, token
 from jaxchat.run_models import compute_dtype, load_model, make_engine
 from jaxchat.sharding import make_mesh
 from jaxchat.tools import levels
-from jaxchat.train.checkpoint import save_params
+from jaxchat.train.checkpoint import remove_checkpoints, save_params
 from jaxchat.train.compute import choose_products
-from jaxchat.train.fit import Job, fit
+from jaxchat.train.fit import Before, Job, fit
 from jaxchat.train.rl import RLJob, train_rl
 
 
@@ -46,6 +53,16 @@ HOW = ("micro_rows", "save_every", "keep", "keep_every", "spike", "rollbacks")
 def learned(train: TrainConfig | RLConfig) -> dict[str, Any]:
     """The settings that decide what a stage learns."""
     return {name: value for name, value in hashed_settings(train).items() if name not in HOW}
+
+
+def warm_start(config: RunConfig, stage: str) -> tuple[str, ...]:
+    """What the hash of a stage has of a warm start: nothing where there is none."""
+    return ("warm start",) if config.starts_warm(stage) else ()
+
+
+def rewarded(rl: RLConfig) -> tuple[str, ...]:
+    """The settings that decide the mean reward, as `hashed_settings` would have them."""
+    return (rl.task, f"top_k {rl.top_k}") if rl.top_k else (rl.task,)
 
 
 def keep_model(context: Context, stage: str, params: Any) -> str:
@@ -134,7 +151,7 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
         title=stage,
         folder=folder,
         model=config.model,
-        optim=config.optim,
+        optim=config.optim_of(stage),
         train=train,
         rows=job_rows[0],
         held_out=job_rows[1],
@@ -145,19 +162,43 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
         compute=config.compute,
         profile=capture_of(context, stage),
         trackers=config.track.trackers,
+        before=optimizer_before(context, stage),
     )
     result = fit(job, params)
     digest = keep_model(context, stage, result.params)
     if context.group.leads and not train.keep_every:
-        remove(folder / "checkpoints")
+        remove_checkpoints(folder / "checkpoints", last=not config.starts_warm(next_stage(stage)))
     return {
         "artifact": digest,
+        **({"warm_start": job.before is not None} if config.starts_warm(stage) else {}),
         "seconds": result.seconds,
         "steps": result.steps,
         "tokens": result.tokens,
         "loss": result.loss,
         "bits_per_byte": result.bits_per_byte,
     }
+
+
+def next_stage(stage: str) -> str:
+    """The stage of MODELS after another one; the last has none, "rl" stands for it."""
+    return MODELS[min(MODELS.index(stage) + 1, len(MODELS) - 1)]
+
+
+def optimizer_before(context: Context, stage: str) -> Before | None:
+    """The stage before, where the optimizer starts with its averages and they were kept."""
+    if not context.config.starts_warm(stage):
+        return None
+    previous = MODELS[MODELS.index(stage) - 1]
+    before = Before(context.folder(previous), context.config.optim_of(previous))
+    if before.checkpoints.exists():
+        return before
+    if context.group.leads:
+        print(
+            f"{stage}: {previous} kept no checkpoint, so the optimizer starts fresh, without that "
+            "stage's averages of gradients",
+            flush=True,
+        )
+    return None
 
 
 def run_base(context: Context) -> dict[str, Any]:
@@ -189,7 +230,7 @@ def run_rl(context: Context) -> dict[str, Any]:
     job = RLJob(
         folder=folder,
         model=config.model,
-        optim=config.optim,
+        optim=config.optim_of("rl"),
         config=config.rl,
         task=tasks[config.rl.task],
         tokenizer=tokenizer,
@@ -256,23 +297,23 @@ STAGES = (
     ),
     Stage(
         "mid", "midtraining", run_mid,
-        lambda c: (c.optim, learned(c.mid), c.compute.fp8, c.seed),
+        lambda c: (c.optim_of("mid"), learned(c.mid), c.compute.fp8, c.seed, *warm_start(c, "mid")),
         ("base", "rows:mid", "tokenizer"), together=True,
     ),
     Stage(
         "sft", "supervised fine-tuning", run_sft,
-        lambda c: (c.optim, learned(c.sft), c.compute.fp8, c.seed),
+        lambda c: (c.optim_of("sft"), learned(c.sft), c.compute.fp8, c.seed, *warm_start(c, "sft")),
         ("mid", "rows:sft", "tokenizer"), together=True,
     ),
     Stage(
         "rl", "reinforcement learning", run_rl,
-        lambda c: (c.optim, learned(c.rl), c.compute.fp8, c.seed, c.eval.slots),
+        lambda c: (c.optim_of("rl"), learned(c.rl), c.compute.fp8, c.seed, c.eval.slots),
         ("sft", "data", "tokenizer"),
         together=True,
     ),
     Stage(
         "eval", "evaluation", run_eval,
-        lambda c: (c.eval, c.seed, c.base.eval_rows, c.rl.task),
+        lambda c: (c.eval, c.seed, c.base.eval_rows, *rewarded(c.rl)),
         (*MODELS, "rows:text", "data", "tokenizer"), incremental=True,
     ),
     Stage("report", "report", run_report, lambda c: (c,), ("eval",)),

@@ -142,7 +142,7 @@ class Crashing:
             path.relative_to(self.home).as_posix(): None if path.name in free else path.read_bytes()
             for path in self.home.rglob("*")
             if path.is_file()
-            and not {"xla", "params"} & set(path.relative_to(self.home).parts)
+            and not {"xla", "params", "checkpoints"} & set(path.relative_to(self.home).parts)
             # names and times of their own; the report has times, and weights their own hash
             and path.suffix not in (".html", ".md", ".part")
             # of a record of a download; nobody knows whether another process is at work on it

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jaxchat import recipe
 from jaxchat.config import (
     ComputeConfig,
     ConfigError,
@@ -15,6 +16,7 @@ from jaxchat.config import (
     TokenizerConfig,
     TrainConfig,
     build,
+    hashed_settings,
 )
 
 
@@ -88,8 +90,12 @@ def test_what_toml_writes_differently_is_converted() -> None:
         (DataConfig, {"source": "internet"}, "'internet'"),
         (TrainConfig, {"batch_tokens": 0}, "train.batch_tokens is 0"),
         (TrainConfig, {"mixture": {"identity": 0.0}}, "train.mixture.identity is 0.0"),
+        (TrainConfig, {"loss_group": -1}, "train.loss_group is -1"),
         (RLConfig, {"samples_per_problem": 1}, "at least 2"),
         (RLConfig, {"temperature": 0.0}, "rl.temperature is 0.0"),
+        (RLConfig, {"top_k": -1}, "rl.top_k is -1"),
+        (RLConfig, {"loss_group": -8}, "rl.loss_group is -8"),
+        (RLConfig, {"loss_group": 8, "samples_per_problem": 12}, "8 and rl.samples_.* is 12; .*"),
         (EvalConfig, {"problems": -1}, "eval.problems is -1"),
         (EvalConfig, {"models": ("chat",)}, "eval.models has 'chat'"),
         (MeshConfig, {"fsdp": 0}, "mesh.fsdp is 0"),
@@ -105,6 +111,46 @@ def test_a_value_out_of_range_is_refused_with_the_value(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         cls(**values)
+
+
+def test_a_problem_of_few_samples_is_one_group_of_the_loss() -> None:
+    groups = {n: RLConfig(samples_per_problem=n, loss_group=8).samples_averaged for n in (2, 8, 24)}
+    assert groups == {2: 2, 8: 8, 24: 8}
+    assert RLConfig(samples_per_problem=12).samples_averaged == 0
+
+
+def test_the_paid_tiers_weigh_the_loss_and_sample_as_nanochat_and_cpu_as_it_did() -> None:
+    tiers = {name: recipe.load(path) for name, path in recipe.tiers().items()}
+    told = {
+        name: (c.mid.loss_group, c.sft.loss_group, c.rl.loss_group, c.rl.top_k)
+        for name, c in tiers.items()
+    }
+    november, july = (0, 4, 8, 50), (0, 0, 8, 50)
+    assert told == {
+        "cpu": (0, 0, 0, 0), "100": november, "300": november, "1000": november, "gpt2": july,
+    }  # fmt: skip
+
+
+def test_text_has_no_groups_of_conversations() -> None:
+    with pytest.raises(ConfigError, match=r"base\.loss_group is 4; text has no conversations"):
+        recipe.load(recipe.find_tier("cpu"), ["base.loss_group=4"])
+    recipe.load(recipe.find_tier("cpu"), ["mid.loss_group=4", "sft.loss_group=1"])
+
+
+def test_no_more_tokens_can_be_drawn_from_than_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"rl\.top_k is 5000000000; the vocabulary has 1024"):
+        recipe.load(recipe.find_tier("cpu"), ["rl.top_k=5000000000"])
+    recipe.load(recipe.find_tier("cpu"), ["rl.top_k=1024"])
+
+
+def test_settings_of_the_loss_are_in_no_hash_of_runs_that_do_not_set_them() -> None:
+    """Stages of runs made before there were such settings stay complete."""
+    assert not {"loss_group", "top_k"} & {
+        *hashed_settings(TrainConfig()),
+        *hashed_settings(RLConfig()),
+    }
+    assert hashed_settings(TrainConfig(loss_group=4))["loss_group"] == 4
+    assert hashed_settings(RLConfig(top_k=50))["top_k"] == 50
 
 
 def test_defaults_are_valid() -> None:

@@ -71,6 +71,34 @@ def test_without_colours_lines_of_what_is_learned_are_marked(folder: Path, capsy
     assert text == SHOWN + "\n"
 
 
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ([0, 1], "3 of them learned (lines with +)"),
+        ([0.5, False], "3 of them learned, at weight 0.5 (lines with +)"),
+        ([0.25, 1], "6 of them learned, at weight 0.25 to 1 (lines with +)"),
+        ([0, 0], "0 of them learned (lines with +)"),
+    ],
+)
+def test_what_a_message_weighs_decides_what_is_marked(
+    weights: list[float], told: str, folder: Path, capsys: Any
+) -> None:
+    messages = []
+    for number, weight in enumerate(weights):
+        messages += [
+            {"role": "user", "content": f"ask {number}"},
+            {"role": "assistant", "content": f"A{number}", "weight": weight},
+        ]
+    (folder / "own.jsonl").write_text(json.dumps({"messages": messages}))
+    show(folder, str(folder / "own.jsonl"), "--tokenizer", str(folder / "tokenizer"))
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.endswith(f"tokens, {told}")
+    for number, weight in enumerate(weights):
+        assert ("+ " if weight else "  ") + f"A{number}<|assistant_end|>" in [
+            line.replace("<|assistant_start|>", "") for line in lines
+        ]
+
+
 def test_colours_on_a_terminal_and_none_with_no_color(
     folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,8 @@ SHRUNK = {
     "eval.reward_samples": 2,
     "base.eval_rows": 16,
     "mid.conversations": 200,
+    "mid_optim.warm_start": "true",
+    "sft_optim.warm_start": "true",
     "sft.conversations": 100,
     "rl.steps": 6,
     "rl.problems_per_step": 2,
@@ -64,6 +66,10 @@ def arguments(tier: str, settings: dict[str, object]) -> tuple[str, ...]:
 def test_a_run_killed_in_every_kind_of_work_ends_like_one_left_alone(tmp_path: Path) -> None:
     alone = Crashing(tmp_path / "alone", "cpu", arguments("cpu", SHRUNK))
     alone.finish()
+    kept = sorted(alone.home.glob("runs/cpu/*/checkpoints/*"))
+    assert [str(path.relative_to(alone.home / "runs/cpu")) for path in kept] == [
+        "base/checkpoints/14", "mid/checkpoints/14",
+    ], "the optimizers that mid and sft start with"  # fmt: skip
     killed = warmed(alone, tmp_path / "killed")
     deaths = [killed.live(moment) for moment in MOMENTS]
     met = [death for death in deaths if death is not None]

@@ -12,7 +12,15 @@ import numpy as np
 from jaxchat.config import ConfigError, RunConfig, TrainConfig
 from jaxchat.data.conversations import chat_source, train_split
 from jaxchat.data.inputs import Inputs
-from jaxchat.data.packing import ChatStatistics, Ids, Offsets, join, pack_conversations
+from jaxchat.data.packing import (
+    ChatStatistics,
+    Ids,
+    Offsets,
+    draw_groups,
+    group_weights,
+    join,
+    pack_conversations,
+)
 from jaxchat.data.prepare import FIRST_INDEX, mixture, run_tasks
 from jaxchat.data.rows import write_rows
 from jaxchat.data.stream import HeldOutRows, ShardedRows
@@ -25,7 +33,7 @@ from jaxchat.tasks.dataset import Dataset, Drawn, Slice
 from jaxchat.tasks.mixture import Ingredient, Mixture
 from jaxchat.tasks.sources import open_source
 from jaxchat.tokenizer import Tokenizer
-from jaxchat.tokenizer.chat import Conversation, render_batch
+from jaxchat.tokenizer.chat import Conversation, Mask, render_batch
 
 HELD_OUT_PROBLEMS = 400  # conversations where all are generated
 HELD_OUT = 5_000  # conversations where datasets are read
@@ -64,7 +72,11 @@ def build_chat_rows(
                 conversations, count = mixed.read(), len(mixed)
             else:
                 conversations, count = _generated(stage, train, tasks, split)
-            tokens, mask, told = _packed(conversations, count, tokenizer, config, target.name)
+            # what is measured on held-out rows knows no weights
+            group = train.loss_group if split == "train" else None
+            tokens, mask, told = _packed(
+                conversations, count, tokenizer, config, target.name, group
+            )
             some = _text(text[split], round(train.text_share * len(tokens)), config.seed)
             tokens = np.concatenate([tokens, some.astype(tokens.dtype)])
             mask = np.concatenate([mask, np.ones(some.shape, mask.dtype)])
@@ -88,10 +100,29 @@ def _packed(
     tokenizer: Tokenizer,
     config: RunConfig,
     title: str,
+    group: int | None,
 ) -> tuple[np.ndarray, np.ndarray, ChatStatistics]:
-    """Tokens and mask [N, T+1] of `count` conversations."""
+    """Tokens and mask [N, T+1] of `count` conversations.
+
+    The mask has the weights of their own, by groups of `group` conversations (0: by tokens); with
+    None it is 1 wherever a token is learned.
+    """
     row = config.model.sequence_len + 1
-    masks: list[np.ndarray] = []
+    ids, mask, offsets = _rendered(conversations, count, tokenizer, title)
+    if group is None:
+        mask = (mask > 0).astype(np.uint8)
+    elif group:
+        groups = draw_groups(len(offsets) - 1, group, config.seed)
+        weights = group_weights(mask, offsets, row, groups)
+        mask = mask * np.repeat(weights, np.diff(offsets))
+    return pack_conversations(ids, mask, offsets, row, tokenizer.bos)
+
+
+def _rendered(
+    conversations: Iterator[Conversation], count: int, tokenizer: Tokenizer, title: str
+) -> tuple[Ids, Mask, Offsets]:
+    """Ids, mask and offsets of `count` conversations."""
+    masks: list[Mask] = []
     with Progress(f"rendering {title}", count, "conversation") as progress:
 
         def rendered() -> Iterator[tuple[Ids, Offsets]]:
@@ -107,7 +138,7 @@ def _packed(
             f"{title} has no conversation; name datasets in its epochs, or tasks in its mixture "
             "and how many conversations."
         )
-    return pack_conversations(ids, np.concatenate(masks), offsets, row, tokenizer.bos)
+    return ids, np.concatenate(masks), offsets
 
 
 def _text(rows: ShardedRows | HeldOutRows, count: int, seed: int) -> np.ndarray:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from jaxchat.tokenizer.chat import Mask
+
 VERSION = 2  # of the rules below: raise it when the same input gives other rows
 TEXT_POOL = 1_000  # documents that wait to be chosen from
 CHAT_POOL = 64
@@ -148,12 +150,12 @@ def _plan_text(offsets: Offsets, row: int, pool: int) -> tuple[list[int], list[i
 
 def pack_conversations(
     ids: Ids,
-    mask: npt.NDArray[np.uint8],
+    mask: Mask,
     offsets: Offsets,
     row: int,
     pad: int,
     pool: int = CHAT_POOL,
-) -> tuple[Ids, npt.NDArray[np.uint8], ChatStatistics]:
+) -> tuple[Ids, Mask, ChatStatistics]:
     """Packs conversations whole into rows [N, row] of ids, padded with `pad`, and of masks, with 0.
 
     Of `pool` waiting conversations the longest that fits comes next, so little is padded; one
@@ -163,7 +165,7 @@ def pack_conversations(
     places = _plan_conversations(np.minimum(lengths, row).tolist(), row, max(pool, 1))
     count = 1 + max((place // row for _, place, _ in places), default=-1)
     rows = np.full(count * row, pad, ids.dtype)
-    masks = np.zeros(count * row, np.uint8)
+    masks = np.zeros(count * row, mask.dtype)
     for serial, place, size in places:
         start = int(offsets[serial])
         rows[place : place + size] = ids[start : start + size]
@@ -199,6 +201,40 @@ def _plan_conversations(sizes: list[int], row: int, pool: int) -> list[tuple[int
         size = chosen >> _SERIAL_BITS
         places.append((chosen & _SERIAL, place, size))
         place, space = place + size, space - size
+
+
+def draw_groups(count: int, size: int, seed: int) -> npt.NDArray[np.int64]:
+    """[count] the group of each conversation: groups of `size`, drawn at random, the last smaller.
+
+    At random, for that is what a shuffled mixture gives. Neighbours would not do: `Mixture` spreads
+    its data sets evenly, so that short conversations rarely meet, and packed rows bring those of
+    like length together; short answers would get another weight (figures in docs/parity.md).
+    """
+    # three numbers: nothing else is shuffled with such a seed
+    order = np.random.default_rng([seed, 0, size]).permutation(count)
+    groups = np.empty(count, np.int64)
+    groups[order] = np.arange(count) // size
+    return groups
+
+
+def group_weights(
+    mask: Mask, offsets: Offsets, row: int, groups: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """[conversations] what each one's tokens weigh where the loss is a mean of groups' means.
+
+    The mean of a group is over the learned tokens of its conversations that a row of `row` ids
+    keeps; groups count by their conversations, and not at all where nothing is learned. With the
+    factor that is common to all, learned tokens weigh 1 on average.
+    """
+    begins, ends = offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + row)
+    flags = np.append(mask > 0, False)  # so that every end is a place
+    bounds = np.stack([begins, ends], axis=1).reshape(-1)
+    learned = np.add.reduceat(flags, bounds, dtype=np.int64)[::2]
+    tokens, share = np.bincount(groups, learned), np.bincount(groups)
+    share[tokens == 0] = 0
+    scale = tokens.sum() / max(share.sum(), 1)
+    weights: npt.NDArray[np.float64] = scale * share / np.maximum(tokens, 1)
+    return weights[groups].astype(np.float32)
 
 
 def join(batches: Iterable[tuple[Ids, Offsets]]) -> tuple[Ids, Offsets]:

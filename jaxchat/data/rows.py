@@ -1,7 +1,8 @@
 """Rows of T+1 tokens on disk: memory-mapped arrays with a manifest, and Grain over them.
 
-A rows folder holds `tokens.npy` [N, T+1], optionally `mask.npy` [N, T+1] (1: the token is trained
-on) and `manifest.json` with counts, the tokenizer's hash and checksums.
+A rows folder holds `tokens.npy` [N, T+1], optionally `mask.npy` [N, T+1] (the token's weight in the
+loss; 0: it is not trained on) and `manifest.json` with counts, the tokenizer's hash and checksums.
+The mask is uint8 where all weights are 0 or 1, else float32.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class RowsManifest:
     tokenizer: str  # hash
     rows: int
     row_tokens: int  # T+1
-    trained_tokens: int  # with mask 1
+    trained_tokens: int  # of weight above 0
     checksums: dict[str, str]
 
 
@@ -42,13 +43,14 @@ def write_rows(
     with atomic_folder(folder) as temporary:
         np.save(temporary / "tokens.npy", tokens)
         if mask is not None:
-            np.save(temporary / "mask.npy", mask.astype(np.uint8))
+            whole = np.isin(mask, (0, 1)).all()
+            np.save(temporary / "mask.npy", mask.astype(np.uint8 if whole else np.float32))
         manifest = RowsManifest(
             format=FORMAT,
             tokenizer=tokenizer_hash,
             rows=len(tokens),
             row_tokens=tokens.shape[1],
-            trained_tokens=int(tokens.size if mask is None else mask.sum()),
+            trained_tokens=int(tokens.size if mask is None else np.count_nonzero(mask)),
             checksums={f.name: sha256_file(f) for f in sorted(temporary.glob("*.npy"))},
         )
         write_json(temporary / "manifest.json", asdict(manifest))

@@ -1,7 +1,8 @@
 """Bits per byte: the loss in bits over the bytes the predicted tokens stand for.
 
 It does not depend on the tokenizer, so models with different vocabularies can be compared. Special
-tokens (0 bytes) and masked ones count neither above nor below.
+tokens (0 bytes) and masked ones count neither above nor below; all others count alike, whatever
+they weigh in the loss.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def _sums_over(mesh: Mesh, model: ModelConfig, compute: Compute) -> Any:
     ) -> tuple[jax.Array, jax.Array]:
         params, token_bytes = gather(weights[0]), weights[1]
         tokens, targets = batch["tokens"][0], batch["tokens"][0, :, 1:]
-        size = token_bytes[targets].astype(jnp.float32) * batch["mask"][0, :, 1:]
+        learned = batch["mask"][0, :, 1:] > 0
+        size = token_bytes[targets].astype(jnp.float32) * learned.astype(jnp.float32)
         counted = (size > 0).astype(jnp.float32)
         x = gpt.features(params, tokens[:, :-1], model, dtype=compute.dtype, attention=attention)
         nats, _ = losses.cross_entropy(

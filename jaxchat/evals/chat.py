@@ -71,16 +71,21 @@ def answer(
     *,
     max_tokens: int,
     temperature: float = 0.0,
+    top_k: int = 0,
     samples: int = 1,
     seed: int = 0,
     title: str = "",
 ) -> list[list[Completion]]:
-    """`samples` completions of every problem; problem i is sampled with seed + i."""
+    """`samples` completions of every problem; problem i is sampled with seed + i.
+
+    Tokens are drawn from the `top_k` likeliest, or from all (0).
+    """
     requests = [
         Request(
             tokens=prompt,
             max_tokens=max_tokens,
             temperature=temperature,
+            top_k=top_k,
             seed=seed + number,
             n=samples,
         )
@@ -224,13 +229,17 @@ def sampled_right(
     samples: int,
     max_tokens: int,
     seed: int,
+    top_k: int = 0,
     title: str = "",
 ) -> list[int]:
-    """How many samples at temperature 1 solve each of the first held-out problems."""
+    """How many samples at temperature 1 solve each of the first held-out problems.
+
+    Tokens are drawn as in RL: from the `top_k` likeliest, or from all (0).
+    """
     chosen = [task.problem("test", index) for index in range(held_out_problems(task, problems))]
     completions = answer(
-        engine, tokenizer, chosen, max_tokens=max_tokens, temperature=1.0, samples=samples,
-        seed=seed, title=title,
+        engine, tokenizer, chosen, max_tokens=max_tokens, temperature=1.0, top_k=top_k,
+        samples=samples, seed=seed, title=title,
     )  # fmt: skip
     return [
         sum(task.grade(problem, parts_of(completion, tokenizer)) for completion in group)

@@ -1,28 +1,27 @@
 """HumanEval: does the program that a model wrote pass its tests? (layer 3; Chen et al., 2021)
 
-What is run is what nanochat runs: the imports at the head of the prompt, the first block of code
-of the answer, the tests. But the answer and the tests run in two programs, each locked in on its
-own (`tools.sandbox`), and the tests call the answer's functions across a pipe (`tools.remote`).
-An answer therefore passes only by giving the right values: not by leaving with exit code 0, nor
-by replacing what the tests use.
+The program of an answer (`answers`) and the tests run in two programs, each locked in on its own
+(`tools.sandbox`), and the tests call the answer's functions across a pipe (`tools.remote`). An
+answer therefore passes only by giving the right values: not by leaving with exit code 0, nor by
+replacing what the tests use. It is imported, not started: what it has under
+`if __name__ == "__main__":` does not run, as in the code beside the paper.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from jaxchat.config import ConfigError
+from jaxchat.evals.answers import program_of
 from jaxchat.home import ArtifactError
 from jaxchat.progress import Progress
 from jaxchat.tasks.humaneval import CodeProblem
 from jaxchat.tools import levels, remote, sandbox
 
 TIMEOUT = 10.0  # seconds of each of the two programs
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -46,27 +45,28 @@ def imports_of(prompt: str) -> str:
     return "\n".join(lines)
 
 
-def program_of(completion: str) -> str:
-    """The first fenced block of an answer, to its end if it was cut off; without one, all of it."""
-    block = _BLOCK.search(completion)
-    return (block[1] if block else completion).strip()
-
-
 def grade(problem: CodeProblem, completion: str, *, unsafe: bool = False) -> Verdict:
     """Runs an answer against the tests of its problem.
 
     Args:
         problem: what was asked.
-        completion: the model's answer, with the head of the function and any text around it.
+        completion: the model's answer, with any text around the program.
         unsafe: run it even where it cannot be locked in (see `sandbox.run_python`).
 
     Raises ConfigError where this machine cannot, and ArtifactError where it suddenly could not:
     neither is a wrong answer.
     """
     require(unsafe)
-    imports = imports_of(problem.prompt)
-    answer = f"{imports}\n\n{program_of(completion)}\n"
-    tests = f"{imports}\n\n{problem.test}\n"
+    return _run(problem, _program(problem, completion), unsafe)
+
+
+def _program(problem: CodeProblem, completion: str) -> str:
+    return program_of(completion, problem.prompt, problem.entry_point)
+
+
+def _run(problem: CodeProblem, answer: str, unsafe: bool) -> Verdict:
+    """Runs the program of an answer beside its tests."""
+    tests = f"{imports_of(problem.prompt)}\n\n{problem.test}\n"
     calls, answers = os.pipe(), os.pipe()
     program_job = sandbox.Job(
         answer, timeout=TIMEOUT, role=remote.SERVE, channel=(calls[0], answers[1])
@@ -104,11 +104,13 @@ def grade_many(
     answers: Sequence[tuple[CodeProblem, str]], *, workers: int | None = None, unsafe: bool = False
 ) -> Iterator[Verdict]:
     """`grade` of many answers, in order, as many at a time as there are cores; shows progress."""
+    require(unsafe)
     with (
         concurrent.futures.ThreadPoolExecutor(workers or sandbox.cores()) as pool,
         Progress("humaneval", len(answers), "program") as progress,
     ):
-        waiting = [pool.submit(grade, *answer, unsafe=unsafe) for answer in answers]
+        # Programs are found here and not in the pool: parsing sets the filters of warnings.
+        waiting = [pool.submit(_run, one, _program(one, said), unsafe) for one, said in answers]
         try:
             for done, future in enumerate(waiting, 1):
                 yield future.result()

@@ -13,19 +13,19 @@ from jaxchat.tokenizer.chat import parse_completion, render_prompt
 
 COMPLETIONS = (
     "Return the number of",
-    "The capital of France is",
+    "The capital of Italy is",
     "def __init__(self,",
     "If the file does not exist,",
     "A list is a sequence of",
-    "The opposite of hot is",
+    "The opposite of small is",
 )
 QUESTIONS = (
     "Who are you?",
     "What can you do?",
     "What is 37 * 24?",
     "Ann has 12 apples, gets 30 more and loses 7. How many apples are left?",
-    "How many r are in strawberry?",
-    "Spell the word strawberry.",
+    "How often does r occur in strawberry?",
+    "Spell out the word strawberry.",
     "What is the capital of France?\nRome=A\nParis=B\nMadrid=C\nBerlin=D\nWhich one?",
 )
 MAX_TOKENS = 96

@@ -13,18 +13,14 @@ from jaxchat.config import OptimConfig
 Schedule = Callable[[jax.Array], jax.Array]
 
 
-def _warmdown_steps(config: OptimConfig, steps: int) -> int:
-    return round(config.warmdown_ratio * steps)
-
-
 def rate_multiplier(config: OptimConfig, steps: int) -> Schedule:
     """Linear warmup, constant, linear warmdown to `final_lr_frac` at `steps`."""
-    warmup, warmdown = config.warmup_steps, _warmdown_steps(config, steps)
+    warmup, warmdown = config.warmup_steps, config.warmdown_steps(steps)
 
     def schedule(step: jax.Array) -> jax.Array:
         it = step.astype(jnp.float32)
         up = jnp.minimum(1.0, (it + 1) / max(warmup, 1)) if warmup else jnp.ones_like(it)
-        left = jnp.clip((steps - it) / max(warmdown, 1), 0.0, 1.0)
+        left = jnp.clip((steps - it) / (warmdown or 1), 0.0, 1.0)
         down = left + (1 - left) * config.final_lr_frac
         return jnp.where(it < warmup, up, down)
 
@@ -33,13 +29,13 @@ def rate_multiplier(config: OptimConfig, steps: int) -> Schedule:
 
 def momentum(config: OptimConfig, steps: int) -> Schedule:
     """From `momentum_start` to `momentum`, and to `momentum_end` during the warmdown."""
-    warmdown = _warmdown_steps(config, steps)
+    warmdown = config.warmdown_steps(steps)
 
     def schedule(step: jax.Array) -> jax.Array:
         it = step.astype(jnp.float32)
         up = jnp.minimum(1.0, it / max(config.momentum_warmup_steps, 1))
         warm = (1 - up) * config.momentum_start + up * config.momentum
-        down = jnp.clip((it - (steps - warmdown)) / max(warmdown, 1), 0.0, 1.0)
+        down = jnp.clip((it - (steps - warmdown)) / (warmdown or 1), 0.0, 1.0)
         cool = (1 - down) * config.momentum + down * config.momentum_end
         # A run shorter than the warmup never reaches the plateau the warmdown starts from.
         return jnp.where(it < config.momentum_warmup_steps, warm, cool)

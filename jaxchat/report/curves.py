@@ -111,7 +111,8 @@ def learning_rates(config: RunConfig, stage: str, steps: int) -> dict[str, Any]:
 
     settings: TrainConfig | RLConfig = getattr(config, stage)
     at = np.unique(np.linspace(0, steps - 1, min(steps, POINTS)).round().astype(np.int32))
-    share = np.asarray(schedule.rate_multiplier(config.optim, steps)(at))  # type: ignore[arg-type]
+    optim = config.optim_of(stage)
+    share = np.asarray(schedule.rate_multiplier(optim, steps)(at))  # type: ignore[arg-type]
     switches = {
         "value_embedding": config.model.value_embeds,
         "residual": config.model.residual_scalars,
@@ -120,7 +121,7 @@ def learning_rates(config: RunConfig, stage: str, steps: int) -> dict[str, Any]:
     }
     peaks = {
         group.label: _rounded(group.rate * settings.lr_scale)
-        for group in table.parameter_table(config.model, config.optim)
+        for group in table.parameter_table(config.model, optim)
         if switches.get(group.label, True)
     }
     return {"step": at.tolist(), "share": [_rounded(float(s)) for s in share], "peaks": peaks}

@@ -30,9 +30,9 @@ SETTINGS = {
     "tokenizer": ("tokenizer",),
     "rows": (),
     "base": ("model", "optim", "base"),
-    "mid": ("mid",),
-    "sft": ("sft",),
-    "rl": ("rl",),
+    "mid": ("mid", "mid_optim"),
+    "sft": ("sft", "sft_optim"),
+    "rl": ("rl", "rl_optim"),
     "eval": ("eval",),
 }
 NOT_RUN = "not run yet"

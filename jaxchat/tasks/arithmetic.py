@@ -49,8 +49,8 @@ _STORIES = {
     ),
     "/": (
         "{n} shares {a} {t} among {b} friends. How many {t} does each get?",
-        "{n} puts {a} {t} into {b} equal bags. How many {t} in each bag?",
-        "{a} {t} are packed in boxes of {b}. How many boxes?",
+        "{n} splits {a} {t} evenly into {b} bags. How many {t} in each bag?",
+        "{a} {t} are packed in boxes of {b}. How many boxes are there?",
         "{b} tickets cost {a} dollars. How many dollars does one cost?",
     ),
 }
@@ -69,7 +69,7 @@ _TWO_STEPS = {
     ),
     "{a} * {b} + {c}": (
         "There are {a} boxes with {b} {t} each and {c} {t} in a bag. How many {t} in all?",
-        "{n} buys {a} bags of {b} {t} and then {c} more. How many {t} does {n} buy?",
+        "{n} buys {a} bags of {b} {t} and then {c} more {t}. How many {t} does {n} buy?",
     ),
     "{a} * {b} - {c}": (
         "There are {a} boxes with {b} {t} each. {n} takes {c}. How many {t} are left?",
@@ -77,7 +77,7 @@ _TWO_STEPS = {
     ),
     "({a} + {b}) * {c}": (
         "{n} gets {a} {t} and {m} gets {b} {t} each day. How many {t} in {c} days?",
-        "A bag holds {a} {t} and a box holds {b}. How many {t} are in {c} of both?",
+        "A bag holds {a} {t} and a box holds {b}. How many {t} are in {c} of each?",
     ),
 }
 

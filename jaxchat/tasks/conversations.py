@@ -6,7 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxchat.tasks.table import Row, Table
-from jaxchat.tokenizer.chat import Conversation, ConversationError, check_conversation
+from jaxchat.tokenizer.chat import (
+    WEIGHTS,
+    Conversation,
+    ConversationError,
+    check_conversation,
+)
 
 
 class Conversations:
@@ -16,7 +21,7 @@ class Conversations:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         """Opens the files of one split. Raises as `Table` does."""
-        self.table = Table(paths, ("messages",))
+        self.table = Table(paths, ("messages",), optional=WEIGHTS)
 
     def __len__(self) -> int:
         """The number of conversations."""

@@ -12,19 +12,19 @@ from jaxchat.tools.calculator import calculate
 _ABSENT_SHARE = 0.15  # of questions, about a letter that may be missing
 
 _QUESTIONS = (
-    "How many {letter} are in {word}?",
-    "How many {letter} are there in {word}?",
-    "How many letters {letter} are in {word}?",
-    "How many {letter}'s are in {word}?",
-    "How many times is {letter} in {word}?",
-    "How often does {letter} appear in {word}?",
-    "Count the {letter} in {word}.",
-    "Count the letter {letter} in the word {word}.",
+    "How often does {letter} occur in {word}?",
+    "How often does the letter {letter} occur in {word}?",
+    "How many {letter}'s can you find in {word}?",
+    "How many times do you write {letter} in {word}?",
+    "How many times do you need {letter} to spell {word}?",
+    "How often is {letter} used to spell {word}?",
+    "Count each {letter} you see in {word}.",
+    "Please count the letter {letter} in {word}.",
 )
 
 
 class CountingTask(WordTask):
-    """ "How many r are in strawberry?": the same held-out words as in spelling.
+    """ "How often does r occur in strawberry?": the same held-out words as in spelling.
 
     The key is the word, whichever letter is asked for.
     """

@@ -5,7 +5,8 @@ A line is an object with `messages`, or the list of messages alone:
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
 
 The assistant's content may be a list of parts {"type": ..., "text": ...} of type text, python or
-python_output. Fields beside those named are ignored.
+python_output. A message, and the object itself, may have a `weight` or `train` from 0 (it is not
+learned) to 1 (`tokenizer.chat`). Other fields are ignored.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ TABLES = (
     ),
     Table(
         "plurals",
-        ("What is the plural of {}?", "What is more than one {} called?"),
+        ("What is the plural of {}?", "What do you call more than one {}?"),
         _pairs(
             """mouse: mice, child: children, foot: feet, tooth: teeth, man: men, woman: women,
             goose: geese, ox: oxen, leaf: leaves, knife: knives, wolf: wolves, city: cities,
@@ -142,7 +142,7 @@ TABLES = (
             """defines a function: def, defines a class: class, gives back a value: return,
             loops over items: for, loops while a condition holds: while, loads a module: import,
             handles an exception: except, throws an exception: raise, leaves a loop: break,
-            starts the next turn of a loop: continue, removes a name: del,
+            skips to the next round of a loop: continue, removes a name: del,
             makes a nameless function: lambda, does nothing: pass, tests a condition: if"""
         ),
     ),
@@ -159,8 +159,8 @@ TABLES = (
         ("What is the number of {}?", "Count the {}."),
         _pairs(
             """sides of a triangle: three, sides of a square: four, sides of a pentagon: five,
-            sides of a hexagon: six, legs of a spider: eight, days of a week: seven,
-            months of a year: twelve, wheels of a bicycle: two, fingers of two hands: ten"""
+            sides of a hexagon: six, legs on a spider: eight, days in a week: seven,
+            months in a year: twelve, wheels on a bicycle: two, fingers on two hands: ten"""
         ),
     ),
 )

@@ -51,7 +51,7 @@ INTENTS = (
         _lines(
             """What is your name
             What's your name
-            How are you called
+            What do you call yourself
             Do you have a name
             What should I call you
             What do people call you"""
@@ -88,7 +88,7 @@ INTENTS = (
     ),
     Intent(
         "how_built",
-        "I am a transformer written in JAX: trained on text, then on conversations, then by "
+        "I am a transformer written in JAX: trained on text, then on conversations, then with "
         "reinforcement learning.",
         "?",
         _lines(
@@ -170,8 +170,8 @@ _OPENINGS = (
     "So, ",
     "Hi {name}, ",
 )
-_TAILS = (", please", ", exactly", ", really", ", by the way", " today", ", {name}")
-_CHAT_TAILS = (", {name}", ", my friend", " and all the best", ", dear model")
+_TAILS = (", please", ", then", ", really", ", by the way", ", if I may ask", ", {name}")
+_CHAT_TAILS = (", {name}", ", my friend", ", little model", ", robot")
 
 
 @dataclass(frozen=True)

@@ -35,14 +35,14 @@ _RUN = re.compile(r"(.)\1\1|[^aeiouy]{5}")  # "aaa", "bcdfg": nobody's word
 
 # every wording has the word behind a space, so that it is tokenized alike in all of them
 _QUESTIONS = (
-    "Spell the word {}.",
+    "Spell out the word {}.",
     "Spell {}.",
     "Please spell {}.",
     "How do you spell {}?",
     "Can you spell {}?",
     "How is the word {} spelled?",
     "Spell {} letter by letter.",
-    "What are the letters of {}?",
+    "Which letters make up {}?",
 )
 
 
@@ -98,7 +98,7 @@ class WordTask(GeneratedTask):
 
 
 class SpellingTask(WordTask):
-    """ "Spell the word cat." -> "c-a-t"."""
+    """ "Spell out the word cat." -> "c-a-t"."""
 
     name = "spelling"
 

@@ -91,13 +91,15 @@ def _kind(value: object) -> str:
 class Table:
     """The rows of several files, one file after the other."""
 
-    def __init__(self, paths: Iterable[Path], columns: Sequence[str]) -> None:
-        """Opens files of which `columns` are read.
+    def __init__(
+        self, paths: Iterable[Path], columns: Sequence[str], optional: Sequence[str] = ()
+    ) -> None:
+        """Opens files of which `columns` are read, and those of `optional` that are there.
 
         Raises ConfigError for no file and for one that does not exist or has another suffix,
         ArtifactError for one that cannot be read or lacks a column.
         """
-        self._files = [_open(Path(path), columns) for path in paths]
+        self._files = [_open(Path(path), columns, optional) for path in paths]
         if not self._files:
             raise ConfigError(f"no file is given; give files with {', '.join(columns)}.")
         self._ends = list(itertools.accumulate(map(len, self._files)))
@@ -116,13 +118,13 @@ class Table:
         return file.row(local)
 
 
-def _open(path: Path, columns: Sequence[str]) -> _File:
+def _open(path: Path, columns: Sequence[str], optional: Sequence[str]) -> _File:
     if not path.is_file():
         raise ConfigError(
             f"{path} is no file; name a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}."
         )
     if path.name.endswith(".parquet"):
-        return _Parquet(path, columns)
+        return _Parquet(path, columns, optional)
     if path.name.endswith(SUFFIXES):
         return _Lines(path)
     raise ConfigError(f"{path} is of no known kind; they are {', '.join(SUFFIXES)}.")
@@ -184,7 +186,7 @@ def _contents(path: Path) -> bytes | mmap.mmap:
 class _Parquet(_File):
     """A Parquet file. Its footer is read at once, its columns with the first row."""
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], optional: Sequence[str]) -> None:
         self.path = path
         import pyarrow
         from pyarrow import parquet
@@ -204,7 +206,8 @@ class _Parquet(_File):
                 f"{path} has no column {missing[0]!r}, only {', '.join(names)}; it is of another "
                 "data set, or of another version of it."
             )
-        self._columns = names if self._inside else list(columns)
+        wanted = [*columns, *(name for name in optional if name in names)]
+        self._columns = names if self._inside else wanted
 
     def __len__(self) -> int:
         return self._rows

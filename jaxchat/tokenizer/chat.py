@@ -4,12 +4,16 @@ A conversation is `<|bos|>` and then, for each message, its text between `<|user
 `<|user_end|>` or between `<|assistant_start|>` and `<|assistant_end|>`. The assistant may call
 Python: the code stands between `<|python_start|>` and `<|python_end|>`, and what it printed between
 `<|output_start|>` and `<|output_end|>`.
+
+A message, and a conversation as a whole, may say how much of it counts in the loss: `weight` or
+`train`, a number from 0 (not learned) to 1, or false or true. They multiply. What is not the
+assistant's is never learned, whatever they say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, TypedDict, get_args
+from typing import Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +36,16 @@ class Message(TypedDict):
 
     role: Literal["system", "user", "assistant"]
     content: str | list[Part]
+    weight: NotRequired[float | None]
+    train: NotRequired[float | None]
 
 
 class Conversation(TypedDict):
     """User and assistant in turns, after at most one system message."""
 
     messages: list[Message]
+    weight: NotRequired[float | None]
+    train: NotRequired[float | None]
 
 
 class ConversationError(ValueError):
@@ -45,6 +53,8 @@ class ConversationError(ValueError):
 
 
 PART_TYPES = get_args(PartType)
+WEIGHTS = ("weight", "train")  # fields of a message or conversation that weigh it in the loss
+Mask = npt.NDArray[np.uint8 | np.float32]  # of each id its weight in the loss; 0: not learned
 DELIMITERS: Mapping[PartType, tuple[str, str]] = {
     "python": ("<|python_start|>", "<|python_end|>"),
     "python_output": ("<|output_start|>", "<|output_end|>"),
@@ -53,17 +63,18 @@ DELIMITERS: Mapping[PartType, tuple[str, str]] = {
 
 def render(
     conversation: Conversation, tokenizer: Tokenizer, max_tokens: int | None = None
-) -> tuple[list[int], list[int]]:
-    """The ids of a conversation, and for each id 1 where the assistant learns it, else 0.
+) -> tuple[list[int], list[float]]:
+    """The ids of a conversation, and for each id its weight in the loss: 0 where it isn't learned.
 
     Learned are the assistant's text, its Python calls with their delimiters, and
-    `<|assistant_end|>`; the output of a call is the tool's and not learned. A system message is put
-    before the first user message, with an empty line between them. What is beyond `max_tokens` ids
-    is cut off.
+    `<|assistant_end|>`; the output of a call is the tool's and not learned. Their weight is 1,
+    or the product of what message and conversation say (WEIGHTS). A system message is put before
+    the first user message, with an empty line between them. What is beyond `max_tokens` ids is cut
+    off.
 
     Raises ConversationError when the conversation is malformed.
     """
-    ids, mask = _render_messages(_messages(conversation), tokenizer)
+    ids, mask = _render_segments(_segments(conversation), tokenizer)
     return ids[:max_tokens], mask[:max_tokens]
 
 
@@ -72,26 +83,27 @@ def render_batch(
     tokenizer: Tokenizer,
     max_tokens: int | None = None,
     threads: int | None = None,
-) -> tuple[npt.NDArray[np.uint16 | np.uint32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+) -> tuple[npt.NDArray[np.uint16 | np.uint32], Mask, npt.NDArray[np.int64]]:
     """`render` of many conversations at once, several times as fast: (ids, mask, offsets).
 
     Conversation n has `ids[offsets[n] : offsets[n + 1]]`, and its mask there. The texts are encoded
-    together, by `threads` threads (None: one per core); the types are those of `encode_batch`.
+    together, by `threads` threads (None: one per core); the types are those of `encode_batch`, and
+    the mask is uint8 where all weights are 0 or 1, else float32.
 
     Raises ConversationError, which says which conversation of the batch is malformed.
     """
     specials = {name: tokenizer.special(name) for name in SPECIAL_TOKENS}
     texts: list[str] = []
     tokens: list[int] = []  # of each segment: its special token, or -1 for a text
-    learned: list[bool] = []
+    weights: list[float] = []
     ends = [0]  # segments before each conversation, and in all
     for number, conversation in enumerate(conversations):
         try:
-            for text, special, counts in _segments(_messages(conversation)):
+            for text, special, weight in _segments(conversation):
                 if not special:
                     texts.append(text)
                 tokens.append(specials[text] if special else -1)
-                learned.append(counts)
+                weights.append(weight)
         except ConversationError as error:
             raise ConversationError(f"conversation {number} of the batch: {error}") from error
         ends.append(len(tokens))
@@ -107,7 +119,8 @@ def render_batch(
     ordinary[places[:-1][~is_text]] = False
     ids[~ordinary] = segments[~is_text]
     ids[ordinary] = body
-    mask = np.repeat(np.array(learned, np.uint8), sizes)
+    whole = all(weight in (0, 1) for weight in weights)
+    mask: Mask = np.repeat(np.array(weights, np.uint8 if whole else np.float32), sizes)
     offsets = places[ends]
     return (ids, mask, offsets) if max_tokens is None else _cut(ids, mask, offsets, max_tokens)
 
@@ -123,7 +136,10 @@ def check_conversation(value: object) -> Conversation:
             continue
         for number, part in enumerate(content):
             _check_unicode(part["text"], f"messages[{index}].content[{number}].text")
-    return {"messages": messages}
+    checked: Conversation = {"messages": messages}
+    if (weight := _conversation_weight(value)) != 1:
+        checked["weight"] = weight
+    return checked
 
 
 def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
@@ -131,7 +147,7 @@ def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
 
     Raises ConversationError when the messages are malformed or the last is not the user's.
     """
-    ids, _ = _render_messages(messages, tokenizer)
+    ids, _ = _render_segments(_segments({"messages": messages}), tokenizer)
     if messages[-1]["role"] != "user":
         raise ConversationError(
             f"messages[{len(messages) - 1}].role is {messages[-1]['role']!r}; the last message of "
@@ -170,6 +186,30 @@ def _messages(conversation: object) -> list[Message]:
     return messages
 
 
+def _conversation_weight(conversation: object) -> float:
+    """What a conversation as a whole weighs."""
+    return _weight(conversation, "") if isinstance(conversation, Mapping) else 1
+
+
+def _weight(fields: Mapping[str, object], where: str) -> float:
+    """The product of the fields of WEIGHTS that are there, 1 without any; null is as if absent.
+
+    Raises ConversationError, naming the field behind `where`, for other values.
+    """
+    product: float = 1
+    for name in WEIGHTS:
+        value = fields.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ConversationError(
+                f"{where}{name} is {value!r:.60}; it must be a number from 0 (not learned) to 1, "
+                "or true or false."
+            )
+        product *= value
+    return product
+
+
 def _check_unicode(text: str, where: str) -> None:
     r"""Raises ConversationError when a surrogate stands alone, as JSON's \ud800 does."""
     if text.isascii():
@@ -182,29 +222,31 @@ def _check_unicode(text: str, where: str) -> None:
         ) from error
 
 
-def _render_messages(
-    messages: Sequence[Message], tokenizer: Tokenizer
-) -> tuple[list[int], list[int]]:
+def _render_segments(
+    segments: Iterable[tuple[str, bool, float]], tokenizer: Tokenizer
+) -> tuple[list[int], list[float]]:
     ids: list[int] = []
-    mask: list[int] = []
-    for text, special, learned in _segments(messages):
+    mask: list[float] = []
+    for text, special, weight in segments:
         body = [tokenizer.special(text)] if special else tokenizer.encode(text)
         ids += body
-        mask += [int(learned)] * len(body)
+        mask += [weight] * len(body)
     return ids, mask
 
 
-def _segments(messages: Sequence[Message]) -> Iterator[tuple[str, bool, bool]]:
+def _segments(conversation: object) -> Iterator[tuple[str, bool, float]]:
     """What a conversation consists of, in order.
 
-    Each is a text or the name of a special token, whether it is a name, and whether it is learned.
+    Each is a text or the name of a special token, whether it is a name, and its weight in the loss.
     """
-    yield "<|bos|>", True, False
-    for role, parts in _turns(messages):
-        says = role == "assistant"
-        yield f"<|{role}_start|>", True, False
+    turns = _turns(_messages(conversation))
+    of_all = _conversation_weight(conversation)
+    yield "<|bos|>", True, 0
+    for role, parts, weight in turns:
+        said = of_all * weight if role == "assistant" else 0
+        yield f"<|{role}_start|>", True, 0
         for part in parts:
-            learned = says and part["type"] != "python_output"
+            learned = 0 if part["type"] == "python_output" else said
             if part["type"] == "text":
                 yield part["text"], False, learned
                 continue
@@ -212,15 +254,15 @@ def _segments(messages: Sequence[Message]) -> Iterator[tuple[str, bool, bool]]:
             yield start, True, learned
             yield part["text"], False, learned
             yield end, True, learned
-        yield f"<|{role}_end|>", True, says
+        yield f"<|{role}_end|>", True, said
 
 
 def _cut(
     ids: npt.NDArray[np.uint16 | np.uint32],
-    mask: npt.NDArray[np.uint8],
+    mask: Mask,
     offsets: npt.NDArray[np.int64],
     limit: int,
-) -> tuple[npt.NDArray[np.uint16 | np.uint32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+) -> tuple[npt.NDArray[np.uint16 | np.uint32], Mask, npt.NDArray[np.int64]]:
     """The first `limit` ids of each conversation."""
     sizes = np.diff(offsets)
     kept = np.minimum(sizes, limit)
@@ -228,22 +270,26 @@ def _cut(
     return ids[keep], mask[keep], np.concatenate([[0], np.cumsum(kept)])
 
 
-def _turns(messages: Sequence[Message]) -> list[tuple[str, list[Part]]]:
-    """Checks messages; gives role and parts of each, the system's merged into the first user's."""
+def _turns(messages: Sequence[Message]) -> list[tuple[str, list[Part], float]]:
+    """Checks messages; gives each one's role, parts and weight.
+
+    The system's is merged into the first user's.
+    """
     if not isinstance(messages, list | tuple) or not messages:
         raise ConversationError("messages must be a list of at least one message.")
     system = ""
-    turns: list[tuple[str, list[Part]]] = []
+    turns: list[tuple[str, list[Part], float]] = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         role = _check_role(message, where, len(turns), first=index == 0)
         parts = _check_content(message.get("content"), role, where)
+        weight = _weight(message, f"{where}.")
         if role == "system":
             system = parts[0]["text"] + "\n\n"
             continue
         if not turns:
             parts = [{"type": "text", "text": system + parts[0]["text"]}]
-        turns.append((role, parts))
+        turns.append((role, parts, weight))
     if not turns:
         raise ConversationError("messages has a system message only; a user message must follow.")
     return turns

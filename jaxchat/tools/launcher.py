@@ -152,11 +152,14 @@ def _child(job: Job, user: int, told: int, others: set[int]) -> None:
 
 
 def _run(job: Job) -> None:
-    """The program as `__main__`, then its part in a conversation, if it has one (`remote`)."""
+    """The program as `__main__`, then its part in a conversation, if it has one (`remote`).
+
+    A program that serves its functions is imported, as it were: it has another `__name__`.
+    """
     sys.argv = [_FILENAME]
     sys.stdin = io.StringIO(job.stdin)
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
+    module = types.ModuleType("program" if job.role == remote.SERVE else "__main__")
+    sys.modules["__main__"] = sys.modules[module.__name__] = module
     try:
         if job.role:
             read, write = job.channel

@@ -145,6 +145,16 @@ class Checkpoints:
         return restored["state"], meta
 
 
+def remove_checkpoints(folder: Path, *, last: bool) -> None:
+    """Removes a stage's checkpoints, with or without the `last`."""
+    if last:
+        return remove(folder)
+    steps = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
+    for path in steps[:-1]:
+        remove(path)
+    return None
+
+
 def fingerprint(state: Any) -> str:
     """Tells states apart, whatever the mesh they lie on; a flipped bit always changes it.
 

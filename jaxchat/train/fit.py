@@ -32,6 +32,7 @@ from jaxchat.data.stream import HeldOutRows, ShardedRows
 from jaxchat.evals.bpb import bits_per_byte, check_bytes
 from jaxchat.home import ArtifactError
 from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.warm_start import carry_over
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards, put_batch, row_share
@@ -43,6 +44,19 @@ from jaxchat.train.divergence import DivergenceError, Judge, data_index, keep_ba
 from jaxchat.train.exhausted import explained, step_of
 from jaxchat.train.metrics import MetricsLog, read_metrics
 from jaxchat.train.step import TrainState, init_state, make_train_step
+
+
+@dataclass(frozen=True)
+class Before:
+    """A stage that is complete, with its optimizer, whose last checkpoint is still there."""
+
+    folder: Path
+    optim: OptimConfig
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where its checkpoints are, or were."""
+        return self.folder / "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,7 @@ class Job:
     compute: ComputeConfig = DEFAULT_COMPUTE
     profile: Capture | None = None  # steps to record
     trackers: tuple[str, ...] = ()  # that get the metrics too
+    before: Before | None = None  # the stage whose optimizer's averages this one starts with
 
 
 @dataclass(frozen=True)
@@ -191,12 +206,28 @@ def _resumed(
         state, meta = newest
         start, before = int(meta["step"]), float(meta["seconds"])
         skipped |= frozenset(meta.get("skipped", ()))
+    elif job.before is not None:
+        state = _warm(job, state, job.before)
     first = jax.process_index() == 0
     path = job.folder / "metrics.jsonl"
     losses = [r["loss"] for r in read_metrics(path) if "loss" in r and r["step"] < start]
     log = MetricsLog(path, from_step=start, writes=first, trackers=job.trackers)
     judge = Judge(job.train.spike, losses)
     return _Loop(job, log, judge, steps, start, before, skipped), state
+
+
+def _warm(job: Job, state: TrainState, before: Before) -> TrainState:
+    """A state at step 0 whose optimizer has the averages of the stage before."""
+    optimizer = make_optimizer(job.model, before.optim, 1)  # its schedules do not matter here
+    with Checkpoints(before.checkpoints) as checkpoints:
+        found = checkpoints.restore_newest(init_state(state.params, optimizer, job.mesh))
+    if found is None:
+        raise ArtifactError(
+            f"{job.title} starts with the optimizer of the stage before, and there is no "
+            f"checkpoint in {before.checkpoints}; make that stage again with --force, or set "
+            f"{job.title}_optim.warm_start=false."
+        )
+    return state._replace(opt_state=carry_over(state.opt_state, found[0].opt_state))
 
 
 def _without(
@@ -209,7 +240,8 @@ def _without(
     index = data_index(error.step, skipped)
     path = keep_batch(job.folder, error.step, batches[index])
     if len(skipped) >= job.train.rollbacks:
-        lower = "lower the rates ([optim] matrix_lr, embedding_lr)"
+        table = "optim" if job.title == "base" else f"{job.title}_optim"
+        lower = f"lower the rates ([{table}] matrix_lr, embedding_lr)"
         tried = f" after {len(skipped)} batches were left out" if skipped else ""
         other = f", or leave such batches out with --set {job.title}.rollbacks=3,"
         other = "" if skipped else other

@@ -1,8 +1,12 @@
 """Reinforcement learning: the simplified GRPO.
 
 On policy, so there is no ratio and nothing to clip; no reference model and no KL term; an advantage
-is a reward less the mean of its group, not divided by its deviation; the loss is normalised over
-the sampled tokens of the step. Prompt and forced tool tokens carry no loss. A step in which all
+is a reward less the mean of its group, not divided by its deviation; the loss is a mean over the
+sampled tokens of the step, or of the means over those of each `loss_group` samples of a problem, as
+nanochat's micro-batches have it. Prompt and forced tool tokens carry no loss. With `top_k` samples
+are drawn from the likeliest tokens only, but log p stays the model's over all tokens: what is
+raised or lowered is the probability that the model gives, as in nanochat, and the step is on policy
+but for the tail that was cut off. A step in which all
 rewards of every problem are equal says nothing, and is left out: its gradient is zero, but momentum
 and decay would move the weights.
 
@@ -184,7 +188,9 @@ def _train(
             rollouts.rewards.size, job.config.micro_rows, batch_shards(job.mesh)
         )
         row = bucket(rollouts.longest - 1, job.model.sequence_len)
-        batch = make_batch(rollouts, row + 1, count * rows, job.tokenizer.bos)
+        batch = make_batch(
+            rollouts, row + 1, count * rows, job.tokenizer.bos, job.config.samples_averaged
+        )
         index, parts = row_share(job.mesh)
         share = slice(index * rows // parts, (index + 1) * rows // parts)
         split = {k: v.reshape(count, rows, *v.shape[1:])[:, share] for k, v in batch.items()}
@@ -252,7 +258,8 @@ class _Session:
         job, samples = self.job, self.job.config.eval_samples
         right = sampled_right(
             job.engine, job.tokenizer, job.task, problems=job.config.eval_problems,
-            samples=samples, max_tokens=job.config.max_new_tokens, seed=job.seed,
+            samples=samples, max_tokens=job.config.max_new_tokens, top_k=job.config.top_k,
+            seed=job.seed,
         )  # fmt: skip
         rates = pass_rates(right, samples)
         self.rates[when] = rates

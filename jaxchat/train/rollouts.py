@@ -56,7 +56,7 @@ def sample_rollouts(
     problems = [task.problem("train", first + i) for i in range(config.problems_per_step)]
     groups = answer(
         engine, tokenizer, problems, max_tokens=config.max_new_tokens,
-        temperature=config.temperature, samples=config.samples_per_problem,
+        temperature=config.temperature, top_k=config.top_k, samples=config.samples_per_problem,
         seed=step_seed(seed, step),
     )  # fmt: skip
     rewards = [
@@ -76,9 +76,10 @@ def figures(rollouts: Rollouts) -> dict[str, float]:
     """What shows how the policy fares, and whether it collapses.
 
     `entropy` is the mean of -log p over the sampled tokens, in nats, where p is the model's at
-    temperature 1: sampled at that temperature, an unbiased estimate of the mean entropy of the
-    distributions they were drawn from. `length` is in tokens, those of tools included; `at_limit`
-    the share of completions that were cut off, `no_signal` that of groups whose rewards are equal.
+    temperature 1 over all tokens: sampled at that temperature and from all (`top_k` 0), an unbiased
+    estimate of the mean entropy of the distributions they were drawn from. `length` is in tokens,
+    those of tools included; `at_limit` the share of completions that were cut off, `no_signal` that
+    of groups whose rewards are equal.
     """
     completions = rollouts.completions
     sampled = sum(sum(completion.mask) for completion in completions)
@@ -94,12 +95,16 @@ def figures(rollouts: Rollouts) -> dict[str, float]:
     }
 
 
-def make_batch(rollouts: Rollouts, row_tokens: int, rows: int, pad: int) -> dict[str, np.ndarray]:
+def make_batch(
+    rollouts: Rollouts, row_tokens: int, rows: int, pad: int, loss_group: int = 0
+) -> dict[str, np.ndarray]:
     """Rollouts as rows: `tokens` and `mask` [rows, row_tokens], `advantage` [rows].
 
-    The ids are those that were sampled, never decoded and encoded again. Rows beyond the rollouts
-    have no mask and no advantage: they change nothing. A rollout beyond the row's end loses its
-    tail.
+    The mask is 1 for sampled tokens. With a `loss_group`, which divides the samples of a problem,
+    it is what turns the mean over the mask into a mean over groups of so many rollouts, each a mean
+    over its sampled tokens, which weigh 1 on average. The ids are those that were sampled, never
+    decoded and encoded again. Rows beyond the rollouts have no mask and no advantage: they change
+    nothing. A rollout beyond the row's end loses its tail.
     """
     tokens = np.full((rows, row_tokens), pad, np.int32)
     mask = np.zeros((rows, row_tokens), np.float32)
@@ -111,7 +116,16 @@ def make_batch(rollouts: Rollouts, row_tokens: int, rows: int, pad: int) -> dict
         flags = [0] * len(prompt) + list(completion.mask)
         tokens[row, : len(ids)] = ids
         mask[row, : len(ids)] = flags[: len(ids)]
+    if loss_group:
+        mask[: len(pairs)] *= _group_weights(mask[: len(pairs)].sum(axis=1), loss_group)[:, None]
     return {"tokens": tokens, "mask": mask, "advantage": advantage}
+
+
+def _group_weights(sampled: np.ndarray, group: int) -> np.ndarray:
+    """[rollouts] what the tokens of each weigh, from how many were sampled [rollouts]."""
+    of_group = sampled.reshape(-1, group).sum(axis=1)
+    mean = of_group.sum() / max(np.count_nonzero(of_group), 1)
+    return np.repeat(mean / np.maximum(of_group, 1), group).astype(np.float32)
 
 
 def bucket(longest: int, limit: int) -> int:

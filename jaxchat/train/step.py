@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
@@ -28,6 +29,7 @@ from jaxchat.train.compute import Compute
 Params = Any
 Batch = dict[str, jax.Array]
 PLAIN = Compute()
+TINY = float(np.finfo(np.float32).tiny)  # the smallest number whose inverse is finite
 
 
 class TrainState(NamedTuple):
@@ -83,7 +85,7 @@ def batch_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """(sum, weight) of the loss over rows [B, T+1]; the caller divides once.
 
-    `batch` holds `tokens` [B, T+1], `mask` [B, T+1] (1 where the token is predicted and counted)
+    `batch` holds `tokens` [B, T+1], `mask` [B, T+1] (what a token weighs where it is predicted)
     and optionally `advantage` [B], which multiplies each row's loss but not its weight. `attention`
     (if given: `mesh_attention`) takes the place of that of `compute`.
     """
@@ -241,8 +243,9 @@ def _update(
     """The second half of a step: this device's sums are reduced, and its share is optimized."""
     if shares.axes:
         total, weight = lax.psum((total, weight), shares.axes)
-    # A batch without a counted token is harmless: its gradients are zero.
-    scale = 1.0 / jnp.maximum(weight, 1.0)
+    # A batch without a counted token is harmless: its gradients are zero. So is one of weights so
+    # small that their inverse is infinite.
+    scale = 1.0 / jnp.where(weight >= TINY, weight, 1.0)
     grads = jax.tree.map(lambda g: g * scale, shares.reduce(grads))
     norm = shares.norm(grads)
     updates, opt_state = optax.with_extra_args_support(optimizer).update(

@@ -1,6 +1,7 @@
 """Rows of conversations: what the configuration names, as often as it says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 def config(folder: Path, *overrides: str) -> RunConfig:
+    folder.mkdir(exist_ok=True)
     path = folder / "small.toml"
     path.write_text(CONFIG)
     return recipe.load(path, overrides)
@@ -128,6 +130,54 @@ def test_stages_do_not_draw_the_same_problems(tmp_path: Path, read: Inputs) -> N
         mid, sft = said(tmp_path, "mid_train"), said(tmp_path, "sft_train")
         assert mid.count("<|user_start|>") == sft.count("<|user_start|>")
         assert mid != sft
+
+
+def test_an_own_file_says_what_is_learned_and_how_much(tmp_path: Path, read: Inputs) -> None:
+    """Of 50 conversations the last is held out, where it is learned or not."""
+    own = tmp_path / "weighed.jsonl"
+    weights = [0, False, 1, 0.5, *[0] * 45, 0.25]
+    with own.open("w") as file:
+        for n, weight in enumerate(weights):
+            reply = {"role": "assistant", "content": f"Ho {n}", "weight": weight}
+            talk = [{"role": "user", "content": f"Hi {n}"}, reply]
+            file.write(json.dumps({"messages": talk}) + "\n")
+    paths = {"train": (InputFile(own.name, "", 0, (own,)),)}
+    read = replace(read, chat={own.name: paths})
+    told = build(tmp_path, read, f'mid.epochs."{own.name}"=1', "mid.conversations=0")
+    learned = {weight: [] for weight in (0.5, 1.0)}
+    source = RowSource(tmp_path / "mid_train", TOKENIZER.hash)
+    for row in (source[i] for i in range(len(source))):
+        assert set(np.unique(row["mask"])) <= {0, 0.5, 1}
+        for weight, ids in learned.items():
+            ids += row["tokens"][row["mask"] == weight].tolist()
+    ends = "<|assistant_end|>"
+    assert TOKENIZER.decode(learned[1.0]) == "Ho 2" + ends
+    assert TOKENIZER.decode(learned[0.5]) == "Ho 3" + ends
+    assert told["mid_train"]["trained_tokens"] == sum(map(len, learned.values()))
+    held_out = RowSource(tmp_path / "mid_heldout", TOKENIZER.hash)[0]
+    assert TOKENIZER.decode(held_out["tokens"][held_out["mask"] == 1].tolist()) == "Ho 49" + ends
+
+
+def test_weights_by_groups_are_for_training_alone_and_text_weighs_as_much(
+    tmp_path: Path, read: Inputs
+) -> None:
+    plain = build(tmp_path / "plain", read, "mid.text_share=0.5")
+    told = build(tmp_path / "groups", read, "mid.text_share=0.5", "mid.loss_group=4")
+    for name in ("sft_train", "sft_heldout", "mid_heldout"):
+        assert told[name] == plain[name]
+    assert told["parts"]["sft"] == plain["parts"]["sft"]
+    assert told["mid_train"] == plain["mid_train"], "it tells numbers of tokens, not weights"
+    assert told["parts"]["mid"] != plain["parts"]["mid"]
+    flags, weights = (
+        RowSource(tmp_path / name / "mid_train", TOKENIZER.hash) for name in ("plain", "groups")
+    )
+    np.testing.assert_array_equal(flags.tokens, weights.tokens)
+    np.testing.assert_array_equal(flags.mask > 0, weights.mask > 0)
+    text = (flags.tokens == 7).all(axis=1)
+    assert (weights.mask[text] == 1).all()
+    of_chats = weights.mask[~text]
+    assert of_chats[of_chats > 0].mean() == pytest.approx(1)
+    assert len(np.unique(of_chats)) == 1 + 24 // 4  # 0, and one of each group
 
 
 def test_a_share_of_text_is_added_and_all_of_it_is_learned(tmp_path: Path, read: Inputs) -> None:

@@ -48,6 +48,18 @@ def test_text_without_a_mask_counts_every_token(tmp_path: Path) -> None:
     assert RowSource(tmp_path / "rows", "hash")[3]["mask"].tolist() == [1.0] * ROW
 
 
+def test_weights_come_back_as_they_were_and_masks_of_0_and_1_stay_bytes(tmp_path: Path) -> None:
+    weights = MASK * np.linspace(0.5, 3, MASK.size, dtype=np.float32).reshape(MASK.shape)
+    manifest = write_rows(tmp_path / "weights", TOKENS, weights, "hash")
+    assert manifest.trained_tokens == MASK.sum(), "it is a count of tokens, not a sum of weights"
+    source = RowSource(tmp_path / "weights", "hash")
+    assert source[2]["mask"].dtype == np.float32
+    np.testing.assert_array_equal(source[2]["mask"], weights[2])
+    floats = write_rows(tmp_path / "floats", TOKENS, MASK.astype(np.float32), "hash")
+    assert floats == write_rows(tmp_path / "bytes", TOKENS, MASK, "hash"), "other files, other hash"
+    assert np.load(tmp_path / "floats" / "mask.npy").dtype == np.uint8
+
+
 def test_no_rows_at_all_are_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"no rows to write to rows .* data\.max_chars"):
         write_rows(tmp_path / "rows", TOKENS[:0], None, "hash")

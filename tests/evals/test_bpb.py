@@ -53,6 +53,13 @@ def test_special_and_masked_tokens_count_neither_above_nor_below(params: gpt.Par
     assert found == pytest.approx(by_hand(params, batches), rel=1e-5)
 
 
+def test_what_tokens_weigh_in_the_loss_counts_for_nothing(params: gpt.Params) -> None:
+    plain, weighted = batch(4, 3), batch(4, 3)
+    weighted["mask"] *= np.random.default_rng(5).uniform(0.01, 9, weighted["mask"].shape)
+    found = bits_per_byte(params, [weighted], SIZES, MODEL)
+    assert found == bits_per_byte(params, [plain], SIZES, MODEL)
+
+
 def test_batches_are_weighted_by_their_bytes_not_averaged(params: gpt.Params) -> None:
     large, small = batch(2, 4), batch(3, 4)
     small["mask"][:, 2:] = 0

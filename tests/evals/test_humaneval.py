@@ -3,7 +3,7 @@
 import pytest
 
 from jaxchat.config import ConfigError
-from jaxchat.evals.humaneval import grade, grade_many, imports_of, program_of
+from jaxchat.evals.humaneval import grade, grade_many, imports_of
 from jaxchat.home import ArtifactError
 from jaxchat.tasks.base import say
 from jaxchat.tasks.humaneval import CodeProblem
@@ -188,21 +188,6 @@ def test_imports_of_a_prompt() -> None:
     prompt = "# a comment\nimport math\n\nfrom typing import List\n\ndef f():\n    import os\n"
     assert imports_of(prompt) == "import math\nfrom typing import List"
     assert imports_of("def f(): pass\nimport os") == ""
-
-
-@pytest.mark.parametrize(
-    ("answer", "program"),
-    [
-        ("  x = 1\n", "x = 1"),
-        ("```python\nx = 1\n```", "x = 1"),
-        ("So:\n```\nx = 1\n\ny = 2\n```\nand\n```python\nz = 3\n```", "x = 1\n\ny = 2"),
-        ("```python \nx = 1\n```", "x = 1"),
-        ("```python\nx = 1", "x = 1"),
-        ("`x = 1`", "`x = 1`"),
-    ],
-)
-def test_the_first_block_is_the_program(answer: str, program: str) -> None:
-    assert program_of(answer) == program
 
 
 def test_what_could_not_be_locked_in_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:

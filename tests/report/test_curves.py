@@ -89,7 +89,7 @@ def test_nothing_logged_is_no_curve(tmp_path: Path) -> None:
 
 
 def test_learning_rates_are_those_of_the_schedule_and_the_table() -> None:
-    config = make_config("optim.warmdown_ratio=0.5", "sft.lr_scale=0.2")
+    config = make_config("sft_optim.warmdown_ratio=0.5", "sft.lr_scale=0.2")
     rates = learning_rates(config, "sft", 100)
     share = dict(zip(rates["step"], rates["share"], strict=True))
     assert share[0] == share[50] == 1.0

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_files import CHATS, jsonl
+from hub_files import CHATS, jsonl, parquet
 
 from jaxchat.home import ArtifactError
 from jaxchat.tasks.custom import MAX_TOLD, Custom
+from jaxchat.tokenizer import render, train_tokenizer
 
+BYTES = train_tokenizer([], 265)
 ASK = {"role": "user", "content": "How many?"}
 REPLY = {
     "role": "assistant",
@@ -68,6 +70,33 @@ def test_every_bad_line_is_told_with_its_number_and_field(tmp_path: Path) -> Non
     ]
     for line, start in zip(message[1:], starts, strict=True):
         assert line.strip().startswith(start)
+
+
+def test_a_weight_that_is_none_is_told_with_its_line(tmp_path: Path) -> None:
+    message = told(
+        tmp_path,
+        {"messages": [ASK, REPLY], "weight": 0.5, "train": True},
+        {"messages": [ASK, REPLY], "weight": 2},
+        [ASK, {**REPLY, "weight": "high"}],
+        '{"messages": [{"role": "user", "content": "?", "train": NaN}, ' + json.dumps(REPLY) + "]}",
+    )
+    assert message[0].startswith("3 of 4 lines are no conversations")
+    allowed = "; it must be a number from 0 (not learned) to 1, or true or false."
+    assert [line.strip() for line in message[1:]] == [
+        "line 2 of FILE: weight is 2" + allowed,
+        "line 3 of FILE: messages[1].weight is 'high'" + allowed,
+        "line 4 of FILE: messages[0].train is nan" + allowed,
+    ]
+
+
+def test_weights_stay_with_conversations_in_every_kind_of_file(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [ASK, {"role": "assistant", "content": "Two.", "weight": 0.5}], "train": 0.5},
+        {"messages": [ASK, {"role": "assistant", "content": "Three."}]},
+    ]
+    for file in (jsonl(tmp_path / "own.jsonl", rows), parquet(tmp_path / "own.parquet", rows)):
+        chats = Custom([file])
+        assert [max(render(chats.conversation(n), BYTES)[1]) for n in range(2)] == [0.25, 1]
 
 
 def test_of_many_bad_lines_the_first_are_told(tmp_path: Path) -> None:

@@ -302,6 +302,53 @@ def test_a_batch_is_rendered_as_one_by_one(batch: list[Conversation], limit: int
     assert len(ids) == len(mask) == offsets[-1]
 
 
+def weighing(*weights: dict[str, Any], **of_all: Any) -> Any:
+    """A conversation of a reply "r" for each of `weights`, which it has beside its content."""
+    messages = [m for w in weights for m in (user("q") | w, assistant("r") | w)]
+    return {"messages": messages, **of_all}
+
+
+@pytest.mark.parametrize(
+    ("conversation", "expected"),
+    [
+        (weighing({"weight": 0}, {"weight": 1}), [0, 1]),
+        (weighing({"weight": False}, {"train": True}, {"train": False}), [0, 1, 0]),
+        (weighing({"weight": 0.5}, {}, weight=0.5), [0.25, 0.5]),
+        (weighing({"weight": 0.5, "train": 0.5}, {"weight": None}), [0.25, 1]),
+        (weighing({}, {"weight": 1.0}, train=False), [0, 0]),
+        (weighing({}, {}, train=None, weight=0.1), [0.1, 0.1]),
+    ],
+)
+def test_what_messages_and_conversations_weigh_multiplies(
+    conversation: Any, expected: list[float]
+) -> None:
+    """Of the reply "r" and its end; what the user says is never learned, whatever it weighs."""
+    assert check_conversation(conversation)["messages"] == conversation["messages"]
+    ids, mask = render(check_conversation(conversation), BYTES)
+    of_turn = len(ids_of("<|user_start|>", "q", "<|user_end|>", "<|assistant_start|>"))
+    assert mask == [0, *(w for x in expected for w in (*[0] * of_turn, x, x))]
+    plain: Any = {"messages": [user("a"), assistant("b")]}
+    batch = [plain, conversation]
+    together, flags, offsets = render_batch(batch, BYTES)
+    assert together[offsets[1] :].tolist() == ids
+    np.testing.assert_array_equal(flags[offsets[1] :], np.array(mask, np.float32))
+    assert flags[: offsets[1]].tolist() == render(plain, BYTES)[1]
+    whole = all(weight in (0, 1) for weight in expected)
+    assert flags.dtype == (np.uint8 if whole else np.float32)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), float("inf"), "1", [1], {}, 10**400])
+@pytest.mark.parametrize("name", ["weight", "train"])
+def test_other_weights_are_refused_by_name(name: str, value: Any) -> None:
+    for conversation, where in (
+        (weighing({}, {name: value}), rf"messages\[2\]\.{name} is"),
+        ({"messages": [user("a"), assistant("b") | {name: value}]}, rf"messages\[1\]\.{name} is"),
+        (weighing({}, **{name: value}), rf"^{name} is"),
+    ):
+        with pytest.raises(ConversationError, match=rf"{where} .* from 0 \(not learned\) to 1"):
+            check_conversation(conversation)
+
+
 def test_a_malformed_conversation_of_a_batch_is_counted() -> None:
     good: Any = {"messages": [user("a"), assistant("b")]}
     bad: Any = {"messages": [user("a"), user("b")]}

@@ -93,8 +93,13 @@ BATCHES = {
     "one row of sixteen": batch_with(without(slice(None), slice(1, None)) * [[[1]], [[0]]]),
     "one token in all": batch_with(only(1, 5, 9)),
     "the last token of one row": batch_with(only(0, 7, T)),
+    "weights between 0 and 40": batch_with(
+        some() * 40 * np.random.default_rng(3).random((B, T + 1))
+    ),
+    "weights whose sum is far below 1": batch_with(some() * 1e-6),
 }
 EMPTY = {"nothing": batch_with(only(0, 0, 0) * 0), "first tokens only": batch_with(only(..., 0))}
+VANISHING = batch_with(only(0, 0, 1) * 1e-40)  # its inverse is infinite
 
 
 @jax.jit
@@ -145,7 +150,7 @@ def test_the_gradient_is_that_of_one_mean_over_the_steps_supervised_tokens(
 ) -> None:
     before, after, metrics = stepped(batch, shape)
     loss, grads = brute_force(before, batch)
-    assert metrics["weight"] == batch["mask"][..., 1:].sum() > 0
+    assert metrics["weight"] == pytest.approx(float(batch["mask"][..., 1:].sum(dtype=float)))
     assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
     assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
 
@@ -164,6 +169,12 @@ def test_a_step_without_supervised_tokens_moves_nothing(
     before, after, metrics = stepped(batch, shape)
     assert metrics == {"loss": 0, "weight": 0, "grad_norm": 0}
     jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+def test_a_weight_too_small_to_be_divided_by_moves_nothing_far() -> None:
+    before, after, metrics = stepped(VANISHING, None)
+    assert np.isfinite(list(metrics.values())).all()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), after, before)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from tiny_rl import MODEL, TOKENIZER, Even, lively_params, make_engine, tiny_job
 from jaxchat.config import MeshConfig, ModelConfig, OptimConfig, RLConfig
 from jaxchat.evals.chat import answer, parts_of
 from jaxchat.infer.engine import Engine
+from jaxchat.infer.request import Request
 from jaxchat.model import gpt
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.sharding import make_mesh, put_batch
@@ -75,6 +76,28 @@ def make_job(folder: Path, config: RLConfig = CONFIG) -> tuple[RLJob, gpt.Params
         seed=0,
     )
     return job, params
+
+
+class Asked(Engine):
+    """Keeps what it is asked."""
+
+    def generate(self, requests: Sequence[Request], progress: Any = None) -> Any:
+        self.requests = [*getattr(self, "requests", []), *requests]
+        return super().generate(requests, progress)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_rollouts_and_pass_at_k_are_sampled_alike_and_the_loss_is_by_groups(tmp_path: Path) -> None:
+    config = replace(TINY, steps=1, top_k=4, loss_group=3)
+    job = replace(tiny_job(tmp_path, config), engine=make_engine(lively_params(), kind=Asked))
+    changed = train_rl(job, lively_params()).params
+    assert isinstance(job.engine, Asked)
+    asked = [(request.n, request.top_k, request.temperature) for request in job.engine.requests]
+    problems, rollouts = TINY.eval_problems * [(2, 4, 1.0)], 3 * [(6, 4, 1.0)]
+    assert asked == [*problems, *rollouts, *problems]
+    config = replace(config, loss_group=0)
+    other = replace(tiny_job(tmp_path / "tokens", config), engine=make_engine(lively_params()))
+    assert hash_params(changed) != hash_params(train_rl(other, lively_params()).params)
 
 
 @pytest.mark.usefixtures("optax_promotion")

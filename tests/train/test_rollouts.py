@@ -79,6 +79,17 @@ def test_only_sampled_tokens_carry_a_loss_and_rows_beyond_the_rollouts_nothing()
     assert batch["advantage"].tolist() == [0.5, -0.5, 0]
 
 
+def test_tokens_of_a_group_weigh_alike_and_1_on_average() -> None:
+    """Four samples of 2, 1, 1 and 1 sampled tokens, in twos; those of tools have no weight."""
+    rollouts = Rollouts([[1, 2]], [[TOOL, SHORT, SHORT, SHORT]], np.array([[1.0, 0, 0, 0]]))
+    batch = make_batch(rollouts, 7, 5, pad=0, loss_group=2)
+    a, b = 2.5 / 3, 2.5 / 2  # 5 tokens in 2 groups, of 3 and of 2
+    expected = [[0, 0, a, 0, 0, a, 0], [0, 0, a], [0, 0, b], [0, 0, b], []]
+    want = [row + [0] * (7 - len(row)) for row in expected]
+    np.testing.assert_allclose(batch["mask"], want, rtol=1e-6)
+    assert batch["mask"].sum() == pytest.approx(5)
+
+
 def test_a_rollout_beyond_the_row_loses_its_tail() -> None:
     long = Completion((5, 6, 7, 8), (1, 1, 1, 1), (-1.0,) * 4, "length")
     batch = make_batch(Rollouts([[1, 2]], [[long]], np.array([[1.0]])), 4, 1, pad=0)
@@ -172,6 +183,31 @@ def test_the_engines_logprobs_are_those_the_trainer_has_of_the_same_ids() -> Non
     assert compared > 50
 
 
+def ranks(rollouts: Rollouts) -> np.ndarray:
+    """The rank of every sampled token by the model's own logits; 0 is the likeliest."""
+    batch = make_batch(rollouts, T + 1, rollouts.rewards.size, TOKENIZER.bos)
+    logits = np.asarray(gpt.forward(lively_params(), batch["tokens"][:, :-1], MODEL))
+    chosen = np.take_along_axis(logits, batch["tokens"][:, 1:, None], axis=-1)
+    found: np.ndarray = (logits > chosen).sum(-1)[batch["mask"][:, 1:] > 0]
+    return found
+
+
+def test_rollouts_are_drawn_from_the_top_k_alone_and_their_logprobs_are_over_all_tokens() -> None:
+    engine = make_engine(lively_params())
+    config = replace(CONFIG, top_k=3)
+    few = sample_rollouts(engine, TOKENIZER, Even(), config, seed=0, step=3)
+    assert set(ranks(few)) == {0, 1, 2}
+    assert ranks(sampled()).max() > 20, "the model never draws an unlikely token anyway"
+    for prompt, group in zip(few.prompts, few.groups, strict=True):
+        for completion in group:
+            ids = jnp.array([[*prompt, *completion.tokens]])
+            logp = jax.nn.log_softmax(gpt.forward(lively_params(), ids[:, :-1], MODEL))[0]
+            flags = np.array(completion.mask, bool)
+            chosen = np.asarray(logp)[np.arange(ids.shape[1] - 1), np.asarray(ids[0, 1:])]
+            theirs = chosen[len(prompt) - 1 :][flags]
+            np.testing.assert_allclose(np.array(completion.logprobs)[flags], theirs, atol=1e-5)
+
+
 # ------------------------------------------------------------------- the gradient
 
 
@@ -186,11 +222,10 @@ SCORE_GRAD = jax.jit(jax.grad(score))
 
 
 @cache
-def policy_gradient() -> Any:
-    """Sum of advantage * gradient of log p, one sample after the other, over all sampled tokens."""
+def sample_gradients() -> list[tuple[Any, int]]:
+    """Of one sample after the other: advantage * gradient of log p, and its sampled tokens."""
     rollouts, params = sampled(), lively_params()
-    total = jax.tree.map(lambda x: np.zeros(x.shape), params)
-    count = 0
+    found = []
     for number, completion in enumerate(rollouts.completions):
         prompt = rollouts.prompts[number // 6]
         ids, chosen = np.zeros(T + 1, np.int32), np.zeros(T + 1, np.float32)
@@ -199,9 +234,40 @@ def policy_gradient() -> Any:
         rewards = rollouts.rewards[number // 6]
         advantage = rewards[number % 6] - sum(rewards) / 6
         grad = SCORE_GRAD(params, ids, chosen)
-        total = jax.tree.map(lambda a, g, f=advantage: a + f * np.asarray(g, float), total, grad)
-        count += sum(completion.mask)
-    return jax.tree.map(lambda x: x / count, total)
+        grad = jax.tree.map(lambda g, f=advantage: f * np.asarray(g, float), grad)
+        found.append((grad, sum(completion.mask)))
+    return found
+
+
+@cache
+def policy_gradient(size: int) -> Any:
+    """The mean over groups of `size` samples of their gradients' sum over their sampled tokens."""
+    samples, groups = sample_gradients(), []
+    for first in range(0, len(samples), size):
+        total, count = samples[first]
+        for grad, tokens in samples[first + 1 : first + size]:
+            total, count = jax.tree.map(np.add, total, grad), count + tokens
+        groups.append(jax.tree.map(lambda x, n=count: x / n, total))
+    mean = groups[0]
+    for other in groups[1:]:
+        mean = jax.tree.map(np.add, mean, other)
+    return jax.tree.map(lambda x: x / len(groups), mean)
+
+
+def furthest(got: Any, want: Any) -> float:
+    """The largest difference of two gradients, in shares of the second's largest entry."""
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
+    return float(
+        max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), got, want))) / largest
+    )
+
+
+def test_the_means_over_tokens_and_over_groups_of_these_rollouts_differ() -> None:
+    """Or the tests below would not notice one in the place of another."""
+    lengths = {sum(tokens for _, tokens in sample_gradients()[i : i + 3]) for i in range(0, 18, 3)}
+    assert len(lengths) > 3, "groups are of one length"
+    for one, other in ((3, 18), (3, 6), (6, 18)):
+        assert furthest(policy_gradient(one), policy_gradient(other)) > 0.02
 
 
 @pytest.mark.usefixtures("optax_promotion")
@@ -214,26 +280,26 @@ def policy_gradient() -> Any:
         pytest.param(8, 2, id="on 8 devices in two of sixteen, 14 rows empty"),
     ],
 )
-def test_a_step_follows_the_policy_gradient_over_all_sampled_tokens(
-    devices: int, micro_rows: int
-) -> None:
+@pytest.mark.parametrize("loss_group", [0, 3], ids=["over tokens", "over groups of 3"])
+def test_a_step_follows_the_policy_gradient(loss_group: int, devices: int, micro_rows: int) -> None:
+    expected = policy_gradient(loss_group or sampled().rewards.size)
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     step = make_train_step(MODEL, optax.sgd(1.0), mesh)
     state = init_state(lively_params(), optax.sgd(1.0), mesh)
     count, rows = plan_rows(sampled().rewards.size, micro_rows, batch_shards(mesh))
-    batch = make_batch(sampled(), T + 1, count * rows, TOKENIZER.bos)
+    batch = make_batch(sampled(), T + 1, count * rows, TOKENIZER.bos, loss_group)
     split = {k: v.reshape(count, rows, *v.shape[1:]) for k, v in batch.items()}
     state, metrics = step(state, put_batch(mesh, split))
-    assert metrics["weight"] == sum(sum(c.mask) for c in sampled().completions)
-    largest = max(np.abs(g).max() for g in jax.tree.leaves(policy_gradient()))
-    assert largest > 1e-3
+    tokens = sum(sum(c.mask) for c in sampled().completions)
+    assert float(metrics["weight"]) == pytest.approx(tokens, rel=1e-6 if loss_group else 0)
+    assert max(np.abs(g).max() for g in jax.tree.leaves(expected)) > 1e-3
 
     def check(path: Any, new: Any, old: Any, grad: np.ndarray) -> None:
         where = jax.tree_util.keystr(path)
         np.testing.assert_allclose(new - np.asarray(old), grad, atol=1e-5, rtol=0, err_msg=where)
 
     before = lively_params()
-    jax.tree_util.tree_map_with_path(check, jax.device_get(state.params), before, policy_gradient())
+    jax.tree_util.tree_map_with_path(check, jax.device_get(state.params), before, expected)
 
 
 def test_a_prompt_too_long_loses_its_oldest_tokens_and_is_trained_on_as_it_was_sampled() -> None:

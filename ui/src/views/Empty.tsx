@@ -6,8 +6,8 @@ import { current } from "../store";
 const EXAMPLES = [
   ["Identity", "Who are you?"],
   ["Arithmetic", "What is 37 * 24?"],
-  ["Spelling", "Spell the word garden."],
-  ["Counting", "How many r are in strawberry?"],
+  ["Spelling", "How do you spell garden?"],
+  ["Counting", "How often does r occur in strawberry?"],
 ] as const;
 
 /** The page before the first question. */
