@@ -22,6 +22,7 @@ from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import Message, Part, parse_completion, render_prompt
 
 TALKERS = ("rl", "sft", "mid")  # stages whose models talk, best first
+TRAINED_BY = {stage.name: stage.title for stage in STAGES}
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,13 @@ class Loaded:
     def name(self) -> str:
         """RUN/STAGE."""
         return f"{self.context.root.name}/{self.stage}"
+
+    @property
+    def described(self) -> str:
+        """Which model it is, and which others of the run talk."""
+        others = [name for name in TALKERS if name in self.context.done and name != self.stage]
+        other = f"; {' and '.join(others)} with /stage" if others else ""
+        return f"{self.name}, the model of {TRAINED_BY[self.stage]}{other}"
 
     def switched(self, stage: str) -> Loaded:
         """The same conversation, from now on with the model of another stage of the run.

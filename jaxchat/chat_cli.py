@@ -43,11 +43,11 @@ def chat_command(args: argparse.Namespace) -> int:
         as_json=args.json,
         interactive=sys.stdin.isatty() and args.prompt is None,
     )
+    size = f"{loaded.parameters:,} parameters, a context of {config.model.sequence_len} tokens"
+    if session.interactive or (sys.stderr.isatty() and not args.json):
+        session.tell(f"jaxchat: {loaded.described}; {size}.")
     if args.prompt is not None:
         return converse.answer_once(
             session, sys.stdin.read() if args.prompt == "-" else args.prompt
         )
-    if session.interactive:
-        size = f"{loaded.parameters:,} parameters, a context of {config.model.sequence_len} tokens"
-        session.tell(f"jaxchat: {loaded.name}, {size}.")
     return converse.converse(session, root / "chat_history")

@@ -244,6 +244,7 @@ class DataConfig:
     source: str = "machine"  # the documentation every Python carries; or one of TEXT_SOURCES
     max_chars: int = 12_000_000  # of the machine's text
     shards: int = 0  # of a source of shards, beside the one held out; 0: all
+    held_out_shard: int = later(-1)  # which of a source's shards is held out; -1: the last
     folder: str = ""  # of the user's own text, with source = "folder"
     words: int = 6_000  # words of the text that the spelling problems draw from
     persona: str = ""  # a TOML file that says who the model is (`tasks.persona`); "": jaxchat
@@ -257,6 +258,11 @@ class DataConfig:
         _one_of("data", self, "source", TEXT_SOURCES)
         _positive("data", self, "max_chars", "words")
         _not_negative("data", self, "shards")
+        _check(
+            self.held_out_shard >= -1,
+            f"data.held_out_shard is {self.held_out_shard}; it is the number of a shard, from 0 "
+            "on, or -1 for the last.",
+        )
         _check(
             (self.source == "folder") == bool(self.folder),
             f"data.source is {self.source!r} and data.folder is {self.folder!r}; a folder is named "

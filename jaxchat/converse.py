@@ -252,7 +252,7 @@ def _stage(session: Session, argument: str) -> None:
         except ArtifactError as error:
             session.tell(f"({error})")
             return
-    session.tell(f"(this is {session.loaded.name})")
+    session.tell(f"(this is {session.loaded.described})")
 
 
 def _quit(session: Session, argument: str) -> bool:

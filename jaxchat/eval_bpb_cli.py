@@ -34,7 +34,10 @@ def add_bpb(commands: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> N
     bpb.add_argument("--stage", choices=("base", "mid", "sft", "rl"), default="base")
     bpb.add_argument("--split", choices=SPLITS, help="default: both")
     bpb.add_argument(
-        "--rows", type=positive, default=ROWS, metavar="N", help=f"of each split ({ROWS:,})"
+        "--rows",
+        type=positive,
+        metavar="N",
+        help=f"of each split (default: what eval.text_tokens says, else {ROWS:,})",
     )
     bpb.set_defaults(run_command=bpb_command)
 
@@ -50,10 +53,12 @@ def bpb_command(args: argparse.Namespace) -> int:
     from jaxchat.evaluation import open_model
 
     opened = open_model(root, args.run, args.stage)
+    model, settings = opened.config.model, opened.config.eval
+    limit = args.rows or -(-settings.text_tokens // model.sequence_len) or ROWS
     measured = {}
     for split in SPLITS if args.split is None else (args.split,):
-        bits, rows = measure(opened, split, args.rows)
-        tokens = rows * opened.config.model.sequence_len
+        bits, rows = measure(opened, split, limit)
+        tokens = rows * model.sequence_len
         print(f"{split:<8} {bits:.4f} bits per byte over {rows:,} rows, {tokens:,} tokens")
         measured[split] = {"bits_per_byte": bits, "rows": rows}
     path = opened.run / "eval" / f"bpb-{opened.stage}.json"

@@ -32,6 +32,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     chat = commands.add_parser(
         "chat",
         help="ChatCORE's tasks and counting, or others; what is finished is not done again",
+        description="Evaluates a model on tasks. What is finished is kept and not done again. The "
+        "run's next report (jaxchat report) has it where that is more problems than the run's own "
+        "evaluation took, greedily and at no fewer tokens.",
     )
     _add_model(chat, ("mid", "sft", "rl"))
     chat.add_argument(

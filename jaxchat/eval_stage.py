@@ -152,7 +152,7 @@ class Bench:
 def parts_of(bench: Bench, stage: str) -> list[Part]:
     """The parts of a model's evaluation, in the order in which they are measured."""
     parts = [_bits(bench, stage, "heldout")]
-    if stage == "base":
+    if stage == "base" and bench.config.imported.trains("base"):
         parts.append(_bits(bench, stage, "train"))
     if stage in bench.config.eval.models:
         parts += [_task(bench, stage, name, task) for name, task in bench.tasks.items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jaxchat import memory, plan_data
+from jaxchat import memory, plan_data, plan_eval
 from jaxchat.config import MODELS, RunConfig, TrainConfig
 from jaxchat.progress import duration
 from jaxchat.scaling import count_params, flops_per_token
@@ -50,6 +50,7 @@ class Plan:
     params: Mapping[str, int]
     flops_per_token: int
     stages: tuple[StagePlan, ...]
+    evaluation: tuple[plan_eval.EvalPlan, ...]
     memory: memory.Memory  # of one device, while the base model trains
     cards: tuple[Card, ...]
     disk: Mapping[str, float]
@@ -78,8 +79,9 @@ def make_plan(config: RunConfig) -> Plan:
         flops_per_token=flops_per_token(config.model),
         stages=(
             *(_train_stage(config, name) for name in ("base", "mid", "sft")),
-            _rl_stage(config),
+            *([_rl_stage(config)] if config.rl.steps else []),
         ),
+        evaluation=plan_eval.plan_eval(config),
         memory=memory.predict(stage_step(config)),
         cards=tuple(plan_card(config, size * 1e9) for size in memory.CARDS),
         disk=plan_disk(config),
@@ -183,6 +185,8 @@ def render(plan: Plan) -> str:
             "",
             *_stage_lines(plan),
             "",
+            *_eval_lines(plan),
+            "",
             *_memory_lines(plan),
             "",
             f"Disk  {size(sum(plan.disk.values()))}: "
@@ -257,6 +261,44 @@ def _stage_lines(plan: Plan) -> list[str]:
         f"{hardware.utilization:.0%}), at ${hardware.dollars_per_hour:g} an hour. Not in it: "
         "downloads, compiling, evaluation,",
         "  and that sampling in rl is slower than training; its samples count at full length.",
+        *_rl_lines(config),
+    ]
+
+
+def _rl_lines(config: RunConfig) -> list[str]:
+    """Whether reinforcement learning runs, and what to do for the other."""
+    rl = config.rl
+    if not rl.steps:
+        return ["  RL is left out (rl.steps is 0): chat talks to the model of sft."]
+    return [
+        f"  RL runs: {rl.steps:,} steps on {rl.task}, then chat talks to its model. "
+        "--set rl.steps=0 leaves it out."
+    ]
+
+
+def _eval_lines(plan: Plan) -> list[str]:
+    rows = [("measured", "of each", "models", "tokens read", "decoded at most", "time", "cost")]
+    rows += [
+        (
+            part.what,
+            f"{part.each:,}" if part.each else "all",
+            " ".join(part.models),
+            count(part.read),
+            count(part.decoded) if part.decoded else "",
+            duration(part.seconds),
+            f"${part.dollars:,.2f}",
+        )
+        for part in plan.evaluation
+    ]
+    seconds, dollars = (sum(getattr(p, n) for p in plan.evaluation) for n in ("seconds", "dollars"))
+    rows.append(("total", "", "", "", "", duration(seconds), f"${dollars:,.2f}"))
+    return [
+        "Evaluation, an estimate",
+        *table(rows),
+        "  Answers count at their full length; most end sooner. Decoding is reckoned at "
+        f"{plan_eval.DECODING:.1%} of the peak, measured",
+        "  on one H100 with 64 rows; whole rows as training. Not in it: compiling, and running the "
+        "programs of HumanEval.",
     ]
 
 

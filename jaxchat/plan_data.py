@@ -52,11 +52,13 @@ def plan_text(config: RunConfig) -> TextPlan:
     if data.source == "folder":
         return TextPlan(f"the files of {data.folder}", 0, 0, 0)
     source = registry.find(data.source)
-    files = registry.choose(source, source.files, data.shards or None)
+    held_out = data.held_out_shard
+    files = registry.choose(source, source.files, data.shards or None, held_out=held_out)
+    which = "the last one" if held_out == registry.LAST else f"number {held_out:,}"
     characters = float((len(files) - 1) * source.characters_per_file)
     return TextPlan(
         f"{source.name} ({source.repo}): {len(files) - 1:,} of {len(source.files) - 1:,} shards, "
-        "and the last one for validation",
+        f"and {which} for validation",
         source.size * len(files) / len(source.files),
         characters,
         characters / _CHARACTERS_PER_TOKEN,

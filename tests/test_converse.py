@@ -127,7 +127,11 @@ def test_the_stage_can_be_changed(session, monkeypatch, capsys):
     typed(monkeypatch, "/stage sft", "/stage base", "/stage")
     assert converse.converse(session) == 0
     told = capsys.readouterr().err.splitlines()
-    assert told[0] == told[2] == "(this is tiny/sft)"
+    assert (
+        told[0]
+        == told[2]
+        == "(this is tiny/sft, the model of supervised fine-tuning; rl and mid with /stage)"
+    )
     assert "has no model base (complete there: rl, sft, mid)" in told[1]
 
 
@@ -241,7 +245,9 @@ class Terminal:
 def test_a_real_terminal_edits_lines_and_keeps_them(root):
     terminal = Terminal(root)
     try:
-        assert "jaxchat: tiny/rl, " in terminal.wait_for("> ")
+        greeting = terminal.wait_for("> ")
+        assert "jaxchat: tiny/rl, the model of reinforcement learning" in greeting
+        assert "sft and mid with /stage" in greeting.replace("\r\n", "")
         terminal.type("half a mess")
         terminal.wait_for("half a mess")
         terminal.interrupt("(Ctrl-D or /quit leaves)")  # which throws the line away

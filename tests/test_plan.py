@@ -87,6 +87,53 @@ def test_published_tiers(name, total, tokens):
     assert all(stage in text for stage in ("base", "mid", "sft", "rl"))
 
 
+def test_the_evaluation_of_tier_100_is_whole_tasks_at_512_tokens():
+    parts = {part.what: part for part in plan_of("tier_100").evaluation}
+    assert {name: part.each for name, part in parts.items()} == {
+        "CORE": 0, "bits per byte": 5_120, "bits per byte, train": 5_120, "arc_easy": 2_376,
+        "arc_challenge": 1_172, "mmlu": 14_042, "gsm8k": 1_319, "humaneval": 164, "counting": 256,
+        "mean reward": 400 * 8,
+    }  # fmt: skip
+    gsm8k = parts["gsm8k"]
+    assert gsm8k.models == ("mid", "sft", "rl")
+    assert gsm8k.decoded == 3 * 1_319 * 512
+    # a third of training's FLOPs a token: decoding at 2.5% of 8 devices, reading at 45%
+    rate = 8 * 989e12 / (3_491_758_080 / 3)
+    assert gsm8k.seconds == pytest.approx(gsm8k.decoded / 0.025 / rate + gsm8k.read / 0.45 / rate)
+    assert gsm8k.dollars == pytest.approx(gsm8k.seconds * 24 / 3600)
+    assert parts["mmlu"].decoded == 0
+    text = render(plan_of("tier_100"))
+    assert "Evaluation, an estimate" in text
+    assert any(line.split()[:6] == ["gsm8k", "1,319", "mid", "sft", "rl", "395.7k"]
+               for line in text.splitlines())  # fmt: skip
+
+
+def test_more_problems_than_a_dataset_has_are_all_of_it():
+    parts = {part.what: part for part in plan_of("tier_100", "eval.problems=500").evaluation}
+    assert (parts["gsm8k"].each, parts["humaneval"].each, parts["counting"].each) == (500, 164, 256)
+
+
+@pytest.mark.parametrize("name", ["tier_100", "tier_300", "tier_1000", "gpt2", "tier_cpu"])
+def test_a_plan_says_whether_rl_runs_and_how_to_leave_it_out(name):
+    with_rl, without = plan_of(name), plan_of(name, "rl.steps=0")
+    steps = with_rl.config.rl.steps
+    assert f"RL runs: {steps:,} steps on" in render(with_rl)
+    assert "--set rl.steps=0 leaves it out" in render(with_rl)
+    assert "RL is left out (rl.steps is 0): chat talks to the model of sft." in render(without)
+    assert [stage.name for stage in without.stages] == ["base", "mid", "sft"]
+    assert all("rl" not in part.models for part in without.evaluation)
+    assert "mean reward" not in {part.what for part in without.evaluation}
+    assert without.seconds < with_rl.seconds
+    head = (CONFIGS / f"{name}.toml").read_text().split("[run]")[0]
+    assert "# RL " in head, "its head does not say whether RL runs"
+
+
+def test_the_held_out_shard_is_said():
+    assert "240 of 1,822 shards, and the last one for validation" in render(plan_of("tier_100"))
+    text = render(plan_of("tier_100", "data.held_out_shard=239", "data.shards=239"))
+    assert "239 of 1,822 shards, and number 239 for validation" in text
+
+
 def test_a_stage_without_steps_is_one_pass_over_its_conversations():
     plan = plan_of("tier_cpu", "mid.steps=0", "mid.conversations=1024", "mid.batch_tokens=4096")
     assert plan.stages[1].steps == 1_024 * 40 // 4_096

@@ -18,6 +18,8 @@ from hub_server import Fault, HubServer
 from jaxchat import cli
 from jaxchat.chat import open_run
 from jaxchat.config import STAGES
+from jaxchat.evals.chatcore import chatcore
+from jaxchat.tools import levels
 from jaxchat.train.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -37,11 +39,12 @@ SMALL = {
     "rl.eval_every": 2,
     "rl.eval_problems": 2,
     "rl.eval_samples": 2,
-    "eval.problems": 2,
+    "eval.generated_problems": 3,
+    "eval.reward_problems": 2,
+    "eval.text_tokens": 512,
     "eval.max_new_tokens": 16,
     "eval.slots": 4,
     "eval.reward_samples": 2,
-    "eval.tasks": '["spelling", "gsm8k"]',
     "rl.task": "gsm8k",
     "data.words": 50,
     "base.core_every": 2,
@@ -109,6 +112,28 @@ def check_core(home: Path, out: str) -> None:
     assert (home / "eval_bundle.json").exists()
 
 
+def check_report(run: Path) -> None:
+    """Whole tasks by stage, both means of them, and both splits of the text."""
+    report = json.loads((run / "report.json").read_text())
+    rows = {row["name"]: row["values"] for row in report["metrics"]}
+    totals = {"arc_easy": 20, "arc_challenge": 20, "mmlu": 60, "gsm8k": 20, "counting": 3}
+    locked_in = levels.detect().name != "none"
+    totals |= {"humaneval": 1} if locked_in else {}
+    for name, total in totals.items():
+        told = {model: value["total"] for model, value in rows[name].items()}
+        assert told == dict.fromkeys(("mid", "sft", "rl"), total), name
+    assert list(rows["bits per byte"]) == ["base", "mid", "sft", "rl"]
+    assert rows["bits per byte, train"]["base"]["total"] == 512
+    assert {value["total"] for value in rows["mean reward"].values()} == {4}
+    if locked_in:
+        assert list(rows["ChatCORE"]) == list(rows["ChatCORE + counting"]) == ["mid", "sft", "rl"]
+        accuracies = {name: rows[name]["sft"]["value"] for name in totals}
+        assert rows["ChatCORE"]["sft"]["value"] == chatcore(accuracies)
+    text = (run / "report.md").read_text()
+    for name in rows:
+        assert f"| {name} " in text
+
+
 def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +143,7 @@ def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     assert "The report:" in out
     check_core(tmp_path, out)
     assert "tokenizers are not compared with GPT-2's and GPT-4's" in out, "nobody was asked"
+    assert out.endswith("This is the model of rl; --stage sft or mid talks to another.\n")
     mid, sft = results(tmp_path, "rows")["mid_train"], results(tmp_path, "rows")["sft_train"]
     assert isinstance(mid, dict)
     assert isinstance(sft, dict)
@@ -126,9 +152,12 @@ def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     # ARC twice and GSM8K, 2.2% of SmolTalk, 60 generated
     assert sft["conversations"] == 60 + 60 + 60 + round(120 * 0.021723) + 60
     named = json.loads((tmp_path / "runs" / "100" / "data" / "inputs.json").read_text())
-    assert sorted(named["chat"]) == ["arc_challenge", "arc_easy", "gsm8k", "mmlu", "smoltalk"]
+    assert sorted(named["chat"]) == [
+        "arc_challenge", "arc_easy", "gsm8k", "humaneval", "mmlu", "smoltalk",
+    ]  # fmt: skip
     assert len(named["text"]) == 6
 
+    check_report(tmp_path / "runs" / "100")
     complete = open_run(tmp_path / "runs" / "100").done
     assert list(complete) == list(STAGES), "the run's own configuration is another one"
 

@@ -112,7 +112,11 @@ class Hub:
         return self._lists[source.name]
 
     def files(
-        self, source: Source, shards: int | None = None, splits: Sequence[str] | None = None
+        self,
+        source: Source,
+        shards: int | None = None,
+        splits: Sequence[str] | None = None,
+        held_out: int = registry.LAST,
     ) -> tuple[RemoteFile, ...]:
         """The files that a run needs, in the order it needs them (`registry.choose`), with sizes.
 
@@ -120,7 +124,7 @@ class Hub:
         """
         listing = self.listing(source)
         by_path = {file.path: file for file in listing.files}
-        paths = registry.choose(source, tuple(by_path), shards, splits)
+        paths = registry.choose(source, tuple(by_path), shards, splits, held_out)
         if self.base_url is not None and not self.offline:
             unknown = [by_path[path] for path in paths if by_path[path].size is None]
             if unknown:

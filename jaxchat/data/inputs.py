@@ -195,7 +195,8 @@ def _build_corpus(config: DataConfig, folder: Path) -> tuple[list[InputFile], di
 
 def text_files(config: DataConfig, hub: Hub) -> tuple[RemoteFile, ...]:
     """The shards of a dataset that a configuration names, the last one held out."""
-    return hub.files(registry.find(config.source), config.shards or None)
+    source = registry.find(config.source)
+    return hub.files(source, config.shards or None, held_out=config.held_out_shard)
 
 
 def _own_text(config: RunConfig) -> list[InputFile]:

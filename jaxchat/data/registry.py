@@ -21,7 +21,8 @@ from jaxchat.config import ConfigError
 
 Kind = Literal["text", "chat"]
 
-TEXT_SPLIT = "text"  # the one split of a text source: shards, of which the last is for validation
+TEXT_SPLIT = "text"  # the one split of a text source: shards, of which one is for validation
+LAST = -1  # which one, where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Source:
     """Files of one dataset.
 
     Attributes:
-        kind: `text` has shards of documents (a column `text`), the last in order of name for
-            validation; `chat` has conversations or problems.
+        kind: `text` has shards of documents (a column `text`), one of which, mostly the last in
+            order of name, is for validation; `chat` has conversations or problems.
         repo: owner/name of the dataset repository on the hub.
         revision: a commit, or a branch, which is looked up once and then kept (`data.hub`).
         licence: as the repository's page states it.
@@ -81,25 +82,32 @@ def choose(
     paths: Sequence[str],
     shards: int | None = None,
     splits: Sequence[str] | None = None,
+    held_out: int = LAST,
 ) -> tuple[str, ...]:
     """Which of a source's paths a run needs, in the order it needs them.
 
-    Of a text source the first `shards` (None: all) and then the last one, which is always the
-    validation shard; of a chat source the files of `splits` (None: all), `shards` has no meaning.
-    Raises ConfigError when there are not so many shards.
+    Of a text source the first `shards` (None: all) of those to train on, and then the one that is
+    held out for validation, number `held_out`; of a chat source the files of `splits` (None: all),
+    the others have no meaning. Raises ConfigError when there are not so many shards.
     """
     if source.kind == "chat":
         named = tuple(source.splits) if splits is None else splits
         return tuple(path for split in named for path in source.files_of(split, paths))
     found = source.files_of(TEXT_SPLIT, paths)
+    if held_out >= len(found):
+        raise ConfigError(
+            f"data.held_out_shard is {held_out:,}, and {source.name} has {len(found):,} shards, "
+            "counted from 0; name one of them, or -1 for the last."
+        )
+    training = [path for path in found if path != found[held_out]]
     if shards is None:
-        return found
+        return (*training, found[held_out])
     if not 1 <= shards < len(found):
         raise ConfigError(
             f"{source.name} has {max(len(found) - 1, 0):,} shards to train on and one for "
             f"validation; {shards:,} training shards cannot be taken."
         )
-    return (*found[:shards], found[-1])
+    return (*training[:shards], found[held_out])
 
 
 def find(name: str) -> Source:

@@ -157,6 +157,18 @@ class ShardedRows:
             )
         return sum(map(self.shards.rows, numbers))
 
+    def ready(self) -> int:
+        """Rows of a pass that can be taken now: those of the windows that are there from the first.
+
+        A run that trains on fewer rows than it has shards for never prepares the last ones.
+        """
+        rows = 0
+        for numbers in self._windows:
+            if any(self.shards.known(number) is None for number in numbers):
+                break
+            rows += sum(map(self.shards.rows, numbers))
+        return rows
+
     def take(self, indices: Indices, seed: int) -> npt.NDArray[np.int32]:
         """The rows [n, T+1] at n places of the order that the seed gives, each place >= 0."""
         rows = np.empty((len(indices), self.manifest.row_tokens), np.int32)

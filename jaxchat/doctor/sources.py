@@ -56,7 +56,8 @@ def check_sources(config: RunConfig, hub: Hub) -> list[Check]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         answers = list(pool.map(lambda source: ask(hub, source), sources))
     shards = config.data.shards or None
-    found = [_look(hub, *asked, shards) for asked in zip(sources, answers, strict=True)]
+    wanted = shards, config.data.held_out_shard
+    found = [_look(hub, *asked, *wanted) for asked in zip(sources, answers, strict=True)]
     missing = [one for one in found if one.missing]
     checks = [_check(hub, one, _wrong(missing, one, shards)) for one in found]
     checks += _own_files(config, names)
@@ -92,9 +93,11 @@ def ask(hub: Hub, source: Source) -> Answer | None:
     return Answer(time.monotonic() - began)
 
 
-def _look(hub: Hub, source: Source, answer: Answer | None, shards: int | None) -> Found:
+def _look(
+    hub: Hub, source: Source, answer: Answer | None, shards: int | None, held_out: int
+) -> Found:
     try:
-        return Found(source, answer, *count_here(hub, source, shards))
+        return Found(source, answer, *count_here(hub, source, shards, held_out))
     except ArtifactError as error:
         return Found(source, answer, 0, 0, str(error))
 
@@ -116,13 +119,15 @@ def _check(hub: Hub, found: Found, wrong: str) -> Check:
     return Check(found.source.name, told, (wrong,) if wrong else (), facts=facts)
 
 
-def count_here(hub: Hub, source: Source, shards: int | None) -> tuple[int, int]:
+def count_here(
+    hub: Hub, source: Source, shards: int | None, held_out: int = registry.LAST
+) -> tuple[int, int]:
     """(files that are here, files that the run needs); without a list, as the registry has them."""
     listing = hub.kept(source)
     if listing is None:
-        return 0, len(registry.choose(source, source.files, shards))
+        return 0, len(registry.choose(source, source.files, shards, held_out=held_out))
     by_path = {file.path: file for file in listing.files}
-    wanted = registry.choose(source, tuple(by_path), shards)
+    wanted = registry.choose(source, tuple(by_path), shards, held_out=held_out)
     return sum(cache.is_here(by_path[path]) for path in wanted), len(wanted)
 
 

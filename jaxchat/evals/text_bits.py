@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxchat.config import ModelConfig
 from jaxchat.data.stream import HeldOutRows, ShardedRows
 from jaxchat.evals.bpb import bits_per_byte
+from jaxchat.home import ArtifactError
 from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards
 from jaxchat.train.compute import Compute
@@ -32,9 +33,10 @@ class TextRows:
         self._train = ShardedRows(folder, tokenizer_hash) if split == "train" else None
 
     def __len__(self) -> int:
-        """Rows of the split; of training text, of one pass."""
-        rows = self._held_out if self._train is None else self._train
-        return len(rows) if rows is not None else 0
+        """Rows of the split; of training text, those of one pass that are prepared."""
+        if self._train is not None:
+            return self._train.ready()
+        return len(self._held_out) if self._held_out is not None else 0
 
     def batches(self, count: int, size: int) -> Iterator[dict[str, np.ndarray]]:
         """The first `count` rows in batches of `size`; what the last one lacks is masked."""
@@ -65,8 +67,13 @@ def bits_of_text(
 ) -> float:
     """Bits per byte over the first `count` rows; `params` lie on `mesh` as in training.
 
-    Raises ArtifactError when they have no byte to predict.
+    Raises ArtifactError when there are no rows, or they have no byte to predict.
     """
+    if not count:
+        raise ArtifactError(
+            "there are no rows of the text to measure bits per byte on; prepare them with: jaxchat "
+            "data prepare"
+        )
     platform, shards = mesh.devices.flat[0].platform, batch_shards(mesh)
     tokens = BATCH_TOKENS.get(platform, GPU_BATCH_TOKENS)
     size = shards * max(1, tokens // model.sequence_len)

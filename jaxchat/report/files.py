@@ -64,7 +64,7 @@ def gather_run(root: Path) -> dict[str, Any]:
     Raises ArtifactError when there is no run.
     """
     config = runs.read_config(root)
-    done, states = _read_stages(root, _tables(config))
+    done, states = _read_stages(root, config)
     if "eval" not in done and (models := _evaluated_so_far(root, done)):
         states["eval"] = f"under way: {', '.join(models)} evaluated"
         done["eval"] = {"seconds": 0.0, "results": {"models": models}}
@@ -135,15 +135,14 @@ def _tables(config: RunConfig) -> list[dict[str, Any]]:
     return [table for table in (*tables, *made) if isinstance(table, dict)]
 
 
-def _read_stages(
-    root: Path, tables: list[dict[str, Any]]
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def _read_stages(root: Path, config: RunConfig) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """The records of the stages that are complete with these settings; what is wrong with others.
 
     What was made from a stale artefact is stale as well.
     """
+    tables = _tables(config)
     done, states = dict[str, dict[str, Any]](), dict[str, str]()
-    for name in TITLES:
+    for name in (name for name in TITLES if not config.leaves_out(name)):
         record = pipeline.read_done(root, name)
         if record is None:
             continue
@@ -217,13 +216,22 @@ def farewell(run: Path, options: str = "") -> str:
     command = Path(sys.executable).with_name("jaxchat")
     on_path = shutil.which("jaxchat") is not None
     chat = f"{'jaxchat' if on_path or not command.exists() else command} chat{options}"
+    report = read_report(run)
     return "\n".join(
         [
             "",
-            summary(read_report(run)),
+            summary(report),
             "",
             f"The report:   {run / 'report.html'} (and report.md)",
             f"Talk to it:   {chat}",
             f'One question: {chat} -p "Who are you?"',
+            *_which_model(report),
         ]
     )
+
+
+def _which_model(report: Mapping[str, Any]) -> list[str]:
+    """Whom one talks to, and how to talk to another."""
+    best, *others = [name for name in reversed(MODELS[1:]) if name in report["stages"]] or [""]
+    other = f"; --stage {' or '.join(others)} talks to another" if others else ""
+    return [f"This is the model of {best}{other}."] if best else []

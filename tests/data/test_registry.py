@@ -38,6 +38,18 @@ def test_shards_are_those_of_nanochat():
         registry.choose(fineweb, fineweb.files, 1_823)
 
 
+def test_another_shard_is_held_out_and_not_trained_on():
+    """As nanochat's speedrun of November 2025: of 240 shards the last, 00239, is held out."""
+    fineweb = SOURCES["fineweb_edu"]
+    chosen = registry.choose(fineweb, fineweb.files, 239, held_out=239)
+    assert chosen == fineweb.files[:240]
+    chosen = registry.choose(fineweb, fineweb.files, 3, held_out=1)
+    assert [int(path[6:11]) for path in chosen] == [0, 2, 3, 1]
+    assert len(registry.choose(fineweb, fineweb.files, held_out=0)) == 1_823
+    with pytest.raises(ConfigError, match=r"held_out_shard is 1,823, and fineweb_edu has 1,823"):
+        registry.choose(fineweb, fineweb.files, 3, held_out=1_823)
+
+
 def test_the_default_mixture_has_568_thousand_rows():
     rows = {name: SOURCES[name].rows for name in ("smoltalk", "mmlu", "gsm8k")}
     total = rows["smoltalk"]["train"] + rows["mmlu"]["auxiliary_train"] + rows["gsm8k"]["train"]

@@ -1,5 +1,6 @@
 """Reading shards without end: every row once a pass, in an order that only the seed decides."""
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -118,6 +119,25 @@ def test_going_on_with_two_processes_instead_of_eight_skips_and_repeats_nothing(
     once = np.concatenate(uninterrupted)[:n]
     everything = np.concatenate([shard(whole, number) for number in range(5)])
     assert sorted(map(bytes, once)) == sorted(map(bytes, everything.astype(np.int32)))
+
+
+def test_what_is_ready_can_be_taken_though_later_shards_never_come(
+    whole: Path, tmp_path: Path
+) -> None:
+    """Training may end before all text is prepared, and what it read is measured afterwards."""
+    folder = tmp_path / "shards"
+    shutil.copytree(whole, folder)
+    everything = ShardedRows(whole, TOKENIZER.hash, window=WINDOW)
+    assert everything.ready() == len(everything)
+    (folder / "shard_00003.json").unlink()  # of the second window of two
+    source = ShardedRows(folder, TOKENIZER.hash, window=WINDOW)
+    with pytest.raises(ArtifactError, match="not prepared yet"):
+        len(source)
+    assert source.ready() == sum(len(shard(whole, number)) for number in range(WINDOW))
+    places = np.arange(source.ready())
+    assert (source.take(places, 7) == everything.take(places, 7)).all()
+    (folder / "shard_00001.json").unlink()
+    assert ShardedRows(folder, TOKENIZER.hash, window=WINDOW).ready() == 0
 
 
 def test_the_held_out_rows_are_the_last_files_in_order(whole: Path) -> None:
