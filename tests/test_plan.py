@@ -128,6 +128,21 @@ def test_a_plan_says_whether_rl_runs_and_how_to_leave_it_out(name):
     assert "# RL " in head, "its head does not say whether RL runs"
 
 
+@pytest.mark.parametrize(
+    ("tier", "settings", "there"),
+    [
+        ("100", [], True),
+        ("100", ["eval.bundle_url=none", "eval.vocabularies_url=none"], False),
+        ("cpu", [], False),
+    ],
+)
+def test_what_comes_beside_the_data_is_said_with_its_size(tier, settings, there):
+    planned = plan_of(f"tier_{tier}", *settings)
+    told = render(planned)
+    assert ("eval_bundle    162.0 MB  CORE's tasks, for base" in told) == there
+    assert ("vocabularies     2.1 MB  GPT-2's and GPT-4's" in told) == there
+
+
 def test_the_held_out_shard_is_said():
     assert "240 of 1,822 shards, and the last one for validation" in render(plan_of("tier_100"))
     text = render(plan_of("tier_100", "data.held_out_shard=239", "data.shards=239"))
