@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxchat import losses
 from jaxchat.config import MeshConfig, ModelConfig
+from jaxchat.evals.in_flight import in_flight
 from jaxchat.home import ArtifactError
 from jaxchat.model import gpt
 from jaxchat.optim.shares import Shares
@@ -81,9 +82,9 @@ def bits_per_byte(
     sums_over = _sums_over(mesh, model, compute.unrounded())
     weights = params, put(np.asarray(token_bytes, np.int32), replicated(mesh))
     micro = ({name: np.asarray(rows)[None] for name, rows in batch.items()} for batch in batches)
-    sums = [sums_over(weights, put_batch(mesh, batch)) for batch in micro]
-    nats = math.fsum(float(n) for n, _ in sums)
-    size = math.fsum(float(b) for _, b in sums)
+    dispatched = (sums_over(weights, put_batch(mesh, batch)) for batch in micro)
+    sums = [(float(nats), float(size)) for nats, size in in_flight(dispatched)]
+    nats, size = (math.fsum(column) for column in zip(*sums, strict=True)) if sums else (0.0, 0.0)
     if not size:
         raise ArtifactError(_NO_BYTE)
     return losses.bits_per_byte(nats, size)

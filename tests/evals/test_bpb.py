@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 import pytest
 
 from jaxchat.config import MeshConfig, ModelConfig
+from jaxchat.evals import bpb
 from jaxchat.evals.bpb import bits_per_byte, check_bytes
+from jaxchat.evals.in_flight import AHEAD
 from jaxchat.home import ArtifactError
 from jaxchat.model import gpt
 from jaxchat.sharding import make_mesh
@@ -108,3 +111,37 @@ def test_devices_whose_rows_are_masked_change_nothing(params: gpt.Params) -> Non
     assert mesh.size == 8
     on_mesh = bits_per_byte(params, [some, masked(4)], SIZES, MODEL, mesh=mesh)
     assert on_mesh == pytest.approx(by_hand(params, [some]), rel=1e-5)
+
+
+def test_few_batches_are_under_way_at_a_time(
+    params: gpt.Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once, those of 8 virtual devices block each other until XLA ends the process."""
+    sums_over, under_way, most = bpb._sums_over, 0, 0
+
+    class Result(tuple[float, float]):
+        """What a program gives; it has ended when someone asks for it."""
+
+        def __iter__(self) -> Iterator[float]:
+            nonlocal under_way
+            under_way -= 1
+            return super().__iter__()
+
+    def counted(*args: object) -> object:
+        run = sums_over(*args)  # type: ignore[arg-type]
+
+        def dispatch(*inputs: object) -> Result:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            return Result(tuple(run(*inputs)))
+
+        return dispatch
+
+    monkeypatch.setattr(bpb, "_sums_over", counted)
+    batches = [batch(seed, 8) for seed in range(20)]
+    mesh = make_mesh(MeshConfig())
+    found = bits_per_byte(params, batches, SIZES, MODEL, mesh=mesh)
+    assert found == pytest.approx(by_hand(params, batches), rel=1e-5)
+    assert most <= AHEAD + 1, f"{most} programs were under way at once"
+    assert under_way == 0

@@ -6,10 +6,8 @@ Axes: B rows, P positions of the trunk, R of all branches, T = P + R, D width, V
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jaxchat.config import MeshConfig, ModelConfig
 from jaxchat.evals.core.batches import Batch, make_batches
 from jaxchat.evals.core.sequences import Row
+from jaxchat.evals.in_flight import in_flight
 from jaxchat.model import gpt
 from jaxchat.model.branches import branch_features
 from jaxchat.optim.shares import Shares
@@ -48,7 +47,6 @@ class Sizes:
 
 CPU = Sizes(tokens=4_096, steps=2, head=128)
 GPU = Sizes(tokens=65_536, steps=1, head=1_024)  # where compiling takes longer than computing
-AHEAD = 2  # batches that are dispatched before the first one is read
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def score_rows(
         return batch, scores_over(params, put(arrays, layout))
 
     found: dict[tuple[int, int], ChoiceScore] = {}
-    for batch, values in _ahead(map(dispatch, batches)):
+    for batch, values in in_flight(map(dispatch, batches)):
         parts = (batch.split(np.asarray(value)) for value in values)
         for (row, logprobs), (_, best) in zip(*parts, strict=True):
             for choice, logprob, hits in zip(row.choices, logprobs, best, strict=True):
@@ -153,12 +151,3 @@ def score_rows(
                 found[row.example, choice] = ChoiceScore(loss, bool(hits.all()))
         progress(len(batch.rows))
     return found
-
-
-def _ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """The same items, each given out when AHEAD more have been made."""
-    waiting = deque(itertools.islice(items, AHEAD))
-    for item in items:
-        yield waiting.popleft()
-        waiting.append(item)
-    yield from waiting
