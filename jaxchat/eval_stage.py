@@ -33,7 +33,7 @@ from jaxchat.evals.chat import (
 )
 from jaxchat.evals.parts import PARTS, TASK, Found, Part, Parts, record
 from jaxchat.evals.text_bits import TextRows, TextSplit, bits_of_text
-from jaxchat.home import sha256_text
+from jaxchat.home import sha256_text, sweep
 from jaxchat.infer.service import Service
 from jaxchat.pipeline import Context
 from jaxchat.run_inputs import text_folder, tokenizer_of
@@ -48,6 +48,7 @@ from jaxchat.train.compute import Compute
 def run_eval(context: Context) -> dict[str, Any]:
     """Evaluates every model; what is there of the same weights, data and settings is kept."""
     bench = Bench(context)
+    sweep(context.folder("eval") / PARTS)  # of a process that was killed while it wrote
     parts = Parts(
         context.folder("eval") / PARTS,
         {stage: context.done[stage]["results"]["artifact"] for stage in bench.stages},

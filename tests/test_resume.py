@@ -55,7 +55,7 @@ MOMENTS = (
     Moment("os.rename", f"/runs/cpu/mid/checkpoints/4{SAVING}/state"),
     Moment("os.rename", "/runs/cpu/sft/model", number=signal.SIGUSR1),
     Moment("open", "/runs/cpu/rl/metrics.jsonl", count=4),
-    Moment("os.rename", "/runs/cpu/eval/mid.json"),
+    Moment("os.rename", "/runs/cpu/eval/parts/mid-task-spelling.json"),
 )
 
 
