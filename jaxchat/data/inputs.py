@@ -360,7 +360,8 @@ def _own_files(config: RunConfig) -> dict[str, dict[str, tuple[InputFile, ...]]]
             path = _own_path(name)
             if not path.is_file():
                 raise ConfigError(f"{path} does not exist; mid.epochs or sft.epochs names it.")
-            Custom([path])
+            if told := Custom([path]).told_unused:
+                print(told, flush=True)
             file = InputFile(path.name, sha256_file(path), path.stat().st_size, (path,))
             found[name] = {"train": (file,)}
     return found
