@@ -68,6 +68,7 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
     args.profile = [request.parse(text) for text in args.profile]
     plan_checks.check_stages([*(args.stages or ()), *args.force])
     plan_checks.check_names(config)
+    plan_checks.check_sizes(config)
     if args.plan:
         if not runs.has_data(root, config.name):  # else they were read, and may be gone
             plan_checks.check_files(config)

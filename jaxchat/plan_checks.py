@@ -1,4 +1,4 @@
-"""What a run would refuse, said before it begins: names, and files of one's own (layer 4).
+"""What a run would refuse, said before it begins: names, sizes, files of one's own (layer 4).
 
 Without names of files of one's own nothing heavy is imported for it.
 """
@@ -47,6 +47,19 @@ def _talks(config: RunConfig) -> list[str]:
     """Datasets and files of conversations that are trained on."""
     trained = [stage for stage in ("mid", "sft") if config.imported.trains(stage)]
     return list(dict.fromkeys(name for s in trained for name in getattr(config, s).epochs))
+
+
+def check_sizes(config: RunConfig) -> None:
+    """Raises ConfigError for a step of training that no rows fill exactly, on any devices."""
+    row = config.model.sequence_len
+    for stage in ("base", "mid", "sft"):
+        tokens = getattr(config, stage).batch_tokens
+        if config.imported.trains(stage) and tokens % row:
+            near = max(row, tokens // row * row)
+            raise ConfigError(
+                f"{stage}.batch_tokens is {tokens:,}, no multiple of model.sequence_len, "
+                f"{row:,}; set {stage}.batch_tokens={near}, for example."
+            )
 
 
 def check_files(config: RunConfig) -> None:

@@ -110,6 +110,7 @@ def test_what_does_not_exist_is_one_sentence_and_2(script, arguments, said, tmp_
         ('rl.task="gsm9k"', "(rl.task names it)."),
         ("sft.epochs={smalltalk=1}", "there is no dataset of conversations 'smalltalk'"),
         ('sft.epochs={"gone.jsonl"=1}', "gone.jsonl does not exist; mid.epochs or sft.epochs"),
+        ("sft.batch_tokens=1000", "sft.batch_tokens is 1,000, no multiple of model.sequence_len"),
         ('data.persona="gone.toml"', "gone.toml cannot be read"),
         ('data.persona="bad.toml"', "bad.toml is not valid TOML"),
         ('data.persona="key.toml"', "did you mean 'answers'?"),
