@@ -225,3 +225,23 @@ def test_a_vocabulary_that_the_text_cannot_fill_stops_the_run(tmp_path: Path) ->
     fitting = config(tmp_path, *own, *sizes)
     made = prepare.train_tokenizer(fitting, read, tmp_path / "tokenizer")
     assert made["vocabulary"] == int(found[2])
+
+
+def test_fields_of_talks_that_are_not_used_are_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where both stages read them."""
+    (texts := tmp_path / "texts").mkdir()
+    for name in "ab":
+        (texts / f"{name}.txt").write_text(f"the story of {name} " * 4_000)
+    ask = {"role": "user", "content": "Hi", "name": "Mia"}
+    talk = {"messages": [ask, {"role": "assistant", "content": "Ho"}], "source": "there"}
+    (talks := tmp_path / "talks.jsonl").write_text((json.dumps(talk) + "\n") * 31)
+    own = ('data.source="folder"', f'data.folder="{texts}"', "data.shards=0", "mid.epochs={}")
+    both = [f"{stage}.epochs.{json.dumps(str(talks))}=1" for stage in ("mid", "sft")]
+    read = config(tmp_path, *own, *both)
+    inputs.gather(read, tmp_path / "runs" / "small" / "data", Hub(tmp_path, Web(), offline=True))
+    said = (
+        "talks.jsonl: the fields 'source' (31 conversations), 'name' (31 messages) are not used\n"
+    )
+    assert capsys.readouterr().out == said
