@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxchat import errors, home, plan, processes, recipe, runs
+from jaxchat import errors, home, plan, plan_checks, processes, recipe, runs
 from jaxchat.config import RunConfig
 from jaxchat.group import Group
 from jaxchat.profiling import request
@@ -66,7 +66,12 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
     own = [] if args.data_dir is None else recipe.own_text(args.data_dir)
     config = runs.configure(root, recipe.find_tier(args.tier), [*args.set, *own])
     args.profile = [request.parse(text) for text in args.profile]
+    plan_checks.check_stages([*(args.stages or ()), *args.force])
+    plan_checks.check_names(config)
+    plan_checks.check_sizes(config)
     if args.plan:
+        if not runs.has_data(root, config.name):  # else they were read, and may be gone
+            plan_checks.check_files(config)
         print(plan.render(plan.make_plan(config)))
         return 0
     trackers.check_installed(config.track.trackers)

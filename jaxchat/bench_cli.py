@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 FORMAT = "jaxchat-bench-inference-1"
 VOCAB_SIZE = 32_768  # of random weights
-SENTENCES = ["Random weights speak no language, but their tokenizer needs some text. 1 + 2 = 3"]
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -123,10 +122,12 @@ def _model(args: argparse.Namespace, root: Path) -> tuple[str, ModelConfig, Any,
 
     from jaxchat.model.gpt import init_params
     from jaxchat.scaling import derive_model
-    from jaxchat.tokenizer import train_tokenizer
+    from jaxchat.tokenizer import Tokenizer
+    from jaxchat.tokenizer.special import MIN_VOCAB_SIZE
 
     model = derive_model(args.depth, args.preset, VOCAB_SIZE)
-    tokenizer = train_tokenizer(SENTENCES, 270)
+    pairs = [bytes(divmod(n, 256)) for n in range(VOCAB_SIZE - MIN_VOCAB_SIZE)]
+    tokenizer = Tokenizer([*(bytes([n]) for n in range(256)), *pairs])  # an id for every row
     title = f"random weights, {args.preset}, depth {args.depth}"
     return title, model, init_params(jax.random.key(0), model), tokenizer
 

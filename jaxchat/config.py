@@ -20,6 +20,11 @@ class ConfigError(ValueError):
 
 STAGES = ("data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval", "report")
 MODELS = ("base", "mid", "sft", "rl")  # the stages that make weights
+# The tasks that are generated, as `tasks.TASKS` has them, which is too much to import for a plan
+GENERATED = (
+    "identity", "arithmetic", "arithmetic_two_step", "spelling", "counting", "choice", "facts",
+    "repeat",
+)  # fmt: skip
 PRESETS = ("classic", "modern")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 # the documentation of this machine, datasets of the hub (`data.registry`), a folder of one's own

@@ -18,6 +18,7 @@ from jaxchat.data import eval_bundle
 from jaxchat.data.web import WebError
 from jaxchat.evals.core import kept
 from jaxchat.evals.core.bundle import Bundle, read_bundle
+from jaxchat.home import offline_by
 from jaxchat.pipeline import Context, read_done
 from jaxchat.report import core_record
 from jaxchat.run_inputs import home_of, hub_of, tokenizer_of
@@ -74,7 +75,7 @@ def fetch(context: Context) -> Bundle | None:
         return found
     hub, url = hub_of(context), context.config.eval.bundle_url
     if hub.offline or url == NOWHERE:
-        why = "--offline forbids fetching it" if hub.offline else "eval.bundle_url is none"
+        why = f"{offline_by()} forbids fetching it" if hub.offline else "eval.bundle_url is none"
         folder = eval_bundle.bundle_folder(home_of(context.root))
         print(f"CORE is left out: there is no {folder}, and {why}; {ADD}", flush=True)
         return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ def add_show(
         "source",
         metavar="SOURCE",
         help="a source or a generated task by name, or a .jsonl or .parquet file of conversations, "
-        "whose `weight` and `train` (0 to 1, false or true) are obeyed",
+        "whose `weight` and `train` (0 to 1, false or true) are obeyed; other fields are counted",
     )
     show.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the source's files")
     show.add_argument("-n", type=_count, default=3, metavar="N", help="how many (3)")
@@ -79,6 +80,8 @@ def show_command(args: argparse.Namespace) -> int:
     root = home.home(getattr(args, "home", None))
     files = args.files or _downloaded(root, args.source, args.split)
     dataset = find_dataset(args.source, files, args.split, args.seed, args.n)
+    if told := getattr(dataset, "told_unused", ""):
+        print(f"jaxchat: {told}", file=sys.stderr)
     if not len(dataset):
         raise ArtifactError(f"{args.source} holds no conversation.")
     tokenizer = _tokenizer(root, args.tokenizer, args.run)

@@ -70,6 +70,11 @@ def hub_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
+def offline_by() -> str:
+    """What forbids the network where it is forbidden, for messages."""
+    return "HF_HUB_OFFLINE" if hub_offline() else "--offline"
+
+
 def share_gpu(settings: Mapping[str, str], names: Collection[str]) -> bool:
     """Sets environment variables, unless the user has set one of `names`; whether it did."""
     if any(os.environ.get(name) for name in names):

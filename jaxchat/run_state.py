@@ -16,6 +16,7 @@ from jaxchat.report.curves import STAGES as TRAINED
 from jaxchat.stages import STAGES
 from jaxchat.train.metrics import read_metrics
 
+STEP = frozenset({"loss", "reward"})  # what a record of a step has, of training or of RL
 State = Literal["running", "stopped", "complete"]
 
 
@@ -48,8 +49,9 @@ class RunState:
 
     @property
     def step(self) -> int:
-        """Steps done in the logged stage."""
-        return max((int(r["step"]) + 1 for r in self.records if "step" in r), default=0)
+        """Steps done in the logged stage; what is only measured before or behind one is none."""
+        trained = (r for r in self.records if "step" in r and not STEP.isdisjoint(r))
+        return max((int(r["step"]) + 1 for r in trained), default=0)
 
     @property
     def progress(self) -> str:

@@ -30,6 +30,11 @@ class BusyError(RuntimeError):
     """Another process works on the run; the message says which."""
 
 
+def has_data(root: Path, name: str) -> bool:
+    """Whether a run has found all it reads: the record of its stage `data` is there."""
+    return (folder(root, name) / "data" / "done.json").exists()
+
+
 def folder(root: Path, name: str) -> Path:
     """Where the run called `name` lives under the home `root`. Raises ConfigError for a path."""
     if not re.fullmatch(r"\w[\w.-]*", name):

@@ -34,7 +34,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--pattern",
         default="jaxchat",
-        help="what cuts text into words: jaxchat (default), gpt2, gpt4, or a regular expression",
+        help="what cuts text into words: jaxchat (default), gpt2, gpt4, or a regular expression; "
+        "a stretch that it doesn't match is a word of its own",
     )
     train.add_argument(
         "--max-words",
@@ -74,7 +75,7 @@ def train_command(args: argparse.Namespace) -> int:
     """Trains a tokenizer and tells what it cost."""
     from jaxchat.data.textfiles import TextFiles
     from jaxchat.machine import peak_memory_bytes
-    from jaxchat.tokenizer import PATTERNS, TokenizerError, train_tokenizer
+    from jaxchat.tokenizer import TokenizerError, find_pattern, train_tokenizer
 
     files = TextFiles(args.files)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
@@ -93,7 +94,7 @@ def train_command(args: argparse.Namespace) -> int:
             tokenizer = train_tokenizer(
                 _reading(files),
                 args.vocab_size,
-                PATTERNS.get(args.pattern, args.pattern),
+                find_pattern(args.pattern),
                 progress=merged,
                 report=seen.append,
                 threads=args.threads,
@@ -101,6 +102,10 @@ def train_command(args: argparse.Namespace) -> int:
             )
         except TokenizerError as error:  # a vocabulary too small, a pattern that is none
             raise ConfigError(str(error)) from error
+    if not seen[0].pretokens:
+        raise ConfigError(
+            f"there is nothing to learn a vocabulary from: {', '.join(args.files)} hold no text."
+        )
     tokenizer.save(args.out)
     print(_told(seen[0], tokenizer, args, time.monotonic() - began, peak_memory_bytes()))
     return 0

@@ -99,6 +99,17 @@ def test_what_a_message_weighs_decides_what_is_marked(
         ]
 
 
+def test_fields_that_are_not_used_are_named(folder: Path, capsys: Any) -> None:
+    chat = {"messages": [{**message, "name": "x"} for message in CHAT["messages"]], "id": 1}
+    (folder / "own.jsonl").write_text(json.dumps(chat) + "\n")
+    assert show(folder, str(folder / "own.jsonl"), "--tokenizer", str(folder / "tokenizer")) == 0
+    count = len(CHAT["messages"])
+    assert capsys.readouterr().err == (
+        f"jaxchat: own.jsonl: the fields 'id' (1 conversation), 'name' ({count} messages) are not "
+        "used\n"
+    )
+
+
 def test_colours_on_a_terminal_and_none_with_no_color(
     folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,8 +61,8 @@ def test_what_is_finished_is_kept_and_printed_again(
     ("arguments", "code", "said"),
     [
         (["chat", "-a", "spellling"], 2, "there is no task 'spellling'; there are smoltalk, mmlu"),
-        (["chat", "-a", "GSM8K"], 1, "run: jaxchat data download gsm8k"),
-        (["chat", "-a", "smoltalk"], 1, "run: jaxchat data download smoltalk"),
+        (["chat", "-a", "GSM8K"], 1, "gsm8k has not been downloaded; run: jaxchat data --home "),
+        (["chat", "-a", "smoltalk"], 1, " download smoltalk"),
         (["chat", "--stage", "rl"], 1, "has no model rl (complete there: mid)"),
         (["chat", "--run", "other"], 1, "there is no run 'other'"),
     ],
@@ -74,6 +74,7 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     told = capsys.readouterr().err.strip()
     assert said in told
     assert "\n" not in told
+    assert "--offline" not in told, "nobody gave it"
 
 
 def test_samples_of_the_base_model_are_continuations(

@@ -70,6 +70,19 @@ def test_a_run_that_stopped_tells_stage_step_loss_and_what_is_left(root):
     assert abs(state.changed - time.time()) < 60
 
 
+def test_what_is_measured_around_steps_is_no_step(root, capsys):
+    """As RL logs: pass rates before the first step, and behind the last."""
+    run, rates = root / "runs" / "tiny", {"pass@1": 0.2, "pass@4": 0.5}
+    total = tiny_config().rl.steps
+    steps = [{"step": n, "time": 2.0 * n, "reward": 0.1, "loss": 0.0} for n in range(total)]
+    log(run, [{"step": 0, **rates}, *steps, {"step": total, **rates}], "rl")
+    assert read_state(run).step == total
+    assert main(["runs", "--home", str(root)]) == 0
+    assert f" {total}/{total} (rl) " in capsys.readouterr().out
+    log(run, [{"step": 0, **rates}], "rl")
+    assert read_state(run).step == 0
+
+
 def test_a_run_at_work_is_running_until_its_process_is_gone(root):
     run = root / "runs" / "tiny"
     hold = (

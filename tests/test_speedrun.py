@@ -12,6 +12,7 @@ from disk import remount
 from jaxchat import cli, config, runs
 from jaxchat.stages import STAGES
 from jaxchat.stopping import REQUEUE
+from jaxchat.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "run_speedrun.py"
@@ -97,6 +98,60 @@ def test_what_does_not_exist_is_one_sentence_and_2(script, arguments, said, tmp_
     told = capsys.readouterr().err
     assert said in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("mid.mixture={arithmetic=1,astrology=1}", "there is no task 'astrology'; the tasks are"),
+        ("mid.mixture={gsm8k=1}", "there is no task 'gsm8k'"),
+        ("sft.mixture={identty=1}", "(sft.mixture names it)."),
+        ('eval.tasks=["mmmlu"]', "there is no task 'mmmlu'"),
+        ('rl.task="gsm9k"', "(rl.task names it)."),
+        ("sft.epochs={smalltalk=1}", "there is no dataset of conversations 'smalltalk'"),
+        ('sft.epochs={"gone.jsonl"=1}', "gone.jsonl does not exist; mid.epochs or sft.epochs"),
+        ("sft.batch_tokens=1000", "sft.batch_tokens is 1,000, no multiple of model.sequence_len"),
+        ('data.persona="gone.toml"', "gone.toml cannot be read"),
+        ('data.persona="bad.toml"', "bad.toml is not valid TOML"),
+        ('data.persona="key.toml"', "did you mean 'answers'?"),
+    ],
+)
+def test_a_plan_refuses_what_the_run_refuses(script, setting, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.toml").write_text("name = Ada")
+    (tmp_path / "key.toml").write_text("[answer]\nwho_are_you = 'Ada.'")
+    arguments = ["--tier", "cpu", "--plan", "--home", str(tmp_path / "home"), "--set", setting]
+    assert script.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+    assert not captured.out
+
+
+def test_a_plan_refuses_bad_lines_folders_and_stages(script, tmp_path, capsys):
+    talks = tmp_path / "talks.jsonl"
+    talks.write_text('{"messages": []}\n')
+    plan = ["--tier", "cpu", "--plan", "--home", str(tmp_path / "home")]
+    assert script.main([*plan, "--set", f'sft.epochs={{"{talks}"=1}}']) == 1
+    assert "1 of 1 lines are no conversations" in capsys.readouterr().err
+    assert script.main([*plan, "--data-dir", str(tmp_path / "gone")]) == 2
+    assert "gone is no folder" in capsys.readouterr().err
+    assert script.main([*plan, "--stages", "base,sleep"]) == 2
+    assert "there is no stage 'sleep'" in capsys.readouterr().err
+
+
+def test_a_plan_of_a_run_that_has_its_data_needs_no_files(script, tmp_path, capsys):
+    done = tmp_path / "runs" / "cpu" / "data"
+    done.mkdir(parents=True)
+    plan = ["--tier", "cpu", "--plan", "--home", str(tmp_path)]
+    setting = ["--set", 'data.persona="gone.toml"']
+    assert script.main([*plan, *setting]) == 2
+    (done / "done.json").write_text("{}")
+    assert script.main([*plan, *setting]) == 0
+
+
+def test_the_tasks_that_a_plan_knows_are_those_there_are():
+    assert tuple(TASKS) == config.GENERATED
 
 
 @pytest.mark.parametrize("option", [("--stages", "base,sleep"), ("--force", "sleep")])

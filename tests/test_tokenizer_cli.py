@@ -49,6 +49,37 @@ def test_the_pattern_is_a_name_or_a_regular_expression(tmp_path, text):
     assert r" ?\p{L}++" in Tokenizer.load(tmp_path / "4").pattern
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("gpt-4", "there is no pattern 'gpt-4'; did you mean gpt4?"),
+        ("GPT2", "there is no pattern 'GPT2'; did you mean gpt2?"),
+        ("Jax_Chat", "did you mean jaxchat?"),
+        ("cl100k_base", "there is no pattern 'cl100k_base'. There are jaxchat, gpt2, gpt4, and"),
+    ],
+)
+def test_a_word_that_is_no_pattern_is_refused(tmp_path, text, capsys, given, said):
+    out = tmp_path / "out"
+    assert run("train", text, "--vocab-size", 300, "--out", out, "--pattern", given) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_pattern_need_not_cover_the_text(tmp_path, text, capsys):
+    out = tmp_path / "out"
+    assert run("train", text, "--vocab-size", 300, "--out", out, "--pattern", r"\w+") == 0
+    assert run("encode", out, "It was, well, the best!") == 0
+    ids = capsys.readouterr().out.splitlines()[-1].split()
+    assert Tokenizer.load(out).decode(list(map(int, ids))) == "It was, well, the best!"
+
+
+def test_no_text_is_no_vocabulary(tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("")
+    assert run("train", tmp_path / "empty.txt", "--vocab-size", 300, "--out", tmp_path / "o") == 2
+    assert "nothing to learn a vocabulary from" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 def test_text_that_runs_out_of_pairs_and_dropped_words_are_told(tmp_path, capsys):
     words = tmp_path / "words.txt"
     words.write_text(" ".join(f"w{n}" for n in range(99)))

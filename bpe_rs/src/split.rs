@@ -28,8 +28,9 @@ impl Splitter {
         Ok(Self::Regex(Box::new(regex)))
     }
 
-    /// Calls `found(start, end)` for the successive matches in `text`; what the pattern does not
-    /// match belongs to none.
+    /// Calls `found(start, end)` for the successive pre-tokens of `text`, which together are all of
+    /// it: the matches, and every stretch that lies between two of them. An empty match is no
+    /// pre-token, but it cuts a stretch. So does `tokenizers` where it isolates matches.
     ///
     /// The regex engine gives up where it would have to backtrack very far, for example on runs
     /// of a million spaces; the scanners never do.
@@ -49,13 +50,19 @@ impl Splitter {
                 }
             }
             Self::Regex(regex) => {
-                for piece in regex.find_iter(text) {
-                    let piece = piece?;
-                    // An empty match is no pre-token.
-                    if piece.start() < piece.end() {
-                        found(piece.start(), piece.end());
+                let mut done = 0;
+                let mut piece = |start, end| {
+                    if start < end {
+                        found(start, end);
                     }
+                };
+                for matched in regex.find_iter(text) {
+                    let matched = matched?;
+                    piece(done, matched.start());
+                    piece(matched.start(), matched.end());
+                    done = matched.end();
                 }
+                piece(done, text.len());
             }
         }
         Ok(())

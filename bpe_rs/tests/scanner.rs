@@ -107,3 +107,19 @@ fn runs_of_a_million_are_no_trouble() {
         }
     }
 }
+
+/// What a pattern does not match is a piece of its own; a match of nothing cuts there.
+#[test]
+fn every_pattern_covers_the_text() {
+    for (pattern, expected) in [
+        (r"\w+", vec!["a", ", ", "bc", "! "]),
+        (r"\w*", vec!["a", ",", " ", "bc", "!", " "]),
+        (r"c", vec!["a, b", "c", "! "]),
+        (r"x", vec!["a, bc! "]),
+        (r"\s+", vec!["a,", " ", "bc!", " "]),
+    ] {
+        let splitter = Splitter::new(pattern).unwrap();
+        assert_eq!(pieces(&splitter, "a, bc! "), expected, "{pattern}");
+        assert_eq!(pieces(&splitter, ""), Vec::<&str>::new(), "{pattern}");
+    }
+}

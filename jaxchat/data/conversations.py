@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from jaxchat.config import ConfigError
 from jaxchat.data import registry
 
@@ -22,6 +24,14 @@ def chat_source(name: str) -> registry.Source | None:
             f"there are {', '.join(chats)}, and files of your own whose names end in {OWN_SUFFIX}."
         )
     return chats[name]
+
+
+def own_file(name: str) -> Path:
+    """The file of the user's own that `epochs` names. Raises ConfigError when it isn't there."""
+    path = Path(name).expanduser().absolute()
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; mid.epochs or sft.epochs names it.")
+    return path
 
 
 def train_split(source: registry.Source) -> str:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from jaxchat.data import cache
 from jaxchat.data.cache import Digest, RemoteFile
 from jaxchat.data.web import OutOfRange, Passing, Stopped, Tries, Web, WebError
-from jaxchat.home import ArtifactError
+from jaxchat.home import ArtifactError, offline_by
 
 WORKERS = 4
 WRONG_TRIES = 3  # times that a file may come with wrong bytes
@@ -64,8 +64,9 @@ def _missing(missing: Sequence[RemoteFile]) -> ArtifactError:
     names = " ".join(dict.fromkeys(file.source for file in missing))
     files = "1 file is" if len(missing) == 1 else f"{len(missing):,} files are"
     return ArtifactError(
-        f"{files} not there, the first is {missing[0]} ({missing[0].local}), and --offline forbids "
-        f"asking for them; where there is a network, run: jaxchat data download {names}"
+        f"{files} not there, the first is {missing[0]} ({missing[0].local}), and "
+        f"{offline_by()} forbids asking for them; where there is a network, run: jaxchat data "
+        f"download {names}"
     )
 
 

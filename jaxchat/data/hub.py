@@ -152,7 +152,7 @@ class Hub:
         if self.offline:
             raise ArtifactError(
                 f"the list of files of {source.name} is not in {self.folder(source)}, and "
-                "--offline forbids asking for it; where there is a network, run: "
+                f"{home.offline_by()} forbids asking for it; where there is a network, run: "
                 f"{source.again or f'jaxchat data download {source.name}'}"
             )
         try:

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jaxchat import home
 from jaxchat.config import ConfigError, DataConfig, RunConfig
 from jaxchat.data import cache, corpus, registry
 from jaxchat.data.cache import RemoteFile
-from jaxchat.data.conversations import OWN_SUFFIX, chat_source
+from jaxchat.data.conversations import OWN_SUFFIX, chat_source, own_file
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub
 from jaxchat.data.shards import hash_of, local_inputs
@@ -287,12 +288,15 @@ def downloaded(name: str, hub: Hub) -> dict[str, tuple[Path, ...]]:
     """
     source = registry.find(name)
     found = {}
-    for split in source.splits:
+    for split in source.splits if hub.kept(source) else ():
         files = hub.files(source, splits=[split])
         if all(cache.is_here(file) for file in files):
             found[split] = tuple(file.local for file in files)
     if not found:
-        raise ArtifactError(f"{name} has not been downloaded; run: jaxchat data download {name}")
+        where = "" if hub.root == home.home(None) else f"--home {hub.root} "
+        raise ArtifactError(
+            f"{name} has not been downloaded; run: jaxchat data {where}download {name}"
+        )
     return found
 
 
@@ -357,10 +361,9 @@ def _own_files(config: RunConfig) -> dict[str, dict[str, tuple[InputFile, ...]]]
     found: dict[str, dict[str, tuple[InputFile, ...]]] = {}
     for name in chat_names(config):
         if name.endswith(OWN_SUFFIX):
-            path = _own_path(name)
-            if not path.is_file():
-                raise ConfigError(f"{path} does not exist; mid.epochs or sft.epochs names it.")
-            Custom([path])
+            path = own_file(name)
+            if told := Custom([path]).told_unused:
+                print(told, flush=True)
             file = InputFile(path.name, sha256_file(path), path.stat().st_size, (path,))
             found[name] = {"train": (file,)}
     return found

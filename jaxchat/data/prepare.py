@@ -99,7 +99,8 @@ def spoken(mid: TrainConfig) -> tuple[object, ...]:
 def train_tokenizer(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """The stage `tokenizer`: trains on the text and on generated conversations.
 
-    These are of the model's usual persona, so that another one needs no other tokenizer.
+    These are of the model's usual persona, so that another one needs no other tokenizer. Raises
+    ConfigError where the text has too few pairs to merge for the vocabulary that is asked for.
     """
     shares = dict(config.mid.mixture)
     tasks = make_tasks(shares, config.seed, inputs.words)
@@ -110,6 +111,7 @@ def train_tokenizer(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str
         tokenizer = bpe.train_tokenizer(
             itertools.chain(text, spoken), config.tokenizer.vocab_size, progress=progress.update
         )
+    _check_vocabulary(tokenizer, config)
     tokenizer.save(folder)
     sample = list(read_texts(inputs, HELD_OUT_CHARACTERS, held_out=True))
     ids, _ = tokenizer.encode_batch(sample)
@@ -118,6 +120,17 @@ def train_tokenizer(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str
         "vocabulary": tokenizer.vocab_size,
         "bytes_per_token": sum(len(t.encode()) for t in sample) / len(ids),
     }
+
+
+def _check_vocabulary(tokenizer: Tokenizer, config: RunConfig) -> None:
+    """Raises ConfigError where the model would have rows for ids that there are not."""
+    found, asked = tokenizer.vocab_size, config.tokenizer.vocab_size
+    if found < asked:
+        raise ConfigError(
+            f"the text gives a vocabulary of {found:,} tokens and no more, but "
+            f"tokenizer.vocab_size is {asked:,}; give more text, or set "
+            f"tokenizer.vocab_size={found}."
+        )
 
 
 def _said(problem: Problem) -> list[str]:

@@ -48,6 +48,7 @@ from jaxchat.infer.toolbox import TOOL_SECONDS, Toolbox
 from jaxchat.infer.weights import on_device
 from jaxchat.model.attention import choose_attention
 from jaxchat.model.cache import Cache, init_cache, slots_of, whole_blocks
+from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.products import Products
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tools.calculator import run_tool
@@ -87,8 +88,8 @@ class Engine(Service):
 
         The calculator answers at once; any other of the `tools` is called in a thread, at most for
         `tool_timeout` seconds. Engines of one device may have a `shared`; where that has weights,
-        `params` are not looked at. Raises EngineError when the tokenizer has ids that the model
-        does not know.
+        `params` are not looked at. Ids that the tokenizer does not have are never given. Raises
+        EngineError when it has ids that the model does not know.
 
         `products` of bfloat16 are for ROUNDED_SLOTS and more; fewer are decoded in `dtype`.
         """
@@ -97,7 +98,9 @@ class Engine(Service):
                 f"the tokenizer has {tokenizer.vocab_size} ids but the model only "
                 f"{config.vocab_size}; give the tokenizer that the model was trained with."
             )
-        self.config, self.dtype, self.slots = config, jnp.dtype(dtype), slots
+        self._trained = config  # which may have more ids than the tokenizer
+        self.config = replace(config, vocab_size=tokenizer.vocab_size)
+        self.dtype, self.slots = jnp.dtype(dtype), slots
         self._products: Products = products if slots >= ROUNDED_SLOTS else "plain"
         self.max_len = max_len or config.sequence_len
         self._steps = steps_per_dispatch
@@ -140,7 +143,9 @@ class Engine(Service):
 
         Those who share them have them too.
         """
-        self._shared.set_params(on_device(params, self.device, self.dtype, self._products))
+        placed = on_device(params, self.device, self.dtype, self._products)
+        known, _ = cut_vocabulary(placed, self._trained, self.config.vocab_size)
+        self._shared.set_params(known)
 
     def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Compiles every program, so that no request waits for that.

@@ -74,7 +74,10 @@ class Replicas(Service):
             Engine(params, config, tokenizer, device=device, shared=shared[device], **settings)
             for device in devices
         )
-        self.config, self.slots = config, sum(engine.slots for engine in self.engines)
+        self.config, self.slots = (
+            self.engines[0].config,
+            sum(engine.slots for engine in self.engines),
+        )
         self.max_len = self.engines[0].max_len
         self._waiting: deque[Row] = deque()
         firsts = {engine.device: engine for engine in reversed(self.engines)}

@@ -58,6 +58,7 @@ def export_model(
         huggingface.refuse_obstacles(config.model)  # before the weights are read
     params: Any = jax.device_get(load_model(run, stage, config.model))
     tokenizer, results = tokenizer_of(context), context.done[stage]["results"]
+    params, config = native.of_tokenizer(params, config, tokenizer)
     made = report.gather_run(run)
     with atomic_folder(folder) as temporary:
         if kind == "hf":

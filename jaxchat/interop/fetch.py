@@ -14,7 +14,7 @@ from jaxchat.data.cache import RemoteFile
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub, open_hub
 from jaxchat.data.registry import Source
-from jaxchat.home import ArtifactError
+from jaxchat.home import ArtifactError, offline_by
 from jaxchat.interop import huggingface, native
 from jaxchat.progress import Progress
 
@@ -79,8 +79,8 @@ def _download(files: Sequence[RemoteFile], hub: Hub, again: str) -> None:
     missing = [file for file in files if not cache.is_whole(file)]
     if missing and hub.offline:
         raise ArtifactError(
-            f"{missing[0]} is not here, and --offline forbids asking for it; where there is a "
-            f"network, run: {again}"
+            f"{missing[0]} is not here, and {offline_by()} forbids asking for it; where there "
+            f"is a network, run: {again}"
         )
     total = sum(file.size or 0 for file in files)
     with Progress("downloading", total // 10**6, "MB") as bar:

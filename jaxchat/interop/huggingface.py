@@ -24,6 +24,7 @@ from jaxchat.interop.foreign import ForeignModel
 from jaxchat.interop.tensors import VOCAB_TILE, from_params, to_params
 from jaxchat.interop.tokenizers import find_tokenizer
 from jaxchat.model.gpt import Params
+from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.scaling import windows
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.train.checkpoint import hash_params
@@ -182,7 +183,7 @@ def read_huggingface_model(folder: Path, tokenizer_folder: Path | None) -> Forei
         )
     tokenizer, tokenizer_file = find_tokenizer([tokenizer_folder or folder])
     try:
-        model = _model(config, tokenizer.vocab_size)
+        model = _model(config, tokenizer)
     except (ValueError, TypeError) as error:  # ConfigError, too
         raise ArtifactError(f"{path} cannot be imported: {error}") from error
     tensors, metadata = safetensors.read_model(folder)
@@ -193,6 +194,7 @@ def read_huggingface_model(folder: Path, tokenizer_folder: Path | None) -> Forei
     noted = {h for h in (config.get(TOKENIZER_HASH), metadata.get(TOKENIZER_HASH)) if h}
     check_tokenizer(tokenizer, noted, tokenizer_file, folder)
     check_weights(params, metadata, folder)
+    params, model = cut_vocabulary(params, model, tokenizer.vocab_size)
     read = [path, tokenizer_file, *sorted(folder.glob("*.safetensors"))]
     unproven = (
         f"nothing in {folder} says that this tokenizer belongs to these weights: if the answers "
@@ -229,7 +231,7 @@ def check_weights(params: Params, metadata: Mapping[str, str], folder: Path) -> 
         )
 
 
-def _model(config: Mapping[str, Any], vocab_size: int) -> ModelConfig:
+def _model(config: Mapping[str, Any], tokenizer: Tokenizer) -> ModelConfig:
     """The architecture of a config.json. Raises ValueError for what our model is not."""
     unknown = sorted(config.keys() - _READ - _HARMLESS)
     if unknown:
@@ -249,14 +251,17 @@ def _model(config: Mapping[str, Any], vocab_size: int) -> ModelConfig:
             f"its intermediate_size is {shape['intermediate_size']:,}; only 4 times its "
             f"hidden_size of {shape['hidden_size']:,} can be."
         )
-    rows = shape["vocab_size"]
-    if rows not in (vocab_size, -(-vocab_size // VOCAB_TILE) * VOCAB_TILE):
+    rows, vocab_size = shape["vocab_size"], tokenizer.vocab_size
+    padded = -(-vocab_size // VOCAB_TILE) * VOCAB_TILE
+    # our own exports could once have more rows than their tokenizer has ids (`model.vocabulary`)
+    ours = rows > padded and config.get(TOKENIZER_HASH) == tokenizer.hash
+    if rows not in (vocab_size, padded) and not ours:
         raise ValueError(
             f"its vocabulary has {rows:,} tokens, but its tokenizer {vocab_size:,}: they do not "
             "belong together."
         )
     model = ModelConfig(
-        vocab_size=vocab_size,
+        vocab_size=rows if ours else vocab_size,
         sequence_len=shape["max_position_embeddings"],
         n_layer=shape["num_hidden_layers"],
         n_head=heads,

@@ -7,6 +7,7 @@ tokenizer.tiktoken, tokenizer.json     the tokenizer as a run has it
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from jaxchat.interop.huggingface import (
 from jaxchat.interop.tensors import from_params, to_params
 from jaxchat.interop.tokenizers import find_tokenizer
 from jaxchat.model.gpt import Params
+from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.train.checkpoint import hash_params
 
@@ -38,6 +40,17 @@ FORMAT = "jaxchat-model-1"
 def native_name(path: tuple[str, ...]) -> str:
     """What the parameter at a path of our tree is called in the file."""
     return "/".join(path)
+
+
+def of_tokenizer(
+    params: Params, config: RunConfig, tokenizer: Tokenizer
+) -> tuple[Params, RunConfig]:
+    """A model and its run without ids that the tokenizer does not have (`model.vocabulary`)."""
+    params, model = cut_vocabulary(params, config.model, tokenizer.vocab_size)
+    if model == config.model:
+        return params, config
+    vocabulary = dataclasses.replace(config.tokenizer, vocab_size=model.vocab_size)
+    return params, dataclasses.replace(config, model=model, tokenizer=vocabulary)
 
 
 def write_native(
@@ -88,6 +101,7 @@ def read_native(folder: Path, tokenizer_folder: Path | None) -> ForeignModel:
     except ValueError as error:
         raise ArtifactError(f"the tensors in {folder} cannot be imported: {error}") from error
     check_weights(params, {WEIGHTS_HASH: told.get(WEIGHTS_HASH, "")} | metadata, folder)
+    params, config = of_tokenizer(params, config, tokenizer)
     read = [path, tokenizer_file, folder / safetensors.FILE]
     return ForeignModel(
         format="jaxchat",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxchat.tasks.table import Row, Table
 from jaxchat.tokenizer.chat import (
+    REFUSED,
     WEIGHTS,
     Conversation,
     ConversationError,
@@ -21,7 +22,7 @@ class Conversations:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         """Opens the files of one split. Raises as `Table` does."""
-        self.table = Table(paths, ("messages",), optional=WEIGHTS)
+        self.table = Table(paths, ("messages",), optional=(*WEIGHTS, *REFUSED))
 
     def __len__(self) -> int:
         """The number of conversations."""

@@ -104,6 +104,11 @@ class Table:
             raise ConfigError(f"no file is given; give files with {', '.join(columns)}.")
         self._ends = list(itertools.accumulate(map(len, self._files)))
 
+    @property
+    def unread(self) -> list[tuple[str, int]]:
+        """Columns of Parquet files that are not read, and the rows they have."""
+        return [(name, len(file)) for file in self._files for name in file.unread]
+
     def __len__(self) -> int:
         """Rows of all files."""
         return self._ends[-1]
@@ -132,6 +137,7 @@ def _open(path: Path, columns: Sequence[str], optional: Sequence[str]) -> _File:
 
 class _File(ABC):
     path: Path
+    unread: Sequence[str] = ()  # columns
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -208,6 +214,7 @@ class _Parquet(_File):
             )
         wanted = [*columns, *(name for name in optional if name in names)]
         self._columns = names if self._inside else wanted
+        self.unread = [name for name in names if name not in self._columns]
 
     def __len__(self) -> int:
         return self._rows

@@ -12,7 +12,7 @@ from jaxchat.tokenizer.chat import (
     render_batch,
     render_prompt,
 )
-from jaxchat.tokenizer.patterns import PATTERNS, SPLIT_PATTERN
+from jaxchat.tokenizer.patterns import PATTERNS, SPLIT_PATTERN, find_pattern
 from jaxchat.tokenizer.special import SPECIAL_TOKENS, TokenizerError
 from jaxchat.tokenizer.training import TrainingReport, train_tokenizer
 
@@ -28,6 +28,7 @@ __all__ = [
     "TokenizerError",
     "TrainingReport",
     "check_conversation",
+    "find_pattern",
     "parse_completion",
     "render",
     "render_batch",

@@ -23,7 +23,7 @@ from jaxchat import _bpe
 from jaxchat.home import atomic_open, sha256_text, write_json
 from jaxchat.tokenizer.huggingface import write_huggingface
 from jaxchat.tokenizer.huggingface_read import read_huggingface
-from jaxchat.tokenizer.patterns import SPLIT_PATTERN
+from jaxchat.tokenizer.patterns import SPLIT_PATTERN, covering, uncovered
 from jaxchat.tokenizer.special import SPECIAL_TOKENS, TokenizerError
 from jaxchat.tokenizer.stream import DecodeStream
 
@@ -41,7 +41,8 @@ class Tokenizer:
     Attributes:
         tokens: the bytes of the mergeable tokens, by rank.
         vocab_size: V, the special tokens included.
-        pattern: the regular expression whose matches are encoded one by one.
+        pattern: the regular expression whose matches, and the stretches between them, are encoded
+            one by one.
         hash: sha256 over pattern, special tokens and ranks; equal hashes give equal ids.
         bos: the id of `<|bos|>`.
     """
@@ -159,7 +160,7 @@ class Tokenizer:
 
         return tiktoken.Encoding(
             name="jaxchat",
-            pat_str=self.pattern,
+            pat_str=covering(self.pattern),
             mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
             special_tokens=self._specials,
         )
@@ -168,7 +169,8 @@ class Tokenizer:
     def from_tiktoken(cls, encoding: tiktoken.Encoding) -> Tokenizer:
         """The same tokenizer as tiktoken's. Raises TokenizerError as `from_ranks`."""
         state: Any = encoding
-        return cls.from_ranks(state._mergeable_ranks, state._pat_str, state._special_tokens)
+        pattern = uncovered(state._pat_str)
+        return cls.from_ranks(state._mergeable_ranks, pattern, state._special_tokens)
 
     @classmethod
     def from_ranks(

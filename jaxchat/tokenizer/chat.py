@@ -54,6 +54,25 @@ class ConversationError(ValueError):
 
 PART_TYPES = get_args(PartType)
 WEIGHTS = ("weight", "train")  # fields of a message or conversation that weigh it in the loss
+# What else a conversation, a message and a part have; other fields are not looked at.
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "conversation": ("messages", *WEIGHTS),
+    "message": ("role", "content", *WEIGHTS),
+    "part": ("type", "text"),
+}
+_CALLS = "a call of Python is a part of the type python, another cannot be learned"
+_MEDIA = "only text can be learned"
+_LEARNED = "what is learned is said by weight or train"
+_SYSTEM = "write it as the first message, of the role system"
+# Fields of other programs' files without which a conversation, or what is learned of it, would be
+# another one; and what to do instead. They are refused, unless they are null or empty.
+REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(("tool_calls", "function_call"), _CALLS),
+    **dict.fromkeys(("images", "image", "audio", "audios", "video", "videos"), _MEDIA),
+    **dict.fromkeys(("loss", "mask", "masked", "loss_mask", "trainable", "train_detail"), _LEARNED),
+    **dict.fromkeys(("system", "system_prompt"), _SYSTEM),
+    "refusal": "write it as the content",
+}
 Mask = npt.NDArray[np.uint8 | np.float32]  # of each id its weight in the loss; 0: not learned
 DELIMITERS: Mapping[PartType, tuple[str, str]] = {
     "python": ("<|python_start|>", "<|python_end|>"),
@@ -128,6 +147,9 @@ def render_batch(
 def check_conversation(value: object) -> Conversation:
     """The value, if it can be rendered. Raises ConversationError, which names the field."""
     messages = _messages(value)
+    _refuse(value, "")
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        _refuse(message, f"messages[{index}].")
     _turns(messages)
     for index, message in enumerate(messages):
         content = message["content"]
@@ -208,6 +230,39 @@ def _weight(fields: Mapping[str, object], where: str) -> float:
             )
         product *= value
     return product
+
+
+def _refuse(fields: object, where: str) -> None:
+    """Raises ConversationError for a field of REFUSED that says something."""
+    if not isinstance(fields, Mapping):
+        return
+    for name, instead in REFUSED.items():
+        value = fields.get(name)
+        if not (value is None or (isinstance(value, str | list | dict) and not value)):
+            raise ConversationError(
+                f"{where}{name} is {value!r:.60}, which is not obeyed here: {instead}."
+            )
+
+
+def unused_fields(value: object) -> Iterator[tuple[str, str]]:
+    """The fields of a conversation that nobody looks at: (of what in FIELDS, name) of each.
+
+    A field that is null is none: columns of a Parquet file are in every row.
+    """
+    messages = value.get("messages") if isinstance(value, Mapping) else value
+    yield from _unused("conversation", value)
+    for message in messages if isinstance(messages, list) else ():
+        yield from _unused("message", message)
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for part in content if isinstance(content, list) else ():
+            yield from _unused("part", part)
+
+
+def _unused(kind: str, fields: object) -> Iterator[tuple[str, str]]:
+    known = (*FIELDS[kind], *(() if kind == "part" else REFUSED))
+    for name in fields if isinstance(fields, Mapping) else ():
+        if fields[name] is not None and name not in known:  # type: ignore[index]
+            yield kind, str(name)
 
 
 def _check_unicode(text: str, where: str) -> None:

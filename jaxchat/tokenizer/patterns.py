@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
+
+from jaxchat.tokenizer.special import TokenizerError
 
 # GPT-4's pattern (cl100k_base) with numbers cut into at most two digits instead of three: small
 # vocabularies have better uses for a thousand tokens. The pattern and the tokens are nanochat's.
@@ -36,3 +40,38 @@ PATTERNS: Mapping[str, str] = {
         ]
     ),
 }
+
+_WORD = re.compile(r"[\w .-]*\w[\w .-]*")  # what says how no text but itself is cut
+
+
+def find_pattern(given: str) -> str:
+    """The pattern of a name, or the regular expression that was given.
+
+    Raises TokenizerError for a word that is no name: as a regular expression it would find itself
+    alone.
+    """
+    if given in PATTERNS or not _WORD.fullmatch(given):
+        return PATTERNS.get(given, given)
+    near = difflib.get_close_matches(re.sub(r"[\W_]", "", given.lower()), PATTERNS, 1, 0.75)
+    meant = f"; did you mean {near[0]}?" if near else "."
+    raise TokenizerError(
+        f"there is no pattern {given!r}{meant} There are {', '.join(PATTERNS)}, and regular "
+        r"expressions such as '\w+|\W'."
+    )
+
+
+def covering(pattern: str) -> str:
+    """The pattern for a library that drops what is not matched, as tiktoken does.
+
+    It matches the stretches between matches, too; what has a scanner leaves none. (A match of
+    nothing cuts a stretch in our encoder, and cannot be given to tiktoken.)
+    """
+    if pattern in PATTERNS.values():
+        return pattern
+    return f"{pattern}|(?:(?!{pattern})[\\s\\S])+"
+
+
+def uncovered(pattern: str) -> str:
+    """The pattern that `covering` was given, or the pattern as it is."""
+    own = pattern[: (len(pattern) - len(covering(r"\s")) + 4) // 2]
+    return own if covering(own) == pattern else pattern

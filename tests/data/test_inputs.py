@@ -1,6 +1,7 @@
 """The stage `data`: which files a run reads, and that nothing else decides what it gives."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ from hub_server import HubServer
 
 from jaxchat import recipe
 from jaxchat.config import ConfigError, RunConfig
-from jaxchat.data import inputs
+from jaxchat.data import inputs, prepare
 from jaxchat.data.hub import Hub
 from jaxchat.data.web import Web
 from jaxchat.home import ArtifactError
@@ -197,3 +198,50 @@ def test_what_the_user_writes_is_read_again_when_it_changed_and_leaves_the_text_
     assert not inputs.own_files_changed(own, folder)
     talks.write_text(f"{json.dumps(talk)}\n" * 2)
     assert inputs.own_files_changed(own, folder)
+
+
+def test_a_vocabulary_that_the_text_cannot_fill_stops_the_run(tmp_path: Path) -> None:
+    """Else the model would have thousands of rows that stand for nothing."""
+    text = tmp_path / "text"
+    text.mkdir()
+    lines = "".join(f"The {n}th line is of {n % 7} owls.\n" for n in range(400))
+    for name in ("a.txt", "b.txt"):
+        (text / name).write_text(lines)
+    own = ('data.source="folder"', f'data.folder="{text}"', "data.shards=0", "mid.epochs={}")
+    wide = config(tmp_path, *own, "tokenizer.vocab_size=30000", "tokenizer.max_chars=100000")
+    inputs.gather(wide, tmp_path / "runs" / "small" / "data", Hub(tmp_path, Web(), offline=True))
+    read = inputs.read_inputs(tmp_path / "runs" / "small" / "data")
+    with pytest.raises(ConfigError) as caught:
+        prepare.train_tokenizer(wide, read, tmp_path / "tokenizer")
+    found = re.fullmatch(
+        r"the text gives a vocabulary of ([\d,]+) tokens and no more, but tokenizer.vocab_size is "
+        r"30,000; give more text, or set tokenizer.vocab_size=(\d+).",
+        str(caught.value),
+    )
+    assert found, caught.value
+    assert found[1] == f"{int(found[2]):,}"
+    assert not (tmp_path / "tokenizer").exists()
+    sizes = f"tokenizer.vocab_size={found[2]}", "tokenizer.max_chars=100000"
+    fitting = config(tmp_path, *own, *sizes)
+    made = prepare.train_tokenizer(fitting, read, tmp_path / "tokenizer")
+    assert made["vocabulary"] == int(found[2])
+
+
+def test_fields_of_talks_that_are_not_used_are_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where both stages read them."""
+    (texts := tmp_path / "texts").mkdir()
+    for name in "ab":
+        (texts / f"{name}.txt").write_text(f"the story of {name} " * 4_000)
+    ask = {"role": "user", "content": "Hi", "name": "Mia"}
+    talk = {"messages": [ask, {"role": "assistant", "content": "Ho"}], "source": "there"}
+    (talks := tmp_path / "talks.jsonl").write_text((json.dumps(talk) + "\n") * 31)
+    own = ('data.source="folder"', f'data.folder="{texts}"', "data.shards=0", "mid.epochs={}")
+    both = [f"{stage}.epochs.{json.dumps(str(talks))}=1" for stage in ("mid", "sft")]
+    read = config(tmp_path, *own, *both)
+    inputs.gather(read, tmp_path / "runs" / "small" / "data", Hub(tmp_path, Web(), offline=True))
+    said = (
+        "talks.jsonl: the fields 'source' (31 conversations), 'name' (31 messages) are not used\n"
+    )
+    assert capsys.readouterr().out == said

@@ -7,15 +7,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from finished_run import finish_run, random_params, tiny_tokenizer
 
-from jaxchat import pipeline, runs
+from jaxchat import pipeline, recipe, runs
 from jaxchat.config import ConfigError, ModelConfig
 from jaxchat.home import ArtifactError
-from jaxchat.interop import importing, safetensors
+from jaxchat.infer.engine import Engine, Request
+from jaxchat.interop import huggingface, importing, native, safetensors
 from jaxchat.interop.exporting import FILES, export_model
 from jaxchat.interop.huggingface import obstacles
 from jaxchat.scaling import derive_model
 from jaxchat.tokenizer import train_tokenizer
+from jaxchat.train.checkpoint import save_params
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -211,3 +214,73 @@ def test_a_description_that_is_none_is_refused(copy, changed, sentence):
     path = copy("modern-jaxchat") / "jaxchat.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     assert sentence in refused(path.parent)
+
+
+def with_idle_rows(home):
+    """A run as older versions made where the text was short: more rows than the tokenizer has ids.
+
+    The idle rows are by far the likeliest. Its model's parameters, as they are in its folder.
+    """
+    config = recipe.from_document(
+        {
+            "run": {"name": "idle", "depth": 1, "preset": "classic"},
+            "tokenizer": {"vocab_size": 400},
+            "model": {"n_embd": 16, "n_head": 2, "n_kv_head": 2, "sequence_len": 64},
+        },
+        "idle",
+    )  # fmt: skip
+    run = finish_run(home, config, tiny_tokenizer())
+    params = random_params(3, config)
+    ids = tiny_tokenizer().vocab_size
+    params["lm_head"]["kernel"] = params["lm_head"]["kernel"].at[:, ids:].set(9.0)
+    params["lm_head"]["kernel"] = params["lm_head"]["kernel"].at[:, ids + 1 :].set(-9.0)
+    save_params(run / "rl" / "model", params, {"stage": "rl"})
+    return config, params
+
+
+@pytest.mark.parametrize("kind", ["hf", "jaxchat"])
+def test_a_model_of_more_rows_than_ids_comes_back_without_them(tmp_path, kind):
+    config, params = with_idle_rows(tmp_path)
+    ids = tiny_tokenizer().vocab_size
+    assert config.model.vocab_size > ids
+    export_model(tmp_path, "idle", "rl", tmp_path / "out", kind=kind)
+    found = importing.read_model(tmp_path / "out", None, None)
+    assert (found.model.vocab_size, found.tokenizer.vocab_size) == (ids, ids)
+    made = importing.make_run(tmp_path, "back", found, "rl", "there")
+    assert (made.model.vocab_size, made.tokenizer.vocab_size) == (ids, ids)
+    np.testing.assert_array_equal(
+        found.params["wte"]["embedding"], params["wte"]["embedding"][:ids]
+    )
+    kernel = np.asarray(params["lm_head"]["kernel"])
+    np.testing.assert_array_equal(found.params["lm_head"]["kernel"], kernel[:, :ids])
+
+
+@pytest.mark.parametrize("kind", ["hf", "jaxchat"])
+def test_what_older_versions_exported_with_idle_rows_is_taken(tmp_path, kind):
+    config, params = with_idle_rows(tmp_path)
+    tokenizer = tiny_tokenizer()
+    if kind == "hf":
+        huggingface.write_huggingface_model(
+            tmp_path / "old", params, config.model, tokenizer, "rl", np.dtype(np.float32)
+        )
+    else:
+        native.write_native(tmp_path / "old", params, config, tokenizer, "rl", {})
+    found = importing.read_model(tmp_path / "old", None, None)
+    assert found.model.vocab_size == tokenizer.vocab_size
+    made = importing.make_run(tmp_path, "back", found, "rl", "there")
+    assert made.model.vocab_size == tokenizer.vocab_size
+
+
+def test_an_id_that_is_none_is_never_sampled(tmp_path):
+    config, params = with_idle_rows(tmp_path)
+    tokenizer = tiny_tokenizer()
+    engine = Engine(params, config.model, tokenizer, slots=2)
+    for temperature in (0.0, 1.0):
+        prompt = (tokenizer.bos, *tokenizer.encode("who"))
+        request = Request(prompt, max_tokens=20, temperature=temperature, n=2, seed=1)
+        job = engine.submit(request)
+        while engine.step():
+            pass
+        said = [token for row in job.rows for token in row.tokens]
+        assert said
+        assert max(said) < tokenizer.vocab_size

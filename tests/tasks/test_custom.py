@@ -108,3 +108,58 @@ def test_of_many_bad_lines_the_first_are_told(tmp_path: Path) -> None:
 
 def test_an_empty_file_holds_no_conversation(tmp_path: Path) -> None:
     assert told(tmp_path) == ["the files hold no conversation; they are empty."]
+
+
+def test_fields_that_nobody_looks_at_are_counted_and_named_once(tmp_path: Path) -> None:
+    named = {**ASK, "name": "Mia"}
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "Two.", "cache": 1}]}
+    rows = [
+        {"messages": [named, REPLY], "source": "a", "tool_calls": None, "images": []},
+        {"messages": [named, parts], "source": "b"},
+        [ASK, REPLY],
+    ]
+    unused = {("message", "name"): 2, ("part", "cache"): 1, ("conversation", "source"): 2}
+    chats = Custom([jsonl(tmp_path / "talks.jsonl", rows)])
+    assert chats.unused == unused
+    assert chats.told_unused == (
+        "talks.jsonl: the fields 'source' (2 conversations), 'name' (2 messages), "
+        "'cache' (1 part) are not used"
+    )
+    known = [{"messages": [ASK, {"role": "assistant", "content": "Two.", "weight": 1}]}]
+    assert Custom([jsonl(tmp_path / "known.jsonl", known)]).told_unused == ""
+
+
+def test_columns_of_parquet_that_nobody_looks_at_are_counted(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{**ASK, "name": "Mia"}, {"role": "assistant", "content": "2"}], "id": n}
+        for n in range(3)
+    ]
+    chats = Custom([parquet(tmp_path / "talks.parquet", rows)])
+    assert chats.told_unused == (
+        "talks.parquet: the fields 'id' (3 conversations), 'name' (3 messages) are not used"
+    )
+
+
+@pytest.mark.parametrize("kind", [jsonl, parquet])
+@pytest.mark.parametrize(
+    ("conversation", "message", "what"),
+    [
+        ({}, {"tool_calls": [{"name": "look"}]}, "messages[1].tool_calls"),
+        ({}, {"function_call": {"name": "look"}}, "messages[1].function_call"),
+        ({}, {"loss": False}, "messages[1].loss is False"),
+        ({}, {"mask": 1}, "messages[1].mask"),
+        ({}, {"refusal": "I won't."}, "messages[1].refusal"),
+        ({"images": ["a.png"]}, {}, "images is ['a.png']"),
+        ({"system": "Be brief."}, {}, "system is 'Be brief.'"),
+    ],
+)
+def test_a_field_that_would_change_what_is_learned_is_refused(
+    tmp_path: Path, kind: Any, conversation: Any, message: Any, what: str
+) -> None:
+    reply = {"role": "assistant", "content": "", **message}
+    suffix = "jsonl" if kind is jsonl else "parquet"
+    file = kind(tmp_path / f"own.{suffix}", [{"messages": [ASK, reply], **conversation}])
+    with pytest.raises(ArtifactError) as caught:
+        Custom([file])
+    assert what in str(caught.value)
+    assert "not obeyed here" in str(caught.value)

@@ -125,7 +125,12 @@ def test_token_bytes_are_one_count_per_id() -> None:
 # By tiktoken, with our vocabulary and the pattern.
 ENCODINGS = {
     name: (Tokenizer(TOKENS, pattern), Tokenizer(TOKENS, pattern).to_tiktoken())
-    for name, pattern in {**PATTERNS, "another": r"\w+|[^\w\s]+|\s+(?!\S)|\s+"}.items()
+    for name, pattern in {
+        **PATTERNS,
+        "another": r"\w+|[^\w\s]+|\s+(?!\S)|\s+",
+        "words alone": r"\w+",  # what lies between matches is a piece of its own
+        "what stands behind an a": r"(?<=a).|the",
+    }.items()
 }
 each_pattern = pytest.mark.parametrize("name", ENCODINGS)
 
@@ -135,6 +140,14 @@ each_pattern = pytest.mark.parametrize("name", ENCODINGS)
 def test_ids_equal_those_of_tiktoken(name: str, text: str) -> None:
     ours, theirs = ENCODINGS[name]
     assert ours.encode(text) == theirs.encode_ordinary(text)
+
+
+@each_pattern
+@given(text=texts | busy_texts)
+def test_no_pattern_loses_text(name: str, text: str) -> None:
+    ours, _ = ENCODINGS[name]
+    assert ours.decode(ours.encode(text)) == text
+    assert Tokenizer.from_tiktoken(ours.to_tiktoken()).hash == ours.hash
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)

@@ -72,6 +72,15 @@ def test_every_two_and_three_characters_where_patterns_turn(both):
     assert_same(both, ["".join(generator.choices(TURNS, k=3)) for _ in range(5_000)])
 
 
+@pytest.mark.parametrize("pattern", [r"\w+", r"\w*", r"[a-z]+|\d", r"(?<=a).", r"\b", r"\S+\s?"])
+def test_what_a_pattern_does_not_match_is_a_word_of_its_own(pattern, tmp_path):
+    """Also where it matches nothing, which cuts what is around it."""
+    ours = train_tokenizer([TEXT] * 2, 700, pattern=pattern)
+    texts = [TEXT, *TEXT.split("\n"), " ", "", "a  b", "!!ab!!", "the  cat, the  cats!!"]
+    assert [ours.decode(ours.encode(text)) for text in texts] == texts
+    assert_same((ours, exported(ours, tmp_path)), texts)
+
+
 @pytest.mark.parametrize("around", ["{}", "a{}b", " {}1", "'{}", "\n{} "])
 def test_all_of_latin_and_a_share_of_every_plane(both, around):
     points = itertools.chain(range(0x500), range(0x500, 0x20000, 61), range(0x20000, 0x110000, 997))

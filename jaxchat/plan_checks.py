@@ -1,0 +1,89 @@
+"""What a run would refuse, said before it begins: names, sizes, files of one's own (layer 4).
+
+Without names of files of one's own nothing heavy is imported for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from jaxchat.config import GENERATED, STAGES, ConfigError, RunConfig
+from jaxchat.data import registry
+from jaxchat.data.conversations import chat_source, own_file
+
+
+def check_names(config: RunConfig) -> None:
+    """Raises ConfigError for a task or a dataset of conversations that nobody knows."""
+    chats = [name for name, source in registry.SOURCES.items() if source.kind == "chat"]
+    for setting, names, known in _named(config, chats):
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"there is no task {name!r}; the tasks are {', '.join(known)} ({setting} names "
+                    "it)."
+                )
+    for name in _talks(config):
+        chat_source(name)
+
+
+def _named(
+    config: RunConfig, chats: Sequence[str]
+) -> Iterator[tuple[str, Iterable[str], tuple[str, ...]]]:
+    """Settings, the tasks they name, and those they may name."""
+    every = (*GENERATED, *chats)
+    read = [n for n in (*_talks(config), *config.eval.tasks, config.rl.task) if n in chats]
+    for stage in ("mid", "sft"):
+        # the tokenizer is trained on what midtraining generates, before anything is read
+        spoken = stage == "mid" and not config.imported.stage
+        known = GENERATED if spoken else (*GENERATED, *dict.fromkeys(read))
+        if config.imported.trains(stage):
+            yield f"{stage}.mixture", getattr(config, stage).mixture, known
+    yield "eval.tasks", config.eval.tasks, every
+    yield "rl.task", (config.rl.task,), every
+
+
+def _talks(config: RunConfig) -> list[str]:
+    """Datasets and files of conversations that are trained on."""
+    trained = [stage for stage in ("mid", "sft") if config.imported.trains(stage)]
+    return list(dict.fromkeys(name for s in trained for name in getattr(config, s).epochs))
+
+
+def check_sizes(config: RunConfig) -> None:
+    """Raises ConfigError for a step of training that no rows fill exactly, on any devices."""
+    row = config.model.sequence_len
+    for stage in ("base", "mid", "sft"):
+        tokens = getattr(config, stage).batch_tokens
+        if config.imported.trains(stage) and tokens % row:
+            near = max(row, tokens // row * row)
+            raise ConfigError(
+                f"{stage}.batch_tokens is {tokens:,}, no multiple of model.sequence_len, "
+                f"{row:,}; set {stage}.batch_tokens={near}, for example."
+            )
+
+
+def check_files(config: RunConfig) -> None:
+    """Raises what a run would for files of the user's own: the text, the persona, the talks."""
+    data = config.data
+    if data.source == "folder" and not (folder := _path(data.folder)).exists():
+        raise ConfigError(f"{folder} is no folder; name the one that holds the files of text.")
+    if data.persona:
+        from jaxchat.tasks.persona import read_persona
+
+        read_persona(_path(data.persona))
+    for name in _talks(config):
+        if chat_source(name) is None:
+            from jaxchat.tasks.custom import Custom
+
+            Custom([own_file(name)])
+
+
+def _path(name: str) -> Path:
+    return Path(name).expanduser().absolute()
+
+
+def check_stages(names: Iterable[str]) -> None:
+    """Raises ConfigError for a stage that there is not."""
+    for name in names:
+        if name not in STAGES:
+            raise ConfigError(f"there is no stage {name!r}; the stages are {', '.join(STAGES)}.")
