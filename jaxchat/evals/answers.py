@@ -4,20 +4,25 @@ A model answers in Markdown, in plain code, or with the rest of the function alo
 around it. An answer is read as a person would who copies the program out of it: what wraps the
 code is taken off, the code itself is never mended. Chosen is, in this order:
 
-    1  the first block between fences that parses and defines the function, with blocks of nothing
-       but definitions that it may call
+    1  the first block between fences that parses and defines the function
     2  code without fences, or behind a fence never closed: as many whole statements as parse
-    3  the rest of the function: the prompt is put before it
-    4  the first block as it is, or all of the answer, to fail by its own error
+    3  the same on one line between backticks
+    4  the rest of the function: the prompt is put before it
+    5  the first block as it is, or all of the answer, to fail by its own error
+
+Before it stand definitions from the rest of the answer of names that it uses and lacks; nothing
+else is run, so that an example or a test behind a right function cannot make it fail.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import re
+import symtable
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 _MOST = 20_000  # characters that are read; 512 tokens are about 2,000
@@ -27,12 +32,9 @@ _MOST_STARTS = 50  # places where code may begin in prose
 _FENCE = re.compile(r"(?P<lead>[^`]*?)(?P<fence>`{3,}+|~{3,}+)(?P<info>[^`]*+)")
 _INFO_INSIDE = re.compile(r"\s*+\{?[\w.+#-]*+\}?\s*+")  # behind text, so that prose opens no block
 _LEAD = re.compile(r"[\s>]*(?:(?:[-*+]|\d+[.)])\s+)?")
-_QUOTE = re.compile(r"^[ \t]*>[ ]?", re.MULTILINE)
+_SPAN = re.compile(r"(?<!`)(`+)(?!`)(?:(?:python3?|py)\b)?([^`\n]+)\1(?!`)")
 _START = re.compile(r"\s*(?:def|class|async|import|from|@|[A-Za-z_]\w*\s*(?::[^=]*)?=)")
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
-_DEFINITIONS = (
-    ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,34 @@ def program_of(answer: str, prompt: str, entry_point: str) -> str:
     """
     text = answer.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")[:_MOST]
     blocks, outside = split(text)
+    head = _head(prompt, entry_point)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of escapes in the model's strings
         try:
-            program = (
-                _whole(blocks, entry_point)
-                or _in_prose(blocks, outside, entry_point)
-                or _continued(blocks, outside, prompt, entry_point)
-            )
+            code = _code(blocks, outside, prompt, entry_point)
+            program = code and _helpers(code, head, blocks, outside) + code
         except RecursionError:  # nothing that a person would call a program is nested so deep
             program = None
     first = next((block.code for block in blocks if block.code.strip()), text)
-    return _behind(_head(prompt, entry_point), program or textwrap.dedent(first))
+    return _behind(head, program or textwrap.dedent(first))
+
+
+def _code(blocks: Sequence[Block], outside: str, prompt: str, entry_point: str) -> str | None:
+    """What of an answer is chosen, 1 to 4 of this module's order."""
+
+    def wanted(tree: ast.Module) -> bool:
+        return _implements(tree, entry_point)
+
+    def whole(codes: Iterable[str]) -> str | None:
+        return next((code for code in codes if (tree := _parse(code)) and wanted(tree)), None)
+
+    plain = [*(block.code for block in blocks if not block.closed), outside]
+    return (
+        whole(block.code for block in blocks)
+        or next(filter(None, (_in_prose(piece, wanted) for piece in plain)), None)
+        or whole(span[2].strip() for span in _SPAN.finditer(outside))
+        or _continued(blocks, outside, prompt, entry_point)
+    )
 
 
 def split(text: str) -> tuple[list[Block], str]:
@@ -82,7 +100,7 @@ def split(text: str) -> tuple[list[Block], str]:
                 opened, lines = match, []
             else:
                 outside.append(line)
-        elif match and _closes(match, opened):
+        elif match and _closes(match, opened, lines):
             lines.append(match["lead"])  # code, if the fence ends its last line
             blocks.append(_block(lines, opened, closed=True))
             opened, lines = (match if match["info"].strip() else None), []
@@ -102,20 +120,32 @@ def _opens(fence: re.Match[str]) -> bool:
     return bool(alone or (fence["fence"][0] == "`" and _INFO_INSIDE.fullmatch(fence["info"])))
 
 
-def _closes(fence: re.Match[str], opened: re.Match[str]) -> bool:
-    """Whether a fence ends the open block; one with an info word does, and begins another."""
-    longer = fence["fence"].startswith(opened["fence"])
-    return longer and bool(_LEAD.fullmatch(fence["lead"]) or not fence["info"].strip())
+def _closes(fence: re.Match[str], opened: re.Match[str], lines: Sequence[str]) -> bool:
+    """Whether a fence ends the open block; one with an info word does, and begins another.
+
+    Further in than the block it may be the code's own, in a docstring or a comment: there it ends
+    the block only where the code before it is whole and does not go on with it.
+    """
+    if not fence["fence"].startswith(opened["fence"]):
+        return False
+    if fence["info"].strip() and not _LEAD.fullmatch(fence["lead"]):
+        return False
+    if len(fence["lead"]) <= len(opened["lead"]):
+        return True
+    without, within = (
+        _parse(_block([*lines, last], opened, closed=True).code)
+        for last in (fence["lead"], fence.string)
+    )
+    return without is not None and within is None
 
 
 def _block(lines: Sequence[str], opened: re.Match[str], *, closed: bool) -> Block:
     code = "\n".join(lines)
-    if ">" in opened["lead"] and _LEAD.fullmatch(opened["lead"]):
-        code = _QUOTE.sub("", code)
-    indent = re.match(r"\s*", opened["lead"])
-    assert indent is not None
-    code = "\n".join(line.removeprefix(indent[0]) for line in code.split("\n"))
-    return Block(_without_prompts(textwrap.dedent(code)).strip("\n"), closed)
+    if _LEAD.fullmatch(opened["lead"]):
+        depth = opened["lead"].count(">")
+        code = re.sub(rf"^(?:[ \t]*> ?){{,{depth}}}", "", code, flags=re.MULTILINE)
+    code = "\n".join(line.removeprefix(_indent(opened["lead"])) for line in code.split("\n"))
+    return Block(_without_prompts(textwrap.dedent(code)).strip(), closed)
 
 
 def _without_prompts(code: str) -> str:
@@ -126,31 +156,66 @@ def _without_prompts(code: str) -> str:
     return "\n".join(line[4:] for line in typed)
 
 
-def _whole(blocks: Sequence[Block], entry_point: str) -> str | None:
-    """The first block that is a program with the function, behind its helpers."""
-    trees = [_parse(block.code) for block in blocks]
-    places = [i for i, tree in enumerate(trees) if tree and _implements(tree, entry_point)]
-    if not places:
-        return None
-    chosen = places[0]
-    names = _bound(_body(trees[chosen]))
-    helpers = [
-        block.code
-        for block, tree in zip(blocks, trees, strict=True)
-        if tree and _only_defines(tree) and not names & _bound(tree.body)
-    ]
-    return "\n\n".join([*dict.fromkeys(helpers), blocks[chosen].code])
+def _helpers(code: str, head: str, blocks: Sequence[Block], outside: str) -> str:
+    """Definitions of the names that code uses and neither it nor the head binds.
+
+    Of two definitions of a name the last before the code is taken, else the first behind it.
+    """
+    program = re.split(r"^if __name__\b", _behind(head, code), flags=re.MULTILINE)[0]  # as it runs
+    if not _missing(program):
+        return ""
+    prose = _in_prose(outside, lambda tree: any(map(_is_named, tree.body)))
+    sources = [prose or "", *(block.code for block in blocks)]
+    place = sources.index(code) if code in sources else len(sources)
+    own = _bound(ast.parse(program))
+    definitions = {
+        name: lines
+        for source in (*reversed(sources[place + 1 :]), *sources[:place])  # the last one counts
+        for one, lines in _statements(source)
+        if _defines(one, lines, own)
+        for name in _bound(one) - own
+    }
+    return "".join(f"{one}\n\n" for one in dict.fromkeys(_needed(program, definitions)))
 
 
-def _in_prose(blocks: Sequence[Block], outside: str, entry_point: str) -> str | None:
-    """Code that has prose before or behind it, or was cut off."""
-    for piece in (*(block.code for block in blocks if not block.closed), outside):
-        lines = piece.split("\n")
-        starts = [i for i, line in enumerate(lines) if _START.match(line)]
-        for start in starts[:_MOST_STARTS]:
-            code = _longest(_from(lines, start), lambda tree: _implements(tree, entry_point))
-            if code is not None:
-                return code
+def _statements(code: str) -> Iterator[tuple[ast.stmt, str]]:
+    """The statements of a program, each with its lines; none where it does not parse."""
+    tree, lines = _parse(code), code.split("\n")
+    for one in tree.body if tree else []:
+        first = min(node.lineno for node in (one, *getattr(one, "decorator_list", [])))
+        yield one, "\n".join(lines[first - 1 : one.end_lineno])
+
+
+def _needed(program: str, definitions: dict[str, str]) -> Iterator[str]:
+    """The definitions that a program needs, behind those that they need; takes them out."""
+    for name in sorted(_missing(program)):
+        if (helper := definitions.pop(name, None)) is not None:
+            yield from _needed(helper, definitions)
+            yield helper
+
+
+def _missing(program: str) -> set[str]:
+    """The names that a program takes from its module and that are not defined there."""
+    try:
+        module = symtable.symtable(program, "", "exec")
+    except (SyntaxError, ValueError):  # of those that parsing alone does not find
+        return set()
+    tables = [module]
+    for table in tables:  # grows
+        tables += table.get_children()
+    names = [one for table in tables for one in table.get_symbols() if one.is_global()]
+    bound = {one.get_name() for one in names if one.is_assigned() or one.is_imported()}
+    return {one.get_name() for one in names if one.is_referenced()} - bound - set(dir(builtins))
+
+
+def _in_prose(text: str, wanted: Callable[[ast.Module], bool]) -> str | None:
+    """Code that is wanted and has prose before or behind it, or was cut off."""
+    lines = text.split("\n")
+    starts = [i for i, line in enumerate(lines) if i == 0 or _START.match(line)]
+    for start in starts[:_MOST_STARTS]:
+        code = _longest(_from(lines, start), wanted)
+        if code is not None:
+            return code
     return None
 
 
@@ -159,7 +224,7 @@ def _continued(blocks: Sequence[Block], outside: str, prompt: str, entry_point: 
     head = prompt.removeprefix(_head(prompt, entry_point)).rstrip()
     indent = _indent(head.rpartition("\n")[2]) or "    "
     pieces = (*(block.code for block in blocks), outside)
-    for piece in [piece for piece in pieces if f"def {entry_point}" not in piece]:
+    for piece in [one for one in pieces if f"def {entry_point}" not in one and "return" in one]:
         for body in _bodies(piece, indent):
             code = _longest(body, lambda tree: _implements(tree, entry_point), before=f"{head}\n")
             if code is not None:
@@ -198,7 +263,7 @@ def _longest(
     for end in [len(lines), *reversed(ends[: 2 * _MOST_STARTS])]:
         code = before + "\n".join(lines[:end]).rstrip()
         tree = _parse(code)
-        if tree and wanted(tree) and not any(map(_is_prose, tree.body)):
+        if tree and not any(map(_is_prose, tree.body)) and wanted(tree):
             return code
     return None
 
@@ -213,7 +278,7 @@ def _is_prose(statement: ast.stmt) -> bool:
 def _implements(tree: ast.Module, name: str) -> bool:
     """Whether a program gives the name a value that is more than the head of a function."""
     functions = [one for one in tree.body if getattr(one, "name", "") == name]
-    return name in _bound(tree.body) and (not functions or not all(map(_is_stub, functions)))
+    return name in _bound(tree) and (not functions or not all(map(_is_stub, functions)))
 
 
 def _is_stub(function: ast.stmt) -> bool:
@@ -225,32 +290,28 @@ def _is_stub(function: ast.stmt) -> bool:
     )
 
 
-def _bound(body: Sequence[ast.stmt]) -> set[str]:
-    """The names that statements of a module define, assign or import, inside `if` and `try` too."""
-    names: set[str] = set()
-    for one in body:
-        if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(one.name)
-        elif isinstance(one, ast.Import | ast.ImportFrom):
-            names.update(alias.asname or alias.name for alias in one.names)
-        elif isinstance(one, ast.Assign | ast.AnnAssign):
-            targets = one.targets if isinstance(one, ast.Assign) else [one.target]
-            names.update(
-                node.id for target in targets for node in ast.walk(target)
-                if isinstance(node, ast.Name)
-            )  # fmt: skip
-        else:
-            for part in ("body", "orelse", "finalbody"):
-                names |= _bound(getattr(one, part, []))
-    return names
+def _bound(node: ast.AST) -> set[str]:
+    """The names that code of a module defines, assigns or imports, inside its statements too."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.alias):
+        return {node.asname or node.name.partition(".")[0]}
+    if isinstance(node, ast.Name):
+        return {node.id} if isinstance(node.ctx, ast.Store) else set()
+    return set[str]().union(*map(_bound, ast.iter_child_nodes(node)))
 
 
-def _only_defines(tree: ast.Module) -> bool:
-    return bool(tree.body) and all(isinstance(one, _DEFINITIONS) for one in tree.body)
+def _defines(statement: ast.stmt, code: str, known: Set[str]) -> bool:
+    """Whether a statement gives names a meaning and cannot fail at it: no call, no unknown name."""
+    if isinstance(statement, ast.Assign | ast.AnnAssign):
+        calls = any(isinstance(node, ast.Call) for node in ast.walk(statement))
+        constant = not calls and _missing(code) <= known
+        return constant or isinstance(statement.value, ast.Lambda)
+    return isinstance(statement, ast.Import | ast.ImportFrom) or _is_named(statement)
 
 
-def _body(tree: ast.Module | None) -> list[ast.stmt]:
-    return tree.body if tree else []
+def _is_named(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
 
 
 def _head(prompt: str, entry_point: str) -> str:

@@ -69,6 +69,31 @@ def indented(text: str, by: str = "   ") -> str:
     return "\n".join(by + line if line else line for line in text.split("\n"))
 
 
+ONE_LINE = "def shifted(numbers): return [number + 1 for number in numbers]"
+IN_DOCSTRING = CODE.replace(
+    BODY,
+    f'''    """Every number, shifted.
+
+    Example:
+    ```python
+    shifted([1, 2])
+    ```
+    or
+    ```
+    shifted([])
+    ```
+    """
+{BODY}''',
+)
+IN_COMMENT = CODE.replace("    return", "    # ```\n    # shifted([1])\n    # ```\n    return")
+LIMITED = "LIMIT = 10**9\nSTEP = 1\n"
+STEPPED = "def more(number):\n    return min(number, LIMIT) + STEP\n"
+
+
+def then(code: str) -> str:
+    return f"{fence(CODE)}\n\nHow to use it:\n{fence(code)}\n"
+
+
 MAIN = "\nif __name__ == '__main__':\n    print(input())\n"
 
 PASS = {
@@ -98,6 +123,20 @@ PASS = {
     "in an item of a list": f"1. The function:\n\n{indented(fence(CODE))}\n\n2. Done.",
     "behind an item's number": f"1. {fence(CODE).replace(chr(10), chr(10) + '   ')}",
     "indented by tabs": indented(fence(CODE), "\t"),
+    "fences in its own docstring": fence(IN_DOCSTRING),
+    "fences in its own docstring, in an item": "1. So:\n\n" + indented(fence(IN_DOCSTRING)),
+    "fences in its own docstring, never closed": f"```python\n{IN_DOCSTRING}",
+    "fences in its own comments": fence(IN_COMMENT),
+    "a fence in a docstring's line": fence(
+        CODE.replace(BODY, f'    """So: ```\n    shifted([1])\n    ```"""\n{BODY}')
+    ),
+    "a command's fence further in": f"```bash\n$ pip install\n  ```\n{fence(CODE)}",
+    "in a quotation of a quotation": indented(fence(CODE), "> > "),
+    "in a quotation of a quotation without spaces": indented(fence(CODE), ">>"),
+    "on one line": f"```python {ONE_LINE}```",
+    "on one line behind words": f"So: ```{ONE_LINE}```.",
+    "on one line between single marks": f"Use `{ONE_LINE}` for `numbers`.",
+    "an odd first indentation": fence(f" {CODE}\nprint(1)"),
     "in a quotation": indented(fence(CODE), "> "),
     "Markdown in four marks": fence(f"# Answer\n\n{fence(CODE)}\n", "markdown", "````"),
     "marks inside one line": f"Use ```shift``` or not:\n{fence(CODE)}",
@@ -122,11 +161,55 @@ PASS = {
     "then a wrong one": f"{fence(CODE)}\nNot:\n{fence(WRONG)}",
     "a helper before": f"{fence(HELPER)}\nand\n{fence(CALLER)}",
     "a helper behind": f"{fence(CALLER)}\nwith\n{fence(HELPER)}",
+    "then a use": then("result = shifted([1,2])"),
+    "then a use of a name": then("numbers = [1, 2]\nexpected = shifted(numbers)"),
+    "then a use of no name": then("x = shifted(my_list)"),
+    "then a use of a file": then("data = open('x.txt').read()"),
+    "then an assignment of no name": then("numbers = my_list"),
+    "then values of its main block": fence(f"{CODE}\nif __name__ == '__main__':\n    run(values)")
+    + f"\n{fence('from nowhere import run' + chr(10) + 'values = my_values')}",
+    "then values of its main function": fence(f"{CODE}\ndef main():\n    print(values)")
+    + f"\n{fence('values = my_values')}\n{fence('values = open(0).read()')}",
+    "then imports of nothing": then("import shifted_numbers"),
+    "then tests": then("import pytest\n\ndef test_shifted():\n    assert shifted([1]) == [2]"),
+    "then a helper of the same name": then("def shift(number):\n    return number + 2"),
+    "then its locals' names": then(
+        "def number(result):\n    pass\n\nclass result(number):\n    pass"
+    ),
+    "a helper with an example": f"{fence(CALLER)}\n{fence(HELPER + 'print(more(x))')}",
+    "helpers of helpers behind": f"{fence(CALLER)}\n{fence(STEPPED)}\n{fence(LIMITED)}",
+    "helpers of helpers before": f"{fence(LIMITED)}\n{fence(STEPPED)}\n{fence(CALLER)}",
+    "a helper mended before": f"{fence(HELPER.replace('1', '2'))}\nNo:\n"
+    + f"{fence(HELPER)}\n{fence(CALLER)}",
+    "two ways with a helper each": f"{fence(CALLER)}\n{fence(HELPER)}\nOr:\n"
+    + f"{fence(CALLER.replace('number)', 'number, 1)'))}\n"
+    + fence("def more(number, by):\n    return number + by"),
+    "a helper that calls the caller": fence(
+        "def shifted(numbers):\n    return [more(n) for n in numbers] if len(numbers) > 1 else "
+        "[n + 1 for n in numbers]"
+    )
+    + f"\n{fence('def more(n):' + chr(10) + '    return shifted([n])[0]')}\n{fence(WRONG)}",
+    "a helper in prose": f"First\n\n{HELPER}\nThen:\n{fence(CALLER)}",
+    "a helper in a block, the caller in prose": f"First\n{fence(HELPER)}\nThen:\n\n{CALLER}",
+    "a helper that is a lambda": f"{fence('more = lambda n: int(n) + 1')}\n{fence(CALLER)}",
+    "a module with a dot in a block": f"{fence('import collections.abc')}\n"
+    + fence(
+        "def shifted(numbers):\n"
+        "    return [n + 1 for n in numbers if not isinstance(n, collections.abc.Sized)]"
+    ),
+    "a helper used by its decorator": f"{fence('from functools import lru_cache')}\n"
+    + fence(
+        "@lru_cache\ndef more(n):\n    return n + 1\n\n"
+        "def shifted(numbers):\n    return list(map(more, numbers))"
+    ),
     "imports in a block": f"{fence('import math as maths')}\n"
     + fence("def shifted(numbers):\n    return [maths.floor(n) + 1 for n in numbers]"),
     "a session's function": fence(REPL, "pycon"),
     # no fences
     "code alone": CODE,
+    "code alone behind try": "try:\n    import math\nexcept ImportError:\n    pass\n\n"
+    + CODE.replace("+ 1", "+ math.floor(1.5)"),
+    "marks in its docstring": CODE.replace(BODY, f'    """As `shifted = 1`."""\n{BODY}'),
     "prose before": f"Sure! This is it.\n\n{CODE}",
     "prose behind": f"{CODE}\nThis adds one to every number.",
     "prose around": f"Sure, from the list we go on:\n\n{CODE}\nNote: this works.\nDone",
@@ -143,6 +226,7 @@ PASS = {
     "the rest without indentation": "return [number + 1 for number in numbers]",
     "the rest in a fence without indentation": fence("x = 1\nreturn [n + x for n in numbers]"),
     "the rest behind prose": f"The rest is:\n{BODY}\nDone.",
+    "the rest, then a use": f"{BODY}\nUse it:\n{fence('x = shifted(my_list)')}",
     "the rest, then prose": f"{BODY}\nThis adds one.",
     "the rest behind the prompt in a fence": f"{fence(PROMPT)}\n{fence(BODY)}",
     "without the prompt's helper": fence(
@@ -166,6 +250,13 @@ FAIL = {
     "wrong": fence(WRONG),
     "wrong, with right prose": f"Add one to every number:\n{fence(WRONG)}\nIt returns [2, 3].",
     "wrong first": f"{fence(WRONG)}\nor better\n{fence(CODE)}",
+    "wrong, with a right line": f"{fence(WRONG)}\nor `{ONE_LINE}`.",
+    "wrong on one line": "`def shifted(numbers): return numbers`",
+    "wrong, with fences in its docstring": fence(IN_DOCSTRING.replace("number + 1", "number")),
+    "a wrong helper": f"{fence(HELPER.replace('1', '2'))}\n{fence(CALLER)}",
+    "no helper": f"{fence(CALLER)}\nwith `more`.",
+    "a helper that is another's method": fence(CALLER)
+    + fence("\nclass A:\n" + indented(HELPER, "    ")),
     "prints ok": fence("print('ok')"),
     "the rest prints ok": "    print('ok')",
     "sys.exit(0)": fence("import sys\nsys.exit(0)"),
@@ -263,6 +354,10 @@ def test_odd_answers_raise_and_warn_nothing_and_end_soon() -> None:
         "def shifted(n):\n" * 5000, "if a:\n pass\n" + "elif a:\n pass\n" * 1500, "x" + ".a" * 9000,
         "~" * 20_000 + "`", "```" + " " * 20_000 + "!", "> ```\n" + "\n" * 20_000,
         "~~~ " * 5000 + "`", " " * 20_000, "x" * 20_000, "a:" * 9000, "> " * 9000, "\0",
+        "```python\n" + "  ```\n" * 3000, '```python\nx = """\n' + "  ```\n" * 3000, "``a`" * 5000,
+        "```\ndef shifted(n):\n return a0\n```\n```\n"
+        + "".join(f"def a{i}(): a{i + 1}\n" for i in range(900)),
+        "```\ndef shifted(n):\n return a\n```\n" + "b = 1\n" * 3000 + "```\na = b\n" * 30,
         "```python\n\0", 'x = "\\d"', "\ud800",
     ]  # fmt: skip
     with warnings.catch_warnings():
