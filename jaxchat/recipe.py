@@ -155,6 +155,8 @@ def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
     """Builds the RunConfig from a parsed TOML document called `where` in errors."""
     names = [*TABLES, "run"]
     for name in document:
+        if name == "base_optim":
+            raise ConfigError(f"{where} has the unknown key {name!r}; base's optimizer is [optim].")
         if name not in names:
             raise unknown_key(where, name, names)
     tables = {name: document.get(name, {}) for name in names}

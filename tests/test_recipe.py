@@ -73,6 +73,7 @@ def test_an_override_leaves_the_document_it_is_applied_to() -> None:
         ("base=3", r"it must be a table, \[base\]"),
         ("base.step=3", "did you mean 'steps'?"),
         ("bsae.steps=3", "did you mean 'base'?"),
+        ("base_optim.matrix_lr=1", r"base's optimizer is \[optim\]"),
         ("run.sed=3", "did you mean 'seed'?"),
         ("run=3", r"it must be a table, \[run\]"),
         ("base.steps=many", "base.steps is 'many', of type str; it must be of type int"),

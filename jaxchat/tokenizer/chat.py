@@ -13,6 +13,7 @@ assistant's is never learned, whatever they say.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
@@ -223,6 +224,8 @@ def _weight(fields: Mapping[str, object], where: str) -> float:
         value = fields.get(name)
         if value is None:
             continue
+        if isinstance(value, Decimal) and value.is_finite():  # Parquet's
+            value = float(value)
         if not isinstance(value, int | float) or not 0 <= value <= 1:
             raise ConversationError(
                 f"{where}{name} is {value!r:.60}; it must be a number from 0 (not learned) to 1, "

@@ -1,6 +1,7 @@
 """Conversations to ids and masks and back, on a tokenizer of bytes so that tables can be read."""
 
 import copy
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
@@ -317,6 +318,7 @@ def weighing(*weights: dict[str, Any], **of_all: Any) -> Any:
         (weighing({"weight": 0.5, "train": 0.5}, {"weight": None}), [0.25, 1]),
         (weighing({}, {"weight": 1.0}, train=False), [0, 0]),
         (weighing({}, {}, train=None, weight=0.1), [0.1, 0.1]),
+        (weighing({"weight": Decimal("0.5")}, {}), [0.5, 1]),  # as Parquet has it
     ],
 )
 def test_what_messages_and_conversations_weigh_multiplies(
