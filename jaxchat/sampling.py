@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-
-SMALLEST = float(jnp.finfo(jnp.float32).tiny)  # temperature: a processor may take less for 0
+SMALLEST = 2.0**-126  # temperature: a processor may take what is less for 0
 
 
 class Sampling(NamedTuple):
@@ -79,7 +78,7 @@ def likeliest(logits: Array, count: int) -> tuple[Array, Array]:
 
 
 def _log_probability(chosen: Array, logits: Array) -> Array:
-    """Of tokens with logits `chosen` [B] among logits [B,V]; rounding never makes it more than 0."""
+    """Of tokens with logits `chosen` [B] among logits [B,V]; never above 0 by rounding."""
     return jnp.minimum(chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
 
 

@@ -24,7 +24,7 @@ def _unicode(text: str) -> str:
 Text = Annotated[str, AfterValidator(_unicode)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Stop = Annotated[Text, Field(max_length=MAX_STOP_CHARACTERS)]  # "": none
 
 
 class ContentPart(BaseModel):
