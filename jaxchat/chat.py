@@ -81,7 +81,7 @@ class Chat:
             max_tokens=min(self.sampling.max_tokens, self.context - len(prompt)),
             temperature=self.sampling.temperature,
             top_k=self.sampling.top_k,
-            seed=self.sampling.seed + len(self.messages) // 2,
+            seed=(self.sampling.seed + len(self.messages) // 2) % 2**32,
         )
         stream, said, whole = PartStream(self.tokenizer), list[int](), False
         began = time.monotonic()
@@ -93,6 +93,10 @@ class Chat:
             yield from map(_harmless, stream.close())
         finally:
             self._remember(prompt, said, time.monotonic() - began, whole=whole)
+
+    def begin(self, messages: Sequence[Message]) -> None:
+        """Begins a conversation in which something was said; its system message is not kept."""
+        self.messages[:] = [message for message in messages if message["role"] != "system"]
 
     def forget(self) -> None:
         """Begins anew; the system message stays."""

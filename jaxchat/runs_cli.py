@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from jaxchat.run_state import RunState
 
 
+WIDE = 10_000  # columns
+
+
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """The options of `jaxchat runs`."""
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -96,4 +99,7 @@ def _print_table(states: list[RunState]) -> None:
             *("-" if value is None else f"{value:.3f}" for value in values),
             duration(max(0.0, time.time() - state.changed)),
         )  # fmt: skip
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a pipe is as wide as its lines: nothing is cut off
+        console.width = WIDE
+    console.print(table)

@@ -54,7 +54,8 @@ def prompt_tokens(messages: Sequence[InMessage], tokenizer: Tokenizer) -> list[i
     """The ids of a conversation, up to where the assistant speaks.
 
     System and developer messages, wherever they stand, come before the first of the user; messages
-    of one role in a row are joined. Blank ones of these add nothing. Raises ApiError 400 where user and assistant do not take turns.
+    of one role in a row are joined. Blank ones of these add nothing. Raises ApiError 400 where user
+    and assistant do not take turns.
     """
     system, turns = _turns(messages)
     if not turns or turns[0]["role"] != "user" or turns[-1]["role"] != "user":
