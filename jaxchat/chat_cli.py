@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from jaxchat import home, machine, runs
-from jaxchat.arguments import not_negative, positive, whole
+from jaxchat.arguments import positive, seed, temperature, whole
 from jaxchat.config import ConfigError
 from jaxchat.progress import is_terminal
 
@@ -18,17 +18,20 @@ Commands, which begin with a slash, are for a terminal (/help). The exit code is
 has no answer."""
 
 
+TALKERS = ("mid", "sft", "rl")
+
+
 def add_chat(parser: argparse.ArgumentParser) -> None:
     """The options of `jaxchat chat`."""
     parser.description = PIPES
-    parser.add_argument("--run", help="name of the run (default: the last)")
-    parser.add_argument("--stage", choices=("mid", "sft", "rl"), help="default: the last complete")
+    parser.add_argument("--run", help="name of the run (default: the last with a model that talks)")
+    parser.add_argument("--stage", choices=TALKERS, help="default: the last complete")
     parser.add_argument("-p", "--prompt", help="answer this and leave; - reads it from stdin")
     parser.add_argument("--system", default="", metavar="TEXT", help="stands before the messages")
-    parser.add_argument("--temperature", type=not_negative, default=0.0, help="0 is greedy")
+    parser.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy")
     parser.add_argument("--top-k", type=whole, default=0, help="sample among so many; 0: all")
     parser.add_argument("--max-tokens", type=positive, default=256, help="length of an answer")
-    parser.add_argument("--seed", type=whole, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--json", action="store_true", help="an object a line for each answer")
     parser.add_argument(
         "--continue", action="store_true", dest="together",
@@ -55,7 +58,11 @@ def chat_command(args: argparse.Namespace) -> int:
     if args.prompt is not None:
         args.prompt = _question(args.prompt)
     root = home.home(args.home)
-    config = runs.read_config(runs.find(root, args.run))  # says what is missing, before JAX starts
+    run = runs.find(root, args.run, TALKERS if args.stage is None else (args.stage,))
+    config = runs.read_config(run)  # says what is missing, before JAX starts
+    if args.run is None and run != (last := runs.find(root, None)):
+        told = f"jaxchat: the last run, {last.name}, has no model to talk to; this is {run.name}."
+        print(told, file=sys.stderr, flush=True)
     machine.start_jax(config.mesh, root / "xla")
     from rich.console import Console
 

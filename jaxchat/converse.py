@@ -18,12 +18,12 @@ from typing import NamedTuple
 from jaxchat.chat import Chat, Loaded, MessageTooLongError
 from jaxchat.home import ArtifactError
 from jaxchat.infer.transcript import Scribe
+from jaxchat.numbers import TEMPERATURE, NumberError
 from jaxchat.piped import Line, read_lines
 from jaxchat.progress import is_terminal
 from jaxchat.stopping import NOTICES, Interrupted, stop_requests
 
 BLOCK = '"""'  # begins and ends a message of several lines
-MAX_TEMPERATURE = 10.0
 HISTORY_LINES = 1000
 APART = (
     "jaxchat: a pipe is data: each line is a question of its own, and so is one that begins with a "
@@ -278,11 +278,9 @@ def _temperature(session: Session, argument: str) -> None:
     sampling = session.chat.sampling
     if argument:
         try:
-            value = float(argument)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value <= MAX_TEMPERATURE:
-            session.tell(f"({argument!r} is not a number from 0 to {MAX_TEMPERATURE:g})")
+            value = TEMPERATURE.parse(argument)
+        except NumberError as error:
+            session.tell(f"({error})")
             return
         session.chat.sampling = sampling = replace(sampling, temperature=value)
     greedy = ", so always the likeliest token" if sampling.temperature == 0 else ""

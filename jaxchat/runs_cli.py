@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import home, runs
-from jaxchat.arguments import not_negative
+from jaxchat.arguments import seconds
 
 if TYPE_CHECKING:
     from jaxchat.run_state import RunState
@@ -29,7 +29,7 @@ def add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help="default: the last")
     parser.add_argument("--once", action="store_true", help="show it as it is, and leave")
     parser.add_argument(
-        "--interval", type=not_negative, default=2.0, metavar="SECONDS", help="between looks (2)"
+        "--interval", type=seconds, default=2.0, metavar="SECONDS", help="between looks (2)"
     )
     parser.set_defaults(run_command=watch_command)
 
