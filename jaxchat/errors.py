@@ -90,8 +90,9 @@ def _file_or_folder(error: OSError, home: Path) -> tuple[str, int]:
     path = _path(error, home)
     file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
     if file is None:
-        return f"jaxchat: {path} is a folder, where a file is meant; name another.", 1
-    return f"jaxchat: {file} is a file, where a folder is meant; name another.", 1
+        return f"jaxchat: {path} cannot be used: it is a folder, where a file is meant.", 1
+    which = "it" if file == path else str(file)
+    return f"jaxchat: {path} cannot be used: {which} is a file, where a folder is meant.", 1
 
 
 def _of_tokenizer(error: BaseException) -> bool:
