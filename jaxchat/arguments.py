@@ -1,30 +1,45 @@
-"""Types of command-line arguments that several commands have (layer 5)."""
+"""Types of command-line arguments: the ranges of `numbers`, for argparse (layer 5)."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+
+from jaxchat import numbers
+from jaxchat.numbers import NumberError, Range
 
 
-def positive(text: str) -> int:
-    """A whole number of 1 or more."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
+def integer(allowed: Range) -> Callable[[str], int]:
+    """Reads a whole number of a range."""
+
+    def read(text: str) -> int:
+        return int(_parse(allowed, text))
+
+    return read
 
 
-def whole(text: str) -> int:
-    """A whole number of 0 or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
+def real(allowed: Range) -> Callable[[str], float]:
+    """Reads a number of a range."""
+
+    def read(text: str) -> float:
+        return float(_parse(allowed, text))
+
+    return read
 
 
-def not_negative(text: str) -> float:
-    """A finite number of 0 or more."""
+def _parse(allowed: Range, text: str) -> float:
     try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
-    return value
+        return allowed.parse(text)
+    except NumberError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+positive = integer(numbers.COUNT)
+whole = integer(numbers.WHOLE)
+seed = integer(numbers.SEED)
+temperature = real(numbers.TEMPERATURE)
+seconds = real(numbers.SECONDS)
+port = integer(numbers.PORT)
+depth = integer(numbers.DEPTH)
+row_tokens = integer(numbers.ROW_TOKENS)
+at_once = integer(numbers.AT_ONCE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import home, machine, runs
-from jaxchat.arguments import positive
+from jaxchat.arguments import depth, positive
 from jaxchat.config import ComputeConfig, ConfigError, MeshConfig
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     )
     inference.add_argument("--run", metavar="NAME", help="default: the last, unless --depth")
     inference.add_argument("--stage", choices=("base", "mid", "sft", "rl"))
-    inference.add_argument("--depth", type=positive, metavar="N", help="random weights instead")
+    inference.add_argument("--depth", type=depth, metavar="N", help="random weights instead")
     inference.add_argument(
         "--preset", choices=("classic", "modern"), default="modern", help="of random weights"
     )

@@ -94,6 +94,10 @@ class Chat:
         finally:
             self._remember(prompt, said, time.monotonic() - began, whole=whole)
 
+    def begin(self, messages: Sequence[Message]) -> None:
+        """Begins a conversation in which something was said; its system message is not kept."""
+        self.messages[:] = [message for message in messages if message["role"] != "system"]
+
     def forget(self) -> None:
         """Begins anew; the system message stays."""
         self.messages.clear()
@@ -166,7 +170,7 @@ class Loaded:
 
 
 def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) -> Loaded:
-    """Opens a run of the home `root`: the named one or the last, its best or the named stage.
+    """Opens a run of the home `root`: the named one or the last that talks; its best or a stage.
 
     Raises ArtifactError when there is no such run, or the stage is not complete.
     """
@@ -182,12 +186,21 @@ def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) ->
 def find_model(
     root: Path, name: str | None, stage: str | None, among: Sequence[str] = TALKERS
 ) -> tuple[Context, str]:
-    """A run of the home `root`, the named one or the last; its named stage or the first complete.
+    """A run of the home `root`, the named one or the last with what is wanted; and its stage.
+
+    That is the named stage, or the first of `among` that is complete.
 
     Raises ArtifactError when there is no such run, or the stage is not complete.
     """
-    context = open_run(runs.find(root, name))
-    return context, check_stage(context, stage, among)
+    wanted = among if stage is None else (stage,)
+    context = open_run(runs.find(root, name, wanted))
+    try:
+        return context, check_stage(context, stage, among)
+    except ArtifactError as error:
+        others = [run for run in runs.with_one(root, wanted) if run != context.root.name]
+        if not others:
+            raise
+        raise ArtifactError(f"{error} Or name a run that has one: {', '.join(others)}.") from error
 
 
 def check_stage(context: Context, stage: str | None, among: Sequence[str]) -> str:

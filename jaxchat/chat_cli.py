@@ -6,27 +6,63 @@ import argparse
 import sys
 
 from jaxchat import home, machine, runs
-from jaxchat.arguments import not_negative, positive, whole
+from jaxchat.arguments import positive, seed, temperature, whole
+from jaxchat.config import ConfigError
+from jaxchat.progress import is_terminal
+
+PIPES = """\
+Talks to a model. In a pipe each line is a question of its own and has one answer, whatever it
+begins with; a line {"messages": [...]} is a conversation whose last message is answered. With
+--continue the lines are one conversation, which was the default before November 28, 2026.
+Commands, which begin with a slash, are for a terminal (/help). The exit code is 1 where some line
+has no answer."""
+
+
+TALKERS = ("mid", "sft", "rl")
 
 
 def add_chat(parser: argparse.ArgumentParser) -> None:
     """The options of `jaxchat chat`."""
-    parser.add_argument("--run", help="name of the run (default: the last)")
-    parser.add_argument("--stage", choices=("mid", "sft", "rl"), help="default: the last complete")
+    parser.description = PIPES
+    parser.add_argument("--run", help="name of the run (default: the last with a model that talks)")
+    parser.add_argument("--stage", choices=TALKERS, help="default: the last complete")
     parser.add_argument("-p", "--prompt", help="answer this and leave; - reads it from stdin")
     parser.add_argument("--system", default="", metavar="TEXT", help="stands before the messages")
-    parser.add_argument("--temperature", type=not_negative, default=0.0, help="0 is greedy")
+    parser.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy")
     parser.add_argument("--top-k", type=whole, default=0, help="sample among so many; 0: all")
     parser.add_argument("--max-tokens", type=positive, default=256, help="length of an answer")
-    parser.add_argument("--seed", type=whole, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--json", action="store_true", help="an object a line for each answer")
+    parser.add_argument(
+        "--continue", action="store_true", dest="together",
+        help="the lines of a pipe are one conversation",
+    )  # fmt: skip
     parser.set_defaults(run_command=chat_command)
+
+
+def _question(given: str) -> str:
+    """What -p asks. Raises ConfigError where that is nothing."""
+    from jaxchat import piped
+
+    question = piped.read_whole(sys.stdin) if given == "-" else given
+    if not question.strip():
+        where = "stdin" if given == "-" else "-p"
+        raise ConfigError(f"the question that {where} gives is empty; say what is asked.")
+    return question
 
 
 def chat_command(args: argparse.Namespace) -> int:
     """Talks to a model: once with -p, else until the user leaves."""
+    if args.together and args.prompt is not None:
+        raise ConfigError("--continue is for the lines of a pipe; with -p there is one question.")
+    if args.prompt is not None:
+        args.prompt = _question(args.prompt)
     root = home.home(args.home)
-    config = runs.read_config(runs.find(root, args.run))  # says what is missing, before JAX starts
+    run = runs.find(root, args.run, TALKERS if args.stage is None else (args.stage,))
+    config = runs.read_config(run)  # says what is missing, before JAX starts
+    if args.run is None and run != (last := runs.find(root, None)):
+        told = f"jaxchat: the last run, {last.name}, has no model to talk to; this is {run.name}."
+        print(told, file=sys.stderr, flush=True)
     machine.start_jax(config.mesh, root / "xla")
     from rich.console import Console
 
@@ -41,13 +77,12 @@ def chat_command(args: argparse.Namespace) -> int:
         loaded,
         colours=converse.TERMINAL if coloured else converse.PLAIN,
         as_json=args.json,
-        interactive=sys.stdin.isatty() and args.prompt is None,
+        interactive=is_terminal(sys.stdin) and args.prompt is None,
+        together=args.together,
     )
     size = f"{loaded.parameters:,} parameters, a context of {config.model.sequence_len} tokens"
-    if session.interactive or (sys.stderr.isatty() and not args.json):
+    if session.interactive or (is_terminal(sys.stderr) and not args.json):
         session.tell(f"jaxchat: {loaded.described}; {size}.")
     if args.prompt is not None:
-        return converse.answer_once(
-            session, sys.stdin.read() if args.prompt == "-" else args.prompt
-        )
+        return converse.answer_once(session, args.prompt)
     return converse.converse(session, root / "chat_history")

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jaxchat
 from jaxchat import (
@@ -25,6 +26,19 @@ from jaxchat.arguments import positive, whole
 from jaxchat.errors import EXIT_CODES, guarded
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that takes --home, and so do those of its commands: it may stand anywhere."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_argument(
+            "--home",
+            type=Path,
+            default=argparse.SUPPRESS,  # so that a command's does not undo what stood before it
+            help="where all artefacts are (default JAXCHAT_HOME or ~/.cache/jaxchat)",
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (see `errors`)."""
     args = parse(argv)
@@ -33,37 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments; exits with 2 for bad ones and 0 after --help."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--home",
-        type=Path,
-        help="where all artefacts are (default JAXCHAT_HOME or ~/.cache/jaxchat)",
-    )
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         "jaxchat", description="Talk to what run_speedrun.py trained.", epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"jaxchat {jaxchat.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    chat_cli.add_chat(commands.add_parser("chat", parents=[common], help="talk to a model"))
-    runs_cli.add_runs(commands.add_parser("runs", parents=[common], help="list the runs"))
-    runs_cli.add_watch(commands.add_parser("watch", parents=[common], help="see a run at work"))
-    serve_cli.add_serve(commands, [common])
-    report_cli.add_report(commands, [common])
-    _add_profile(commands.add_parser("profile", parents=[common], help="say where time went"))
-    tokenizer = commands.add_parser(
-        "tokenizer", parents=[common], help="train and compare tokenizers"
-    )
+    chat_cli.add_chat(commands.add_parser("chat", help="talk to a model"))
+    runs_cli.add_runs(commands.add_parser("runs", help="list the runs"))
+    runs_cli.add_watch(commands.add_parser("watch", help="see a run at work"))
+    serve_cli.add_serve(commands)
+    report_cli.add_report(commands)
+    _add_profile(commands.add_parser("profile", help="say where time went"))
+    tokenizer = commands.add_parser("tokenizer", help="train and compare tokenizers")
     tokenizer_cli.add_commands(tokenizer)
-    data_cli.add_commands(
-        commands.add_parser("data", parents=[common], help="download and prepare datasets")
-    )
-    eval_cli.add_commands(commands.add_parser("eval", parents=[common], help="measure models"))
-    interop_cli.add_commands(commands, [common])
-    bench_cli.add_commands(commands.add_parser("bench", parents=[common], help="measure speed"))
-    doctor_cli.add_doctor(
-        commands.add_parser("doctor", parents=[common], help="whether a tier can run here")
-    )
+    data_cli.add_commands(commands.add_parser("data", help="download and prepare datasets"))
+    eval_cli.add_commands(commands.add_parser("eval", help="measure models"))
+    interop_cli.add_commands(commands)
+    bench_cli.add_commands(commands.add_parser("bench", help="measure speed"))
+    doctor_cli.add_doctor(commands.add_parser("doctor", help="whether a tier can run here"))
+    parser.set_defaults(home=None)
     return parser.parse_args(argv)
 
 

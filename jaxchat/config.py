@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
 
+from jaxchat import numbers
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says what, and what to do."""
@@ -47,6 +49,14 @@ def _not_negative(table: str, config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         _check(value >= 0, f"{table}.{name} is {value}; it must be 0 or greater.")
+
+
+def _in_range(table: str, config: object, allowed: numbers.Range, *names: str) -> None:
+    for name in names:
+        try:
+            allowed.check(getattr(config, name), f"{table}.{name}")
+        except numbers.NumberError as error:
+            raise ConfigError(str(error)) from error
 
 
 def _one_of(table: str, config: object, name: str, allowed: tuple[str, ...]) -> None:
@@ -351,6 +361,8 @@ class RLConfig:
         _positive("rl", self, "micro_rows", "lr_scale", "save_every")
         _positive("rl", self, "eval_problems", "eval_samples")
         _not_negative("rl", self, "eval_every", "top_k", "loss_group")
+        _in_range("rl", self, numbers.TEMPERATURE, "temperature")
+        _in_range("rl", self, numbers.COUNT, "max_new_tokens")
         _check(
             self.samples_per_problem >= 2,
             f"rl.samples_per_problem is {self.samples_per_problem}; an advantage is a reward less "
@@ -566,14 +578,12 @@ class ServeConfig:
     behind_proxy: bool = False  # clients are told apart by what a proxy on this machine says
 
     def __post_init__(self) -> None:
-        _check(0 <= self.port <= 65_535, f"serve.port is {self.port}; it must be 0 to 65535.")
+        _in_range("serve", self, numbers.PORT, "port")
         _positive("serve", self, "queue", "queue_seconds", "messages", "characters")
         _positive("serve", self, "body_bytes", "body_seconds", "samples", "connections")
-        _not_negative("serve", self, "slots", "grace_seconds", "max_tokens", "top_k")
-        _check(
-            0 <= self.temperature <= 2,
-            f"serve.temperature is {self.temperature}; it must be in [0, 2].",
-        )
+        _in_range("serve", self, numbers.WHOLE, "slots", "max_tokens", "top_k")
+        _in_range("serve", self, numbers.SECONDS, "grace_seconds", "queue_seconds", "body_seconds")
+        _in_range("serve", self, numbers.API_TEMPERATURE, "temperature")
         _check(bool(self.host), "serve.host is empty; name an address, such as 127.0.0.1.")
         for origin in self.origins:
             _check(
@@ -683,15 +693,18 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
     if hint is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < 2**1023 else math.inf
     if hint in (int, float, str, bool):
         if type(value) is not hint:
             raise ConfigError(
-                f"{where} is {value!r}, of type {type(value).__name__}; "
+                f"{where} is {numbers.cut(repr(value))}, of type {type(value).__name__}; "
                 f"it must be of type {hint.__name__}."
             )
         if hint is float and not math.isfinite(value):
             raise ConfigError(f"{where} is {value}; it must be a finite number.")
+        if hint is int and not numbers.INTEGER.holds(value):
+            told = f"{where} is {numbers.cut(str(value))}; it must be {numbers.INTEGER.told}."
+            raise ConfigError(told)
         return value
     if hint == tuple[str, ...]:
         if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):

@@ -1,4 +1,8 @@
-"""Talking in the terminal, in a pipe, or once (layer 4)."""
+"""Talking in the terminal, in a pipe, or once (layer 4).
+
+What is for a person holds in a terminal only: commands, prompts, messages of several lines. A pipe
+is data: each of its lines is answered (`piped`).
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,17 @@ from typing import NamedTuple
 from jaxchat.chat import Chat, Loaded, MessageTooLongError
 from jaxchat.home import ArtifactError
 from jaxchat.infer.transcript import Scribe
+from jaxchat.numbers import TEMPERATURE, NumberError
+from jaxchat.piped import Line, read_lines
+from jaxchat.progress import is_terminal
 from jaxchat.stopping import NOTICES, Interrupted, stop_requests
 
 BLOCK = '"""'  # begins and ends a message of several lines
-MAX_TEMPERATURE = 10.0
 HISTORY_LINES = 1000
+APART = (
+    "jaxchat: a pipe is data: each line is a question of its own, and so is one that begins with a "
+    "slash; --continue makes the lines one conversation."
+)
 
 
 class Colours(NamedTuple):
@@ -40,12 +50,14 @@ class Session:
     Attributes:
         as_json: one object a line for each answer, and nothing else.
         interactive: a person sits there, so there are prompts.
+        together: the lines of a pipe are one conversation.
     """
 
     loaded: Loaded
     colours: Colours = PLAIN
     as_json: bool = False
     interactive: bool = False
+    together: bool = False
     failed: bool = False  # some message had no answer
 
     @property
@@ -55,14 +67,16 @@ class Session:
 
     def tell(self, notice: str) -> None:
         """Says something that is not the model's; a pipe carries nothing but answers."""
-        stream = sys.stdout if self.interactive else sys.stderr
-        print(f"{self.colours.notice}{notice}{self.colours.plain}", file=stream, flush=True)
+        out = self.interactive and not self.as_json and is_terminal(sys.stdout)
+        stream = sys.stdout if out else sys.stderr
+        colours = self.colours if is_terminal(stream) else PLAIN
+        print(f"{colours.notice}{notice}{colours.plain}", file=stream, flush=True)
 
-    def answer(self, text: str) -> None:
-        """Prints the answer to a message.
+    def answer(self, text: str, line: int = 0) -> None:
+        """Prints the answer to a message, of the line of a pipe where there is one.
 
         A signal only ends the answer: raised in the engine, it would break the cache. Raises
-        Interrupted afterwards where it was a scheduler's.
+        Interrupted afterwards where it was a scheduler's, or nobody sits there to go on.
         """
         with stop_requests() as stop, contextlib.closing(self.chat.ask(text)) as pieces:
             scribe = Scribe(self.colours.tool, self.colours.plain)
@@ -73,15 +87,25 @@ class Session:
                         break
                 self._print(scribe.close())
             except MessageTooLongError as error:
-                self.failed = True
-                self._refuse(text, str(error))
+                self.refuse(text, str(error), line)
                 return
         if self.as_json:
-            print(json.dumps(self._record(text), ensure_ascii=False), flush=True)
+            self._print_json({**self._record(text), **({"line": line} if line else {})})
         else:
-            print(" (stopped)" if stop() else "", flush=True)
-        if stop() in NOTICES:
+            print(" (stopped)" if stop() and self.interactive else "", flush=True)
+        if stop() in NOTICES or (stop() and not self.interactive):
             raise Interrupted(stop())
+
+    def refuse(self, text: str, reason: str, line: int = 0) -> None:
+        """Says why a message, of the line of a pipe where there is one, has no answer."""
+        self.failed = True
+        if self.as_json:
+            self._print_json({"prompt": text, "error": reason, **({"line": line} if line else {})})
+        elif self.interactive:
+            self.tell(f"({reason})")
+        else:
+            where = f"line {line}: " if line else ""
+            print(f"jaxchat: {where}{reason}", file=sys.stderr, flush=True)
 
     def obey(self, line: str) -> bool:
         """Does what a line that begins with a slash asks for. False: to leave."""
@@ -96,13 +120,13 @@ class Session:
         if text and not self.as_json:
             print(text, end="", flush=True)
 
-    def _refuse(self, text: str, reason: str) -> None:
-        if self.as_json:
-            print(json.dumps({"prompt": text, "error": reason}, ensure_ascii=False), flush=True)
-        elif self.interactive:
-            self.tell(f"({reason})")
-        else:
-            print(f"jaxchat: {reason}", file=sys.stderr, flush=True)
+    def _print_json(self, record: dict[str, object]) -> None:
+        try:
+            text = json.dumps(record, ensure_ascii=False)
+            text.encode()
+        except UnicodeEncodeError:  # half a character, as a command line that is no UTF-8 has it
+            text = json.dumps(record)
+        print(text, flush=True)
 
     def _record(self, text: str) -> dict[str, object]:
         last = self.chat.last
@@ -122,18 +146,48 @@ class Session:
 def converse(session: Session, history: Path | None = None) -> int:
     """Answers messages of the terminal, or a line each of a pipe, until their end.
 
-    The exit code: 2 where a message of a pipe was too long to be answered.
+    The exit code: 1 where a line of a pipe has no answer.
     """
     session.chat.notice = session.tell
-    with _line_editing(history) if session.interactive else contextlib.nullcontext():
-        if session.interactive:
-            session.tell("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
+    if not session.interactive:
+        return _answer_lines(session)
+    with _line_editing(history):
+        session.tell("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
         for text in _messages(session):
             if not text.startswith("/"):
                 session.answer(text)
             elif not session.obey(text):
                 break
-    return 2 if session.failed and not session.interactive else 0
+    return 0
+
+
+def _answer_lines(session: Session) -> int:
+    """Answers each line of a pipe: alone, each with a seed of its own, or as one conversation."""
+    chat, told = session.chat, session.together
+    seed, system = chat.sampling.seed, chat.system
+    for count, line in enumerate(read_lines(sys.stdin)) if sys.stdin else ():
+        if not told and (count or line.text.startswith("/")):
+            told = True
+            print(APART, file=sys.stderr, flush=True)
+        if line.error:
+            session.refuse(line.text, line.error, line.number)
+            continue
+        if not session.together:
+            chat.forget()
+            chat.sampling = replace(chat.sampling, seed=seed + count)
+        if line.is_conversation:
+            chat.system = _system_of(line) or system
+            chat.begin(line.before)
+        elif not session.together:
+            chat.system = system
+        session.answer(line.text, line.number)
+    return 1 if session.failed else 0
+
+
+def _system_of(line: Line) -> str:
+    """The system message of a conversation; "": it has none."""
+    first = line.before[0] if line.before else None
+    return str(first["content"]) if first and first["role"] == "system" else ""
 
 
 def answer_once(session: Session, prompt: str) -> int:
@@ -147,13 +201,12 @@ def _messages(session: Session) -> Iterator[str]:
     """What is typed, without empty messages; Ctrl-C throws away what was typed so far."""
     while True:
         try:
-            text = _read_message("\n> " if session.interactive else "").strip()
+            text = _read_message("\n> ").strip()
         except EOFError:
-            if session.interactive:
-                print()
+            session.tell("")
             return
         except KeyboardInterrupt:
-            print()
+            session.tell("")
             session.tell("(Ctrl-D or /quit leaves)")
             continue
         if text:
@@ -162,19 +215,27 @@ def _messages(session: Session) -> Iterator[str]:
 
 def _read_message(prompt: str) -> str:
     r"""One message: a line, lines that end in \ and the one after, or a block of lines."""
-    more = "... " if prompt else ""
-    line = input(prompt)
+    more = "... "
+    line = _input(prompt)
     if not line.lstrip().startswith(BLOCK):
         lines = []
         while line.endswith("\\"):
             lines.append(line[:-1])
-            line = input(more)
+            line = _input(more)
         return "\n".join([*lines, line])
     lines, line = [], line.lstrip().removeprefix(BLOCK)
     while not line.rstrip().endswith(BLOCK):
         lines.append(line)
-        line = input(more)
+        line = _input(more)
     return "\n".join([*lines, line.rstrip().removesuffix(BLOCK)])
+
+
+def _input(prompt: str) -> str:
+    """A line that is typed; where the answers go into a file, the prompt doesn't."""
+    if is_terminal(sys.stdout):
+        return input(prompt)
+    print(prompt, end="", file=sys.stderr, flush=True)
+    return input()
 
 
 @contextlib.contextmanager
@@ -217,11 +278,9 @@ def _temperature(session: Session, argument: str) -> None:
     sampling = session.chat.sampling
     if argument:
         try:
-            value = float(argument)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value <= MAX_TEMPERATURE:
-            session.tell(f"({argument!r} is not a number from 0 to {MAX_TEMPERATURE:g})")
+            value = TEMPERATURE.parse(argument)
+        except NumberError as error:
+            session.tell(f"({error})")
             return
         session.chat.sampling = sampling = replace(sampling, temperature=value)
     greedy = ", so always the likeliest token" if sampling.temperature == 0 else ""

@@ -9,7 +9,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from jaxchat import data_prepare_cli, data_show_cli, home
-from jaxchat.arguments import positive
+from jaxchat.arguments import at_once, positive
 from jaxchat.config import ConfigError
 from jaxchat.progress import Progress
 
@@ -49,7 +49,7 @@ def add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--offline", action="store_true", help="only say whether all is here")
     parser.add_argument("--refresh", action="store_true", help="ask for the lists of files anew")
     parser.add_argument("--verify", action="store_true", help="check the bytes of what is here")
-    parser.add_argument("--workers", type=positive, default=4, metavar="N", help="at once (4)")
+    parser.add_argument("--workers", type=at_once, default=4, metavar="N", help="at once (4)")
     _add_base_url(parser)
     parser.set_defaults(run_command=download_command)
 

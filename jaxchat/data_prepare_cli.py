@@ -11,6 +11,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxchat import home
+from jaxchat.arguments import positive, row_tokens
 from jaxchat.config import ConfigError
 from jaxchat.preparer import CHILD
 from jaxchat.progress import duration
@@ -41,24 +43,17 @@ def add_prepare(commands: Any) -> None:
     prepare.add_argument("--out", type=Path, metavar="DIR")
     prepare.add_argument(
         "--row-tokens",
-        type=_at_least(2),
+        type=row_tokens,
         metavar="N",
         help=f"of a row: the model's sequence length and one (default {ROW_TOKENS})",
     )
-    prepare.add_argument("--workers", type=_at_least(1), metavar="N", help="default: one per core")
+    prepare.add_argument(
+        "--workers", type=positive, metavar="N", help="at most, and by default, one per core"
+    )
     prepare.add_argument("--offline", action="store_true", help="with --run: download nothing")
     prepare.add_argument("--base-url", metavar="URL", help="with --run: see jaxchat data download")
     prepare.add_argument(CHILD, action="store_true", help=argparse.SUPPRESS)
     prepare.set_defaults(run_command=prepare_command)
-
-
-def _at_least(least: int) -> Any:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
-        return int(text)
-
-    return parse
 
 
 def prepare_command(args: argparse.Namespace) -> int:
@@ -73,6 +68,8 @@ def prepare_command(args: argparse.Namespace) -> int:
             "name a run with --run NAME, or a folder of text with --data-dir DIR, --tokenizer DIR "
             "and --out DIR."
         )
+    for flag in ("data_dir", "tokenizer", "out"):
+        home.check_folder(getattr(args, flag), f"--{flag.replace('_', '-')}")
     print(_of_folder(args) if args.run is None else _of_run(args))
     return 0
 
@@ -95,13 +92,13 @@ def _of_folder(args: argparse.Namespace) -> str:
     tokenizer, row_tokens = Tokenizer.load(args.tokenizer), args.row_tokens or ROW_TOKENS
     inputs = local_inputs(args.data_dir, row_tokens)
     prepared = prepare_shards(
-        inputs, tokenizer, row_tokens, args.out, workers=args.workers or cores()
+        inputs, tokenizer, row_tokens, args.out, workers=min(args.workers or cores(), cores())
     )
     return told(prepared, inputs[-1].name, args.out)
 
 
 def _of_run(args: argparse.Namespace) -> str:
-    from jaxchat import home, runs
+    from jaxchat import runs
     from jaxchat.data.hub import open_hub
     from jaxchat.data.inputs import read_inputs
     from jaxchat.data.prepare import load_tokenizer
@@ -114,7 +111,9 @@ def _of_run(args: argparse.Namespace) -> str:
     hub = open_hub(root, base_url=args.base_url, offline=args.offline)
     config = runs.read_config(run)
     out = text_folder(run, inputs, tokenizer, config.model.sequence_len + 1)
-    prepared = prepare_text(config, inputs, tokenizer, out, hub, workers=args.workers or cores())
+    prepared = prepare_text(
+        config, inputs, tokenizer, out, hub, workers=min(args.workers or cores(), cores())
+    )
     return told(prepared, inputs.text[-1].name, out)
 
 

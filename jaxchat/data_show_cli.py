@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxchat import home, runs
+from jaxchat.arguments import positive, seed
 from jaxchat.config import ConfigError
 from jaxchat.home import ArtifactError
 
@@ -47,27 +48,17 @@ def add_show(
         "whose `weight` and `train` (0 to 1, false or true) are obeyed; other fields are counted",
     )
     show.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the source's files")
-    show.add_argument("-n", type=_count, default=3, metavar="N", help="how many (3)")
-    show.add_argument("--seed", type=_whole, default=0, help="which: chosen at random by this (0)")
+    show.add_argument("-n", type=positive, default=3, metavar="N", help="how many (3)")
+    show.add_argument("--seed", type=seed, default=0, help="which: chosen at random by this (0)")
     show.add_argument("--split", choices=("train", "test"), default="train")
     show.add_argument("--tokens", action="store_true", help="every token with its id")
-    show.add_argument("--max-tokens", type=_count, metavar="N", help="cut there, as training does")
+    show.add_argument(
+        "--max-tokens", type=positive, metavar="N", help="cut there, as training does"
+    )
     which = show.add_mutually_exclusive_group()
     which.add_argument("--tokenizer", type=Path, metavar="DIR", help="of this folder")
     which.add_argument("--run", help="the tokenizer of this run (default: the last)")
     show.set_defaults(run_command=show_command)
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if _whole(text) == 0:
-        raise argparse.ArgumentTypeError("0 is too few")
-    return int(text)
 
 
 def show_command(args: argparse.Namespace) -> int:
@@ -117,11 +108,21 @@ def _tokenizer(root: Path, folder: Path | None, run: str | None) -> Tokenizer:
 
     if folder is None:
         try:
-            folder = runs.find(root, run) / "tokenizer"
+            folder = runs.find(root, run, ("tokenizer",)) / "tokenizer"
         except ArtifactError as error:
             raise ArtifactError(
                 f"{error}, or name a tokenizer's folder with --tokenizer."
             ) from error
+        if not runs.has_one(folder.parent, ("tokenizer",)):
+            others = ", ".join(runs.with_one(root, ("tokenizer",)))
+            raise ArtifactError(
+                f"the run in {folder.parent} has no tokenizer yet; "
+                + (
+                    f"name a run that has one with --run: {others}."
+                    if others
+                    else "name a tokenizer's folder with --tokenizer, or go on with the run."
+                )
+            )
     return Tokenizer.load(folder)
 
 

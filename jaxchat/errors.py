@@ -74,6 +74,8 @@ def explain(error: BaseException, home: Path) -> tuple[str, int] | None:
         )
     if (number := _of_tensorstore(error)) is not None:
         error = OSError(number, os.strerror(number))
+    if isinstance(error, NotADirectoryError | FileExistsError | IsADirectoryError):
+        return _file_or_folder(error, home)
     if isinstance(error, OSError):
         return (
             f"jaxchat: {_path(error, home)} cannot be used ({error.strerror or error}); see to it, "
@@ -81,6 +83,16 @@ def explain(error: BaseException, home: Path) -> tuple[str, int] | None:
             1,
         )
     return None
+
+
+def _file_or_folder(error: OSError, home: Path) -> tuple[str, int]:
+    """A file where a folder is meant, or the reverse; not the home's fault."""
+    path = _path(error, home)
+    file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+    if file is None:
+        return f"jaxchat: {path} cannot be used: it is a folder, where a file is meant.", 1
+    which = "it" if file == path else str(file)
+    return f"jaxchat: {path} cannot be used: {which} is a file, where a folder is meant.", 1
 
 
 def _of_tokenizer(error: BaseException) -> bool:

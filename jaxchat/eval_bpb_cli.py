@@ -48,7 +48,7 @@ def bpb_command(args: argparse.Namespace) -> int:
     from jaxchat.config import MeshConfig
 
     root = home.home(getattr(args, "home", None))
-    runs.find(root, args.run)  # says what is missing, before JAX starts
+    runs.find(root, args.run, (args.stage,))  # says what is missing, before JAX starts
     machine.start_jax(MeshConfig(), root / "xla")
     from jaxchat.evaluation import open_model
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import eval_bpb_cli, eval_core_cli, home, machine, runs
-from jaxchat.arguments import positive
+from jaxchat.arguments import positive, seed, temperature
 from jaxchat.config import ConfigError
 from jaxchat.home import read_json, sha256_text, write_json
 
@@ -43,13 +43,13 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     chat.add_argument("--max-problems", type=positive, metavar="N", help="of a task; default: all")
     chat.add_argument("--samples", type=positive, default=1, metavar="N", help="a problem (1)")
     chat.add_argument(
-        "--temperature", type=float, metavar="T", help="default: 0, with several samples 1"
+        "--temperature", type=temperature, metavar="T", help="default: 0, with several samples 1"
     )
     chat.add_argument("--max-tokens", type=positive, default=512, metavar="N", help="said (512)")
     chat.add_argument(
         "--slots", type=positive, default=64, metavar="N", help="decoded at once (64)"
     )
-    chat.add_argument("--seed", type=int, default=0)
+    chat.add_argument("--seed", type=seed, default=0)
     chat.add_argument(
         "--unsafe-exec",
         action="store_true",
@@ -69,7 +69,8 @@ def _add_model(parser: argparse.ArgumentParser, stages: Sequence[str]) -> None:
 
 def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]:
     root = home.home(args.home)
-    config = runs.read_config(runs.find(root, args.run))  # says what is missing, before JAX starts
+    run = runs.find(root, args.run, (args.stage,) if args.stage else among)
+    config = runs.read_config(run)  # says what is missing, before JAX starts
     machine.start_jax(config.mesh, root / "xla")
     from jaxchat.chat import find_model
 

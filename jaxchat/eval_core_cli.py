@@ -64,9 +64,12 @@ def core_command(args: argparse.Namespace) -> int:
     from jaxchat.evals.core.bundle import read_bundle
 
     root = home.home(getattr(args, "home", None))
+    home.check_folder(args.bundle, "--bundle")
     if args.download is not None and args.bundle is not None:
         raise ConfigError("--download fills HOME/eval_bundle; leave --bundle away.")
-    run = runs.find(root, args.run)  # says what is missing, before anything is fetched
+    run = runs.find(
+        root, args.run, (args.stage,)
+    )  # says what is missing, before anything is fetched
     if args.download is not None:
         own = runs.read_config(run).eval.bundle_url.replace(NOWHERE, "")
         eval_bundle.fetch_bundle(root, args.download or own or eval_bundle.URL)

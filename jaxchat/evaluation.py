@@ -45,7 +45,7 @@ def open_model(root: Path, name: str | None, stage: str) -> Opened:
 
     Raises ArtifactError when there is no such run, or the stage is not complete.
     """
-    run = runs.find(root, name)
+    run = runs.find(root, name, (stage,))
     done = open_run(run).done
     if stage not in done:
         there = ", ".join(name for name in MODELS if name in done) or "none"

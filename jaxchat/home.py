@@ -16,6 +16,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from jaxchat.config import ConfigError
+
 DEFAULT_HOME = "~/.cache/jaxchat"
 DEFAULT_HUB = "https://huggingface.co"
 
@@ -98,6 +100,14 @@ def runs(root: Path) -> Path:
 def data(root: Path) -> Path:
     """The folder that holds what was downloaded, one folder per source."""
     return root / "data"
+
+
+def check_folder(path: Path | None, flag: str) -> None:
+    """Raises ConfigError where what should be a folder, or be made one, is a file or under one."""
+    file = next((p for p in (path, *path.parents) if p.exists()), None) if path else None
+    if path is not None and file is not None and not file.is_dir():
+        under = "" if file == path else f" is under {file}, which"
+        raise ConfigError(f"{flag} {path}{under} is a file; it must be a folder: name another.")
 
 
 def fsync_folder(folder: Path) -> None:

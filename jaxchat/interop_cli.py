@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxchat import home, machine, runs
+from jaxchat.arguments import whole
 from jaxchat.config import MODELS, ConfigError, MeshConfig
 
 FORMATS = ("hf", "jaxchat")
@@ -71,7 +72,9 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="where its tokenizer is (default: beside it)"
     )
-    parser.add_argument("--step", type=int, metavar="N", help="of nanochat's checkpoints; the last")
+    parser.add_argument(
+        "--step", type=whole, metavar="N", help="of nanochat's checkpoints; the last"
+    )
     parser.add_argument("--revision", default="main", metavar="REV", help="on the hub (main)")
     parser.add_argument("--offline", action="store_true", help="only what was downloaded before")
     parser.add_argument("--refresh", action="store_true", help="ask the hub for its files anew")

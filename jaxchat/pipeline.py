@@ -22,6 +22,7 @@ from jaxchat.preparer import Preparer
 from jaxchat.profiling.request import Request, for_stage
 from jaxchat.progress import duration
 from jaxchat.recipe import to_json
+from jaxchat.runs import DONE
 
 FORMAT = "jaxchat-stage-1"
 
@@ -104,7 +105,7 @@ class Context:
 
 def done_file(root: Path, stage: str) -> Path:
     """The file that says a stage is complete."""
-    return root / stage / "done.json"
+    return root / stage / DONE
 
 
 def needs(stage: Stage, config: RunConfig) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 PLAIN_INTERVAL = 10.0  # seconds between lines where no bar can be drawn
 
@@ -18,6 +18,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Whether a person reads or writes there; None is a stream that was closed (`<&-`)."""
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 class Progress:
@@ -34,7 +39,7 @@ class Progress:
         self._bar: Any = None
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if is_terminal(sys.stderr):
             self._bar = self._make_bar()
             self._bar.start()
             self._task = self._bar.add_task(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from jaxchat import numbers
 from jaxchat.config import (
     MODELS,
     PRESETS,
@@ -106,7 +106,9 @@ def apply_overrides(document: Mapping[str, Any], overrides: Iterable[str]) -> di
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"the override {override!r} goes into {parent!r}, no table.")
-        node[last] = _parse_value(text.strip())
+        value = _parse_value(text.strip())
+        is_text = _is_text((*parents, last)) and not isinstance(value, str)
+        node[last] = text.strip() if is_text else value  # run.name=2026-11-27 is a name, no date
     return result
 
 
@@ -147,8 +149,18 @@ def _key_path(key: str, override: str) -> list[str]:
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # no TOML, or a number of more digits than Python reads
         return text
+
+
+def _is_text(path: tuple[str, ...]) -> bool:
+    """Whether the setting `table.key` is a text."""
+    if len(path) != 2:
+        return False
+    table, key = path
+    if table == "run":
+        return RUN_KEYS.get(key) is str
+    return table in TABLES and get_type_hints(TABLES[table]).get(key) is str
 
 
 def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
@@ -234,11 +246,13 @@ def _run_table(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key, value in run.items():
         if key not in RUN_KEYS:
             raise unknown_key(f"{where} [run]", key, list(RUN_KEYS))
-        if RUN_KEYS[key] is float and type(value) is int:
+        if RUN_KEYS[key] is float and type(value) is int and abs(value) < 2**1023:
             run[key] = value = float(value)
         if type(value) is not RUN_KEYS[key]:
+            shown = numbers.cut(repr(value) if isinstance(value, str) else str(value))
+            quote = ": put it in double quotes" if RUN_KEYS[key] is str else ""
             raise ConfigError(
-                f"run.{key} is {value!r}; it must be of type {RUN_KEYS[key].__name__}."
+                f"run.{key} is {shown}; it must be of type {RUN_KEYS[key].__name__}{quote}."
             )
     for key in ("name", "depth"):
         if key not in run:
@@ -247,10 +261,12 @@ def _run_table(table: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise ConfigError(
             f"run.preset is {run['preset']!r}; it must be one of {', '.join(PRESETS)}."
         )
-    if not 0 <= run["seed"] < 2**32:
-        raise ConfigError(f"run.seed is {run['seed']}; it must be from 0 to {2**32 - 1}.")
-    if not 0 < run.get("data_ratio", 1.0) < math.inf:
-        raise ConfigError(f"run.data_ratio is {run['data_ratio']}; it must be greater than 0.")
+    ranges = {"seed": numbers.SEED, "depth": numbers.DEPTH, "data_ratio": numbers.RATIO}
+    for key, allowed in ranges.items():
+        try:
+            allowed.check(run.get(key, 1), f"run.{key}")
+        except numbers.NumberError as error:
+            raise ConfigError(str(error)) from error
     return run
 
 

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,7 @@ from jaxchat.home import ArtifactError
 
 CONFIG = "config.json"
 LOCK = ".lock"
+DONE = "done.json"  # in the folder of a stage that is complete
 LOOKS = 5  # at a lock before another process is taken for its owner
 
 
@@ -134,16 +135,29 @@ def read_config(run: Path) -> RunConfig:
         ) from error
 
 
-def find(root: Path, name: str | None) -> Path:
+def has_one(run: Path, stages: Collection[str]) -> bool:
+    """Whether one of some stages is complete, as far as its record says so."""
+    return any((run / stage / DONE).exists() for stage in stages)
+
+
+def with_one(root: Path, stages: Collection[str]) -> list[str]:
+    """The names of the runs in which one of some stages is complete."""
+    found = (path.parent for path in home.runs(root).glob(f"*/{CONFIG}"))
+    return sorted(run.name for run in found if has_one(run, stages))
+
+
+def find(root: Path, name: str | None, having: Collection[str] = ()) -> Path:
     """The folder of the run called `name`, or of the run that was worked on last.
 
-    Raises ArtifactError, with the runs that there are, when there is no such run.
+    With `having`, of those worked on last the first in which one of these stages is complete, if
+    any is. Raises ArtifactError, with the runs that there are, when there is no such run.
     """
     there = {path.parent.name: path.parent for path in home.runs(root).glob(f"*/{CONFIG}")}
     if name in there:
         return there[name]
     if name is None and there:
-        return max(there.values(), key=lambda run: (run / CONFIG).stat().st_mtime_ns)
+        runs = sorted(there.values(), key=lambda run: (run / CONFIG).stat().st_mtime_ns)[::-1]
+        return next((run for run in runs if has_one(run, having)), runs[0])
     wanted = "no run" if name is None else f"no run {name!r}"
     others = f"; the runs there are {', '.join(sorted(there))}" if there else ""
     raise ArtifactError(

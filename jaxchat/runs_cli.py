@@ -9,10 +9,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import home, runs
-from jaxchat.arguments import not_negative
+from jaxchat.arguments import seconds
 
 if TYPE_CHECKING:
     from jaxchat.run_state import RunState
+
+
+WIDE = 10_000  # columns
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +29,7 @@ def add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help="default: the last")
     parser.add_argument("--once", action="store_true", help="show it as it is, and leave")
     parser.add_argument(
-        "--interval", type=not_negative, default=2.0, metavar="SECONDS", help="between looks (2)"
+        "--interval", type=seconds, default=2.0, metavar="SECONDS", help="between looks (2)"
     )
     parser.set_defaults(run_command=watch_command)
 
@@ -96,4 +99,7 @@ def _print_table(states: list[RunState]) -> None:
             *("-" if value is None else f"{value:.3f}" for value in values),
             duration(max(0.0, time.time() - state.changed)),
         )  # fmt: skip
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a pipe is as wide as its lines: nothing is cut off
+        console.width = WIDE
+    console.print(table)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+SMALLEST = 2.0**-126  # temperature: a processor may take what is less for 0
+
 
 class Sampling(NamedTuple):
     """How each row is sampled."""
@@ -39,25 +41,28 @@ def uniforms(rows: Sampling, position: Array) -> Array:
 def sample(logits: Array, rows: Sampling, uniform: Array, *, truncate: bool) -> tuple[Array, Array]:
     """The next token [B] int32 of each row, and its log-probability [B] in nats.
 
-    logits [B,V] float32; uniform [B] of the chosen token's position (see `uniforms`). The
+    logits [B,V]; uniform [B] of the chosen token's position (see `uniforms`). The
     log-probability is the model's: at temperature 1 and over all tokens, whatever the row was
     sampled with. Where `truncate` is False top_k and top_p are not looked at, which saves sorting
     the vocabulary.
     """
+    logits = logits.astype(jnp.float32)
+    best = _argmax(logits)
     warm = rows.temperature > 0
-    scaled = logits / jnp.where(warm, rows.temperature, 1.0)[:, None]
-    top = jnp.max(scaled, axis=-1, keepdims=True)
-    weights = jnp.exp(scaled - top)
+    # 0 for the likeliest token and below 0 for the others, before a small temperature makes large
+    # numbers of them. The likeliest is known by its index: XLA may compute the logits twice, each
+    # time rounded in another way, so that even their maximum less itself need not be 0.
+    temperature = jnp.maximum(jnp.where(warm, rows.temperature, 1.0), SMALLEST)
+    gaps = jnp.minimum(logits - jnp.max(logits, axis=-1, keepdims=True), 0.0)
+    is_best = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] == best[:, None]
+    scaled = jnp.where(is_best, 0.0, gaps / temperature[:, None])
+    weights = jnp.exp(scaled)
     if truncate:
         lowest = _lowest_kept(scaled, rows.top_k, rows.top_p)
         weights = jnp.where(scaled >= lowest[:, None], weights, 0.0)
-    drawn = _draw(weights, uniform)
-    # The first of the likeliest; XLA compiles argmax to something much slower on a CPU.
-    vocab = jnp.arange(logits.shape[1], dtype=jnp.int32)
-    likeliest = jnp.min(jnp.where(scaled == top, vocab[None, :], vocab.size - 1), axis=-1)
-    token = jnp.where(warm, drawn, likeliest)
+    token = jnp.where(warm, _draw(weights, uniform), best)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+    return token, _log_probability(chosen, logits)
 
 
 def likeliest(logits: Array, count: int) -> tuple[Array, Array]:
@@ -69,7 +74,36 @@ def likeliest(logits: Array, count: int) -> tuple[Array, Array]:
         shape = (logits.shape[0], 0)
         return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
     best, tokens = jax.lax.top_k(logits, count)
-    return tokens, best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    return tokens, jax.vmap(_log_probability, in_axes=(1, None), out_axes=1)(best, logits)
+
+
+def _log_probability(chosen: Array, logits: Array) -> Array:
+    """Of tokens with logits `chosen` [B] among logits [B,V]; never above 0 by rounding."""
+    return jnp.minimum(chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
+
+
+def _argmax(logits: Array) -> Array:
+    """The first of the likeliest tokens [B] int32 of logits [B,V].
+
+    In two levels, blocks and then tokens: XLA compiles `argmax` of a whole vocabulary to something
+    much slower on a CPU. Always a token of a high logit, whatever was rounded in which way: a
+    comparison with the maximum could find none.
+    """
+    blocks = _blocks(logits, -jnp.inf)
+    block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    index = block * blocks.shape[2] + jnp.argmax(inside, axis=-1)
+    return index.astype(jnp.int32)
+
+
+def _blocks(rows: Array, filler: float) -> Array:
+    """Rows [B,V] as [B,blocks,size], the last block filled up."""
+    batch, vocab = rows.shape
+    size = _block_size(vocab)
+    padding = -vocab % size
+    if padding:
+        rows = jnp.pad(rows, ((0, 0), (0, padding)), constant_values=filler)
+    return rows.reshape(batch, -1, size)
 
 
 def _draw(weights: Array, uniform: Array) -> Array:
@@ -78,12 +112,8 @@ def _draw(weights: Array, uniform: Array) -> Array:
     In two levels, blocks of tokens and then tokens, since a cumulative sum over a whole vocabulary
     is slow; and with one random number a row instead of Gumbel noise for every token.
     """
-    batch, vocab = weights.shape
-    size = _block_size(vocab)
-    count = -(-vocab // size)
-    padding = count * size - vocab
-    weights = jnp.pad(weights, ((0, 0), (0, padding))) if padding else weights
-    blocks = weights.reshape(batch, count, size)
+    blocks = _blocks(weights, 0.0)
+    count, size = blocks.shape[1:]
     sums = jnp.sum(blocks, axis=-1)
     target = uniform * jnp.sum(sums, axis=-1)
     block = _first_above(sums, target)

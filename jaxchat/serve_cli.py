@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat import home, machine, runs
-from jaxchat.arguments import positive
+from jaxchat import home, machine, numbers, runs
+from jaxchat.arguments import port, positive, real, seconds, whole
 from jaxchat.config import ConfigError, ServeConfig, build
 
 SETTINGS = (
@@ -23,7 +23,7 @@ SETTINGS = (
 LEAST_KEY = 16  # characters of a key: fewer can be guessed
 
 
-def add_serve(commands: Any, parents: Sequence[argparse.ArgumentParser]) -> None:
+def add_serve(commands: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> None:
     """Adds `serve` to the commands."""
     parser = commands.add_parser(
         "serve",
@@ -40,16 +40,19 @@ def add_serve(commands: Any, parents: Sequence[argparse.ArgumentParser]) -> None
         "default",
     )  # fmt: skip
     parser.add_argument("--host", metavar="ADDRESS", help="to listen at (127.0.0.1)")
-    parser.add_argument("--port", type=int, metavar="N", help="(8000; 0: any that is free)")
+    parser.add_argument("--port", type=port, metavar="N", help="(8000; 0: any that is free)")
     parser.add_argument("--slots", type=positive, metavar="N", help="answers decoded at once")
     parser.add_argument("--queue", type=positive, metavar="N", help="requests that may wait (256)")
     parser.add_argument(
-        "--temperature", type=float, metavar="T", help="where a request names none (0.8)"
+        "--temperature",
+        type=real(numbers.API_TEMPERATURE),
+        metavar="T",
+        help="where a request names none (0.8)",
     )
-    parser.add_argument("--top-k", type=int, metavar="K", help="likewise (0: all)")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="of an answer, at most")
+    parser.add_argument("--top-k", type=whole, metavar="K", help="likewise (0: all)")
+    parser.add_argument("--max-tokens", type=whole, metavar="N", help="of an answer, at most")
     parser.add_argument(
-        "--grace-seconds", type=float, metavar="S", help="for answers under way at the end (10)"
+        "--grace-seconds", type=seconds, metavar="S", help="for answers under way at the end (10)"
     )
     parser.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help="with the key that clients must send; "
@@ -86,7 +89,11 @@ def serve_command(args: argparse.Namespace) -> int:
     check_key(config, key, unless=hasattr(args, "no_key"))
     root = home.home(getattr(args, "home", None))
     names = models_asked(args)
-    configs = [runs.read_config(runs.find(root, run)) for run, _ in names]
+    talkers = ("mid", "sft", "rl")
+    configs = [
+        runs.read_config(runs.find(root, run, (stage,) if stage else talkers))
+        for run, stage in names
+    ]
 
     from jaxchat.serve.listening import listen, url_of
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxchat.arguments import positive
 from jaxchat.config import ConfigError
 from jaxchat.progress import Progress, duration
 
@@ -29,7 +30,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="learn a vocabulary from text")
     train.add_argument("files", nargs="+", metavar=FILES, help=f"{_FILES_HELP}; - is stdin")
-    train.add_argument("--vocab-size", type=_count, required=True, metavar="N")
+    train.add_argument("--vocab-size", type=positive, required=True, metavar="N")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     train.add_argument(
         "--pattern",
@@ -39,11 +40,13 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     )
     train.add_argument(
         "--max-words",
-        type=_count,
+        type=positive,
         metavar="N",
         help="limit memory: drop the rarest words when more distinct ones are held",
     )
-    train.add_argument("--threads", type=_count, metavar="N", help="default: one per core")
+    train.add_argument(
+        "--threads", type=positive, metavar="N", help="at most, and by default, one per core"
+    )
     train.set_defaults(run_command=train_command)
     encode = commands.add_parser("encode", help="print the ids of a text")
     encode.add_argument("tokenizer", type=Path, metavar="DIR")
@@ -63,12 +66,6 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--text", action="append", default=[], metavar=FILES, help=f"also on {_FILES_HELP}"
         )
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
 
 
 def train_command(args: argparse.Namespace) -> int:

@@ -1,19 +1,24 @@
 """A conversation: what is loaded, what is remembered, and what a long one forgets."""
 
 import dataclasses
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 from finished_run import finish_run, random_params, tiny_config, tiny_tokenizer
 
-from jaxchat import chat, runs
+from jaxchat import chat, recipe, runs
 from jaxchat.chat import Chat, MessageTooLongError, Sampling
+from jaxchat.cli import main
 from jaxchat.config import RunConfig
 from jaxchat.home import ArtifactError
 from jaxchat.infer.engine import Engine
 from jaxchat.infer.transcript import printable
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer.chat import Part, render_prompt
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +187,32 @@ def test_an_answer_fits_the_context_whatever_was_asked_for(engine, tokenizer):
     talk = make_chat(engine, tokenizer, max_tokens=10_000)
     list(talk.ask("who are you"))
     assert len(talk.messages) == 2
+
+
+def failed_run(root, name="failed"):
+    """A newer run that stopped before it had anything."""
+    config = recipe.load(CONFIGS / "tier_cpu.toml", [f"run.name={name}"])
+    runs.write_config(runs.folder(root, name), config)
+
+
+def test_a_run_that_failed_at_once_is_passed_over(root, capsys):
+    failed_run(root)
+    assert runs.find(root, None).name == "failed"
+    assert chat.load(root, None, None, Sampling()).name == "tiny/rl"
+    assert main(["chat", "--home", str(root), "-p", "who", "--max-tokens", "2"]) == 0
+    assert capsys.readouterr().err.startswith(
+        "jaxchat: the last run, failed, has no model to talk to; this is tiny.\n"
+    )
+    talks = root / "talks.jsonl"
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    talks.write_text(json.dumps({"messages": messages}) + "\n")
+    assert main(["data", "show", str(talks), "--home", str(root)]) == 0
+
+
+def test_a_run_that_has_none_names_those_that_have_one(root, capsys):
+    failed_run(root)
+    assert main(["chat", "--home", str(root), "--run", "failed", "-p", "who"]) == 1
+    assert "Or name a run that has one: tiny." in capsys.readouterr().err
+    assert main(["data", "show", "arithmetic", "--home", str(root), "--run", "failed"]) == 1
+    told = capsys.readouterr().err
+    assert "has no tokenizer yet; name a run that has one with --run: tiny." in told

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxchat import recipe, runs
 from jaxchat.cli import main, parse
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -97,3 +98,36 @@ def test_profile_without_a_trace_says_how_to_record_one(tmp_path, capsys):
     assert main(["profile", str(tmp_path), "--home", str(tmp_path)]) == 1
     told = capsys.readouterr().err
     assert told.startswith(f"jaxchat: {tmp_path} holds no trace (*.xplane.pb); record one with --")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--home", "H", "data", "download", "gsm8k", "--offline"],
+        ["data", "--home", "H", "download", "gsm8k", "--offline"],
+        ["data", "download", "gsm8k", "--offline", "--home", "H"],
+        ["data", "--home", "X", "download", "--home", "H", "gsm8k"],
+        ["runs", "--home=H"],
+        ["--home", "H", "runs"],
+        ["eval", "chat", "--home", "H"],
+        ["tokenizer", "eval", "DIR", "--home", "H"],
+        ["bench", "inference", "--home", "H"],
+        ["--home", "H", "serve"],
+    ],
+)
+def test_the_home_may_stand_anywhere(words):
+    """Errors advise --home, and a user puts it at the end."""
+    assert parse(words).home == Path("H")
+
+
+def test_without_a_home_it_is_the_usual_one():
+    assert parse(["data", "list"]).home is None
+
+
+def test_a_run_is_listed_whole_in_a_pipe(tmp_path, capsys):
+    """A table for a terminal was cut to 80 columns, names first."""
+    name = "a-run-with-a-name-that-is-longer-than-a-line-of-a-terminal-" + "x" * 60
+    config = recipe.load(CONFIGS / "tier_cpu.toml", [f"run.name={name}"])
+    runs.write_config(runs.folder(tmp_path, name), config)
+    assert main(["runs", "--home", str(tmp_path)]) == 0
+    assert name in capsys.readouterr().out

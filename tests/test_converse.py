@@ -20,7 +20,9 @@ from jaxchat.chat import Chat, Sampling
 from jaxchat.cli import main
 from jaxchat.converse import HELP, PLAIN, TERMINAL, Session
 from jaxchat.infer.transcript import Scribe, as_text, printable
+from jaxchat.stopping import Interrupted
 from jaxchat.tasks.custom import Custom
+from jaxchat.tokenizer import render_prompt
 
 LONG = "x " * 200
 
@@ -52,52 +54,188 @@ def expected(session, text):
     return scribe.write_all(list(fresh.ask(text))) + scribe.close()
 
 
-def typed(monkeypatch, *lines):
+def piped(monkeypatch, data):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+
+
+def typed(monkeypatch, session, *lines):
+    """Lines as a person types them, into a session of a terminal."""
+    session.interactive = True
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
+
+
+def notices(capsys):
+    """What a session of a terminal says beside the answers."""
+    lines = capsys.readouterr().err.replace("\n> ", "\n").removeprefix("\n").splitlines()
+    return [line for line in lines if line and not line.startswith("/help lists the commands")]
 
 
 def questions(session):
     return [message["content"] for message in session.chat.messages[::2]]
 
 
-def test_a_pipe_is_answered_line_by_line(session, monkeypatch, capsys):
-    typed(monkeypatch, "who are you", "", "/new", "how many", "/quit", "no")
-    answers = [expected(session, text) for text in ("who are you", "how many")]
+def test_a_terminal_is_one_conversation_with_commands(session, monkeypatch, capsys):
+    typed(monkeypatch, session, "who are you", "", "/new", "how many", "/quit", "no")
     assert converse.converse(session) == 0
-    captured = capsys.readouterr()
-    assert captured.out == f"{answers[0]}\n{answers[1]}\n"
-    assert captured.err == "(a new conversation)\n"
+    assert notices(capsys) == ["(a new conversation)"]
     assert questions(session) == ["how many"]
 
 
+QUESTIONS = ["What is 2 + 2?", "/quit is what command?", "/new", "Who are you?", 'one """two\\']
+
+
+def test_every_line_of_a_pipe_is_a_question_of_its_own(session, monkeypatch, capsys):
+    """Of these five the commands for a terminal took all but the first."""
+    piped(monkeypatch, "".join(f"{line}\n" for line in QUESTIONS).encode())
+    answers = [expected(session, text) for text in QUESTIONS]
+    assert converse.converse(session) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "".join(f"{answer}\n" for answer in answers)
+    assert captured.err == converse.APART + "\n"
+    assert questions(session) == QUESTIONS[-1:]
+
+
+def test_one_question_in_a_pipe_has_its_answer_and_nothing_else(session, monkeypatch, capsys):
+    piped(monkeypatch, b"who are you")
+    answer = expected(session, "who are you")
+    assert converse.converse(session) == 0
+    assert capsys.readouterr() == (answer + "\n", "")
+
+
+def test_the_lines_of_a_pipe_can_be_one_conversation(session, monkeypatch, capsys):
+    session.together = True
+    piped(monkeypatch, b"who are you\n/new\n/quit?")
+    assert converse.converse(session) == 0
+    captured = capsys.readouterr()
+    assert (questions(session), captured.err) == (["who are you", "/new", "/quit?"], "")
+
+
+def json_answers(session, monkeypatch, capsys, data):
+    session.as_json = True
+    piped(monkeypatch, data)
+    code = converse.converse(session)
+    return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"one\ntwo\nthree\n",
+        b"one\ntwo\nthree",
+        b"one\r\ntwo\r\nthree\r\n",
+        b"\xef\xbb\xbfone\n\n  \n\xef\xbb\xbftwo\n\tthree \n\n",
+    ],
+    ids=["lines", "no end", "CRLF", "byte order marks and empty lines"],
+)
+def test_a_line_of_a_pipe_is_its_text(session, monkeypatch, capsys, data):
+    code, told = json_answers(session, monkeypatch, capsys, data)
+    assert (code, [one["prompt"] for one in told]) == (0, ["one", "two", "three"])
+
+
+def test_a_line_of_messages_is_a_conversation(session, monkeypatch, capsys):
+    before = [{"role": "user", "content": "who"}, {"role": "assistant", "content": "me"}]
+    system = {"role": "system", "content": "be brief"}
+    lines = [[*before, {"role": "user", "content": "are you"}]]
+    lines += [[system, *lines[0]], [system, lines[0][-1]]]
+    told = "".join(json.dumps({"messages": messages}) + "\n" for messages in lines)
+    code, answers = json_answers(session, monkeypatch, capsys, f"{told}are you\n".encode())
+    sizes = [
+        len(render_prompt(messages, session.chat.tokenizer))
+        for messages in [*lines, [{"role": "user", "content": "are you"}]]
+    ]
+    assert code == 0
+    assert [one["prompt"] for one in answers] == ["are you"] * 4
+    assert [one["prompt_tokens"] for one in answers] == sizes
+    assert [one["line"] for one in answers] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (b'{"messages": [{"role": "user"', "no JSON"),
+        (b'{"messages": 3}', "messages must be a list"),
+        (b'{"messages": []}', "messages must be a list"),
+        (b'{"messages": [{"role": "assistant", "content": "hi"}]}', "it must be 'user'"),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", '
+            b'"content": "b"}]}',
+            "must be the user's",
+        ),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "lone surrogate"),
+        (b'{"messages": ' + b"[" * 100_000, "no JSON"),
+        (b"caf\xe9", "not UTF-8"),
+        (LONG.encode(), "Please shorten it"),
+    ],
+)
+def test_a_bad_line_is_told_and_the_others_are_answered(session, monkeypatch, capsys, bad, why):
+    code, told = json_answers(session, monkeypatch, capsys, b"one\n" + bad + b"\ntwo\n")
+    assert code == 1
+    assert ["error" in one for one in told] == [False, True, False]
+    assert why in told[1]["error"]
+    assert [one["line"] for one in told] == [1, 2, 3]
+    session.as_json = False
+    piped(monkeypatch, bad)
+    assert converse.converse(session) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("jaxchat: line 1: ")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1} is what type?', '{"prompt": "hi"}', "{x}", "[1, 2]"])
+def test_other_json_in_a_pipe_is_a_question(session, monkeypatch, capsys, text):
+    code, told = json_answers(session, monkeypatch, capsys, text.encode())
+    assert (code, told[0]["prompt"]) == (0, text)
+
+
+def test_a_line_beyond_all_contexts_is_not_held(session, monkeypatch, capsys):
+    monkeypatch.setattr("jaxchat.piped.LONGEST", 8)
+    code, told = json_answers(session, monkeypatch, capsys, b"one\n" + b"x" * 100 + b"\ntwo")
+    assert code == 1
+    assert [one.get("prompt") for one in told] == ["one", "", "two"]
+    assert "longer than" in told[1]["error"]
+
+
+def test_lines_of_a_pipe_are_sampled_each_for_itself(session, monkeypatch, capsys):
+    session.chat.sampling = Sampling(max_tokens=20, temperature=2.0, seed=2**32 - 1)
+    _, told = json_answers(session, monkeypatch, capsys, b"who\n" * 4)
+    assert len({json.dumps(one["parts"]) for one in told}) > 1
+
+
 def test_a_message_may_have_several_lines(session, monkeypatch):
-    typed(monkeypatch, "one\\", "two", '"""', "three", "", "four", '"""', '"""five"""')
+    typed(monkeypatch, session, "one\\", "two", '"""', "three", "", "four", '"""', '"""five"""')
     assert converse.converse(session) == 0
     assert questions(session) == ["one\ntwo", "three\n\nfour", "five"]
 
 
 def test_an_unknown_command_lists_those_there_are(session, monkeypatch, capsys):
-    typed(monkeypatch, "/what", "/help")
+    typed(monkeypatch, session, "/what", "/help")
     assert converse.converse(session) == 0
-    out = capsys.readouterr().err
-    assert out.startswith("(there is no command /what; these are)\n")
-    assert out.count(HELP) == 2
+    told = notices(capsys)
+    assert told[0] == "(there is no command /what; these are)"
+    assert "\n".join(told).count(HELP) == 2
     assert session.chat.messages == []
 
 
 def test_the_system_message_can_be_set_shown_and_taken_away(session, monkeypatch, capsys):
-    typed(monkeypatch, "/system be brief", "/system", "/new", "/system off", "/system")
+    typed(monkeypatch, session, "/system be brief", "/system", "/new", "/system off", "/system")
     assert converse.converse(session) == 0
-    told = capsys.readouterr().err.splitlines()
+    told = notices(capsys)
     assert told[:2] == ["(the system message is: be brief)"] * 2
     assert told[3:] == ["(there is no system message)"] * 2
 
 
 def test_the_temperature_can_be_set(session, monkeypatch, capsys):
-    typed(monkeypatch, "/temperature 0.5", "/temperature hot", "/temperature nan", "/temperature")
+    typed(
+        monkeypatch,
+        session,
+        "/temperature 0.5",
+        "/temperature hot",
+        "/temperature nan",
+        "/temperature",
+    )
     assert converse.converse(session) == 0
     assert session.chat.sampling == Sampling(temperature=0.5, max_tokens=20)
-    assert capsys.readouterr().err.splitlines() == [
+    assert notices(capsys) == [
         "(the temperature is 0.5)",
         "('hot' is not a number from 0 to 10)",
         "('nan' is not a number from 0 to 10)",
@@ -110,11 +248,11 @@ def test_what_is_saved_can_be_trained_on_and_nothing_is_lost(
 ):
     file = tmp_path / "mine.jsonl"
     typed(
-        monkeypatch, f"/save {file}", "who are you", "how many", f"/save {file}", "/system brief",
-        f"/save {file}", f"/save {tmp_path}/no/such.jsonl",
+        monkeypatch, session, f"/save {file}", "who are you", "how many", f"/save {file}",
+        "/system brief", f"/save {file}", f"/save {tmp_path}/no/such.jsonl",
     )  # fmt: skip
     assert converse.converse(session) == 0
-    out = capsys.readouterr().err
+    out = "\n".join(notices(capsys))
     assert out.startswith("(nothing was said yet)\n")
     assert "such.jsonl cannot be written: No such file or directory; name another file)" in out
     first, second = map(json.loads, file.read_text().splitlines())
@@ -124,9 +262,9 @@ def test_what_is_saved_can_be_trained_on_and_nothing_is_lost(
 
 
 def test_the_stage_can_be_changed(session, monkeypatch, capsys):
-    typed(monkeypatch, "/stage sft", "/stage base", "/stage")
+    typed(monkeypatch, session, "/stage sft", "/stage base", "/stage")
     assert converse.converse(session) == 0
-    told = capsys.readouterr().err.splitlines()
+    told = notices(capsys)
     assert (
         told[0]
         == told[2]
@@ -146,7 +284,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(session, monkeypatch, capsy
 
     monkeypatch.setattr(Chat, "ask", impatient)
     session.chat.sampling = Sampling(max_tokens=60)
-    typed(monkeypatch, "who are you")
+    typed(monkeypatch, session, "who are you")
     assert converse.converse(session) == 0
     assert capsys.readouterr().out.endswith(" (stopped)\n")
     assert session.chat.last.finish_reason == "interrupted"
@@ -155,8 +293,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(session, monkeypatch, capsy
 
 def test_json_has_an_object_for_each_answer_and_nothing_else(session, monkeypatch, capsys):
     session.as_json = True
-    typed(monkeypatch, "who are you", "/new", LONG, "how many")
-    assert converse.converse(session) == 2
+    piped(monkeypatch, f"who are you\n{LONG}\nhow many\n".encode())
+    assert converse.converse(session) == 1
     captured = capsys.readouterr()
     first, long, second = map(json.loads, captured.out.splitlines())
     assert (first["model"], first["prompt"], second["prompt"]) == (
@@ -167,11 +305,11 @@ def test_json_has_an_object_for_each_answer_and_nothing_else(session, monkeypatc
     assert second["content"] == session.chat.last.text
     assert set(second) == {
         *("model", "prompt", "content", "parts", "finish_reason", "seconds"),
-        *("prompt_tokens", "completion_tokens"),
+        *("prompt_tokens", "completion_tokens", "line"),
     }
     assert long["prompt"] == LONG.strip()
     assert "Please shorten it" in long["error"]
-    assert "(a new conversation)" in captured.err
+    assert captured.err == converse.APART + "\n"
 
 
 def test_one_prompt_gives_the_answer_and_nothing_else(session, capsys):
@@ -185,14 +323,59 @@ def test_one_prompt_gives_the_answer_and_nothing_else(session, capsys):
     assert captured.err.startswith("jaxchat: your message is ")
 
 
-def test_the_command_answers_a_prompt_from_a_pipe(root, session, monkeypatch, capsys):
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_the_command_answers_a_prompt_from_a_pipe(root, session, monkeypatch, capsys, mark):
     text = "who\nare you\n"
-    typed(monkeypatch, *text.splitlines())
+    piped(monkeypatch, mark + text.encode())
     arguments = ["chat", "--home", str(root), "--max-tokens", "20", "-p", "-", "--json"]
     assert main(arguments) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["prompt"], told["model"]) == (text, "tiny/rl")
     assert printable(as_text(told["parts"])) == expected(session, text)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "why"),
+    [
+        (b"caf\xe9", ["-p", "-"], "not UTF-8"),
+        (b"", ["-p", "-"], "the question that stdin gives is empty"),
+        (b"", ["-p", "  "], "the question that -p gives is empty"),
+        (b"", ["-p", "hi", "--continue"], "--continue is for the lines of a pipe"),
+    ],
+)
+def test_a_question_that_is_none_is_one_sentence(root, monkeypatch, capsys, data, options, why):
+    piped(monkeypatch, data)
+    assert main(["chat", "--home", str(root), *options]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert why in err
+
+
+def test_what_a_person_is_told_does_not_get_into_the_answers(session, monkeypatch, capsys):
+    """`jaxchat chat --json > file`, typed at a terminal: notices and prompts are not answers."""
+    session.as_json, session.colours = True, TERMINAL
+    typed(monkeypatch, session, "/help", "who are you", "/temperature")
+    assert converse.converse(session) == 0
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["who are you"]
+    assert "\x1b" not in err
+
+
+def test_a_signal_ends_a_pipe(session, monkeypatch, capsys):
+    ask = Chat.ask
+
+    def impatient(self, text):
+        for piece in ask(self, text):
+            os.kill(os.getpid(), signal.SIGINT)
+            yield piece
+
+    monkeypatch.setattr(Chat, "ask", impatient)
+    piped(monkeypatch, b"one\ntwo\n")
+    with pytest.raises(Interrupted) as caught:
+        converse.converse(session)
+    assert caught.value.exit_code == 130
+    assert questions(session) == ["one"]
+    assert "(stopped)" not in capsys.readouterr().out
 
 
 def test_calls_of_tools_are_painted_in_a_terminal(session, monkeypatch, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxchat.cli import main
 from jaxchat.config import ConfigError
 from jaxchat.data.shard_folder import ShardFolder
 from jaxchat.data_prepare_cli import add_prepare
@@ -68,4 +69,22 @@ def test_numbers_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         run(*folders, option, value)
-    assert f"'{value}' is not a whole number of" in capsys.readouterr().err
+    assert f"'{value}' is not a whole number from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--data-dir", "--tokenizer", "--out"])
+@pytest.mark.parametrize("under", [False, True])
+def test_a_file_where_a_folder_is_meant_is_named(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, under: bool
+) -> None:
+    """It advised another --home, with which the fault has nothing to do."""
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    path = file / "below" if under else file
+    words = ["data", "prepare", "--home", str(tmp_path / "home"), *folders, flag, str(path)]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    which = f" is under {file}, which" if under else ""
+    assert told == (
+        f"jaxchat: {flag} {path}{which} is a file; it must be a folder: name another.\n"
+    )

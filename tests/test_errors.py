@@ -95,3 +95,15 @@ def test_a_bug_keeps_its_traceback(tmp_path):
 def test_every_sentence_is_one_line(tmp_path):
     for error in (OSError(errno.ENOSPC, "full"), OSError(errno.EACCES, "denied"), Interrupted(2)):
         assert "\n" not in explain(error, tmp_path)[0]
+
+
+def test_a_file_in_the_place_of_a_folder_is_not_the_homes_fault(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for work in (lambda: (file / "a" / "b").mkdir(), file.mkdir, lambda: tmp_path.open()):
+        with pytest.raises((NotADirectoryError, FileExistsError, IsADirectoryError)) as caught:
+            work()
+        told, code = explain(caught.value, tmp_path / "home")
+        assert code == 1
+        assert " cannot be used: " in told
+        assert "--home" not in told

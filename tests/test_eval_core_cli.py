@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat import pipeline, recipe, runs
+from jaxchat import cli, pipeline, recipe, runs
 from jaxchat.data.inputs import InputFile, Inputs, read_inputs, write_inputs
 from jaxchat.data.shards import ShardInput, hash_of, prepare_shards
 from jaxchat.data.text_rows import text_folder
@@ -226,3 +226,11 @@ def test_bits_per_byte_of_both_splits(home, capsys):
         assert line.startswith(split)
         assert f"{len(rows)} rows, {len(rows) * CONTEXT:,} tokens" in line
         assert float(line.split()[1]) == pytest.approx(bits_by_hand(home, rows), abs=1e-4)
+
+
+def test_a_file_for_a_bundle_is_named(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert cli.main(["eval", "core", "--home", str(tmp_path), "--bundle", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert told == f"jaxchat: --bundle {file} is a file; it must be a folder: name another.\n"

@@ -13,7 +13,7 @@ import jaxchat
 LAYERS = {
     name: layer
     for layer, names in {
-        0: "config home scaling scaling_nodes recipe progress braille",
+        0: "config home scaling scaling_nodes recipe progress braille numbers",
         1: "_bpe tokenizer model optim tools losses products sampling sharding memory "
         "data.packing stopping",
         2: "data tasks train.step train.compute train.xla_options train.checkpoint "
@@ -21,9 +21,9 @@ LAYERS = {
         "mirror",
         3: "infer evals",
         4: "train.fit train.rl train.rollouts train.exhausted pipeline preparer run_inputs "
-        "run_models core_stage probes eval_stage stages plan plan_checks plan_data plan_eval "
-        "report chat converse errors evaluation run_state watch machine interop serve doctor "
-        "processes",
+        "run_models core_stage probes eval_stage stages plan plan_checks plan_data "
+        "plan_eval report chat converse errors evaluation run_state watch machine interop "
+        "serve doctor processes piped",
         5: "__main__ arguments cli chat_cli runs_cli data_cli data_prepare_cli data_show_cli "
         "eval_cli eval_bpb_cli eval_core_cli tokenizer_cli report_cli serve_cli "
         "interop_cli bench_cli doctor_cli",

@@ -126,3 +126,68 @@ def test_impossible_tokens_are_never_drawn_at_the_ends_of_the_unit_interval():
     weights = jnp.array([[0.0, 0.0, 1e-8, 0.0, 3.0, 0.0, 0.0]] * 3)
     ends = jnp.array([0.0, 0.5, 1.0 - 2.0**-24])
     assert sampling._draw(weights, ends).tolist() == [2, 4, 4]
+
+
+SMALL = (1e-2, 1e-4, 1e-6, 5e-9, 1e-10, 1e-20, 1e-33, 1.2e-38, 1e-40, 1e-45)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "truncate", "barrier"))
+def sample_of_model(features, kernel, rows, *, dtype, truncate, barrier):
+    """As the engine has it: products in `dtype`, a cap, sampled in the same program."""
+    logits = 15.0 * jnp.tanh((features.astype(dtype) @ kernel.astype(dtype)).astype("float32") / 15)
+    if barrier:
+        logits = jax.lax.optimization_barrier(logits)
+    uniform = sampling.uniforms(rows, jnp.zeros(len(features), jnp.int32))
+    return sampling.sample(logits, rows, uniform, truncate=truncate)[0], logits
+
+
+@functools.cache
+def matrices(rows=64, width=64, vocab=1_003):
+    keys = jax.random.split(jax.random.key(5))
+    return jax.random.normal(keys[0], (rows, width)), jax.random.normal(keys[1], (width, vocab))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("barrier", [False, True])
+@pytest.mark.parametrize("kept", [None, {"top_k": 50, "top_p": 0.9}])
+def test_a_small_temperature_draws_the_likeliest_always(dtype, barrier, kept):
+    """float32 rounds logits over a small temperature so much that nothing is the highest."""
+    for temperature in (0.0, *SMALL[2:]):
+        tokens, logits = sample_of_model(
+            *matrices(), settings(64, temperature, **(kept or {})),
+            dtype=dtype, truncate=kept is not None, barrier=barrier,
+        )  # fmt: skip
+        chosen = np.take_along_axis(np.asarray(logits), np.asarray(tokens)[:, None], axis=1)[:, 0]
+        wrong = int(np.sum(chosen < np.max(logits, axis=1) - 1e-5))
+        assert wrong == 0, f"at {temperature}: {wrong} of 64 rows draw a less likely token"
+
+
+def test_a_smaller_temperature_draws_the_likeliest_more_often():
+    logits = jnp.tile(jnp.array([[1.0, 1.02, 0.0, -9.0]]), (4_000, 1))
+    still = jnp.zeros(4_000, jnp.int32)
+    for temperature in SMALL:
+        tokens, _ = sample(logits, settings(4_000, temperature), still, truncate=False)
+        want = 1 / (1 + np.exp(np.float64(-0.02) / temperature))
+        assert np.mean(tokens == 1) == pytest.approx(want, abs=0.03), temperature
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_logits_in_half_precision_are_taken_too(dtype):
+    logits = random_logits().astype(dtype)
+    for temperature in (0.0, 1e-12):
+        tokens, logprobs = sample(
+            logits, settings(32, temperature), jnp.zeros(32, jnp.int32), truncate=True
+        )
+        chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+        assert (chosen == logits.max(axis=-1)).all()
+        assert logprobs.dtype == jnp.float32
+
+
+def test_a_log_probability_is_never_above_zero():
+    """Even where rounding of the sum would have it: a client takes exp of it."""
+    logits = jax.random.uniform(jax.random.key(1), (256, 300), minval=-40.0, maxval=-14.0)
+    logits = logits.at[:, 7].set(jax.random.uniform(jax.random.key(2), 256, minval=1.0, maxval=15))
+    _, logprobs = sample(logits, settings(256, 0.0), jnp.zeros(256, jnp.int32), truncate=False)
+    _, others = sampling.likeliest(logits, 5)
+    assert float(logprobs.max()) <= 0
+    assert float(others.max()) <= 0

@@ -5,12 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxchat import numbers
+
 FinishReason = Literal["stop", "length"]
 Alternatives = tuple[tuple[int, float], ...]  # (id, log-probability), likeliest first
 
 ROOM = 4  # 1 / ROOM of the context is kept for the answer to a prompt that is cut
 MAX_STOPS = 16  # stop texts of a request
 MAX_ALTERNATIVES = 20  # told of each token
+RANGES = {
+    "max_tokens": numbers.COUNT,
+    "temperature": numbers.TEMPERATURE,
+    "top_k": numbers.TOP_K,
+    "top_p": numbers.TOP_P,
+    "n": numbers.COUNT,
+    "alternatives": numbers.Range(0, MAX_ALTERNATIVES),
+}
 
 
 class EngineError(ValueError):
@@ -44,20 +54,15 @@ class Request:
     def __post_init__(self) -> None:
         if not self.tokens:
             raise EngineError("the prompt is empty; it needs at least one token, such as <|bos|>.")
-        for name, least in (("max_tokens", 1), ("temperature", 0), ("top_k", 0), ("n", 1)):
-            value = getattr(self, name)
-            if not value >= least:
-                raise EngineError(f"{name} is {value}; it must be at least {least}.")
-        if not 0 < self.top_p <= 1:
-            raise EngineError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
+        for name, allowed in RANGES.items():
+            try:
+                allowed.check(getattr(self, name), name)
+            except numbers.NumberError as error:
+                raise EngineError(str(error)) from error
         if isinstance(self.stop, str) or len(self.stop) > MAX_STOPS or not all(self.stop):
             raise EngineError(
                 f"stop is {self.stop!r}; it must be a tuple of at most {MAX_STOPS} texts, none of "
                 "them empty."
-            )
-        if not 0 <= self.alternatives <= MAX_ALTERNATIVES:
-            raise EngineError(
-                f"alternatives is {self.alternatives}; it must be from 0 to {MAX_ALTERNATIVES}."
             )
 
 

@@ -54,7 +54,8 @@ def prompt_tokens(messages: Sequence[InMessage], tokenizer: Tokenizer) -> list[i
     """The ids of a conversation, up to where the assistant speaks.
 
     System and developer messages, wherever they stand, come before the first of the user; messages
-    of one role in a row are joined. Raises ApiError 400 where user and assistant do not take turns.
+    of one role in a row are joined. Blank ones of these add nothing. Raises ApiError 400 where user
+    and assistant do not take turns.
     """
     system, turns = _turns(messages)
     if not turns or turns[0]["role"] != "user" or turns[-1]["role"] != "user":
@@ -79,7 +80,7 @@ def engine_request(
     if samples > config.samples:
         raise bad_request(f"n is {samples}; at most {config.samples} are allowed.", "n")
     asked = body.max_completion_tokens or body.max_tokens or room
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    stops = (body.stop,) if isinstance(body.stop, str) else body.stop or ()
     seed = secrets.randbits(32) if body.seed is None else body.seed % 2**32
     try:
         return Request(
@@ -90,7 +91,7 @@ def engine_request(
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=seed,
             n=samples,
-            stop=stop,
+            stop=tuple(filter(None, stops)),  # "" ends no answer: some clients send it for none
             alternatives=(body.top_logprobs or 0) if body.logprobs else 0,
         )
     except EngineError as error:
@@ -125,9 +126,9 @@ def _turns(messages: Sequence[InMessage]) -> tuple[list[str], list[Message]]:
                 f"messages[{index}].content",
             )
         if message.role in ("system", "developer"):
-            system.append(_text(parts))
+            system += [text] if (text := _text(parts)).strip() else []
         elif said and said[-1][0] == message.role:
-            said[-1][1].extend([{"type": "text", "text": GAP}, *parts])
+            said[-1] = (message.role, _joined(said[-1][1], parts))
         else:
             said.append((message.role, parts))
     turns: list[Message] = [
@@ -137,6 +138,13 @@ def _turns(messages: Sequence[InMessage]) -> tuple[list[str], list[Message]]:
         for role, parts in said
     ]
     return system, turns
+
+
+def _joined(before: list[Part], after: list[Part]) -> list[Part]:
+    """Two messages of one role as one; where one is blank, the other alone."""
+    if not _text(after).strip() or not _text(before).strip():
+        return before if _text(before).strip() else after
+    return [*before, {"type": "text", "text": GAP}, *after]
 
 
 def _text(parts: Sequence[Part]) -> str:

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool
 from pydantic_core import PydanticCustomError
 
+from jaxchat.numbers import API_TEMPERATURE, MOST, TOP_P
+
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
-MOST = 2**31 - 1
 
 
 def _unicode(text: str) -> str:
@@ -24,7 +25,8 @@ def _unicode(text: str) -> str:
 Text = Annotated[str, AfterValidator(_unicode)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Temperature = Annotated[Number, Field(ge=API_TEMPERATURE.least, le=API_TEMPERATURE.most)]
+Stop = Annotated[Text, Field(max_length=MAX_STOP_CHARACTERS)]  # "": none
 
 
 class ContentPart(BaseModel):
@@ -61,8 +63,10 @@ class ChatRequest(Conversation):
 
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    temperature: (
+        Annotated[Number, Field(ge=API_TEMPERATURE.least, le=API_TEMPERATURE.most)] | None
+    ) = None
+    top_p: Annotated[Number, Field(gt=TOP_P.least, le=TOP_P.most)] | None = None
     top_k: Annotated[int, Field(strict=True, ge=0, le=MOST)] | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -128,14 +129,18 @@ class Tokenizer:
 
         Text n has `ids[offsets[n] : offsets[n + 1]]`, with the special tokens named `prepend` and
         `append` around it. `ids` is uint16 where the vocabulary allows, else uint32. The texts are
-        shared between `threads` threads (None: one per core), with the interpreter lock released.
+        shared between `threads` threads (None: one per core, and never more), with the interpreter
+        lock released.
 
         Raises TypeError for an item that is not str, TokenizerError for lone surrogates.
         """
         before, after = ([self.special(name)] if name else [] for name in (prepend, append))
         wide = self.vocab_size > 1 << 16
+        threads = min(threads or 0, os.cpu_count() or 1)
         try:
-            return self._encoder.encode_batch(texts, before, after, wide, threads or 0)
+            return self._encoder.encode_batch(
+                texts, before, after, wide, min(threads or 0, os.cpu_count() or 1)
+            )
         except ValueError as error:
             raise TokenizerError(str(error)) from error
 

@@ -89,8 +89,8 @@ def render(
     Learned are the assistant's text, its Python calls with their delimiters, and
     `<|assistant_end|>`; the output of a call is the tool's and not learned. Their weight is 1,
     or the product of what message and conversation say (WEIGHTS). A system message is put before
-    the first user message, with an empty line between them. What is beyond `max_tokens` ids is cut
-    off.
+    the first user message, with an empty line between them; a blank one is as if it were not there.
+    What is beyond `max_tokens` ids is cut off.
 
     Raises ConversationError when the conversation is malformed.
     """
@@ -200,6 +200,14 @@ def parse_completion(ids: Sequence[int], tokenizer: Tokenizer) -> list[Part]:
             open_part[1].append(token)
     parts: list[Part] = [{"type": kind, "text": tokenizer.decode(body)} for kind, body in found]
     return [part for part in parts if part["text"] or part["type"] != "text"]
+
+
+def opening(system: str) -> str:
+    """What stands before the first user message; a blank system message, which many send, says "".
+
+    It would otherwise put an empty line before the question, which no model has learned.
+    """
+    return f"{system}\n\n" if system.strip() else ""
 
 
 def _messages(conversation: object) -> list[Message]:
@@ -343,7 +351,7 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, list[Part], float]]:
         parts = _check_content(message.get("content"), role, where)
         weight = _weight(message, f"{where}.")
         if role == "system":
-            system = parts[0]["text"] + "\n\n"
+            system = opening(parts[0]["text"])
             continue
         if not turns:
             parts = [{"type": "text", "text": system + parts[0]["text"]}]

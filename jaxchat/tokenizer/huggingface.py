@@ -56,7 +56,8 @@ CHAT_TEMPLATE = """\
 {%- for message in messages -%}
     {%- set role = 'assistant' if ns.turn % 2 else 'user' -%}
     {%- if loop.first and message['role'] == 'system' -%}
-        {%- set ns.system = plain(message['content']) + '\\n\\n' -%}
+        {%- set system = plain(message['content']) -%}
+        {%- set ns.system = system + '\\n\\n' if system | trim else '' -%}
     {%- elif message['role'] != role -%}
         {{- raise_exception('User and assistant must take turns, after at most one system message; '
             'message ' ~ loop.index0 ~ ' is of the role ' ~ message['role'] ~ '.') -}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -39,10 +40,11 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Learns a vocabulary of `vocab_size` ids; texts are streamed, never held all at once.
 
-    The result depends on the texts alone, not on `threads` (None: one per core); how ties are
-    broken is said in `_bpe.train`. The vocabulary comes out smaller than asked when the texts have
-    too few pairs to merge. Memory grows with the distinct pre-tokens; beyond `max_words` of them
-    the rarest are dropped until half as many are left, which changes merges of rare pairs only.
+    The result depends on the texts alone, not on `threads` (None: one per core, and never more);
+    how ties are broken is said in `_bpe.train`. The vocabulary comes out smaller than asked when
+    the texts have too few pairs to merge. Memory grows with the distinct pre-tokens; beyond
+    `max_words` of them the rarest are dropped until half as many are left, which changes merges of
+    rare pairs only.
 
     `progress` is told, about ten times a second and at the end, how many of the `vocab_size -
     MIN_VOCAB_SIZE` merges are done. `report` is told once what was counted.
@@ -61,7 +63,7 @@ def train_tokenizer(
             vocab_size - len(SPECIAL_TOKENS),
             pattern,
             progress,
-            threads or 0,
+            min(threads or 0, os.cpu_count() or 1),
             max_words or 0,
         )
     except _bpe.PatternError as error:

@@ -1,6 +1,7 @@
 """CORE's tasks: what is read of a bundle, what is asked, and which tokens are scored."""
 
 import dataclasses
+import json
 import math
 import shutil
 from pathlib import Path
@@ -82,6 +83,21 @@ def test_a_damaged_bundle_names_file_and_fault(folder, file, old, new, message):
 def test_a_folder_that_is_no_bundle_says_what_to_do(tmp_path):
     with pytest.raises(ArtifactError, match=r"no bundle .* --bundle DIR"):
         read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(("encoding", "whole"), [("latin-1", False), ("utf-8-sig", True)])
+def test_a_file_of_a_bundle_is_utf8_or_named(folder, encoding, whole):
+    task = next(task for task in read_bundle(folder).tasks if task.kind == "language_modeling")
+    lines = task.path.read_text(encoding="utf-8").splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | {"note": "café"}, ensure_ascii=False)
+    task.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    before = read_examples(task)
+    task.path.write_text("\n".join(lines) + "\n", encoding=encoding)
+    if whole:
+        assert read_examples(task) == before
+    else:
+        with pytest.raises(ArtifactError, match=rf"line 1 of .*{task.path.name} is not UTF-8"):
+            read_examples(task)
 
 
 def test_too_few_examples_to_show_say_so():

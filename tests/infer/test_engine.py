@@ -376,16 +376,18 @@ def test_no_requests_no_completions(engine):
     ("values", "message"),
     [
         ({"tokens": ()}, "the prompt is empty"),
-        ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
-        ({"n": 0}, "n is 0; it must be at least 1"),
-        ({"temperature": -1.0}, r"temperature is -1\.0; it must be at least 0"),
+        ({"max_tokens": 0}, "max_tokens is 0; it must be a whole number from 1 to"),
+        ({"n": 0}, "n is 0; it must be a whole number from 1 to"),
+        ({"temperature": -1.0}, r"temperature is -1\.0; it must be a number from 0 to 10"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
         ({"top_k": -3}, "top_k is -3"),
+        ({"top_k": 5_000_000_000}, "top_k is 5000000000"),
         ({"stop": ("a", "")}, r"stop is \('a', ''\); it must be a tuple of at most 16 texts"),
         ({"stop": "ab"}, "stop is 'ab'"),
         ({"stop": ("a",) * 17}, "at most 16 texts"),
-        ({"alternatives": 21}, "alternatives is 21; it must be from 0 to 20"),
-        ({"top_p": 0.0}, r"top_p is 0\.0; it must be above 0 and at most 1"),
+        ({"alternatives": 21}, "alternatives is 21; it must be a whole number from 0 to 20"),
+        ({"top_p": 0.0}, r"top_p is 0\.0; it must be a number above 0 and at most 1"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(values, message):

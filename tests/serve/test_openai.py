@@ -177,7 +177,7 @@ def test_a_model_that_is_not_there_is_an_error_that_names_those_that_are(client)
         ({"top_p": 0}, "top_p"),
         ({"n": 9}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"stop": ""}, "stop"),
+        ({"stop": "x" * 257}, "stop"),
         ({"stop": ["x"] * 17}, "stop"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"seed": "one"}, "seed"),

@@ -60,6 +60,28 @@ def test_messages_of_one_role_in_a_row_are_joined(tokenizer):
     assert tokens(tokenizer, *given) == render_prompt(expected, tokenizer)
 
 
+@pytest.mark.parametrize(
+    "blank", ["", " ", "\n\t", [], [{"type": "text", "text": ""}, {"type": "text", "text": " "}]]
+)
+def test_a_blank_message_adds_nothing(tokenizer, blank):
+    """Many clients send an empty system message; it put an empty line before the question."""
+    alone = tokens(tokenizer, ("user", "hello"))
+    for role in ("system", "developer"):
+        assert tokens(tokenizer, (role, blank), ("user", "hello")) == alone
+        assert tokens(tokenizer, ("user", "hello"), (role, blank)) == alone
+    assert tokens(tokenizer, ("user", blank), ("user", "hello")) == alone
+    assert tokens(tokenizer, ("user", "hello"), ("user", blank)) == alone
+    told = tokens(tokenizer, ("system", "be brief"), ("user", "hello"))
+    assert told != alone
+    assert tokens(tokenizer, ("system", blank), ("system", "be brief"), ("user", "hello")) == told
+
+
+@pytest.mark.parametrize("stop", ["", [], [""], ["", ""]])
+def test_an_empty_stop_text_is_none(model, stop):
+    request = prompt.engine_request(body(("user", "hi"), stop=stop), [1, 2], model, CONFIG)
+    assert request.stop == ()
+
+
 def test_names_of_special_tokens_in_a_message_are_ordinary_text(tokenizer):
     ids = tokens(tokenizer, ("user", "<|assistant_end|><|python_start|>"))
     assert sum(not tokenizer.is_ordinary(token) for token in ids) == 4  # bos, user, user, assistant

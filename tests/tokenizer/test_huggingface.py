@@ -236,6 +236,15 @@ CONVERSATION = [
 ]
 
 
+@pytest.mark.parametrize("blank", ["", " \n", "\u2003", [part("text", "")]])
+def test_a_blank_system_message_is_none_in_the_template_too(both_ours, blank):
+    system = {"role": "system", "content": blank}
+    for more in ([], [assistant("Yo")]):
+        bare = [user(" Hi"), *more]
+        assert template_ids(both_ours, [system, *bare]) == template_ids(both_ours, bare)
+        assert template_ids(both_ours, bare) == render({"messages": bare}, both_ours[0])[0]
+
+
 @pytest.mark.parametrize("length", range(2, len(CONVERSATION) + 1))
 def test_a_conversation_has_the_ids_of_render(both_ours, length):
     messages = CONVERSATION[:length]

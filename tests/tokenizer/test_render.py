@@ -115,6 +115,19 @@ def test_a_system_message_opens_the_first_user_message() -> None:
     assert with_system == rendered(user("Be brief.\n\nHi"), assistant("Yo"))
 
 
+@pytest.mark.parametrize("blank", ["", " ", "\n\n", "\u2003\t"])
+def test_a_blank_system_message_is_none(blank: str) -> None:
+    bare = [user("Hi"), assistant("Yo")]
+    assert rendered(system(blank), *bare) == rendered(*bare)
+    assert render_prompt([system(blank), user("Hi")], BYTES) == render_prompt([user("Hi")], BYTES)
+    batch: list[Conversation] = [{"messages": [system(blank), *bare]}, {"messages": bare}]
+    ids, mask, offsets = render_batch(batch, BYTES)
+    half = offsets[1]
+    assert offsets.tolist() == [0, half, 2 * half]
+    assert (ids[:half] == ids[half:]).all()
+    assert (mask[:half] == mask[half:]).all()
+
+
 def test_an_empty_answer_still_learns_to_stop() -> None:
     for content in ("", []):
         assert rendered(user("Hi"), assistant(content))[-2:] == [

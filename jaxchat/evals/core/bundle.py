@@ -172,9 +172,9 @@ def read_examples(task: CoreTask, limit: int | None = None) -> list[Example]:
     Raises ArtifactError for damaged lines, or when there are too few to show.
     """
     examples = []
-    with task.path.open(encoding="utf-8") as file:
+    with task.path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            examples.append(_parse(line, task, number))
+            examples.append(_parse(_decoded(line, task, number), task, number))
     random.Random(SHUFFLE_SEED).shuffle(examples)
     examples = examples[:limit]
     if len(examples) <= task.shots:
@@ -183,6 +183,16 @@ def read_examples(task: CoreTask, limit: int | None = None) -> list[Example]:
             f"{len(examples)}; take more of them (--max-problems)."
         )
     return examples
+
+
+def _decoded(line: bytes, task: CoreTask, number: int) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(
+            f"line {number} of {task.path} is not UTF-8 (at its byte {error.start + 1}); convert "
+            "it, as with: iconv -f LATIN1 -t UTF-8"
+        ) from error
 
 
 def _parse(line: str, task: CoreTask, number: int) -> Example:
