@@ -29,6 +29,7 @@ def run(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     add_prepare(parser.add_subparsers(required=True))
     args = parser.parse_args(["prepare", *arguments])
+    args.home = args.out.parent / "home"
     code: int = args.run_command(args)
     return code
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxchat.config import ConfigError, RunConfig, TrainConfig
-from jaxchat.data.conversations import chat_source, train_split
+from jaxchat.data.conversations import chat_source, in_order, train_split
 from jaxchat.data.inputs import Inputs
 from jaxchat.data.packing import (
     ChatStatistics,
@@ -19,6 +19,7 @@ from jaxchat.data.packing import (
     draw_groups,
     group_weights,
     join,
+    learned_in_row,
     pack_conversations,
 )
 from jaxchat.data.prepare import FIRST_INDEX, mixture, run_tasks
@@ -109,6 +110,7 @@ def _packed(
     """
     row = config.model.sequence_len + 1
     ids, mask, offsets = _rendered(conversations, count, tokenizer, title)
+    _tell_silent(mask, offsets, row, title)
     if group is None:
         mask = (mask > 0).astype(np.uint8)
     elif group:
@@ -116,6 +118,34 @@ def _packed(
         weights = group_weights(mask, offsets, row, groups)
         mask = mask * np.repeat(weights, np.diff(offsets))
     return pack_conversations(ids, mask, offsets, row, tokenizer.bos)
+
+
+def _tell_silent(mask: Mask, offsets: Offsets, row: int, title: str) -> None:
+    """Says how many conversations teach nothing in rows of `row` tokens, and what to set.
+
+    Raises ConfigError where all that are to be trained on teach nothing.
+    """
+    learned, in_row = learned_in_row(mask, offsets, len(mask)), learned_in_row(mask, offsets, row)
+    beyond, silent, count = (learned > 0) & (in_row == 0), in_row == 0, len(in_row)
+    if not silent.any():
+        return
+    told = f"{title}: {int(silent.sum()):,} of {count:,} conversations teach nothing"
+    reasons = []
+    if beyond.any():
+        # a reply's first token is learned where the row reaches it
+        starts = [
+            int(np.argmax(mask[offsets[n] : offsets[n + 1]] > 0)) for n in beyond.nonzero()[0]
+        ]
+        reasons.append(
+            f"of {len(starts):,} the reply begins beyond a row of {row:,} tokens: with "
+            f"model.sequence_len={max(starts)} all of these would teach something"
+        )
+    if without := int((learned == 0).sum()):
+        reasons.append(f"{without:,} have no reply that is to be learned (their weight is 0)")
+    sentence = f"{told}; {'; '.join(reasons)}"
+    if silent.all() and title.endswith(FOLDERS["train"]):
+        raise ConfigError(f"{sentence}. Nothing would be learned.")
+    print(sentence, flush=True)
 
 
 def _rendered(
@@ -134,9 +164,10 @@ def _rendered(
 
         ids, offsets = join(rendered())
     if not masks:
+        stage = title.partition("_")[0]
         raise ConfigError(
-            f"{title} has no conversation; name datasets in its epochs, or tasks in its mixture "
-            "and how many conversations."
+            f"{title} has no conversation; name datasets in {stage}.epochs, or tasks in "
+            f"{stage}.mixture and how many in {stage}.conversations."
         )
     return ids, np.concatenate(masks), offsets
 
@@ -197,13 +228,15 @@ def _mixed(
     Held out are about HELD_OUT conversations of the test splits, in the shares of training.
     """
     training = {
-        name: Ingredient(_dataset(name, inputs, "train"), epochs=epochs)
-        for name, epochs in sorted(train.epochs.items())  # whatever order they are written in
+        name: _ingredient(stage, name, _dataset(name, inputs, "train"), train.epochs[name], split)
+        for name in in_order(train.epochs)  # whatever order they are written in
     }
-    total = sum(train.mixture.values())
-    for name, share in sorted(train.mixture.items()):
-        if count := round(train.conversations * share / total):
-            training[name] = Ingredient(Drawn(tasks[name], count, "train", FIRST_INDEX[stage]))
+    total = sum(train.mixture.values()) if train.conversations else 0
+    for name, share in sorted(train.mixture.items()) if total else ():
+        count = round(train.conversations * share / total)
+        if not count and split == "train":
+            _tell_one(f"{stage}.mixture.{name}", share, "problem")
+        training[name] = Ingredient(Drawn(tasks[name], max(count, 1), "train", FIRST_INDEX[stage]))
     if split == "train":
         return Mixture(list(training.values()), seed)
     scale = min(1.0, HELD_OUT / sum(one.count for one in training.values()))
@@ -214,6 +247,20 @@ def _mixed(
         dataset = Drawn(tasks[name], rows, "test") if generated else _dataset(name, inputs, "test")
         held_out.append(Ingredient(dataset, rows=rows))
     return Mixture(held_out, seed)
+
+
+def _ingredient(stage: str, name: str, dataset: Dataset, epochs: float, split: Split) -> Ingredient:
+    """So many epochs of a dataset, but one conversation at least: it was not named for nothing."""
+    whole = Ingredient(dataset, epochs=epochs)
+    if whole.count:
+        return whole
+    if split == "train":
+        _tell_one(f'{stage}.epochs."{name}"', epochs, f"conversation of {len(dataset):,}")
+    return Ingredient(dataset, rows=1)
+
+
+def _tell_one(setting: str, value: float, what: str) -> None:
+    print(f"{setting}={value:g} is less than half a {what}; one is taken", flush=True)
 
 
 def _dataset(name: str, inputs: Inputs, split: Split) -> Dataset:
