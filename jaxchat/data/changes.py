@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from jaxchat.config import RunConfig
+from jaxchat.config import ConfigError, RunConfig
 from jaxchat.data import own
 from jaxchat.data.inputs import Inputs, as_file, own_file, read_inputs, write_inputs
 from jaxchat.data.own import Own
@@ -15,7 +15,7 @@ def own_files_changed(config: RunConfig, folder: Path) -> bool:
     """Whether what the user named holds something else than when `gather` read it.
 
     A file that is gone does not count: what was made of it is there, and a run can be moved. Where
-    a file has only moved, its new place is noted.
+    a file has only moved, its new place is noted. Raises ConfigError for a name of nothing.
     """
     now = own.named(config)
     if not now:
@@ -39,12 +39,11 @@ class _Changed(Exception):
 
 
 def _is_gone(name: str, before: str) -> bool:
-    """Whether what was read is no longer there; another name must be there, or is told as wrong."""
-    if own.path_of(name).exists():
-        return False
-    if name != before:
-        raise _Changed
-    return True
+    """Whether what was read is no longer there. Raises ConfigError for another name of nothing."""
+    path = own.path_of(name)
+    if name != before and not path.exists():
+        raise ConfigError(f"{path} does not exist; correct its name.")
+    return not path.exists()
 
 
 def _with_persona(config: RunConfig, read: Inputs, now: Own, before: Own) -> Inputs:

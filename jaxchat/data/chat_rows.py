@@ -110,7 +110,7 @@ def _packed(
     """
     row = config.model.sequence_len + 1
     ids, mask, offsets = _rendered(conversations, count, tokenizer, title)
-    _tell_silent(mask, offsets, row, title)
+    _tell_silent(config, mask, offsets, title)
     if group is None:
         mask = (mask > 0).astype(np.uint8)
     elif group:
@@ -120,31 +120,32 @@ def _packed(
     return pack_conversations(ids, mask, offsets, row, tokenizer.bos)
 
 
-def _tell_silent(mask: Mask, offsets: Offsets, row: int, title: str) -> None:
-    """Says how many conversations teach nothing in rows of `row` tokens, and what to set.
+def _tell_silent(config: RunConfig, mask: Mask, offsets: Offsets, title: str) -> None:
+    """Says how many conversations teach nothing in the rows of a run, and what to set.
 
-    Raises ConfigError where all that are to be trained on teach nothing.
+    Raises ConfigError where all do: nothing would be learned, or measured.
     """
-    learned, in_row = learned_in_row(mask, offsets, len(mask)), learned_in_row(mask, offsets, row)
-    beyond, silent, count = (learned > 0) & (in_row == 0), in_row == 0, len(in_row)
+    row, stage = config.model.sequence_len + 1, title.partition("_")[0]
+    learned, kept = (learned_in_row(mask, offsets, length) for length in (len(mask), row))
+    silent, beyond = kept == 0, (learned > 0) & (kept == 0)
     if not silent.any():
         return
-    told = f"{title}: {int(silent.sum()):,} of {count:,} conversations teach nothing"
-    reasons = []
+    told = [f"{title}: {silent.sum():,} of {len(silent):,} conversations teach nothing"]
     if beyond.any():
-        # a reply's first token is learned where the row reaches it
-        starts = [
-            int(np.argmax(mask[offsets[n] : offsets[n + 1]] > 0)) for n in beyond.nonzero()[0]
-        ]
-        reasons.append(
-            f"of {len(starts):,} the reply begins beyond a row of {row:,} tokens: with "
-            f"model.sequence_len={max(starts)} all of these would teach something"
+        begins = offsets[:-1][beyond]
+        first = [int(np.argmax(mask[start:] > 0)) for start in begins]
+        told.append(
+            f"of {len(first):,} the reply begins beyond a row of {row:,} tokens: with "
+            f"model.sequence_len={max(first)} these would teach something, too"
         )
     if without := int((learned == 0).sum()):
-        reasons.append(f"{without:,} have no reply that is to be learned (their weight is 0)")
-    sentence = f"{told}; {'; '.join(reasons)}"
-    if silent.all() and title.endswith(FOLDERS["train"]):
-        raise ConfigError(f"{sentence}. Nothing would be learned.")
+        told.append(f"{without:,} have no reply that is to be learned")
+    sentence = "; ".join(told)
+    if silent.all() and not getattr(config, stage).text_share:
+        raise ConfigError(
+            f"{sentence}. Set that, or name other conversations in {stage}.epochs (the last of a "
+            f"file are held out) or {stage}.mixture."
+        )
     print(sentence, flush=True)
 
 

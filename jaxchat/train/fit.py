@@ -207,8 +207,8 @@ def _held_out(job: Job, rows: int, share: tuple[int, int]) -> list[dict[str, Any
     batches = list(validation_batches(job.held_out, rows, there, *share))
     if there < rows and jax.process_index() == 0:
         print(
-            f"{job.title}: bits per byte are of {there} held-out rows, fewer than the {rows} that "
-            f"are taken at once ({job.title}.micro_rows)",
+            f"{job.title}: bits per byte are of {there} held-out row{'s' * (there > 1)}, fewer "
+            f"than the {rows} that are taken at once ({job.title}.micro_rows)",
             flush=True,
         )
     if jax.process_count() == 1:  # of several, one may have masked rows only
