@@ -57,8 +57,11 @@ def without_places(config: RunConfig) -> RunConfig:
     return replace(config, data=data, eval=evaluated, mid=nameless("mid"), sft=nameless("sft"))
 
 
-def chat_source(name: str) -> registry.Source | None:
-    """The dataset that `epochs` names; None for a file of the user's own.
+EPOCHS = "mid.epochs or sft.epochs"
+
+
+def chat_source(name: str, where: str = EPOCHS) -> registry.Source | None:
+    """The dataset that `epochs`, which is `where`, names; None for a file of the user's own.
 
     Raises ConfigError for what is neither.
     """
@@ -67,7 +70,7 @@ def chat_source(name: str) -> registry.Source | None:
     chats = {source.name: source for source in registry.SOURCES.values() if source.kind == "chat"}
     if name not in chats:
         raise ConfigError(
-            f"there is no dataset of conversations {name!r} (mid.epochs or sft.epochs names it); "
+            f"there is no dataset of conversations {name!r} ({where} names it); "
             f"there are {', '.join(chats)}, and files of your own whose names end in {OWN_SUFFIX}."
         )
     return chats[name]
@@ -80,7 +83,7 @@ def train_split(source: registry.Source) -> str:
             return name
     raise ConfigError(
         f"{source.name} has nothing to train on, only {', '.join(source.splits)}; take it out of "
-        "mid.epochs and sft.epochs."
+        f"{EPOCHS}."
     )
 
 

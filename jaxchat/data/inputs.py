@@ -16,7 +16,7 @@ from typing import Any
 from jaxchat.config import ConfigError, DataConfig, RunConfig
 from jaxchat.data import cache, corpus, own, registry
 from jaxchat.data.cache import RemoteFile
-from jaxchat.data.conversations import chat_source
+from jaxchat.data.conversations import OWN_SUFFIX, chat_source
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub
 from jaxchat.data.own import NOTHING, Own
@@ -315,9 +315,10 @@ def chat_names(config: RunConfig) -> list[str]:
     Raises ConfigError for an unknown one among `epochs`.
     """
     stages = {"mid": config.mid, "sft": config.sft}
-    trained = [n for s, train in stages.items() if config.imported.trains(s) for n in train.epochs]
-    for name in trained:
-        chat_source(name)
+    stages = {s: train for s, train in stages.items() if config.imported.trains(s)}
+    trained = {name: s for s, train in stages.items() for name in train.epochs}
+    for name, stage in trained.items():
+        chat_source(name, f"{stage}.epochs")
     tasks = (*config.eval.tasks, config.rl.task)
     problems = [n for n in tasks if n in registry.SOURCES and registry.SOURCES[n].kind == "chat"]
     return sorted({*trained, *problems})  # a run's own configuration has them in another order
@@ -329,8 +330,8 @@ Chat = dict[str, dict[str, tuple[RemoteFile, ...]]]  # dataset of the hub -> spl
 def _chat_files(config: RunConfig, hub: Hub) -> Chat:
     found: Chat = {}
     for name in chat_names(config):
-        source = chat_source(name)
-        if source is not None:
+        if not name.endswith(OWN_SUFFIX):
+            source = registry.find(name)
             found[name] = {split: hub.files(source, splits=[split]) for split in source.splits}
     return found
 
