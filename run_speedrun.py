@@ -51,7 +51,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tier", required=True, help=f"one of {', '.join(tiers())}")
     parser.add_argument("--home", type=Path, help="where artefacts go (JAXCHAT_HOME)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--data-dir", metavar="FOLDER", help="pretrain on text files of your own")
+    parser.add_argument(
+        "--data-dir", metavar="FOLDER", help="pretrain on your text: a folder of files, or a file"
+    )
     parser.add_argument("--offline", action="store_true", help="ask nobody for datasets")
     parser.add_argument("--base-url", metavar="URL", help="datasets from here instead of the hub")
     parser.add_argument("--stages", type=lambda s: s.split(","), metavar="A,B", help="only these")

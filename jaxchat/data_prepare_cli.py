@@ -37,7 +37,7 @@ def add_prepare(commands: Any) -> None:
         type=Path,
         metavar="DIR",
         help="holds .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files; the last in the order "
-        "of their names is held out",
+        "of their names is held out; of one file alone (or named itself), its last twentieth",
     )
     prepare.add_argument("--tokenizer", type=Path, metavar="DIR")
     prepare.add_argument("--out", type=Path, metavar="DIR")
@@ -85,12 +85,20 @@ def _end_with_stdin() -> None:
 
 
 def _of_folder(args: argparse.Namespace) -> str:
-    from jaxchat.data.shards import local_inputs, prepare_shards
+    from jaxchat import home
+    from jaxchat.data import own
+    from jaxchat.data.shards import prepare_shards
+    from jaxchat.data.splitting import split_file
     from jaxchat.machine import cores
     from jaxchat.tokenizer import Tokenizer
 
     tokenizer, row_tokens = Tokenizer.load(args.tokenizer), args.row_tokens or ROW_TOKENS
-    inputs = local_inputs(args.data_dir, row_tokens)
+    folder = own.path_of(args.data_dir)
+    inputs = own.text_below(folder, row_tokens, home.home(args.home))
+    if len(inputs) == 1:
+        parts = split_file(inputs[0], args.out / "split", row_tokens)
+        print(parts)
+        inputs = list(parts.inputs)
     prepared = prepare_shards(
         inputs, tokenizer, row_tokens, args.out, workers=min(args.workers or cores(), cores())
     )

@@ -139,7 +139,7 @@ def find_tasks(context: Context, names: Sequence[str]) -> dict[str, Task]:
     tasks = prepare.run_tasks(own, context.config.seed, read, tokenizer_of(context))
     hub = hub_of(context, offline=True)
     fetched = {
-        name: prepare.open_task(name, inputs.downloaded(name, hub))
+        name: prepare.open_task(name, inputs.downloaded(name, hub), "-a")
         for name in names
         if name not in tasks
     }

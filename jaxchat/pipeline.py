@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from jaxchat.config import ConfigError, RunConfig, hashed_settings
+from jaxchat.data.conversations import without_places
 from jaxchat.group import ALONE, Group
 from jaxchat.home import ArtifactError, read_json, remove, sha256_text, sweep, write_json
 from jaxchat.preparer import Preparer
@@ -133,12 +134,27 @@ def imported_hash(stage: str, config: RunConfig) -> str:
 
 
 def input_hash(stage: Stage, context: Context) -> str:
-    """The hash of all a stage depends on."""
+    """The hash of all a stage depends on; where files of the user's own are is no part of it."""
     if context.config.imported.brings(stage.name):
         return imported_hash(stage.name, context.config)
-    settings = [_as_text(part) for part in stage.settings(context.config)]
+    return _hash(stage, context, without_places(context.config))
+
+
+def _hash(stage: Stage, context: Context, config: RunConfig) -> str:
+    settings = [_as_text(part) for part in stage.settings(config)]
     artifacts = [_artifact(need, context) for need in _needs(stage, context.config)]
     return sha256_text(FORMAT, stage.name, *settings, *artifacts)
+
+
+def is_of(inputs: str, stage: Stage, context: Context) -> bool:
+    """Whether a record's hash is that of all a stage depends on.
+
+    Until November 2026 it had the places of the user's own files; so it may still be.
+    """
+    if inputs == input_hash(stage, context):
+        return True
+    own = not context.config.imported.brings(stage.name)
+    return own and inputs == _hash(stage, context, context.config)
 
 
 def _as_text(setting: object) -> str:
@@ -205,7 +221,7 @@ def run_stages(
         missing = [n for n in needs(stage, context.config) if n not in context.done]
         if stage.name not in wanted:
             # What was made with other settings counts as missing for the stages that were named.
-            if record and not missing and record["inputs"] == input_hash(stage, context):
+            if record and not missing and _is_current(record, stage, context):
                 context.done[stage.name] = record
             continue
         if missing:
@@ -214,13 +230,17 @@ def run_stages(
                 f"settings in {context.root}; run without --stages, or name them too."
             )
         inputs = input_hash(stage, context)
-        if record is not None and record["inputs"] == inputs and not stage.outdated(context):
+        if record is not None and _is_current(record, stage, context):
             context.done[stage.name] = record
+            if record["inputs"] != inputs:
+                write_json(done_file(context.root, stage.name), record | {"inputs": inputs})
             nothing = f"; not profiled (do it again with --force {stage.name})"
             asked = for_stage(context.profiles, stage.name) is not None
             print(f"{label}: complete, skipped{nothing if asked else ''}", flush=True)
             continue
-        _clear_stale(folder, inputs, forced=stage.name in forced, keep=stage.incremental)
+        begun = _begun(folder)
+        keep = begun is not None and is_of(begun, stage, context)
+        _clear_stale(folder, inputs, forced=stage.name in forced, keep=keep or stage.incremental)
         print(f"{label}", flush=True)
         began = time.monotonic()
         if stage.together:
@@ -296,19 +316,29 @@ def _known(names: Iterable[str], stages: list[Stage]) -> set[str]:
     return chosen
 
 
+def _is_current(record: Mapping[str, Any], stage: Stage, context: Context) -> bool:
+    """Whether a complete stage was made with these settings, of what it would read now."""
+    return is_of(record["inputs"], stage, context) and not stage.outdated(context)
+
+
+def _begun(folder: Path) -> str | None:
+    """The hash of the inputs with which a stage was begun."""
+    path = folder / "begun.json"
+    found = read_json(path) if path.exists() else None
+    return found.get("inputs") if isinstance(found, dict) else None
+
+
 def _clear_stale(folder: Path, inputs: str, *, forced: bool, keep: bool) -> None:
-    """Deletes what was begun with other inputs, unless the stage itself knows what to `keep`.
+    """Deletes what was begun with other inputs, unless it is to `keep`.
 
     What an interrupted stage can resume from is kept.
     """
-    begun = folder / "begun.json"
-    same = begun.exists() and read_json(begun) == {"inputs": inputs}
-    if forced or not (same or keep):
+    if forced or not keep:
         remove(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     (folder / "done.json").unlink(missing_ok=True)
-    write_json(begun, {"inputs": inputs})
+    write_json(folder / "begun.json", {"inputs": inputs})
 
 
 def results(context: Context, stage: str) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxchat import core_stage, machine
 from jaxchat.config import (
     MODELS,
+    ConfigError,
     ModelConfig,
     RLConfig,
     RunConfig,
@@ -19,6 +20,7 @@ from jaxchat.config import (
     hashed_settings,
 )
 from jaxchat.data import chat_rows, inputs, prepare, text_rows
+from jaxchat.data.changes import own_files_changed
 from jaxchat.data.rows import RowSource
 from jaxchat.eval_stage import run_eval
 from jaxchat.evals import compression, vocabularies
@@ -126,6 +128,8 @@ def run_rows(context: Context) -> dict[str, Any]:
         }
     text_rows.forget_others(text_folder(context))
     rows = text_of(context)
+    if not len(rows.held_out):
+        raise ConfigError(no_held_out(config, read))
     if not told:
         told = {"base_heldout": text_counts(len(rows.held_out), config.model)}
     chat = chat_rows.build_chat_rows(config, read, tokenizer, rows.by_split, folder)
@@ -136,6 +140,18 @@ def run_rows(context: Context) -> dict[str, Any]:
     digest = text_rows.text_hash(read, tokenizer, config.model.sequence_len + 1)
     parts = {"text": digest, **chat.pop("parts")}
     return {**told, **chat, "parts": parts, "artifact": sha256_text(*parts.values())}
+
+
+def no_held_out(config: RunConfig, read: inputs.Inputs) -> str:
+    """What to do where the text that is held out fills no row."""
+    more = {
+        "machine": f"raise data.max_chars (it is {config.data.max_chars})",
+        "folder": "put more text at the end of the folder, by name",
+    }.get(config.data.source, "name another shard with data.held_out_shard")
+    return (
+        f"the held-out text, {read.text[-1].name}, does not fill one row of "
+        f"{config.model.sequence_len + 1} tokens; {more}, or lower model.sequence_len."
+    )
 
 
 def text_counts(rows: int, model: ModelConfig) -> dict[str, Any]:
@@ -292,7 +308,7 @@ STAGES = (
     Stage(
         "data", "text", run_data,
         lambda c: (c.data, c.tokenizer.max_chars, c.model.sequence_len, inputs.chat_names(c)),
-        outdated=lambda c: inputs.own_files_changed(c.config, c.folder("data")),
+        outdated=lambda c: own_files_changed(c.config, c.folder("data")),
     ),
     Stage(
         "tokenizer", "tokenizer", run_tokenizer,

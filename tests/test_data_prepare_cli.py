@@ -30,6 +30,7 @@ def run(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     add_prepare(parser.add_subparsers(required=True))
     args = parser.parse_args(["prepare", *arguments])
+    args.home = args.out.parent / "home"
     code: int = args.run_command(args)
     return code
 
@@ -54,6 +55,31 @@ def test_other_rows_in_the_same_folder_are_refused_with_what_differs(folders: li
     run(*folders, "--row-tokens", "33")
     with pytest.raises(ArtifactError, match="row_tokens: 33, now 65"):
         run(*folders, "--row-tokens", "65")
+
+
+def test_a_file_with_another_name_is_the_same_text_and_another_text_is_told(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(*folders, "--row-tokens", "33")
+    (tmp_path / "text" / "b.jsonl").rename(tmp_path / "text" / "b2.jsonl")
+    (tmp_path / "text").rename(tmp_path / "moved")
+    folders[1] = str(tmp_path / "moved")
+    run(*folders, "--row-tokens", "33")
+    assert "3 of them were there already" in capsys.readouterr().out
+    (tmp_path / "moved" / "a.jsonl").write_text('{"text": "another"}\n')
+    with pytest.raises(ArtifactError, match=r"something else .*input 1: a\.jsonl"):
+        run(*folders, "--row-tokens", "33")
+
+
+def test_one_file_alone_is_split(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders[1] = str(tmp_path / "text" / "a.jsonl")
+    for there in (0, 2):
+        run(*folders, "--row-tokens", "33")
+        told = capsys.readouterr().out
+        assert "a.jsonl is the only file of text, so it is split" in told
+        assert f"2 shards in {tmp_path / 'out'}, {there} of them were there already" in told
 
 
 def test_a_folder_without_text_is_refused(folders: list[str], tmp_path: Path) -> None:

@@ -91,3 +91,41 @@ def test_runs_made_before_are_not_made_again(tier: str) -> None:
     found = {stage.name: input_hash(stage, context) for stage in stages.STAGES}
     for name, digits in MADE_BEFORE[tier].items():
         assert found[name].startswith(digits), f"{name} of tier {tier} would be made again"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ("data.source=folder", "data.shards=0", "data.folder=%s"),
+        ("data.persona=%s",),
+        ('mid.epochs."%s.jsonl"=2',),
+        ('sft.epochs."%s.jsonl"=2', "sft.epochs.gsm8k=1"),
+        ("eval.bundle=%s",),
+    ],
+    ids=lambda own: own[-1],
+)
+def test_where_files_of_ones_own_are_is_in_no_hash_but_that_there_are_some(
+    own: tuple[str, ...], tmp_path: Path
+) -> None:
+    def hashes(*overrides: str) -> dict[str, str]:
+        context = context_of(tmp_path, "cpu", *overrides)
+        context.done = {stage.name: {"results": {"artifact": "same"}} for stage in stages.STAGES}
+        return {stage.name: input_hash(stage, context) for stage in stages.STAGES}
+
+    here, there = (
+        hashes(*(setting.replace("%s", name) for setting in own)) for name in ("here", "/a/there")
+    )
+    assert here == there
+    assert here != hashes()
+
+
+def test_the_same_file_in_another_stage_is_another_setting() -> None:
+    of_mid, of_sft, of_both = (
+        input_hash_without_places(*(f'{stage}.epochs."a.jsonl"=1' for stage in names))
+        for names in (["mid"], ["sft"], ["mid", "sft"])
+    )
+    assert len({of_mid, of_sft, of_both}) == 3
+
+
+def input_hash_without_places(*overrides: str) -> str:
+    return input_hash(stages.STAGES[0], context_of(Path(), "cpu", *overrides))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxchat.config import ConfigError, RunConfig, TrainConfig
-from jaxchat.data.conversations import chat_source, train_split
+from jaxchat.data.conversations import chat_source, in_order, train_split
 from jaxchat.data.inputs import Inputs
 from jaxchat.data.packing import (
     ChatStatistics,
@@ -19,6 +19,7 @@ from jaxchat.data.packing import (
     draw_groups,
     group_weights,
     join,
+    learned_in_row,
     pack_conversations,
 )
 from jaxchat.data.prepare import FIRST_INDEX, mixture, run_tasks
@@ -109,6 +110,7 @@ def _packed(
     """
     row = config.model.sequence_len + 1
     ids, mask, offsets = _rendered(conversations, count, tokenizer, title)
+    _tell_silent(config, mask, offsets, title)
     if group is None:
         mask = (mask > 0).astype(np.uint8)
     elif group:
@@ -116,6 +118,35 @@ def _packed(
         weights = group_weights(mask, offsets, row, groups)
         mask = mask * np.repeat(weights, np.diff(offsets))
     return pack_conversations(ids, mask, offsets, row, tokenizer.bos)
+
+
+def _tell_silent(config: RunConfig, mask: Mask, offsets: Offsets, title: str) -> None:
+    """Says how many conversations teach nothing in the rows of a run, and what to set.
+
+    Raises ConfigError where all do: nothing would be learned, or measured.
+    """
+    row, stage = config.model.sequence_len + 1, title.partition("_")[0]
+    learned, kept = (learned_in_row(mask, offsets, length) for length in (len(mask), row))
+    silent, beyond = kept == 0, (learned > 0) & (kept == 0)
+    if not silent.any():
+        return
+    told = [f"{title}: {silent.sum():,} of {len(silent):,} conversations teach nothing"]
+    if beyond.any():
+        begins = offsets[:-1][beyond]
+        first = [int(np.argmax(mask[start:] > 0)) for start in begins]
+        told.append(
+            f"of {len(first):,} the reply begins beyond a row of {row:,} tokens: with "
+            f"model.sequence_len={max(first)} these would teach something, too"
+        )
+    if without := int((learned == 0).sum()):
+        told.append(f"{without:,} have no reply that is to be learned")
+    sentence = "; ".join(told)
+    if silent.all() and not getattr(config, stage).text_share:
+        raise ConfigError(
+            f"{sentence}. Set that, or name other conversations in {stage}.epochs (the last of a "
+            f"file are held out) or {stage}.mixture."
+        )
+    print(sentence, flush=True)
 
 
 def _rendered(
@@ -134,9 +165,10 @@ def _rendered(
 
         ids, offsets = join(rendered())
     if not masks:
+        stage = title.partition("_")[0]
         raise ConfigError(
-            f"{title} has no conversation; name datasets in its epochs, or tasks in its mixture "
-            "and how many conversations."
+            f"{title} has no conversation; name datasets in {stage}.epochs, or tasks in "
+            f"{stage}.mixture and how many in {stage}.conversations."
         )
     return ids, np.concatenate(masks), offsets
 
@@ -197,13 +229,15 @@ def _mixed(
     Held out are about HELD_OUT conversations of the test splits, in the shares of training.
     """
     training = {
-        name: Ingredient(_dataset(name, inputs, "train"), epochs=epochs)
-        for name, epochs in sorted(train.epochs.items())  # whatever order they are written in
+        name: _ingredient(stage, name, _dataset(name, inputs, "train"), train.epochs[name], split)
+        for name in in_order(train.epochs)  # whatever order they are written in
     }
-    total = sum(train.mixture.values())
-    for name, share in sorted(train.mixture.items()):
-        if count := round(train.conversations * share / total):
-            training[name] = Ingredient(Drawn(tasks[name], count, "train", FIRST_INDEX[stage]))
+    total = sum(train.mixture.values()) if train.conversations else 0
+    for name, share in sorted(train.mixture.items()) if total else ():
+        count = round(train.conversations * share / total)
+        if not count and split == "train":
+            _tell_one(f"{stage}.mixture.{name}", share, "problem")
+        training[name] = Ingredient(Drawn(tasks[name], max(count, 1), "train", FIRST_INDEX[stage]))
     if split == "train":
         return Mixture(list(training.values()), seed)
     scale = min(1.0, HELD_OUT / sum(one.count for one in training.values()))
@@ -214,6 +248,20 @@ def _mixed(
         dataset = Drawn(tasks[name], rows, "test") if generated else _dataset(name, inputs, "test")
         held_out.append(Ingredient(dataset, rows=rows))
     return Mixture(held_out, seed)
+
+
+def _ingredient(stage: str, name: str, dataset: Dataset, epochs: float, split: Split) -> Ingredient:
+    """So many epochs of a dataset, but one conversation at least: it was not named for nothing."""
+    whole = Ingredient(dataset, epochs=epochs)
+    if whole.count:
+        return whole
+    if split == "train":
+        _tell_one(f'{stage}.epochs."{name}"', epochs, f"conversation of {len(dataset):,}")
+    return Ingredient(dataset, rows=1)
+
+
+def _tell_one(setting: str, value: float, what: str) -> None:
+    print(f"{setting}={value:g} is less than half a {what}; one is taken", flush=True)
 
 
 def _dataset(name: str, inputs: Inputs, split: Split) -> Dataset:

@@ -1,17 +1,68 @@
-"""Which datasets of conversations a stage reads: the names in its `epochs` (layer 2)."""
+"""Which datasets of conversations a stage reads: the names in its `epochs` (layer 2).
+
+Files of the user's own have a role there, by which hashes know them: where they are, and what they
+are called, decides nothing.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from jaxchat.config import ConfigError
+from jaxchat.config import ConfigError, RunConfig, TrainConfig
 from jaxchat.data import registry
 
 OWN_SUFFIX = ".jsonl"
 
 
-def chat_source(name: str) -> registry.Source | None:
-    """The dataset that `epochs` names; None for a file of the user's own.
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names in `epochs` in the order in which they are mixed: datasets, then one's own files."""
+    return sorted(names, key=lambda name: (name.endswith(OWN_SUFFIX), name))
+
+
+def own_talks(config: RunConfig) -> dict[str, str]:
+    """Role -> name of the user's own files of conversations that a run trains on."""
+    stages = {"mid": config.mid, "sft": config.sft}
+    return {
+        role: name
+        for stage, train in stages.items()
+        if config.imported.trains(stage)
+        for name, role in _roles(stage, train).items()
+    }
+
+
+def _roles(stage: str, train: TrainConfig) -> dict[str, str]:
+    own = [name for name in in_order(train.epochs) if name.endswith(OWN_SUFFIX)]
+    return {name: f"{stage}, own file {number}{OWN_SUFFIX}" for number, name in enumerate(own, 1)}
+
+
+def without_places(config: RunConfig) -> RunConfig:
+    """A configuration that does not say where the user's own files are: only that there are some.
+
+    What is in them is part of what is made of them, so hashes are of this configuration.
+    """
+
+    def nameless(stage: str) -> TrainConfig:
+        train: TrainConfig = getattr(config, stage)
+        roles = _roles(stage, train)
+        return replace(train, epochs={roles.get(n, n): e for n, e in train.epochs.items()})
+
+    def there(name: str) -> str:
+        return "own" if name else ""
+
+    data = replace(
+        config.data, folder=there(config.data.folder), persona=there(config.data.persona)
+    )
+    evaluated = replace(config.eval, bundle=there(config.eval.bundle))
+    return replace(config, data=data, eval=evaluated, mid=nameless("mid"), sft=nameless("sft"))
+
+
+EPOCHS = "mid.epochs or sft.epochs"
+
+
+def chat_source(name: str, where: str = EPOCHS) -> registry.Source | None:
+    """The dataset that `epochs`, which is `where`, names; None for a file of the user's own.
 
     Raises ConfigError for what is neither.
     """
@@ -20,7 +71,7 @@ def chat_source(name: str) -> registry.Source | None:
     chats = {source.name: source for source in registry.SOURCES.values() if source.kind == "chat"}
     if name not in chats:
         raise ConfigError(
-            f"there is no dataset of conversations {name!r} (mid.epochs or sft.epochs names it); "
+            f"there is no dataset of conversations {name!r} ({where} names it); "
             f"there are {', '.join(chats)}, and files of your own whose names end in {OWN_SUFFIX}."
         )
     return chats[name]
@@ -41,7 +92,7 @@ def train_split(source: registry.Source) -> str:
             return name
     raise ConfigError(
         f"{source.name} has nothing to train on, only {', '.join(source.splits)}; take it out of "
-        "mid.epochs and sft.epochs."
+        f"{EPOCHS}."
     )
 
 

@@ -15,18 +15,19 @@ from typing import Any
 
 from jaxchat import home
 from jaxchat.config import ConfigError, DataConfig, RunConfig
-from jaxchat.data import cache, corpus, registry
+from jaxchat.data import cache, corpus, own, registry
 from jaxchat.data.cache import RemoteFile
-from jaxchat.data.conversations import OWN_SUFFIX, chat_source, own_file
+from jaxchat.data.conversations import OWN_SUFFIX, chat_source
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub
-from jaxchat.data.shards import hash_of, local_inputs
+from jaxchat.data.own import NOTHING, Own
+from jaxchat.data.shards import ShardInput, hash_of
+from jaxchat.data.splitting import split_file
 from jaxchat.data.textfiles import TextFiles
 from jaxchat.home import ArtifactError, read_json, sha256_file, sha256_text, write_json
 from jaxchat.progress import Progress
 from jaxchat.tasks import EVERYDAY_WORDS, select_words
 from jaxchat.tasks.custom import Custom
-from jaxchat.tasks.persona import read_persona
 
 FORMAT = "jaxchat-inputs-1"
 FILE = "inputs.json"
@@ -56,6 +57,7 @@ class Inputs:
         first: files of text that the words and the tokenizer are made of; they are there.
         words: of the text, commonest first.
         persona: who the model is (`tasks.persona`); empty: jaxchat.
+        own: what of all this the user named.
     """
 
     text: tuple[InputFile, ...]
@@ -63,6 +65,7 @@ class Inputs:
     first: int
     words: tuple[str, ...] = ()
     persona: Mapping[str, Any] = field(default_factory=dict)
+    own: Own = NOTHING
 
     @property
     def text_hash(self) -> str:
@@ -71,9 +74,12 @@ class Inputs:
 
     @property
     def hash(self) -> str:
-        """The hash of all that a run reads."""
+        """The hash of all that a run reads; the user's own conversations have their roles in it."""
         named = [("text", file) for file in self.text]
-        for name, splits in sorted(self.chat.items()):
+        talks = self.own.talks
+        chat = {name: splits for name, splits in self.chat.items() if name not in talks.values()}
+        chat |= {role: self.chat[name] for role, name in talks.items()}
+        for name, splits in sorted(chat.items()):
             named += [(f"{name}/{split}", f) for split, files in splits.items() for f in files]
         persona = [json.dumps(self.persona, sort_keys=True)] if self.persona else []
         return sha256_text(
@@ -104,7 +110,9 @@ def read_inputs(folder: Path) -> Inputs:
             for name, splits in value["chat"].items()
         }
         words, persona = tuple(value["words"]), value.get("persona", {})
-        return Inputs(files(value["text"]), chat, value["first"], words, persona)
+        mine = value.get("own", {})
+        mine = Own(**mine | {"content": tuple(mine.get("content", ()))})
+        return Inputs(files(value["text"]), chat, value["first"], words, persona, mine)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
             f"{path} is damaged ({error}); make it again with --force data."
@@ -133,6 +141,7 @@ def _to_json(inputs: Inputs, home: Path) -> dict[str, Any]:
         "chat": chat,
         "words": inputs.words,
         "persona": inputs.persona,
+        **({"own": asdict(inputs.own)} if inputs.own else {}),
     }
 
 
@@ -156,20 +165,21 @@ def gather(config: RunConfig, folder: Path, hub: Hub) -> dict[str, Any]:
     fetched = [file for splits in chat.values() for files in splits.values() for file in files]
     first: int | None = None
     told: dict[str, Any] = {}
+    mine = own.named(config)
     if config.data.source in registry.SOURCES:
         text, first = _dataset(config, hub, fetched)
     else:
         _fetch(hub, fetched)
         if config.data.source == "folder":
-            text = _own_text(config)
+            text, mine = _own_text(config, folder, mine)
         else:
             text, told = _build_corpus(config.data, folder / "corpus")
     if config.data.source != "machine":
         told = {"files": len(text), "bytes": sum(file.size for file in text)}
     first = len(text) - 1 if first is None else first
-    inputs = Inputs(tuple(text), {**_named(chat), **_own_files(config)}, first)
-    words = _words(inputs, config.data.words)
-    inputs = replace(inputs, words=words, persona=_persona(config.data))
+    chats = {**_named(chat), **_own_files(mine, _home(folder))}
+    inputs = Inputs(tuple(text), chats, first, persona=own.persona(config), own=mine)
+    inputs = replace(inputs, words=_words(inputs, config.data.words))
     write_inputs(folder, inputs)
     parts = {"text": inputs.text_hash}
     return {"artifact": inputs.hash, "parts": parts, "words": len(inputs.words), **told}
@@ -200,17 +210,20 @@ def text_files(config: DataConfig, hub: Hub) -> tuple[RemoteFile, ...]:
     return hub.files(source, config.shards or None, held_out=config.held_out_shard)
 
 
-def _own_text(config: RunConfig) -> list[InputFile]:
-    """The text files of the user's own folder; the last of them are held out."""
-    folder = Path(config.data.folder).expanduser().absolute()
-    found = local_inputs(folder, config.model.sequence_len + 1)
-    files = [InputFile(entry.name, entry.sha256, entry.size, entry.paths) for entry in found]
-    if len(files) < 2:
-        raise ConfigError(
-            f"{folder} holds too little text: at least two files are needed, of which the last in "
-            "order of name is held out."
-        )
-    return [*files[:-1][: config.data.shards or None], files[-1]]
+def _own_text(config: RunConfig, folder: Path, mine: Own) -> tuple[list[InputFile], Own]:
+    """The user's own text, the last of it held out; one file alone is split into `folder`."""
+    found = own.text(config, _home(folder))
+    mine = replace(mine, content=tuple(entry.sha256 for entry in found))
+    if len(found) == 1:
+        parts = split_file(found[0], folder / "split", config.model.sequence_len + 1)
+        print(parts, flush=True)
+        found = list(parts.inputs)
+    return list(map(as_file, found)), mine
+
+
+def as_file(entry: ShardInput) -> InputFile:
+    """What shards are made of, as a run keeps it."""
+    return InputFile(entry.name, entry.sha256, entry.size, entry.paths)
 
 
 def _dataset(
@@ -306,9 +319,10 @@ def chat_names(config: RunConfig) -> list[str]:
     Raises ConfigError for an unknown one among `epochs`.
     """
     stages = {"mid": config.mid, "sft": config.sft}
-    trained = [n for s, train in stages.items() if config.imported.trains(s) for n in train.epochs]
-    for name in trained:
-        chat_source(name)
+    stages = {s: train for s, train in stages.items() if config.imported.trains(s)}
+    trained = {name: s for s, train in stages.items() for name in train.epochs}
+    for name, stage in trained.items():
+        chat_source(name, f"{stage}.epochs")
     tasks = (*config.eval.tasks, config.rl.task)
     problems = [n for n in tasks if n in registry.SOURCES and registry.SOURCES[n].kind == "chat"]
     return sorted({*trained, *problems})  # a run's own configuration has them in another order
@@ -320,8 +334,8 @@ Chat = dict[str, dict[str, tuple[RemoteFile, ...]]]  # dataset of the hub -> spl
 def _chat_files(config: RunConfig, hub: Hub) -> Chat:
     found: Chat = {}
     for name in chat_names(config):
-        source = chat_source(name)
-        if source is not None:
+        if not name.endswith(OWN_SUFFIX):
+            source = registry.find(name)
             found[name] = {split: hub.files(source, splits=[split]) for split in source.splits}
     return found
 
@@ -333,37 +347,20 @@ def _named(chat: Chat) -> dict[str, dict[str, tuple[InputFile, ...]]]:
     }
 
 
-def _persona(config: DataConfig) -> dict[str, Any]:
-    return read_persona(_own_path(config.persona)) if config.persona else {}
-
-
-def _own_path(name: str) -> Path:
-    return Path(name).expanduser().absolute()
-
-
-def own_files_changed(config: RunConfig, folder: Path) -> bool:
-    """Whether the persona or the conversations of the user are no longer as `gather` read them.
-
-    A file that is gone does not count: what was made of it is there, and a run can be moved.
-    """
-    persona, names = config.data.persona, [n for n in chat_names(config) if n.endswith(OWN_SUFFIX)]
-    if not persona and not names:
-        return False
-    read = read_inputs(folder)
-    if persona and _own_path(persona).is_file() and _persona(config.data) != read.persona:
-        return True
-    files = [file for name in names for file in read.chat[name]["train"]]
-    return any(p.is_file() and sha256_file(p) != file.sha256 for file in files for p in file.paths)
-
-
-def _own_files(config: RunConfig) -> dict[str, dict[str, tuple[InputFile, ...]]]:
+def _own_files(mine: Own, home: Path) -> dict[str, dict[str, tuple[InputFile, ...]]]:
     """The user's own conversations, every line checked."""
     found: dict[str, dict[str, tuple[InputFile, ...]]] = {}
-    for name in chat_names(config):
-        if name.endswith(OWN_SUFFIX):
-            path = own_file(name)
-            if told := Custom([path]).told_unused:
-                print(told, flush=True)
-            file = InputFile(path.name, sha256_file(path), path.stat().st_size, (path,))
-            found[name] = {"train": (file,)}
+    for role, name in mine.talks.items():
+        path = own.path_of(name)
+        if not path.is_file():
+            stage = role.partition(",")[0]
+            raise ConfigError(f"{path} does not exist; {stage}.epochs names it.")
+        if told := Custom([path]).told_unused:
+            print(told, flush=True)
+        found[name] = {"train": (own_file(path, home),)}
     return found
+
+
+def own_file(path: Path, home: Path) -> InputFile:
+    """A file of conversations of the user's own."""
+    return InputFile(path.name, own.digest(path, home), path.stat().st_size, (path,))

@@ -217,6 +217,15 @@ def draw_groups(count: int, size: int, seed: int) -> npt.NDArray[np.int64]:
     return groups
 
 
+def learned_in_row(mask: Mask, offsets: Offsets, row: int) -> npt.NDArray[np.int64]:
+    """[conversations] how many tokens of each are learned among those that a row of `row` keeps."""
+    begins, ends = offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + row)
+    flags = np.append(mask > 0, False)  # so that every end is a place
+    bounds = np.stack([begins, ends], axis=1).reshape(-1)
+    learned: npt.NDArray[np.int64] = np.add.reduceat(flags, bounds, dtype=np.int64)[::2]
+    return learned
+
+
 def group_weights(
     mask: Mask, offsets: Offsets, row: int, groups: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
@@ -226,10 +235,7 @@ def group_weights(
     keeps; groups count by their conversations, and not at all where nothing is learned. With the
     factor that is common to all, learned tokens weigh 1 on average.
     """
-    begins, ends = offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + row)
-    flags = np.append(mask > 0, False)  # so that every end is a place
-    bounds = np.stack([begins, ends], axis=1).reshape(-1)
-    learned = np.add.reduceat(flags, bounds, dtype=np.int64)[::2]
+    learned = learned_in_row(mask, offsets, row)
     tokens, share = np.bincount(groups, learned), np.bincount(groups)
     share[tokens == 0] = 0
     scale = tokens.sum() / max(share.sum(), 1)

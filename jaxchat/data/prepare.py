@@ -45,10 +45,10 @@ def run_tasks(
     return {name: made[name] if name in made else _task_of(name, inputs) for name in names}
 
 
-def open_task(name: str, files: Mapping[str, Sequence[Path]]) -> Task:
+def open_task(name: str, files: Mapping[str, Sequence[Path]], named_by: str) -> Task:
     """A dataset of problems as a task: `files` are those of its splits.
 
-    Raises ConfigError for one without answers.
+    Raises ConfigError for one without answers, to be taken out of what it is `named_by`.
     """
     train = next((split for split in ("train", "auxiliary_train") if split in files), None)
     splits = {"train": train, "test": "test" if "test" in files else train}
@@ -60,15 +60,15 @@ def open_task(name: str, files: Mapping[str, Sequence[Path]]) -> Task:
     for dataset in opened.values():
         if not isinstance(dataset, FileProblems):
             raise ConfigError(
-                f"{name} has conversations but no answers to check; take it out of eval.tasks and "
-                "rl.task."
+                f"{name} has conversations but no answers to check; take it out of {named_by}."
             )
     problems: dict[str, Any] = opened
     return FixedTask(problems.get("train"), problems.get("test"))
 
 
 def _task_of(name: str, inputs: Inputs) -> Task:
-    return open_task(name, {split: inputs.paths(name, split) for split in inputs.chat[name]})
+    files = {split: inputs.paths(name, split) for split in inputs.chat[name]}
+    return open_task(name, files, "eval.tasks and rl.task")
 
 
 def always_train(words: Iterable[str], tokenizer: Tokenizer) -> list[str]:

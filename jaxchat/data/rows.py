@@ -37,8 +37,7 @@ def write_rows(
     """Writes a rows folder atomically; tokens and mask are [N, T+1]."""
     if tokens.ndim != 2 or len(tokens) == 0:
         raise ArtifactError(
-            f"there are no rows to write to {folder.name} (an array of {tokens.shape}); the text "
-            "is shorter than one row: raise data.max_chars or lower model.sequence_len."
+            f"there are no rows to write to {folder.name} (an array of {tokens.shape})."
         )
     with atomic_folder(folder) as temporary:
         np.save(temporary / "tokens.npy", tokens)
@@ -166,17 +165,31 @@ def validation_batches(
 ) -> grain.MapDataset:
     """The first `limit` rows in order, in batches of exactly `rows`; a partial last one is left.
 
-    With several processes each takes its share of every batch.
+    Where all are fewer than a batch, it is filled up with rows whose mask is 0: they count nowhere.
+    With several processes each takes its share of every batch. Raises ArtifactError for no rows.
     """
     _check_share(rows, processes)
-    count = min(limit, len(source)) // rows * rows
-    if count == 0:
-        raise ArtifactError(
-            f"there are {len(source)} held-out rows, fewer than one batch of {rows}; raise "
-            "data.max_chars or lower the batch (base.micro_rows)."
-        )
-    dataset: Any = grain.MapDataset.source(source)
-    return dataset[:count][process::processes].batch(rows // processes)
+    there = min(limit, len(source))
+    if there == 0:
+        raise ArtifactError("there is not one held-out row.")
+    dataset: Any = grain.MapDataset.source(
+        source if there >= rows else _Filled(source, there, rows)
+    )
+    return dataset[: max(there, rows) // rows * rows][process::processes].batch(rows // processes)
+
+
+class _Filled:
+    """The first `there` of a source's rows, and masked ones up to `rows`."""
+
+    def __init__(self, source: Rows, there: int, rows: int) -> None:
+        self.source, self.there, self.rows = source, there, rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        row = self.source[index % self.there]
+        return row if index < self.there else row | {"mask": np.zeros_like(row["mask"])}
 
 
 def _check_share(rows: int, processes: int) -> None:

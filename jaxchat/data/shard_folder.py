@@ -8,7 +8,7 @@ shard_00012.json  its manifest; written last: where it is, the shard is whole
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ AGAIN = "give the command that prepares the shards again"
 class InputName:
     """A file that a shard is made of."""
 
-    name: str
+    name: str = field(compare=False)  # for people
     sha256: str
 
 
@@ -235,7 +235,7 @@ def _read_shard_manifest(path: Path) -> ShardManifest:
 
 def _check_types(manifest: Any) -> None:
     """Of the fields that are numbers or text; JSON could hold anything there."""
-    for field in fields(manifest):
-        value, wanted = getattr(manifest, field.name), {"int": int, "str": str}.get(str(field.type))
+    for one in fields(manifest):
+        value, wanted = getattr(manifest, one.name), {"int": int, "str": str}.get(str(one.type))
         if wanted and type(value) is not wanted:
-            raise TypeError(f"its {field.name} is {value!r}")
+            raise TypeError(f"its {one.name} is {value!r}")

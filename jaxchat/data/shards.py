@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import sys
 import threading
 import time
@@ -67,6 +68,7 @@ class Prepared:
 
 
 Fetch = Callable[[ShardInput], Path]
+Checksum = Callable[[Path], str]  # the sha256 of a file's bytes
 
 
 def prepare_shards(
@@ -91,7 +93,7 @@ def prepare_shards(
     if len(inputs) < 2:
         raise ConfigError(
             f"there is {len(inputs)} file of text for shards; at least 2 are needed, of which the "
-            "last is held out: split it, or add another."
+            "last is held out; add another."
         )
     manifest = FolderManifest(
         format=FORMAT,
@@ -265,40 +267,54 @@ class _Stopped(Exception):
     """Somebody else failed, or the process is to end."""
 
 
-def hash_of(paths: Sequence[Path]) -> str:
-    """The hash of an input's files."""
-    hashes = [sha256_file(path) for path in paths]
+def hash_of(paths: Sequence[Path], checksum: Checksum = sha256_file) -> str:
+    """The hash of an input's files, of which `checksum` gives each one's."""
+    hashes = [checksum(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else sha256_text(*hashes)
 
 
-def local_inputs(folder: Path, row_tokens: int) -> list[ShardInput]:
+def local_inputs(
+    folder: Path, row_tokens: int, checksum: Checksum = sha256_file
+) -> list[ShardInput]:
     """The text files below a folder, in the order of their names, as inputs of shards.
 
-    Small files next to each other share a shard: each shard drops what fills no row. Raises
-    ConfigError when there is no folder, or no text in it.
+    Small files next to each other share a shard: each shard drops what fills no row. A file may
+    stand for a folder that holds it alone. Raises ConfigError for neither, and for no text.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder; name the one that holds the files of text.")
-    paths = [path for path in TextFiles([str(folder)]).paths if path is not None]
-    sizes = [path.stat().st_size for path in paths]
-    enough = max(min(sum(sizes) // 20, SMALL_BYTES), SMALL_ROWS * row_tokens * 4)
-    groups: list[list[int]] = [[]]
-    for number in range(len(paths)):
-        if sum(sizes[n] for n in groups[-1]) >= enough:
-            groups.append([])
-        groups[-1].append(number)
-    if len(groups) == 1 and len(paths) > 1:
-        groups.append([groups[0].pop()])
+    if not folder.exists():
+        raise ConfigError(f"{folder} does not exist; name the folder that holds the text.")
+    files = TextFiles([str(folder)])
+    paths = [path for path in files.paths if path is not None]
+    top = folder if folder.is_dir() else folder.parent
     inputs = []
-    with Progress("hashing files", sum(sizes) // 1_000_000, "MB") as bar:
-        for group in groups:
-            names = [paths[n].relative_to(folder).as_posix() for n in group]
-            files = tuple(paths[n] for n in group)
-            name = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-            size = sum(sizes[n] for n in group)
-            inputs.append(ShardInput(name, hash_of(files), files, size))
-            bar.update(sum(i.size for i in inputs) // 1_000_000)
+    done = 0
+    with Progress("reading checksums", files.size // 1_000_000, "MB") as bar:
+        for group in grouped(files.sizes, row_tokens):
+            members = tuple(paths[group.start : group.stop])
+            names = [path.relative_to(top).as_posix() for path in (members[0], members[-1])]
+            name = names[0] if len(members) == 1 else " to ".join(names)
+            size = sum(files.sizes[group.start : group.stop])
+            inputs.append(ShardInput(name, hash_of(members, checksum), members, size))
+            done += size
+            bar.update(done // 1_000_000)
     return inputs
+
+
+def grouped(sizes: Sequence[int], row_tokens: int) -> list[range]:
+    """Which files share a shard: neighbours, until they have enough bytes together.
+
+    The last group is held out, so that there are two at least where there are two files.
+    """
+    enough = max(min(sum(sizes) // 20, SMALL_BYTES), SMALL_ROWS * row_tokens * 4)
+    bounds, begun = [0], 0  # begun: bytes of the group that is open
+    for number, size in enumerate(sizes):
+        if begun >= enough:
+            bounds.append(number)
+            begun = 0
+        begun += size
+    if len(bounds) == 1 and len(sizes) > 1:
+        bounds.append(len(sizes) - 1)
+    return [range(*ends) for ends in itertools.pairwise([*bounds, len(sizes)])]
 
 
 def _batches(texts: TextFiles) -> Iterator[list[str]]:

@@ -152,8 +152,8 @@ class ShardedRows:
         if missing:
             raise ArtifactError(
                 f"{missing} of {len(numbers)} shards in {self.shards.folder.path} are not "
-                "prepared yet, so nobody knows how many rows a pass has; say how many steps to "
-                "train."
+                "prepared yet, so nobody knows how many rows a pass has; set base.steps, or "
+                "wait until they are."
             )
         return sum(map(self.shards.rows, numbers))
 

@@ -83,7 +83,7 @@ def _indivisible(config: RunConfig) -> str:
     try:
         shards = batch_shards(make_mesh(config.mesh))
         for stage in TRAINED:
-            plan_batch(getattr(config, stage), config.model.sequence_len, shards)
+            plan_batch(getattr(config, stage), config.model.sequence_len, shards, stage)
     except ConfigError as error:
         return str(error)
     return ""

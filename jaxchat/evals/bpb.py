@@ -28,11 +28,7 @@ from jaxchat.sharding import make_mesh, put, put_batch, replicated
 from jaxchat.train.compute import Compute
 from jaxchat.train.step import PLAIN, mesh_attention, over_rows, over_tensor
 
-_NO_BYTE = (
-    "bits per byte cannot be measured: in the held-out rows every token is masked or special (the "
-    "conversations have no reply, or none that begins within a row); use longer rows "
-    "(model.sequence_len) or other held-out data, and make the rows again with --force rows."
-)
+_NO_BYTE = "bits per byte cannot be measured: in the held-out rows every token is masked or special"
 
 
 @functools.cache
@@ -86,13 +82,18 @@ def bits_per_byte(
     sums = [(float(nats), float(size)) for nats, size in in_flight(dispatched)]
     nats, size = (math.fsum(column) for column in zip(*sums, strict=True)) if sums else (0.0, 0.0)
     if not size:
-        raise ArtifactError(_NO_BYTE)
+        raise ArtifactError(f"{_NO_BYTE}.")
     return losses.bits_per_byte(nats, size)
 
 
-def check_bytes(batches: Iterable[dict[str, Any]], token_bytes: np.ndarray) -> None:
-    """Raises ArtifactError when the batches have no byte to predict, before time is spent."""
+def check_bytes(
+    batches: Iterable[dict[str, Any]], token_bytes: np.ndarray, advice: str = ""
+) -> None:
+    """Raises ArtifactError when the batches have no byte to predict, before time is spent.
+
+    `advice` says what to do then: it depends on what the rows are of.
+    """
     if not any(
         np.any(token_bytes[batch["tokens"][:, 1:]] * batch["mask"][:, 1:]) for batch in batches
     ):
-        raise ArtifactError(_NO_BYTE)
+        raise ArtifactError(f"{_NO_BYTE}{advice and f'; {advice}'}.")

@@ -94,27 +94,31 @@ class FitResult:
     seconds: float  # of training, over all sessions that were interrupted
 
 
-def plan_batch(train: TrainConfig, row_tokens: int, shards: int) -> tuple[int, int]:
+def plan_batch(
+    train: TrainConfig, row_tokens: int, shards: int, stage: str = ""
+) -> tuple[int, int]:
     """(A, rows): A micro-batches of `rows` rows over all shards make one step.
 
-    Raises ConfigError, with the numbers, when they do not divide.
+    Raises ConfigError, with the numbers and the settings of the `stage`, when they do not divide.
     """
+    table = stage and f"{stage}."
     rows, rest = divmod(train.batch_tokens, row_tokens)
     if rest or rows == 0:
         raise ConfigError(
-            f"batch_tokens is {train.batch_tokens}, no multiple of the row's {row_tokens} tokens; "
-            "set it to one."
+            f"{table}batch_tokens is {train.batch_tokens}, no multiple of the row's {row_tokens} "
+            "tokens; set it to one."
         )
     if rows % shards:
         raise ConfigError(
-            f"a step of {rows} rows does not divide by the {shards} devices of the batch axes; set "
-            f"batch_tokens to a multiple of {shards * row_tokens}, or [mesh] to fewer devices."
+            f"a step of {rows} rows does not divide by the {shards} devices of the batch axes; "
+            f"set {table}batch_tokens to a multiple of {shards * row_tokens}, or [mesh] to fewer "
+            "devices."
         )
     micro = min(train.micro_rows * shards, rows)
     if rows % micro:
         raise ConfigError(
-            f"a step of {rows} rows is not a multiple of {micro} rows (micro_rows "
-            f"{train.micro_rows} on {shards} devices); set micro_rows to a divisor of "
+            f"a step of {rows} rows is not a multiple of {micro} rows ({table}micro_rows "
+            f"{train.micro_rows} on {shards} devices); set {table}micro_rows to a divisor of "
             f"{rows // shards}."
         )
     return rows // micro, micro
@@ -135,7 +139,7 @@ def fit(job: Job, params: Any) -> FitResult:
     ArtifactError for held-out rows in which nothing is predicted.
     """
     time_axis = job.rows.manifest.row_tokens - 1
-    accumulation, micro = plan_batch(job.train, time_axis, batch_shards(job.mesh))
+    accumulation, micro = plan_batch(job.train, time_axis, batch_shards(job.mesh), job.title)
     step = step_of(
         job.model, job.optim, job.mesh, job.dtype,
         time=time_axis, micro=micro, accumulation=accumulation,
@@ -147,7 +151,7 @@ def fit(job: Job, params: Any) -> FitResult:
 
 def _fit(job: Job, params: Any) -> FitResult:
     time_axis = job.rows.manifest.row_tokens - 1
-    accumulation, rows = plan_batch(job.train, time_axis, batch_shards(job.mesh))
+    accumulation, rows = plan_batch(job.train, time_axis, batch_shards(job.mesh), job.title)
     steps = count_steps(job.train, job.rows)
     compute = choose_compute(job.compute, job.model, job.dtype, job.mesh.size)
     compute.announce(job.title, job.mesh)
@@ -157,9 +161,7 @@ def _fit(job: Job, params: Any) -> FitResult:
     step_fn = make_train_step(job.model, optimizer, job.mesh, compute)
     share = row_share(job.mesh)
     batches = training_batches(job.rows, accumulation * rows, job.seed, *share)
-    held_out = list(validation_batches(job.held_out, rows, job.train.eval_rows, *share))
-    if jax.process_count() == 1:  # of several, one may have masked rows only
-        check_bytes(held_out, job.token_bytes)
+    held_out = _held_out(job, rows, share)
 
     def evaluate(state: TrainState) -> float:
         return bits_per_byte(state.params, held_out, job.token_bytes, job.model, compute, job.mesh)
@@ -197,6 +199,32 @@ def _fit(job: Job, params: Any) -> FitResult:
                 checkpoints.wait()
             finally:
                 loop.log.close()
+
+
+def _held_out(job: Job, rows: int, share: tuple[int, int]) -> list[dict[str, Any]]:
+    """The batches of `rows` held-out rows, or one with fewer where there are fewer."""
+    there = min(len(job.held_out), job.train.eval_rows)
+    batches = list(validation_batches(job.held_out, rows, there, *share))
+    if there < rows and jax.process_index() == 0:
+        print(
+            f"{job.title}: bits per byte are of {there} held-out row{'s' * (there > 1)}, fewer "
+            f"than the {rows} that are taken at once ({job.title}.micro_rows)",
+            flush=True,
+        )
+    if jax.process_count() == 1:  # of several, one may have masked rows only
+        check_bytes(batches, job.token_bytes, _other_rows(job.title))
+    return batches
+
+
+def _other_rows(stage: str) -> str:
+    """What to do where nothing is predicted in a stage's held-out rows."""
+    if stage == "base":
+        return "give other text, of which the last file is held out"
+    return (
+        "no held-out conversation has a reply that is learned and begins within a row: raise "
+        f"model.sequence_len, or name other conversations in {stage}.epochs (the last of a file "
+        f"are held out) or {stage}.mixture"
+    )
 
 
 def _resumed(

@@ -40,8 +40,8 @@ spelling = 1
 class Text(HeldOutRows):
     """Rows of text that are easy to tell."""
 
-    def __init__(self) -> None:
-        self.tokens = np.full((50, ROW), 7, np.uint16)
+    def __init__(self, row: int = ROW) -> None:
+        self.tokens = np.full((50, row), 7, np.uint16)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,9 @@ def config(folder: Path, *overrides: str) -> RunConfig:
 
 
 def build(folder: Path, read: Inputs, *overrides: str) -> dict[str, Any]:
-    text = {"train": Text(), "test": Text()}
-    return build_chat_rows(config(folder, *overrides), read, TOKENIZER, text, folder)  # type: ignore[arg-type]
+    wanted = config(folder, *overrides)
+    text = dict.fromkeys(("train", "test"), Text(wanted.model.sequence_len + 1))
+    return build_chat_rows(wanted, read, TOKENIZER, text, folder)  # type: ignore[arg-type]
 
 
 def said(folder: Path, stage: str) -> str:
@@ -196,3 +197,66 @@ def test_no_conversation_at_all_is_told_with_what_to_set(tmp_path: Path, read: I
     text = {"train": Text(), "test": Text()}
     with pytest.raises(ConfigError, match=r"mid_train has no conversation; name datasets"):
         build_chat_rows(recipe.load(path), read, TOKENIZER, text, tmp_path)  # type: ignore[arg-type]
+
+
+def talks_of(folder: Path, read: Inputs, questions: list[str]) -> Inputs:
+    """One's own file of these questions, each with an answer."""
+    folder.mkdir(exist_ok=True)
+    own = folder / "own.jsonl"
+    talks = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": "Ho"}]
+        for question in questions
+    ]
+    own.write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    file = InputFile(own.name, "", 0, (own,))
+    return replace(read, chat={"own.jsonl": {"train": (file,)}})
+
+
+OWN_ALONE = ('sft.epochs."own.jsonl"=1', "sft.conversations=0")
+
+
+def test_replies_beyond_the_row_are_counted_and_told(
+    tmp_path: Path, read: Inputs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = talks_of(tmp_path, read, ["Hi " * 300] * 29 + ["Hi", "Hi"])
+    told = build(tmp_path, own, *OWN_ALONE)
+    said = capsys.readouterr().out
+    assert "sft_train: 29 of 30 conversations teach nothing; of 29 the reply begins beyond" in said
+    needed = int(said.partition("model.sequence_len=")[2].partition(" ")[0])
+    for length, silent in ((needed - 1, True), (needed, False)):
+        capsys.readouterr()
+        build(tmp_path, own, *OWN_ALONE, f"model.sequence_len={length}")
+        assert ("teach nothing" in capsys.readouterr().out) == silent, length
+    assert told["sft_train"]["conversations"] == 30
+
+
+@pytest.mark.parametrize(("silent", "where"), [("train", 0), ("heldout", -1)])
+def test_where_all_replies_are_beyond_the_row_it_is_told_before_any_training(
+    tmp_path: Path, read: Inputs, silent: str, where: int
+) -> None:
+    questions = ["Hi", "Hi"]
+    questions[where] = "Hi " * 300
+    with pytest.raises(
+        ConfigError, match=rf"sft_{silent}: 1 of 1 .*model\.sequence_len=\d+.*sft\."
+    ):
+        build(tmp_path, talks_of(tmp_path, read, questions), *OWN_ALONE)
+
+
+@pytest.mark.parametrize("setting", ['sft.epochs."own.jsonl"=0.001', "sft.mixture.counting=0.0001"])
+def test_of_what_is_named_one_is_taken_at_least(
+    tmp_path: Path, read: Inputs, setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = build(tmp_path, read, 'sft.epochs."own.jsonl"=1', setting)
+    name, _, value = setting.partition("=")
+    assert f"{name}={float(value):g} is less than half a" in capsys.readouterr().out
+    own = 1 if "epochs" in setting else 49
+    assert told["sft_train"]["conversations"] == 20 + own + ("mixture" in setting)
+
+
+def test_own_files_come_after_the_datasets_wherever_they_are(tmp_path: Path, read: Inputs) -> None:
+    rows = []
+    for name in ("own.jsonl", "./own.jsonl", "z/own.jsonl"):
+        moved = replace(read, chat={**read.chat, name: read.chat["own.jsonl"]})
+        folder = tmp_path / str(len(rows))
+        rows.append(build(folder, moved, f'sft.epochs={{gsm8k=1, "{name}"=1}}')["parts"])
+    assert rows[0] == rows[1] == rows[2]

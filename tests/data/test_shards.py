@@ -314,5 +314,5 @@ def test_two_small_files_are_one_to_train_on_and_one_held_out(tmp_path: Path) ->
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no folder"):
+    with pytest.raises(ConfigError, match="missing does not exist; name the folder"):
         local_inputs(tmp_path / "missing", 257)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_training
-from tiny_training import CLASSIC, TRAIN, VOCAB, T, random_params, tiny_job
+from tiny_training import CLASSIC, TRAIN, VOCAB, T, random_params, tiny_job, write_tiny_rows
 
 import jaxchat.train.fit as fit_module
 from jaxchat.config import ConfigError, MeshConfig, TrainConfig
@@ -444,6 +445,33 @@ def test_a_step_that_does_not_divide_is_refused_with_the_numbers(
     train = TrainConfig(batch_tokens=batch_tokens, micro_rows=micro_rows)
     with pytest.raises(ConfigError, match=said):
         plan_batch(train, 2048, shards)
+
+
+@pytest.mark.parametrize("stage", ["base", "sft"])
+def test_a_step_that_does_not_divide_names_the_settings_of_its_stage(stage: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\({stage}\.micro_rows 3 on .*set {stage}\.micro_rows"):
+        plan_batch(TrainConfig(batch_tokens=2_048 * 8, micro_rows=3), 2048, 1, stage)
+    with pytest.raises(ConfigError, match=rf"^{stage}\.batch_tokens is 5000"):
+        plan_batch(TrainConfig(batch_tokens=5_000, micro_rows=1), 2048, 1, stage)
+    with pytest.raises(ConfigError, match=rf"set {stage}\.batch_tokens to a multiple"):
+        plan_batch(TrainConfig(batch_tokens=2_048 * 6, micro_rows=1), 2048, 4, stage)
+
+
+def test_fewer_held_out_rows_than_a_batch_are_measured_as_they_are_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = replace(TRAIN, steps=1)
+    write_tiny_rows(tmp_path / "held_out", 3, seed=7)
+    found = {}
+    for micro, shape in ((1, (1, 1, 1)), (1, (8, 1, 1))):
+        folder = tmp_path / f"{micro} {shape[0]}"
+        shutil.copytree(tmp_path / "held_out", folder / "held_out")
+        mesh = make_mesh(MeshConfig(*shape), jax.devices()[: shape[0]])
+        job = tiny_job(folder, mesh=mesh, train=replace(train, micro_rows=micro))
+        found[micro, shape[0]] = fit(job, random_params(CLASSIC)).bits_per_byte
+        few = "test: bits per byte are of 3 held-out rows, fewer than the"
+        assert (few in capsys.readouterr().out) == (micro * shape[0] > 3)
+    assert found[1, 8] == pytest.approx(found[1, 1], rel=1e-5)
 
 
 def test_steps_left_open_are_one_pass_over_the_rows(tmp_path: Path) -> None:
