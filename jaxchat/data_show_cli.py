@@ -42,8 +42,8 @@ def add_show(
     show.add_argument(
         "source",
         metavar="SOURCE",
-        help="a source or a generated task by name, or a .jsonl or .parquet file of conversations, "
-        "whose `weight` and `train` (0 to 1, false or true) are obeyed",
+        help="a source or a generated task by name, or a .jsonl or .parquet file of conversations "
+        "(.gz, .zst, too), whose `weight` and `train` (0 to 1, false or true) are obeyed",
     )
     show.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the source's files")
     show.add_argument("-n", type=_count, default=3, metavar="N", help="how many (3)")
@@ -142,6 +142,7 @@ def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, coun
 
     Raises ConfigError for a name that is neither a task, nor a source with files, nor a file.
     """
+    from jaxchat.reading.folders import kind_of
     from jaxchat.tasks import EVERYDAY_WORDS, TASKS, make_tasks
     from jaxchat.tasks.dataset import Drawn
     from jaxchat.tasks.sources import FILE_SOURCES, open_source
@@ -152,7 +153,7 @@ def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, coun
         return Drawn(task, count, "test" if split == "test" else "train")
     if source in FILE_SOURCES and files:
         return open_source(source, files)
-    if source.endswith(SUFFIXES):
+    if kind_of(source, SUFFIXES):
         return open_source("custom", [Path(source), *files])
     raise ConfigError(
         f"there is nothing called {source!r} to show; generated are {', '.join(TASKS)}; downloaded "

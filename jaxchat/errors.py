@@ -32,8 +32,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def guarded(work: Callable[[], int], home: Path) -> int:
     """Runs `work` and returns its exit code; what a user can mend is told in one sentence.
 
-    Any other exception is a bug of ours and keeps its traceback. `home` is named where the
-    operating system does not say which file it could not write.
+    Any other exception is a bug of ours and keeps its traceback. `home` is where files are written.
     """
     for number in NOTICES:  # training, which saves first, notes them itself
         signal.signal(number, raise_interrupted)
@@ -61,9 +60,12 @@ def explain(error: BaseException, home: Path) -> tuple[str, int] | None:
     if isinstance(error, _TOLD) or _of_tokenizer(error):
         return f"jaxchat: {error}", 1
     if any(_is_full(cause) for cause in _chain(error)):
+        full = _path(error)
+        # What is written goes to the home, but for --out and for the system's temporary files.
+        where = f"the disk of {full}" if full else f"a disk, most likely that of {home},"
         return (
-            f"jaxchat: the disk of {_path(error, home)} is full; free some space, or name another "
-            "folder with --home, and give the same command again: what is complete is kept.",
+            f"jaxchat: {where} is full; free some space, or name another folder with --home, and "
+            "give the same command again: what is complete is kept.",
             1,
         )
     if isinstance(error, ImportError) and _not_installed(error):
@@ -73,14 +75,24 @@ def explain(error: BaseException, home: Path) -> tuple[str, int] | None:
             1,
         )
     if (number := _of_tensorstore(error)) is not None:
-        error = OSError(number, os.strerror(number))
-    if isinstance(error, OSError):
+        error = OSError(number, os.strerror(number), _named_in(error))
+    return (_refused(error, home), 1) if isinstance(error, OSError) else None
+
+
+def _refused(error: OSError, home: Path) -> str:
+    """The sentence for what the operating system, or a library in its words, does not allow."""
+    path = _path(error)
+    reason = error.strerror or str(error) or type(error).__name__
+    if path is None:
         return (
-            f"jaxchat: {_path(error, home)} cannot be used ({error.strerror or error}); see to it, "
-            "or name another folder with --home or JAXCHAT_HOME.",
-            1,
+            f"jaxchat: a file could not be read or written ({reason}), and it is not said which; "
+            f"see to the files that this command names, and to {home}."
         )
-    return None
+    if path.absolute().is_relative_to(home):
+        advice = ", or name another folder with --home or JAXCHAT_HOME"
+    else:
+        advice = ", or name another file or folder"
+    return f"jaxchat: {path} cannot be used ({reason}); see to it{advice}."
 
 
 def _of_tokenizer(error: BaseException) -> bool:
@@ -114,6 +126,13 @@ def _of_tensorstore(error: BaseException) -> int | None:
     return int(found[1]) if found else None
 
 
-def _path(error: BaseException, home: Path) -> Path:
+def _named_in(error: BaseException) -> str | None:
+    """The path that TensorStore puts in quotes."""
+    found = re.search(r'"(/[^"]+)"', str(error))
+    return found[1] if found else None
+
+
+def _path(error: BaseException) -> Path | None:
+    """The file that the error, or what led to it, is about; None where nobody says."""
     named = (e.filename for e in _chain(error) if isinstance(e, OSError))
-    return Path(next((name for name in named if isinstance(name, str)), home))
+    return next((Path(name) for name in named if isinstance(name, str)), None)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from jaxchat.config import ConfigError
 from jaxchat.data import registry
+from jaxchat.reading.folders import kind_of
+from jaxchat.tasks.table import SUFFIXES
 
-OWN_SUFFIX = ".jsonl"
+
+def is_own(name: str) -> bool:
+    """Whether a name in `epochs` is a file of the user's own, by its ending."""
+    return bool(kind_of(name, SUFFIXES))
 
 
 def chat_source(name: str) -> registry.Source | None:
@@ -13,13 +18,14 @@ def chat_source(name: str) -> registry.Source | None:
 
     Raises ConfigError for what is neither.
     """
-    if name.endswith(OWN_SUFFIX):
+    if is_own(name):
         return None
     chats = {source.name: source for source in registry.SOURCES.values() if source.kind == "chat"}
     if name not in chats:
         raise ConfigError(
             f"there is no dataset of conversations {name!r} (mid.epochs or sft.epochs names it); "
-            f"there are {', '.join(chats)}, and files of your own whose names end in {OWN_SUFFIX}."
+            f"there are {', '.join(chats)}, and files of your own whose names end in "
+            f"{', '.join(SUFFIXES)}."
         )
     return chats[name]
 

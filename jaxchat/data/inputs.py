@@ -10,13 +10,14 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxchat.config import ConfigError, DataConfig, RunConfig
 from jaxchat.data import cache, corpus, registry
 from jaxchat.data.cache import RemoteFile
-from jaxchat.data.conversations import OWN_SUFFIX, chat_source
+from jaxchat.data.conversations import chat_source, is_own
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub
 from jaxchat.data.shards import hash_of, local_inputs
@@ -202,7 +203,7 @@ def text_files(config: DataConfig, hub: Hub) -> tuple[RemoteFile, ...]:
 def _own_text(config: RunConfig) -> list[InputFile]:
     """The text files of the user's own folder; the last of them are held out."""
     folder = Path(config.data.folder).expanduser().absolute()
-    found = local_inputs(folder, config.model.sequence_len + 1)
+    found = local_inputs(folder, config.model.sequence_len + 1, partial(print, flush=True))
     files = [InputFile(entry.name, entry.sha256, entry.size, entry.paths) for entry in found]
     if len(files) < 2:
         raise ConfigError(
@@ -265,7 +266,7 @@ def read_texts(inputs: Inputs, max_characters: int, *, held_out: bool = False) -
                 f"{file.paths[0]} is missing or damaged (its checksum is not that of {FILE}); make "
                 "it again with --force data."
             )
-        for text in TextFiles(map(str, file.paths)):
+        for text in TextFiles.of(file.paths):
             yield text
             seen += len(text)
             if seen >= max_characters:
@@ -342,7 +343,7 @@ def own_files_changed(config: RunConfig, folder: Path) -> bool:
 
     A file that is gone does not count: what was made of it is there, and a run can be moved.
     """
-    persona, names = config.data.persona, [n for n in chat_names(config) if n.endswith(OWN_SUFFIX)]
+    persona, names = config.data.persona, [n for n in chat_names(config) if is_own(n)]
     if not persona and not names:
         return False
     read = read_inputs(folder)
@@ -356,7 +357,7 @@ def _own_files(config: RunConfig) -> dict[str, dict[str, tuple[InputFile, ...]]]
     """The user's own conversations, every line checked."""
     found: dict[str, dict[str, tuple[InputFile, ...]]] = {}
     for name in chat_names(config):
-        if name.endswith(OWN_SUFFIX):
+        if is_own(name):
             path = _own_path(name)
             if not path.is_file():
                 raise ConfigError(f"{path} does not exist; mid.epochs or sft.epochs names it.")

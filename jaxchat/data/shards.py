@@ -27,6 +27,7 @@ from jaxchat.data.shard_folder import FORMAT, DamagedShard, FolderManifest, Inpu
 from jaxchat.data.textfiles import TextFiles
 from jaxchat.home import ArtifactError, atomic_open, sha256_file, sha256_text, sweep
 from jaxchat.progress import Progress
+from jaxchat.reading.folders import find
 from jaxchat.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 20  # encoded at a time
@@ -217,14 +218,16 @@ class _Maker:
             row = self.folder.manifest.row_tokens
             dtype = np.dtype(self.folder.manifest.dtype)
             _write_header(file, dtype, (0, row))
-            begin = file.tell()
-            for batches in self.segments(number, TextFiles(map(str, paths))):
+            begin, texts = file.tell(), TextFiles.of(paths)
+            for batches in self.segments(number, texts):
                 rows, counts = packing.pack_text(*packing.join(batches), row, self.tokenizer.bos)
                 statistics += counts
                 file.write(rows.data)
             file.seek(0)
             _write_header(file, dtype, (statistics.rows, row))
             assert file.tell() == begin, "the header of an .npy file changed its size"
+            for remark in texts.remarks():
+                print(remark, file=sys.stderr, flush=True)
             return statistics
         return None
 
@@ -271,16 +274,21 @@ def hash_of(paths: Sequence[Path]) -> str:
     return hashes[0] if len(hashes) == 1 else sha256_text(*hashes)
 
 
-def local_inputs(folder: Path, row_tokens: int) -> list[ShardInput]:
+def local_inputs(
+    folder: Path, row_tokens: int, tell: Callable[[str], object] = lambda summary: None
+) -> list[ShardInput]:
     """The text files below a folder, in the order of their names, as inputs of shards.
 
-    Small files next to each other share a shard: each shard drops what fills no row. Raises
-    ConfigError when there is no folder, or no text in it.
+    Small files next to each other share a shard: each shard drops what fills no row. `tell` gets a
+    line that says which files are read and which are not. Raises ConfigError when there is no
+    folder, or no text in it.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; name the one that holds the files of text.")
-    paths = [path for path in TextFiles([str(folder)]).paths if path is not None]
-    sizes = [path.stat().st_size for path in paths]
+    listing = find([str(folder)])
+    tell(listing.summary())
+    paths = [file.path for file in listing.files if file.path is not None]
+    sizes = [file.size for file in listing.files]
     enough = max(min(sum(sizes) // 20, SMALL_BYTES), SMALL_ROWS * row_tokens * 4)
     groups: list[list[int]] = [[]]
     for number in range(len(paths)):
