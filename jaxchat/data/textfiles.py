@@ -28,6 +28,8 @@ class TextFiles:
 
     Attributes:
         listing: the files, and what is left out of folders.
+        paths: the files; None is stdin.
+        sizes: bytes of each of `paths`; 0 for stdin.
         size: bytes of all files; 0 when stdin is among them.
         done: bytes of files read so far, while iterating.
         nulls: file -> rows without a text (null) that were left out, while iterating.
@@ -37,7 +39,8 @@ class TextFiles:
         """Raises ConfigError for what does not exist or cannot hold texts."""
         self.listing = names if isinstance(names, Listing) else find(names)
         self.paths = [file.path for file in self.listing.files]
-        self.size = sum(file.size for file in self.listing.files) if None not in self.paths else 0
+        self.sizes = [file.size for file in self.listing.files]
+        self.size = sum(self.sizes) if None not in self.paths else 0
         self.done = 0
         self.nulls: dict[str, int] = {}
 

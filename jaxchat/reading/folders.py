@@ -77,8 +77,10 @@ def shown(name: str) -> str:
 def kind_of(name: str | os.PathLike[str], kinds: tuple[str, ...] = SUFFIXES) -> str:
     """Which of `kinds` a file's name ends in, capitals or not; "" for none of them."""
     parts = os.fspath(name).lower().rsplit(".", 2)
-    endings = (f".{'.'.join(parts[-count:])}" for count in range(len(parts) - 1, 0, -1))
-    return next((ending for ending in endings if ending in kinds), "")
+    if len(parts) == 3 and (double := f".{parts[1]}.{parts[2]}") in kinds:
+        return double
+    single = f".{parts[-1]}"
+    return single if len(parts) > 1 and single in kinds else ""
 
 
 def find(names: Iterable[str]) -> Listing:
@@ -149,7 +151,8 @@ class _Search:
             for link in pending:
                 self.follow(root, link)
         files = []
-        for name, kind, status in sorted(self.found, key=lambda entry: entry[0].split("/")):
+        # as paths are sorted, part by part: no name holds a NUL
+        for name, kind, status in sorted(self.found, key=lambda entry: entry[0].replace("/", "\0")):
             if status.st_nlink > 1:
                 node = status.st_dev, status.st_ino
                 if node in self.nodes:

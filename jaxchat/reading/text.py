@@ -107,14 +107,14 @@ def _last_character(data: bytes) -> int:
 def lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str, int]]:
     """(number, line, bytes read with it) of all lines that are not blank.
 
-    A mark before a line is taken off: files with marks may have been put together. Raises
+    Marks before a line are taken off: files that have one may have been put together. Raises
     Unreadable for a line of more than MAX_RECORD bytes.
     """
     position = 0
     for number, line in enumerate(iter(partial(file.readline, MAX_RECORD + 1), b""), 1):
         if len(line) > MAX_RECORD:
             raise too_long(number, name)
-        text = decode(line, name, position).removeprefix("\ufeff")
+        text = decode(line, name, position).lstrip("\ufeff")
         position += len(line)
         if text.strip(" \t\r\n\v\f"):
             yield number, text, position

@@ -178,8 +178,11 @@ class _Lines(_File):
         return Row(value, where)
 
     def _line(self, begin: int, end: int) -> bytes:
-        """Without a mark before it: files that have one may have been put together."""
-        return self._bytes[begin:end].removeprefix(MARK)
+        """Without marks before it: files that have one may have been put together."""
+        line = self._bytes[begin:end]
+        while line.startswith(MARK):
+            line = line.removeprefix(MARK)
+        return line
 
 
 def _contents(path: Path) -> bytes | mmap.mmap:
