@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import stat
 from collections import Counter
@@ -91,7 +92,13 @@ def find(names: Iterable[str]) -> Listing:
     for a folder without any text.
     """
     search = _Search()
-    files = [found for name in names for found in search.find(name)]
+    collecting = gc.isenabled()
+    gc.disable()  # nothing here has cycles; of 400,000 files the collector took a third of the time
+    try:
+        files = [found for name in names for found in search.find(name)]
+    finally:
+        if collecting:
+            gc.enable()
     return Listing(tuple(files), {why: tuple(sorted(n)) for why, n in search.left_out.items()})
 
 
@@ -110,7 +117,8 @@ class _Search:
         self.seen: set[str] = set()  # real paths of files
         self.folders: set[str] = set()  # real paths of folders
         self.nodes: set[tuple[int, int]] = set()  # of files that have several names
-        self.found: list[tuple[str, str, os.stat_result]] = []  # name below the folder, kind
+        # name below the folder, kind, bytes, and the node where it has several names
+        self.found: list[tuple[str, str, int, tuple[int, int] | None]] = []
         self.links: list[str] = []  # not yet followed
 
     def leave(self, reason: Reason, name: str) -> None:
@@ -152,14 +160,13 @@ class _Search:
                 self.follow(root, link)
         files = []
         # as paths are sorted, part by part: no name holds a NUL
-        for name, kind, status in sorted(self.found, key=lambda entry: entry[0].replace("/", "\0")):
-            if status.st_nlink > 1:
-                node = status.st_dev, status.st_ino
-                if node in self.nodes:
-                    self.leave(TWICE, name)
-                    continue
+        for name, kind, size, node in sorted(self.found, key=lambda e: e[0].replace("/", "\0")):
+            if node is not None and node in self.nodes:
+                self.leave(TWICE, name)
+                continue
+            if node is not None:
                 self.nodes.add(node)
-            files.append(Found(path / name, status.st_size, kind))
+            files.append(Found(path / name, size, kind))
         if not files and TWICE not in self.left_out:
             rest = Listing((), {why: tuple(sorted(n)) for why, n in self.left_out.items()})
             told = f"; left out are {rest.omitted()}" if rest.left_out else ""
@@ -226,7 +233,8 @@ class _Search:
         elif not self.is_new(real, status):
             self.leave(TWICE, name)
         else:
-            self.found.append((name, kind, status))
+            node = (status.st_dev, status.st_ino) if status.st_nlink > 1 else None
+            self.found.append((name, kind, status.st_size, node))
 
     def is_new(self, real: str, status: os.stat_result) -> bool:
         if not stat.S_ISREG(status.st_mode):
