@@ -62,7 +62,7 @@ def explain(error: BaseException, home: Path) -> tuple[str, int] | None:
     if any(_is_full(cause) for cause in _chain(error)):
         full = _path(error)
         # What is written goes to the home, but for --out and for the system's temporary files.
-        where = f"the disk of {full}" if full else f"a disk, most likely that of {home},"
+        where = f"the disk of {full}" if full else f"a disk, most likely the disk of {home},"
         return (
             f"jaxchat: {where} is full; free some space, or name another folder with --home, and "
             "give the same command again: what is complete is kept.",
