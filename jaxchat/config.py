@@ -293,7 +293,7 @@ class TrainConfig:
     batch_tokens: int = 524_288  # tokens of one optimizer step, over all devices
     micro_rows: int = 32  # rows one device takes at once; the rest is accumulated
     lr_scale: float = 1.0  # multiplies every rate of [optim], or of [mid_optim], [sft_optim]
-    # of mid and sft: how often each dataset of the hub, or .jsonl file of one's own, is read
+    # of mid and sft: how often each dataset of the hub, or file of one's own, is read
     epochs: Mapping[str, float] = field(default_factory=dict)
     conversations: int = 0  # generated problems; without `epochs`, one to three a conversation
     mixture: Mapping[str, float] = field(default_factory=dict)  # generated task -> share

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from jaxchat.arguments import positive, row_tokens
 from jaxchat.config import ConfigError
 from jaxchat.preparer import CHILD
 from jaxchat.progress import duration
+from jaxchat.reading.folders import shown
+from jaxchat.reading.text import MAX_RECORD
 
 if TYPE_CHECKING:
     from jaxchat.data.shards import Prepared
@@ -36,8 +39,11 @@ def add_prepare(commands: Any) -> None:
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="holds .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files; the last in the order "
-        "of their names is held out; of one file alone (or named itself), its last twentieth",
+        help="holds .txt, .jsonl and .parquet files, each also with .gz or .zst behind, in "
+        "capitals or not; links are followed, each file is read once, and what is left out is "
+        "said; the last in the order of their names is held out; of one file alone (or named "
+        "itself), its last twentieth. A .txt file is read in pieces; a "
+        f"line of .jsonl may have {MAX_RECORD >> 20} MiB",
     )
     prepare.add_argument("--tokenizer", type=Path, metavar="DIR")
     prepare.add_argument("--out", type=Path, metavar="DIR")
@@ -94,7 +100,7 @@ def _of_folder(args: argparse.Namespace) -> str:
 
     tokenizer, row_tokens = Tokenizer.load(args.tokenizer), args.row_tokens or ROW_TOKENS
     folder = own.path_of(args.data_dir)
-    inputs = own.text_below(folder, row_tokens, home.home(args.home))
+    inputs = own.text_below(folder, row_tokens, home.home(args.home), partial(print, flush=True))
     if len(inputs) == 1:
         parts = split_file(inputs[0], args.out / "split", row_tokens)
         print(parts)
@@ -131,7 +137,7 @@ def told(prepared: Prepared, held_out: str, out: Path) -> str:
     return "\n".join(
         [
             f"training  {prepared.training}",
-            f"held out  {prepared.held_out} ({held_out})",
+            f"held out  {prepared.held_out} ({shown(held_out)})",
             f"{prepared.shards:,} shards in {out}, {there:,} of them were there already; "
             f"{duration(prepared.seconds)}",
         ]

@@ -44,8 +44,9 @@ def add_show(
     show.add_argument(
         "source",
         metavar="SOURCE",
-        help="a source or a generated task by name, or a .jsonl or .parquet file of conversations, "
-        "whose `weight` and `train` (0 to 1, false or true) are obeyed; other fields are counted",
+        help="a source or a generated task by name, or a .jsonl or .parquet file of conversations "
+        "(.gz, .zst, too), whose `weight` and `train` (0 to 1, false or true) are obeyed; other "
+        "fields are counted",
     )
     show.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the source's files")
     show.add_argument("-n", type=positive, default=3, metavar="N", help="how many (3)")
@@ -146,6 +147,7 @@ def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, coun
 
     Raises ConfigError for a name that is neither a task, nor a source with files, nor a file.
     """
+    from jaxchat.reading.folders import kind_of
     from jaxchat.tasks import EVERYDAY_WORDS, TASKS, make_tasks
     from jaxchat.tasks.dataset import Drawn
     from jaxchat.tasks.sources import FILE_SOURCES, open_source
@@ -156,7 +158,7 @@ def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, coun
         return Drawn(task, count, "test" if split == "test" else "train")
     if source in FILE_SOURCES and files:
         return open_source(source, files)
-    if source.endswith(SUFFIXES):
+    if kind_of(source, SUFFIXES):
         return open_source("custom", [Path(source), *files])
     raise ConfigError(
         f"there is nothing called {source!r} to show; generated are {', '.join(TASKS)}; downloaded "

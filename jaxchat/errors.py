@@ -32,8 +32,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def guarded(work: Callable[[], int], home: Path) -> int:
     """Runs `work` and returns its exit code; what a user can mend is told in one sentence.
 
-    Any other exception is a bug of ours and keeps its traceback. `home` is named where the
-    operating system does not say which file it could not write.
+    Any other exception is a bug of ours and keeps its traceback. `home` is where files are written.
     """
     for number in NOTICES:  # training, which saves first, notes them itself
         signal.signal(number, raise_interrupted)
@@ -61,9 +60,12 @@ def explain(error: BaseException, home: Path) -> tuple[str, int] | None:
     if isinstance(error, _TOLD) or _of_tokenizer(error):
         return f"jaxchat: {error}", 1
     if any(_is_full(cause) for cause in _chain(error)):
+        full = _path(error)
+        # What is written goes to the home, but for --out and for the system's temporary files.
+        where = f"the disk of {full}" if full else f"a disk, most likely the disk of {home},"
         return (
-            f"jaxchat: the disk of {_path(error, home)} is full; free some space, or name another "
-            "folder with --home, and give the same command again: what is complete is kept.",
+            f"jaxchat: {where} is full; free some space, or name another folder with --home, and "
+            "give the same command again: what is complete is kept.",
             1,
         )
     if isinstance(error, ImportError) and _not_installed(error):
@@ -73,26 +75,38 @@ def explain(error: BaseException, home: Path) -> tuple[str, int] | None:
             1,
         )
     if (number := _of_tensorstore(error)) is not None:
-        error = OSError(number, os.strerror(number))
+        error = OSError(number, os.strerror(number), _named_in(error))
     if isinstance(error, NotADirectoryError | FileExistsError | IsADirectoryError):
-        return _file_or_folder(error, home)
-    if isinstance(error, OSError):
+        return _file_or_folder(error, home), 1
+    return (_refused(error, home), 1) if isinstance(error, OSError) else None
+
+
+def _refused(error: OSError, home: Path) -> str:
+    """The sentence for what the operating system, or a library in its words, does not allow."""
+    path = _path(error)
+    reason = error.strerror or str(error) or type(error).__name__
+    if path is None:
         return (
-            f"jaxchat: {_path(error, home)} cannot be used ({error.strerror or error}); see to it, "
-            "or name another folder with --home or JAXCHAT_HOME.",
-            1,
+            f"jaxchat: a file could not be read or written ({reason}), and it is not said which; "
+            f"see to the files that this command names, and to {home}."
         )
-    return None
+    if path.absolute().is_relative_to(home):
+        advice = ", or name another folder with --home or JAXCHAT_HOME"
+    else:
+        advice = ", or name another file or folder"
+    return f"jaxchat: {path} cannot be used ({reason}); see to it{advice}."
 
 
-def _file_or_folder(error: OSError, home: Path) -> tuple[str, int]:
+def _file_or_folder(error: OSError, home: Path) -> str:
     """A file where a folder is meant, or the reverse; not the home's fault."""
-    path = _path(error, home)
+    path = _path(error)
+    if path is None:
+        return _refused(error, home)
     file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
     if file is None:
-        return f"jaxchat: {path} cannot be used: it is a folder, where a file is meant.", 1
+        return f"jaxchat: {path} cannot be used: it is a folder, where a file is meant."
     which = "it" if file == path else str(file)
-    return f"jaxchat: {path} cannot be used: {which} is a file, where a folder is meant.", 1
+    return f"jaxchat: {path} cannot be used: {which} is a file, where a folder is meant."
 
 
 def _of_tokenizer(error: BaseException) -> bool:
@@ -126,6 +140,13 @@ def _of_tensorstore(error: BaseException) -> int | None:
     return int(found[1]) if found else None
 
 
-def _path(error: BaseException, home: Path) -> Path:
+def _named_in(error: BaseException) -> str | None:
+    """The path that TensorStore puts in quotes."""
+    found = re.search(r'"(/[^"]+)"', str(error))
+    return found[1] if found else None
+
+
+def _path(error: BaseException) -> Path | None:
+    """The file that the error, or what led to it, is about; None where nobody says."""
     named = (e.filename for e in _chain(error) if isinstance(e, OSError))
-    return Path(next((name for name in named if isinstance(name, str)), home))
+    return next((Path(name) for name in named if isinstance(name, str)), None)

@@ -50,7 +50,7 @@ def hub_token() -> str | None:
     folder = os.environ.get("HF_HOME") or "~/.cache/huggingface"
     path = Path(os.environ.get("HF_TOKEN_PATH") or Path(folder) / "token").expanduser()
     try:
-        return path.read_text(encoding="utf-8").strip() or None
+        return path.read_text(encoding="utf-8-sig").strip() or None
     except (OSError, ValueError):
         return None
 
@@ -187,7 +187,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Reads JSON. Raises ArtifactError, naming the file, when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist; run the stage that makes it.") from error
     except ValueError as error:

@@ -33,6 +33,8 @@ from jaxchat.config import (
     build,
     unknown_key,
 )
+from jaxchat.reading.compressed import Unreadable
+from jaxchat.reading.text import read_text
 from jaxchat.scaling import DATA_RATIO, derive_horizon, derive_model, derive_stage_optim
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # of the checkout
@@ -82,10 +84,12 @@ def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises ConfigError for a missing file, bad TOML, an unknown key or a value out of range.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_text(path))
     except OSError as error:
         raise ConfigError(f"the config {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except Unreadable as error:
+        raise ConfigError(f"the config {error}") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path.name} is not valid TOML: {error}.") from error
     return from_document(apply_overrides(document, overrides), path.name)
 

@@ -15,6 +15,8 @@ from typing import Any
 from jaxchat import home, machine, numbers, runs
 from jaxchat.arguments import port, positive, real, seconds, whole
 from jaxchat.config import ConfigError, ServeConfig, build
+from jaxchat.reading.compressed import Unreadable
+from jaxchat.reading.text import read_text
 
 SETTINGS = (
     "host", "port", "slots", "queue", "temperature", "top_k", "max_tokens", "grace_seconds",
@@ -141,9 +143,9 @@ def read_key(path: Path | None) -> str | None:
         key, where = home.api_key(), "JAXCHAT_API_KEY"
     else:
         try:
-            key, where = path.read_text(encoding="utf-8").strip(), str(path)
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or "it is not text"
+            key, where = read_text(path).strip(), str(path)
+        except (OSError, Unreadable) as error:
+            why = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ConfigError(f"--api-key-file {path} cannot be read ({why}).") from error
     if key is None:
         return None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxchat.tokenizer import Tokenizer, TrainingReport
 
 FILES = "FILE"
-_FILES_HELP = "a .txt, .jsonl or .parquet file, or a folder of them"
+_FILES_HELP = "a .txt, .jsonl or .parquet file, also with .gz or .zst behind, or a folder of them"
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +77,8 @@ def train_command(args: argparse.Namespace) -> int:
     files = TextFiles(args.files)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ConfigError(f"{args.out} is there already; name a new folder with --out.")
+    if None not in files.paths:
+        print(files.listing.summary(), flush=True)
     began = time.monotonic()
     seen: list[TrainingReport] = []
     with contextlib.ExitStack() as stack:

@@ -41,7 +41,8 @@ def test_a_folder_of_text_becomes_shards(
     assert run(*folders, "--row-tokens", "33", "--workers", "2") == 0
     folder = ShardFolder(tmp_path / "out")
     assert (len(folder), folder.manifest.row_tokens, folder.manifest.validation) == (3, 33, 2)
-    training, held_out, shards = capsys.readouterr().out.splitlines()
+    read, training, held_out, shards = capsys.readouterr().out.splitlines()
+    assert read == "texts: read 3 .jsonl"
     assert training.startswith("training  800 documents of 19,780 tokens")
     assert " kept in " in training
     assert held_out.startswith("held out  400 documents of 9,890 tokens")

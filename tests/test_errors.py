@@ -41,7 +41,7 @@ def test_a_full_disk_names_the_file_or_the_home(tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device")
     told, code = explain(full, tmp_path)
     assert code == 1
-    assert f"the disk of {tmp_path} is full" in told
+    assert f"a disk, most likely the disk of {tmp_path}, is full; free some space" in told
     named = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "rows.npy"))
     assert f"the disk of {tmp_path / 'rows.npy'} is full" in explain(named, tmp_path)[0]
 

@@ -13,7 +13,7 @@ import jaxchat
 LAYERS = {
     name: layer
     for layer, names in {
-        0: "config home scaling scaling_nodes recipe progress braille numbers",
+        0: "config home reading scaling scaling_nodes recipe progress braille numbers",
         1: "_bpe tokenizer model optim tools losses products sampling sharding memory "
         "data.packing stopping",
         2: "data tasks train.step train.compute train.xla_options train.checkpoint "

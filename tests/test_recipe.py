@@ -125,7 +125,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"run\.toml is not valid TOML"):
+    with pytest.raises(ConfigError, match=r"run\.toml is UTF-16LE text; only UTF-8 is read"):
         recipe.load(tmp_path / "run.toml")
 
 

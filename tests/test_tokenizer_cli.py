@@ -35,6 +35,7 @@ def run(*arguments):
 def test_train_makes_a_tokenizer_and_tells_what_it_cost(tmp_path, text, capsys):
     assert run("train", text, "--vocab-size", 270, "--out", tmp_path / "a", "--threads", 1) == 0
     told = capsys.readouterr().out.splitlines()
+    assert told.pop(0) == "texts: read 1 .jsonl"
     assert told[0] == "270 tokens from 2 texts of 0.0 MB, 282 words, 13 of them distinct"
     assert "of memory at most" in told[1]
     assert told[2] == f"written to {tmp_path / 'a'}"

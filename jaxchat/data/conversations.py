@@ -12,13 +12,18 @@ from pathlib import Path
 
 from jaxchat.config import ConfigError, RunConfig, TrainConfig
 from jaxchat.data import registry
+from jaxchat.reading.folders import kind_of
+from jaxchat.tasks.table import SUFFIXES
 
-OWN_SUFFIX = ".jsonl"
+
+def is_own(name: str) -> bool:
+    """Whether a name in `epochs` is a file of the user's own, by its ending."""
+    return bool(kind_of(name, SUFFIXES))
 
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Names in `epochs` in the order in which they are mixed: datasets, then one's own files."""
-    return sorted(names, key=lambda name: (name.endswith(OWN_SUFFIX), name))
+    return sorted(names, key=lambda name: (is_own(name), name))
 
 
 def own_talks(config: RunConfig) -> dict[str, str]:
@@ -33,8 +38,8 @@ def own_talks(config: RunConfig) -> dict[str, str]:
 
 
 def _roles(stage: str, train: TrainConfig) -> dict[str, str]:
-    own = [name for name in in_order(train.epochs) if name.endswith(OWN_SUFFIX)]
-    return {name: f"{stage}, own file {number}{OWN_SUFFIX}" for number, name in enumerate(own, 1)}
+    own = [name for name in in_order(train.epochs) if is_own(name)]
+    return {name: f"{stage}, own file {number}.jsonl" for number, name in enumerate(own, 1)}
 
 
 def without_places(config: RunConfig) -> RunConfig:
@@ -66,13 +71,14 @@ def chat_source(name: str, where: str = EPOCHS) -> registry.Source | None:
 
     Raises ConfigError for what is neither.
     """
-    if name.endswith(OWN_SUFFIX):
+    if is_own(name):
         return None
     chats = {source.name: source for source in registry.SOURCES.values() if source.kind == "chat"}
     if name not in chats:
         raise ConfigError(
             f"there is no dataset of conversations {name!r} ({where} names it); "
-            f"there are {', '.join(chats)}, and files of your own whose names end in {OWN_SUFFIX}."
+            f"there are {', '.join(chats)}, and files of your own whose names end in "
+            f"{', '.join(SUFFIXES)}."
         )
     return chats[name]
 

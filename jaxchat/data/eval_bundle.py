@@ -66,7 +66,7 @@ def check_bundle(root: Path) -> Path:
     files = {
         path.relative_to(folder).as_posix(): home.sha256_file(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix in _WANTED
+        if path.is_file() and path.suffix.lower() in _WANTED
     }
     known = record.get("files")
     if known is None:
@@ -135,7 +135,7 @@ def _members(archive: zipfile.ZipFile, path: Path) -> list[tuple[zipfile.ZipInfo
     found = []
     for entry in archive.infolist():
         name = PurePosixPath(entry.filename)
-        if entry.is_dir() or name.parts[:1] != (FOLDER,) or name.suffix not in _WANTED:
+        if entry.is_dir() or name.parts[:1] != (FOLDER,) or name.suffix.lower() not in _WANTED:
             continue  # macOS adds folders of its own
         if ".." in name.parts or "\\" in entry.filename:
             raise ArtifactError(f"{path} would write outside its folder: {entry.filename!r}.")

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxchat import home
 from jaxchat.config import ConfigError, DataConfig, RunConfig
 from jaxchat.data import cache, corpus, own, registry
 from jaxchat.data.cache import RemoteFile
-from jaxchat.data.conversations import OWN_SUFFIX, chat_source
+from jaxchat.data.conversations import chat_source, is_own
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub
 from jaxchat.data.own import NOTHING, Own
@@ -212,7 +213,7 @@ def text_files(config: DataConfig, hub: Hub) -> tuple[RemoteFile, ...]:
 
 def _own_text(config: RunConfig, folder: Path, mine: Own) -> tuple[list[InputFile], Own]:
     """The user's own text, the last of it held out; one file alone is split into `folder`."""
-    found = own.text(config, _home(folder))
+    found = own.text(config, _home(folder), partial(print, flush=True))
     mine = replace(mine, content=tuple(entry.sha256 for entry in found))
     if len(found) == 1:
         parts = split_file(found[0], folder / "split", config.model.sequence_len + 1)
@@ -279,7 +280,7 @@ def read_texts(inputs: Inputs, max_characters: int, *, held_out: bool = False) -
                 f"{file.paths[0]} is missing or damaged (its checksum is not that of {FILE}); make "
                 "it again with --force data."
             )
-        for text in TextFiles(map(str, file.paths)):
+        for text in TextFiles.of(file.paths):
             yield text
             seen += len(text)
             if seen >= max_characters:
@@ -334,7 +335,7 @@ Chat = dict[str, dict[str, tuple[RemoteFile, ...]]]  # dataset of the hub -> spl
 def _chat_files(config: RunConfig, hub: Hub) -> Chat:
     found: Chat = {}
     for name in chat_names(config):
-        if not name.endswith(OWN_SUFFIX):
+        if not is_own(name):
             source = registry.find(name)
             found[name] = {split: hub.files(source, splits=[split]) for split in source.splits}
     return found
@@ -355,7 +356,8 @@ def _own_files(mine: Own, home: Path) -> dict[str, dict[str, tuple[InputFile, ..
         if not path.is_file():
             stage = role.partition(",")[0]
             raise ConfigError(f"{path} does not exist; {stage}.epochs names it.")
-        if told := Custom([path]).told_unused:
+        told = Custom([path]).told_unused
+        if told and name not in found:  # both stages may name it
             print(told, flush=True)
         found[name] = {"train": (own_file(path, home),)}
     return found

@@ -5,7 +5,7 @@ Each is known by what it holds. Where it is, and when it was written, decides no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,22 +50,30 @@ def path_of(name: str) -> Path:
     return Path(name).expanduser().absolute()
 
 
-def text(config: RunConfig, home: Path) -> list[ShardInput]:
+Tell = Callable[[str], object]
+
+
+def _silent(summary: str) -> None:
+    del summary
+
+
+def text(config: RunConfig, home: Path, tell: Tell = _silent) -> list[ShardInput]:
     """The text that a run reads of the user's own folder, or of one file: what its shards are of.
 
-    Raises ConfigError for a folder that is not there, or without text.
+    `tell` gets a line that says which files are read. Raises ConfigError for a folder that is not
+    there, or without text.
     """
-    found = text_below(path_of(config.data.folder), config.model.sequence_len + 1, home)
+    found = text_below(path_of(config.data.folder), config.model.sequence_len + 1, home, tell)
     return [*found[:-1][: config.data.shards or None], found[-1]]
 
 
-def text_below(folder: Path, row_tokens: int, home: Path) -> list[ShardInput]:
+def text_below(folder: Path, row_tokens: int, home: Path, tell: Tell = _silent) -> list[ShardInput]:
     """The text of a folder, or of one file, as `shards.local_inputs` gives it.
 
     What it held is kept in the home: what did not change since is not read again.
     """
     with Checksums(kept_in(home, folder), folder) as checksums:
-        return local_inputs(folder, row_tokens, checksums.of)
+        return local_inputs(folder, row_tokens, checksums.of, tell)
 
 
 def digest(path: Path, home: Path) -> str:

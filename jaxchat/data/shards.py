@@ -219,14 +219,16 @@ class _Maker:
             row = self.folder.manifest.row_tokens
             dtype = np.dtype(self.folder.manifest.dtype)
             _write_header(file, dtype, (0, row))
-            begin = file.tell()
-            for batches in self.segments(number, TextFiles(map(str, paths))):
+            begin, texts = file.tell(), TextFiles.of(paths)
+            for batches in self.segments(number, texts):
                 rows, counts = packing.pack_text(*packing.join(batches), row, self.tokenizer.bos)
                 statistics += counts
                 file.write(rows.data)
             file.seek(0)
             _write_header(file, dtype, (statistics.rows, row))
             assert file.tell() == begin, "the header of an .npy file changed its size"
+            for remark in texts.remarks():
+                print(remark, file=sys.stderr, flush=True)
             return statistics
         return None
 
@@ -274,16 +276,21 @@ def hash_of(paths: Sequence[Path], checksum: Checksum = sha256_file) -> str:
 
 
 def local_inputs(
-    folder: Path, row_tokens: int, checksum: Checksum = sha256_file
+    folder: Path,
+    row_tokens: int,
+    checksum: Checksum = sha256_file,
+    tell: Callable[[str], object] = lambda summary: None,
 ) -> list[ShardInput]:
     """The text files below a folder, in the order of their names, as inputs of shards.
 
     Small files next to each other share a shard: each shard drops what fills no row. A file may
-    stand for a folder that holds it alone. Raises ConfigError for neither, and for no text.
+    stand for a folder that holds it alone. `tell` gets a line that says which files are read and
+    which are not. Raises ConfigError for neither, and for no text.
     """
     if not folder.exists():
         raise ConfigError(f"{folder} does not exist; name the folder that holds the text.")
     files = TextFiles([str(folder)])
+    tell(files.listing.summary())
     paths = [path for path in files.paths if path is not None]
     top = folder if folder.is_dir() else folder.parent
     inputs = []

@@ -89,7 +89,7 @@ def _write(
             paths = [temporary / name for name in NAMES]
             files = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
             for part, text in divided(read(texts.size), total - held_out, held_out):
-                files[part].write(json.dumps({"text": text}) + "\n")
+                files[part].write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
                 counts[part] += len(text)
             stack.close()
             parts = [sha256_file(path) for path in paths]

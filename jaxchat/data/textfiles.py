@@ -1,26 +1,25 @@
 """Texts out of files: plain text, JSON lines with a field `text`, Parquet with a column `text`.
 
-JSON lines may be compressed. Texts are read as they are asked for, never held all at once.
+All may be compressed (.gz, .zst). Texts are read as they are asked for, never held all at once;
+which files are read, and what is wrong with one, `jaxchat.reading` says.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import os
 import sys
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-from jaxchat.config import ConfigError
-from jaxchat.home import ArtifactError
+from jaxchat.reading.compressed import Unreadable, opened
+from jaxchat.reading.folders import STDIN, SUFFIXES, Found, Listing, exactly, find, shown
+from jaxchat.reading.parquet import open_parquet, text_column
+from jaxchat.reading.text import MAX_RECORD, pieces, read_lines
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-STDIN = "-"
-CHUNK = 1 << 20  # bytes of plain text in one piece, cut at a line's end
+__all__ = ["STDIN", "SUFFIXES", "TextFiles"]
+
+COLUMN = "text"
 ROWS = 1_024  # of a Parquet file at a time
 
 
@@ -28,124 +27,76 @@ class TextFiles:
     """The texts of files and of folders' files, in the order of their names; "-" is stdin.
 
     Attributes:
+        listing: the files, and what is left out of folders.
         paths: the files; None is stdin.
         sizes: bytes of each of `paths`; 0 for stdin.
         size: bytes of all files; 0 when stdin is among them.
         done: bytes of files read so far, while iterating.
+        nulls: file -> rows without a text (null) that were left out, while iterating.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str] | Listing) -> None:
         """Raises ConfigError for what does not exist or cannot hold texts."""
-        self.paths = [path for name in names for path in _expand(name)]
-        self.sizes = [0 if path is None else path.stat().st_size for path in self.paths]
+        self.listing = names if isinstance(names, Listing) else find(names)
+        self.paths = [file.path for file in self.listing.files]
+        self.sizes = [file.size for file in self.listing.files]
         self.size = sum(self.sizes) if None not in self.paths else 0
         self.done = 0
+        self.nulls: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, paths: Iterable[Path]) -> TextFiles:
+        """The texts of exactly these files. Raises OSError for one that is gone."""
+        return cls(exactly(paths))
 
     def __iter__(self) -> Iterator[str]:
-        """The texts. Raises ArtifactError, naming the file, for one that cannot be read."""
+        """The texts. Raises Unreadable, naming the file, for one that cannot be read."""
         self.done = 0
-        for path in self.paths:
+        self.nulls.clear()
+        for file in self.listing.files:
             before = self.done
-            for text, position in _read(path):
+            for text, position in _read(file):
                 self.done = before + position
-                yield text
-            self.done = before + (path.stat().st_size if path else 0)
+                if text is None:
+                    self.nulls[str(file.path)] = self.nulls.get(str(file.path), 0) + 1
+                else:
+                    yield text
+            self.done = before + file.size
+
+    def remarks(self) -> list[str]:
+        """A sentence for each file of which rows were left out, when it has been read."""
+        return [
+            f"{count:,} rows of {shown(name)} have no text (null) and are left out"
+            for name, count in self.nulls.items()
+        ]
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """The texts below a folder, in any order; not hidden ones, nor those of hidden folders.
-
-    Of 400,000 files, os.scandir takes a tenth of the time of Path.rglob: it asks for none of them.
-    """
-    waiting = [os.fspath(folder)]
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                elif entry.name.endswith(SUFFIXES) and entry.is_file():
-                    yield Path(entry.path)
-
-
-def _expand(name: str) -> list[Path | None]:
-    """The files that a name stands for; None is stdin."""
-    path = Path(name)
-    if name == STDIN:
-        return [None]
-    if path.is_dir():
-        found = sorted(_below(path))
-        if not found:
-            raise ConfigError(f"{path} holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file.")
-        return list(found)
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist; name files, folders of files, or - for stdin.")
-    return [path]
-
-
-def _read(path: Path | None) -> Iterator[tuple[str, int]]:
-    """Texts, each with the bytes of the file that have been read with it."""
-    if path is None:
-        yield from _read_plain(sys.stdin.buffer, "stdin")
-    elif path.suffix == ".parquet":
-        yield from _read_parquet(path)
-    elif path.name.endswith((".gz", ".zst")):
-        yield from _read_compressed(path)
+def _read(file: Found) -> Iterator[tuple[str | None, int]]:
+    """Texts (None: a row without), each with the bytes of the file that have been read with it."""
+    if file.path is None:
+        yield from pieces(sys.stdin.buffer, "stdin")
+    elif file.kind.startswith(".parquet"):
+        yield from _read_parquet(file.path)
+    elif file.kind.startswith(".jsonl"):
+        for number, line, position in read_lines(file.path):
+            yield _text_of(line, number, file.path), position
     else:
-        with path.open("rb") as file:
-            read = _read_lines if path.suffix == ".jsonl" else _read_plain
-            yield from read(file, str(path))
+        with opened(file.path) as (content, packed):
+            for text, position in pieces(content, str(file.path)):
+                yield text, position if content is packed else packed.tell()
 
 
-def _read_plain(file: IO[bytes], name: str) -> Iterator[tuple[str, int]]:
-    position = 0
-    while lines := file.readlines(CHUNK):
-        data = b"".join(lines)
-        yield _decode(data, name, position), position + len(data)
-        position += len(data)
-
-
-def _read_lines(file: Iterable[bytes], name: str) -> Iterator[tuple[str, int]]:
-    position = 0
-    for number, line in enumerate(file, 1):
-        text = _decode(line, name, position)
-        position += len(line)
-        if text.isspace():
-            continue
-        try:
-            value = json.loads(text)["text"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            value = None
-        if not isinstance(value, str) or not _is_unicode(value):
-            raise ArtifactError(
-                f'line {number} of {name} is no JSON object whose "text" is valid Unicode; mend '
-                "the file, or leave it out."
-            )
-        yield value, position
-
-
-def _read_compressed(path: Path) -> Iterator[tuple[str, int]]:
-    """JSON lines out of gzip or Zstandard."""
+def _text_of(line: str, number: int, path: Path) -> str:
     try:
-        with path.open("rb") as packed, _decompressed(packed, path) as file:
-            for text, _ in _read_lines(file, str(path)):
-                yield text, packed.tell()
-    except (OSError, EOFError, zlib.error) as error:
-        reason = str(error).splitlines()[0]
-        raise ArtifactError(
-            f"{path} is damaged or cut off ({reason}); fetch it again, or leave it out."
-        ) from error
-
-
-def _decompressed(packed: IO[bytes], path: Path) -> gzip.GzipFile | io.BufferedReader:
-    if path.suffix == ".gz":
-        return gzip.open(packed)
-    import pyarrow
-
-    # It tells a file that was cut off, as the package zstandard does not.
-    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(packed), "zstd")
-    return io.BufferedReader(stream, CHUNK)
+        value = json.loads(line)[COLUMN]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        value = None
+    if not isinstance(value, str) or not _is_unicode(value):
+        raise Unreadable(
+            f'line {number} of {path} is no JSON object whose "{COLUMN}" is valid Unicode; mend '
+            "the file, or leave it out."
+        )
+    return value
 
 
 def _is_unicode(text: str) -> bool:
@@ -157,31 +108,33 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _decode(data: bytes, name: str, position: int) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ArtifactError(
-            f"{name} is not UTF-8 text (byte {position + error.start}); convert it, or leave it "
-            "out."
-        ) from error
+def _read_parquet(path: Path) -> Iterator[tuple[str | None, int]]:
+    with open_parquet(path) as file:
+        text_column(file, path, COLUMN)
+        rows, size, done = file.metadata.num_rows, path.stat().st_size, 0
+        for group in range(file.metadata.num_row_groups):  # else the whole file is buffered
+            for batch in file.iter_batches(ROWS, [group], columns=[COLUMN]):
+                for value in _texts_of(batch.column(COLUMN), done, path):
+                    yield value, size * (done + batch.num_rows) // rows
+                done += batch.num_rows
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, int]]:
+def _texts_of(column: Any, first: int, path: Path) -> list[str | None]:
+    """The values of some rows; `first` is the number of rows before them."""
     import pyarrow
-    import pyarrow.parquet
+    from pyarrow import compute
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            rows, size, done = file.metadata.num_rows, path.stat().st_size, 0
-            for group in range(file.metadata.num_row_groups):  # else the whole file is buffered
-                for batch in file.iter_batches(ROWS, [group], columns=["text"]):
-                    done += batch.num_rows
-                    for value in batch.column("text").cast(pyarrow.large_string()).to_pylist():
-                        if value is not None:
-                            yield value, size * done // rows
-    except (pyarrow.ArrowException, KeyError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArtifactError(
-            f'{path} is no Parquet file with a column "text" ({reason}); mend it, or leave it out.'
+        longest = compute.max(compute.binary_length(column.cast(pyarrow.large_binary()))).as_py()
+        if (longest or 0) > MAX_RECORD:
+            raise Unreadable(
+                f"a text in rows {first + 1} to {first + len(column)} of {path} is longer than "
+                f"{MAX_RECORD >> 20} MiB, the most that one record may have; split it into several."
+            )
+        values: list[str | None] = column.cast(pyarrow.large_string()).to_pylist()
+    except (UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
+        raise Unreadable(
+            f"rows {first + 1} to {first + len(column)} of {path} are not all UTF-8 text "
+            f"({str(error).splitlines()[0]}); mend the file, or leave it out."
         ) from error
+    return values

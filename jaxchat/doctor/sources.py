@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from jaxchat.config import RunConfig
 from jaxchat.data import cache, inputs, registry
-from jaxchat.data.conversations import OWN_SUFFIX
+from jaxchat.data.conversations import is_own
 from jaxchat.data.hub import Hub
 from jaxchat.data.registry import Source
 from jaxchat.data.web import Passing, Patience, Unsupported, WebError
@@ -66,7 +66,7 @@ def check_sources(config: RunConfig, hub: Hub) -> list[Check]:
 
 def _own_files(config: RunConfig, names: Sequence[str]) -> list[Check]:
     """Whether files and folders of the user's own are there, where a run names some."""
-    own = [Path(name).expanduser() for name in names if name.endswith(OWN_SUFFIX)]
+    own = [Path(name).expanduser() for name in names if is_own(name)]
     own += [Path(config.data.folder).expanduser()] if config.data.folder else []
     missing = [path for path in own if not path.exists()]
     told = f"{len(own) - len(missing)} of {len(own)} files and folders of one's own are there"

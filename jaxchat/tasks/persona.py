@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxchat.config import ConfigError, unknown_key
+from jaxchat.reading.compressed import Unreadable
+from jaxchat.reading.text import read_text
 from jaxchat.tasks.identity import DEFAULT_PERSONA, INTENTS, Intent, Persona
 
 MARKS = "?.!"
@@ -29,10 +31,12 @@ _MORE_KEYS = ["questions", "answer"]
 def read_persona(path: Path) -> dict[str, Any]:
     """The document in a file, checked. Raises ConfigError for what is no persona."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_text(path))
     except OSError as error:
         raise ConfigError(f"the persona {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except Unreadable as error:
+        raise ConfigError(f"the persona {error}") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"the persona {path} is not valid TOML: {error}.") from error
     make_persona(document, str(path))
     return document

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import array
 import bisect
-import gzip
-import io
 import itertools
 import json
 import mmap
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -23,8 +20,12 @@ from typing import Any, NoReturn
 
 from jaxchat.config import ConfigError
 from jaxchat.home import ArtifactError
+from jaxchat.reading import folders
+from jaxchat.reading.compressed import COMPRESSED, opened, refused
+from jaxchat.reading.parquet import open_parquet
+from jaxchat.reading.text import MARK, MAX_RECORD, decode, mark_length, too_long
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = tuple(kind for kind in folders.SUFFIXES if not kind.startswith(".txt"))
 
 
 class RowError(ArtifactError):
@@ -128,9 +129,10 @@ def _open(path: Path, columns: Sequence[str], optional: Sequence[str]) -> _File:
         raise ConfigError(
             f"{path} is no file; name a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}."
         )
-    if path.name.endswith(".parquet"):
+    kind = folders.kind_of(path, SUFFIXES)
+    if kind.startswith(".parquet"):
         return _Parquet(path, columns, optional)
-    if path.name.endswith(SUFFIXES):
+    if kind:
         return _Lines(path)
     raise ConfigError(f"{path} is of no known kind; they are {', '.join(SUFFIXES)}.")
 
@@ -152,14 +154,18 @@ class _Lines(_File):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._bytes = _contents(path)
-        places = array.array("q")  # of each line: its number, where it begins and ends
-        begin = 0
-        reader = self._bytes if isinstance(self._bytes, mmap.mmap) else io.BytesIO(self._bytes)
-        for number, line in enumerate(iter(reader.readline, b""), 1):
-            if line.strip():
-                places.extend((number, begin, begin + len(line)))
-            begin += len(line)
-        self._places = places
+        self._places = array.array("q")  # of each line: its number, where it begins and ends
+        mark_length(self._bytes[:4], str(path))  # refuses UTF-16
+        begin, size = 0, len(self._bytes)
+        for number in itertools.count(1):
+            if begin == size:
+                break
+            end = self._bytes.find(b"\n", begin) + 1 or size
+            if end - begin > MAX_RECORD:
+                raise too_long(number, str(path))
+            if self._line(begin, end).strip():
+                self._places.extend((number, begin, end))
+            begin = end
 
     def __len__(self) -> int:
         return len(self._places) // 3
@@ -170,23 +176,31 @@ class _Lines(_File):
         def where() -> str:
             return f"line {number} of {self.path}"
 
+        text = decode(self._line(begin, end), where(), begin)
         try:
-            value = json.loads(self._bytes[begin:end])
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise RowError(f"{where()} is not JSON ({error})") from error
         return Row(value, where)
 
+    def _line(self, begin: int, end: int) -> bytes:
+        """Without marks before it: files that have one may have been put together."""
+        line = self._bytes[begin:end]
+        while line.startswith(MARK):
+            line = line.removeprefix(MARK)
+        return line
+
 
 def _contents(path: Path) -> bytes | mmap.mmap:
+    """Mapped into memory; of a compressed file, what it holds."""
     try:
-        if path.suffix == ".gz":
-            return gzip.decompress(path.read_bytes())
-        if path.stat().st_size == 0:  # cannot be mapped
-            return b""
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); download it again.") from error
+        with opened(path) as (content, _):
+            if path.suffix.lower() in COMPRESSED:
+                return content.read()
+            empty = path.stat().st_size == 0  # cannot be mapped
+            return b"" if empty else mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise refused(path, error) from error
 
 
 class _Parquet(_File):
@@ -194,16 +208,9 @@ class _Parquet(_File):
 
     def __init__(self, path: Path, columns: Sequence[str], optional: Sequence[str]) -> None:
         self.path = path
-        import pyarrow
-        from pyarrow import parquet
-
-        self._errors = (pyarrow.ArrowException, OSError)
-        try:
-            with parquet.ParquetFile(path) as file:
-                self._rows: int = file.metadata.num_rows
-                names: list[str] = file.schema_arrow.names
-        except self._errors as error:
-            raise self._damaged(error) from error
+        with open_parquet(path) as file:
+            self._rows: int = file.metadata.num_rows
+            names: list[str] = file.schema_arrow.names
         # cais/mmlu's configuration auxiliary_train has all its fields in one called "train"
         self._inside = names == ["train"]
         missing = [] if self._inside else [name for name in columns if name not in names]
@@ -220,7 +227,10 @@ class _Parquet(_File):
         return self._rows
 
     def row(self, index: int) -> Row:
-        values = {name: column[index].as_py() for name, column in self._loaded.items()}
+        try:
+            values = {name: column[index].as_py() for name, column in self._loaded.items()}
+        except UnicodeDecodeError as error:
+            raise RowError(f"{self._where(index)} is not UTF-8 text ({error})") from error
         return Row(values["train"] if self._inside else values, lambda: self._where(index))
 
     def _where(self, index: int) -> str:
@@ -230,20 +240,12 @@ class _Parquet(_File):
     def _loaded(self) -> dict[str, Any]:
         # By row groups and in one thread: half the memory at its peak, and no slower.
         import pyarrow
-        from pyarrow import parquet
 
-        try:
-            with parquet.ParquetFile(self.path) as file:
-                groups = [
-                    file.read_row_group(number, columns=self._columns, use_threads=False)
-                    for number in range(file.num_row_groups)
-                ]
-                table = pyarrow.concat_tables(groups) if groups else file.read(self._columns)
-        except self._errors as error:
-            raise self._damaged(error) from error
+        with open_parquet(self.path) as file:
+            groups = [
+                file.read_row_group(number, columns=self._columns, use_threads=False)
+                for number in range(file.num_row_groups)
+            ]
+            table = pyarrow.concat_tables(groups) if groups else file.read(self._columns)
         pyarrow.default_memory_pool().release_unused()
         return {name: table.column(name) for name in self._columns}
-
-    def _damaged(self, error: Exception) -> ArtifactError:
-        reason = (str(error).splitlines() or ["?"])[0]
-        return ArtifactError(f"{self.path} is no whole Parquet file ({reason}); download it again.")

@@ -239,7 +239,7 @@ class Tokenizer:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise TokenizerError(f"{path.name} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -28,7 +28,7 @@ def read_huggingface(path: Path) -> tuple[dict[bytes, int], str, dict[str, int]]
     encoder would not give.
     """
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8-sig"))
         special = {token["content"]: token["id"] for token in settings["added_tokens"]}
         _check(settings)
         ranks = _ranks(settings["model"]["vocab"], special)

@@ -18,6 +18,7 @@ from jaxchat.data.shards import local_inputs
 from jaxchat.data.web import Web
 from jaxchat.home import read_json, sha256_text, write_json
 from jaxchat.pipeline import FORMAT, Context, Stage, _as_text, run_stages
+from jaxchat.reading.folders import Listing
 from jaxchat.stages import STAGES, learned
 
 CONFIG = """
@@ -338,6 +339,7 @@ class ManyFiles:
     """Stands for a folder of so many small files."""
 
     count = 0
+    listing = Listing((), {})
 
     def __init__(self, names: list[str]) -> None:
         (top,) = names

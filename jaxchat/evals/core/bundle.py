@@ -6,6 +6,7 @@ This is the layout of nanochat's eval_bundle, which comes from DCLM and MosaicML
 from __future__ import annotations
 
 import csv
+import io
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from typing import Any, Literal, get_args
 
 from jaxchat.config import ConfigError
 from jaxchat.home import ArtifactError, sha256_file, sha256_text
+from jaxchat.reading.compressed import refused
+from jaxchat.reading.text import read_lines, read_text
 
 TASKS = 22  # of the whole of CORE
 CONFIG, BASELINES, DATA = "core.yaml", "eval_meta_data.csv", "eval_data"
@@ -109,7 +112,7 @@ def _read_entries(path: Path) -> list[Mapping[str, Any]]:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.safe_load(read_text(path))
         entries = document["icl_tasks"]
         if not isinstance(entries, list) or not entries:
             raise TypeError("icl_tasks is no list of tasks")
@@ -118,7 +121,9 @@ def _read_entries(path: Path) -> list[Mapping[str, Any]]:
             f"{path.parent} is no bundle of CORE's tasks: it has no {CONFIG}; name nanochat's "
             "eval_bundle with --bundle DIR."
         ) from error
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise refused(path, error) from error
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ArtifactError(f"{path} does not list CORE's tasks ({reason}).") from error
     return entries
@@ -127,14 +132,15 @@ def _read_entries(path: Path) -> list[Mapping[str, Any]]:
 def _read_baselines(path: Path) -> dict[str, float]:
     """Label -> the accuracy of guessing; the file has percents."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in rows}
+        rows = csv.DictReader(io.StringIO(read_text(path)))
+        return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in rows}
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{path.parent} is no bundle of CORE's tasks: it has no {BASELINES}; name nanochat's "
             "eval_bundle with --bundle DIR."
         ) from error
+    except OSError as error:
+        raise refused(path, error) from error
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ArtifactError(
             f"{path} is no table with columns 'Eval Task' and 'Random baseline' in percent "
@@ -147,7 +153,10 @@ def _task(entry: Mapping[str, Any], folder: Path, baselines: Mapping[str, float]
         label, kind, shots = entry["label"], entry["icl_task_type"], int(entry["num_fewshot"][0])
         path = folder / DATA / entry["dataset_uri"]
         delimiter = str(entry.get("continuation_delimiter", " "))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        inside = path.resolve().is_relative_to((folder / DATA).resolve())
+        if not isinstance(label, str):
+            raise TypeError("its label is no text")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise ArtifactError(
             f"{folder / CONFIG} has a task without a usable label, dataset_uri, icl_task_type or "
             f"num_fewshot ({error!r}): {entry!r}."
@@ -161,7 +170,7 @@ def _task(entry: Mapping[str, Any], folder: Path, baselines: Mapping[str, float]
         raise ArtifactError(
             f"{folder / BASELINES} has no random baseline from 0 to below 100 for {label}."
         )
-    if not path.resolve().is_relative_to((folder / DATA).resolve()):
+    if not inside:
         raise ArtifactError(f"the data of {label} is outside of {folder / DATA}: {path}.")
     return CoreTask(label, kind, shots, delimiter, baselines[label], path)
 
@@ -171,10 +180,7 @@ def read_examples(task: CoreTask, limit: int | None = None) -> list[Example]:
 
     Raises ArtifactError for damaged lines, or when there are too few to show.
     """
-    examples = []
-    with task.path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            examples.append(_parse(_decoded(line, task, number), task, number))
+    examples = [_parse(line, task, number) for number, line, _ in read_lines(task.path)]
     random.Random(SHUFFLE_SEED).shuffle(examples)
     examples = examples[:limit]
     if len(examples) <= task.shots:
@@ -205,7 +211,7 @@ def _parse(line: str, task: CoreTask, number: int) -> Example:
         options = example.get("choices" if task.kind == "multiple_choice" else "context_options")
         if "gold" in fields and not 0 <= example["gold"] < len(options):
             raise ValueError(f"gold is {example['gold']} of {len(options)} choices")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(
             f"line {number} of {task.path} is no example of type {task.kind} ({error})."
         ) from error

@@ -1,0 +1,6 @@
+"""Files that come from outside: which are read, and how their bytes become text (layer 0).
+
+Every reader goes through this package, so that all take the same names, compressions, byte order
+marks and line lengths, and say the same of what they cannot read: `folders` finds the files,
+`compressed` opens them, `text` decodes, `parquet` reads columns.
+"""
