@@ -207,8 +207,11 @@ def test_an_own_bundle_that_is_gone_takes_nothing_along(run, config, tmp_path, c
         core_stage.find_bundle(pipeline.Context(config, run))
     assert "--bundle" not in str(told.value)
     own.mkdir()
-    with pytest.raises(ArtifactError, match=r"^eval\.bundle is .*/own, which cannot be used"):
+    with pytest.raises(
+        ArtifactError, match=r"^eval\.bundle is .*/own, which cannot be used"
+    ) as told:
         core_stage.find_bundle(pipeline.Context(config, run))
+    assert "--bundle" not in str(told.value), "run_speedrun.py has no such option"
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "{", '{"weights": "base", "tasks": []}'])
