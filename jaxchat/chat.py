@@ -13,7 +13,7 @@ from jaxchat.home import ArtifactError
 from jaxchat.infer.engine import Engine, Request
 from jaxchat.infer.request import ROOM
 from jaxchat.infer.transcript import PartStream, printable
-from jaxchat.pipeline import Context, is_of, needs, read_done
+from jaxchat.pipeline import Context, read_current
 from jaxchat.run_inputs import tokenizer_of
 from jaxchat.run_models import load_model
 from jaxchat.scaling import count_params
@@ -223,9 +223,5 @@ def check_stage(context: Context, stage: str | None, among: Sequence[str]) -> st
 def open_run(run: Path) -> Context:
     """A run with the stages that are complete under its own configuration."""
     context = Context(runs.read_config(run), run)
-    for stage in STAGES:
-        record = read_done(run, stage.name)
-        known = all(name in context.done for name in needs(stage, context.config))
-        if record is not None and known and is_of(record["inputs"], stage, context):
-            context.done[stage.name] = record
+    read_current(STAGES, context)
     return context

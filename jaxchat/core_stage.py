@@ -18,12 +18,14 @@ from jaxchat.data import eval_bundle
 from jaxchat.data.web import WebError
 from jaxchat.evals.core import kept
 from jaxchat.evals.core.bundle import Bundle, read_bundle
-from jaxchat.home import offline_by
+from jaxchat.home import ArtifactError, offline_by
 from jaxchat.pipeline import Context, read_done
 from jaxchat.report import core_record
+from jaxchat.report.by_hand import cores
 from jaxchat.run_inputs import home_of, hub_of, tokenizer_of
 from jaxchat.train.compute import Compute, choose_compute
 
+LEFT_OUT = "CORE is left out"
 ADD = "jaxchat eval core --download adds it later."
 
 
@@ -43,12 +45,26 @@ def find_bundle(context: Context) -> Bundle | None:
     if not is_wanted(config):
         return None
     if config.eval.bundle:
-        folder = Path(config.eval.bundle).expanduser()
-    elif eval_bundle.bundle_folder(root).exists():
-        folder = eval_bundle.check_bundle(root)
-    else:
-        return None
-    bundle = read_bundle(folder)
+        return _checked(_own_bundle(config), config)
+    if eval_bundle.bundle_folder(root).exists():
+        return _checked(read_bundle(eval_bundle.check_bundle(root)), config)
+    return None
+
+
+def _own_bundle(config: RunConfig) -> Bundle:
+    """The bundle that `eval.bundle` names."""
+    folder = Path(config.eval.bundle).expanduser()
+    try:
+        return read_bundle(folder)
+    except ArtifactError as error:
+        wrong = "does not exist" if not folder.exists() else f"cannot be used: {error}"
+        raise ArtifactError(
+            f"eval.bundle is {config.eval.bundle}, which {wrong.rstrip('.')}; set it to the folder "
+            "of CORE's tasks, or leave it out for that of the home."
+        ) from error
+
+
+def _checked(bundle: Bundle, config: RunConfig) -> Bundle:
     shots = max(task.shots for task in bundle.tasks)
     limits = {
         "eval.core_examples": config.eval.core_examples,
@@ -77,14 +93,24 @@ def fetch(context: Context) -> Bundle | None:
     if hub.offline or url == NOWHERE:
         why = f"{offline_by()} forbids fetching it" if hub.offline else "eval.bundle_url is none"
         folder = eval_bundle.bundle_folder(home_of(context.root))
-        print(f"CORE is left out: there is no {folder}, and {why}; {ADD}", flush=True)
+        _leave_out(context, f": there is no {folder}, and {why}; {ADD}")
         return None
     try:
         eval_bundle.fetch_bundle(hub.root, eval_bundle.address(hub, url), hub.web)
     except WebError as error:
-        print(f"CORE is left out, and the run goes on without: {error} {ADD}", flush=True)
+        _leave_out(context, f", and the run goes on without: {error} {ADD}")
         return None
     return find_bundle(context)
+
+
+def _leave_out(context: Context, why: str) -> None:
+    """Says so, once a process, unless the report has CORE of the base model that there is."""
+    base = read_done(context.root, "base")
+    if base is not None and cores(context.root, "base", str(base["results"]["artifact"])):
+        return
+    if LEFT_OUT not in context.said:
+        print(f"{LEFT_OUT}{why}", flush=True)
+    context.said.add(LEFT_OUT)
 
 
 def evaluate_base(
@@ -99,7 +125,7 @@ def evaluate_base(
     if bundle is None:
         return None
     config = context.config
-    result = kept.evaluate_kept(
+    result, _ = kept.evaluate_kept(
         kept.folder_of(context.root, "base"), params,
         str(context.done["base"]["results"]["artifact"]), config.model, tokenizer_of(context),
         bundle, compute=compute, mesh=mesh,
@@ -120,8 +146,11 @@ def is_outdated(context: Context) -> bool:
 
     A bundle that is gone does not count: what was found on it stays.
     """
-    bundle, record = find_bundle(context), read_done(context.root, "eval")
-    if bundle is None or record is None:
+    own, record = context.config.eval.bundle, read_done(context.root, "eval")
+    if record is None or (own and not Path(own).expanduser().exists()):
+        return False
+    bundle = find_bundle(context)
+    if bundle is None:
         return False
     base = record["results"].get("models", {}).get("base", {})
     return bool(base.get("core", {}).get("bundle") != bundle.hash)

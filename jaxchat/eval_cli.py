@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxchat import eval_bpb_cli, eval_core_cli, home, machine, runs
 from jaxchat.arguments import positive, seed, temperature
 from jaxchat.config import ConfigError
-from jaxchat.home import read_json, sha256_text, write_json
+from jaxchat.home import ArtifactError, read_json, sha256_file, sha256_text, write_json
 
 if TYPE_CHECKING:
     from jaxchat.pipeline import Context
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "counting")
 GENERATED_PROBLEMS = 256  # of a task without end
-FORMAT = "jaxchat-chat-eval-1"
+FORMAT = "jaxchat-chat-eval-2"
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +119,14 @@ def task_name(given: str) -> str:
     return given.lower().replace("-", "_")
 
 
-def find_tasks(context: Context, names: Sequence[str]) -> dict[str, Task]:
+class Asked(NamedTuple):
+    """A task, and what its problems depend on."""
+
+    task: Task
+    data: tuple[object, ...]
+
+
+def find_tasks(context: Context, names: Sequence[str]) -> dict[str, Asked]:
     """Tasks by name: of the run's datasets, of what was downloaded, or generated.
 
     Raises ConfigError for a name that is none, ArtifactError for what has not been downloaded.
@@ -138,20 +145,28 @@ def find_tasks(context: Context, names: Sequence[str]) -> dict[str, Task]:
     own = [name for name in names if name in read.chat or name in GENERATED]
     tasks = prepare.run_tasks(own, context.config.seed, read, tokenizer_of(context))
     hub = hub_of(context, offline=True)
-    fetched = {
-        name: prepare.open_task(name, inputs.downloaded(name, hub), "-a")
-        for name in names
-        if name not in tasks
-    }
-    return {name: tasks[name] if name in tasks else fetched[name] for name in names}
+    found = dict[str, Asked]()
+    for name in names:
+        if name in tasks:
+            data = inputs.data_of(name, read, context.config.seed)
+            found[name] = Asked(tasks[name], data)
+        else:
+            splits = inputs.downloaded(name, hub)
+            data = tuple(sha256_file(path) for paths in splits.values() for path in paths)
+            found[name] = Asked(prepare.open_task(name, splits, "-a"), data)
+    return found
 
 
 def evaluate(
-    context: Context, stage: str, tasks: Mapping[str, Task], args: argparse.Namespace
+    context: Context, stage: str, tasks: Mapping[str, Asked], args: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
-    """Task -> result. Each is kept in the run's folder `eval` as soon as it is there."""
+    """Task -> result. Each is kept in the run's folder `eval` as soon as it is there.
+
+    A file is of one set of options: others take nothing of it away.
+    """
     from jaxchat.evals import humaneval
-    from jaxchat.evals.chat import Sampling, evaluate_task
+    from jaxchat.evals.chat import Sampling, by_letters, evaluate_task
+    from jaxchat.report.by_hand import chat_file
     from jaxchat.run_inputs import tokenizer_of
     from jaxchat.run_models import load_model, make_engine
     from jaxchat.tasks.dataset import FixedTask
@@ -162,36 +177,41 @@ def evaluate(
     sampling = Sampling(args.max_tokens, args.samples, temperature, args.seed)
     judge = humaneval.judge(args.unsafe_exec) if "humaneval" in tasks else None
     weights = str(context.done[stage]["results"]["artifact"])
+    tokenizer = tokenizer_of(context)
     results: dict[str, dict[str, Any]] = {}
     engine = None
-    for name, task in tasks.items():
+    for name, (task, data) in tasks.items():
         limit = args.max_problems or (0 if isinstance(task, FixedTask) else GENERATED_PROBLEMS)
-        key = sha256_text(FORMAT, weights, name, repr(sampling), str(limit))
-        path = context.folder("eval") / f"chat-{stage}-{name}.json"
+        key = sha256_text(
+            FORMAT, weights, tokenizer.hash, name, repr(sampling), str(limit), *map(str, data)
+        )
+        path = chat_file(context.root, stage, name, key)
         kept = _kept(path, key)
         if kept is None or args.force:
             if engine is None:
                 params = load_model(context.root, stage, context.config.model)
                 engine = make_engine(context, params, slots=args.slots)
             result = evaluate_task(
-                engine, tokenizer_of(context), task, problems=limit, sampling=sampling,
+                engine, tokenizer, task, problems=limit, sampling=sampling,
                 title=f"{name}, {stage}", judge=judge,
             )  # fmt: skip
             kept = result.to_json()
             greedy = sampling.samples == 1 and sampling.temperature == 0
-            whole = sampling.max_tokens >= context.config.eval.max_new_tokens
-            told = {"weights": weights, "task": name, "greedy": greedy and whole}
-            write_json(path, {"key": key, **told, "result": kept})
+            length = None if by_letters(task) else sampling.max_tokens  # a letter has none
+            told = {"weights": weights, "task": name, "greedy": greedy, "max_tokens": length}
+            write_json(path, {"format": FORMAT, "key": key, **told, "result": kept})
         results[name] = kept
     return results
 
 
 def _kept(path: Path, key: str) -> dict[str, Any] | None:
-    if not path.exists():
+    """What an evaluation kept; a damaged file is no loss."""
+    try:
+        record = read_json(path)
+        result: dict[str, Any] = record["result"]
+        return result if record["key"] == key else None
+    except (ArtifactError, KeyError, TypeError):
         return None
-    record = read_json(path)
-    result: dict[str, Any] = record["result"]
-    return result if record["key"] == key else None
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -89,7 +89,7 @@ def core_command(args: argparse.Namespace) -> int:
 
     opened = open_model(root, args.run, args.stage)
     place = kept.folder_of(opened.run, opened.stage)
-    result = kept.evaluate_kept(
+    result, path = kept.evaluate_kept(
         place, lambda: opened.params, opened.digest, opened.config.model, opened.tokenizer, bundle,
         compute=opened.compute, mesh=opened.mesh, tasks=args.task, max_problems=args.max_problems,
         context=args.context, widen=opened.config.preset == "classic", title=opened.stage,
@@ -98,7 +98,7 @@ def core_command(args: argparse.Namespace) -> int:
     if args.dump is not None:
         write_dump(args.dump, result)
         print(f"\nevery example: {args.dump}")
-    print(f"\n{place / kept.RESULT}")
+    print(f"\n{path}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The stage `eval`: every model of a run, in parts that are kept one by one (layer 4).
 
 RUN/eval/parts/MODEL-PART.json   what was measured, and the hash of what it depends on
+RUN/eval/wanted.json             which of them the last evaluation is of
 RUN/eval/core-base/              the same for CORE's tasks
 
 A part that is there is not measured again: neither after an interruption, nor when settings change
@@ -35,10 +36,11 @@ from jaxchat.evals.parts import PARTS, TASK, Found, Part, Parts, record
 from jaxchat.evals.text_bits import TextRows, TextSplit, bits_of_text
 from jaxchat.home import sha256_text, sweep
 from jaxchat.infer.service import Service
-from jaxchat.pipeline import Context
+from jaxchat.pipeline import Context, settings_hash
 from jaxchat.run_inputs import text_folder, tokenizer_of
 from jaxchat.run_models import compute_dtype, load_model, make_engine
 from jaxchat.sharding import make_mesh, param_shardings, put
+from jaxchat.stage_inputs import INPUTS
 from jaxchat.tasks import Task
 from jaxchat.tasks.dataset import FixedTask
 from jaxchat.tools import levels
@@ -54,10 +56,12 @@ def run_eval(context: Context) -> dict[str, Any]:
         {stage: context.done[stage]["results"]["artifact"] for stage in bench.stages},
         (tokenizer_of(context).hash, recipe.to_json(context.config.model)),
     )
+    everything = {stage: parts_of(bench, stage) for stage in bench.stages}
+    settings = settings_hash(INPUTS["eval"], context.config)
+    parts.want((part for each in everything.values() for part in each), settings)
     models: dict[str, Any] = {}
     seconds = 0.0
-    for stage in bench.stages:
-        wanted = parts_of(bench, stage)
+    for stage, wanted in everything.items():
         found = {part.name: told for part in wanted if (told := parts.read(part)) is not None}
         if found:
             print(f"{stage}: there already, not done again: {', '.join(found)}", flush=True)
@@ -142,12 +146,8 @@ class Bench:
         return prepare.run_tasks(names, self.config.seed, self.read, self.tokenizer)
 
     def data_of(self, name: str) -> tuple[object, ...]:
-        """What the problems of a task depend on: files, or what they are generated from."""
-        if name in self.read.chat:
-            splits = self.read.chat[name].values()
-            return tuple(file.sha256 for files in splits for file in files)
-        persona = json.dumps(self.read.persona, sort_keys=True)
-        return (self.config.seed, persona, sha256_text(*self.read.words))
+        """What the problems of a task depend on."""
+        return inputs.data_of(name, self.read, self.config.seed)
 
 
 def parts_of(bench: Bench, stage: str) -> list[Part]:

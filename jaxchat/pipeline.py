@@ -26,6 +26,20 @@ from jaxchat.recipe import to_json
 from jaxchat.runs import DONE
 
 FORMAT = "jaxchat-stage-1"
+SETTINGS, CHANGED = "other settings", "other artefacts"  # why a record is stale
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage depends on.
+
+    `settings(config)` are the parts of the configuration, `after` the stages whose artefacts it
+    reads: `rows:text` is of `rows` only the part `text`.
+    """
+
+    name: str
+    settings: Callable[[RunConfig], tuple[object, ...]]
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,7 @@ class Stage:
 
     `run(context)` makes the artefact in `context.folder(name)` and returns its results, a JSON
     object whose `artifact` is a hash of what was made; `parts` may name hashes of parts of it.
-    `settings(config)` are the parts of the configuration it depends on, `after` the stages whose
-    artefacts it reads: `rows:text` is of `rows` only the part `text`. `outdated(context)` says of
+    `settings` and `after` are as `Inputs` has them. `outdated(context)` says of
     a complete stage whether what it read outside the run has changed since.
     Of several processes, all run it where it is done `together`, else process 0 alone. An
     `incremental` one keeps parts with what each depends on: only force clears its folder.
@@ -86,6 +99,7 @@ class Context:
         self.group = group
         self.preparer: Preparer | None = None
         self.done: dict[str, dict[str, Any]] = {}
+        self.said: set[str] = set()  # what is said once, however many stages find it
 
     def __enter__(self) -> Self:
         return self
@@ -109,12 +123,12 @@ def done_file(root: Path, stage: str) -> Path:
     return root / stage / DONE
 
 
-def needs(stage: Stage, config: RunConfig) -> tuple[str, ...]:
+def needs(stage: Stage | Inputs, config: RunConfig) -> tuple[str, ...]:
     """The stages whose artefacts a stage reads in a run; those before an imported one are not."""
     return tuple(dict.fromkeys(need.partition(":")[0] for need in _needs(stage, config)))
 
 
-def _needs(stage: Stage, config: RunConfig) -> list[str]:
+def _needs(stage: Stage | Inputs, config: RunConfig) -> list[str]:
     """Likewise, as `after` has them: artefacts, or parts of them."""
     if config.imported.brings(stage.name):
         return []
@@ -133,20 +147,20 @@ def imported_hash(stage: str, config: RunConfig) -> str:
     return sha256_text(FORMAT, stage, to_json(config.model), to_json(config.imported))
 
 
-def input_hash(stage: Stage, context: Context) -> str:
+def input_hash(stage: Stage | Inputs, context: Context) -> str:
     """The hash of all a stage depends on; where files of the user's own are is no part of it."""
     if context.config.imported.brings(stage.name):
         return imported_hash(stage.name, context.config)
     return _hash(stage, context, without_places(context.config))
 
 
-def _hash(stage: Stage, context: Context, config: RunConfig) -> str:
+def _hash(stage: Stage | Inputs, context: Context, config: RunConfig) -> str:
     settings = [_as_text(part) for part in stage.settings(config)]
     artifacts = [_artifact(need, context) for need in _needs(stage, context.config)]
     return sha256_text(FORMAT, stage.name, *settings, *artifacts)
 
 
-def is_of(inputs: str, stage: Stage, context: Context) -> bool:
+def is_of(inputs: str, stage: Stage | Inputs, context: Context) -> bool:
     """Whether a record's hash is that of all a stage depends on.
 
     Until November 2026 it had the places of the user's own files; so it may still be.
@@ -155,6 +169,54 @@ def is_of(inputs: str, stage: Stage, context: Context) -> bool:
         return True
     own = not context.config.imported.brings(stage.name)
     return own and inputs == _hash(stage, context, context.config)
+
+
+def settings_hash(stage: Stage | Inputs, config: RunConfig) -> str:
+    """The hash of the settings a stage depends on, whatever it is made from."""
+    settings = stage.settings(without_places(config))
+    return sha256_text(FORMAT, stage.name, *map(_as_text, settings))
+
+
+def read_current(stages: Iterable[Stage | Inputs], context: Context) -> dict[str, str]:
+    """Reads into `context.done` the records of the stages that a run would skip.
+
+    Returns why it would make others again though they have a record: SETTINGS, they were made with
+    other ones; the stage they were made from, which is to be made again; or CHANGED, it was.
+    """
+    stale: dict[str, str] = {}
+    for stage in stages:
+        record = read_done(context.root, stage.name)
+        if record is None:
+            continue
+        missing = [n for n in needs(stage, context.config) if n not in context.done]
+        if not missing and is_of(record["inputs"], stage, context):
+            context.done[stage.name] = record
+        else:
+            stale[stage.name] = _why(stage, record, missing, stale, context.config)
+    return stale
+
+
+def _why(
+    stage: Stage | Inputs,
+    record: Mapping[str, Any],
+    missing: Sequence[str],
+    stale: Mapping[str, str],
+    config: RunConfig,
+) -> str:
+    """Why a record is stale: for itself, else as what it was made from."""
+    if config.imported.brings(stage.name):
+        return SETTINGS
+    if record.get("settings") != json.loads(json.dumps(recorded_settings(stage, config))):
+        return SETTINGS
+    return stale.get(missing[0], missing[0]) if missing else CHANGED
+
+
+def recorded_settings(stage: Stage | Inputs, config: RunConfig) -> list[Any]:
+    """The settings a stage depends on, as its record has them."""
+    return [
+        dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part  # type: ignore[arg-type]
+        for part in stage.settings(config)
+    ]
 
 
 def _as_text(setting: object) -> str:
@@ -251,10 +313,7 @@ def run_stages(
             "format": FORMAT,
             "stage": stage.name,
             "inputs": inputs,
-            "settings": [
-                dataclasses.asdict(s) if dataclasses.is_dataclass(s) else s  # type: ignore[arg-type]
-                for s in stage.settings(context.config)
-            ],
+            "settings": recorded_settings(stage, context.config),
             # Training that was interrupted counts with all its sessions.
             "seconds": max(elapsed, float(results.pop("seconds", 0.0))),
             "results": results,

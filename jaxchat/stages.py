@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,15 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxchat import core_stage, machine
-from jaxchat.config import (
-    MODELS,
-    ConfigError,
-    ModelConfig,
-    RLConfig,
-    RunConfig,
-    TrainConfig,
-    hashed_settings,
-)
+from jaxchat.config import MODELS, ConfigError, ModelConfig, RunConfig, TrainConfig
 from jaxchat.data import chat_rows, inputs, prepare, text_rows
 from jaxchat.data.changes import own_files_changed
 from jaxchat.data.rows import RowSource
@@ -36,6 +29,7 @@ from jaxchat.report import write_report
 from jaxchat.run_inputs import home_of, hub_of, text_folder, text_of, tokenizer_in, tokenizer_of
 from jaxchat.run_models import compute_dtype, load_model, make_engine
 from jaxchat.sharding import make_mesh
+from jaxchat.stage_inputs import INPUTS
 from jaxchat.tools import levels
 from jaxchat.train.checkpoint import remove_checkpoints, save_params
 from jaxchat.train.compute import choose_products
@@ -46,29 +40,6 @@ from jaxchat.train.rl import RLJob, train_rl
 def mesh_of(context: Context) -> Mesh:
     """The run's mesh over all devices."""
     return make_mesh(context.config.mesh)
-
-
-# How a stage is computed, saved and watched. With other ones it goes on: on other devices, with
-# less memory, after a spike.
-HOW = (
-    "micro_rows", "save_every", "keep", "keep_every", "spike", "rollbacks",
-    "sample_every", "core_every", "core_examples",
-)  # fmt: skip
-
-
-def learned(train: TrainConfig | RLConfig) -> dict[str, Any]:
-    """The settings that decide what a stage learns."""
-    return {name: value for name, value in hashed_settings(train).items() if name not in HOW}
-
-
-def warm_start(config: RunConfig, stage: str) -> tuple[str, ...]:
-    """What the hash of a stage has of a warm start: nothing where there is none."""
-    return ("warm start",) if config.starts_warm(stage) else ()
-
-
-def rewarded(rl: RLConfig) -> tuple[str, ...]:
-    """The settings that decide the mean reward, as `hashed_settings` would have them."""
-    return (rl.task, f"top_k {rl.top_k}") if rl.top_k else (rl.task,)
 
 
 def keep_model(context: Context, stage: str, params: Any) -> str:
@@ -304,47 +275,22 @@ def run_report(context: Context) -> dict[str, Any]:
     return {"artifact": "report", "files": [path.name for path in paths]}
 
 
+def _stage(name: str, title: str, run: Callable[[Context], dict[str, Any]], **how: Any) -> Stage:
+    depends = INPUTS[name]
+    return Stage(name, title, run, depends.settings, depends.after, **how)
+
+
 STAGES = (
-    Stage(
+    _stage(
         "data", "text", run_data,
-        lambda c: (c.data, c.tokenizer.max_chars, c.model.sequence_len, inputs.chat_names(c)),
         outdated=lambda c: own_files_changed(c.config, c.folder("data")),
     ),
-    Stage(
-        "tokenizer", "tokenizer", run_tokenizer,
-        lambda c: (c.tokenizer, prepare.spoken(c.mid), c.seed), ("data:text",),
-    ),
-    Stage(
-        "rows", "tokenized rows", run_rows,
-        lambda c: (c.model.sequence_len, learned(c.mid), learned(c.sft), c.seed),
-        ("data", "tokenizer"),
-    ),
-    Stage(
-        "base", "base model", run_base,
-        lambda c: (c.model, c.optim, learned(c.base), c.compute.fp8, c.seed),
-        ("rows:text", "tokenizer"), together=True,
-    ),
-    Stage(
-        "mid", "midtraining", run_mid,
-        lambda c: (c.optim_of("mid"), learned(c.mid), c.compute.fp8, c.seed, *warm_start(c, "mid")),
-        ("base", "rows:mid", "tokenizer"), together=True,
-    ),
-    Stage(
-        "sft", "supervised fine-tuning", run_sft,
-        lambda c: (c.optim_of("sft"), learned(c.sft), c.compute.fp8, c.seed, *warm_start(c, "sft")),
-        ("mid", "rows:sft", "tokenizer"), together=True,
-    ),
-    Stage(
-        "rl", "reinforcement learning", run_rl,
-        lambda c: (c.optim_of("rl"), learned(c.rl), c.compute.fp8, c.seed, c.eval.slots),
-        ("sft", "data", "tokenizer"),
-        together=True,
-    ),
-    Stage(
-        "eval", "evaluation", run_eval,
-        lambda c: (c.eval, c.seed, c.base.eval_rows, *rewarded(c.rl)),
-        (*MODELS, "rows:text", "data", "tokenizer"), incremental=True,
-        outdated=core_stage.is_outdated,
-    ),
-    Stage("report", "report", run_report, lambda c: (c,), ("eval",)),
+    _stage("tokenizer", "tokenizer", run_tokenizer),
+    _stage("rows", "tokenized rows", run_rows),
+    _stage("base", "base model", run_base, together=True),
+    _stage("mid", "midtraining", run_mid, together=True),
+    _stage("sft", "supervised fine-tuning", run_sft, together=True),
+    _stage("rl", "reinforcement learning", run_rl, together=True),
+    _stage("eval", "evaluation", run_eval, incremental=True, outdated=core_stage.is_outdated),
+    _stage("report", "report", run_report),
 )  # fmt: skip

@@ -1,13 +1,12 @@
 """The records of a small run, as the pipeline and the loops write them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from jaxchat import home, pipeline, recipe, runs
 from jaxchat.config import RunConfig
 from jaxchat.evals.chat import Score
-from jaxchat.report.gather import SETTINGS
+from jaxchat.stage_inputs import INPUTS
 from jaxchat.train.metrics import MetricsLog
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -89,12 +88,37 @@ def log_steps(folder: Path, steps: int, *, seconds: float = 0.5, timed: bool = T
 
 
 def write_run(root: Path, config: RunConfig, done: dict[str, dict[str, Any]]) -> Path:
-    """A run's folder with its configuration, the records and what base logged."""
-    settings = json.loads(recipe.to_json(config))
+    """A run's folder with its configuration, the records and what base logged.
+
+    Stages that others need are as complete as these, and took no time.
+    """
     runs.write_config(root, config)
-    for name, record in done.items():
-        parts = [settings[part] for part in SETTINGS[name]]
-        whole = {"format": pipeline.FORMAT, "stage": name, "inputs": "i", "settings": parts}
-        home.write_json(pipeline.done_file(root, name), whole | record)
+    needed = {need for name in done for need in _all_needs(name, config)}
+    write_records(root, config, {name: done.get(name, EMPTY) for name in {*needed, *done}})
     log_steps(root / "base", 8)
     return root
+
+
+EMPTY = {"seconds": 0.0, "results": {"artifact": "of a stage that others need"}}
+
+
+def _all_needs(name: str, config: RunConfig) -> set[str]:
+    direct = pipeline.needs(INPUTS[name], config)
+    return {*direct, *(far for need in direct for far in _all_needs(need, config))}
+
+
+def write_records(root: Path, config: RunConfig, done: dict[str, dict[str, Any]]) -> None:
+    """The stages' records, as the pipeline writes them."""
+    context = pipeline.Context(config, root)
+    for name, stage in INPUTS.items():
+        if name not in done:
+            continue
+        whole = {
+            "format": pipeline.FORMAT,
+            "stage": name,
+            "inputs": pipeline.input_hash(stage, context),
+            "settings": pipeline.recorded_settings(stage, config),
+            **done[name],
+        }
+        home.write_json(pipeline.done_file(root, name), whole)
+        context.done[name] = whole

@@ -130,7 +130,8 @@ def test_stopped_in_the_middle_it_does_no_task_twice(run, config, evaluated):
     whole = run_again(run, config)["core"]
     assert done == LABELS
     assert sorted(whole["tasks"]) == sorted(LABELS)
-    kept_there = json.loads((run / "eval" / "core-base" / "result.json").read_text())
+    (path,) = kept.results_in(kept.folder_of(run, "base"))
+    kept_there = json.loads(path.read_text())
     assert kept_there["core"] == whole["core"]
 
 
@@ -169,10 +170,58 @@ def test_without_a_bundle_a_line_says_how_to_add_it_and_the_run_goes_on(
     assert line.startswith("CORE is left out")
     assert said in line
     assert "jaxchat eval core --download adds it" in line
+    assert "--data-dir" not in line, "advice that does not fit a bundle"
+    assert "--refresh" not in line, "advice that does not fit a bundle"
     if offline:
         assert not server.asked
+    assert core_stage.fetch(context) is None
+    assert not capsys.readouterr().out, "it is said twice"
     found = report.gather_run(run)
     assert "jaxchat eval core --download" not in found["core_missing"], "base was not evaluated yet"
+
+
+def test_where_the_report_has_core_nothing_says_it_is_left_out(run, config, capsys):
+    bundle = home_of(run) / "eval_bundle"
+    shutil.copytree(TASKS, bundle)
+    run_again(run, config)
+    shutil.rmtree(bundle)
+    capsys.readouterr()
+    context = pipeline.Context(config, run, network=Network(offline=True))
+    assert core_stage.fetch(context) is None
+    assert not capsys.readouterr().out
+    assert "CORE of 4 of 22" in report.gather_run(run)["metrics"][0]["name"]
+
+
+def test_an_own_bundle_that_is_gone_takes_nothing_along(run, config, tmp_path, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(TASKS, own)
+    settings = dataclasses.replace(config.eval, bundle=str(own))
+    config = dataclasses.replace(config, eval=settings)
+    core = run_again(run, config)["core"]
+    own.rename(tmp_path / "elsewhere")
+    assert run_again(run, config)["core"] == core
+    assert "evaluation: complete, skipped" in capsys.readouterr().out
+    with pytest.raises(
+        ArtifactError, match=r"^eval\.bundle is .*/own, which does not exist"
+    ) as told:
+        core_stage.find_bundle(pipeline.Context(config, run))
+    assert "--bundle" not in str(told.value)
+    own.mkdir()
+    with pytest.raises(
+        ArtifactError, match=r"^eval\.bundle is .*/own, which cannot be used"
+    ) as told:
+        core_stage.find_bundle(pipeline.Context(config, run))
+    assert "--bundle" not in str(told.value), "run_speedrun.py has no such option"
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "{", '{"weights": "base", "tasks": []}'])
+def test_a_damaged_result_is_left_out_with_a_line(run, config, capsys, text):
+    path = kept.folder_of(run, "base") / "result.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    report.write_run(run)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{path} is left out of the report: it is no result of jaxchat eval")
 
 
 @pytest.mark.parametrize("source", ["machine", "folder"])

@@ -47,14 +47,34 @@ def test_what_is_finished_is_kept_and_printed_again(
     assert told.split("\n")[1].split()[:2] == ["spelling", "12"]
     assert cli.main([*command[:3], "chat", "-i", "mid", "-a", "Spelling", *command[6:]]) == 0
     assert capsys.readouterr().out == told, "its other spelling is another task"
-    kept = made / "runs" / "cpu" / "eval" / "chat-mid-spelling.json"
+    (kept,) = (made / "runs" / "cpu" / "eval").glob("chat-mid-spelling-*.json")
     before = kept.stat().st_mtime_ns
     assert cli.main(command) == 0
     assert capsys.readouterr().out == told
     assert kept.stat().st_mtime_ns == before, "it was done again"
     assert cli.main([*command, "--temperature", "0.5"]) == 0
-    assert kept.stat().st_mtime_ns != before, "other sampling has the old result"
+    assert kept.stat().st_mtime_ns == before, "other sampling took the first result's place"
+    assert len(list(kept.parent.glob("chat-mid-spelling-*.json"))) == 2
     assert json.loads(kept.read_text())["result"]["total"] == 12
+    for damaged in ("[]", "{}", "{"):
+        kept.write_text(damaged)
+        assert cli.main(["report", "--home", str(made)]) == 0
+        assert f"{kept} is left out of the report" in capsys.readouterr().out
+        assert cli.main(command) == 0
+        assert capsys.readouterr().out == told, "a damaged file is no loss"
+
+
+def test_what_is_evaluated_by_hand_is_in_the_report_of_a_run_without_an_evaluation(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", "--home", str(made), "chat", "-a", "counting", "--max-problems", "2",
+               "--max-tokens", "256", "--slots", "2"]  # fmt: skip
+    assert cli.main(command) == 0
+    capsys.readouterr()
+    assert cli.main(["report", "--home", str(made)]) == 0
+    out = capsys.readouterr().out
+    assert "counting" in out, "what was measured by hand is not in the report"
+    assert "Evaluation: not run yet" in out
 
 
 @pytest.mark.parametrize(

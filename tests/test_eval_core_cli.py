@@ -4,13 +4,14 @@ import argparse
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from jaxchat import cli, pipeline, recipe, runs
+from jaxchat import cli, pipeline, recipe, report, runs
 from jaxchat.data.inputs import InputFile, Inputs, read_inputs, write_inputs
 from jaxchat.data.shards import ShardInput, hash_of, prepare_shards
 from jaxchat.data.text_rows import text_folder
@@ -124,7 +125,7 @@ def test_core_is_told_kept_dumped_and_goes_on_where_it_stopped(home, tmp_path, c
         *(("because", n) for n in range(6)), *(("copying", n) for n in range(6)),
     ]  # fmt: skip
     right = sum(one["prediction"] == one["gold"] for one in lines[:6])
-    kept = json.loads((home / "runs/tiny/eval/core-base/result.json").read_text())
+    kept = json.loads(Path(told.splitlines()[-1]).read_text())
     assert kept["tasks"]["because"]["right"] == right
     assert any(None in one["losses"] for one in lines)  # "they walked" begins the other choice
 
@@ -141,12 +142,54 @@ def test_other_models_and_options_are_evaluated_anew(home, capsys, monkeypatch):
     for more in ([], [], ["--stage", "rl"], ["--context", "50"], ["--max-problems", "4"]):
         assert command(home, *given, *more) == 0
     assert len(done) == 4  # all but the second
-    kept = json.loads((home / "runs/tiny/eval/core-base/result.json").read_text())
+    told = capsys.readouterr().out
+    kept = json.loads(Path(told.splitlines()[-1]).read_text())
     assert (kept["context"], kept["max_problems"]) == (None, 4)
-    assert (
-        "CORE of 1 of 22 tasks, at most 4 examples a task, not comparable"
-        in capsys.readouterr().out
-    )
+    assert "CORE of 1 of 22 tasks, at most 4 examples a task, not comparable" in told
+
+
+def test_neither_fewer_examples_nor_another_length_replaces_a_larger_result(
+    home, capsys, monkeypatch
+):
+    """What is kept stays, as do its tasks: the whole is there again without evaluating."""
+    done, real = [], evaluate._evaluate_task
+
+    def watched(*arguments, **options):
+        done.append(arguments[3].label)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "_evaluate_task", watched)
+    given = ["core", "--bundle", str(BUNDLE)]
+    assert command(home, *given) == 0
+    whole = capsys.readouterr().out
+    total = json.loads(Path(whole.splitlines()[-1]).read_text())["tasks"]["because"]["total"]
+    for fewer in (["--max-problems", "4"], ["--context", "40"], ["-a", "because"]):
+        assert command(home, *given, *fewer) == 0
+    row = next(r for r in report.gather_run(home / "runs/tiny")["metrics"] if "CORE" in r["name"])
+    assert row["name"] == "CORE of 4 of 22 tasks, not comparable", "replaced by a smaller one"
+    assert total == 6
+    done.clear()
+    capsys.readouterr()
+    assert command(home, *given) == 0
+    assert not done, "another set of options took the tasks away"
+    assert capsys.readouterr().out == whole
+
+
+def test_what_an_earlier_version_kept_is_read(home, capsys, monkeypatch):
+    """It had one file a task and one for the result, of whichever options came last."""
+    folder = home / "runs/tiny/eval/core-base"
+    shutil.rmtree(folder, ignore_errors=True)
+    given = ["core", "--bundle", str(BUNDLE)]
+    assert command(home, *given) == 0
+    told = capsys.readouterr().out
+    for path in sorted(folder.glob("*.json")):
+        path.rename(folder / f"{path.stem.rpartition('-')[0]}.json")
+    assert (folder / "result.json").exists()
+    row = next(r for r in report.gather_run(home / "runs/tiny")["metrics"] if "CORE" in r["name"])
+    assert row["name"] == "CORE of 4 of 22 tasks, not comparable"
+    monkeypatch.setattr(evaluate, "_evaluate_task", None)
+    assert command(home, *given) == 0, "its tasks are evaluated again"
+    assert capsys.readouterr().out == told
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from compilation import FAST_COMPILATION
 from finished_run import random_params
 
-from jaxchat import cli, pipeline, recipe, report, runs, stages
+from jaxchat import cli, eval_stage, pipeline, recipe, report, runs, stages
 from jaxchat.config import MODELS, RunConfig
 from jaxchat.home import read_json, write_json
 from jaxchat.train.checkpoint import save_params
@@ -249,9 +249,43 @@ def test_more_problems_by_hand_enter_the_report(
     assert answers("--max-problems=5", "--max-tokens=5") == (3, 3), "shorter answers have entered"
     assert answers("--max-problems=5", "--max-tokens=6", "--samples=2") == (3, 3)
     assert answers("--max-problems=5", "--max-tokens=6") == (5, 3)
-    path = run / "eval" / "chat-sft-spelling.json"
-    write_json(path, read_json(path) | {"weights": "of another model"})
+    assert answers("--max-problems=4", "--max-tokens=6") == (5, 3), "a later one took its place"
+    assert answers("--max-problems=5", "--max-tokens=6", "--samples=2") == (5, 3)
+    longer = json.loads((run / "config.json").read_text())
+    longer["eval"]["max_new_tokens"] = 7
+    kept = (run / "config.json").read_text()
+    write_json(run / "config.json", longer)
+    assert not [m for m in report.gather_run(run)["metrics"] if m["name"] == "spelling"], (
+        "its answers are shorter than the run's settings ask for"
+    )
+    (run / "config.json").write_text(kept)
+    for path in (run / "eval").glob("chat-sft-spelling-*.json"):
+        write_json(path, read_json(path) | {"weights": "of another model"})
     assert answers() == (3, 3), "what other weights did is told of these"
+
+
+def test_an_evaluation_under_way_tells_only_what_its_settings_ask_for(
+    evaluated: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, _ = evaluated
+    evaluate(home)
+    answer = eval_stage.evaluate_task
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(eval_stage, "evaluate_task", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(home, "eval.max_new_tokens=8")
+    told = report.gather_run(home / "runs" / "x")
+    names = [row["name"] for row in told["metrics"]]
+    assert "bits per byte" in names
+    assert "spelling" not in names, "answers to other settings are told as those of these"
+    runs.write_config(home / "runs" / "x", make_config("eval.max_new_tokens=9"))
+    assert "eval" not in report.gather_run(home / "runs" / "x")["stages"]
+    assert not report.gather_run(home / "runs" / "x")["metrics"]
+    monkeypatch.setattr(eval_stage, "evaluate_task", answer)
+    evaluate(home)
 
 
 def test_a_record_from_before_there_were_parts_makes_a_report(

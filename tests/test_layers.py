@@ -23,7 +23,7 @@ LAYERS = {
         4: "train.fit train.rl train.rollouts train.exhausted pipeline preparer run_inputs "
         "run_models core_stage probes eval_stage stages plan plan_checks plan_data "
         "plan_eval report chat converse errors evaluation run_state watch machine interop "
-        "serve doctor processes piped",
+        "serve doctor processes piped stage_inputs",
         5: "__main__ arguments cli chat_cli runs_cli data_cli data_prepare_cli data_show_cli "
         "eval_cli eval_bpb_cli eval_core_cli tokenizer_cli report_cli serve_cli "
         "interop_cli bench_cli doctor_cli",

@@ -6,6 +6,7 @@ import re
 import pytest
 from report_records import (
     CONFIGS,
+    EMPTY,
     ENVIRONMENT,
     GIT,
     core,
@@ -13,6 +14,7 @@ from report_records import (
     make_config,
     make_done,
     score,
+    write_records,
     write_run,
 )
 
@@ -200,7 +202,6 @@ def test_a_run_that_has_begun_is_reported_with_what_is_missing(config, done, tmp
     run = write_run(tmp_path / "cpu", config, done)
     made = report.write_run(run)
     assert made["missing"] == {
-        "tokenizer": "not run yet",
         "base": "under way: 8 of 250 steps",
         "mid": "not run yet",
         "sft": "not run yet",
@@ -237,20 +238,68 @@ def test_what_was_made_with_other_settings_is_left_out(done, tmp_path):
     run = write_run(tmp_path, make_config(), done)
     runs.write_config(run, make_config("base.steps=9"))
     made = report.gather_run(run)
-    assert list(made["stages"]) == ["data", "rows"]
+    assert list(made["stages"]) == ["data", "tokenizer", "rows"]
     assert made["missing"]["base"] == "made with other settings, to be made again"
     assert made["missing"]["eval"] == "made with other settings, to be made again"
     assert made["metrics"] == []
     assert made["curves"] == {}
 
 
+def without_later_fields(run):
+    """The records as a version wrote them that did not have the fields declared with `later`."""
+    later = {"warm_start", "loss_group", "sample_every", "core_every", "core_examples"}
+    for path in run.glob("*/done.json"):
+        record = home.read_json(path)
+        for part in record["settings"]:
+            for name in later & set(part) if isinstance(part, dict) else ():
+                del part[name]
+        home.write_json(path, record)
+
+
 def test_a_record_from_before_a_setting_existed_counts(config, done, tmp_path):
     run = write_run(tmp_path, config, done)
-    path = run / "base" / "done.json"
-    record = home.read_json(path)
-    del record["settings"][2]["epochs"]
-    home.write_json(path, record)
-    assert list(report.gather_run(run)["stages"]) == ["data", "rows", "base", "eval"]
+    without_later_fields(run)
+    assert list(report.gather_run(run)["stages"]) == [
+        "data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ("mid_optim.warm_start=true", ["data", "tokenizer", "rows", "base"]),
+        ("mid.loss_group=4", ["data", "tokenizer"]),
+        ("rl.top_k=5", ["data", "tokenizer", "rows", "base", "mid", "sft"]),
+        ("sft_optim.matrix_lr=0.007", ["data", "tokenizer", "rows", "base", "mid"]),
+    ],
+)
+def test_a_record_from_before_a_setting_existed_is_of_its_default(
+    config, done, tmp_path, change, kept
+):
+    run = write_run(tmp_path, config, done)
+    without_later_fields(run)
+    runs.write_config(run, make_config(change))
+    made = report.gather_run(run)
+    assert list(made["stages"]) == kept, f"told with {change}, with which it was not made"
+    assert made["metrics"] == []
+
+
+def test_what_was_made_from_a_model_that_is_made_anew_is_of_an_earlier_one(config, done, tmp_path):
+    run = write_run(tmp_path, config, done)
+    (run / "mid" / "done.json").unlink()
+    made = report.gather_run(run)
+    assert list(made["stages"]) == ["data", "tokenizer", "rows", "base"]
+    earlier = "made from an earlier result of midtraining, to be made again"
+    assert made["missing"] == {
+        "mid": "not run yet", "sft": earlier, "rl": earlier, "eval": earlier,
+    }  # fmt: skip
+    assert made["metrics"] == []
+    again = {"seconds": 1.0, "results": {"artifact": "another mid"}}
+    present = {n: EMPTY | done.get(n, {}) for n in ("data", "tokenizer", "rows", "base")}
+    write_records(run, config, present | {"mid": again})
+    made = report.gather_run(run)
+    assert list(made["stages"])[-1] == "mid"
+    assert made["missing"]["sft"].startswith("made from what was made again since")
 
 
 def test_a_report_made_later_keeps_the_machine_and_the_commit(config, done, tmp_path):

@@ -13,7 +13,7 @@ from jaxchat.data import cache
 from jaxchat.data.cache import RemoteFile
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub, measured
-from jaxchat.data.web import Web, check_address
+from jaxchat.data.web import Web, WebError, check_address
 from jaxchat.home import ArtifactError
 from jaxchat.progress import Progress
 
@@ -21,6 +21,7 @@ URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # as
 FOLDER = "eval_bundle"  # in HOME, and in the zip file
 RECORD = "eval_bundle.json"  # in HOME: what came at the first fetch
 FORMAT = "jaxchat-eval-bundle-1"
+ADVICE = "Another address is given with eval.bundle_url, or jaxchat eval core --download URL."
 MAX_FILES, MAX_BYTES = 2_000, 4 << 30  # of what is unpacked
 _WANTED = (".yaml", ".csv", ".jsonl")
 
@@ -47,11 +48,14 @@ def fetch_bundle(root: Path, url: str = URL, web: Web | None = None) -> Path:
     web = web or Web(proxies=home.proxies())
     local = home.data(root) / FOLDER / "eval_bundle.zip"
     remote = RemoteFile(FOLDER, local.name, check_address("the bundle's address", url), local)
-    file = measured(web, remote)
-    with Progress("downloading", file.size or 0, "B") as progress:
-        for _, path in download([file], web, progress=progress.update):
-            _note(root, file, path)
-            unpack(path, folder)
+    try:
+        file = measured(web, remote)
+        with Progress("downloading", file.size or 0, "B") as progress:
+            for _, path in download([file], web, progress=progress.update):
+                _note(root, file, path)
+                unpack(path, folder)
+    except WebError as error:
+        raise WebError(error.why, ADVICE) from error
     check_bundle(root)
     cache.remove(file)
     return folder

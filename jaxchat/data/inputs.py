@@ -295,6 +295,13 @@ def _words(inputs: Inputs, count: int) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------- conversations
 
 
+def data_of(task: str, read: Inputs, seed: int) -> tuple[object, ...]:
+    """What the problems of a task depend on: files, or what they are generated from."""
+    if task in read.chat:
+        return tuple(file.sha256 for files in read.chat[task].values() for file in files)
+    return (seed, json.dumps(read.persona, sort_keys=True), sha256_text(*read.words))
+
+
 def downloaded(name: str, hub: Hub) -> dict[str, tuple[Path, ...]]:
     """Split -> files of a dataset of conversations, of those splits that have been downloaded.
 

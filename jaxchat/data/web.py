@@ -32,7 +32,15 @@ _LATER = frozenset({408, 425, 429, *range(500, 600)} - {501})
 
 
 class WebError(ArtifactError):
-    """What was wanted cannot be had from a server; the message says why and what to do."""
+    """What was wanted cannot be had from a server; the message says why and what to do.
+
+    `why` is the message without `advice`, which is for files of datasets: who fetches something
+    else has other advice.
+    """
+
+    def __init__(self, why: str, advice: str = "") -> None:
+        super().__init__(f"{why} {advice}".rstrip())
+        self.why = why
 
 
 class Unsupported(WebError):
@@ -201,8 +209,8 @@ class Web:
             )
         if status in (404, 410):
             return WebError(
-                f"{what} is not there: {told} for {url}. Check the name and the address; "
-                "--refresh asks for the list of files anew."
+                f"{what} is not there: {told} for {url}.",
+                "Check the name and the address; --refresh asks for the list of files anew.",
             )
         if status == 407:
             return WebError(f"the proxy wants a password ({told}); put it into https_proxy.")
@@ -246,7 +254,7 @@ class Tries:
         patience = self.web.patience
         self.failures = 1 if progressed else self.failures + 1
         if self.failures >= (patience.tries if self.web.reached else patience.first_tries):
-            raise WebError(self._given_up(error)) from error
+            raise self._given_up(error) from error
         wait = error.wait
         if wait is None:
             longest = min(patience.wait * 2 ** (self.failures - 1), patience.longest_wait)
@@ -261,15 +269,16 @@ class Tries:
         if self.stop.wait(wait):
             raise Stopped
 
-    def _given_up(self, error: Passing) -> str:
+    def _given_up(self, error: Passing) -> WebError:
         if self.web.reached:
-            return (
+            return WebError(
                 f"{self.what} cannot be had: {error}, {self.failures} times in a row. What has "
                 "come is kept: give the same command again later."
             )
-        return (
-            f"{self.what} is wanted, but {self.host} cannot be reached ({error}). Without a "
-            "network: --offline uses what was downloaded before, --data-dir your own files."
+        return WebError(
+            f"{self.what} is wanted, but {self.host} cannot be reached ({error}).",
+            "Without a network: --offline uses what was downloaded before, --data-dir your own "
+            "files.",
         )
 
 

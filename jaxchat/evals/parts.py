@@ -7,7 +7,7 @@ another one, and only then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from jaxchat.home import ArtifactError, sha256_text
 
 FORMAT = "jaxchat-eval-part-1"
 PARTS = "parts"  # the folder in that of the stage
+WANTED = "wanted.json"  # beside it: what the evaluation under way is of
 TASK = "task-"  # begins the names of parts that are tasks
 
 Found = dict[str, Any]  # a part's result, as JSON
@@ -76,14 +77,40 @@ class Parts:
         home.write_json(self.folder / f"{part.model}-{part.name}.json", told)
         return told
 
-    def records(self) -> dict[str, dict[str, Any]]:
-        """The record of each model that has parts of its present weights, whatever their key."""
+    def want(self, parts: Iterable[Part], settings: str) -> None:
+        """Notes which parts an evaluation is of, and the hash of its settings, for `records`."""
+        keys = [self.key(part) for part in parts]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        home.write_json(
+            self.folder.parent / WANTED, {"format": FORMAT, "settings": settings, "keys": keys}
+        )
+
+    def records(self, settings: str) -> dict[str, dict[str, Any]]:
+        """The record of each model that has parts that are wanted with these settings.
+
+        The parts must be of its present weights. An evaluation that an earlier version began does
+        not say which ones it wants; then all are taken.
+        """
+        wanted = _wanted(self.folder.parent / WANTED)
+        if wanted is not None and wanted["settings"] != settings:
+            return {}  # an evaluation with other settings
         found: dict[str, dict[str, Found]] = {}
         files = [_read(path) for path in sorted(self.folder.glob("*.json"))]
         for told in files:
-            if told is not None and told["weights"] == self.weights.get(told["model"]):
+            if told is None or told["weights"] != self.weights.get(told["model"]):
+                continue
+            if wanted is None or told["key"] in wanted["keys"]:
                 found.setdefault(told["model"], {})[told["name"]] = told["result"]
         return {model: record(found[model]) for model in self.weights if model in found}
+
+
+def _wanted(path: Path) -> dict[str, Any] | None:
+    try:
+        told = home.read_json(path)
+    except ArtifactError:
+        return None
+    whole = isinstance(told, dict) and {"settings", "keys"} <= told.keys()
+    return told if whole and isinstance(told["keys"], list) else None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -99,7 +99,7 @@ def fetch(hub: Hub, url: str) -> None:
             pass
     except WebError as error:
         names = " and ".join(f"{peer.name}'s" for peer in missing)
-        print(f"tokenizers are not compared with {names}: {error}", flush=True)
+        print(f"tokenizers are not compared with {names}: {error.why}", flush=True)
 
 
 def _address(hub: Hub, url: str, path: str) -> str:

@@ -7,7 +7,6 @@ RUN/report.json   the same figures, and the curves
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -15,15 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxchat import home, machine, pipeline, recipe, runs
+from jaxchat import home, machine, pipeline, runs
 from jaxchat.config import RunConfig
-from jaxchat.evals.parts import PARTS, Parts, with_more
+from jaxchat.evals.parts import PARTS, Parts
 from jaxchat.home import ArtifactError
 from jaxchat.plan import table
-from jaxchat.report import markdown, page
+from jaxchat.report import by_hand, markdown, page
 from jaxchat.report.curves import STAGES, read_curves
-from jaxchat.report.gather import FORMAT, TITLES, Done, make_report
-from jaxchat.report.metrics import MODELS, core_record, metrics_cells
+from jaxchat.report.gather import FORMAT, NOT_RUN, TITLES, Done, make_report
+from jaxchat.report.metrics import MODELS, metrics_cells
+from jaxchat.stage_inputs import INPUTS
 
 FILES = ("report.md", "report.html", "report.json")
 
@@ -36,7 +36,7 @@ def write_report(config: RunConfig, root: Path, done: Done, *, sandbox: str = ""
     """
     environment, git = machine.describe(), machine.git_state()
     curves = read_curves(root, config, [name for name in STAGES if name in done])
-    done = _with_more(root, done)
+    done = _with_more(root, config, done)
     return _write(root, make_report(config, done, environment, git, curves=curves, sandbox=sandbox))
 
 
@@ -64,12 +64,15 @@ def gather_run(root: Path) -> dict[str, Any]:
     Raises ArtifactError when there is no run.
     """
     config = runs.read_config(root)
-    done, states = _read_stages(root, config)
-    if "eval" not in done and (models := _evaluated_so_far(root, done)):
+    context, states = _read_stages(root, config)
+    done, complete = context.done, "eval" in context.done
+    if not complete and (models := _evaluated_so_far(context)):
         states["eval"] = f"under way: {', '.join(models)} evaluated"
-        done["eval"] = {"seconds": 0.0, "results": {"models": models}}
-    done = _with_more(root, done)
-    logged = [name for name in STAGES if name in done or states.get(name) != _STALE]
+        done = done | {"eval": {"seconds": 0.0, "results": {"models": models}}}
+    done = _with_more(root, config, done)
+    if "eval" in done and not complete:
+        states.setdefault("eval", NOT_RUN)  # but jaxchat eval was
+    logged = [name for name in STAGES if name not in states]
     curves = read_curves(root, config, logged)
     for name, curve in curves.items():
         if name not in done:
@@ -88,92 +91,51 @@ def gather_run(root: Path) -> dict[str, Any]:
     )
 
 
-def _with_more(root: Path, done: Done) -> dict[str, dict[str, Any]]:
-    """The records, with what `jaxchat eval core` and `eval chat` found of the present weights."""
+def _with_more(root: Path, config: RunConfig, done: Done) -> dict[str, dict[str, Any]]:
+    """The records, with what `jaxchat eval core` and `eval chat` found of the present weights.
+
+    Where there is no evaluation, that makes its record.
+    """
     known = {name: dict(record) for name, record in done.items()}
-    if "eval" in known:
-        results = dict(known["eval"]["results"])
-        models = {name: dict(record) for name, record in results.get("models", {}).items()}
-        known["eval"]["results"] = results | {"models": models}
-        weights = _weights(known)
-        _add_core(root, models, weights)
-        _add_chat(root, models, weights)
+    evaluation = known.get("eval", {"seconds": 0.0, "results": {}})
+    models = dict(evaluation["results"].get("models", {}))
+    by_hand.add_kept(root, config, models, _weights(known))
+    if models:
+        known["eval"] = evaluation | {"results": evaluation["results"] | {"models": models}}
     return known
 
 
-def _add_core(root: Path, models: Mapping[str, Any], weights: Mapping[str, str]) -> None:
-    """Puts in CORE where the evaluation did not measure it, or on fewer examples."""
-    for name, record in models.items():
-        path = root / "eval" / f"core-{name}" / "result.json"
-        told = home.read_json(path) if path.exists() else {}
-        if told.get("weights") == weights.get(name, "") and told.get("context") is None:
-            found = core_record(told)
-            if _examples(found) > _examples(record.get("core", {})):
-                record["core"] = found
+_STALE = {
+    pipeline.SETTINGS: "made with other settings, to be made again",
+    pipeline.CHANGED: "made from what was made again since, to be made again",
+}
 
 
-def _examples(core: Mapping[str, Any]) -> int:
-    return sum(int(task["problems"]) for task in core.get("tasks", {}).values())
+def _read_stages(root: Path, config: RunConfig) -> tuple[pipeline.Context, dict[str, str]]:
+    """The run with the stages that are complete with these settings; what is wrong with others."""
+    context = pipeline.Context(config, root)
+    there = [INPUTS[name] for name in TITLES if not config.leaves_out(name)]
+    stale = pipeline.read_current(there, context)
+    return context, {name: _told(why) for name, why in stale.items()}
 
 
-def _add_chat(root: Path, models: Mapping[str, Any], weights: Mapping[str, str]) -> None:
-    """Puts in what was found on more problems."""
-    for name, record in models.items():
-        for path in sorted((root / "eval").glob(f"chat-{name}-*.json")):
-            told = home.read_json(path)
-            if told.get("weights") == weights.get(name, "") and told.get("greedy"):
-                record |= with_more(record, told["task"], told["result"])
+def _told(why: str) -> str:
+    if why in _STALE:
+        return _STALE[why]
+    return f"made from an earlier result of {TITLES[why].lower()}, to be made again"
 
 
-_STALE = "made with other settings, to be made again"
-
-
-def _tables(config: RunConfig) -> list[dict[str, Any]]:
-    """The tables of a run's settings, and those that stages make of them."""
-    tables = json.loads(recipe.to_json(config)).values()
-    made = [dataclasses.asdict(config.optim_of(stage)) for stage in MODELS]
-    return [table for table in (*tables, *made) if isinstance(table, dict)]
-
-
-def _read_stages(root: Path, config: RunConfig) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """The records of the stages that are complete with these settings; what is wrong with others.
-
-    What was made from a stale artefact is stale as well.
-    """
-    tables = _tables(config)
-    done, states = dict[str, dict[str, Any]](), dict[str, str]()
-    for name in (name for name in TITLES if not config.leaves_out(name)):
-        record = pipeline.read_done(root, name)
-        if record is None:
-            continue
-        if states or not _has_settings(record.get("settings", []), tables):
-            states[name] = _STALE
-        else:
-            done[name] = record
-    return done, states
-
-
-def _has_settings(recorded: list[Any], tables: list[dict[str, Any]]) -> bool:
-    """Whether each table that a stage recorded is one of the run's, or was before it grew."""
-    return all(
-        any(part.items() <= _hashable(table).items() for table in tables)
-        for part in map(_hashable, (table for table in recorded if isinstance(table, dict)))
-    )
-
-
-def _hashable(table: Mapping[str, Any]) -> dict[str, str]:
-    return {key: json.dumps(value, sort_keys=True) for key, value in table.items()}
-
-
-def _evaluated_so_far(root: Path, done: Done) -> dict[str, Any]:
-    """What an evaluation that is not complete has of each model."""
-    folder = root / "eval"
+def _evaluated_so_far(context: pipeline.Context) -> dict[str, Any]:
+    """What an evaluation that is not complete has of each model, with the settings of now."""
+    folder = context.folder("eval")
     if (folder / "done.json").exists():
         return {}  # complete, but with other settings
     if (folder / PARTS).exists():
-        return Parts(folder / PARTS, _weights(done)).records()
+        settings = pipeline.settings_hash(INPUTS["eval"], context.config)
+        return Parts(folder / PARTS, _weights(context.done)).records(settings)
     paths = {name: folder / f"{name}.json" for name in MODELS}  # of runs before there were parts
-    return {name: home.read_json(path) for name, path in paths.items() if path.exists()}
+    found = {name: home.read_json(path) for name, path in paths.items() if path.exists()}
+    return {n: told for n, told in found.items() if n in context.done and isinstance(told, dict)}
 
 
 def _weights(done: Done) -> dict[str, str]:

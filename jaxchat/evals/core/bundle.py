@@ -118,8 +118,8 @@ def _read_entries(path: Path) -> list[Mapping[str, Any]]:
             raise TypeError("icl_tasks is no list of tasks")
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"{path.parent} is no bundle of CORE's tasks: it has no {CONFIG}; name nanochat's "
-            "eval_bundle with --bundle DIR."
+            f"{path.parent} is no bundle of CORE's tasks: it has no {CONFIG}; name "
+            "the folder of nanochat's eval_bundle."
         ) from error
     except OSError as error:
         raise refused(path, error) from error
@@ -136,8 +136,8 @@ def _read_baselines(path: Path) -> dict[str, float]:
         return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in rows}
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"{path.parent} is no bundle of CORE's tasks: it has no {BASELINES}; name nanochat's "
-            "eval_bundle with --bundle DIR."
+            f"{path.parent} is no bundle of CORE's tasks: it has no {BASELINES}; name "
+            "the folder of nanochat's eval_bundle."
         ) from error
     except OSError as error:
         raise refused(path, error) from error

@@ -1,7 +1,10 @@
 """CORE task by task, each kept in a folder as soon as it is done: nothing is evaluated twice.
 
-FOLDER/TASK.json      the examples of a task, and a key: of weights, tokenizer, data, options
-FOLDER/result.json    all tasks of the last evaluation, without their examples
+FOLDER/TASK-KEY.json    the examples of a task; the key is of weights, tokenizer, data, options
+FOLDER/result-KEY.json  the tasks of an evaluation, without their examples; of the keys of all
+
+The names have the beginning of the key, so that no evaluation takes the place of another. Earlier
+versions wrote TASK.json and result.json, which are read as well.
 """
 
 from __future__ import annotations
@@ -24,12 +27,22 @@ from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.compute import Compute
 
 FORMAT = "jaxchat-core-1"
-RESULT = "result.json"
+RESULT = "result"  # begins the names of results
+KEY_CHARACTERS = 12  # of a key, in a file's name
 
 
 def folder_of(run: Path, stage: str) -> Path:
     """Where a run keeps CORE of one of its models."""
     return run / "eval" / f"core-{stage}"
+
+
+def results_in(folder: Path) -> list[Path]:
+    """The files of `folder` that tell the result of an evaluation."""
+    return sorted(folder.glob(f"{RESULT}*.json"))
+
+
+def _file(folder: Path, name: str, key: str) -> Path:
+    return folder / f"{name}-{key[:KEY_CHARACTERS]}.json"
 
 
 def evaluate_kept(
@@ -47,11 +60,11 @@ def evaluate_kept(
     context: int | None = None,
     widen: bool = False,
     title: str = "CORE",
-) -> CoreResult:
+) -> tuple[CoreResult, Path]:
     """As `evaluate_core`, less the tasks that `folder` has of these weights, data and options.
 
-    `load` gives the weights, where there is anything to do; `digest` is theirs. Raises as
-    `evaluate_core` does.
+    `load` gives the weights, where there is anything to do; `digest` is theirs. Returns the result
+    and the file that keeps it. Raises as `evaluate_core` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     home.sweep(folder)
@@ -66,9 +79,10 @@ def evaluate_kept(
     }
 
     def keep(result: TaskResult) -> None:
-        _write_task(folder / f"{result.label}.json", keys[result.label], result)
+        key = keys[result.label]
+        _write_task(_file(folder, result.label, key), key, result)
 
-    read = {label: _read_task(folder / f"{label}.json", key) for label, key in keys.items()}
+    read = {label: _read_kept(folder, label, key) for label, key in keys.items()}
     finished = {label: one for label, one in read.items() if one is not None}
     result = evaluate_core(
         load() if len(finished) < len(keys) else None,
@@ -86,8 +100,9 @@ def evaluate_kept(
         on_task=keep,
     )
     told = {"format": FORMAT, "weights": digest, "context": context, **result.to_json()}
-    home.write_json(folder / RESULT, told)
-    return result
+    path = _file(folder, RESULT, home.sha256_text(*keys.values()))
+    home.write_json(path, told)
+    return result, path
 
 
 def _write_task(path: Path, key: str, result: TaskResult) -> None:
@@ -103,6 +118,11 @@ def _write_task(path: Path, key: str, result: TaskResult) -> None:
     with home.atomic_open(path) as file:
         json.dump(record, file)
         file.write("\n")
+
+
+def _read_kept(folder: Path, label: str, key: str) -> TaskResult | None:
+    """A task that is kept, also as earlier versions named its file."""
+    return _read_task(_file(folder, label, key), key) or _read_task(folder / f"{label}.json", key)
 
 
 def _read_task(path: Path, key: str) -> TaskResult | None:
