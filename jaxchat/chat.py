@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxchat import runs
+from jaxchat.config import RunConfig
 from jaxchat.home import ArtifactError
 from jaxchat.infer.engine import Engine, Request
 from jaxchat.infer.request import ROOM
@@ -213,11 +214,18 @@ def check_stage(context: Context, stage: str | None, among: Sequence[str]) -> st
         there = (
             f"complete there: {', '.join(complete)}" if complete else "no model there is complete"
         )
+        advice = how_to_make(context.config, stage)
         raise ArtifactError(
-            f"the run in {context.root} has no model {stage or 'to talk to'} ({there}); go on with "
-            "it: give its run_speedrun.py command again."
+            f"the run in {context.root} has no model {stage or 'to talk to'} ({there}); {advice}"
         )
     return stage or complete[0]
+
+
+def how_to_make(config: RunConfig, stage: str | None) -> str:
+    """What to do for a model that a run does not have."""
+    if stage and config.leaves_out(stage):
+        return f"its settings leave {stage} out (rl.steps is 0, or the run began with a later one)."
+    return "resume it: give its run_speedrun.py command again."
 
 
 def open_run(run: Path) -> Context:

@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jaxchat import runs
-from jaxchat.chat import open_run
+from jaxchat.chat import how_to_make, open_run
 from jaxchat.config import MODELS, MeshConfig, RunConfig
 from jaxchat.data.prepare import load_tokenizer
 from jaxchat.home import ArtifactError
@@ -46,14 +46,14 @@ def open_model(root: Path, name: str | None, stage: str) -> Opened:
     Raises ArtifactError when there is no such run, or the stage is not complete.
     """
     run = runs.find(root, name, (stage,))
-    done = open_run(run).done
+    context = open_run(run)
+    config, done = context.config, context.done
     if stage not in done:
         there = ", ".join(name for name in MODELS if name in done) or "none"
         raise ArtifactError(
             f"the run in {run} has no model {stage} (complete there: {there}); choose another with "
-            "--stage, or go on with the run: give its run_speedrun.py command again."
+            f"--stage, or {how_to_make(config, stage)}"
         )
-    config = runs.read_config(run)
     mesh = make_mesh(MeshConfig())
     params = load_model(run, stage, config.model)
     return Opened(

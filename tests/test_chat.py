@@ -9,7 +9,7 @@ import pytest
 from finished_run import finish_run, random_params, tiny_config, tiny_tokenizer
 
 from jaxchat import chat, recipe, runs
-from jaxchat.chat import Chat, MessageTooLongError, Sampling
+from jaxchat.chat import Chat, MessageTooLongError, Sampling, how_to_make
 from jaxchat.cli import main
 from jaxchat.config import RunConfig
 from jaxchat.home import ArtifactError
@@ -216,3 +216,10 @@ def test_a_run_that_has_none_names_those_that_have_one(root, capsys):
     assert main(["data", "show", "arithmetic", "--home", str(root), "--run", "failed"]) == 1
     told = capsys.readouterr().err
     assert "has no tokenizer yet; name a run that has one with --run: tiny." in told
+
+
+def test_a_model_that_the_settings_leave_out_is_not_promised() -> None:
+    tier = recipe.find_tier("cpu")
+    assert "resume it" in how_to_make(recipe.load(tier), "rl")
+    without = how_to_make(recipe.load(tier, ["rl.steps=0"]), "rl")
+    assert without.startswith("its settings leave rl out (rl.steps is 0"), without
