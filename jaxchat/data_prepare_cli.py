@@ -74,8 +74,8 @@ def prepare_command(args: argparse.Namespace) -> int:
             "name a run with --run NAME, or a folder of text with --data-dir DIR, --tokenizer DIR "
             "and --out DIR."
         )
-    for flag in ("data_dir", "tokenizer", "out"):
-        home.check_folder(getattr(args, flag), f"--{flag.replace('_', '-')}")
+    for flag in ("tokenizer", "out"):  # --data-dir may be one file
+        home.check_folder(getattr(args, flag), f"--{flag}")
     print(_of_folder(args) if args.run is None else _of_run(args))
     return 0
 

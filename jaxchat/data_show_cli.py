@@ -147,22 +147,21 @@ def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, coun
 
     Raises ConfigError for a name that is neither a task, nor a source with files, nor a file.
     """
-    from jaxchat.reading.folders import kind_of
+    from jaxchat.reading.folders import TALKS, kind_of
     from jaxchat.tasks import EVERYDAY_WORDS, TASKS, make_tasks
     from jaxchat.tasks.dataset import Drawn
     from jaxchat.tasks.sources import FILE_SOURCES, open_source
-    from jaxchat.tasks.table import SUFFIXES
 
     if source in TASKS and not files:
         task = make_tasks([source], seed, EVERYDAY_WORDS)[source]
         return Drawn(task, count, "test" if split == "test" else "train")
     if source in FILE_SOURCES and files:
         return open_source(source, files)
-    if kind_of(source, SUFFIXES):
+    if kind_of(source, TALKS):
         return open_source("custom", [Path(source), *files])
     raise ConfigError(
         f"there is nothing called {source!r} to show; generated are {', '.join(TASKS)}; downloaded "
-        f"{', '.join(FILE_SOURCES)}; or name a file of conversations ({', '.join(SUFFIXES)})."
+        f"{', '.join(FILE_SOURCES)}; or name a file of conversations ({', '.join(TALKS)})."
     )
 
 

@@ -175,7 +175,7 @@ def test_generated_tasks_and_sources_with_their_files(folder: Path, capsys: Any)
     ("arguments", "error", "said"),
     [
         (["squad"], ConfigError, "nothing called 'squad' to show; generated are identity"),
-        (["gsm8k"], ArtifactError, "run: jaxchat data download gsm8k"),
+        (["gsm8k"], ArtifactError, r"run: jaxchat data --home \S+ download gsm8k"),
         (["missing.jsonl"], ConfigError, r"missing\.jsonl is no file"),
         (["identity"], ArtifactError, "name a tokenizer's folder with --tokenizer"),
     ],

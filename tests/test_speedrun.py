@@ -175,7 +175,8 @@ def test_a_home_that_cannot_be_written_is_said_at_once(tmp_path):
     done = speedrun("--tier", "cpu", "--home", tmp_path / "file" / "home")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith(f"jaxchat: {tmp_path / 'file' / 'home'} cannot be used (Not a ")
+    home, file = tmp_path / "file" / "home", tmp_path / "file"
+    assert done.stderr.startswith(f"jaxchat: {home} cannot be used: {file} is a file, where a ")
     assert done.stderr.count("\n") == 1
 
 

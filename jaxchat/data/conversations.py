@@ -12,13 +12,12 @@ from pathlib import Path
 
 from jaxchat.config import ConfigError, RunConfig, TrainConfig
 from jaxchat.data import registry
-from jaxchat.reading.folders import kind_of
-from jaxchat.tasks.table import SUFFIXES
+from jaxchat.reading.folders import TALKS, kind_of
 
 
 def is_own(name: str) -> bool:
     """Whether a name in `epochs` is a file of the user's own, by its ending."""
-    return bool(kind_of(name, SUFFIXES))
+    return bool(kind_of(name, TALKS))
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -78,7 +77,7 @@ def chat_source(name: str, where: str = EPOCHS) -> registry.Source | None:
         raise ConfigError(
             f"there is no dataset of conversations {name!r} ({where} names it); "
             f"there are {', '.join(chats)}, and files of your own whose names end in "
-            f"{', '.join(SUFFIXES)}."
+            f"{', '.join(TALKS)}."
         )
     return chats[name]
 

@@ -16,6 +16,7 @@ from jaxchat.reading.compressed import refused
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 SUFFIXES = tuple(f"{form}{packed}" for form in FORMATS for packed in ("", ".gz", ".zst"))
+TALKS = tuple(kind for kind in SUFFIXES if not kind.startswith(".txt"))  # of conversations
 SUFFIXES_TOLD = ".txt, .jsonl and .parquet, each also with .gz or .zst behind"
 STDIN = "-"
 SHOWN = 3  # names of what is left out, for each reason

@@ -25,8 +25,6 @@ from jaxchat.reading.compressed import COMPRESSED, opened, refused
 from jaxchat.reading.parquet import open_parquet
 from jaxchat.reading.text import MARK, MAX_RECORD, decode, mark_length, too_long
 
-SUFFIXES = tuple(kind for kind in folders.SUFFIXES if not kind.startswith(".txt"))
-
 
 class RowError(ArtifactError):
     """A row that is not what it must be; `what` says where and why."""
@@ -127,14 +125,14 @@ class Table:
 def _open(path: Path, columns: Sequence[str], optional: Sequence[str]) -> _File:
     if not path.is_file():
         raise ConfigError(
-            f"{path} is no file; name a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}."
+            f"{path} is no file; name a {', '.join(folders.TALKS[:-1])} or {folders.TALKS[-1]}."
         )
-    kind = folders.kind_of(path, SUFFIXES)
+    kind = folders.kind_of(path, folders.TALKS)
     if kind.startswith(".parquet"):
         return _Parquet(path, columns, optional)
     if kind:
         return _Lines(path)
-    raise ConfigError(f"{path} is of no known kind; they are {', '.join(SUFFIXES)}.")
+    raise ConfigError(f"{path} is of no known kind; they are {', '.join(folders.TALKS)}.")
 
 
 class _File(ABC):

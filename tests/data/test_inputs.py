@@ -243,6 +243,7 @@ def test_fields_of_talks_that_are_not_used_are_told_once(
     read = config(tmp_path, *own, *both)
     inputs.gather(read, tmp_path / "runs" / "small" / "data", Hub(tmp_path, Web(), offline=True))
     said = (
+        "texts: read 2 .txt\n"
         "talks.jsonl: the fields 'source' (31 conversations), 'name' (31 messages) are not used\n"
     )
     assert capsys.readouterr().out == said

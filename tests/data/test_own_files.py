@@ -19,7 +19,8 @@ from jaxchat.data.web import Web
 from jaxchat.home import read_json, sha256_text, write_json
 from jaxchat.pipeline import FORMAT, Context, Stage, _as_text, run_stages
 from jaxchat.reading.folders import Listing
-from jaxchat.stages import STAGES, learned
+from jaxchat.stage_inputs import learned
+from jaxchat.stages import STAGES
 
 CONFIG = """
 [run]

@@ -46,6 +46,27 @@ def without_empty(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**message, "content": kept(message["content"])} for message in messages]
 
 
+def has_blank_system(example: dict[str, Any]) -> bool:
+    """nanochat puts an empty line before the user's text then; here it is as if absent."""
+    first = example["messages"][0]
+    return first["role"] == "system" and not first["content"].strip()
+
+
+BLANK = [example for example in EXAMPLES if has_blank_system(example)]
+EXAMPLES = [example for example in EXAMPLES if not has_blank_system(example)]
+
+
+@pytest.mark.parametrize("example", BLANK, ids=range(len(BLANK)))
+def test_a_blank_system_message_is_as_if_absent(
+    tokenizer: Tokenizer, example: dict[str, Any]
+) -> None:
+    """The one rendering that differs from nanochat's: docs/parity.md."""
+    ours = render({"messages": example["messages"]}, tokenizer, LIMIT)
+    assert ours == render({"messages": example["messages"][1:]}, tokenizer, LIMIT)
+    newline = tokenizer.encode("\n")
+    assert [*ours[0][:2], *newline, *newline, *ours[0][2:]] == example["ids"]
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_messages_ids_and_masks_are_nanochats(
     tokenizer: Tokenizer, tmp_path: Path, example: dict[str, Any]

@@ -38,9 +38,22 @@ def launchers() -> list[int]:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if mark in words and root in words:
+        if mark in words and root in words and not is_of_another_worker(int(path.parent.name)):
             found.append(int(path.parent.name))
     return found
+
+
+def is_of_another_worker(process_id: int) -> bool:
+    """Whether another process that runs tests beside this one (pytest-xdist) made a process."""
+    try:
+        while process_id > 1:
+            parent = parent_of(process_id)
+            if parent == os.getppid():
+                return process_id != os.getpid()
+            process_id = parent
+    except OSError:  # it has ended meanwhile
+        pass
+    return False
 
 
 def wait_until_gone(seconds: float = 10) -> list[int]:
