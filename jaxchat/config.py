@@ -31,6 +31,7 @@ PRESETS = ("classic", "modern")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 # the documentation of this machine, datasets of the hub (`data.registry`), a folder of one's own
 TEXT_SOURCES = ("machine", "fineweb_edu", "climbmix", "folder")
+GENERATED_PROBLEMS = 256  # of a task without end, where nobody says how many
 NOWHERE = "none"  # as an address: it is not fetched
 
 
@@ -397,7 +398,7 @@ class EvalConfig:
     # GPT-2's and GPT-4's files, which such a run compares its tokenizer with; "": tiktoken's store
     vocabularies_url: str = later("")
     models: tuple[str, ...] = later(MODELS)  # that answer the tasks; the others have bits per byte
-    generated_problems: int = later(0)  # of a task that is generated; 0: as `problems`, else 256
+    generated_problems: int = later(0)  # of a generated task; 0: as `problems`, else the usual
     reward_problems: int = later(0)  # for the mean reward; 0: as `problems`, else 400
     # of each split of the text, for bits per byte; 0: base.eval_rows rows
     text_tokens: int = later(0)
@@ -412,7 +413,7 @@ class EvalConfig:
     @property
     def generated(self) -> int:
         """Problems of a task that is generated without end: never all."""
-        return self.generated_problems or self.problems or 256
+        return self.generated_problems or self.problems or GENERATED_PROBLEMS
 
     @property
     def rewarded(self) -> int:

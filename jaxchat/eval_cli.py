@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxchat import eval_bpb_cli, eval_core_cli, home, machine, runs
 from jaxchat.arguments import positive, seed, temperature
-from jaxchat.config import ConfigError
+from jaxchat.config import GENERATED_PROBLEMS, ConfigError
 from jaxchat.home import ArtifactError, read_json, sha256_file, sha256_text, write_json
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from jaxchat.tasks import Task
 
 TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "counting")
-GENERATED_PROBLEMS = 256  # of a task without end
 FORMAT = "jaxchat-chat-eval-2"
 
 

@@ -373,3 +373,23 @@ def test_many_small_files_are_grouped_in_linear_time(
     few, many = (additions(count, tmp_path, monkeypatch) for count in (1_000, 10_000))
     assert few >= 1_000, "nothing was counted"
     assert many <= 10.5 * few, f"{few:,} additions for 1,000 files, {many:,} for 10,000"
+
+
+def test_a_rewrite_with_size_and_date_put_back_is_noticed_however_old_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can put back when the file's entry changed, and that is looked at, too."""
+    monkeypatch.setattr(checksums, "YOUNG", -3600.0)  # every file counts as old
+    file, kept = tmp_path / "a.txt", tmp_path / "kept.json"
+
+    def checksum() -> str:
+        with checksums.Checksums(kept, tmp_path) as known:
+            return known.of(file)
+
+    file.write_text("words")
+    first, before = checksum(), file.stat()
+    assert json.loads(kept.read_text()), "nothing was kept, so this shows nothing"
+    file.write_text("birds")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert checksum() != first
