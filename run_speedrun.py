@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxchat import errors, home, plan, plan_checks, processes, recipe, runs
+from jaxchat import errors, paths, plan, plan_checks, processes, recipe, runs
 from jaxchat.config import RunConfig
 from jaxchat.group import Group
 from jaxchat.profiling import request
@@ -37,7 +37,7 @@ STAGES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a tier, or plans it; returns the exit code (see `jaxchat.errors`)."""
     args = parse(argv)
-    root = home.home(args.home)
+    root = paths.home(args.home)
     return errors.guarded(lambda: speedrun(args, root), root)
 
 

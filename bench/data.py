@@ -25,7 +25,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from jaxchat import home, machine
+from jaxchat import machine, paths
 from jaxchat.data.packing import TextStatistics
 from jaxchat.data.rows import training_batches
 from jaxchat.data.shards import Prepared, ShardInput, local_inputs, prepare_shards
@@ -77,7 +77,7 @@ def main() -> int:
             rates.append(nanochat(args, work))
     print("", *table(cells(rates)), f"\ntraining  {statistics}", sep="\n")
     if args.json:
-        home.write_json(args.json, [vars(rate) for rate in rates])
+        paths.write_json(args.json, [vars(rate) for rate in rates])
     return 0
 
 
@@ -163,7 +163,7 @@ def prepare(
     """The fastest of some runs: what else the machine does only makes them slower."""
     found = []
     for _ in range(args.repeats):
-        home.remove(out)
+        paths.remove(out)
         began, cpu = time.perf_counter(), time.process_time()
         prepared = prepare_shards(inputs, tokenizer, args.row_tokens, out, workers=workers)
         found.append((time.perf_counter() - began, time.process_time() - cpu, prepared))

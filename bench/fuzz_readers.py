@@ -33,10 +33,9 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from jaxchat.config import ConfigError
 from jaxchat.data.textfiles import TextFiles
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core import bundle
-from jaxchat.home import ArtifactError
 from jaxchat.reading import text
 from jaxchat.tasks import table
 from jaxchat.tasks.custom import Custom

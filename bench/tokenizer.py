@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxchat import home, machine
+from jaxchat import machine, paths
 from jaxchat.data import corpus
 from jaxchat.data.documents import Paths
 from jaxchat.data.textfiles import TextFiles
@@ -68,7 +68,7 @@ def main() -> int:
         print(head(result), flush=True)
         result |= scale(args, work) if args.scale else compare(args, work)
     if args.json:
-        home.write_json(args.json, result)
+        paths.write_json(args.json, result)
     return 0 if result.get("equal", True) else 1
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxchat import home, machine, runs
+from jaxchat import machine, paths, runs
 from jaxchat.arguments import depth, positive
-from jaxchat.config import ComputeConfig, ConfigError, MeshConfig
+from jaxchat.config import ComputeConfig, MeshConfig
+from jaxchat.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxchat.config import ModelConfig
@@ -62,7 +63,7 @@ def inference_command(args: argparse.Namespace) -> int:
     """Prints a table of figures, and the ratio to nanochat where that is asked for."""
     if args.depth and (args.run or args.stage):
         raise ConfigError("--depth takes random weights and --run a run's; give one of them.")
-    root = home.home(getattr(args, "home", None))
+    root = paths.home(getattr(args, "home", None))
     if not args.depth:
         runs.find(root, args.run)  # says what is missing, before JAX starts
     machine.start_jax(MeshConfig(), root / "xla")
@@ -103,7 +104,7 @@ def inference_command(args: argparse.Namespace) -> int:
             "readings": [reading.to_json() for reading in readings],
             "nanochat": {str(batch): figures for batch, figures in theirs.items()},
         }  # fmt: skip
-        home.write_json(args.json, document)
+        paths.write_json(args.json, document)
     return 0
 
 

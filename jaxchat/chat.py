@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from jaxchat import runs
 from jaxchat.config import RunConfig
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.infer.engine import Engine, Request
 from jaxchat.infer.request import ROOM
 from jaxchat.infer.transcript import PartStream, printable

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jaxchat import home, machine, runs
+from jaxchat import machine, paths, runs
 from jaxchat.arguments import positive, seed, temperature, whole
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.progress import is_terminal
 
 PIPES = """\
@@ -57,7 +57,7 @@ def chat_command(args: argparse.Namespace) -> int:
         raise ConfigError("--continue is for the lines of a pipe; with -p there is one question.")
     if args.prompt is not None:
         args.prompt = _question(args.prompt)
-    root = home.home(args.home)
+    root = paths.home(args.home)
     run = runs.find(root, args.run, TALKERS if args.stage is None else (args.stage,))
     config = runs.read_config(run)  # says what is missing, before JAX starts
     if args.run is None and run != (last := runs.find(root, None)):

@@ -15,8 +15,8 @@ from jaxchat import (
     data_cli,
     doctor_cli,
     eval_cli,
-    home,
     interop_cli,
+    paths,
     report_cli,
     runs_cli,
     serve_cli,
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (see `errors`)."""
     args = parse(argv)
-    return guarded(lambda: args.run_command(args), home.home(args.home))
+    return guarded(lambda: args.run_command(args), paths.home(args.home))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

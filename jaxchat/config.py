@@ -14,11 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
 
 from jaxchat import numbers
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says what, and what to do."""
-
+from jaxchat.errors import ConfigError
 
 STAGES = ("data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval", "report")
 MODELS = ("base", "mid", "sft", "rl")  # the stages that make weights

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxchat.chat import Chat, Loaded, MessageTooLongError
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.infer.transcript import Scribe
 from jaxchat.numbers import TEMPERATURE, NumberError
 from jaxchat.piped import Line, read_lines
 from jaxchat.progress import is_terminal
-from jaxchat.stopping import NOTICES, Interrupted, stop_requests
+from jaxchat.signals import NOTICES, Interrupted, stop_requests
 
 BLOCK = '"""'  # begins and ends a message of several lines
 HISTORY_LINES = 1000

@@ -13,12 +13,13 @@ from typing import Any
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxchat.config import NOWHERE, ConfigError, RunConfig
+from jaxchat.config import NOWHERE, RunConfig
 from jaxchat.data import eval_bundle
 from jaxchat.data.web import WebError
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core import kept
 from jaxchat.evals.core.bundle import Bundle, read_bundle
-from jaxchat.home import ArtifactError, offline_by
+from jaxchat.paths import offline_by
 from jaxchat.pipeline import Context, read_done
 from jaxchat.report import core_record
 from jaxchat.report.by_hand import cores

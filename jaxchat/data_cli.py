@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from jaxchat import data_prepare_cli, data_show_cli, home
+from jaxchat import data_prepare_cli, data_show_cli, paths
 from jaxchat.arguments import at_once, positive
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.progress import Progress
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def list_command(args: argparse.Namespace) -> int:
     """Prints a table of the sources; asks no server."""
     from jaxchat.data import hub, registry
 
-    opened = hub.open_hub(home.home(args.home), base_url=args.base_url, offline=True)
+    opened = hub.open_hub(paths.home(args.home), base_url=args.base_url, offline=True)
     rows = [("", "what", "rows", "size", "here", "licence", "where")]
     for source in registry.SOURCES.values():
         rows.append(
@@ -89,7 +89,7 @@ def list_command(args: argparse.Namespace) -> int:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
-    print(f"\nfiles are kept in {home.data(opened.root)}; repositories are at {opened.endpoint}")
+    print(f"\nfiles are kept in {paths.data(opened.root)}; repositories are at {opened.endpoint}")
     return 0
 
 
@@ -102,7 +102,7 @@ def download_command(args: argparse.Namespace) -> int:
     _check_shards(sources, args.shards)
     shards = None if args.shards == ALL else args.shards
     opened = hub.open_hub(
-        home.home(args.home), base_url=args.base_url, offline=args.offline, refresh=args.refresh
+        paths.home(args.home), base_url=args.base_url, offline=args.offline, refresh=args.refresh
     )
     wanted = [(source, opened.files(source, shards)) for source in sources]
     files = [file for _, chosen in wanted for file in chosen]

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxchat import home
+from jaxchat import paths
 from jaxchat.arguments import positive, row_tokens
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.preparer import CHILD
 from jaxchat.progress import duration
 from jaxchat.reading.folders import shown
@@ -75,7 +75,7 @@ def prepare_command(args: argparse.Namespace) -> int:
             "and --out DIR."
         )
     for flag in ("tokenizer", "out"):  # --data-dir may be one file
-        home.check_folder(getattr(args, flag), f"--{flag}")
+        paths.check_folder(getattr(args, flag), f"--{flag}")
     print(_of_folder(args) if args.run is None else _of_run(args))
     return 0
 
@@ -91,7 +91,7 @@ def _end_with_stdin() -> None:
 
 
 def _of_folder(args: argparse.Namespace) -> str:
-    from jaxchat import home
+    from jaxchat import paths
     from jaxchat.data import own
     from jaxchat.data.shards import prepare_shards
     from jaxchat.data.splitting import split_file
@@ -100,7 +100,7 @@ def _of_folder(args: argparse.Namespace) -> str:
 
     tokenizer, row_tokens = Tokenizer.load(args.tokenizer), args.row_tokens or ROW_TOKENS
     folder = own.path_of(args.data_dir)
-    inputs = own.text_below(folder, row_tokens, home.home(args.home), partial(print, flush=True))
+    inputs = own.text_below(folder, row_tokens, paths.home(args.home), partial(print, flush=True))
     if len(inputs) == 1:
         parts = split_file(inputs[0], args.out / "split", row_tokens)
         print(parts)
@@ -119,7 +119,7 @@ def _of_run(args: argparse.Namespace) -> str:
     from jaxchat.data.text_rows import prepare_text, text_folder
     from jaxchat.machine import cores
 
-    root = home.home(args.home)
+    root = paths.home(args.home)
     run = runs.find(root, args.run)
     inputs, tokenizer = read_inputs(run / "data"), load_tokenizer(run / "tokenizer")
     hub = open_hub(root, base_url=args.base_url, offline=args.offline)

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxchat import home, runs
+from jaxchat import paths, runs
 from jaxchat.arguments import positive, seed
-from jaxchat.config import ConfigError
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -69,7 +68,7 @@ def show_command(args: argparse.Namespace) -> int:
     from jaxchat.tasks.mixture import Ingredient, Mixture
     from jaxchat.tokenizer import render
 
-    root = home.home(getattr(args, "home", None))
+    root = paths.home(getattr(args, "home", None))
     files = args.files or _downloaded(root, args.source, args.split)
     dataset = find_dataset(args.source, files, args.split, args.seed, args.n)
     if told := getattr(dataset, "told_unused", ""):

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxchat import home, machine, recipe, runs
+from jaxchat import machine, paths, recipe, runs
 from jaxchat.config import RunConfig
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def doctor_command(args: argparse.Namespace) -> int:
     """Prints what was found; 1 when the tier cannot run here."""
-    root = home.home(args.home)
+    root = paths.home(args.home)
     config = runs.configure(root, recipe.find_tier(args.tier), args.set)
 
     from jaxchat.doctor.check import problems, render, to_json

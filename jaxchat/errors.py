@@ -10,12 +10,32 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxchat.config import ConfigError
-from jaxchat.group import GroupError
-from jaxchat.home import ArtifactError
-from jaxchat.memory import OutOfMemory
-from jaxchat.runs import BusyError
-from jaxchat.stopping import NOTICES, REQUEUE, Interrupted, raise_interrupted
+from jaxchat.signals import NOTICES, REQUEUE, Interrupted, raise_interrupted
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what, and what to do."""
+
+
+class ArtifactError(RuntimeError):
+    """An artefact that is missing, foreign or damaged; the message says which and what to do."""
+
+
+class BusyError(RuntimeError):
+    """Another process works on the run; the message says which."""
+
+
+class GroupError(RuntimeError):
+    """The processes did not find each other, or do not fit together."""
+
+
+class OutOfMemory(Exception):
+    """A device cannot hold a step; the message is a sentence for the user, with what to do."""
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be made, loaded or used as asked; the message says why."""
+
 
 EXIT_CODES = f"""\
 exit codes:
@@ -25,7 +45,7 @@ exit codes:
   {REQUEUE}   stopped by SIGTERM or SIGUSR1, as schedulers send them; the same command goes on
   130  stopped by Ctrl-C; the same command goes on"""
 
-_TOLD = (ArtifactError, BusyError, FloatingPointError, GroupError, OutOfMemory)  # as they are
+_TOLD = (ArtifactError, BusyError, FloatingPointError, GroupError, OutOfMemory, TokenizerError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -57,7 +77,7 @@ def explain(error: BaseException, home: Path) -> tuple[str, int] | None:
         return sentence, getattr(error, "exit_code", 128 + signal.SIGINT)
     if isinstance(error, ConfigError):
         return f"jaxchat: {error}", 2
-    if isinstance(error, _TOLD) or _of_tokenizer(error):
+    if isinstance(error, _TOLD):
         return f"jaxchat: {error}", 1
     if any(_is_full(cause) for cause in _chain(error)):
         full = _path(error)
@@ -107,12 +127,6 @@ def _file_or_folder(error: OSError, home: Path) -> str:
         return f"jaxchat: {path} cannot be used: it is a folder, where a file is meant."
     which = "it" if file == path else str(file)
     return f"jaxchat: {path} cannot be used: {which} is a file, where a folder is meant."
-
-
-def _of_tokenizer(error: BaseException) -> bool:
-    # Its module is heavy: if nobody has imported it, nobody has raised its error.
-    module = sys.modules.get("jaxchat.tokenizer.bpe")
-    return module is not None and isinstance(error, module.TokenizerError)
 
 
 def _not_installed(error: ImportError) -> bool:

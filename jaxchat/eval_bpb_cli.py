@@ -9,9 +9,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxchat import home
+from jaxchat import paths
 from jaxchat.arguments import positive
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 
 if TYPE_CHECKING:
     from jaxchat.evals.text_bits import TextSplit
@@ -47,7 +47,7 @@ def bpb_command(args: argparse.Namespace) -> int:
     from jaxchat import machine, runs
     from jaxchat.config import MeshConfig
 
-    root = home.home(getattr(args, "home", None))
+    root = paths.home(getattr(args, "home", None))
     runs.find(root, args.run, (args.stage,))  # says what is missing, before JAX starts
     machine.start_jax(MeshConfig(), root / "xla")
     from jaxchat.evaluation import open_model
@@ -62,10 +62,10 @@ def bpb_command(args: argparse.Namespace) -> int:
         print(f"{split:<8} {bits:.4f} bits per byte over {rows:,} rows, {tokens:,} tokens")
         measured[split] = {"bits_per_byte": bits, "rows": rows}
     path = opened.run / "eval" / f"bpb-{opened.stage}.json"
-    kept = home.read_json(path) if path.exists() else {}
+    kept = paths.read_json(path) if path.exists() else {}
     if kept.get("model") != opened.digest:
         kept = {"model": opened.digest}
-    home.write_json(path, kept | measured)
+    paths.write_json(path, kept | measured)
     return 0
 
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxchat import home
+from jaxchat import paths
 from jaxchat.arguments import positive
-from jaxchat.config import NOWHERE, ConfigError
-from jaxchat.home import ArtifactError
+from jaxchat.config import NOWHERE
+from jaxchat.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from jaxchat.evals.core.result import CoreResult
@@ -63,8 +63,8 @@ def core_command(args: argparse.Namespace) -> int:
     from jaxchat.data import eval_bundle
     from jaxchat.evals.core.bundle import read_bundle
 
-    root = home.home(getattr(args, "home", None))
-    home.check_folder(args.bundle, "--bundle")
+    root = paths.home(getattr(args, "home", None))
+    paths.check_folder(args.bundle, "--bundle")
     if args.download is not None and args.bundle is not None:
         raise ConfigError("--download fills HOME/eval_bundle; leave --bundle away.")
     run = runs.find(
@@ -104,7 +104,7 @@ def core_command(args: argparse.Namespace) -> int:
 
 def write_dump(path: Path, result: CoreResult) -> None:
     """One JSON object a line: task, index, prediction, gold, losses."""
-    with home.atomic_open(path) as file:
+    with paths.atomic_open(path) as file:
         for task in result.tasks:
             for index, one in enumerate(task.judged):
                 line = {"task": task.label, "index": index, **one.to_json()}

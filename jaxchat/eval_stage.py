@@ -34,8 +34,8 @@ from jaxchat.evals.chat import (
 )
 from jaxchat.evals.parts import PARTS, TASK, Found, Part, Parts, record
 from jaxchat.evals.text_bits import TextRows, TextSplit, bits_of_text
-from jaxchat.home import sha256_text, sweep
 from jaxchat.infer.service import Service
+from jaxchat.paths import sha256_text, sweep
 from jaxchat.pipeline import Context, settings_hash
 from jaxchat.run_inputs import text_folder, tokenizer_of
 from jaxchat.run_models import compute_dtype, load_model, make_engine

@@ -12,7 +12,7 @@ from jaxchat import runs
 from jaxchat.chat import how_to_make, open_run
 from jaxchat.config import MODELS, MeshConfig, RunConfig
 from jaxchat.data.prepare import load_tokenizer
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.run_models import compute_dtype, load_model
 from jaxchat.sharding import make_mesh, param_shardings, put
 from jaxchat.tokenizer.bpe import Tokenizer

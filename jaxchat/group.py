@@ -19,16 +19,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from jaxchat.stopping import REQUEUE
+from jaxchat.errors import GroupError
+from jaxchat.signals import REQUEUE
 
 START_SECONDS = 300.0  # that the processes are given to find each other
 DOUBT_SECONDS = 3.0  # in which what made an error that nobody expected may still be told of
 END_SECONDS = 5.0  # that the others are given to leave before process 0 does
 ALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 45_000}
-
-
-class GroupError(RuntimeError):
-    """The processes did not find each other, or do not fit together."""
 
 
 @dataclass(frozen=True)

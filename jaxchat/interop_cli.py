@@ -10,9 +10,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxchat import home, machine, runs
+from jaxchat import machine, paths, runs
 from jaxchat.arguments import whole
-from jaxchat.config import MODELS, ConfigError, MeshConfig
+from jaxchat.config import MODELS, MeshConfig
+from jaxchat.errors import ConfigError
 
 FORMATS = ("hf", "jaxchat")
 DTYPES = ("float32", "bfloat16")
@@ -83,7 +84,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 def export_command(args: argparse.Namespace) -> int:
     """Exports, and says where to."""
-    root = home.home(args.home)
+    root = paths.home(args.home)
     runs.find(root, args.run)  # says what is missing, before JAX starts
     if not re.fullmatch(r"[\w.-]*", args.license):
         raise ConfigError(f"--license is {args.license!r}; it must be an identifier, such as mit.")
@@ -108,7 +109,7 @@ def export_command(args: argparse.Namespace) -> int:
 
 def import_command(args: argparse.Namespace) -> int:
     """Imports, and says how to talk to it."""
-    root = home.home(args.home)
+    root = paths.home(args.home)
     source = Path(args.source)
     on_hub = not source.is_dir()
     if on_hub and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", args.source):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxchat
-from jaxchat import home, memory
+from jaxchat import memory, paths
 from jaxchat.config import MeshConfig
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tiktoken")
@@ -38,7 +38,7 @@ def configure_jax(mesh: MeshConfig, cache: Path | None, *, whole_gpu: bool = Fal
     Compiled programs are kept in the folder `cache`, so that the next process starts faster; None
     keeps none.
     """
-    home.share_gpu(memory_settings(whole_gpu=whole_gpu), MEMORY_VARIABLES)
+    paths.share_gpu(memory_settings(whole_gpu=whole_gpu), MEMORY_VARIABLES)
     import jax
 
     if mesh.host_devices:

@@ -37,10 +37,6 @@ LOGITS_COPIES = 2  # of logits, exp, tanh and gradient: float32
 HALF_LOGITS_COPIES = 2  # in half precision the gradient takes the place of one
 
 
-class OutOfMemory(Exception):
-    """A device cannot hold a step; the message is a sentence for the user, with what to do."""
-
-
 @dataclass(frozen=True)
 class Mesh:
     """Devices along each axis."""

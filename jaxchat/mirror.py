@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from jaxchat.config import MODELS, ConfigError, MirrorConfig
-from jaxchat.home import remove, sha256_file
+from jaxchat.config import MODELS, MirrorConfig
+from jaxchat.errors import ConfigError
+from jaxchat.paths import remove, sha256_file
 
 FORMAT = "jaxchat-mirror-1"
 STAGES = ("data", "tokenizer", *MODELS, "eval")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.tokenizer.chat import ConversationError, Message, check_conversation
 
 BYTE_ORDER_MARK = "\ufeff"

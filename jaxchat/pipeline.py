@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from jaxchat.config import ConfigError, RunConfig, hashed_settings
+from jaxchat.config import RunConfig, hashed_settings
 from jaxchat.data.conversations import without_places
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.group import ALONE, Group
-from jaxchat.home import ArtifactError, read_json, remove, sha256_text, sweep, write_json
+from jaxchat.paths import read_json, remove, sha256_text, sweep, write_json
 from jaxchat.preparer import Preparer
 from jaxchat.profiling.request import Request, for_stage
 from jaxchat.progress import duration

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from jaxchat.config import GENERATED, STAGES, ConfigError, RunConfig
+from jaxchat.config import GENERATED, STAGES, RunConfig
 from jaxchat.data import registry
 from jaxchat.data.conversations import chat_source, own_file
+from jaxchat.errors import ConfigError
 
 
 def check_names(config: RunConfig) -> None:

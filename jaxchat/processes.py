@@ -24,12 +24,13 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxchat import errors, home, recipe, runs
-from jaxchat.config import ConfigError, RunConfig
-from jaxchat.group import ALONE, Group, GroupError, Place, end, is_local, join
+from jaxchat import errors, paths, recipe, runs
+from jaxchat.config import RunConfig
+from jaxchat.errors import ArtifactError, ConfigError, GroupError
+from jaxchat.group import ALONE, Group, Place, end, is_local, join
 from jaxchat.machine import configure_jax, versions
 from jaxchat.mirror import Mirror
-from jaxchat.stopping import NOTICES
+from jaxchat.signals import NOTICES
 
 SEEN = ".seen"  # in the run's folder: what process 0 has written last, to see that all see it
 HEARTBEAT_SECONDS = 600  # after which a process that hangs is given up; a lost one is known at once
@@ -38,7 +39,7 @@ LOOK_SECONDS = 90.0  # a network file system may show a new file that late
 
 def read_place() -> Place | None:
     """Which process this is, as the environment tells; None for one alone. Raises ConfigError."""
-    coordinator, size, index = home.place()
+    coordinator, size, index = paths.place()
     if not (coordinator or size or index):
         return None
     host, _, port = coordinator.rpartition(":")
@@ -183,7 +184,7 @@ def _check_same(run: Path, config: RunConfig, group: Group) -> None:
         (run / SEEN).write_text(secrets.token_hex(8), encoding="utf-8")
     token = group.broadcast((run / SEEN).read_text(encoding="utf-8") if group.leads else None)
     if not all(group.gather(_seen(run / SEEN, token))):
-        raise home.ArtifactError(
+        raise ArtifactError(
             f"not all processes see what process 0 writes into {run}; all of them need the same "
             "--home (JAXCHAT_HOME), on a disk that they share."
         )

@@ -15,7 +15,6 @@ from jaxchat.config import (
     MODELS,
     PRESETS,
     ComputeConfig,
-    ConfigError,
     DataConfig,
     EvalConfig,
     HardwareConfig,
@@ -33,6 +32,7 @@ from jaxchat.config import (
     build,
     unknown_key,
 )
+from jaxchat.errors import ConfigError
 from jaxchat.reading.compressed import Unreadable
 from jaxchat.reading.text import read_text
 from jaxchat.scaling import DATA_RATIO, derive_horizon, derive_model, derive_stage_optim

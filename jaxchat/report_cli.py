@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat import home, runs
-from jaxchat.config import ConfigError
+from jaxchat import runs
+from jaxchat.errors import ConfigError
+from jaxchat.paths import atomic_open, home
 
 
 def add_report(
@@ -47,7 +48,7 @@ def report_command(args: argparse.Namespace) -> int:
     if args.out is not None and len(named) != 2:
         raise ConfigError("--out says where a comparison goes; name two runs.")
     _on_cpu()
-    root = home.home(args.home)
+    root = home(args.home)
     if len(named) == 2:
         return _compare([_path(root, name) for name in named], args.out)
     from jaxchat import report
@@ -93,7 +94,7 @@ def _compare(paths: Sequence[Path], out: Path | None) -> int:
         folder / f"{stem}.html": compare.render_page(a, b),
     }
     for path, text in written.items():
-        with home.atomic_open(path) as file:
+        with atomic_open(path) as file:
             file.write(text)
     for rows in (compare.metric_rows(compared), compare.setting_rows(compared, "settings")):
         if len(rows) > 1:

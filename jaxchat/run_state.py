@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxchat import home, runs
+from jaxchat import paths, runs
 from jaxchat.config import RunConfig
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.pipeline import done_file
 from jaxchat.report.curves import STAGES as TRAINED
 from jaxchat.stages import STAGES
@@ -105,7 +105,7 @@ def read_state(run: Path) -> RunState:
 def read_states(root: Path) -> tuple[list[RunState], list[str]]:
     """All runs of the home `root`, the newest first, and what is wrong with unreadable ones."""
     states, wrong = [], []
-    for path in home.runs(root).glob(f"*/{runs.CONFIG}"):
+    for path in paths.runs(root).glob(f"*/{runs.CONFIG}"):
         try:
             states.append(read_state(path.parent))
         except ArtifactError as error:

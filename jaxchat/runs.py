@@ -17,18 +17,14 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from jaxchat import home, recipe
-from jaxchat.config import ConfigError, RunConfig
-from jaxchat.home import ArtifactError
+from jaxchat import paths, recipe
+from jaxchat.config import RunConfig
+from jaxchat.errors import ArtifactError, BusyError, ConfigError
 
 CONFIG = "config.json"
 LOCK = ".lock"
 DONE = "done.json"  # in the folder of a stage that is complete
 LOOKS = 5  # at a lock before another process is taken for its owner
-
-
-class BusyError(RuntimeError):
-    """Another process works on the run; the message says which."""
 
 
 def has_data(root: Path, name: str) -> bool:
@@ -42,7 +38,7 @@ def folder(root: Path, name: str) -> Path:
         raise ConfigError(
             f"run.name is {name!r}; it names a folder: letters, digits and . _ - only."
         )
-    return home.runs(root) / name
+    return paths.runs(root) / name
 
 
 def check_writable(root: Path) -> None:
@@ -118,14 +114,14 @@ def configure(root: Path, tier: Path, overrides: Iterable[str]) -> RunConfig:
 
 def write_config(run: Path, config: RunConfig) -> None:
     """Keeps the configuration beside what is made with it."""
-    with home.atomic_open(run / CONFIG) as file:
+    with paths.atomic_open(run / CONFIG) as file:
         file.write(recipe.to_json(config) + "\n")
 
 
 def read_config(run: Path) -> RunConfig:
     """The configuration of a run. Raises ArtifactError when it is missing or unreadable."""
     path = run / CONFIG
-    home.read_json(path)  # says it well when the file is missing or no JSON
+    paths.read_json(path)  # says it well when the file is missing or no JSON
     try:
         return recipe.from_json(path.read_text(encoding="utf-8"))
     except ConfigError as error:
@@ -142,7 +138,7 @@ def has_one(run: Path, stages: Collection[str]) -> bool:
 
 def with_one(root: Path, stages: Collection[str]) -> list[str]:
     """The names of the runs in which one of some stages is complete."""
-    found = (path.parent for path in home.runs(root).glob(f"*/{CONFIG}"))
+    found = (path.parent for path in paths.runs(root).glob(f"*/{CONFIG}"))
     return sorted(run.name for run in found if has_one(run, stages))
 
 
@@ -152,7 +148,7 @@ def find(root: Path, name: str | None, having: Collection[str] = ()) -> Path:
     With `having`, of those worked on last the first in which one of these stages is complete, if
     any is. Raises ArtifactError, with the runs that there are, when there is no such run.
     """
-    there = {path.parent.name: path.parent for path in home.runs(root).glob(f"*/{CONFIG}")}
+    there = {path.parent.name: path.parent for path in paths.runs(root).glob(f"*/{CONFIG}")}
     if name in there:
         return there[name]
     if name is None and there:

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from jaxchat import home, runs
+from jaxchat import paths, runs
 from jaxchat.arguments import seconds
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def runs_command(args: argparse.Namespace) -> int:
     """Lists the runs of the home, the newest first."""
     from jaxchat.run_state import read_states
 
-    root = home.home(args.home)
+    root = paths.home(args.home)
     states, wrong = read_states(root)
     for sentence in wrong:
         print(f"jaxchat: {sentence}", file=sys.stderr)
@@ -55,7 +55,7 @@ def watch_command(args: argparse.Namespace) -> int:
     """Shows a run while it works; Ctrl-C leaves, and the run goes on."""
     from jaxchat.watch import watch
 
-    run = runs.find(home.home(args.home), args.run)
+    run = runs.find(paths.home(args.home), args.run)
     try:
         watch(run, interval=max(args.interval, 0.1), once=args.once, sleep=time.sleep)
     except KeyboardInterrupt:

@@ -12,7 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from jaxchat.config import ConfigError, ModelConfig, OptimConfig, StageOptimConfig
+from jaxchat.config import ModelConfig, OptimConfig, StageOptimConfig
+from jaxchat.errors import ConfigError
 
 ASPECT_RATIO = 64  # width per layer
 HEAD_DIM = 128

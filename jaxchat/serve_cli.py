@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat import home, machine, numbers, runs
+from jaxchat import machine, numbers, paths, runs
 from jaxchat.arguments import port, positive, real, seconds, whole
-from jaxchat.config import ConfigError, ServeConfig, build
+from jaxchat.config import ServeConfig, build
+from jaxchat.errors import ConfigError
 from jaxchat.reading.compressed import Unreadable
 from jaxchat.reading.text import read_text
 
@@ -89,7 +90,7 @@ def serve_command(args: argparse.Namespace) -> int:
     config = build(ServeConfig, given, "serve")
     key = read_key(getattr(args, "api_key_file", None))
     check_key(config, key, unless=hasattr(args, "no_key"))
-    root = home.home(getattr(args, "home", None))
+    root = paths.home(getattr(args, "home", None))
     names = models_asked(args)
     talkers = ("mid", "sft", "rl")
     configs = [
@@ -140,7 +141,7 @@ def parse_name(name: str) -> tuple[str, str | None]:
 def read_key(path: Path | None) -> str | None:
     """The key of a file, else of the environment. Raises ConfigError for one that is none."""
     if path is None:
-        key, where = home.api_key(), "JAXCHAT_API_KEY"
+        key, where = paths.api_key(), "JAXCHAT_API_KEY"
     else:
         try:
             key, where = read_text(path).strip(), str(path)

@@ -16,7 +16,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxchat.config import ConfigError, MeshConfig
+from jaxchat.config import MeshConfig
+from jaxchat.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...] | None] = {

@@ -11,16 +11,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxchat import core_stage, machine
-from jaxchat.config import MODELS, ConfigError, ModelConfig, RunConfig, TrainConfig
+from jaxchat.config import MODELS, ModelConfig, RunConfig, TrainConfig
 from jaxchat.data import chat_rows, inputs, prepare, text_rows
 from jaxchat.data.changes import own_files_changed
 from jaxchat.data.rows import RowSource
+from jaxchat.errors import ConfigError
 from jaxchat.eval_stage import run_eval
 from jaxchat.evals import compression, vocabularies
-from jaxchat.home import remove, sha256_text
 from jaxchat.infer.spread import Spread
 from jaxchat.infer.weights import gathered
 from jaxchat.model import gpt
+from jaxchat.paths import remove, sha256_text
 from jaxchat.pipeline import Context, Stage
 from jaxchat.probes import probe_of
 from jaxchat.profiling import request

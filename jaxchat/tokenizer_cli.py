@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxchat.arguments import positive
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.progress import Progress, duration
 
 if TYPE_CHECKING:
@@ -71,8 +71,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 def train_command(args: argparse.Namespace) -> int:
     """Trains a tokenizer and tells what it cost."""
     from jaxchat.data.textfiles import TextFiles
+    from jaxchat.errors import TokenizerError
     from jaxchat.machine import peak_memory_bytes
-    from jaxchat.tokenizer import TokenizerError, find_pattern, train_tokenizer
+    from jaxchat.tokenizer import find_pattern, train_tokenizer
 
     files = TextFiles(args.files)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
@@ -209,14 +210,14 @@ def eval_command(args: argparse.Namespace) -> int:
 
 def compare_command(args: argparse.Namespace) -> int:
     """Prints the compression of several tokenizers."""
-    from jaxchat import home
+    from jaxchat import paths
     from jaxchat.evals import compression, vocabularies
     from jaxchat.tokenizer import Tokenizer
 
     folders = {path.resolve() for path in args.tokenizers}
     same = len({path.name for path in folders}) < len(folders)
     tokenizers = {str(p) if same else p.resolve().name: Tokenizer.load(p) for p in args.tokenizers}
-    peers = vocabularies.folder_in(home.home(getattr(args, "home", None)))
+    peers = vocabularies.folder_in(paths.home(getattr(args, "home", None)))
     print(comparison(compression.survey(tokenizers, _texts(args.text), folder=peers)))
     return 0
 

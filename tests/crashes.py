@@ -21,7 +21,7 @@ from typing import Any
 
 from compilation import FAST_COMPILATION
 
-from jaxchat.stopping import REQUEUE
+from jaxchat.signals import REQUEUE
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval", "report")

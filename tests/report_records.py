@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from jaxchat import home, pipeline, recipe, runs
+from jaxchat import paths, pipeline, recipe, runs
 from jaxchat.config import RunConfig
 from jaxchat.evals.chat import Score
 from jaxchat.stage_inputs import INPUTS
@@ -120,5 +120,5 @@ def write_records(root: Path, config: RunConfig, done: dict[str, dict[str, Any]]
             "settings": pipeline.recorded_settings(stage, config),
             **done[name],
         }
-        home.write_json(pipeline.done_file(root, name), whole)
+        paths.write_json(pipeline.done_file(root, name), whole)
         context.done[name] = whole

@@ -12,7 +12,7 @@ from jaxchat import chat, recipe, runs
 from jaxchat.chat import Chat, MessageTooLongError, Sampling, how_to_make
 from jaxchat.cli import main
 from jaxchat.config import RunConfig
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.infer.engine import Engine
 from jaxchat.infer.transcript import printable
 from jaxchat.tokenizer import Tokenizer

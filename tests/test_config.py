@@ -5,7 +5,6 @@ import pytest
 from jaxchat import recipe
 from jaxchat.config import (
     ComputeConfig,
-    ConfigError,
     DataConfig,
     EvalConfig,
     HardwareConfig,
@@ -18,6 +17,7 @@ from jaxchat.config import (
     build,
     hashed_settings,
 )
+from jaxchat.errors import ConfigError
 
 
 @pytest.mark.parametrize(

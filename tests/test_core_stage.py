@@ -13,11 +13,11 @@ from hub_replica import BUNDLE, TASKS, bundle_url, write_bundle
 from hub_server import HubServer
 
 from jaxchat import core_stage, pipeline, recipe, report
-from jaxchat.config import ConfigError, MeshConfig
+from jaxchat.config import MeshConfig
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.eval_stage import Bench, core_of
 from jaxchat.evals.core import evaluate, kept
 from jaxchat.evals.core.bundle import read_bundle
-from jaxchat.home import ArtifactError
 from jaxchat.pipeline import Network
 from jaxchat.sharding import make_mesh, param_shardings, put
 from jaxchat.stages import STAGES, load_model

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from jaxchat.cli import main
-from jaxchat.config import ConfigError
 from jaxchat.data.shard_folder import ShardFolder
 from jaxchat.data_prepare_cli import add_prepare
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.tokenizer import Tokenizer
 
 

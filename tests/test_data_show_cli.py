@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from jaxchat import data_show_cli
-from jaxchat.config import ConfigError
 from jaxchat.data_show_cli import lines_of
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.tokenizer import Conversation, render, train_tokenizer
 
 BYTES = train_tokenizer([], 265)

@@ -24,7 +24,7 @@ import run_speedrun
 from jaxchat import cli, recipe
 from jaxchat.config import MODELS
 from jaxchat.data import inputs
-from jaxchat.home import read_json, write_json
+from jaxchat.paths import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

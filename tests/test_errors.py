@@ -6,12 +6,8 @@ import signal
 
 import pytest
 
-from jaxchat.config import ConfigError
-from jaxchat.errors import explain, guarded
-from jaxchat.home import ArtifactError
-from jaxchat.runs import BusyError
-from jaxchat.stopping import NOTICES, REQUEUE, Interrupted
-from jaxchat.tokenizer import TokenizerError
+from jaxchat.errors import ArtifactError, BusyError, ConfigError, TokenizerError, explain, guarded
+from jaxchat.signals import NOTICES, REQUEUE, Interrupted
 
 
 @pytest.fixture(autouse=True)

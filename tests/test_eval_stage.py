@@ -18,7 +18,7 @@ from finished_run import random_params
 
 from jaxchat import cli, eval_stage, pipeline, recipe, report, runs, stages
 from jaxchat.config import MODELS, RunConfig
-from jaxchat.home import read_json, write_json
+from jaxchat.paths import read_json, write_json
 from jaxchat.train.checkpoint import save_params
 
 ROOT = Path(__file__).parent.parent

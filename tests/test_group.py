@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxchat.group import ALONE
-from jaxchat.stopping import REQUEUE
+from jaxchat.signals import REQUEUE
 
 # what each process runs: its place, then what the test adds
 START = """

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat.home import (
-    ArtifactError,
+from jaxchat.errors import ArtifactError
+from jaxchat.paths import (
     atomic_folder,
     atomic_open,
     home,

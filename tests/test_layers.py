@@ -193,13 +193,13 @@ def test_only_home_reads_the_environment() -> None:
     found = [
         f"{name} line {line} imports {imported}"
         for name in MODULES
-        if name != "home"
+        if name != "paths"
         for imported, line in imports(name)
         if imported in {f"os.{attribute}" for attribute in ENVIRONMENT}
     ]
     found += offences(
         lambda name, node: (
-            name != "home" and isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT
+            name != "paths" and isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT
         )
     )
     assert not found, "\n".join(found)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxchat import cli, numbers, recipe
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.infer.request import EngineError, Request
 from jaxchat.numbers import NumberError
 

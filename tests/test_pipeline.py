@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from jaxchat import recipe
-from jaxchat.config import ConfigError, ImportedConfig, RunConfig
-from jaxchat.home import ArtifactError, read_json
+from jaxchat.config import ImportedConfig, RunConfig
+from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.paths import read_json
 from jaxchat.pipeline import Context, Stage, input_hash, read_done, run_stages, write_imported
 from jaxchat.profiling.request import Request
 from jaxchat.stages import STAGES

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from jaxchat import recipe
-from jaxchat.config import ConfigError, RunConfig
+from jaxchat.config import RunConfig
+from jaxchat.errors import ConfigError
 
 CLASSIC = '[run]\nname = "d20"\ndepth = 20\n'
 MODERN = '[run]\nname = "d12"\ndepth = 12\npreset = "modern"\n[tokenizer]\nvocab_size = 32768\n'

@@ -18,8 +18,9 @@ from report_records import (
     write_run,
 )
 
-from jaxchat import home, recipe, report, runs
-from jaxchat.home import ArtifactError
+from jaxchat import recipe, report, runs
+from jaxchat.errors import ArtifactError
+from jaxchat.paths import read_json, write_json
 from jaxchat.report import markdown
 from jaxchat.report.metrics import chance, core_interval, metrics_cells, tool_use
 
@@ -227,7 +228,7 @@ def test_nothing_but_a_configuration_gives_a_report_too(config, tmp_path):
 def test_models_that_an_interrupted_evaluation_finished_are_told(config, done, tmp_path):
     models = done.pop("eval")["results"]["models"]
     run = write_run(tmp_path, config, done)
-    home.write_json(run / "eval" / "base.json", models["base"])
+    write_json(run / "eval" / "base.json", models["base"])
     made = report.gather_run(run)
     assert made["missing"]["eval"] == "under way: base evaluated"
     assert metrics_cells(made["metrics"])[1] == ("bits per byte", "1.750", "-", "-", "-", "-")
@@ -249,11 +250,11 @@ def without_later_fields(run):
     """The records as a version wrote them that did not have the fields declared with `later`."""
     later = {"warm_start", "loss_group", "sample_every", "core_every", "core_examples"}
     for path in run.glob("*/done.json"):
-        record = home.read_json(path)
+        record = read_json(path)
         for part in record["settings"]:
             for name in later & set(part) if isinstance(part, dict) else ():
                 del part[name]
-        home.write_json(path, record)
+        write_json(path, record)
 
 
 def test_a_record_from_before_a_setting_existed_counts(config, done, tmp_path):
@@ -306,7 +307,7 @@ def test_a_report_made_later_keeps_the_machine_and_the_commit(config, done, tmp_
     run = write_run(tmp_path, config, done)
     first = report.write_run(run)
     first |= {"environment": ENVIRONMENT, "git": GIT, "sandbox": "seccomp"}
-    home.write_json(run / "report.json", first)
+    write_json(run / "report.json", first)
     again = report.write_run(run)
     assert (again["environment"], again["git"], again["sandbox"]) == (ENVIRONMENT, GIT, "seccomp")
 
@@ -345,12 +346,12 @@ def test_core_measured_by_hand_is_told_while_the_weights_are_the_same(tmp_path, 
     }  # fmt: skip
     told = {"core": 0.2, "name": "CORE over 1 of 22 tasks", "tasks": tasks}
     path = run / "eval" / "core-base" / "result.json"
-    home.write_json(path, told | {"weights": "these weights"})
+    write_json(path, told | {"weights": "these weights"})
     found = report.gather_run(run)
     row = next(row for row in found["metrics"] if row["name"].startswith("CORE"))
     assert row["name"] == "CORE of 1 of 22 tasks, not comparable"  # however an older run named it
     assert row["values"]["base"]["value"] == 0.2
     assert found["core"]["base"]["winograd"]["problems"] == 100
-    home.write_json(path, told | {"weights": "other weights"})
+    write_json(path, told | {"weights": "other weights"})
     found = report.gather_run(run)
     assert not any(row["name"].startswith("CORE") for row in found["metrics"])

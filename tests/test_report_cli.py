@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from report_records import make_config, make_done, write_run
 
-from jaxchat import home, report, report_cli
-from jaxchat.config import ConfigError
-from jaxchat.home import ArtifactError
+from jaxchat import paths, report, report_cli
+from jaxchat.errors import ArtifactError, ConfigError
 
 
 def command(*arguments: object) -> int:
@@ -26,14 +25,14 @@ def root(tmp_path: Path) -> Path:
     """A home with the runs cpu and other."""
     for name, right in (("cpu", 171), ("other", 120)):
         config = make_config(f"run.name={name}")
-        write_run(home.runs(tmp_path) / name, config, make_done(right=right))
+        write_run(paths.runs(tmp_path) / name, config, make_done(right=right))
     return tmp_path
 
 
 def test_one_run_is_made_from_what_there_is(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("cpu", "--home", root) == 0
     out = capsys.readouterr().out
-    run = home.runs(root) / "cpu"
+    run = paths.runs(root) / "cpu"
     assert "85.5% [80.0, 89.7]" in out
     assert out.splitlines()[-2:] == [str(run / "report.html"), str(run / "report.md")]
     for name in report.FILES:
@@ -41,7 +40,7 @@ def test_one_run_is_made_from_what_there_is(root: Path, capsys: pytest.CaptureFi
 
 
 def test_what_is_not_there_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (home.runs(root) / "cpu" / "mid" / "done.json").unlink()
+    (paths.runs(root) / "cpu" / "mid" / "done.json").unlink()
     assert command("cpu", "--home", root) == 0
     out = capsys.readouterr().out
     assert "Midtraining: not run yet" in out
@@ -60,19 +59,19 @@ def test_the_last_run_is_meant_where_none_is_named(
 def test_two_runs_are_compared_beside_the_second(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("cpu", home.runs(root) / "other", "--home", root) == 0
+    assert command("cpu", paths.runs(root) / "other", "--home", root) == 0
     out = capsys.readouterr().out
     assert "-25.5 points" in out
-    written = [home.runs(root) / "other" / f"compare_cpu_other.{end}" for end in ("html", "md")]
+    written = [paths.runs(root) / "other" / f"compare_cpu_other.{end}" for end in ("html", "md")]
     assert out.splitlines()[-2:] == [str(path) for path in written]
     assert all(path.exists() for path in written)
-    assert not (home.runs(root) / "cpu" / "report.json").exists(), "comparing writes no report"
+    assert not (paths.runs(root) / "cpu" / "report.json").exists(), "comparing writes no report"
 
 
 def test_a_report_from_elsewhere_can_be_compared(root: Path, tmp_path: Path) -> None:
-    report.write_run(home.runs(root) / "cpu")
+    report.write_run(paths.runs(root) / "cpu")
     elsewhere = tmp_path / "from_the_node.json"
-    elsewhere.write_bytes((home.runs(root) / "cpu" / "report.json").read_bytes())
+    elsewhere.write_bytes((paths.runs(root) / "cpu" / "report.json").read_bytes())
     assert command(elsewhere, "other", "--home", root, "--out", tmp_path / "out") == 0
     made = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert made == ["compare_cpu_other.html", "compare_cpu_other.md"]

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from jaxchat import runs, watch
 from jaxchat.cli import main
+from jaxchat.errors import BusyError
 from jaxchat.run_state import read_state, read_states
 
 
@@ -96,7 +97,7 @@ def test_a_run_at_work_is_running_until_its_process_is_gone(root):
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         assert read_state(run).state == "running"
-        with pytest.raises(runs.BusyError, match=f"number {process.pid}"), runs.locked(run):
+        with pytest.raises(BusyError, match=f"number {process.pid}"), runs.locked(run):
             pass
         process.kill()
     assert read_state(run).state == "complete"

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxchat import recipe, runs
-from jaxchat.config import ConfigError
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError, BusyError, ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -38,7 +37,7 @@ def test_a_second_process_is_refused_and_told_of_the_first(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == b"mine\n"
-        with pytest.raises(runs.BusyError, match=f"number {other.pid}"), runs.locked(tmp_path):
+        with pytest.raises(BusyError, match=f"number {other.pid}"), runs.locked(tmp_path):
             pass
     finally:
         other.kill()

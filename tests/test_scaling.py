@@ -5,7 +5,8 @@ import math
 import jax
 import pytest
 
-from jaxchat.config import ConfigError, ModelConfig
+from jaxchat.config import ModelConfig
+from jaxchat.errors import ConfigError
 from jaxchat.model import gpt
 from jaxchat.scaling import (
     count_params,

@@ -10,8 +10,8 @@ import pytest
 from disk import remount
 
 from jaxchat import cli, config, runs
+from jaxchat.signals import REQUEUE
 from jaxchat.stages import STAGES
-from jaxchat.stopping import REQUEUE
 from jaxchat.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent

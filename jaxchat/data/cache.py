@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxchat import home
+from jaxchat import paths
 from jaxchat.data.web import Stopped
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 
 MARGIN = 1 << 30  # bytes that stay free on the disk
 POLL = 0.2  # seconds between two looks at a part that another process holds
@@ -175,7 +175,7 @@ def part(file: RemoteFile, stop: threading.Event) -> Iterator[BinaryIO]:
 
 def part_path(file: RemoteFile) -> Path:
     """Where the part of this content is."""
-    key = home.sha256_text(file.version)[:12]
+    key = paths.sha256_text(file.version)[:12]
     return file.local.with_name(f"{file.local.name}.{key}.part")
 
 
@@ -234,7 +234,7 @@ def finish(file: RemoteFile, handle: BinaryIO, digest: Digest) -> None:
     handle.flush()
     os.fsync(handle.fileno())
     part_path(file).replace(file.local)
-    home.fsync_folder(file.local.parent)
+    paths.fsync_folder(file.local.parent)
     _write_record(file, digest)
 
 
@@ -274,7 +274,7 @@ def _record_path(file: RemoteFile) -> Path:
 
 def _read_record(file: RemoteFile) -> dict[str, object]:
     try:
-        record = home.read_json(_record_path(file))
+        record = paths.read_json(_record_path(file))
     except (ArtifactError, OSError):
         return {}
     return record if isinstance(record, dict) and "sha256" in record else {}
@@ -289,4 +289,4 @@ def _write_record(file: RemoteFile, digest: Digest) -> None:
         "version": file.version,
         "checked": bool(file.sha256 or file.blob),  # against a checksum of the server's
     }
-    home.write_json(_record_path(file), record)
+    paths.write_json(_record_path(file), record)

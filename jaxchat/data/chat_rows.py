@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxchat.config import ConfigError, RunConfig, TrainConfig
+from jaxchat.config import RunConfig, TrainConfig
 from jaxchat.data.conversations import chat_source, in_order, train_split
 from jaxchat.data.inputs import Inputs
 from jaxchat.data.packing import (
@@ -25,7 +25,8 @@ from jaxchat.data.packing import (
 from jaxchat.data.prepare import FIRST_INDEX, mixture, run_tasks
 from jaxchat.data.rows import write_rows
 from jaxchat.data.stream import HeldOutRows, ShardedRows
-from jaxchat.home import sha256_text
+from jaxchat.errors import ConfigError
+from jaxchat.paths import sha256_text
 from jaxchat.progress import Progress
 from jaxchat.tasks import Problem, Task
 from jaxchat.tasks.base import Split

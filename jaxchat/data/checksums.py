@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from jaxchat.home import atomic_open, sha256_file, sha256_text
+from jaxchat.paths import atomic_open, sha256_file, sha256_text
 
 FOLDER = "checksums"  # of the home
 # A file may be written twice within a tick of its file system's clock: a younger one is read again.

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from jaxchat.config import ConfigError, RunConfig, TrainConfig
+from jaxchat.config import RunConfig, TrainConfig
 from jaxchat.data import registry
+from jaxchat.errors import ConfigError
 from jaxchat.reading.folders import TALKS, kind_of
 
 

@@ -27,7 +27,8 @@ from typing import Literal
 
 from jaxchat.data.documents import Document, Paths, sources
 from jaxchat.data.quality import Deduplicator, is_worthwhile
-from jaxchat.home import ArtifactError, atomic_folder, read_json, sha256_file, write_json
+from jaxchat.errors import ArtifactError
+from jaxchat.paths import atomic_folder, read_json, sha256_file, write_json
 
 FORMAT = "jaxchat-corpus-1"
 HELDOUT_SHARE = 0.03  # of the files that documents come from

@@ -14,7 +14,8 @@ from typing import BinaryIO
 from jaxchat.data import cache
 from jaxchat.data.cache import Digest, RemoteFile
 from jaxchat.data.web import OutOfRange, Passing, Stopped, Tries, Web, WebError
-from jaxchat.home import ArtifactError, offline_by
+from jaxchat.errors import ArtifactError
+from jaxchat.paths import offline_by
 
 WORKERS = 4
 WRONG_TRIES = 3  # times that a file may come with wrong bytes

@@ -8,13 +8,13 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jaxchat import home
+from jaxchat import paths
 from jaxchat.data import cache
 from jaxchat.data.cache import RemoteFile
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub, measured
 from jaxchat.data.web import Web, WebError, check_address
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.progress import Progress
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # as nanochat has it
@@ -45,8 +45,8 @@ def fetch_bundle(root: Path, url: str = URL, web: Web | None = None) -> Path:
     folder = bundle_folder(root)
     if folder.exists():
         return check_bundle(root)
-    web = web or Web(proxies=home.proxies())
-    local = home.data(root) / FOLDER / "eval_bundle.zip"
+    web = web or Web(proxies=paths.proxies())
+    local = paths.data(root) / FOLDER / "eval_bundle.zip"
     remote = RemoteFile(FOLDER, local.name, check_address("the bundle's address", url), local)
     try:
         file = measured(web, remote)
@@ -68,13 +68,13 @@ def check_bundle(root: Path) -> Path:
     """
     folder, record = bundle_folder(root), _read_record(root)
     files = {
-        path.relative_to(folder).as_posix(): home.sha256_file(path)
+        path.relative_to(folder).as_posix(): paths.sha256_file(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.suffix.lower() in _WANTED
     }
     known = record.get("files")
     if known is None:
-        home.write_json(root / RECORD, {"format": FORMAT, **record, "files": files})
+        paths.write_json(root / RECORD, {"format": FORMAT, **record, "files": files})
     elif known != files:
         changed = sorted(dict(known.items() ^ files.items()))
         raise ArtifactError(
@@ -87,11 +87,11 @@ def check_bundle(root: Path) -> Path:
 
 def _note(root: Path, file: RemoteFile, path: Path) -> None:
     """Writes down what came first. Raises ArtifactError when it was something else."""
-    size, digest = path.stat().st_size, cache.sha256_of(file) or home.sha256_file(path)
+    size, digest = path.stat().st_size, cache.sha256_of(file) or paths.sha256_file(path)
     record = _read_record(root)
     if "sha256" not in record:
         told = {"url": file.url, "size": size, "sha256": digest}
-        home.write_json(root / RECORD, {"format": FORMAT, **record, **told})
+        paths.write_json(root / RECORD, {"format": FORMAT, **record, **told})
     elif record["sha256"] != digest:
         cache.remove(file)
         raise ArtifactError(
@@ -105,7 +105,7 @@ def _read_record(root: Path) -> dict[str, Any]:
     path = root / RECORD
     if not path.exists():
         return {}
-    record = home.read_json(path)
+    record = paths.read_json(path)
     if not isinstance(record, dict) or record.pop("format", "") != FORMAT:
         raise ArtifactError(
             f"{path} is no record of format {FORMAT}; delete it and give the same command again."
@@ -119,7 +119,7 @@ def unpack(path: Path, folder: Path) -> None:
     Raises ArtifactError for a file that is no zip file, or that is not as a bundle should be.
     """
     try:
-        with zipfile.ZipFile(path) as archive, home.atomic_folder(folder) as temporary:
+        with zipfile.ZipFile(path) as archive, paths.atomic_folder(folder) as temporary:
             for entry, name in _members(archive, path):
                 target = temporary / name
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
 
-from jaxchat import home
 from jaxchat.data import registry
 from jaxchat.data.cache import RemoteFile
 from jaxchat.data.registry import Source
@@ -45,7 +44,19 @@ from jaxchat.data.web import (
     check_address,
     fetch_text,
 )
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
+from jaxchat.paths import (
+    DEFAULT_HUB,
+    data,
+    hub_endpoint,
+    hub_offline,
+    hub_token,
+    offline_by,
+    proxies,
+    read_json,
+    sha256_text,
+    write_json,
+)
 
 FORMAT = "jaxchat-list-1"
 _ASKING = 8  # files whose sizes are asked for at the same time
@@ -84,7 +95,7 @@ class Hub:
         root: Path,
         web: Web,
         *,
-        endpoint: str = home.DEFAULT_HUB,
+        endpoint: str = DEFAULT_HUB,
         base_url: str | None = None,
         offline: bool = False,
         refresh: bool = False,
@@ -137,7 +148,7 @@ class Hub:
         path = self._list_path(source)
         if not path.exists():
             return None
-        raw = home.read_json(path)
+        raw = read_json(path)
         try:
             if raw["format"] != FORMAT:
                 raise ValueError(f"format {raw['format']!r}")
@@ -152,7 +163,7 @@ class Hub:
         if self.offline:
             raise ArtifactError(
                 f"the list of files of {source.name} is not in {self.folder(source)}, and "
-                f"{home.offline_by()} forbids asking for it; where there is a network, run: "
+                f"{offline_by()} forbids asking for it; where there is a network, run: "
                 f"{source.again or f'jaxchat data download {source.name}'}"
             )
         try:
@@ -184,7 +195,7 @@ class Hub:
 
     def folder(self, source: Source) -> Path:
         """Where the lists and the folder of each commit are kept."""
-        return home.data(self.root) / source.name
+        return data(self.root) / source.name
 
     def address(self, source: Source) -> str:
         """The source's page on the hub, or what its base URL is."""
@@ -203,7 +214,7 @@ class Hub:
         origin = (
             (source.repo, source.revision) if self.base_url is None else (self.address(source),)
         )
-        return self.folder(source) / f"list-{home.sha256_text(*origin)[:12]}.json"
+        return self.folder(source) / f"list-{sha256_text(*origin)[:12]}.json"
 
     def _keep(self, listing: Listing) -> None:
         fields = ("path", "size", "sha256", "blob", "tag")
@@ -215,7 +226,7 @@ class Hub:
             "commit": listing.commit,
             "files": [{k: v for k, v in entry.items() if v is not None} for entry in known],
         }
-        home.write_json(self._list_path(listing.source), value)
+        write_json(self._list_path(listing.source), value)
         self._lists[listing.source.name] = listing
 
     def _file(
@@ -282,7 +293,7 @@ class Hub:
         folders = sorted({posixpath.dirname(pattern) for pattern in source.splits.values()})
         found = [name for folder in folders for name in self._index(base, folder)]
         paths = [path for path in dict.fromkeys(found) if source.has(path)] or source.files
-        return f"url-{home.sha256_text(base)[:12]}", [{"path": path} for path in paths]
+        return f"url-{sha256_text(base)[:12]}", [{"path": path} for path in paths]
 
     def _index(self, base: str, folder: str) -> list[str]:
         """Paths that the index page of a folder links to; none when there is no such page."""
@@ -334,9 +345,9 @@ def open_hub(
     patience: Patience | None = None,
 ) -> Hub:
     """A Hub as the environment has it: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and proxies."""
-    endpoint = home.hub_endpoint()
-    web = Web(token=home.hub_token(), token_for=endpoint, proxies=home.proxies(), patience=patience)
-    offline = offline or home.hub_offline()
+    endpoint = hub_endpoint()
+    web = Web(token=hub_token(), token_for=endpoint, proxies=proxies(), patience=patience)
+    offline = offline or hub_offline()
     return Hub(root, web, endpoint=endpoint, base_url=base_url, offline=offline, refresh=refresh)
 
 

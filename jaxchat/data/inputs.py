@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxchat import home
-from jaxchat.config import ConfigError, DataConfig, RunConfig
+from jaxchat import paths
+from jaxchat.config import DataConfig, RunConfig
 from jaxchat.data import cache, corpus, own, registry
 from jaxchat.data.cache import RemoteFile
 from jaxchat.data.conversations import chat_source, is_own
@@ -25,7 +25,8 @@ from jaxchat.data.own import NOTHING, Own
 from jaxchat.data.shards import ShardInput, hash_of
 from jaxchat.data.splitting import split_file
 from jaxchat.data.textfiles import TextFiles
-from jaxchat.home import ArtifactError, read_json, sha256_file, sha256_text, write_json
+from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.paths import read_json, sha256_file, sha256_text, write_json
 from jaxchat.progress import Progress
 from jaxchat.tasks import EVERYDAY_WORDS, select_words
 from jaxchat.tasks.custom import Custom
@@ -314,7 +315,7 @@ def downloaded(name: str, hub: Hub) -> dict[str, tuple[Path, ...]]:
         if all(cache.is_here(file) for file in files):
             found[split] = tuple(file.local for file in files)
     if not found:
-        where = "" if hub.root == home.home(None) else f"--home {hub.root} "
+        where = "" if hub.root == paths.home(None) else f"--home {hub.root} "
         raise ArtifactError(
             f"{name} has not been downloaded; run: jaxchat data {where}download {name}"
         )

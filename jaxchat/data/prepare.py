@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config import ConfigError, RunConfig, TrainConfig
+from jaxchat.config import RunConfig, TrainConfig
 from jaxchat.data.inputs import Inputs, read_texts
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.progress import Progress
 from jaxchat.tasks import Problem, Task, make_tasks
 from jaxchat.tasks.base import Split

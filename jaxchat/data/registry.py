@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 
 Kind = Literal["text", "chat"]
 

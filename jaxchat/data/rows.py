@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from jaxchat.home import ArtifactError, atomic_folder, read_json, sha256_file, write_json
+from jaxchat.errors import ArtifactError
+from jaxchat.paths import atomic_folder, read_json, sha256_file, write_json
 
 FORMAT = "jaxchat-rows-1"
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from jaxchat.data.packing import TextStatistics
-from jaxchat.home import ArtifactError, read_json, sha256_file, write_json
+from jaxchat.errors import ArtifactError
+from jaxchat.paths import read_json, sha256_file, write_json
 
 FORMAT = "jaxchat-shards-1"
 MANIFEST = "manifest.json"

@@ -22,11 +22,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from jaxchat.config import ConfigError
 from jaxchat.data import packing, shard_folder
 from jaxchat.data.shard_folder import FORMAT, DamagedShard, FolderManifest, InputName, ShardFolder
 from jaxchat.data.textfiles import TextFiles
-from jaxchat.home import ArtifactError, atomic_open, sha256_file, sha256_text, sweep
+from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.paths import atomic_open, sha256_file, sha256_text, sweep
 from jaxchat.progress import Progress
 from jaxchat.tokenizer import Tokenizer
 

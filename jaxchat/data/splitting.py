@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config import ConfigError
 from jaxchat.data.shards import ShardInput
 from jaxchat.data.textfiles import TextFiles
-from jaxchat.home import ArtifactError, atomic_folder, read_json, sha256_file, write_json
+from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.paths import atomic_folder, read_json, sha256_file, write_json
 from jaxchat.progress import Progress
 
 FORMAT = "jaxchat-split-1"

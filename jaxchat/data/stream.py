@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from jaxchat.data import shard_folder
 from jaxchat.data.shard_folder import FolderManifest, ShardFolder, ShardManifest
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.progress import PLAIN_INTERVAL
 
 WINDOW = 8  # shards

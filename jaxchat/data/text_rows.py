@@ -13,7 +13,8 @@ from jaxchat.data.hub import Hub
 from jaxchat.data.inputs import InputFile, Inputs, text_files
 from jaxchat.data.packing import VERSION
 from jaxchat.data.shards import Prepared, ShardInput, prepare_shards
-from jaxchat.home import ArtifactError, remove, sha256_text
+from jaxchat.errors import ArtifactError
+from jaxchat.paths import remove, sha256_text
 from jaxchat.tokenizer import Tokenizer
 
 FOLDER = "text"  # of a run

@@ -24,8 +24,7 @@ from typing import IO, Any, Self
 from urllib.parse import urlsplit
 
 import jaxchat
-from jaxchat.config import ConfigError
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError, ConfigError
 
 CHUNK = 1 << 20  # bytes read at most at a time
 _LATER = frozenset({408, 425, 429, *range(500, 600)} - {501})

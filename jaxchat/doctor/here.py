@@ -10,9 +10,9 @@ import warnings
 from pathlib import Path
 
 from jaxchat import machine, runs
-from jaxchat.config import ConfigError, RunConfig
+from jaxchat.config import RunConfig
 from jaxchat.doctor.check import Check
-from jaxchat.errors import explain
+from jaxchat.errors import ConfigError, explain
 from jaxchat.plan import size
 
 LEAST_PYTHON = (3, 11)

@@ -17,7 +17,7 @@ from jaxchat.data.hub import Hub
 from jaxchat.data.registry import Source
 from jaxchat.data.web import Passing, Patience, Unsupported, WebError
 from jaxchat.doctor.check import Check
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 
 PATIENCE = Patience(stall=5.0)  # seconds without an answer
 _AT_ONCE = 8

@@ -7,11 +7,12 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxchat import home, machine, memory, plan
-from jaxchat.config import ConfigError, RunConfig
+from jaxchat import machine, memory, paths, plan
+from jaxchat.config import RunConfig
 from jaxchat.data import cache, inputs, registry
 from jaxchat.doctor.check import Check
 from jaxchat.doctor.speed import Speed
+from jaxchat.errors import ConfigError
 from jaxchat.plan import size
 from jaxchat.progress import duration
 
@@ -130,8 +131,8 @@ def check_disk(config: RunConfig, root: Path) -> Check:
     """What the run takes beside what is there already, against what is free at home."""
     need = plan.plan_disk(config)
     names = [*inputs.chat_names(config), config.data.source]
-    kept = [home.data(root) / name for name in names if name in registry.SOURCES]
-    there = sum(map(bytes_in, [*kept, home.runs(root) / config.name]))
+    kept = [paths.data(root) / name for name in names if name in registry.SOURCES]
+    there = sum(map(bytes_in, [*kept, paths.runs(root) / config.name]))
     # downloads leave so much free
     margin = cache.MARGIN if kept else 0
     total = sum(need.values()) + margin

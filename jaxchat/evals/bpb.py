@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxchat import losses
 from jaxchat.config import MeshConfig, ModelConfig
+from jaxchat.errors import ArtifactError
 from jaxchat.evals.in_flight import in_flight
-from jaxchat.home import ArtifactError
 from jaxchat.model import gpt
 from jaxchat.optim.shares import Shares
 from jaxchat.sharding import make_mesh, put, put_batch, replicated

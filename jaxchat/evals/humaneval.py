@@ -14,9 +14,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from jaxchat.config import ConfigError
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.answers import program_of
-from jaxchat.home import ArtifactError
 from jaxchat.progress import Progress
 from jaxchat.tasks.humaneval import CodeProblem
 from jaxchat.tools import levels, remote, sandbox

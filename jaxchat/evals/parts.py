@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxchat import home
+from jaxchat import paths
+from jaxchat.errors import ArtifactError
 from jaxchat.evals.chatcore import chatcore, chatcore_counting
-from jaxchat.home import ArtifactError, sha256_text
+from jaxchat.paths import sha256_text
 
 FORMAT = "jaxchat-eval-part-1"
 PARTS = "parts"  # the folder in that of the stage
@@ -74,14 +75,14 @@ class Parts:
             "result": result,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        home.write_json(self.folder / f"{part.model}-{part.name}.json", told)
+        paths.write_json(self.folder / f"{part.model}-{part.name}.json", told)
         return told
 
     def want(self, parts: Iterable[Part], settings: str) -> None:
         """Notes which parts an evaluation is of, and the hash of its settings, for `records`."""
         keys = [self.key(part) for part in parts]
         self.folder.mkdir(parents=True, exist_ok=True)
-        home.write_json(
+        paths.write_json(
             self.folder.parent / WANTED, {"format": FORMAT, "settings": settings, "keys": keys}
         )
 
@@ -106,7 +107,7 @@ class Parts:
 
 def _wanted(path: Path) -> dict[str, Any] | None:
     try:
-        told = home.read_json(path)
+        told = paths.read_json(path)
     except ArtifactError:
         return None
     whole = isinstance(told, dict) and {"settings", "keys"} <= told.keys()
@@ -115,7 +116,7 @@ def _wanted(path: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        told = home.read_json(path)
+        told = paths.read_json(path)
     except ArtifactError:
         return None
     keys = {"format", "key", "model", "name", "weights", "seconds", "result"}

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from jaxchat.config import ModelConfig
 from jaxchat.data.stream import HeldOutRows, ShardedRows
+from jaxchat.errors import ArtifactError
 from jaxchat.evals.bpb import bits_per_byte
-from jaxchat.home import ArtifactError
 from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards
 from jaxchat.train.compute import Compute

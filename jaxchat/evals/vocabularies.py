@@ -20,12 +20,13 @@ from pathlib import Path, PurePosixPath
 
 import tiktoken
 
-from jaxchat import home
+from jaxchat import paths
 from jaxchat.config import NOWHERE
 from jaxchat.data.cache import RemoteFile
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub
 from jaxchat.data.web import WebError, check_address
+from jaxchat.paths import tiktoken_cache
 from jaxchat.tokenizer.huggingface import byte_alphabet
 from jaxchat.tokenizer.patterns import PATTERNS
 
@@ -76,7 +77,7 @@ URL = "https://openaipublic.blob.core.windows.net"  # where tiktoken fetches its
 
 def folder_in(root: Path) -> Path:
     """Where a home keeps those that were fetched."""
-    return home.data(root) / SOURCE
+    return paths.data(root) / SOURCE
 
 
 def fetch(hub: Hub, url: str) -> None:
@@ -141,7 +142,7 @@ def load(vocabulary: Vocabulary, folder: Path | None = None) -> tiktoken.Encodin
 def _candidates(vocabulary: Vocabulary, folder: Path | None) -> Iterator[bytes]:
     """What may be the vocabulary's file."""
     fetched = [folder / PurePosixPath(vocabulary.path).name] if folder else []
-    paths = [*fetched, home.tiktoken_cache() / vocabulary.cached]
+    paths = [*fetched, tiktoken_cache() / vocabulary.cached]
     try:
         distribution = importlib.metadata.distribution(vocabulary.package)
         paths.append(Path(str(distribution.locate_file(vocabulary.file))))

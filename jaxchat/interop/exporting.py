@@ -11,9 +11,10 @@ import numpy as np
 
 from jaxchat import report, runs
 from jaxchat.chat import open_run
-from jaxchat.config import MODELS, ConfigError
-from jaxchat.home import ArtifactError, atomic_folder, atomic_open
+from jaxchat.config import MODELS
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.interop import card, huggingface, native, safetensors
+from jaxchat.paths import atomic_folder, atomic_open
 from jaxchat.run_inputs import tokenizer_of
 from jaxchat.run_models import load_model
 from jaxchat.tokenizer.huggingface import OWN_FILE

@@ -14,8 +14,9 @@ from jaxchat.data.cache import RemoteFile
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub, open_hub
 from jaxchat.data.registry import Source
-from jaxchat.home import ArtifactError, offline_by
+from jaxchat.errors import ArtifactError
 from jaxchat.interop import huggingface, native
+from jaxchat.paths import offline_by
 from jaxchat.progress import Progress
 
 # All that any format of a model has; nothing else is asked for.

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxchat import pipeline, recipe, runs
-from jaxchat.config import ConfigError, ImportedConfig, RunConfig
-from jaxchat.home import ArtifactError, atomic_folder
+from jaxchat.config import ImportedConfig, RunConfig
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.interop import huggingface, nanochat, native
 from jaxchat.interop.foreign import ForeignModel
+from jaxchat.paths import atomic_folder
 from jaxchat.train.checkpoint import hash_params, save_params
 
 DEFAULT_STAGE = "sft"

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 import jaxchat
-from jaxchat.config import ConfigError, ModelConfig
+from jaxchat.config import ModelConfig
+from jaxchat.errors import ConfigError
 from jaxchat.interop.nanochat_names import nanochat_name
 
 SCRIPT = Path(jaxchat.__file__).resolve().parents[1] / "bench" / "nanochat_peer" / "generate.py"

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from jaxchat import recipe
-from jaxchat.config import MODELS, ConfigError, RunConfig
-from jaxchat.home import ArtifactError, read_json, sha256_file, write_json
+from jaxchat.config import MODELS, RunConfig
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.interop import safetensors
 from jaxchat.interop.foreign import ForeignModel
 from jaxchat.interop.huggingface import (
@@ -30,6 +30,7 @@ from jaxchat.interop.tensors import from_params, to_params
 from jaxchat.interop.tokenizers import find_tokenizer
 from jaxchat.model.gpt import Params
 from jaxchat.model.vocabulary import cut_vocabulary
+from jaxchat.paths import read_json, sha256_file, write_json
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.train.checkpoint import hash_params
 

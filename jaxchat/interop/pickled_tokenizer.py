@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jaxchat.errors import TokenizerError
 from jaxchat.interop.pickles import MAX_BYTES, Record, RefusedPickle, read_pickle
-from jaxchat.tokenizer import Tokenizer, TokenizerError
+from jaxchat.tokenizer import Tokenizer
 
 FILE = "tokenizer.pkl"
 _FIELDS = {"name": str, "pat_str": str, "mergeable_ranks": dict, "special_tokens": dict}

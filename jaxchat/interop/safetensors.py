@@ -18,7 +18,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxchat.home import ArtifactError, read_json
+from jaxchat.errors import ArtifactError
+from jaxchat.paths import read_json
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of a model in several files

@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.interop.pickles import MAX_BYTES, Name, Names, RefusedPickle, read_pickle
 
 _STORAGES = {

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from jaxchat.config import ModelConfig
-from jaxchat.home import atomic_folder, atomic_open, write_json
+from jaxchat.paths import atomic_folder, atomic_open, write_json
 from jaxchat.profiling.request import HLO, RECORD, Request
 from jaxchat.scaling import flops_per_token
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 
 STAGES = ("base", "mid", "sft", "rl")  # the stages that train
 HLO, RECORD = "step.hlo.txt", "profile.json"

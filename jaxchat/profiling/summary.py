@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxchat.home import ArtifactError, read_json
+from jaxchat.errors import ArtifactError
+from jaxchat.paths import read_json
 from jaxchat.profiling.breakdown import Breakdown, break_down
 from jaxchat.profiling.classes import Operations
 from jaxchat.profiling.hlo import Module, parse

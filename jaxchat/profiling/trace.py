@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 
 HOST = "/host:CPU"
 DEVICE = "/device:"

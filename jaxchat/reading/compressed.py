@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 
 COMPRESSED = (".gz", ".zst")
 BUFFER = 1 << 20  # bytes that are decompressed at a time

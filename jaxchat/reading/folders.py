@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.reading.compressed import refused
 
 FORMATS = (".txt", ".jsonl", ".parquet")

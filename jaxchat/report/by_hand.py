@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxchat import home
 from jaxchat.config import RunConfig
+from jaxchat.errors import ArtifactError
 from jaxchat.evals.core import kept
 from jaxchat.evals.parts import with_more
-from jaxchat.home import ArtifactError
+from jaxchat.paths import read_json
 from jaxchat.report.metrics import core_record
 
 CHAT_KEY_CHARACTERS = 12  # of a key, in a file's name
@@ -115,7 +115,7 @@ def _objects(paths: Iterable[Path], command: str, is_one: Any) -> Iterator[dict[
     """
     for path in paths:
         try:
-            told = home.read_json(path)
+            told = read_json(path)
             old = "weights" not in told and ("result" in told or "core" in told)
             usable = isinstance(told, dict) and (old or is_one(told))
         except (ArtifactError, KeyError, TypeError, AttributeError, ValueError):

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxchat import home, machine, pipeline, runs
+from jaxchat import machine, pipeline, runs
 from jaxchat.config import RunConfig
+from jaxchat.errors import ArtifactError
 from jaxchat.evals.parts import PARTS, Parts
-from jaxchat.home import ArtifactError
+from jaxchat.paths import atomic_open, read_json
 from jaxchat.plan import table
 from jaxchat.report import by_hand, markdown, page
 from jaxchat.report.curves import STAGES, read_curves
@@ -51,7 +52,7 @@ def _write(root: Path, report: Mapping[str, Any]) -> list[Path]:
     paths = [root / name for name in FILES]
     texts = (markdown.render(report), page.render(report), json.dumps(report, indent=1) + "\n")
     for path, text in zip(paths, texts, strict=True):
-        with home.atomic_open(path) as file:
+        with atomic_open(path) as file:
             file.write(text)
     return paths
 
@@ -134,7 +135,7 @@ def _evaluated_so_far(context: pipeline.Context) -> dict[str, Any]:
         settings = pipeline.settings_hash(INPUTS["eval"], context.config)
         return Parts(folder / PARTS, _weights(context.done)).records(settings)
     paths = {name: folder / f"{name}.json" for name in MODELS}  # of runs before there were parts
-    found = {name: home.read_json(path) for name, path in paths.items() if path.exists()}
+    found = {name: read_json(path) for name, path in paths.items() if path.exists()}
     return {n: told for n, told in found.items() if n in context.done and isinstance(told, dict)}
 
 
@@ -146,7 +147,7 @@ def _weights(done: Done) -> dict[str, str]:
 def _written(root: Path) -> dict[str, Any]:
     """The report that there is, of whatever format; empty when there is none."""
     try:
-        report = home.read_json(root / "report.json")
+        report = read_json(root / "report.json")
     except ArtifactError:
         return {}
     return report if isinstance(report, dict) else {}
@@ -159,7 +160,7 @@ def read_report(root: Path) -> dict[str, Any]:
 
 def read_file(path: Path) -> dict[str, Any]:
     """A report.json. Raises ArtifactError for anything else."""
-    report: dict[str, Any] = home.read_json(path)
+    report: dict[str, Any] = read_json(path)
     if not isinstance(report, dict) or report.get("format") != FORMAT:
         raise ArtifactError(
             f"{path} is no report of format {FORMAT}; make it again from its run with "

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxchat import recipe
-from jaxchat.config import ConfigError, RunConfig
+from jaxchat.config import RunConfig
+from jaxchat.errors import ConfigError
 
 # What other settings are derived from comes first: once these are set, the others may follow.
 # Those of a group are set together, for only together they may fit.

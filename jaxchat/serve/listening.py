@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 
-from jaxchat.config import ConfigError, ServeConfig
+from jaxchat.config import ServeConfig
+from jaxchat.errors import ConfigError
 
 BACKLOG = 512
 

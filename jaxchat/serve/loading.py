@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxchat import machine
 from jaxchat.chat import find_model
 from jaxchat.config import ModelConfig, ServeConfig
+from jaxchat.errors import OutOfMemory
 from jaxchat.infer.replicas import make_service
-from jaxchat.memory import OutOfMemory
 from jaxchat.model.cache import init_cache
 from jaxchat.pipeline import done_file
 from jaxchat.run_inputs import tokenizer_of

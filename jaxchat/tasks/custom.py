@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.tasks.conversations import Conversations, read_conversation
 from jaxchat.tasks.table import RowError
 from jaxchat.tokenizer.chat import ConversationError, unused_fields

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.tasks.base import Problem, Split, Task
 from jaxchat.tasks.table import Row, Table
 from jaxchat.tokenizer.chat import DELIMITERS, Conversation, Part

@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config import ConfigError, unknown_key
+from jaxchat.config import unknown_key
+from jaxchat.errors import ConfigError
 from jaxchat.reading.compressed import Unreadable
 from jaxchat.reading.text import read_text
 from jaxchat.tasks.identity import DEFAULT_PERSONA, INTENTS, Intent, Persona

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.tasks.arc import ARCChallenge, ARCEasy
 from jaxchat.tasks.custom import Custom
 from jaxchat.tasks.dataset import Dataset

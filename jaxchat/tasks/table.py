@@ -18,8 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxchat.config import ConfigError
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.reading import folders
 from jaxchat.reading.compressed import COMPRESSED, opened, refused
 from jaxchat.reading.parquet import open_parquet

@@ -1,5 +1,6 @@
 """Text to token ids and back (`bpe`), and conversations to token ids and back (`chat`)."""
 
+from jaxchat.errors import TokenizerError
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import (
     Conversation,
@@ -13,7 +14,7 @@ from jaxchat.tokenizer.chat import (
     render_prompt,
 )
 from jaxchat.tokenizer.patterns import PATTERNS, SPLIT_PATTERN, find_pattern
-from jaxchat.tokenizer.special import SPECIAL_TOKENS, TokenizerError
+from jaxchat.tokenizer.special import SPECIAL_TOKENS
 from jaxchat.tokenizer.training import TrainingReport, train_tokenizer
 
 __all__ = [

@@ -21,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxchat import _bpe
-from jaxchat.home import atomic_open, sha256_text, write_json
+from jaxchat.errors import TokenizerError
+from jaxchat.paths import atomic_open, sha256_text, write_json
 from jaxchat.tokenizer.huggingface import write_huggingface
 from jaxchat.tokenizer.huggingface_read import read_huggingface
 from jaxchat.tokenizer.patterns import SPLIT_PATTERN, covering, uncovered
-from jaxchat.tokenizer.special import SPECIAL_TOKENS, TokenizerError
+from jaxchat.tokenizer.special import SPECIAL_TOKENS
 from jaxchat.tokenizer.stream import DecodeStream
 
 if TYPE_CHECKING:

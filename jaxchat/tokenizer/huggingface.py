@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat.home import atomic_open, write_json
-from jaxchat.tokenizer.special import SPECIAL_TOKENS, TokenizerError
+from jaxchat.errors import TokenizerError
+from jaxchat.paths import atomic_open, write_json
+from jaxchat.tokenizer.special import SPECIAL_TOKENS
 
 OWN_FILE = "tokenizer.tiktoken"  # a folder with it is ours, and its tokenizer.json too
 

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxchat.errors import TokenizerError
 from jaxchat.tokenizer.huggingface import byte_alphabet, merges, to_oniguruma
 from jaxchat.tokenizer.patterns import PATTERNS
-from jaxchat.tokenizer.special import SPECIAL_TOKENS, TokenizerError
+from jaxchat.tokenizer.special import SPECIAL_TOKENS
 
 Json = Mapping[str, Any]
 

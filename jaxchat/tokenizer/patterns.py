@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping
 
-from jaxchat.tokenizer.special import TokenizerError
+from jaxchat.errors import TokenizerError
 
 # GPT-4's pattern (cl100k_base) with numbers cut into at most two digits instead of three: small
 # vocabularies have better uses for a thousand tokens. The pattern and the tokens are nanochat's.

@@ -14,7 +14,3 @@ SPECIAL_TOKENS = (
     "<|output_end|>",
 )
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
-
-
-class TokenizerError(ValueError):
-    """A tokenizer that cannot be made, loaded or used as asked; the message says why."""

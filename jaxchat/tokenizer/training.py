@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from jaxchat import _bpe
+from jaxchat.errors import TokenizerError
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.patterns import SPLIT_PATTERN
-from jaxchat.tokenizer.special import MIN_VOCAB_SIZE, SPECIAL_TOKENS, TokenizerError
+from jaxchat.tokenizer.special import MIN_VOCAB_SIZE, SPECIAL_TOKENS
 
 
 class TrainingReport(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxchat.home import atomic_open
+from jaxchat.paths import atomic_open
 
 HISTORY = 50  # steps whose mean loss a spike is measured against
 

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from jaxchat import machine, memory
 from jaxchat.config import ModelConfig, OptimConfig
+from jaxchat.errors import OutOfMemory
 from jaxchat.sharding import batch_shards
 
 WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # of XLA's many
@@ -52,7 +53,7 @@ def explained(stage: str, step: memory.Step) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not is_exhausted(error):
             raise
-        raise memory.OutOfMemory(sentence(stage, step, str(error))) from error
+        raise OutOfMemory(sentence(stage, step, str(error))) from error
 
 
 def is_exhausted(error: Exception) -> bool:

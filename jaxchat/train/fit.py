@@ -18,25 +18,18 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxchat.config import (
-    DEFAULT_COMPUTE,
-    ComputeConfig,
-    ConfigError,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from jaxchat.config import DEFAULT_COMPUTE, ComputeConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxchat.data.prefetch import prefetched
 from jaxchat.data.rows import RowSource, training_batches, validation_batches
 from jaxchat.data.stream import HeldOutRows, ShardedRows
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.bpb import bits_per_byte, check_bytes
-from jaxchat.home import ArtifactError
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.optim.warm_start import carry_over
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards, put_batch, row_share
-from jaxchat.stopping import Interrupted, stop_requests
+from jaxchat.signals import Interrupted, stop_requests
 from jaxchat.train.agreement import Agreement
 from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.compute import choose_compute

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from jaxchat.home import atomic_open
+from jaxchat.paths import atomic_open
 from jaxchat.train.trackers import Background
 
 

@@ -43,7 +43,7 @@ from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards, put_batch, row_share
-from jaxchat.stopping import Interrupted, StopRequest, stop_requests
+from jaxchat.signals import Interrupted, StopRequest, stop_requests
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.agreement import Agreement

@@ -11,9 +11,9 @@ import numpy as np
 from jaxchat.config import RLConfig
 from jaxchat.data.prepare import FIRST_INDEX
 from jaxchat.evals.chat import answer, parts_of, prompts_of
-from jaxchat.home import sha256_text
 from jaxchat.infer.request import Completion
 from jaxchat.infer.service import Service
+from jaxchat.paths import sha256_text
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
 

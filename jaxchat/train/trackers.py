@@ -21,8 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxchat.config import ConfigError
-from jaxchat.home import remove
+from jaxchat.errors import ConfigError
+from jaxchat.paths import remove
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 PROJECT = "jaxchat"

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 
 Value = bool | int | str
 Option = tuple[str, Value]

@@ -11,11 +11,12 @@ import pytest
 from tiny_shards import TOKENIZER
 
 from jaxchat import recipe
-from jaxchat.config import ConfigError, RunConfig
+from jaxchat.config import RunConfig
 from jaxchat.data.chat_rows import HELD_OUT_PROBLEMS, build_chat_rows
 from jaxchat.data.inputs import InputFile, Inputs
 from jaxchat.data.rows import RowSource
 from jaxchat.data.stream import HeldOutRows
+from jaxchat.errors import ConfigError
 from jaxchat.tasks import EVERYDAY_WORDS
 
 ROW = 513

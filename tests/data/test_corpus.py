@@ -10,7 +10,7 @@ import pytest
 from jaxchat.data import corpus, documents
 from jaxchat.data.documents import Document, Paths
 from jaxchat.data.quality import Deduplicator, is_worthwhile
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 
 _TEXT = (
     "the value of a name is read from the file and it can be used by all that have this list as "

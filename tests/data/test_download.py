@@ -22,7 +22,7 @@ from jaxchat.data.download import bytes_here, download
 from jaxchat.data.hub import Hub
 from jaxchat.data.registry import Source
 from jaxchat.data.web import Patience, Web, WebError
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 
 REPO = "someone/shards"
 # not quick to see a stall: a busy machine may do nothing for seconds

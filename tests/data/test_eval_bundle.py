@@ -17,8 +17,9 @@ from jaxchat.data import eval_bundle
 from jaxchat.data.eval_bundle import check_bundle, fetch_bundle, unpack
 from jaxchat.data.hub import Hub
 from jaxchat.data.web import Patience, Web, WebError
+from jaxchat.errors import ArtifactError
 from jaxchat.evals.core.bundle import read_bundle
-from jaxchat.home import ArtifactError, sha256_file
+from jaxchat.paths import sha256_file
 
 QUICK = Patience(tries=2, first_tries=1, wait=0.01, longest_wait=0.02, stall=120)
 FETCH = """

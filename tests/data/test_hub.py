@@ -9,14 +9,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from hub_server import COMMIT, Fault, HubServer
 
-from jaxchat import home
-from jaxchat.config import ConfigError
 from jaxchat.data import cache, registry
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub, open_hub
 from jaxchat.data.registry import SOURCES, Source
 from jaxchat.data.web import Patience, Web, WebError
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.paths import DEFAULT_HUB, hub_token, sha256_file
 
 REPO = "someone/problems"
 QUICK = Patience(tries=3, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
@@ -182,7 +181,7 @@ def test_a_plain_server_is_read_by_its_index_pages(server, tmp_path):
     assert all(file.tag and not file.sha256 for file in files)
     got = [path.read_bytes() for _, path in download(files, hub.web)]
     assert got == [b"a" * 100, b"b" * 200, b"c" * 300]
-    assert cache.sha256_of(files[0]) == home.sha256_file(files[0].local)
+    assert cache.sha256_of(files[0]) == sha256_file(files[0].local)
     asked = len(server.asked)
     offline = plain(server, tmp_path, offline=True)
     assert offline.files(SOURCE) == files  # with sizes
@@ -268,12 +267,12 @@ def test_the_environment_says_endpoint_token_and_offline(tmp_path, monkeypatch):
     for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
-    assert home.hub_token() is None
+    assert hub_token() is None
     (tmp_path / "token").write_text("from the file\n")
-    assert home.hub_token() == "from the file"
+    assert hub_token() == "from the file"
     monkeypatch.setenv("HF_TOKEN", " given ")
-    assert home.hub_token() == "given"
-    assert open_hub(tmp_path).endpoint == home.DEFAULT_HUB
+    assert hub_token() == "given"
+    assert open_hub(tmp_path).endpoint == DEFAULT_HUB
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert open_hub(tmp_path).endpoint == "https://mirror.example"

@@ -12,12 +12,12 @@ import pytest
 from hub_server import HubServer
 
 from jaxchat import recipe
-from jaxchat.config import ConfigError, RunConfig
+from jaxchat.config import RunConfig
 from jaxchat.data import inputs, prepare
 from jaxchat.data.changes import own_files_changed
 from jaxchat.data.hub import Hub
 from jaxchat.data.web import Web
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError, ConfigError
 
 CONFIG = """
 [run]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat.config import ConfigError
 from jaxchat.data.textfiles import TextFiles
+from jaxchat.errors import ConfigError
 from jaxchat.reading.folders import find, kind_of, shown
 
 

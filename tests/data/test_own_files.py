@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from jaxchat import recipe
-from jaxchat.config import ConfigError, RunConfig
+from jaxchat.config import RunConfig
 from jaxchat.data import checksums, inputs
 from jaxchat.data.hub import Hub
 from jaxchat.data.shards import local_inputs
 from jaxchat.data.web import Web
-from jaxchat.home import read_json, sha256_text, write_json
+from jaxchat.errors import ConfigError
+from jaxchat.paths import read_json, sha256_text, write_json
 from jaxchat.pipeline import FORMAT, Context, Stage, _as_text, run_stages
 from jaxchat.reading.folders import Listing
 from jaxchat.stage_inputs import learned

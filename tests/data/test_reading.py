@@ -16,11 +16,9 @@ import pytest
 from pyarrow import parquet
 
 from jaxchat import recipe
-from jaxchat.config import ConfigError
 from jaxchat.data.textfiles import TextFiles
-from jaxchat.errors import explain
+from jaxchat.errors import ArtifactError, ConfigError, explain
 from jaxchat.evals.core.bundle import read_bundle, read_examples
-from jaxchat.home import ArtifactError
 from jaxchat.reading import compressed, text
 from jaxchat.serve_cli import read_key
 from jaxchat.tasks.custom import Custom

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from jaxchat.config import ConfigError
 from jaxchat.data import registry
 from jaxchat.data.registry import SOURCES
+from jaxchat.errors import ConfigError
 
 
 def test_every_source_is_whole():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxchat.data.rows import RowSource, training_batches, validation_batches, write_rows
-from jaxchat.home import ArtifactError, read_json, write_json
+from jaxchat.errors import ArtifactError
+from jaxchat.paths import read_json, write_json
 
 N, ROW = 23, 5
 TOKENS = np.arange(N * ROW, dtype=np.uint16).reshape(N, ROW)

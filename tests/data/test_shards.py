@@ -15,13 +15,13 @@ import pytest
 import tiny_shards
 from tiny_shards import ROW, TOKENIZER, contents, prepare, write_texts
 
-from jaxchat.config import ConfigError
 from jaxchat.data import shards
 from jaxchat.data.packing import join, pack_text
 from jaxchat.data.shard_folder import ShardFolder
 from jaxchat.data.shards import ShardInput, local_inputs, prepare_shards
 from jaxchat.data.textfiles import TextFiles
-from jaxchat.home import ArtifactError, read_json, write_json
+from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.paths import read_json, write_json
 from jaxchat.tokenizer import Tokenizer
 
 

@@ -8,10 +8,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from jaxchat.config import ConfigError
 from jaxchat.data.shards import ShardInput, local_inputs
 from jaxchat.data.splitting import Split, divided, split_file
 from jaxchat.data.textfiles import TextFiles
+from jaxchat.errors import ConfigError
 
 ROW = 9
 LINES = [f"line {number} of the only file" for number in range(400)]

@@ -16,7 +16,8 @@ from jaxchat.data.prefetch import prefetched
 from jaxchat.data.rows import training_batches, validation_batches
 from jaxchat.data.shard_folder import ShardFolder
 from jaxchat.data.stream import HeldOutRows, ShardedRows, permutation
-from jaxchat.home import ArtifactError, write_json
+from jaxchat.errors import ArtifactError
+from jaxchat.paths import write_json
 
 WINDOW = 2
 

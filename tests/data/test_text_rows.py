@@ -16,7 +16,7 @@ from jaxchat.data.inputs import Inputs, gather, read_inputs
 from jaxchat.data.shard_folder import is_whole
 from jaxchat.data.text_rows import prepare_text, text_hash
 from jaxchat.data.web import Web
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 
 CONFIG = """
 [run]

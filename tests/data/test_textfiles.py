@@ -10,10 +10,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from jaxchat.config import ConfigError
 from jaxchat.data import textfiles
 from jaxchat.data.textfiles import TextFiles
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.reading import text
 
 

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 import pytest
 from hub_server import COMMIT, Fault, HubServer
 
-from jaxchat import home
-from jaxchat.config import ConfigError
+from jaxchat import paths
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub
 from jaxchat.data.registry import Source
 from jaxchat.data.web import Passing, Patience, Web, WebError, _Redirects, check_address, fetch_text
+from jaxchat.errors import ConfigError
 
 QUICK = Patience(tries=3, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
 REPO = "someone/things"
@@ -85,7 +85,7 @@ def test_everything_goes_through_the_proxy_that_the_environment_names(
     server, proxy, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("http_proxy", proxy.url)
-    hub = Hub(tmp_path, Web(proxies=home.proxies(), patience=QUICK), endpoint=server.url)
+    hub = Hub(tmp_path, Web(proxies=paths.proxies(), patience=QUICK), endpoint=server.url)
     ((_, path),) = download(hub.files(source()), hub.web)
     assert path.read_bytes() == b"abc"
     asked = [

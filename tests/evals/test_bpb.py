@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from jaxchat.config import MeshConfig, ModelConfig
+from jaxchat.errors import ArtifactError
 from jaxchat.evals import bpb
 from jaxchat.evals.bpb import bits_per_byte, check_bytes
 from jaxchat.evals.in_flight import AHEAD
-from jaxchat.home import ArtifactError
 from jaxchat.model import gpt
 from jaxchat.sharding import make_mesh
 from jaxchat.train.compute import Compute

@@ -7,7 +7,7 @@ import importlib.metadata
 
 import pytest
 
-from jaxchat import home
+from jaxchat import paths
 from jaxchat.evals import compression, vocabularies
 from jaxchat.evals.compression import Compression, Result
 from jaxchat.tokenizer import Tokenizer
@@ -102,12 +102,12 @@ def test_merges_are_read_from_tiktokens_cache(cached, monkeypatch):
 def test_the_cache_is_where_tiktoken_has_it(monkeypatch, tmp_path):
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
     monkeypatch.setenv("DATA_GYM_CACHE_DIR", str(tmp_path / "b"))
-    assert home.tiktoken_cache() == tmp_path / "b"
+    assert paths.tiktoken_cache() == tmp_path / "b"
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "a"))
-    assert home.tiktoken_cache() == tmp_path / "a"
+    assert paths.tiktoken_cache() == tmp_path / "a"
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
     monkeypatch.delenv("DATA_GYM_CACHE_DIR")
-    assert home.tiktoken_cache().name == "data-gym-cache"
+    assert paths.tiktoken_cache().name == "data-gym-cache"
 
 
 def test_a_damaged_package_counts_as_missing(monkeypatch, tmp_path):

@@ -2,9 +2,8 @@
 
 import pytest
 
-from jaxchat.config import ConfigError
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.humaneval import grade, grade_many, imports_of
-from jaxchat.home import ArtifactError
 from jaxchat.tasks.base import say
 from jaxchat.tasks.humaneval import CodeProblem
 from jaxchat.tools import levels

@@ -10,8 +10,8 @@ import pytest
 from finished_run import finish_run, random_params, tiny_tokenizer
 
 from jaxchat import pipeline, recipe, runs
-from jaxchat.config import ConfigError, ModelConfig
-from jaxchat.home import ArtifactError
+from jaxchat.config import ModelConfig
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.infer.engine import Engine, Request
 from jaxchat.interop import huggingface, importing, native, safetensors
 from jaxchat.interop.exporting import FILES, export_model

@@ -6,7 +6,7 @@ import pytest
 from hub_server import COMMIT, Fault, HubServer
 
 from jaxchat.data.web import WebError
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.interop import importing
 from jaxchat.interop.fetch import fetch_model
 

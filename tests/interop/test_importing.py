@@ -17,13 +17,12 @@ import pytest
 from torch_writer import save
 
 from jaxchat import chat, pipeline, runs
-from jaxchat.config import ConfigError
+from jaxchat.errors import ArtifactError, ConfigError, TokenizerError
 from jaxchat.evaluation import open_model
-from jaxchat.home import ArtifactError
 from jaxchat.interop import importing, safetensors
 from jaxchat.interop.torch_file import read_torch
 from jaxchat.model.gpt import forward
-from jaxchat.tokenizer import Tokenizer, TokenizerError, train_tokenizer
+from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.tokenizer.special import SPECIAL_TOKENS
 
 jitted = jax.jit(forward, static_argnums=2)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.interop.safetensors import (
     FILE,
     INDEX,

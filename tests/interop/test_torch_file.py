@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch_writer import Tensor, dumps, save
 
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.interop.torch_file import read_torch
 
 GOLDEN = Path(__file__).parent.parent / "golden"

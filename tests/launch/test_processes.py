@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxchat import processes, run_models, runs, stages
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.group import Place
 
 ROOT = Path(__file__).resolve().parent.parent.parent

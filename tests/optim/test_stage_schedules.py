@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from jaxchat import plan, recipe
-from jaxchat.config import MODELS, ConfigError, RunConfig, StageOptimConfig
+from jaxchat.config import MODELS, RunConfig, StageOptimConfig
+from jaxchat.errors import ConfigError
 from jaxchat.optim import schedule
 from jaxchat.optim.table import parameter_table
 

@@ -12,7 +12,7 @@ import pytest
 
 from jaxchat.cli import main
 from jaxchat.config import MeshConfig, ModelConfig, OptimConfig
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.model import gpt
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded

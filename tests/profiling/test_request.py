@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jaxchat import config
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.profiling.request import STAGES, Request, folder, for_stage, parse
 
 

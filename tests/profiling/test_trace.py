@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.profiler import ProfileData
 
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.profiling.breakdown import break_down
 from jaxchat.profiling.classes import COPY, MATMUL, Operations
 from jaxchat.profiling.hlo import parse

@@ -3,8 +3,7 @@
 import pytest
 
 from jaxchat.config import ModelConfig, ServeConfig
-from jaxchat.home import ArtifactError
-from jaxchat.memory import OutOfMemory
+from jaxchat.errors import ArtifactError, OutOfMemory
 from jaxchat.serve import loading
 from jaxchat.serve.loading import fit_slots, load_models, slot_bytes
 

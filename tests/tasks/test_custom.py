@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hub_files import CHATS, jsonl, parquet
 
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.tasks.custom import MAX_TOLD, Custom
 from jaxchat.tokenizer import render, train_tokenizer
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from hub_files import jsonl, parquet
 
-from jaxchat.config import ConfigError
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.tasks.table import Table
 
 ROWS = [{"text": f"row {number}", "size": number} for number in range(7)]

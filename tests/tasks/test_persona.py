@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.tasks import make_tasks
 from jaxchat.tasks.identity import DEFAULT_PERSONA, IdentityTask
 from jaxchat.tasks.persona import make_persona, read_persona

@@ -16,8 +16,7 @@ from hub_files import (
     parquet,
 )
 
-from jaxchat.config import ConfigError
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.tasks import make_tasks
 from jaxchat.tasks.arc import ARCChallenge, ARCEasy
 from jaxchat.tasks.dataset import Drawn, FixedTask

@@ -18,14 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxchat import _bpe
-from jaxchat.tokenizer import (
-    PATTERNS,
-    SPECIAL_TOKENS,
-    SPLIT_PATTERN,
-    Tokenizer,
-    TokenizerError,
-    train_tokenizer,
-)
+from jaxchat.errors import TokenizerError
+from jaxchat.tokenizer import PATTERNS, SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train_tokenizer
 
 TRAINING_TEXT = list(itertools.islice(pydoc_data.topics.topics.values(), 20))
 TOKENIZER = train_tokenizer(TRAINING_TEXT, 1024)

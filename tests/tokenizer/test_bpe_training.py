@@ -12,13 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxchat import _bpe
-from jaxchat.tokenizer import (
-    PATTERNS,
-    SPLIT_PATTERN,
-    TokenizerError,
-    TrainingReport,
-    train_tokenizer,
-)
+from jaxchat.errors import TokenizerError
+from jaxchat.tokenizer import PATTERNS, SPLIT_PATTERN, TrainingReport, train_tokenizer
 
 DOCUMENTATION = list(pydoc_data.topics.topics.values())
 

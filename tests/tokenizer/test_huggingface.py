@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxchat.errors import TokenizerError
 from jaxchat.tokenizer import (
     PATTERNS,
     SPLIT_PATTERN,
     ConversationError,
     Tokenizer,
-    TokenizerError,
     render,
     render_prompt,
     train_tokenizer,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat.tokenizer import PATTERNS, Tokenizer, TokenizerError, train_tokenizer
+from jaxchat.errors import TokenizerError
+from jaxchat.tokenizer import PATTERNS, Tokenizer, train_tokenizer
 
 TEXT = "It's 1234 o'clock; they'll say \N{SNOWMAN}\n\n  na\u00efve words, words and more words."
 BYTES = [bytes([byte]) for byte in range(256)]

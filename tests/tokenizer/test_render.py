@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxchat.errors import TokenizerError
 from jaxchat.tokenizer import (
     Conversation,
     ConversationError,
     Part,
-    TokenizerError,
     check_conversation,
     parse_completion,
     render,

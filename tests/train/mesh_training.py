@@ -33,7 +33,7 @@ from jaxchat.config import MeshConfig
 from jaxchat.data.rows import RowSource
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.sharding import make_mesh, put_batch
-from jaxchat.stopping import Interrupted
+from jaxchat.signals import Interrupted
 from jaxchat.train.checkpoint import Checkpoints, fingerprint
 from jaxchat.train.fit import FitResult, fit
 from jaxchat.train.metrics import read_metrics

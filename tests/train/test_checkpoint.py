@@ -13,7 +13,7 @@ import pytest
 from tiny_training import CLASSIC, CLASSIC_OPTIM, random_params
 
 from jaxchat.config import MeshConfig
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.optim.stacks import stack
 from jaxchat.sharding import make_mesh, replicated

@@ -9,8 +9,8 @@ from tiny_training import CLASSIC, CLASSIC_OPTIM, TRAIN, random_params, tiny_job
 
 from jaxchat import machine, memory
 from jaxchat.config import MeshConfig, TrainConfig
-from jaxchat.errors import explain
-from jaxchat.memory import OutOfMemory, predict, with_rows
+from jaxchat.errors import OutOfMemory, explain
+from jaxchat.memory import predict, with_rows
 from jaxchat.sharding import make_mesh
 from jaxchat.train import exhausted, fit
 

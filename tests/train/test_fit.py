@@ -18,16 +18,16 @@ import tiny_training
 from tiny_training import CLASSIC, TRAIN, VOCAB, T, random_params, tiny_job, write_tiny_rows
 
 import jaxchat.train.fit as fit_module
-from jaxchat.config import ConfigError, MeshConfig, TrainConfig
+from jaxchat.config import MeshConfig, TrainConfig
 from jaxchat.data.prefetch import AHEAD
 from jaxchat.data.rows import RowSource, training_batches
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.bpb import bits_per_byte
-from jaxchat.home import ArtifactError
 from jaxchat.profiling.capture import Capture
 from jaxchat.profiling.request import parse
 from jaxchat.profiling.summary import read_profile
 from jaxchat.sharding import make_mesh
-from jaxchat.stopping import Interrupted, stop_requests
+from jaxchat.signals import Interrupted, stop_requests
 from jaxchat.train.checkpoint import Checkpoints, hash_params
 from jaxchat.train.fit import (
     FitResult,

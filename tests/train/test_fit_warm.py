@@ -13,11 +13,11 @@ from tiny_training import MODERN, MODERN_OPTIM, TOKENIZER, TRAIN, random_params,
 
 from jaxchat.config import MeshConfig, StageOptimConfig
 from jaxchat.data.rows import RowSource
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.optim.muon import MomentumState
 from jaxchat.sharding import make_mesh
-from jaxchat.stopping import Interrupted
+from jaxchat.signals import Interrupted
 from jaxchat.train.checkpoint import Checkpoints, hash_params, remove_checkpoints
 from jaxchat.train.fit import Before, Job, fit
 from jaxchat.train.step import init_state

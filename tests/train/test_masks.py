@@ -26,7 +26,7 @@ from tiny_training import (
 
 from jaxchat.config import MeshConfig
 from jaxchat.data.rows import RowSource, write_rows
-from jaxchat.home import ArtifactError
+from jaxchat.errors import ArtifactError
 from jaxchat.model import gpt
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.sharding import make_mesh, put_batch

@@ -20,7 +20,8 @@ import pytest
 from mesh_training import MODELS, OPTIMIZERS, STEPS, fresh_state, make_batch, train
 from tiny_training import CLASSIC, CLASSIC_OPTIM, random_params
 
-from jaxchat.config import ConfigError, MeshConfig
+from jaxchat.config import MeshConfig
+from jaxchat.errors import ConfigError
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.scaling_nodes import exchanged_bytes
 from jaxchat.sharding import make_mesh, put_batch

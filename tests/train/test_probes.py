@@ -18,8 +18,8 @@ from jaxchat.pipeline import Context
 from jaxchat.probes import Probe, probe_of
 from jaxchat.report.curves import make_curve
 from jaxchat.report.drawings import Drawn, stage_figures
+from jaxchat.signals import Interrupted
 from jaxchat.stage_inputs import learned
-from jaxchat.stopping import Interrupted
 from jaxchat.train.checkpoint import hash_params
 from jaxchat.train.fit import Job, fit
 from jaxchat.train.metrics import read_metrics

@@ -25,7 +25,7 @@ from jaxchat.infer.request import Request
 from jaxchat.model import gpt
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.sharding import make_mesh, put_batch
-from jaxchat.stopping import Interrupted
+from jaxchat.signals import Interrupted
 from jaxchat.tasks import Problem
 from jaxchat.tasks.base import Split, say
 from jaxchat.tokenizer.bpe import Tokenizer

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from jaxchat import recipe
-from jaxchat.config import TRACKERS, ConfigError
+from jaxchat.config import TRACKERS
+from jaxchat.errors import ConfigError
 from jaxchat.stages import STAGES
 from jaxchat.train import trackers
 from jaxchat.train.metrics import MetricsLog, read_metrics

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxchat.config import ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.train.xla_options import (
     CANDIDATES,
     candidates,

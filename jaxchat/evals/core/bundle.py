@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jaxchat.config import ConfigError
-from jaxchat.home import ArtifactError, sha256_file, sha256_text
+from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.paths import sha256_file, sha256_text
 from jaxchat.reading.compressed import refused
 from jaxchat.reading.text import read_lines, read_text
 

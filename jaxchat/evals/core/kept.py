@@ -17,12 +17,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxchat import home
+from jaxchat import paths
 from jaxchat.config import ModelConfig
+from jaxchat.errors import ArtifactError
 from jaxchat.evals.core.bundle import Bundle
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.core.result import CoreResult, Judged, TaskResult
-from jaxchat.home import ArtifactError
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.compute import Compute
 
@@ -67,14 +67,14 @@ def evaluate_kept(
     and the file that keeps it. Raises as `evaluate_core` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    home.sweep(folder)
+    paths.sweep(folder)
     fixed = (
-        FORMAT, digest, tokenizer.hash, home.sha256_text(repr(model)), str(context),
+        FORMAT, digest, tokenizer.hash, paths.sha256_text(repr(model)), str(context),
         str(max_problems), jnp.dtype(compute.dtype).name,
         *(["windows"] if not widen and (context or 0) > model.sequence_len else []),
     )  # fmt: skip
     keys = {
-        task.label: home.sha256_text(*fixed, bundle.task_hash(task))
+        task.label: paths.sha256_text(*fixed, bundle.task_hash(task))
         for task in bundle.select(tasks)
     }
 
@@ -100,8 +100,8 @@ def evaluate_kept(
         on_task=keep,
     )
     told = {"format": FORMAT, "weights": digest, "context": context, **result.to_json()}
-    path = _file(folder, RESULT, home.sha256_text(*keys.values()))
-    home.write_json(path, told)
+    path = _file(folder, RESULT, paths.sha256_text(*keys.values()))
+    paths.write_json(path, told)
     return result, path
 
 
@@ -115,7 +115,7 @@ def _write_task(path: Path, key: str, result: TaskResult) -> None:
         "seconds": result.seconds,
         "examples": [one.to_json() for one in result.judged],
     }
-    with home.atomic_open(path) as file:
+    with paths.atomic_open(path) as file:
         json.dump(record, file)
         file.write("\n")
 
@@ -130,7 +130,7 @@ def _read_task(path: Path, key: str) -> TaskResult | None:
     if not path.exists():
         return None
     try:
-        record = home.read_json(path)
+        record = paths.read_json(path)
         if record["key"] != key:
             return None
         judged = tuple(Judged.from_json(one) for one in record["examples"])

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from jaxchat.errors import ArtifactError
 from jaxchat.evals.core.bundle import CoreTask, Example, Kind
 from jaxchat.evals.core.prompts import draw_shots, prompts
-from jaxchat.home import ArtifactError
 from jaxchat.tokenizer.bpe import Tokenizer
 
 Ids = npt.NDArray[np.integer]

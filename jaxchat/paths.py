@@ -16,14 +16,10 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from jaxchat.config import ConfigError
+from jaxchat.errors import ArtifactError, ConfigError
 
 DEFAULT_HOME = "~/.cache/jaxchat"
 DEFAULT_HUB = "https://huggingface.co"
-
-
-class ArtifactError(RuntimeError):
-    """An artefact that is missing, foreign or damaged; the message says which and what to do."""
 
 
 def home(given: str | os.PathLike[str] | None = None) -> Path:
