@@ -33,10 +33,10 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
+from jaxchat.data.files import text
 from jaxchat.data.textfiles import TextFiles
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core import bundle
-from jaxchat.reading import text
 from jaxchat.tasks import table
 from jaxchat.tasks.custom import Custom
 from jaxchat.tasks.persona import read_persona

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from jaxchat import paths
 from jaxchat.arguments import positive, row_tokens
+from jaxchat.data.files.folders import shown
+from jaxchat.data.files.text import MAX_RECORD
 from jaxchat.errors import ConfigError
 from jaxchat.preparer import CHILD
 from jaxchat.progress import duration
-from jaxchat.reading.folders import shown
-from jaxchat.reading.text import MAX_RECORD
 
 if TYPE_CHECKING:
     from jaxchat.data.shards import Prepared

@@ -146,7 +146,7 @@ def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, coun
 
     Raises ConfigError for a name that is neither a task, nor a source with files, nor a file.
     """
-    from jaxchat.reading.folders import TALKS, kind_of
+    from jaxchat.data.files.folders import TALKS, kind_of
     from jaxchat.tasks import EVERYDAY_WORDS, TASKS, make_tasks
     from jaxchat.tasks.dataset import Drawn
     from jaxchat.tasks.sources import FILE_SOURCES, open_source

@@ -32,9 +32,9 @@ from jaxchat.config import (
     build,
     unknown_key,
 )
+from jaxchat.data.files.compressed import Unreadable
+from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError
-from jaxchat.reading.compressed import Unreadable
-from jaxchat.reading.text import read_text
 from jaxchat.scaling import DATA_RATIO, derive_horizon, derive_model, derive_stage_optim
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # of the checkout

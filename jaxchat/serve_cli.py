@@ -15,9 +15,9 @@ from typing import Any
 from jaxchat import machine, numbers, paths, runs
 from jaxchat.arguments import port, positive, real, seconds, whole
 from jaxchat.config import ServeConfig, build
+from jaxchat.data.files.compressed import Unreadable
+from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError
-from jaxchat.reading.compressed import Unreadable
-from jaxchat.reading.text import read_text
 
 SETTINGS = (
     "host", "port", "slots", "queue", "temperature", "top_k", "max_tokens", "grace_seconds",

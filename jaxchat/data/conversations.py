@@ -12,8 +12,8 @@ from pathlib import Path
 
 from jaxchat.config import RunConfig, TrainConfig
 from jaxchat.data import registry
+from jaxchat.data.files.folders import TALKS, kind_of
 from jaxchat.errors import ConfigError
-from jaxchat.reading.folders import TALKS, kind_of
 
 
 def is_own(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Texts out of files: plain text, JSON lines with a field `text`, Parquet with a column `text`.
 
 All may be compressed (.gz, .zst). Texts are read as they are asked for, never held all at once;
-which files are read, and what is wrong with one, `jaxchat.reading` says.
+which files are read, and what is wrong with one, `jaxchat.data.files` says.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxchat.reading.compressed import Unreadable, opened
-from jaxchat.reading.folders import STDIN, SUFFIXES, Found, Listing, exactly, find, shown
-from jaxchat.reading.parquet import open_parquet, text_column
-from jaxchat.reading.text import MAX_RECORD, pieces, read_lines
+from jaxchat.data.files.compressed import Unreadable, opened
+from jaxchat.data.files.folders import STDIN, SUFFIXES, Found, Listing, exactly, find, shown
+from jaxchat.data.files.parquet import open_parquet, text_column
+from jaxchat.data.files.text import MAX_RECORD, pieces, read_lines
 
 __all__ = ["STDIN", "SUFFIXES", "TextFiles"]
 

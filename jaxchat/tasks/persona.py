@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxchat.config import unknown_key
+from jaxchat.data.files.compressed import Unreadable
+from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError
-from jaxchat.reading.compressed import Unreadable
-from jaxchat.reading.text import read_text
 from jaxchat.tasks.identity import DEFAULT_PERSONA, INTENTS, Intent, Persona
 
 MARKS = "?.!"

@@ -18,11 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jaxchat.data.files import folders
+from jaxchat.data.files.compressed import COMPRESSED, opened, refused
+from jaxchat.data.files.parquet import open_parquet
+from jaxchat.data.files.text import MARK, MAX_RECORD, decode, mark_length, too_long
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.reading import folders
-from jaxchat.reading.compressed import COMPRESSED, opened, refused
-from jaxchat.reading.parquet import open_parquet
-from jaxchat.reading.text import MARK, MAX_RECORD, decode, mark_length, too_long
 
 
 class RowError(ArtifactError):

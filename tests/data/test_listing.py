@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxchat.data.files.folders import find, kind_of, shown
 from jaxchat.data.textfiles import TextFiles
 from jaxchat.errors import ConfigError
-from jaxchat.reading.folders import find, kind_of, shown
 
 
 def names(folder: Path) -> list[str]:

@@ -13,13 +13,13 @@ import pytest
 from jaxchat import recipe
 from jaxchat.config import RunConfig
 from jaxchat.data import checksums, inputs
+from jaxchat.data.files.folders import Listing
 from jaxchat.data.hub import Hub
 from jaxchat.data.shards import local_inputs
 from jaxchat.data.web import Web
 from jaxchat.errors import ConfigError
 from jaxchat.paths import read_json, sha256_text, write_json
 from jaxchat.pipeline import FORMAT, Context, Stage, _as_text, run_stages
-from jaxchat.reading.folders import Listing
 from jaxchat.stage_inputs import learned
 from jaxchat.stages import STAGES
 

@@ -16,10 +16,10 @@ import pytest
 from pyarrow import parquet
 
 from jaxchat import recipe
+from jaxchat.data.files import compressed, text
 from jaxchat.data.textfiles import TextFiles
 from jaxchat.errors import ArtifactError, ConfigError, explain
 from jaxchat.evals.core.bundle import read_bundle, read_examples
-from jaxchat.reading import compressed, text
 from jaxchat.serve_cli import read_key
 from jaxchat.tasks.custom import Custom
 from jaxchat.tasks.persona import read_persona

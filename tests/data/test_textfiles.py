@@ -11,9 +11,9 @@ import pytest
 from pyarrow import parquet
 
 from jaxchat.data import textfiles
+from jaxchat.data.files import text
 from jaxchat.data.textfiles import TextFiles
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.reading import text
 
 
 def write_jsonl(path, *texts):

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jaxchat.data.files.compressed import refused
+from jaxchat.data.files.text import read_lines, read_text
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import sha256_file, sha256_text
-from jaxchat.reading.compressed import refused
-from jaxchat.reading.text import read_lines, read_text
 
 TASKS = 22  # of the whole of CORE
 CONFIG, BASELINES, DATA = "core.yaml", "eval_meta_data.csv", "eval_data"

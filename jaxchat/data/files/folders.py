@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxchat.data.files.compressed import refused
 from jaxchat.errors import ConfigError
-from jaxchat.reading.compressed import refused
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 SUFFIXES = tuple(f"{form}{packed}" for form in FORMATS for packed in ("", ".gz", ".zst"))

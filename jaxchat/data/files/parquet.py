@@ -9,7 +9,14 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import Any
 
-from jaxchat.reading.compressed import BUFFER, COMPRESSED, Unreadable, looks_like, opened, refused
+from jaxchat.data.files.compressed import (
+    BUFFER,
+    COMPRESSED,
+    Unreadable,
+    looks_like,
+    opened,
+    refused,
+)
 
 
 @contextlib.contextmanager

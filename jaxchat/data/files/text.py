@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from jaxchat.reading.compressed import Unreadable, looks_like, opened
+from jaxchat.data.files.compressed import Unreadable, looks_like, opened
 
 CHUNK = 1 << 20  # bytes of plain text in one piece, cut at a line's end where there is one
 MAX_RECORD = 1 << 26  # bytes of a line that must be parsed whole, as JSON
