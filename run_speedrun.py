@@ -14,11 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxchat import errors, paths, plan, plan_checks, processes, recipe, runs
-from jaxchat.config import RunConfig
+from jaxchat import errors, paths, plan, plan_checks, processes, runs
+from jaxchat.config import loading
+from jaxchat.config.loading import tiers
+from jaxchat.config.schema import RunConfig
 from jaxchat.group import Group
 from jaxchat.profiling import request
-from jaxchat.recipe import tiers
 from jaxchat.train import trackers
 
 STAGES = {
@@ -65,8 +66,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def speedrun(args: argparse.Namespace, root: Path) -> int:
     """Reads the configuration, plans or runs."""
-    own = [] if args.data_dir is None else recipe.own_text(args.data_dir)
-    config = runs.configure(root, recipe.find_tier(args.tier), [*args.set, *own])
+    own = [] if args.data_dir is None else loading.own_text(args.data_dir)
+    config = runs.configure(root, loading.find_tier(args.tier), [*args.set, *own])
     args.profile = [request.parse(text) for text in args.profile]
     plan_checks.check_stages([*(args.stages or ()), *args.force])
     plan_checks.check_names(config)

@@ -22,7 +22,8 @@ from typing import Any
 
 import jax
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.derive import derive_model
+from jaxchat.config.schema import ModelConfig
 from jaxchat.evals.core.bundle import Bundle, read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.core.result import TaskResult
@@ -30,7 +31,6 @@ from jaxchat.interop.nanochat_peer import write_model
 from jaxchat.model import gpt
 from jaxchat.run_models import load_model
 from jaxchat.runs import read_config
-from jaxchat.scaling import derive_model
 from jaxchat.tokenizer import Tokenizer
 
 PEER = Path(__file__).resolve().parent / "nanochat_peer" / "core.py"

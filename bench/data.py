@@ -25,7 +25,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from jaxchat import machine, paths
+from jaxchat import paths
+from jaxchat.config.machine import cores, processor
 from jaxchat.data.packing import TextStatistics
 from jaxchat.data.rows import training_batches
 from jaxchat.data.shards import Prepared, ShardInput, local_inputs, prepare_shards
@@ -67,7 +68,7 @@ def main() -> int:
         tokenizer = make_tokenizer(args, texts)
         tokenizer.save(work / "tokenizer")
         print(
-            f"{machine.processor()}, {machine.cores()} cores; {args.text or 'generated text'}: "
+            f"{processor()}, {cores()} cores; {args.text or 'generated text'}: "
             f"{size / 1e6:.1f} MB; vocabulary {tokenizer.vocab_size:,}, rows of "
             f"{args.row_tokens:,} tokens",
             flush=True,
@@ -140,7 +141,7 @@ def ours(
     """Preparing with one worker and with one for each core, then feeding in two ways."""
     inputs = local_inputs(work / "text", args.row_tokens)
     rates = []
-    for workers in sorted({1, machine.cores()}):
+    for workers in sorted({1, cores()}):
         out = work / f"shards-{workers}"
         rate, prepared = prepare(args, inputs, tokenizer, size, out, workers)
         rates.append(rate)

@@ -31,12 +31,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxchat.config import ComputeConfig, MeshConfig, ModelConfig
+from jaxchat.config.derive import DATA_RATIO, derive_horizon, derive_model
+from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.interop.nanochat_names import params_from_nanochat
 from jaxchat.model.gpt import init_params
 from jaxchat.optim.chain import make_optimizer
-from jaxchat.scaling import DATA_RATIO, derive_horizon, derive_model
 from jaxchat.sharding import make_mesh, put_batch
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.train.compute import Compute, choose_compute

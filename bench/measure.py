@@ -79,7 +79,7 @@ class Figures:
 
 def run_config(case: Case) -> Any:
     """The RunConfig of a case: the architecture and the rates that its depth derives."""
-    from jaxchat import recipe
+    from jaxchat.config import loading
 
     model: dict[str, Any] = {"sequence_len": case.seq_len}
     if case.width:
@@ -87,7 +87,7 @@ def run_config(case: Case) -> Any:
         model |= {"n_embd": case.width, "n_head": heads, "n_kv_head": heads}
     run = {"name": "bench", "depth": case.depth, "preset": case.preset}
     tables = {"run": run, "model": model, "tokenizer": {"vocab_size": case.vocab}}
-    return recipe.from_document(tables, "the benchmark's arguments")
+    return loading.from_document(tables, "the benchmark's arguments")
 
 
 class Step:
@@ -98,7 +98,7 @@ class Step:
         import jax.numpy as jnp
         import numpy as np
 
-        from jaxchat.config import ComputeConfig, MeshConfig
+        from jaxchat.config.schema import ComputeConfig, MeshConfig
         from jaxchat.optim.chain import make_optimizer
         from jaxchat.sharding import make_mesh, put_batch
         from jaxchat.train.compute import choose_compute
@@ -150,7 +150,7 @@ class Step:
 
     def measure(self, state: Any, steps: int, peak: float) -> tuple[Any, Figures]:
         """Times `steps` steps; returns the state after them."""
-        from jaxchat.scaling import flops_per_token
+        from jaxchat.config.derive import flops_per_token
 
         if self.compiled is None:
             self.compile(state)
@@ -224,7 +224,7 @@ def peak_flops(dtype: Any) -> float:
     import jax
     import jax.numpy as jnp
 
-    from jaxchat.profiling.peaks import bf16_peak
+    from jaxchat.config.peaks import bf16_peak
 
     device = jax.devices()[0]
     if device.platform != "cpu":

@@ -23,11 +23,11 @@ from typing import Any
 import jax.numpy as jnp
 from core import weights, write_model
 
-from jaxchat.config import ComputeConfig, ModelConfig
+from jaxchat.config.machine import lanes
+from jaxchat.config.schema import ComputeConfig, ModelConfig
 from jaxchat.infer.engine import Request
 from jaxchat.infer.replicas import make_service
 from jaxchat.infer.service import Service
-from jaxchat.machine import lanes
 from jaxchat.runs import read_config
 from jaxchat.tasks.arithmetic import ArithmeticTask
 from jaxchat.tokenizer import Tokenizer

@@ -36,10 +36,11 @@ import jax
 import serve_soak
 from core import write_model
 
-from jaxchat import pipeline, recipe, runs
-from jaxchat.config import ModelConfig, RunConfig
+from jaxchat import pipeline, runs
+from jaxchat.config import loading
+from jaxchat.config.derive import derive_model
+from jaxchat.config.schema import ModelConfig, RunConfig
 from jaxchat.model import gpt
-from jaxchat.scaling import derive_model
 from jaxchat.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.tokenizer.special import SPECIAL_TOKENS
@@ -140,7 +141,7 @@ def make_home(home: Path, model: ModelConfig, params: Any, tokenizer: Tokenizer)
 
 
 def base_config() -> RunConfig:
-    return recipe.from_document({"run": {"name": "bench", "depth": 2}}, "bench")
+    return loading.from_document({"run": {"name": "bench", "depth": 2}}, "bench")
 
 
 @contextlib.contextmanager

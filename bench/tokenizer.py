@@ -27,7 +27,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxchat import machine, paths
+from jaxchat import paths
+from jaxchat.config.machine import cores, peak_memory_bytes, processor
 from jaxchat.data import corpus
 from jaxchat.data.documents import Paths
 from jaxchat.data.textfiles import TextFiles
@@ -58,8 +59,8 @@ def main() -> int:
         work = Path(temporary)
         characters = gather(args.text, work / "text.jsonl")
         result: Row = {
-            "processor": machine.processor(),
-            "cores": machine.cores(),
+            "processor": processor(),
+            "cores": cores(),
             "packages": versions(),
             "text": {"name": args.text or "documentation of this Python", **characters},
             "vocab_size": args.vocab_size,
@@ -233,7 +234,7 @@ def run_train(task: Row) -> Row:
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu,
         "bytes": size,
-        "peak": machine.peak_memory_bytes(),
+        "peak": peak_memory_bytes(),
     }
 
 
@@ -342,7 +343,7 @@ def scale(args: argparse.Namespace, work: Path) -> Row:
     """Trains on growing parts of the text, streamed, and extrapolates words and memory."""
     task = {"work": str(work), "vocab_size": args.vocab_size, "what": "grow"}
     idle = child(task | {"share": 0.0})["peak"]
-    points = [child(task | {"share": share}, machine.cores()) for share in FRACTIONS]
+    points = [child(task | {"share": share}, cores()) for share in FRACTIONS]
     cells = [("part of the text", "characters", "words", "distinct", "peak memory", "seconds")]
     for share, point in zip(FRACTIONS, points, strict=True):
         point["memory"] = point["peak"] - idle
@@ -391,7 +392,7 @@ def run_grow(task: Row) -> Row:
             pass
     return {
         "seconds": time.perf_counter() - began,
-        "peak": machine.peak_memory_bytes(),
+        "peak": peak_memory_bytes(),
         "characters": characters,
         "pretokens": seen[0].pretokens if seen else 0,
         "distinct": seen[0].distinct if seen else 0,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from jaxchat import numbers
-from jaxchat.numbers import NumberError, Range
+from jaxchat.config import numbers
+from jaxchat.config.numbers import NumberError, Range
 
 
 def integer(allowed: Range) -> Callable[[str], int]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from jaxchat import machine, paths, runs
 from jaxchat.arguments import depth, positive
-from jaxchat.config import ComputeConfig, MeshConfig
+from jaxchat.config.schema import ComputeConfig, MeshConfig
 from jaxchat.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jaxchat.config import ModelConfig
+    from jaxchat.config.schema import ModelConfig
     from jaxchat.infer.measure import Reading
     from jaxchat.tokenizer import Tokenizer
 
@@ -121,8 +121,8 @@ def _model(args: argparse.Namespace, root: Path) -> tuple[str, ModelConfig, Any,
         return title, model, load_model(context.root, stage, model), tokenizer_of(context)
     import jax
 
+    from jaxchat.config.derive import derive_model
     from jaxchat.model.gpt import init_params
-    from jaxchat.scaling import derive_model
     from jaxchat.tokenizer import Tokenizer
     from jaxchat.tokenizer.special import MIN_VOCAB_SIZE
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxchat import runs
-from jaxchat.config import RunConfig
+from jaxchat.config.derive import count_params
+from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.infer.engine import Engine, Request
 from jaxchat.infer.request import ROOM
@@ -17,7 +18,6 @@ from jaxchat.infer.transcript import PartStream, printable
 from jaxchat.pipeline import Context, read_current
 from jaxchat.run_inputs import tokenizer_of
 from jaxchat.run_models import load_model
-from jaxchat.scaling import count_params
 from jaxchat.stages import STAGES
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat import Message, Part, parse_completion, render_prompt

@@ -13,7 +13,7 @@ from typing import Any
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxchat.config import NOWHERE, RunConfig
+from jaxchat.config.schema import NOWHERE, RunConfig
 from jaxchat.data import eval_bundle
 from jaxchat.data.web import WebError
 from jaxchat.errors import ArtifactError, ConfigError

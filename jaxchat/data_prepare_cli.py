@@ -92,10 +92,10 @@ def _end_with_stdin() -> None:
 
 def _of_folder(args: argparse.Namespace) -> str:
     from jaxchat import paths
+    from jaxchat.config.machine import cores
     from jaxchat.data import own
     from jaxchat.data.shards import prepare_shards
     from jaxchat.data.splitting import split_file
-    from jaxchat.machine import cores
     from jaxchat.tokenizer import Tokenizer
 
     tokenizer, row_tokens = Tokenizer.load(args.tokenizer), args.row_tokens or ROW_TOKENS
@@ -113,11 +113,11 @@ def _of_folder(args: argparse.Namespace) -> str:
 
 def _of_run(args: argparse.Namespace) -> str:
     from jaxchat import runs
+    from jaxchat.config.machine import cores
     from jaxchat.data.hub import open_hub
     from jaxchat.data.inputs import read_inputs
     from jaxchat.data.prepare import load_tokenizer
     from jaxchat.data.text_rows import prepare_text, text_folder
-    from jaxchat.machine import cores
 
     root = paths.home(args.home)
     run = runs.find(root, args.run)

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxchat import machine, paths, recipe, runs
-from jaxchat.config import RunConfig
+from jaxchat import machine, paths, runs
+from jaxchat.config import loading
+from jaxchat.config.schema import RunConfig
 
 if TYPE_CHECKING:
     from jaxchat.doctor.check import Check
@@ -36,7 +37,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 def doctor_command(args: argparse.Namespace) -> int:
     """Prints what was found; 1 when the tier cannot run here."""
     root = paths.home(args.home)
-    config = runs.configure(root, recipe.find_tier(args.tier), args.set)
+    config = runs.configure(root, loading.find_tier(args.tier), args.set)
 
     from jaxchat.doctor.check import problems, render, to_json
 

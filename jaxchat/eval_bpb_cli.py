@@ -45,7 +45,7 @@ def add_bpb(commands: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> N
 def bpb_command(args: argparse.Namespace) -> int:
     """Measures, and prints a line a split."""
     from jaxchat import machine, runs
-    from jaxchat.config import MeshConfig
+    from jaxchat.config.schema import MeshConfig
 
     root = paths.home(getattr(args, "home", None))
     runs.find(root, args.run, (args.stage,))  # says what is missing, before JAX starts

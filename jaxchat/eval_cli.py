@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxchat import eval_bpb_cli, eval_core_cli, machine, runs
 from jaxchat.arguments import positive, seed, temperature
-from jaxchat.config import GENERATED_PROBLEMS
+from jaxchat.config.schema import GENERATED_PROBLEMS
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import home, read_json, sha256_file, sha256_text, write_json
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxchat import paths
 from jaxchat.arguments import positive
-from jaxchat.config import NOWHERE
+from jaxchat.config.schema import NOWHERE
 from jaxchat.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def add_core(commands: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> 
 def core_command(args: argparse.Namespace) -> int:
     """Evaluates, and prints the table."""
     from jaxchat import machine, runs
-    from jaxchat.config import MeshConfig
+    from jaxchat.config.schema import MeshConfig
     from jaxchat.data import eval_bundle
     from jaxchat.evals.core.bundle import read_bundle
 

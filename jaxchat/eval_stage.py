@@ -19,8 +19,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxchat import core_stage, recipe
-from jaxchat.config import MODELS, MeshConfig
+from jaxchat import core_stage
+from jaxchat.config import loading
+from jaxchat.config.schema import MODELS, MeshConfig
 from jaxchat.data import inputs, prepare, text_rows
 from jaxchat.evals import humaneval, samples
 from jaxchat.evals.chat import (
@@ -54,7 +55,7 @@ def run_eval(context: Context) -> dict[str, Any]:
     parts = Parts(
         context.folder("eval") / PARTS,
         {stage: context.done[stage]["results"]["artifact"] for stage in bench.stages},
-        (tokenizer_of(context).hash, recipe.to_json(context.config.model)),
+        (tokenizer_of(context).hash, loading.to_json(context.config.model)),
     )
     everything = {stage: parts_of(bench, stage) for stage in bench.stages}
     settings = settings_hash(INPUTS["eval"], context.config)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxchat import runs
 from jaxchat.chat import how_to_make, open_run
-from jaxchat.config import MODELS, MeshConfig, RunConfig
+from jaxchat.config.schema import MODELS, MeshConfig, RunConfig
 from jaxchat.data.prepare import load_tokenizer
 from jaxchat.errors import ArtifactError
 from jaxchat.run_models import compute_dtype, load_model

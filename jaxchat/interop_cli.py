@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jaxchat import machine, paths, runs
 from jaxchat.arguments import whole
-from jaxchat.config import MODELS, MeshConfig
+from jaxchat.config.schema import MODELS, MeshConfig
 from jaxchat.errors import ConfigError
 
 FORMATS = ("hf", "jaxchat")
@@ -118,8 +118,8 @@ def import_command(args: argparse.Namespace) -> int:
         )
     name = args.name or re.sub(r"[^\w.-]", "-", source.absolute().name).lstrip(".-")
     machine.start_jax(MeshConfig(), root / "xla")
+    from jaxchat.config.derive import count_params
     from jaxchat.interop import importing
-    from jaxchat.scaling import count_params
 
     importing.check_name(root, name)  # before anything is read
     told = str(source.absolute())

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
-import re
-import resource
 import subprocess
 import sys
 import warnings
@@ -14,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jaxchat
-from jaxchat import memory, paths
-from jaxchat.config import MeshConfig
+from jaxchat import paths
+from jaxchat.config import memory
+from jaxchat.config.machine import cores, memory_bytes, processor
+from jaxchat.config.schema import MeshConfig
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tiktoken")
-MAX_LANES = 8  # each has a cache of its own
 # Any of them says that the user decides; the last is the new name of the first.
 MEMORY_VARIABLES = (
     "XLA_PYTHON_CLIENT_MEM_FRACTION",
@@ -98,58 +96,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "missing"
     return found
-
-
-def processor() -> str:
-    """The processor's name, as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        return next(names, platform.machine())
-    except OSError:
-        return platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def lanes() -> int:
-    """Engines side by side on a CPU: one more than cores, as one of them waits for the host."""
-    return min(cores(), MAX_LANES - 1) + 1
-
-
-def memory_bytes() -> int:
-    """The machine's memory; 0 where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return 0
-
-
-def free_memory_bytes() -> int:
-    """Memory that a process may still take; where the system does not tell, all there is."""
-    try:
-        told = Path("/proc/meminfo").read_text(encoding="utf-8")
-    except OSError:
-        return memory_bytes()
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", told, re.MULTILINE)
-    return int(found[1]) * 1024 if found else memory_bytes()
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has held so far."""
-    # Linux's ru_maxrss also counts what the parent held when it started this process.
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text("utf-8"), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def git_state(folder: Path = CHECKOUT) -> dict[str, Any]:

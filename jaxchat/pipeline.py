@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from jaxchat.config import RunConfig, hashed_settings
+from jaxchat.config.loading import to_json
+from jaxchat.config.schema import RunConfig, hashed_settings
 from jaxchat.data.conversations import without_places
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.group import ALONE, Group
@@ -23,7 +24,6 @@ from jaxchat.paths import read_json, remove, sha256_text, sweep, write_json
 from jaxchat.preparer import Preparer
 from jaxchat.profiling.request import Request, for_stage
 from jaxchat.progress import duration
-from jaxchat.recipe import to_json
 from jaxchat.runs import DONE
 
 FORMAT = "jaxchat-stage-1"

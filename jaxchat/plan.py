@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jaxchat import memory, plan_data, plan_eval
-from jaxchat.config import MODELS, RunConfig, TrainConfig
+from jaxchat import plan_data, plan_eval
+from jaxchat.config import memory
+from jaxchat.config.derive import count_params, flops_per_token
+from jaxchat.config.schema import MODELS, RunConfig, TrainConfig
 from jaxchat.progress import duration
-from jaxchat.scaling import count_params, flops_per_token
 
 MASTER_BYTES = 4  # weights, gradients and optimizer state are float32
 CHECKPOINTS_KEPT = 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from jaxchat.config import GENERATED, STAGES, RunConfig
+from jaxchat.config.schema import GENERATED, STAGES, RunConfig
 from jaxchat.data import registry
 from jaxchat.data.conversations import chat_source, own_file
 from jaxchat.errors import ConfigError

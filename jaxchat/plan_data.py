@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxchat.config import NOWHERE, RunConfig, TrainConfig
+from jaxchat.config.schema import NOWHERE, RunConfig, TrainConfig
 from jaxchat.data import registry
 from jaxchat.data.conversations import chat_source, train_rows
 

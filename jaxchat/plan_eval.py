@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jaxchat.config import MODELS, RunConfig
+from jaxchat.config.derive import flops_per_token
+from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.data import registry
-from jaxchat.scaling import flops_per_token
 
 # Of the peak, while 64 rows decode: d20 on one H100, 26,400 tokens a second (2026-11-27).
 DECODING = 0.025

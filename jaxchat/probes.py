@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxchat import core_stage
-from jaxchat.config import TrainConfig
+from jaxchat.config.schema import TrainConfig
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples

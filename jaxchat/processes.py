@@ -24,8 +24,9 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxchat import errors, paths, recipe, runs
-from jaxchat.config import RunConfig
+from jaxchat import errors, paths, runs
+from jaxchat.config import loading
+from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError, ConfigError, GroupError
 from jaxchat.group import ALONE, Group, Place, end, is_local, join
 from jaxchat.machine import configure_jax, versions
@@ -173,7 +174,7 @@ def _compare(group: Group) -> None:
 
 
 def _check_same(run: Path, config: RunConfig, group: Group) -> None:
-    settings = group.gather(recipe.to_json(config))
+    settings = group.gather(loading.to_json(config))
     if group.leads:
         for index, other in enumerate(settings):
             if other != settings[0]:

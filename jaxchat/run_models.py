@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxchat import machine
-from jaxchat.config import ModelConfig
+from jaxchat.config.machine import lanes
+from jaxchat.config.schema import ModelConfig
 from jaxchat.infer.replicas import make_service
 from jaxchat.infer.service import Service
 from jaxchat.model import gpt
@@ -48,7 +48,7 @@ def make_engine(
         config.model,
         tokenizer_of(context),
         slots=slots or config.eval.slots,
-        lanes=machine.lanes(),
+        lanes=lanes(),
         dtype=compute_dtype(),
         products=products,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxchat import paths, runs
-from jaxchat.config import RunConfig
+from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.pipeline import done_file
 from jaxchat.report.curves import STAGES as TRAINED

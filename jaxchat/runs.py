@@ -17,8 +17,9 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from jaxchat import paths, recipe
-from jaxchat.config import RunConfig
+from jaxchat import paths
+from jaxchat.config import loading
+from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError, BusyError, ConfigError
 
 CONFIG = "config.json"
@@ -97,7 +98,7 @@ def configure(root: Path, tier: Path, overrides: Iterable[str]) -> RunConfig:
     vocabulary. Raises ConfigError for what cannot be.
     """
     overrides = list(overrides)
-    config = recipe.load(tier, overrides)
+    config = loading.load(tier, overrides)
     run = folder(root, config.name)
     if not (run / CONFIG).exists():
         return config
@@ -106,7 +107,7 @@ def configure(root: Path, tier: Path, overrides: Iterable[str]) -> RunConfig:
     except ArtifactError:  # damaged: it will be written anew
         return config
     return (
-        recipe.load(tier, [*recipe.of_imported(there), *overrides])
+        loading.load(tier, [*loading.of_imported(there), *overrides])
         if there.imported.stage
         else config
     )
@@ -115,7 +116,7 @@ def configure(root: Path, tier: Path, overrides: Iterable[str]) -> RunConfig:
 def write_config(run: Path, config: RunConfig) -> None:
     """Keeps the configuration beside what is made with it."""
     with paths.atomic_open(run / CONFIG) as file:
-        file.write(recipe.to_json(config) + "\n")
+        file.write(loading.to_json(config) + "\n")
 
 
 def read_config(run: Path) -> RunConfig:
@@ -123,7 +124,7 @@ def read_config(run: Path) -> RunConfig:
     path = run / CONFIG
     paths.read_json(path)  # says it well when the file is missing or no JSON
     try:
-        return recipe.from_json(path.read_text(encoding="utf-8"))
+        return loading.from_json(path.read_text(encoding="utf-8"))
     except ConfigError as error:
         raise ArtifactError(
             f"{path} cannot be used: {str(error).removesuffix('.')}; give the command of the run "

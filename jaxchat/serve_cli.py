@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat import machine, numbers, paths, runs
+from jaxchat import machine, paths, runs
 from jaxchat.arguments import port, positive, real, seconds, whole
-from jaxchat.config import ServeConfig, build
+from jaxchat.config import numbers
+from jaxchat.config.schema import ServeConfig, build
 from jaxchat.data.files.compressed import Unreadable
 from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError

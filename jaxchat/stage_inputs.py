@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxchat.config import MODELS, RLConfig, RunConfig, TrainConfig, hashed_settings
+from jaxchat.config.schema import MODELS, RLConfig, RunConfig, TrainConfig, hashed_settings
 from jaxchat.data import inputs, prepare
 from jaxchat.pipeline import Inputs
 

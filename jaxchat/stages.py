@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxchat import core_stage, machine
-from jaxchat.config import MODELS, ModelConfig, RunConfig, TrainConfig
+from jaxchat import core_stage
+from jaxchat.config.machine import cores
+from jaxchat.config.schema import MODELS, ModelConfig, RunConfig, TrainConfig
 from jaxchat.data import chat_rows, inputs, prepare, text_rows
 from jaxchat.data.changes import own_files_changed
 from jaxchat.data.rows import RowSource
@@ -92,7 +93,7 @@ def run_rows(context: Context) -> dict[str, Any]:
     if config.data.source == "machine":
         prepared = text_rows.prepare_text(
             config, read, tokenizer, text_folder(context), hub_of(context),
-            workers=machine.cores(),
+            workers=cores(),
         )  # fmt: skip
         told = {
             "base_train": text_counts(prepared.training.rows, config.model),

@@ -70,9 +70,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 def train_command(args: argparse.Namespace) -> int:
     """Trains a tokenizer and tells what it cost."""
+    from jaxchat.config.machine import peak_memory_bytes
     from jaxchat.data.textfiles import TextFiles
     from jaxchat.errors import TokenizerError
-    from jaxchat.machine import peak_memory_bytes
     from jaxchat.tokenizer import find_pattern, train_tokenizer
 
     files = TextFiles(args.files)

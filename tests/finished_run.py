@@ -5,8 +5,9 @@ from pathlib import Path
 
 import jax
 
-from jaxchat import pipeline, recipe, runs
-from jaxchat.config import RunConfig
+from jaxchat import pipeline, runs
+from jaxchat.config import loading
+from jaxchat.config.schema import RunConfig
 from jaxchat.model.gpt import init_params
 from jaxchat.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
@@ -20,7 +21,7 @@ DOCUMENT = {
 
 
 def tiny_config() -> RunConfig:
-    return recipe.from_document(DOCUMENT, "tiny")
+    return loading.from_document(DOCUMENT, "tiny")
 
 
 def tiny_tokenizer() -> Tokenizer:

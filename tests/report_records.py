@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from jaxchat import paths, pipeline, recipe, runs
-from jaxchat.config import RunConfig
+from jaxchat import paths, pipeline, runs
+from jaxchat.config import loading
+from jaxchat.config.schema import RunConfig
 from jaxchat.evals.chat import Score
 from jaxchat.stage_inputs import INPUTS
 from jaxchat.train.metrics import MetricsLog
@@ -27,7 +28,7 @@ HOSTILE = (
 
 def make_config(*overrides: str) -> RunConfig:
     """The small tier, with changes."""
-    return recipe.load(CONFIGS / "tier_cpu.toml", overrides)
+    return loading.load(CONFIGS / "tier_cpu.toml", overrides)
 
 
 def score(right: int, total: int) -> dict[str, Any]:

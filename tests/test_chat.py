@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from finished_run import finish_run, random_params, tiny_config, tiny_tokenizer
 
-from jaxchat import chat, recipe, runs
+from jaxchat import chat, runs
 from jaxchat.chat import Chat, MessageTooLongError, Sampling, how_to_make
 from jaxchat.cli import main
-from jaxchat.config import RunConfig
+from jaxchat.config import loading
+from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.infer.engine import Engine
 from jaxchat.infer.transcript import printable
@@ -191,7 +192,7 @@ def test_an_answer_fits_the_context_whatever_was_asked_for(engine, tokenizer):
 
 def failed_run(root, name="failed"):
     """A newer run that stopped before it had anything."""
-    config = recipe.load(CONFIGS / "tier_cpu.toml", [f"run.name={name}"])
+    config = loading.load(CONFIGS / "tier_cpu.toml", [f"run.name={name}"])
     runs.write_config(runs.folder(root, name), config)
 
 
@@ -219,7 +220,7 @@ def test_a_run_that_has_none_names_those_that_have_one(root, capsys):
 
 
 def test_a_model_that_the_settings_leave_out_is_not_promised() -> None:
-    tier = recipe.find_tier("cpu")
-    assert "resume it" in how_to_make(recipe.load(tier), "rl")
-    without = how_to_make(recipe.load(tier, ["rl.steps=0"]), "rl")
+    tier = loading.find_tier("cpu")
+    assert "resume it" in how_to_make(loading.load(tier), "rl")
+    without = how_to_make(loading.load(tier, ["rl.steps=0"]), "rl")
     assert without.startswith("its settings leave rl out (rl.steps is 0"), without

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat import recipe, runs
+from jaxchat import runs
 from jaxchat.cli import main, parse
+from jaxchat.config import loading
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 HEAVY = {
@@ -127,7 +128,7 @@ def test_without_a_home_it_is_the_usual_one():
 def test_a_run_is_listed_whole_in_a_pipe(tmp_path, capsys):
     """A table for a terminal was cut to 80 columns, names first."""
     name = "a-run-with-a-name-that-is-longer-than-a-line-of-a-terminal-" + "x" * 60
-    config = recipe.load(CONFIGS / "tier_cpu.toml", [f"run.name={name}"])
+    config = loading.load(CONFIGS / "tier_cpu.toml", [f"run.name={name}"])
     runs.write_config(runs.folder(tmp_path, name), config)
     assert main(["runs", "--home", str(tmp_path)]) == 0
     assert name in capsys.readouterr().out

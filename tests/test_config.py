@@ -2,8 +2,8 @@
 
 import pytest
 
-from jaxchat import recipe
-from jaxchat.config import (
+from jaxchat.config import loading
+from jaxchat.config.schema import (
     ComputeConfig,
     DataConfig,
     EvalConfig,
@@ -120,7 +120,7 @@ def test_a_problem_of_few_samples_is_one_group_of_the_loss() -> None:
 
 
 def test_the_paid_tiers_weigh_the_loss_and_sample_as_nanochat_and_cpu_as_it_did() -> None:
-    tiers = {name: recipe.load(path) for name, path in recipe.tiers().items()}
+    tiers = {name: loading.load(path) for name, path in loading.tiers().items()}
     told = {
         name: (c.mid.loss_group, c.sft.loss_group, c.rl.loss_group, c.rl.top_k)
         for name, c in tiers.items()
@@ -133,14 +133,14 @@ def test_the_paid_tiers_weigh_the_loss_and_sample_as_nanochat_and_cpu_as_it_did(
 
 def test_text_has_no_groups_of_conversations() -> None:
     with pytest.raises(ConfigError, match=r"base\.loss_group is 4; text has no conversations"):
-        recipe.load(recipe.find_tier("cpu"), ["base.loss_group=4"])
-    recipe.load(recipe.find_tier("cpu"), ["mid.loss_group=4", "sft.loss_group=1"])
+        loading.load(loading.find_tier("cpu"), ["base.loss_group=4"])
+    loading.load(loading.find_tier("cpu"), ["mid.loss_group=4", "sft.loss_group=1"])
 
 
 def test_no_more_tokens_can_be_drawn_from_than_there_are() -> None:
     with pytest.raises(ConfigError, match=r"rl\.top_k is 5000000000; the vocabulary has 1024"):
-        recipe.load(recipe.find_tier("cpu"), ["rl.top_k=5000000000"])
-    recipe.load(recipe.find_tier("cpu"), ["rl.top_k=1024"])
+        loading.load(loading.find_tier("cpu"), ["rl.top_k=5000000000"])
+    loading.load(loading.find_tier("cpu"), ["rl.top_k=1024"])
 
 
 def test_settings_of_the_loss_are_in_no_hash_of_runs_that_do_not_set_them() -> None:

@@ -12,8 +12,9 @@ from finished_run import DOCUMENT, finish_run, random_params, tiny_tokenizer
 from hub_replica import BUNDLE, TASKS, bundle_url, write_bundle
 from hub_server import HubServer
 
-from jaxchat import core_stage, pipeline, recipe, report
-from jaxchat.config import MeshConfig
+from jaxchat import core_stage, pipeline, report
+from jaxchat.config import loading
+from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.eval_stage import Bench, core_of
 from jaxchat.evals.core import evaluate, kept
@@ -41,7 +42,7 @@ def config(server):
         f"eval.bundle_url={bundle_url(server)}",
         "eval.vocabularies_url=none",
     ]
-    return recipe.from_document(recipe.apply_overrides(DOCUMENT, settings), "tiny")
+    return loading.from_document(loading.apply_overrides(DOCUMENT, settings), "tiny")
 
 
 @pytest.fixture
@@ -159,10 +160,10 @@ def test_it_is_fetched_with_the_data_and_never_again(server, run, config):
 def test_without_a_bundle_a_line_says_how_to_add_it_and_the_run_goes_on(
     server, run, config, capsys, settings, offline, said
 ):
-    document = json.loads(recipe.to_json(config))
+    document = json.loads(loading.to_json(config))
     for setting in settings:
         document["eval"]["bundle_url"] = setting.partition("=")[2].format(url=bundle_url(server))
-    asking = recipe.from_json(json.dumps(document))
+    asking = loading.from_json(json.dumps(document))
     context = pipeline.Context(asking, run, network=Network(offline=offline))
     context.done = {"base": {"results": {"artifact": "base"}}}
     assert core_of(Bench(context), "base") == {}

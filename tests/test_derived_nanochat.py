@@ -12,12 +12,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jaxchat.config import ModelConfig, OptimConfig
+from jaxchat.config.derive import count_params, flops_per_token, scaling_params
+from jaxchat.config.loading import from_document
+from jaxchat.config.schema import ModelConfig, OptimConfig
 from jaxchat.interop.nanochat_names import nanochat_name
 from jaxchat.optim import schedule
 from jaxchat.optim.table import parameter_table
-from jaxchat.recipe import from_document
-from jaxchat.scaling import count_params, flops_per_token, scaling_params
 
 RUNS = json.loads((Path(__file__).parent / "golden" / "nanochat_derived.json").read_text())
 OURS = {  # nanochat's argument: where we have it

@@ -21,8 +21,9 @@ from finished_run import finish_run, tiny_config, tiny_tokenizer
 
 import bootstrap
 import run_speedrun
-from jaxchat import cli, recipe
-from jaxchat.config import MODELS
+from jaxchat import cli
+from jaxchat.config import loading
+from jaxchat.config.schema import MODELS
 from jaxchat.data import inputs
 from jaxchat.paths import read_json, write_json
 
@@ -155,15 +156,15 @@ def test_links_lead_somewhere(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_that_are_named_exist(name):
     """`table.key` in backquotes: the reader of configurations must know it."""
-    tables = "|".join([*recipe.TABLES, "run"])
+    tables = "|".join([*loading.TABLES, "run"])
     for key in re.findall(rf"`((?:{tables})\.[a-z_0-9]+)(?:[=.`\"]|=[^`]*`)", plain(name)):
         table, _, field = key.partition(".")
         if field in ("py", "md", "pkl", "json"):
             continue
         known = (
-            recipe.RUN_KEYS
+            loading.RUN_KEYS
             if table == "run"
-            else {f.name for f in dataclasses.fields(recipe.TABLES[table])}
+            else {f.name for f in dataclasses.fields(loading.TABLES[table])}
         )
         assert field in known, f"{name}: there is no setting {key}"
 

@@ -12,8 +12,9 @@ import hub_replica
 import jax
 import pytest
 
-from jaxchat import memory, plan, recipe
+from jaxchat import plan
 from jaxchat.cli import main
+from jaxchat.config import loading, memory
 from jaxchat.data import registry
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub, open_hub
@@ -22,7 +23,7 @@ from jaxchat.doctor import sources, tier
 from jaxchat.doctor.speed import Speed, in_turns, measure_speed
 
 DEAD = "http://127.0.0.1:9"  # the discard port: nobody listens
-TIER_100 = recipe.load(recipe.tiers()["100"])
+TIER_100 = loading.load(loading.tiers()["100"])
 H100 = tier.Here("gpu", "NVIDIA H100 80GB HBM3", 8, 78.6e9)
 
 
@@ -119,11 +120,11 @@ def test_of_a_smaller_card_it_says_the_micro_rows_that_fit():
     base, mid = tier.check_memory(TIER_100, card).problems
     assert base.startswith("base needs 69.8 GB of each device with base.micro_rows=32")
     rows = int(base.partition("--set base.micro_rows=")[2].partition(":")[0])
-    again = recipe.load(
-        recipe.tiers()["100"], [f"base.micro_rows={rows}", f"mid.micro_rows={rows}"]
+    again = loading.load(
+        loading.tiers()["100"], [f"base.micro_rows={rows}", f"mid.micro_rows={rows}"]
     )
     assert not tier.check_memory(again, card).problems
-    more = recipe.load(recipe.tiers()["100"], [f"base.micro_rows={2 * rows}"])
+    more = loading.load(loading.tiers()["100"], [f"base.micro_rows={2 * rows}"])
     assert tier.check_memory(more, card).problems
     assert mid.startswith("mid needs 69.8 GB")
 
@@ -142,7 +143,7 @@ def test_devices_of_a_cpu_share_what_is_free():
 
 
 def test_what_is_there_already_needs_no_disk(tmp_path, monkeypatch):
-    config = recipe.load(recipe.tiers()["cpu"])
+    config = loading.load(loading.tiers()["cpu"])
     need = sum(plan.plan_disk(config).values())
 
     def with_free(size: float) -> tuple[str, ...]:

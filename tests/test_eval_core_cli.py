@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat import cli, pipeline, recipe, report, runs
+from jaxchat import cli, pipeline, report, runs
+from jaxchat.config import loading
 from jaxchat.data.inputs import InputFile, Inputs, read_inputs, write_inputs
 from jaxchat.data.shards import ShardInput, hash_of, prepare_shards
 from jaxchat.data.text_rows import text_folder
@@ -54,7 +55,7 @@ def write_shards(run, tokenizer):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A home with a run whose models are untrained, recorded by the real pipeline."""
-    config = recipe.from_document(DOCUMENT, "tiny")
+    config = loading.from_document(DOCUMENT, "tiny")
     tokenizer = Tokenizer([bytes([i]) for i in range(256)])
 
     def make(name):

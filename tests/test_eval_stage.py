@@ -16,8 +16,9 @@ import pytest
 from compilation import FAST_COMPILATION
 from finished_run import random_params
 
-from jaxchat import cli, eval_stage, pipeline, recipe, report, runs, stages
-from jaxchat.config import MODELS, RunConfig
+from jaxchat import cli, eval_stage, pipeline, report, runs, stages
+from jaxchat.config import loading
+from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.paths import read_json, write_json
 from jaxchat.train.checkpoint import save_params
 
@@ -40,7 +41,7 @@ ANSWERED = {f"{model}-{task}" for model in MODELS for task in TASKS}
 
 
 def make_config(*changes: str) -> RunConfig:
-    return recipe.load(ROOT / "configs" / "tier_cpu.toml", [*SMALL, *changes])
+    return loading.load(ROOT / "configs" / "tier_cpu.toml", [*SMALL, *changes])
 
 
 def evaluate(home: Path, *changes: str, models: str = "random", **options: Any) -> dict[str, Any]:

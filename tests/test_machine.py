@@ -6,14 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jaxchat import machine, memory
-from jaxchat.config import MeshConfig
+from jaxchat import machine
+from jaxchat.config import memory
+from jaxchat.config.schema import MeshConfig
 
 # What JAX's GPU plugin would be told, read when the backend starts: no GPU is needed to see it.
 CODE = """
 import json, os, sys
 from pathlib import Path
-from jaxchat.config import MeshConfig
+from jaxchat.config.schema import MeshConfig
 from jaxchat import machine
 machine.configure_jax(MeshConfig(), None, whole_gpu=sys.argv[1] == "train")
 from jaxlib.xla_client import generate_pjrt_gpu_plugin_options

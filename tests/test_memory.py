@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat import losses, memory
-from jaxchat.config import MeshConfig, TrainConfig
-from jaxchat.memory import Step, largest_rows, predict, with_rows
+from jaxchat import losses
+from jaxchat.config import memory
+from jaxchat.config.derive import derive_horizon, derive_model
+from jaxchat.config.memory import Step, largest_rows, predict, with_rows
+from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.model import attention, gpt
 from jaxchat.optim.chain import make_optimizer
-from jaxchat.scaling import derive_horizon, derive_model
 from jaxchat.sharding import batch_shards, make_mesh, sharding
 from jaxchat.train.compute import Compute
 from jaxchat.train.fit import plan_batch

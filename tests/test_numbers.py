@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxchat import cli, numbers, recipe
+from jaxchat import cli
+from jaxchat.config import loading, numbers
+from jaxchat.config.numbers import NumberError
 from jaxchat.errors import ConfigError
 from jaxchat.infer.request import EngineError, Request
-from jaxchat.numbers import NumberError
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import run_speedrun
@@ -141,7 +142,7 @@ def test_each_door_has_the_same_range_of_temperatures(value, capsys):
         with pytest.raises(SystemExit):
             cli.parse([*words, f"--temperature={value}"])
     with pytest.raises(ConfigError, match=r"rl\.temperature"):
-        recipe.load(CONFIGS / "tier_cpu.toml", [f"rl.temperature={value}"])
+        loading.load(CONFIGS / "tier_cpu.toml", [f"rl.temperature={value}"])
     capsys.readouterr()
 
 
@@ -153,7 +154,7 @@ def test_each_door_has_the_same_range_of_temperatures(value, capsys):
 )
 def test_a_setting_that_cannot_be_is_one_sentence(key, value):
     with pytest.raises(ConfigError) as caught:
-        recipe.load(CONFIGS / "tier_cpu.toml", [f"{key}={value}"])
+        loading.load(CONFIGS / "tier_cpu.toml", [f"{key}={value}"])
     assert key in str(caught.value)
     assert len(str(caught.value)) < 300
 
@@ -162,7 +163,7 @@ def test_a_setting_that_cannot_be_is_one_sentence(key, value):
 def test_what_is_a_text_is_taken_as_one(name):
     """TOML has dates, times and numbers; the name of a run is none of them."""
     overrides = [f"run.name={name}", f"eval.bundle={name}"]
-    config = recipe.load(CONFIGS / "tier_cpu.toml", overrides)
+    config = loading.load(CONFIGS / "tier_cpu.toml", overrides)
     given = name.strip('"')
     assert (config.name, config.eval.bundle) == (given, given)
 
@@ -171,4 +172,4 @@ def test_a_name_in_a_file_says_how_to_quote_it(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text("[run]\nname = 2026-11-27\ndepth = 1\n")
     with pytest.raises(ConfigError, match=r"run\.name is 2026-11-27.*double quotes"):
-        recipe.load(file)
+        loading.load(file)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from jaxchat import recipe
-from jaxchat.config import ImportedConfig, RunConfig
+from jaxchat.config import loading
+from jaxchat.config.schema import ImportedConfig, RunConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import read_json
 from jaxchat.pipeline import Context, Stage, input_hash, read_done, run_stages, write_imported
@@ -20,7 +20,7 @@ from jaxchat.stages import STAGES
 
 def config(seed: int = 0) -> RunConfig:
     """A configuration; only its seed matters here."""
-    return recipe.from_document({"run": {"name": "x", "depth": 2, "seed": seed}}, "test")
+    return loading.from_document({"run": {"name": "x", "depth": 2, "seed": seed}}, "test")
 
 
 class Kitchen:
@@ -177,9 +177,11 @@ def test_a_run_opened_later_depends_on_the_same_as_when_it_ran(tmp_path: Path) -
     """Its configuration comes from JSON then, with its keys in another order."""
     mixture = {"spelling": 1.0, "identity": 2.0}
     run = {"run": {"name": "x", "depth": 2}, "mid": {"mixture": mixture, "conversations": 9}}
-    ran = recipe.from_document(run, "test")
+    ran = loading.from_document(run, "test")
     for stage in STAGES[:-1]:
-        contexts = [Context(one, tmp_path) for one in (ran, recipe.from_json(recipe.to_json(ran)))]
+        contexts = [
+            Context(one, tmp_path) for one in (ran, loading.from_json(loading.to_json(ran)))
+        ]
         for context in contexts:
             context.done = {one.name: {"results": {"artifact": "x"}} for one in STAGES}
         assert input_hash(stage, contexts[0]) == input_hash(stage, contexts[1]), stage.name
@@ -263,7 +265,7 @@ def changed(change: str) -> set[str]:
     tier = Path(__file__).parent.parent / "configs" / "tier_cpu.toml"
     found = []
     for overrides in ([], [change]):
-        context = Context(recipe.load(tier, overrides), Path())
+        context = Context(loading.load(tier, overrides), Path())
         context.done = {stage.name: {"results": {"artifact": "same"}} for stage in STAGES}
         found.append({stage.name: input_hash(stage, context) for stage in STAGES})
     return {name for name in found[0] if found[0][name] != found[1][name]}

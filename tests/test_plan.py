@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat import recipe
+from jaxchat.config import loading
 from jaxchat.plan import count, make_plan, render, size
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def plan_of(name, *overrides):
-    return make_plan(recipe.load(CONFIGS / f"{name}.toml", overrides))
+    return make_plan(loading.load(CONFIGS / f"{name}.toml", overrides))
 
 
 def test_tier_100_is_the_published_run():

@@ -17,7 +17,7 @@ from hub_server import Fault, HubServer
 
 from jaxchat import cli
 from jaxchat.chat import open_run
-from jaxchat.config import STAGES
+from jaxchat.config.schema import STAGES
 from jaxchat.evals.chatcore import chatcore
 from jaxchat.tools import levels
 from jaxchat.train.metrics import read_metrics

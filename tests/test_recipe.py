@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat import recipe
-from jaxchat.config import RunConfig
+from jaxchat.config import loading
+from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ConfigError
 
 CLASSIC = '[run]\nname = "d20"\ndepth = 20\n'
@@ -15,7 +15,7 @@ MODERN = '[run]\nname = "d12"\ndepth = 12\npreset = "modern"\n[tokenizer]\nvocab
 def load(tmp_path: Path, text: str, *overrides: str) -> RunConfig:
     path = tmp_path / "run.toml"
     path.write_text(text, encoding="utf-8")
-    return recipe.load(path, overrides)
+    return loading.load(path, overrides)
 
 
 def test_depth_derives_what_the_file_does_not_say(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_overrides_come_last_and_know_toml(tmp_path: Path) -> None:
 
 def test_an_override_leaves_the_document_it_is_applied_to() -> None:
     document = {"base": {"steps": 1}}
-    assert recipe.apply_overrides(document, ["base.steps=2"]) == {"base": {"steps": 2}}
+    assert loading.apply_overrides(document, ["base.steps=2"]) == {"base": {"steps": 2}}
     assert document == {"base": {"steps": 1}}
 
 
@@ -121,23 +121,23 @@ def test_a_bad_file_is_one_clear_sentence(tmp_path: Path, text: str, said: str) 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.toml cannot be read"):
-        recipe.load(tmp_path / "nothing.toml")
+        loading.load(tmp_path / "nothing.toml")
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"run\.toml is UTF-16LE text; only UTF-8 is read"):
-        recipe.load(tmp_path / "run.toml")
+        loading.load(tmp_path / "run.toml")
 
 
 def test_equal_configs_have_equal_json_and_others_have_not(tmp_path: Path) -> None:
     one, same = load(tmp_path, CLASSIC), load(tmp_path, CLASSIC)
     other = load(tmp_path, CLASSIC, "sft.mixture.identity=2")
-    assert recipe.to_json(one) == recipe.to_json(same)
-    assert recipe.to_json(one) != recipe.to_json(other)
+    assert loading.to_json(one) == loading.to_json(same)
+    assert loading.to_json(one) != loading.to_json(other)
 
 
 def test_where_there_are_no_tiers_it_says_how_to_have_them(tmp_path: Path) -> None:
     """As in a package that was copied into site-packages."""
     with pytest.raises(ConfigError, match=r"'cpu'; .* has none: .* pip install --editable \.$"):
-        recipe.find_tier("cpu", tmp_path)
+        loading.find_tier("cpu", tmp_path)

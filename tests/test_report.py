@@ -18,7 +18,8 @@ from report_records import (
     write_run,
 )
 
-from jaxchat import recipe, report, runs
+from jaxchat import report, runs
+from jaxchat.config import loading
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import read_json, write_json
 from jaxchat.report import markdown
@@ -128,11 +129,11 @@ def test_everything_a_reader_asks_is_there(made, config):
     assert "git checkout 0123abc  # and the changes that were not committed\n" in text
     assert "python run_speedrun.py --tier cpu\n" in text
     assert "| rl    | 1 samples  | 1     | 0      | 0       |" in text
-    assert made["config"] == json.loads(recipe.to_json(config))
+    assert made["config"] == json.loads(loading.to_json(config))
 
 
 def test_money_is_measured_time_at_the_price_of_the_hardware(done):
-    priced = recipe.load(CONFIGS / "tier_100.toml")
+    priced = loading.load(CONFIGS / "tier_100.toml")
     made = report.make_report(priced, done, ENVIRONMENT, GIT)
     assert made["stages"]["base"]["dollars"] == pytest.approx(60.25 * 24 / 3600)
     assert made["dollars"] == pytest.approx(93.75 * 24 / 3600)  # 0.625

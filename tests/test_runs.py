@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat import recipe, runs
+from jaxchat import runs
+from jaxchat.config import loading
 from jaxchat.errors import ArtifactError, BusyError, ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -16,10 +17,10 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_a_configuration_comes_back_as_it_was(path, tmp_path):
-    config = recipe.load(path, ["sft.mixture.identity=2.5", "run.seed=7"])
+    config = loading.load(path, ["sft.mixture.identity=2.5", "run.seed=7"])
     runs.write_config(tmp_path, config)
     assert runs.read_config(tmp_path) == config
-    assert recipe.to_json(runs.read_config(tmp_path)) == recipe.to_json(config)
+    assert loading.to_json(runs.read_config(tmp_path)) == loading.to_json(config)
 
 
 @pytest.mark.parametrize("text", ['{"name": "x"}', "[]", "3", '{"name": 1'])
@@ -48,7 +49,7 @@ def test_a_second_process_is_refused_and_told_of_the_first(tmp_path):
 
 
 def test_the_last_run_is_found_when_none_is_named(tmp_path):
-    config = recipe.load(CONFIGS / "tier_cpu.toml")
+    config = loading.load(CONFIGS / "tier_cpu.toml")
     for age, name in ((9, "new"), (99, "old")):
         folder = runs.folder(tmp_path, name)
         runs.write_config(folder, config)

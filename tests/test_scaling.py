@@ -5,10 +5,7 @@ import math
 import jax
 import pytest
 
-from jaxchat.config import ModelConfig
-from jaxchat.errors import ConfigError
-from jaxchat.model import gpt
-from jaxchat.scaling import (
+from jaxchat.config.derive import (
     count_params,
     derive_horizon,
     derive_model,
@@ -16,6 +13,9 @@ from jaxchat.scaling import (
     has_value_embedding,
     windows,
 )
+from jaxchat.config.schema import ModelConfig
+from jaxchat.errors import ConfigError
+from jaxchat.model import gpt
 
 
 def test_classic_d20_is_the_100_dollar_model() -> None:

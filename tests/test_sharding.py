@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat.config import MeshConfig
+from jaxchat.config.derive import derive_model
+from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.model import gpt
-from jaxchat.scaling import derive_model
 from jaxchat.sharding import batch_shards, make_mesh, param_specs, put_batch, row_share
 
 

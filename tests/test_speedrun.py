@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from disk import remount
 
-from jaxchat import cli, config, runs
+from jaxchat import cli, runs
+from jaxchat.config import schema
 from jaxchat.signals import REQUEUE
 from jaxchat.stages import STAGES
 from jaxchat.tasks import TASKS
@@ -46,7 +47,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(arguments):
 
 
 def test_the_table_of_contents_is_the_pipeline(script):
-    assert list(script.STAGES) == [stage.name for stage in STAGES] == list(config.STAGES)
+    assert list(script.STAGES) == [stage.name for stage in STAGES] == list(schema.STAGES)
 
 
 def test_help_tells_the_code_that_a_scheduler_is_to_requeue(script, capsys):
@@ -151,7 +152,7 @@ def test_a_plan_of_a_run_that_has_its_data_needs_no_files(script, tmp_path, caps
 
 
 def test_the_tasks_that_a_plan_knows_are_those_there_are():
-    assert tuple(TASKS) == config.GENERATED
+    assert tuple(TASKS) == schema.GENERATED
 
 
 @pytest.mark.parametrize("option", [("--stages", "base,sleep"), ("--force", "sleep")])

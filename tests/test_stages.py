@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat import recipe, stages
+from jaxchat import stages
+from jaxchat.config import loading
 from jaxchat.pipeline import Context, input_hash
 
 
 def context_of(root: Path, tier: str, *overrides: str) -> Context:
-    return Context(recipe.load(recipe.find_tier(tier), overrides), root)
+    return Context(loading.load(loading.find_tier(tier), overrides), root)
 
 
 def test_the_optimizer_of_the_stage_before_is_found_or_missed_aloud(
@@ -37,7 +38,7 @@ def test_nothing_is_missed_where_the_optimizer_starts_fresh(
 
 
 def input_hash_settings(tier: str, stage: str, *overrides: str) -> str:
-    config = recipe.load(recipe.find_tier(tier), overrides)
+    config = loading.load(loading.find_tier(tier), overrides)
     row = next(one for one in stages.STAGES if one.name == stage)
     return repr(row.settings(config))
 

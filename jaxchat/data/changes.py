@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from jaxchat.config import RunConfig
+from jaxchat.config.schema import RunConfig
 from jaxchat.data import own
 from jaxchat.data.inputs import Inputs, as_file, own_file, read_inputs, write_inputs
 from jaxchat.data.own import Own

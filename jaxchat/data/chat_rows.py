@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxchat.config import RunConfig, TrainConfig
+from jaxchat.config.schema import RunConfig, TrainConfig
 from jaxchat.data.conversations import chat_source, in_order, train_split
 from jaxchat.data.inputs import Inputs
 from jaxchat.data.packing import (

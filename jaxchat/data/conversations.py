@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from jaxchat.config import RunConfig, TrainConfig
+from jaxchat.config.schema import RunConfig, TrainConfig
 from jaxchat.data import registry
 from jaxchat.data.files.folders import TALKS, kind_of
 from jaxchat.errors import ConfigError

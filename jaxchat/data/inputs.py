@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxchat import paths
-from jaxchat.config import DataConfig, RunConfig
+from jaxchat.config.schema import DataConfig, RunConfig
 from jaxchat.data import cache, corpus, own, registry
 from jaxchat.data.cache import RemoteFile
 from jaxchat.data.conversations import chat_source, is_own

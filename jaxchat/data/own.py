@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config import RunConfig
+from jaxchat.config.schema import RunConfig
 from jaxchat.data.checksums import Checksums, kept_in
 from jaxchat.data.conversations import own_talks
 from jaxchat.data.shards import ShardInput, local_inputs

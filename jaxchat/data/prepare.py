@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config import RunConfig, TrainConfig
+from jaxchat.config.schema import RunConfig, TrainConfig
 from jaxchat.data.inputs import Inputs, read_texts
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.progress import Progress

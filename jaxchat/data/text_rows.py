@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxchat.config import RunConfig
+from jaxchat.config.schema import RunConfig
 from jaxchat.data.cache import RemoteFile
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub

@@ -10,7 +10,8 @@ import warnings
 from pathlib import Path
 
 from jaxchat import machine, runs
-from jaxchat.config import RunConfig
+from jaxchat.config.machine import cores, free_memory_bytes, memory_bytes, processor
+from jaxchat.config.schema import RunConfig
 from jaxchat.doctor.check import Check
 from jaxchat.errors import ConfigError, explain
 from jaxchat.plan import size
@@ -110,13 +111,14 @@ def check_devices() -> Check:
 
 def check_processor() -> Check:
     """The processor and the machine's memory."""
-    free, whole = machine.free_memory_bytes(), machine.memory_bytes()
-    cores = "1 core" if machine.cores() == 1 else f"{machine.cores()} cores"
+    free, whole = free_memory_bytes(), memory_bytes()
+    count = cores()
+    counted = "1 core" if count == 1 else f"{count} cores"
     return Check(
         "processor",
-        f"{machine.processor()}, {cores}; memory {size(whole)}, {size(free)} of it free",
+        f"{processor()}, {counted}; memory {size(whole)}, {size(free)} of it free",
         facts={
-            "name": machine.processor(), "cores": machine.cores(),
+            "name": processor(), "cores": count,
             "memory_bytes": whole, "free_memory_bytes": free,
         },
     )  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from jaxchat.config import RunConfig
+from jaxchat.config.schema import RunConfig
 from jaxchat.data import cache, inputs, registry
 from jaxchat.data.conversations import is_own
 from jaxchat.data.hub import Hub

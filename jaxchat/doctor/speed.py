@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxchat import recipe
-from jaxchat.config import DEFAULT_COMPUTE, MeshConfig, RunConfig
+from jaxchat.config import loading
+from jaxchat.config.derive import flops_per_token
+from jaxchat.config.schema import DEFAULT_COMPUTE, MeshConfig, RunConfig
 from jaxchat.doctor.check import Check
 from jaxchat.model import gpt
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.run_models import compute_dtype
-from jaxchat.scaling import flops_per_token
 from jaxchat.sharding import make_mesh, put_batch
 from jaxchat.train.compute import choose_compute
 from jaxchat.train.step import init_state, make_train_step
@@ -146,4 +146,4 @@ def small_config(platform: str) -> RunConfig:
     """The small model's run."""
     tables = SMALL[platform]
     run = {"name": "doctor", **tables["run"]}
-    return recipe.from_document({**tables, "run": run}, "the doctor's model")
+    return loading.from_document({**tables, "run": run}, "the doctor's model")

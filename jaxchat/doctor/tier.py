@@ -7,8 +7,10 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxchat import machine, memory, paths, plan
-from jaxchat.config import RunConfig
+from jaxchat import paths, plan
+from jaxchat.config import memory
+from jaxchat.config.machine import free_memory_bytes
+from jaxchat.config.schema import RunConfig
 from jaxchat.data import cache, inputs, registry
 from jaxchat.doctor.check import Check
 from jaxchat.doctor.speed import Speed
@@ -53,7 +55,7 @@ def find_here() -> Here:
     device, count = jax.devices()[0], len(jax.devices())
     limit = float(device_memory(device))
     if device.platform == "cpu":
-        limit = plan.room(machine.free_memory_bytes()) / count
+        limit = plan.room(free_memory_bytes()) / count
     return Here(device.platform, device.device_kind, count, limit)
 
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxchat import losses
-from jaxchat.config import MeshConfig, ModelConfig
+from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.in_flight import in_flight
 from jaxchat.model import gpt

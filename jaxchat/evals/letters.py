@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.tasks.multiple_choice import ChoiceProblem
 from jaxchat.tokenizer import Tokenizer, render_prompt

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.data.stream import HeldOutRows, ShardedRows
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.bpb import bits_per_byte

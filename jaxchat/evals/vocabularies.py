@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 import tiktoken
 
 from jaxchat import paths
-from jaxchat.config import NOWHERE
+from jaxchat.config.schema import NOWHERE
 from jaxchat.data.cache import RemoteFile
 from jaxchat.data.download import download
 from jaxchat.data.hub import Hub

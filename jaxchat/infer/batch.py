@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.infer.device import Emitted, Rows
 from jaxchat.infer.request import MAX_ALTERNATIVES, Alternatives
 from jaxchat.infer.row import Row

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.attention import Implementation
 from jaxchat.model.cache import Cache, init_cache, place, resize

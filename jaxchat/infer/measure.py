@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.derive import windows
+from jaxchat.config.peaks import memory_bandwidth
+from jaxchat.config.schema import ModelConfig
 from jaxchat.infer.engine import Engine, Request
 from jaxchat.products import Products
-from jaxchat.profiling.peaks import memory_bandwidth
-from jaxchat.scaling import windows
 from jaxchat.tokenizer import Tokenizer
 
 MEASURED_BYTES = 2**28  # read to find a memory bandwidth that is not known

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.infer.engine import Engine
 from jaxchat.infer.request import EngineError, Request
 from jaxchat.infer.row import Row

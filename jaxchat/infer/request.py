@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxchat import numbers
+from jaxchat.config import numbers
 
 FinishReason = Literal["stop", "length"]
 Alternatives = tuple[tuple[int, float], ...]  # (id, log-probability), likeliest first

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.infer.request import Completion, EngineError, Request
 from jaxchat.infer.row import Row
 from jaxchat.infer.stops import StopWatch

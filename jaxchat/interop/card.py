@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config import MODELS, RunConfig
+from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.data.registry import SOURCES
 from jaxchat.report import metrics
 from jaxchat.report.text import clean

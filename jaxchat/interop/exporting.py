@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxchat import report, runs
 from jaxchat.chat import open_run
-from jaxchat.config import MODELS
+from jaxchat.config.schema import MODELS
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.interop import card, huggingface, native, safetensors
 from jaxchat.paths import atomic_folder, atomic_open

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jaxchat.config import ModelConfig, RunConfig
+from jaxchat.config.schema import ModelConfig, RunConfig
 from jaxchat.model.gpt import Params
 from jaxchat.tokenizer import Tokenizer
 

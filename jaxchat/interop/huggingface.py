@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxchat.config import MODELS, ModelConfig
+from jaxchat.config.derive import windows
+from jaxchat.config.schema import MODELS, ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.interop import safetensors
 from jaxchat.interop.foreign import ForeignModel
@@ -26,7 +27,6 @@ from jaxchat.interop.tokenizers import find_tokenizer
 from jaxchat.model.gpt import Params
 from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.paths import read_json, sha256_file, write_json
-from jaxchat.scaling import windows
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.train.checkpoint import hash_params
 

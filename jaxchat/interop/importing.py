@@ -14,8 +14,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jaxchat import pipeline, recipe, runs
-from jaxchat.config import ImportedConfig, RunConfig
+from jaxchat import pipeline, runs
+from jaxchat.config import loading
+from jaxchat.config.schema import ImportedConfig, RunConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.interop import huggingface, nanochat, native
 from jaxchat.interop.foreign import ForeignModel
@@ -87,4 +88,4 @@ def _config(found: ForeignModel, name: str, imported: ImportedConfig) -> RunConf
         "model": model,
         "imported": dataclasses.asdict(imported),
     }
-    return recipe.from_document(document, f"the model {name}")
+    return loading.from_document(document, f"the model {name}")

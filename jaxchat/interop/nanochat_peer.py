@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import jaxchat
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ConfigError
 from jaxchat.interop.nanochat_names import nanochat_name
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxchat import recipe
-from jaxchat.config import MODELS, RunConfig
+from jaxchat.config import loading
+from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.interop import safetensors
 from jaxchat.interop.foreign import ForeignModel
@@ -72,7 +72,7 @@ def write_native(
         "stage": stage,
         **hashes,
         "results": dict(results),
-        "config": json.loads(recipe.to_json(config)),
+        "config": json.loads(loading.to_json(config)),
     }
     write_json(folder / FILE, told)
 
@@ -87,7 +87,7 @@ def read_native(folder: Path, tokenizer_folder: Path | None) -> ForeignModel:
     try:
         if told["format"] != FORMAT or told["stage"] not in MODELS:
             raise ConfigError(f"its format is {str(told['format'])[:60]!r}, not {FORMAT!r}")
-        config = recipe.from_json(json.dumps(told["config"]))
+        config = loading.from_json(json.dumps(told["config"]))
     except (KeyError, TypeError, ConfigError) as error:
         reason = str(error).removesuffix(".")
         raise ArtifactError(f"{path} describes no model of this version ({reason}).") from error

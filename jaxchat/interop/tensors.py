@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.model.gpt import Params, init_params
 
 VOCAB_TILE = 64  # to a multiple of which vocabularies are padded

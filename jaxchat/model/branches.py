@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.model.attention import Implementation, causal_attention
 from jaxchat.model.gpt import GPT, Params, layer_specs
 from jaxchat.model.rope import rope_table

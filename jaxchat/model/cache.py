@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxchat.config import ModelConfig
-from jaxchat.scaling import windows
+from jaxchat.config.derive import windows
+from jaxchat.config.schema import ModelConfig
 
 BLOCK = 64  # slots that attention sums over at once, see `attention.cached_attention`
 

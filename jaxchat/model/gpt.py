@@ -27,19 +27,19 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.derive import (
+    SMEAR_GATE_CHANNELS,
+    VALUE_GATE_CHANNELS,
+    has_value_embedding,
+    windows,
+)
+from jaxchat.config.schema import ModelConfig
 from jaxchat.model.attention import MAX_SCORE, Implementation, cached_attention, causal_attention
 from jaxchat.model.cache import Cache, fill, write
 from jaxchat.model.initial import Initializer, init_table
 from jaxchat.model.rope import Rope, rope_table, rotate
 from jaxchat.model.view import View, view_of
 from jaxchat.products import Products, matmul, widened_matmul
-from jaxchat.scaling import (
-    SMEAR_GATE_CHANNELS,
-    VALUE_GATE_CHANNELS,
-    has_value_embedding,
-    windows,
-)
 
 Params = dict[str, Any]
 # (layer, q [B,T,H,K], k [B,T,G,K], v [B,T,G,K]) -> (attended [B,T,H,K], what the mode keeps)

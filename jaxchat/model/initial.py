@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 
 Initializer = Callable[..., Array]  # (key, shape, dtype) -> array
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 
 Rope = tuple[Array, Array]  # cosines and sines
 

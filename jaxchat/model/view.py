@@ -11,10 +11,10 @@ from typing import NamedTuple
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.derive import windows
+from jaxchat.config.schema import ModelConfig
 from jaxchat.model.cache import visible_slots
 from jaxchat.model.rope import Rope, rope_table
-from jaxchat.scaling import windows
 
 
 class View(NamedTuple):

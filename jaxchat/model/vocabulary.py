@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 
 
 def cut_vocabulary(params: Any, config: ModelConfig, ids: int) -> tuple[Any, ModelConfig]:

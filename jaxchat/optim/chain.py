@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from jaxchat.config import ModelConfig, OptimConfig
+from jaxchat.config.schema import ModelConfig, OptimConfig
 from jaxchat.optim import muon, schedule
 from jaxchat.optim.table import Group, label_params, parameter_table
 

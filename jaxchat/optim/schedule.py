@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxchat.config import OptimConfig
+from jaxchat.config.schema import OptimConfig
 
 Schedule = Callable[[jax.Array], jax.Array]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxchat.config import ModelConfig, OptimConfig
+from jaxchat.config.schema import ModelConfig, OptimConfig
 
 
 @dataclass(frozen=True)

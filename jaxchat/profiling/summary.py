@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxchat.config.peaks import bf16_peak
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import read_json
 from jaxchat.profiling.breakdown import Breakdown, break_down
 from jaxchat.profiling.classes import Operations
 from jaxchat.profiling.hlo import Module, parse
-from jaxchat.profiling.peaks import bf16_peak
 from jaxchat.profiling.request import HLO, RECORD
 from jaxchat.profiling.trace import find_trace, read_events
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config import RunConfig
+from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.core import kept
 from jaxchat.evals.parts import with_more

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config import RLConfig, RunConfig, TrainConfig
+from jaxchat.config.schema import RLConfig, RunConfig, TrainConfig
 from jaxchat.train.metrics import read_metrics
 
 POINTS = 300  # a curve has no more

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxchat import machine, pipeline, runs
-from jaxchat.config import RunConfig
+from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.parts import PARTS, Parts
 from jaxchat.paths import atomic_open, read_json

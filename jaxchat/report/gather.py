@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jaxchat.config import RunConfig
-from jaxchat.recipe import CONFIGS, to_json
+from jaxchat.config.derive import count_params
+from jaxchat.config.loading import CONFIGS, to_json
+from jaxchat.config.schema import RunConfig
 from jaxchat.report import reproduce
 from jaxchat.report.curves import Curve, learning_rates
 from jaxchat.report.metrics import MODELS, core_name, metrics, tool_use
-from jaxchat.scaling import count_params
 
 FORMAT = "jaxchat-report-2"
 TITLES = {

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxchat import recipe
-from jaxchat.config import RunConfig
+from jaxchat.config import loading
+from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ConfigError
 
 # What other settings are derived from comes first: once these are set, the others may follow.
@@ -52,7 +52,7 @@ def _overrides(config: RunConfig, path: Path, fewer_than: int | None) -> list[st
     """`key=value` for all in which the tier in `path` differs; None if it takes too many."""
     wanted, chosen = settings(config), list[str]()
     try:
-        got = settings(recipe.load(path))
+        got = settings(loading.load(path))
         for group in _GROUPS:
             changes = [
                 f"{key}={_toml(value)}"
@@ -63,7 +63,7 @@ def _overrides(config: RunConfig, path: Path, fewer_than: int | None) -> list[st
             if fewer_than is not None and len(chosen) >= fewer_than:
                 return None
             if changes:
-                got = settings(recipe.load(path, chosen))
+                got = settings(loading.load(path, chosen))
         return chosen if got == wanted else None
     except ConfigError:  # what this tier sets and what was wanted do not go together
         return None

@@ -11,16 +11,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxchat import machine
 from jaxchat.chat import find_model
-from jaxchat.config import ModelConfig, ServeConfig
+from jaxchat.config.derive import count_params
+from jaxchat.config.machine import cores, free_memory_bytes
+from jaxchat.config.schema import ModelConfig, ServeConfig
 from jaxchat.errors import OutOfMemory
 from jaxchat.infer.replicas import make_service
 from jaxchat.model.cache import init_cache
 from jaxchat.pipeline import done_file
 from jaxchat.run_inputs import tokenizer_of
 from jaxchat.run_models import compute_dtype, load_model
-from jaxchat.scaling import count_params
 from jaxchat.serve.models import ServedModel
 from jaxchat.train.compute import choose_products
 
@@ -86,7 +86,7 @@ def _load(
 
 def default_slots() -> int:
     """As many as a device decodes about as fast as one; measured, see docs/log.md."""
-    return GPU_SLOTS if jax.default_backend() == "gpu" else max(4, 2 * machine.cores())
+    return GPU_SLOTS if jax.default_backend() == "gpu" else max(4, 2 * cores())
 
 
 def slot_bytes(model: ModelConfig, item: int) -> int:
@@ -113,4 +113,4 @@ def free_bytes() -> float:
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    return float(machine.free_memory_bytes())
+    return float(free_memory_bytes())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.infer.service import Service
 from jaxchat.serve.failures import ApiError
 from jaxchat.tokenizer.bpe import Tokenizer

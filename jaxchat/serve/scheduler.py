@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from jaxchat.config import ServeConfig
+from jaxchat.config.schema import ServeConfig
 from jaxchat.infer.request import EngineError
 from jaxchat.infer.service import Job, Service
 from jaxchat.serve.failures import ApiError, bad_request, busy, unavailable

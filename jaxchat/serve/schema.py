@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool
 from pydantic_core import PydanticCustomError
 
-from jaxchat.numbers import API_TEMPERATURE, MOST, TOP_P
+from jaxchat.config.numbers import API_TEMPERATURE, MOST, TOP_P
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config import unknown_key
+from jaxchat.config.schema import unknown_key
 from jaxchat.data.files.compressed import Unreadable
 from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError

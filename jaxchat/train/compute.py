@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxchat import losses, products
-from jaxchat.config import ComputeConfig, ModelConfig
+from jaxchat.config.schema import ComputeConfig, ModelConfig
 from jaxchat.errors import ConfigError
 from jaxchat.model import fp8
 from jaxchat.model.attention import Implementation, choose_attention

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxchat import machine, memory
-from jaxchat.config import ModelConfig, OptimConfig
+from jaxchat.config import memory
+from jaxchat.config.machine import memory_bytes
+from jaxchat.config.schema import ModelConfig, OptimConfig
 from jaxchat.errors import OutOfMemory
 from jaxchat.sharding import batch_shards
 
@@ -92,4 +93,4 @@ def device_memory(device: jax.Device) -> int:
     stats = device.memory_stats() or {}
     if limit := int(stats.get("bytes_limit", 0)):
         return limit
-    return machine.memory_bytes() // jax.local_device_count()
+    return memory_bytes() // jax.local_device_count()

@@ -18,7 +18,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxchat.config import DEFAULT_COMPUTE, ComputeConfig, ModelConfig, OptimConfig, TrainConfig
+from jaxchat.config.schema import (
+    DEFAULT_COMPUTE,
+    ComputeConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from jaxchat.data.prefetch import prefetched
 from jaxchat.data.rows import RowSource, training_batches, validation_batches
 from jaxchat.data.stream import HeldOutRows, ShardedRows

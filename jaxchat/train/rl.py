@@ -29,16 +29,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxchat.config import (
-    DEFAULT_COMPUTE,
-    ComputeConfig,
-    ModelConfig,
-    OptimConfig,
-    RLConfig,
-)
+from jaxchat.config.memory import Step
+from jaxchat.config.schema import DEFAULT_COMPUTE, ComputeConfig, ModelConfig, OptimConfig, RLConfig
 from jaxchat.evals.chat import pass_rates, sampled_right
 from jaxchat.infer.service import Service
-from jaxchat.memory import Step
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxchat.config import RLConfig
+from jaxchat.config.schema import RLConfig
 from jaxchat.data.prepare import FIRST_INDEX
 from jaxchat.evals.chat import answer, parts_of, prompts_of
 from jaxchat.infer.request import Completion

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxchat import losses
-from jaxchat.config import ModelConfig, check_heads
+from jaxchat.config.schema import ModelConfig, check_heads
 from jaxchat.model import gpt
 from jaxchat.model.attention import Implementation, causal_attention
 from jaxchat.optim.shares import Shares

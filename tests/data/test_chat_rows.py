@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny_shards import TOKENIZER
 
-from jaxchat import recipe
-from jaxchat.config import RunConfig
+from jaxchat.config import loading
+from jaxchat.config.schema import RunConfig
 from jaxchat.data.chat_rows import HELD_OUT_PROBLEMS, build_chat_rows
 from jaxchat.data.inputs import InputFile, Inputs
 from jaxchat.data.rows import RowSource
@@ -73,7 +73,7 @@ def config(folder: Path, *overrides: str) -> RunConfig:
     folder.mkdir(exist_ok=True)
     path = folder / "small.toml"
     path.write_text(CONFIG)
-    return recipe.load(path, overrides)
+    return loading.load(path, overrides)
 
 
 def build(folder: Path, read: Inputs, *overrides: str) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def test_no_conversation_at_all_is_told_with_what_to_set(tmp_path: Path, read: I
     path.write_text('[run]\nname = "none"\ndepth = 2\n')
     text = {"train": Text(), "test": Text()}
     with pytest.raises(ConfigError, match=r"mid_train has no conversation; name datasets"):
-        build_chat_rows(recipe.load(path), read, TOKENIZER, text, tmp_path)  # type: ignore[arg-type]
+        build_chat_rows(loading.load(path), read, TOKENIZER, text, tmp_path)  # type: ignore[arg-type]
 
 
 def talks_of(folder: Path, read: Inputs, questions: list[str]) -> Inputs:

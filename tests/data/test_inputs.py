@@ -11,8 +11,8 @@ import hub_replica
 import pytest
 from hub_server import HubServer
 
-from jaxchat import recipe
-from jaxchat.config import RunConfig
+from jaxchat.config import loading
+from jaxchat.config.schema import RunConfig
 from jaxchat.data import inputs, prepare
 from jaxchat.data.changes import own_files_changed
 from jaxchat.data.hub import Hub
@@ -51,7 +51,7 @@ def server(replica: Path) -> Iterator[HubServer]:
 def config(folder: Path, *overrides: str) -> RunConfig:
     path = folder / "small.toml"
     path.write_text(CONFIG)
-    return recipe.load(path, overrides)
+    return loading.load(path, overrides)
 
 
 def gather(home: Path, server: HubServer, config: RunConfig, **options: object) -> str:

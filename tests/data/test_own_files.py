@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from jaxchat import recipe
-from jaxchat.config import RunConfig
+from jaxchat.config import loading
+from jaxchat.config.schema import RunConfig
 from jaxchat.data import checksums, inputs
 from jaxchat.data.files.folders import Listing
 from jaxchat.data.hub import Hub
@@ -55,9 +55,9 @@ class Run:
     def config(self) -> RunConfig:
         path = self.root / "small.toml"
         path.write_text(CONFIG)
-        own = recipe.own_text(str(self.texts))
+        own = loading.own_text(str(self.texts))
         talks = f"sft.epochs={{{json.dumps(str(self.talks))}=2}}"
-        return recipe.load(path, [*own, talks, f"data.persona={self.persona}"])
+        return loading.load(path, [*own, talks, f"data.persona={self.persona}"])
 
     def stage(self, one: Stage, ran: list[str]) -> Stage:
         def run(context: Context) -> dict[str, Any]:

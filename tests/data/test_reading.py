@@ -15,7 +15,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from jaxchat import recipe
+from jaxchat.config import loading
 from jaxchat.data.files import compressed, text
 from jaxchat.data.textfiles import TextFiles
 from jaxchat.errors import ArtifactError, ConfigError, explain
@@ -65,8 +65,10 @@ def test_a_mark_is_taken_off_stdin_toml_bundles_and_keys(
     assert list(TextFiles(["-"])) == ["piped"]
     persona = write(tmp_path / "ada.toml", MARK + b'name = "Ada"\r\n')
     assert read_persona(persona) == {"name": "Ada"}
-    tier = recipe.find_tier("cpu")
-    assert recipe.load(write(tmp_path / "run.toml", MARK + tier.read_bytes())) == recipe.load(tier)
+    tier = loading.find_tier("cpu")
+    assert loading.load(write(tmp_path / "run.toml", MARK + tier.read_bytes())) == loading.load(
+        tier
+    )
     assert (
         read_key(write(tmp_path / "key", MARK + b"0123456789abcdef" * 4)) == "0123456789abcdef" * 4
     )

@@ -8,8 +8,8 @@ import pytest
 from hub_server import HubServer
 from tiny_shards import TOKENIZER
 
-from jaxchat import recipe
-from jaxchat.config import RunConfig
+from jaxchat.config import loading
+from jaxchat.config.schema import RunConfig
 from jaxchat.data import text_rows
 from jaxchat.data.hub import Hub
 from jaxchat.data.inputs import Inputs, gather, read_inputs
@@ -51,7 +51,7 @@ def gathered(home: Path, server: HubServer) -> tuple[RunConfig, Inputs, Hub]:
     path = home / "small.toml"
     path.write_text(CONFIG)
     hub, folder = Hub(home, Web(), endpoint=server.url), home / "runs" / "small" / "data"
-    config = recipe.load(path)
+    config = loading.load(path)
     gather(config, folder, hub)
     return config, read_inputs(folder), hub
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat.config import MeshConfig, ModelConfig
+from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.evals import bpb
 from jaxchat.evals.bpb import bits_per_byte, check_bytes

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.evals import letters
 from jaxchat.evals.letters import choose_letters
 from jaxchat.model.gpt import forward, init_params

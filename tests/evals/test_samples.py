@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
 from jaxchat.infer.engine import Engine
 from jaxchat.model.gpt import init_params

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.model.gpt import init_params
 from jaxchat.tokenizer import train_tokenizer
 

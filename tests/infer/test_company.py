@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from compilation import compilations
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.infer import batch, device
 from jaxchat.infer.engine import PATIENCE, Engine, EngineError, Request
 from jaxchat.model.cache import init_cache

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.derive import windows
+from jaxchat.config.peaks import memory_bandwidth
+from jaxchat.config.schema import ModelConfig
 from jaxchat.infer.measure import cache_bytes, measure, weight_bytes
 from jaxchat.model.gpt import init_params
-from jaxchat.profiling.peaks import memory_bandwidth
-from jaxchat.scaling import windows
 
 
 def test_a_row_sees_its_window_of_the_cache():

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat.config import MeshConfig
+from jaxchat.config.schema import MeshConfig
 from jaxchat.infer.engine import Engine, EngineError, Request
 from jaxchat.infer.replicas import Replicas, make_service, serving_devices
 from jaxchat.sharding import make_mesh, param_shardings, put, replicated

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from finished_run import finish_run, random_params, tiny_tokenizer
 
-from jaxchat import pipeline, recipe, runs
-from jaxchat.config import ModelConfig
+from jaxchat import pipeline, runs
+from jaxchat.config import loading
+from jaxchat.config.derive import derive_model
+from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.infer.engine import Engine, Request
 from jaxchat.interop import huggingface, importing, native, safetensors
 from jaxchat.interop.exporting import FILES, export_model
 from jaxchat.interop.huggingface import obstacles
-from jaxchat.scaling import derive_model
 from jaxchat.tokenizer import train_tokenizer
 from jaxchat.train.checkpoint import save_params
 
@@ -221,7 +222,7 @@ def with_idle_rows(home):
 
     The idle rows are by far the likeliest. Its model's parameters, as they are in its folder.
     """
-    config = recipe.from_document(
+    config = loading.from_document(
         {
             "run": {"name": "idle", "depth": 1, "preset": "classic"},
             "tokenizer": {"vocab_size": 400},

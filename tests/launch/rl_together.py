@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "train"))
 from tiny_rl import CONFIG, lively_params, tiny_job
 
 from jaxchat import processes
-from jaxchat.config import MeshConfig
+from jaxchat.config.schema import MeshConfig
 from jaxchat.infer.spread import Spread
 from jaxchat.sharding import make_mesh
 from jaxchat.train.checkpoint import fingerprint

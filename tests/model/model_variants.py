@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.model.gpt import init_params
 
 # A short window is 128, whatever the context up to 512.

@@ -10,12 +10,12 @@ import pytest
 from gpt_reference import logits_of
 from model_variants import CLASSIC, MODERN, VARIANTS, lively_params
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.derive import count_params, derive_model
+from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.cache import init_cache
 from jaxchat.model.gpt import init_params, layer_specs
 from jaxchat.model.view import view_of
-from jaxchat.scaling import count_params, derive_model
 
 forward = jax.jit(gpt.forward, static_argnames=("config", "dtype"))
 prefill = jax.jit(gpt.prefill, static_argnames="config")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxchat.config import OptimConfig
+from jaxchat.config.schema import OptimConfig
 from jaxchat.optim import schedule
 
 

@@ -2,7 +2,7 @@
 
 The formulas are those of nanochat's scripts: November 2025 for tiers 100, 300 and 1000 (base_train,
 mid_train, chat_sft, chat_rl), July 2026 for gpt2 (base_train, chat_sft, chat_rl), step by step in
-Python's floats. None of the values comes from `jaxchat.scaling` or `jaxchat.config`.
+Python's floats. None of the values comes from `jaxchat.config.derive` or `jaxchat.config.schema`.
 """
 
 import math
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from jaxchat import plan, recipe
-from jaxchat.config import MODELS, RunConfig, StageOptimConfig
+from jaxchat import plan
+from jaxchat.config import loading
+from jaxchat.config.schema import MODELS, RunConfig, StageOptimConfig
 from jaxchat.errors import ConfigError
 from jaxchat.optim import schedule
 from jaxchat.optim.table import parameter_table
@@ -125,7 +126,7 @@ def stage_steps(config: RunConfig, stage: str) -> int:
 @pytest.mark.parametrize("stage", MODELS)
 @pytest.mark.parametrize("tier", PAID)
 def test_every_step_of_a_paid_tier_is_nanochats(tier: str, stage: str) -> None:
-    config = recipe.load(recipe.find_tier(tier))
+    config = loading.load(loading.find_tier(tier))
     want, optim, steps = (
         references(config)[stage],
         config.optim_of(stage),
@@ -166,7 +167,7 @@ def test_every_step_of_a_paid_tier_is_nanochats(tier: str, stage: str) -> None:
 
 @pytest.mark.parametrize("tier", PAID)
 def test_clipping_and_warm_starts_of_a_paid_tier(tier: str) -> None:
-    config = recipe.load(recipe.find_tier(tier))
+    config = loading.load(loading.find_tier(tier))
     limits = {stage: config.optim_of(stage).grad_clip for stage in MODELS}
     assert limits == {"base": 0.0 if tier == "gpt2" else 1.0, "mid": 0.0, "sft": 0.0, "rl": 0.0}
     warm = {stage for stage in MODELS if config.starts_warm(stage)}
@@ -188,7 +189,7 @@ CPU = {
 
 @pytest.mark.parametrize(("stage", "steps"), CPU)
 def test_the_cpu_tier_stays_as_it_is(stage: str, steps: int) -> None:
-    config = recipe.load(recipe.find_tier("cpu"))
+    config = loading.load(loading.find_tier("cpu"))
     optim = config.optim_of(stage)
     rates = {"base": 1.0, "mid": 1.0, "sft": 0.2, "rl": 0.1}
     assert (1.0 if stage == "base" else getattr(config, stage).lr_scale) == rates[stage]
@@ -201,10 +202,10 @@ def test_the_cpu_tier_stays_as_it_is(stage: str, steps: int) -> None:
 
 
 def test_base_leaves_later_stages_alone_but_for_its_rates() -> None:
-    tier = recipe.find_tier("100")
+    tier = loading.find_tier("100")
     changes = ["optim.warmdown_ratio=0.9", "optim.grad_clip=7", "optim.weight_decay=0.3"]
-    config = recipe.load(tier, [*changes, "optim.momentum=0.5", "optim.matrix_lr=0.04"])
-    usual = recipe.load(tier)
+    config = loading.load(tier, [*changes, "optim.momentum=0.5", "optim.matrix_lr=0.04"])
+    usual = loading.load(tier)
     for stage in MODELS[1:]:
         got, want = (getattr(c, f"{stage}_optim") for c in (config, usual))
         assert got.matrix_lr == 0.04  # which lr_scale multiplies
@@ -212,7 +213,7 @@ def test_base_leaves_later_stages_alone_but_for_its_rates() -> None:
 
 
 def test_a_stage_can_be_given_a_schedule_of_its_own() -> None:
-    config = recipe.load(recipe.find_tier("100"), ["rl_optim.warmdown_ratio=0.5", "base.steps=9"])
+    config = loading.load(loading.find_tier("100"), ["rl_optim.warmdown_ratio=0.5", "base.steps=9"])
     assert config.optim_of("rl").warmdown_ratio == 0.5
     assert config.optim_of("sft").warmdown_ratio == 1.0
 
@@ -229,16 +230,16 @@ def test_a_stage_can_be_given_a_schedule_of_its_own() -> None:
 )
 def test_a_bad_schedule_is_named(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        recipe.load(recipe.find_tier("cpu"), [override])
+        loading.load(loading.find_tier("cpu"), [override])
 
 
 def test_a_run_made_before_had_the_schedules_of_base_everywhere() -> None:
     import json
 
-    config = recipe.load(recipe.find_tier("cpu"), ["optim.grad_clip=3"])
-    document = json.loads(recipe.to_json(config))
+    config = loading.load(loading.find_tier("cpu"), ["optim.grad_clip=3"])
+    document = json.loads(loading.to_json(config))
     for stage in MODELS[1:]:
         del document[f"{stage}_optim"]
-    old = recipe.from_json(json.dumps(document))
+    old = loading.from_json(json.dumps(document))
     assert old.sft_optim == StageOptimConfig.like(config.optim)
     assert [vars(old.optim_of(stage)) for stage in MODELS] == [vars(config.optim)] * 4

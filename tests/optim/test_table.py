@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxchat.config import ModelConfig, OptimConfig
+from jaxchat.config.derive import derive_model
+from jaxchat.config.schema import ModelConfig, OptimConfig
 from jaxchat.model import gpt
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.optim.table import Group, label_params, parameter_table
-from jaxchat.scaling import derive_model
 
 SWITCHES = ("value_embeds", "residual_scalars", "smear", "backout")
 

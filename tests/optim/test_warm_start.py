@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxchat.config import ModelConfig, OptimConfig, StageOptimConfig
+from jaxchat.config.derive import derive_horizon, derive_model
+from jaxchat.config.schema import ModelConfig, OptimConfig, StageOptimConfig
 from jaxchat.model import gpt
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.optim.muon import MomentumState, NorMuonState
 from jaxchat.optim.warm_start import carry_over
-from jaxchat.scaling import derive_horizon, derive_model
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 

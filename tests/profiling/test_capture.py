@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from jaxchat.cli import main
-from jaxchat.config import MeshConfig, ModelConfig, OptimConfig
+from jaxchat.config.derive import flops_per_token
+from jaxchat.config.schema import MeshConfig, ModelConfig, OptimConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.model import gpt
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.profiling.request import parse
 from jaxchat.profiling.summary import Profile, read_profile, render, to_json
-from jaxchat.scaling import flops_per_token
 from jaxchat.sharding import make_mesh, put_batch
 from jaxchat.train.step import init_state, make_train_step
 

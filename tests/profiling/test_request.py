@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat import config
+from jaxchat.config import schema
 from jaxchat.errors import ConfigError
 from jaxchat.profiling.request import STAGES, Request, folder, for_stage, parse
 
@@ -43,5 +43,5 @@ def test_the_request_of_a_stage_goes_before_that_of_all() -> None:
 
 
 def test_the_stages_are_those_of_a_run() -> None:
-    assert set(STAGES) < set(config.STAGES)
+    assert set(STAGES) < set(schema.STAGES)
     assert folder(Path("run"), "sft") == Path("run/profile/sft")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from report_records import CONFIGS
 
-from jaxchat import recipe
+from jaxchat.config import loading
 from jaxchat.report.reproduce import command
 
 
@@ -30,16 +30,16 @@ def again(told: str) -> tuple[str, list[str]]:
         ("tier_100", ["run.depth=2", "tokenizer.vocab_size=4096", "base.batch_tokens=4096",
                       "model.sequence_len=256", 'compute.compiler_options=["xla_a=b"]']),
         ("gpt2", ["run.data_ratio=8", "base.batch_tokens=1_048_576", "optim.matrix_lr=1e-05"]),
-        ("tier_cpu", recipe.own_text('a "quoted" folder')),
+        ("tier_cpu", loading.own_text('a "quoted" folder')),
     ],
 )  # fmt: skip
 def test_it_gives_the_same_configuration(tier: str, overrides: list[str]) -> None:
-    config = recipe.load(CONFIGS / f"{tier}.toml", overrides)
+    config = loading.load(CONFIGS / f"{tier}.toml", overrides)
     named, told = again(command(config, CONFIGS))
     assert f"{tier}".removeprefix("tier_") == named
-    assert recipe.load(CONFIGS / f"{tier}.toml", told) == config
+    assert loading.load(CONFIGS / f"{tier}.toml", told) == config
     assert len(told) <= len(overrides)
 
 
 def test_without_tiers_there_is_no_command(tmp_path: Path) -> None:
-    assert command(recipe.load(CONFIGS / "tier_cpu.toml"), tmp_path) == ""
+    assert command(loading.load(CONFIGS / "tier_cpu.toml"), tmp_path) == ""

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxchat import pipeline, recipe, runs
+from jaxchat import pipeline, runs
+from jaxchat.config import loading
 from jaxchat.model import gpt
 from jaxchat.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
@@ -111,7 +112,7 @@ def train(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def make_home(home: Path) -> Path:
     """Fills a home with the run, recorded by the real pipeline; gives it back."""
-    config = recipe.from_document(DOCUMENT, RUN)
+    config = loading.from_document(DOCUMENT, RUN)
     tokenizer = make_tokenizer()
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)

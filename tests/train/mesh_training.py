@@ -29,7 +29,7 @@ from tiny_training import (
     tiny_job,
 )
 
-from jaxchat.config import MeshConfig
+from jaxchat.config.schema import MeshConfig
 from jaxchat.data.rows import RowSource
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.sharding import make_mesh, put_batch

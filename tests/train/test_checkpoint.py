@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_training import CLASSIC, CLASSIC_OPTIM, random_params
 
-from jaxchat.config import MeshConfig
+from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.optim.stacks import stack

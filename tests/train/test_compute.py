@@ -12,7 +12,7 @@ import pytest
 from tiny_training import CLASSIC, CLASSIC_OPTIM, MODERN, T, random_params, tiny_job
 
 from jaxchat import losses
-from jaxchat.config import ComputeConfig, MeshConfig
+from jaxchat.config.schema import ComputeConfig, MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.model import fp8
 from jaxchat.optim.chain import make_optimizer

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import pytest
 from tiny_training import CLASSIC, CLASSIC_OPTIM, TRAIN, random_params, tiny_job
 
-from jaxchat import machine, memory
-from jaxchat.config import MeshConfig, TrainConfig
+from jaxchat import machine
+from jaxchat.config import memory
+from jaxchat.config.memory import predict, with_rows
+from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.errors import OutOfMemory, explain
-from jaxchat.memory import predict, with_rows
 from jaxchat.sharding import make_mesh
 from jaxchat.train import exhausted, fit
 

@@ -18,7 +18,7 @@ import tiny_training
 from tiny_training import CLASSIC, TRAIN, VOCAB, T, random_params, tiny_job, write_tiny_rows
 
 import jaxchat.train.fit as fit_module
-from jaxchat.config import MeshConfig, TrainConfig
+from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.data.prefetch import AHEAD
 from jaxchat.data.rows import RowSource, training_batches
 from jaxchat.errors import ArtifactError, ConfigError

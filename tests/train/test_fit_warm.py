@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_training import MODERN, MODERN_OPTIM, TOKENIZER, TRAIN, random_params, tiny_job
 
-from jaxchat.config import MeshConfig, StageOptimConfig
+from jaxchat.config.schema import MeshConfig, StageOptimConfig
 from jaxchat.data.rows import RowSource
 from jaxchat.errors import ArtifactError
 from jaxchat.optim.chain import make_optimizer

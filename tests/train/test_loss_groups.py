@@ -16,7 +16,7 @@ import optax
 import pytest
 from tiny_training import CLASSIC, random_params
 
-from jaxchat.config import MeshConfig
+from jaxchat.config.schema import MeshConfig
 from jaxchat.data.packing import draw_groups, group_weights, pack_conversations
 from jaxchat.model import gpt
 from jaxchat.sharding import make_mesh, put_batch

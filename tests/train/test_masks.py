@@ -24,7 +24,7 @@ from tiny_training import (
     tiny_job,
 )
 
-from jaxchat.config import MeshConfig
+from jaxchat.config.schema import MeshConfig
 from jaxchat.data.rows import RowSource, write_rows
 from jaxchat.errors import ArtifactError
 from jaxchat.model import gpt

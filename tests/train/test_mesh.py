@@ -17,13 +17,13 @@ import jax
 import mesh_training
 import numpy as np
 import pytest
+from jaxchat.scaling_nodes import exchanged_bytes
 from mesh_training import MODELS, OPTIMIZERS, STEPS, fresh_state, make_batch, train
 from tiny_training import CLASSIC, CLASSIC_OPTIM, random_params
 
-from jaxchat.config import MeshConfig
+from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.optim.chain import make_optimizer
-from jaxchat.scaling_nodes import exchanged_bytes
 from jaxchat.sharding import make_mesh, put_batch
 from jaxchat.train.step import make_train_step
 

@@ -12,7 +12,8 @@ from finished_run import tiny_tokenizer
 from hub_replica import TASKS
 from tiny_training import CLASSIC, TRAIN, VOCAB, random_params, tiny_job
 
-from jaxchat import recipe, runs
+from jaxchat import runs
+from jaxchat.config import loading
 from jaxchat.evals.samples import COMPLETIONS
 from jaxchat.pipeline import Context
 from jaxchat.probes import Probe, probe_of
@@ -38,7 +39,7 @@ DOCUMENT = {
 @pytest.fixture
 def watched(tmp_path: Path) -> Job:
     """The job of the tests of `fit`, asked for samples and for CORE."""
-    config = replace(recipe.from_document(DOCUMENT, "tiny"), base=WATCHED)
+    config = replace(loading.from_document(DOCUMENT, "tiny"), base=WATCHED)
     run = runs.folder(tmp_path / "home", config.name)
     tiny_tokenizer().save(run / "tokenizer")
     job = replace(tiny_job(tmp_path), train=WATCHED)

@@ -18,7 +18,7 @@ import tiny_rl
 from tiny_rl import CONFIG as TINY
 from tiny_rl import MODEL, TOKENIZER, Even, lively_params, make_engine, tiny_job
 
-from jaxchat.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, RLConfig
+from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, RLConfig
 from jaxchat.evals.chat import answer, parts_of
 from jaxchat.infer.engine import Engine
 from jaxchat.infer.request import Request

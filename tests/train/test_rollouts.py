@@ -13,7 +13,7 @@ import optax
 import pytest
 from tiny_rl import CONFIG, MODEL, TOKENIZER, Even, lively_params, make_engine
 
-from jaxchat.config import MeshConfig
+from jaxchat.config.schema import MeshConfig
 from jaxchat.evals.chat import prompts_of
 from jaxchat.infer.engine import Completion
 from jaxchat.losses import token_logprobs

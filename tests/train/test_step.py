@@ -16,7 +16,7 @@ from tiny_training import (
     random_params,
 )
 
-from jaxchat.config import MeshConfig, ModelConfig
+from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.model import gpt
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.sharding import make_mesh, put_batch

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat import recipe
-from jaxchat.config import TRACKERS
+from jaxchat.config import loading
+from jaxchat.config.schema import TRACKERS
 from jaxchat.errors import ConfigError
 from jaxchat.stages import STAGES
 from jaxchat.train import trackers
 from jaxchat.train.metrics import MetricsLog, read_metrics
 
-CPU = recipe.tiers()["cpu"]
+CPU = loading.tiers()["cpu"]
 # A session: steps from FIRST to END, the last one without goodbye where it is killed.
 SESSION = """
 import os, sys, time
@@ -100,18 +100,18 @@ def test_a_package_that_is_missing_is_told_before_anything_runs(monkeypatch):
 
 
 def test_the_names_are_checked():
-    config = recipe.load(CPU, ['track.trackers=["tensorboard"]'])
+    config = loading.load(CPU, ['track.trackers=["tensorboard"]'])
     assert config.track.trackers == ("tensorboard",)
-    assert recipe.from_json(recipe.to_json(config)) == config
+    assert loading.from_json(loading.to_json(config)) == config
     with pytest.raises(ConfigError, match="there are tensorboard, wandb, trackio"):
-        recipe.load(CPU, ['track.trackers=["mlflow"]'])
+        loading.load(CPU, ['track.trackers=["mlflow"]'])
     with pytest.raises(ConfigError, match="name each once"):
-        recipe.load(CPU, ['track.trackers=["wandb", "wandb"]'])
+        loading.load(CPU, ['track.trackers=["wandb", "wandb"]'])
     assert set(TRACKERS) == set(trackers.PACKAGES)
 
 
 def test_trackers_change_no_stage():
-    plain, told = recipe.load(CPU), recipe.load(CPU, ['track.trackers=["wandb"]'])
+    plain, told = loading.load(CPU), loading.load(CPU, ['track.trackers=["wandb"]'])
     for stage in STAGES:
         if stage.name != "report":  # which is of the whole configuration
             assert stage.settings(plain) == stage.settings(told)

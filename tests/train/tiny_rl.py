@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxchat.config import MeshConfig, ModelConfig, OptimConfig, RLConfig
+from jaxchat.config.schema import MeshConfig, ModelConfig, OptimConfig, RLConfig
 from jaxchat.infer.engine import Engine
 from jaxchat.model import gpt
 from jaxchat.sharding import make_mesh

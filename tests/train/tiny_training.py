@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxchat.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from jaxchat.config.derive import derive_horizon, derive_model
+from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxchat.data.rows import RowSource, write_rows
 from jaxchat.model import gpt
-from jaxchat.scaling import derive_horizon, derive_model
 from jaxchat.sharding import make_mesh
 from jaxchat.train.fit import Job, fit
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ConfigError
 from jaxchat.evals.core.bundle import Bundle, CoreTask, Example, read_examples
 from jaxchat.evals.core.result import CoreResult, Judged, TaskResult, judge

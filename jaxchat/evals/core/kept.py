@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxchat import paths
-from jaxchat.config import ModelConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.core.bundle import Bundle
 from jaxchat.evals.core.evaluate import evaluate_core

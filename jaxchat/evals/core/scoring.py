@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxchat.config import MeshConfig, ModelConfig
+from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.evals.core.batches import Batch, make_batches
 from jaxchat.evals.core.sequences import Row
 from jaxchat.evals.in_flight import in_flight

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jaxchat.config import ModelConfig, RunConfig
-from jaxchat.scaling import count_params, flops_per_token
+from jaxchat.config.derive import count_params, flops_per_token
+from jaxchat.config.schema import ModelConfig, RunConfig
 
 NODE = 8  # GPUs
 NODES = (1, 2, 8, 32)

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from jaxchat import numbers
-from jaxchat.config import (
+from jaxchat.config import numbers
+from jaxchat.config.derive import DATA_RATIO, derive_horizon, derive_model, derive_stage_optim
+from jaxchat.config.schema import (
     MODELS,
     PRESETS,
     ComputeConfig,
@@ -35,9 +36,8 @@ from jaxchat.config import (
 from jaxchat.data.files.compressed import Unreadable
 from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError
-from jaxchat.scaling import DATA_RATIO, derive_horizon, derive_model, derive_stage_optim
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # of the checkout
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"  # of the checkout
 RUN_KEYS = {"name": str, "preset": str, "depth": int, "seed": int, "data_ratio": float}
 TABLES = {
     "model": ModelConfig,

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from jaxchat.config import ModelConfig, OptimConfig, StageOptimConfig
+from jaxchat.config.schema import ModelConfig, OptimConfig, StageOptimConfig
 from jaxchat.errors import ConfigError
 
 ASPECT_RATIO = 64  # width per layer

@@ -19,8 +19,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from jaxchat.config import MeshConfig, ModelConfig, OptimConfig
-from jaxchat.scaling import VALUE_GATE_CHANNELS, count_params, has_value_embedding, windows
+from jaxchat.config.derive import VALUE_GATE_CHANNELS, count_params, has_value_embedding, windows
+from jaxchat.config.schema import MeshConfig, ModelConfig, OptimConfig
 
 WIDE = 4  # bytes of float32: weights, gradients, optimizer state and logits
 CHUNK_ROWS = {"cpu": 1_024, "gpu": 8_192}  # tokens whose logits are held at once: see `losses`

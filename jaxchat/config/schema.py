@@ -1,6 +1,6 @@
 """Frozen, validated configuration. Defaults live here and nowhere else.
 
-A published run is a TOML file in `configs/`; `jaxchat.recipe` reads it, derives from `depth` what
+A published run is a TOML file in `configs/`; `config.loading` reads it, derives from `depth` what
 the file does not say, and builds the dataclasses below. Everything here imports nothing heavy.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
 
-from jaxchat import numbers
+from jaxchat.config import numbers
 from jaxchat.errors import ConfigError
 
 STAGES = ("data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval", "report")
