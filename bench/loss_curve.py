@@ -35,12 +35,12 @@ from jaxchat.config.derive import DATA_RATIO, derive_horizon, derive_model
 from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.interop.nanochat_names import params_from_nanochat
+from jaxchat.model.backend import PLAIN, Compute, choose_compute
 from jaxchat.model.gpt import init_params
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.sharding import make_mesh, put_batch
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
-from jaxchat.train.compute import Compute, choose_compute
-from jaxchat.train.step import PLAIN, init_state, make_train_step
+from jaxchat.train.step import init_state, make_train_step
 
 DEPTH, LENGTH, VOCAB, BATCH_ROWS, HELD_OUT_ROWS = 4, 512, 8192, 8, 256
 LOADER_BUFFER, LOADER_BATCH = 1000, 128  # documents: those of nanochat's loader

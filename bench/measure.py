@@ -99,9 +99,9 @@ class Step:
         import numpy as np
 
         from jaxchat.config.schema import ComputeConfig, MeshConfig
+        from jaxchat.model.backend import choose_compute
         from jaxchat.optim.chain import make_optimizer
         from jaxchat.sharding import make_mesh, put_batch
-        from jaxchat.train.compute import choose_compute
         from jaxchat.train.step import make_train_step
 
         self.case, config = case, run_config(case)
@@ -144,7 +144,7 @@ class Step:
 
     def fp8_products(self) -> int:
         """Products in fp8 in the compiled step; those in a loop count once."""
-        from jaxchat.model import fp8
+        from jaxchat.model.kernels import fp8
 
         return fp8.count_products(str(self.compiled.as_text()))
 

@@ -28,12 +28,12 @@ from jaxchat.config.schema import ComputeConfig, ModelConfig
 from jaxchat.infer.engine import Request
 from jaxchat.infer.replicas import make_service
 from jaxchat.infer.service import Service
+from jaxchat.model.backend import choose_products
 from jaxchat.runs import read_config
 from jaxchat.tasks.arithmetic import ArithmeticTask
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer.chat import render_prompt
 from jaxchat.tokenizer.special import SPECIAL_TOKENS
-from jaxchat.train.compute import choose_products
 
 PEER = Path(__file__).resolve().parent / "nanochat_peer" / "rollouts.py"
 THEIR_BATCH = 8  # device_batch_size of its chat_rl.py

@@ -70,9 +70,8 @@ def inference_command(args: argparse.Namespace) -> int:
     from jaxchat.infer.engine import ROUNDED_SLOTS
     from jaxchat.infer.measure import device_bandwidth, measure
     from jaxchat.interop.nanochat_peer import check_checkout
+    from jaxchat.model.backend import choose_products, compute_dtype
     from jaxchat.progress import Progress
-    from jaxchat.run_models import compute_dtype
-    from jaxchat.train.compute import choose_products
 
     title, model, params, tokenizer = _model(args, root)
     _check(args, model)

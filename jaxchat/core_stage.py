@@ -19,12 +19,12 @@ from jaxchat.data.web import WebError
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core import kept
 from jaxchat.evals.core.bundle import Bundle, read_bundle
+from jaxchat.model.backend import Compute, choose_compute
 from jaxchat.paths import offline_by
 from jaxchat.pipeline import Context, read_done
 from jaxchat.report import core_record
 from jaxchat.report.by_hand import cores
 from jaxchat.run_inputs import home_of, hub_of, tokenizer_of
-from jaxchat.train.compute import Compute, choose_compute
 
 LEFT_OUT = "CORE is left out"
 ADD = "jaxchat eval core --download adds it later."

@@ -13,10 +13,10 @@ from jaxchat.chat import how_to_make, open_run
 from jaxchat.config.schema import MODELS, MeshConfig, RunConfig
 from jaxchat.data.prepare import load_tokenizer
 from jaxchat.errors import ArtifactError
-from jaxchat.run_models import compute_dtype, load_model
+from jaxchat.model.backend import Compute, choose_compute, compute_dtype
+from jaxchat.run_models import load_model
 from jaxchat.sharding import make_mesh, param_shardings, put
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.train.compute import Compute, choose_compute
 
 
 @dataclass(frozen=True)

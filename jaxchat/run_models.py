@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from jaxchat.config.machine import lanes
 from jaxchat.config.schema import ModelConfig
 from jaxchat.infer.replicas import make_service
 from jaxchat.infer.service import Service
 from jaxchat.model import gpt
+from jaxchat.model.backend import compute_dtype
+from jaxchat.model.kernels.matmul import Products
 from jaxchat.pipeline import Context
-from jaxchat.products import Products
 from jaxchat.run_inputs import tokenizer_of
 from jaxchat.train.checkpoint import load_params
 
@@ -30,12 +29,6 @@ def abstract_params(model: ModelConfig) -> Any:
 def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
     """The weights a stage of the run in `root` made."""
     return load_params(root / stage / "model", abstract_params(model))[0]
-
-
-def compute_dtype() -> DTypeLike:
-    """What activations are computed in: bf16 on a GPU, fp32 on a CPU; weights are always fp32."""
-    dtype: DTypeLike = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
-    return dtype
 
 
 def make_engine(

@@ -22,6 +22,7 @@ from jaxchat.evals import compression, vocabularies
 from jaxchat.infer.spread import Spread
 from jaxchat.infer.weights import gathered
 from jaxchat.model import gpt
+from jaxchat.model.backend import choose_products, compute_dtype
 from jaxchat.paths import remove, sha256_text
 from jaxchat.pipeline import Context, Stage
 from jaxchat.probes import probe_of
@@ -29,12 +30,11 @@ from jaxchat.profiling import request
 from jaxchat.profiling.capture import Capture
 from jaxchat.report import write_report
 from jaxchat.run_inputs import home_of, hub_of, text_folder, text_of, tokenizer_in, tokenizer_of
-from jaxchat.run_models import compute_dtype, load_model, make_engine
+from jaxchat.run_models import load_model, make_engine
 from jaxchat.sharding import make_mesh
 from jaxchat.stage_inputs import INPUTS
 from jaxchat.tools import levels
 from jaxchat.train.checkpoint import remove_checkpoints, save_params
-from jaxchat.train.compute import choose_products
 from jaxchat.train.fit import Before, Job, fit
 from jaxchat.train.rl import RLJob, train_rl
 

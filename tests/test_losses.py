@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.losses import bits_per_byte, cross_entropy, token_logprobs
+from jaxchat.model.loss import bits_per_byte, cross_entropy, token_logprobs
 
 SOFTCAP = 15.0
 B, T, D, V = 3, 10, 8, 33

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat import losses
 from jaxchat.config import memory
 from jaxchat.config.derive import derive_horizon, derive_model
 from jaxchat.config.memory import Step, largest_rows, predict, with_rows
 from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.model import attention, gpt
+from jaxchat.model.backend import Compute
+from jaxchat.model.loss import default_chunk_rows
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.sharding import batch_shards, make_mesh, sharding
-from jaxchat.train.compute import Compute
 from jaxchat.train.fit import plan_batch
 from jaxchat.train.step import init_state, make_train_step, state_shardings
 
@@ -151,7 +151,7 @@ def test_real_models_are_within_15_percent_of_what_xla_reports(case, preset, com
 
 def test_constants_are_those_of_the_loss_and_of_attention():
     for platform, rows in memory.CHUNK_ROWS.items():
-        assert rows == losses.default_chunk_rows(platform)
+        assert rows == default_chunk_rows(platform)
     assert memory.MIN_BLOCK == attention.MIN_BLOCK
     assert memory.MAX_BLOCKS == attention.MAX_BLOCKS
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat import products
-from jaxchat.products import dot, rounded_matmul, transposed
-from jaxchat.train.compute import BFLOAT16_FLAGS, processor_flags
+from jaxchat.model.backend import BFLOAT16_FLAGS, processor_flags
+from jaxchat.model.kernels.matmul import count_products, dot, matmul, rounded_matmul, transposed
 
 
 def numbers(*shape: int, seed: int = 0) -> jax.Array:
@@ -67,9 +66,9 @@ def test_leading_axes_are_rows() -> None:
 
 def test_small_matrices_and_plain_products_are_not_rounded() -> None:
     x, small, large = numbers(4, 64), numbers(64, 8), numbers(64, 64)
-    np.testing.assert_array_equal(products.matmul(x, small, "bfloat16"), x @ small)
-    np.testing.assert_array_equal(products.matmul(x, large), x @ large)
-    assert jnp.any(products.matmul(x, large, "bfloat16") != x @ large)
+    np.testing.assert_array_equal(matmul(x, small, "bfloat16"), x @ small)
+    np.testing.assert_array_equal(matmul(x, large), x @ large)
+    assert jnp.any(matmul(x, large, "bfloat16") != x @ large)
 
 
 @pytest.mark.skipif(
@@ -86,8 +85,8 @@ def test_a_layers_products_are_compiled_to_products_of_bfloat16() -> None:
         gradient = jax.jit(jax.grad(function, (0, 1)))
         return str(gradient.lower(numbers(256, 128), numbers(128, 512)).compile().as_text())
 
-    assert products.count_products(program(total)) == 3
-    assert products.count_products(program(plain)) == 0
+    assert count_products(program(total)) == 3
+    assert count_products(program(plain)) == 0
 
 
 def test_a_product_is_counted_where_both_operands_are_narrow() -> None:
@@ -105,4 +104,4 @@ def test_a_product_is_counted_where_both_operands_are_narrow() -> None:
   ROOT %dot.2 = f32[2,2]{1,0} dot(%a, %c), lhs_contracting_dims={1}, rhs_contracting_dims={0}
 }
 """
-    assert products.count_products(text) == 1
+    assert count_products(text) == 1

@@ -87,7 +87,7 @@ def check_devices() -> Check:
     """JAX's devices and their memory. Starts JAX."""
     import jax
 
-    from jaxchat.train.exhausted import device_memory
+    from jaxchat.model.backend import device_memory
 
     try:
         devices = jax.devices()
@@ -129,8 +129,7 @@ def check_compute(config: RunConfig) -> tuple[Check, Check]:
     import jax
     import jax.numpy as jnp
 
-    from jaxchat.run_models import compute_dtype
-    from jaxchat.train.compute import choose_compute
+    from jaxchat.model.backend import choose_compute, compute_dtype
 
     dtype = compute_dtype()
     with warnings.catch_warnings(record=True) as said:

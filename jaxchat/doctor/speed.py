@@ -16,10 +16,9 @@ from jaxchat.config.derive import flops_per_token
 from jaxchat.config.schema import DEFAULT_COMPUTE, MeshConfig, RunConfig
 from jaxchat.doctor.check import Check
 from jaxchat.model import gpt
+from jaxchat.model.backend import choose_compute, compute_dtype
 from jaxchat.optim.chain import make_optimizer
-from jaxchat.run_models import compute_dtype
 from jaxchat.sharding import make_mesh, put_batch
-from jaxchat.train.compute import choose_compute
 from jaxchat.train.step import init_state, make_train_step
 
 # A model small enough to compile in seconds and large enough that products take most of its time.

@@ -50,7 +50,7 @@ def find_here() -> Here:
     """
     import jax
 
-    from jaxchat.train.exhausted import device_memory
+    from jaxchat.model.backend import device_memory
 
     device, count = jax.devices()[0], len(jax.devices())
     limit = float(device_memory(device))

@@ -18,15 +18,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxchat import losses
 from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.in_flight import in_flight
-from jaxchat.model import gpt
+from jaxchat.model import gpt, loss
+from jaxchat.model.backend import PLAIN, Compute
+from jaxchat.model.loss import cross_entropy
 from jaxchat.optim.shares import Shares
 from jaxchat.sharding import make_mesh, put, put_batch, replicated
-from jaxchat.train.compute import Compute
-from jaxchat.train.step import PLAIN, mesh_attention, over_rows, over_tensor
+from jaxchat.train.step import mesh_attention, over_rows, over_tensor
 
 _NO_BYTE = "bits per byte cannot be measured: in the held-out rows every token is masked or special"
 
@@ -47,7 +47,7 @@ def _sums_over(mesh: Mesh, model: ModelConfig, compute: Compute) -> Any:
         size = token_bytes[targets].astype(jnp.float32) * learned.astype(jnp.float32)
         counted = (size > 0).astype(jnp.float32)
         x = gpt.features(params, tokens[:, :-1], model, dtype=compute.dtype, attention=attention)
-        nats, _ = losses.cross_entropy(
+        nats, _ = cross_entropy(
             x, params["lm_head"]["kernel"], targets, counted, softcap=model.softcap,
             chunk_rows=compute.chunk_rows,
         )  # fmt: skip
@@ -83,7 +83,7 @@ def bits_per_byte(
     nats, size = (math.fsum(column) for column in zip(*sums, strict=True)) if sums else (0.0, 0.0)
     if not size:
         raise ArtifactError(f"{_NO_BYTE}.")
-    return losses.bits_per_byte(nats, size)
+    return loss.bits_per_byte(nats, size)
 
 
 def check_bytes(

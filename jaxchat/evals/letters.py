@@ -18,10 +18,9 @@ import numpy as np
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
+from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.tasks.multiple_choice import ChoiceProblem
 from jaxchat.tokenizer import Tokenizer, render_prompt
-from jaxchat.train.compute import Compute
-from jaxchat.train.step import PLAIN
 
 BATCH_TOKENS = {"cpu": 4_096}
 GPU_BATCH_TOKENS = 131_072

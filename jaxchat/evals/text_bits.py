@@ -13,9 +13,9 @@ from jaxchat.config.schema import ModelConfig
 from jaxchat.data.stream import HeldOutRows, ShardedRows
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.bpb import bits_per_byte
+from jaxchat.model.backend import Compute
 from jaxchat.progress import Progress
 from jaxchat.sharding import batch_shards
-from jaxchat.train.compute import Compute
 
 TextSplit = Literal["train", "heldout"]
 

@@ -24,9 +24,9 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.attention import Implementation
-from jaxchat.model.cache import Cache, init_cache, place, resize
+from jaxchat.model.kernels.matmul import Products
+from jaxchat.model.kv_cache import Cache, init_cache, place, resize
 from jaxchat.model.view import View, view_of
-from jaxchat.products import Products
 from jaxchat.sampling import Sampling, likeliest, sample, uniforms
 
 

@@ -47,12 +47,12 @@ from jaxchat.infer.shared import Shared
 from jaxchat.infer.toolbox import TOOL_SECONDS, Toolbox
 from jaxchat.infer.weights import on_device
 from jaxchat.model.attention import choose_attention
-from jaxchat.model.cache import Cache, init_cache, slots_of, whole_blocks
+from jaxchat.model.backend import Compute
+from jaxchat.model.kernels.matmul import Products
+from jaxchat.model.kv_cache import Cache, init_cache, slots_of, whole_blocks
 from jaxchat.model.vocabulary import cut_vocabulary
-from jaxchat.products import Products
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tools.calculator import run_tool
-from jaxchat.train.compute import Compute
 
 __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
 # Dispatches for which fewer slots would do, before the cache is made smaller. To make it smaller

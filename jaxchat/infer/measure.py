@@ -21,7 +21,7 @@ from jaxchat.config.derive import windows
 from jaxchat.config.peaks import memory_bandwidth
 from jaxchat.config.schema import ModelConfig
 from jaxchat.infer.engine import Engine, Request
-from jaxchat.products import Products
+from jaxchat.model.kernels.matmul import Products
 from jaxchat.tokenizer import Tokenizer
 
 MEASURED_BYTES = 2**28  # read to find a memory bandwidth that is not known

@@ -20,8 +20,8 @@ from jaxchat.infer.row import Row
 from jaxchat.infer.service import Job, Service
 from jaxchat.infer.shared import Shared
 from jaxchat.infer.weights import gathered
+from jaxchat.model.backend import Compute
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.train.compute import Compute
 
 LANE_STEPS = 4  # of a dispatch: fewer are wasted behind the end of a row, and the host keeps up
 

@@ -10,8 +10,8 @@ from jaxchat.config.schema import ModelConfig
 from jaxchat.infer.request import Completion, EngineError, Request
 from jaxchat.infer.row import Row
 from jaxchat.infer.stops import StopWatch
+from jaxchat.model.backend import Compute
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.train.compute import Compute
 
 
 class Job:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxchat.infer.request import Request
-from jaxchat.model.cache import Cache
+from jaxchat.model.kv_cache import Cache
 
 
 class Shared:

@@ -11,7 +11,7 @@ from typing import Any
 from jaxchat.group import Group
 from jaxchat.infer.request import Completion, Request
 from jaxchat.infer.service import Job, Service
-from jaxchat.train.compute import Compute
+from jaxchat.model.backend import Compute
 
 
 class Spread(Service):

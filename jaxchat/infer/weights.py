@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jaxchat.products import Products, round_kernels
+from jaxchat.model.kernels.matmul import Products, round_kernels
 
 
 def gathered(params: Any) -> Any:

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxchat.model.banded import banded_attention
-from jaxchat.model.cache import BLOCK, whole_blocks
-from jaxchat.products import Products
+from jaxchat.model.kernels.banded import banded_attention
+from jaxchat.model.kernels.matmul import Products
+from jaxchat.model.kv_cache import BLOCK, whole_blocks
 
 # by name, or a function like `causal_attention`
 Implementation = Literal["blocked", "banded", "cudnn"] | Callable[..., Array]

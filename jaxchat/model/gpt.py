@@ -35,11 +35,11 @@ from jaxchat.config.derive import (
 )
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model.attention import MAX_SCORE, Implementation, cached_attention, causal_attention
-from jaxchat.model.cache import Cache, fill, write
-from jaxchat.model.initial import Initializer, init_table
+from jaxchat.model.init import Initializer, init_table
+from jaxchat.model.kernels.matmul import Products, matmul, widened_matmul
+from jaxchat.model.kv_cache import Cache, fill, write
 from jaxchat.model.rope import Rope, rope_table, rotate
 from jaxchat.model.view import View, view_of
-from jaxchat.products import Products, matmul, widened_matmul
 
 Params = dict[str, Any]
 # (layer, q [B,T,H,K], k [B,T,G,K], v [B,T,G,K]) -> (attended [B,T,H,K], what the mode keeps)

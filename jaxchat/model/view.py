@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from jaxchat.config.derive import windows
 from jaxchat.config.schema import ModelConfig
-from jaxchat.model.cache import visible_slots
+from jaxchat.model.kv_cache import visible_slots
 from jaxchat.model.rope import Rope, rope_table
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from jaxchat.products import dot, transposed
+from jaxchat.model.kernels.matmul import dot, transposed
 
 Schedule = Callable[[jax.Array], jax.Array]
 Coefficients = Sequence[tuple[float, float, float]]

@@ -17,12 +17,12 @@ from jaxchat.config.machine import cores, free_memory_bytes
 from jaxchat.config.schema import ModelConfig, ServeConfig
 from jaxchat.errors import OutOfMemory
 from jaxchat.infer.replicas import make_service
-from jaxchat.model.cache import init_cache
+from jaxchat.model.backend import choose_products, compute_dtype
+from jaxchat.model.kv_cache import init_cache
 from jaxchat.pipeline import done_file
 from jaxchat.run_inputs import tokenizer_of
-from jaxchat.run_models import compute_dtype, load_model
+from jaxchat.run_models import load_model
 from jaxchat.serve.models import ServedModel
-from jaxchat.train.compute import choose_products
 
 CACHE_COPIES = 3  # the cache itself, new prompts before they are placed, and what it grows to
 LOGITS_COPIES = 4  # of a slot, float32, while it is sampled

@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxchat.config import memory
-from jaxchat.config.machine import memory_bytes
 from jaxchat.config.schema import ModelConfig, OptimConfig
 from jaxchat.errors import OutOfMemory
+from jaxchat.model.backend import device_memory
 from jaxchat.sharding import batch_shards
 
 WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # of XLA's many
@@ -86,11 +86,3 @@ def sentence(stage: str, step: memory.Step, told: str) -> str:
         f"{asked}; a single row would take {least / 1e9:.1f} GB, so no micro_rows helps: use more "
         "devices with --set mesh.fsdp=N, a smaller run.depth, or a shorter model.sequence_len."
     )
-
-
-def device_memory(device: jax.Device) -> int:
-    """Bytes that a device may hold; a CPU's virtual devices share the machine's."""
-    stats = device.memory_stats() or {}
-    if limit := int(stats.get("bytes_limit", 0)):
-        return limit
-    return memory_bytes() // jax.local_device_count()

@@ -30,6 +30,7 @@ from jaxchat.data.rows import RowSource, training_batches, validation_batches
 from jaxchat.data.stream import HeldOutRows, ShardedRows
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.bpb import bits_per_byte, check_bytes
+from jaxchat.model.backend import choose_compute
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.optim.warm_start import carry_over
 from jaxchat.profiling.capture import Capture, recorded
@@ -38,7 +39,6 @@ from jaxchat.sharding import batch_shards, put_batch, row_share
 from jaxchat.signals import Interrupted, stop_requests
 from jaxchat.train.agreement import Agreement
 from jaxchat.train.checkpoint import Checkpoints
-from jaxchat.train.compute import choose_compute
 from jaxchat.train.divergence import DivergenceError, Judge, data_index, keep_batch
 from jaxchat.train.exhausted import explained, step_of
 from jaxchat.train.metrics import MetricsLog, read_metrics

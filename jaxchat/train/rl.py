@@ -33,6 +33,7 @@ from jaxchat.config.memory import Step
 from jaxchat.config.schema import DEFAULT_COMPUTE, ComputeConfig, ModelConfig, OptimConfig, RLConfig
 from jaxchat.evals.chat import pass_rates, sampled_right
 from jaxchat.infer.service import Service
+from jaxchat.model.backend import choose_compute
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
@@ -42,7 +43,6 @@ from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.agreement import Agreement
 from jaxchat.train.checkpoint import Checkpoints
-from jaxchat.train.compute import choose_compute
 from jaxchat.train.divergence import DivergenceError, Judge, keep_batch
 from jaxchat.train.exhausted import explained, step_of
 from jaxchat.train.metrics import MetricsLog

@@ -17,18 +17,17 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxchat import losses
 from jaxchat.config.schema import ModelConfig, check_heads
 from jaxchat.model import gpt
 from jaxchat.model.attention import Implementation, causal_attention
+from jaxchat.model.backend import PLAIN, Compute
+from jaxchat.model.loss import cross_entropy
 from jaxchat.optim.shares import Shares
 from jaxchat.optim.stacks import stack
 from jaxchat.sharding import RULES, keep, put, replicated, sharding
-from jaxchat.train.compute import Compute
 
 Params = Any
 Batch = dict[str, jax.Array]
-PLAIN = Compute()
 TINY = float(np.finfo(np.float32).tiny)  # the smallest number whose inverse is finite
 
 
@@ -97,7 +96,7 @@ def batch_loss(
         params, tokens[:, :-1], model, dtype=compute.dtype, products=compute.products,
         attention=attention or compute.attention,
     )  # fmt: skip
-    return losses.cross_entropy(
+    return cross_entropy(
         x, params["lm_head"]["kernel"], tokens[:, 1:], mask, softcap=model.softcap,
         weights=weights, chunk_rows=compute.chunk_rows, products=compute.products,
     )  # fmt: skip

@@ -13,8 +13,8 @@ from compilation import compilations
 from jaxchat.config.schema import ModelConfig
 from jaxchat.infer import batch, device
 from jaxchat.infer.engine import PATIENCE, Engine, EngineError, Request
-from jaxchat.model.cache import init_cache
 from jaxchat.model.gpt import features, init_params, unembed
+from jaxchat.model.kv_cache import init_cache
 
 SETTINGS = (
     {"temperature": 1.0},

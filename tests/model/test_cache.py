@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from model_variants import MODERN
 
-from jaxchat.model.cache import (
+from jaxchat.model.kv_cache import (
     Cache,
     fill,
     init_cache,

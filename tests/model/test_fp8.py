@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.model import fp8
+from jaxchat.model.kernels import fp8
 
 # fraction bits, exponent of the smallest normal number, largest value
 E4M3 = (3, -6, 448.0)

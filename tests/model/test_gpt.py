@@ -13,8 +13,8 @@ from model_variants import CLASSIC, MODERN, VARIANTS, lively_params
 from jaxchat.config.derive import count_params, derive_model
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
-from jaxchat.model.cache import init_cache
 from jaxchat.model.gpt import init_params, layer_specs
+from jaxchat.model.kv_cache import init_cache
 from jaxchat.model.view import view_of
 
 forward = jax.jit(gpt.forward, static_argnames=("config", "dtype"))

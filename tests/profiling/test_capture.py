@@ -135,7 +135,7 @@ def test_the_page_has_every_section(profile: Profile) -> None:
         assert told in page or told.replace("G", "M") in page, page
     assert re.search(r"\d% .*jaxchat/\w+/\w+\.py:\d+\n", page), page  # a line of the source
     sources = {o.operation.source.partition(":")[0] for o in profile.breakdown.operations}
-    assert {"jaxchat/model/gpt.py", "jaxchat/optim/muon.py", "jaxchat/losses.py"} <= sources
+    assert {"jaxchat/model/gpt.py", "jaxchat/optim/muon.py", "jaxchat/model/loss.py"} <= sources
     assert len(page.split("\n\n")[-1].splitlines()) == 1 + 5 + 1
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from tiny_training import CLASSIC, CLASSIC_OPTIM, MODERN, T, random_params, tiny_job
 
-from jaxchat import losses
 from jaxchat.config.schema import ComputeConfig, MeshConfig
 from jaxchat.errors import ConfigError
-from jaxchat.model import fp8
+from jaxchat.model.backend import Compute, check_capability, choose_compute
+from jaxchat.model.kernels import fp8
+from jaxchat.model.loss import CHUNK_ROWS, default_chunk_rows
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.sharding import make_mesh, put_batch
-from jaxchat.train.compute import Compute, check_capability, choose_compute
 from jaxchat.train.fit import fit
 from jaxchat.train.step import init_state, loss_and_grads, make_train_step
 
@@ -52,7 +52,7 @@ def losses_of(compute: Compute, steps: int, shape: tuple[int, int, int] = (1, 1,
 def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What Linux tells of the processor, as a file of the test's own."""
     path = tmp_path / "cpuinfo"
-    monkeypatch.setattr("jaxchat.train.compute.CPUINFO", path)
+    monkeypatch.setattr("jaxchat.model.backend.CPUINFO", path)
     return path
 
 
@@ -80,7 +80,7 @@ def test_products_that_xla_does_in_float32_are_not_asked_for(
     cpuinfo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpuinfo.write_text("flags : avx512_bf16\n", encoding="utf-8")
-    monkeypatch.setattr("jaxchat.products.count_products", lambda text: 1 if text else 0)
+    monkeypatch.setattr("jaxchat.model.backend.count_products", lambda text: 1 if text else 0)
     with pytest.warns(RuntimeWarning, match="it does 1 of a layer's 3 products in bfloat16"):
         assert choose_compute(ComputeConfig(), CLASSIC, jnp.float32) == Compute()
 
@@ -101,8 +101,8 @@ def test_sizes_and_options_are_as_configured() -> None:
 
 
 def test_a_gpu_takes_large_chunks() -> None:
-    assert losses.default_chunk_rows("gpu") >= 8_192
-    assert losses.default_chunk_rows("cpu") == losses.CHUNK_ROWS == Compute().chunk_rows
+    assert default_chunk_rows("gpu") >= 8_192
+    assert default_chunk_rows("cpu") == CHUNK_ROWS == Compute().chunk_rows
 
 
 def test_the_line_says_everything() -> None:

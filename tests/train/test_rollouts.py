@@ -16,8 +16,8 @@ from tiny_rl import CONFIG, MODEL, TOKENIZER, Even, lively_params, make_engine
 from jaxchat.config.schema import MeshConfig
 from jaxchat.evals.chat import prompts_of
 from jaxchat.infer.engine import Completion
-from jaxchat.losses import token_logprobs
 from jaxchat.model import gpt
+from jaxchat.model.loss import token_logprobs
 from jaxchat.sharding import batch_shards, make_mesh, put_batch
 from jaxchat.tasks.base import say
 from jaxchat.tokenizer.chat import render_prompt

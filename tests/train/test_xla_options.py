@@ -3,13 +3,7 @@
 import pytest
 
 from jaxchat.errors import ConfigError
-from jaxchat.train.xla_options import (
-    CANDIDATES,
-    candidates,
-    choose_options,
-    parse_option,
-    refusal,
-)
+from jaxchat.model.xla_options import CANDIDATES, candidates, choose_options, parse_option, refusal
 
 REAL = "xla_cpu_enable_fast_min_max"  # an option that this compiler has
 

@@ -15,10 +15,9 @@ from jaxchat.evals.core.bundle import Bundle, CoreTask, Example, read_examples
 from jaxchat.evals.core.result import CoreResult, Judged, TaskResult, judge
 from jaxchat.evals.core.scoring import ChoiceScore, Sizes, score_rows
 from jaxchat.evals.core.sequences import task_rows
+from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.progress import Progress
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.train.compute import Compute
-from jaxchat.train.step import PLAIN
 
 
 def evaluate_core(

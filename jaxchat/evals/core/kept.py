@@ -23,8 +23,8 @@ from jaxchat.errors import ArtifactError
 from jaxchat.evals.core.bundle import Bundle
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.core.result import CoreResult, Judged, TaskResult
+from jaxchat.model.backend import Compute
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.train.compute import Compute
 
 FORMAT = "jaxchat-core-1"
 RESULT = "result"  # begins the names of results

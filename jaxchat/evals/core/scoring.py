@@ -23,11 +23,11 @@ from jaxchat.evals.core.batches import Batch, make_batches
 from jaxchat.evals.core.sequences import Row
 from jaxchat.evals.in_flight import in_flight
 from jaxchat.model import gpt
+from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.branches import branch_features
 from jaxchat.optim.shares import Shares
 from jaxchat.sharding import RULES, batch_shards, make_mesh, put, replicated, sharding
-from jaxchat.train.compute import Compute
-from jaxchat.train.step import PLAIN, mesh_attention, over_rows, over_tensor
+from jaxchat.train.step import mesh_attention, over_rows, over_tensor
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxchat.products import Products, dot
+from jaxchat.model.kernels.matmul import Products, dot
 
 CHUNK_ROWS = 1_024  # tokens whose logits are held at once: on a CPU they fit its cache
 GPU_CHUNK_ROWS = 8_192  # a product of fewer rows leaves multiprocessors of a GPU idle

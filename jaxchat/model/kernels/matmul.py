@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxchat.model import fp8
+from jaxchat.model.kernels import fp8
 
 # How large matrices are multiplied: in the dtype of the activations, or narrower.
 Products = Literal["plain", "bfloat16", "fp8"]

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxchat import losses, products
+from jaxchat.config.machine import memory_bytes
 from jaxchat.config.schema import ComputeConfig, ModelConfig
 from jaxchat.errors import ConfigError
-from jaxchat.model import fp8
 from jaxchat.model.attention import Implementation, choose_attention
-from jaxchat.products import Products
-from jaxchat.train.xla_options import Option, candidates, choose_options
+from jaxchat.model.kernels import fp8
+from jaxchat.model.kernels.matmul import Products, count_products, rounded_matmul
+from jaxchat.model.loss import CHUNK_ROWS, default_chunk_rows
+from jaxchat.model.xla_options import Option, candidates, choose_options
 
 FP8_CAPABILITY = (8, 9)  # compute capability of the first GPUs that have it (Ada, Hopper)
 # As Linux names them; processors without them multiply bfloat16 slower than float32.
@@ -34,7 +35,7 @@ class Compute:
 
     dtype: DTypeLike = jnp.float32  # of activations; weights and their gradients are float32
     attention: Implementation = "blocked"
-    chunk_rows: int = losses.CHUNK_ROWS  # tokens whose logits are held at once
+    chunk_rows: int = CHUNK_ROWS  # tokens whose logits are held at once
     products: Products = "plain"  # of large matrices; "plain": in `dtype`
     options: tuple[Option, ...] = ()  # XLA's
     dropped: tuple[str, ...] = ()  # names of XLA's options that were tried and do not work
@@ -72,6 +73,9 @@ class Compute:
             print(f"{title}: {self.describe(mesh)}", file=sys.stderr, flush=True)
 
 
+PLAIN = Compute()
+
+
 def _memory(device: jax.Device) -> str:
     """What JAX may take of a GPU; on a CPU there is no limit."""
     if device.platform == "cpu" or device not in jax.local_devices():
@@ -94,7 +98,7 @@ def choose_compute(
     return Compute(
         dtype=dtype,
         attention=choose_attention(model.head_dim, dtype, chosen),
-        chunk_rows=config.loss_chunk_rows or losses.default_chunk_rows(backend),
+        chunk_rows=config.loss_chunk_rows or default_chunk_rows(backend),
         products=chosen,
         options=options,
         dropped=dropped,
@@ -129,8 +133,8 @@ def processor_flags() -> set[str]:
 def _try_bfloat16() -> bool:
     """Whether XLA does a layer's three products in bfloat16; else a RuntimeWarning says why."""
     try:
-        program = _layer_program(products.rounded_matmul, jnp.float32)
-        done = products.count_products(program.as_text() or "")
+        program = _layer_program(rounded_matmul, jnp.float32)
+        done = count_products(program.as_text() or "")
         jax.block_until_ready(program(jnp.ones((1024, 512)), jnp.ones((512, 1024))))
         problem = "" if done == 3 else f"it does {done} of a layer's 3 products in bfloat16"
     except Exception as error:  # whatever the backend raises, training can go on without it
@@ -191,3 +195,17 @@ def _layer_program(matmul: Callable[[jax.Array, jax.Array], jax.Array], dtype: D
         jax.ShapeDtypeStruct((512, 1024), jnp.float32),
     )
     return jax.jit(jax.grad(total, argnums=(0, 1))).lower(*shapes).compile()
+
+
+def compute_dtype() -> DTypeLike:
+    """What activations are computed in: bf16 on a GPU, fp32 on a CPU; weights are always fp32."""
+    dtype: DTypeLike = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
+    return dtype
+
+
+def device_memory(device: jax.Device) -> int:
+    """Bytes that a device may hold; a CPU's virtual devices share the machine's."""
+    stats = device.memory_stats() or {}
+    if limit := int(stats.get("bytes_limit", 0)):
+        return limit
+    return memory_bytes() // jax.local_device_count()

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxchat.products import dot
+from jaxchat.model.kernels.matmul import dot
 
 BLOCK = 64  # queries of a block with a short window
 LONG_BLOCK = 256  # of one with a long window: fewer and larger products

@@ -1,0 +1,1 @@
+"""Products and attention, as one kind of machine computes them fastest."""
