@@ -18,7 +18,7 @@ from jaxchat import errors, paths, plan, plan_checks, processes, runs
 from jaxchat.config import loading
 from jaxchat.config.loading import tiers
 from jaxchat.config.schema import RunConfig
-from jaxchat.group import Group
+from jaxchat.parallel.process_group import Group
 from jaxchat.profiling import request
 from jaxchat.train import trackers
 

@@ -38,7 +38,7 @@ from jaxchat.interop.nanochat_names import params_from_nanochat
 from jaxchat.model.backend import PLAIN, Compute, choose_compute
 from jaxchat.model.gpt import init_params
 from jaxchat.optim.chain import make_optimizer
-from jaxchat.sharding import make_mesh, put_batch
+from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.train.step import init_state, make_train_step
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxchat import machine, paths, runs
+from jaxchat import paths, runs
 from jaxchat.arguments import depth, positive
 from jaxchat.config.schema import ComputeConfig, MeshConfig
 from jaxchat.errors import ConfigError
+from jaxchat.parallel.launch_env import start_jax
 
 if TYPE_CHECKING:
     from jaxchat.config.schema import ModelConfig
@@ -66,7 +67,7 @@ def inference_command(args: argparse.Namespace) -> int:
     root = paths.home(getattr(args, "home", None))
     if not args.depth:
         runs.find(root, args.run)  # says what is missing, before JAX starts
-    machine.start_jax(MeshConfig(), root / "xla")
+    start_jax(MeshConfig(), root / "xla")
     from jaxchat.infer.engine import ROUNDED_SLOTS
     from jaxchat.infer.measure import device_bandwidth, measure
     from jaxchat.interop.nanochat_peer import check_checkout

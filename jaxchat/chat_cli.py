@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jaxchat import machine, paths, runs
+from jaxchat import paths, runs
 from jaxchat.arguments import positive, seed, temperature, whole
 from jaxchat.errors import ConfigError
+from jaxchat.parallel.launch_env import start_jax
 from jaxchat.progress import is_terminal
 
 PIPES = """\
@@ -63,7 +64,7 @@ def chat_command(args: argparse.Namespace) -> int:
     if args.run is None and run != (last := runs.find(root, None)):
         told = f"jaxchat: the last run, {last.name}, has no model to talk to; this is {run.name}."
         print(told, file=sys.stderr, flush=True)
-    machine.start_jax(config.mesh, root / "xla")
+    start_jax(config.mesh, root / "xla")
     from rich.console import Console
 
     from jaxchat import chat, converse

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxchat import machine, paths, runs
+from jaxchat import paths, runs
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
+from jaxchat.parallel.launch_env import configure_jax
 
 if TYPE_CHECKING:
     from jaxchat.doctor.check import Check
@@ -57,7 +58,7 @@ def find(args: argparse.Namespace, root: Path, config: RunConfig) -> list[Check]
     at_home = here.check_home(root)
     if any(check.problems for check in checks[:2]):
         return [*checks, at_home]  # the rest needs them
-    machine.configure_jax(config.mesh, None if at_home.problems else root / "xla")
+    configure_jax(config.mesh, None if at_home.problems else root / "xla")
     devices = here.check_devices()
     checks += [here.check_cuda(), devices, here.check_processor()]
     if not devices.problems:

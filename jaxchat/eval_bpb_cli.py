@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jaxchat import paths
 from jaxchat.arguments import positive
 from jaxchat.errors import ArtifactError
+from jaxchat.parallel.launch_env import start_jax
 
 if TYPE_CHECKING:
     from jaxchat.evals.text_bits import TextSplit
@@ -44,12 +45,12 @@ def add_bpb(commands: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> N
 
 def bpb_command(args: argparse.Namespace) -> int:
     """Measures, and prints a line a split."""
-    from jaxchat import machine, runs
+    from jaxchat import runs
     from jaxchat.config.schema import MeshConfig
 
     root = paths.home(getattr(args, "home", None))
     runs.find(root, args.run, (args.stage,))  # says what is missing, before JAX starts
-    machine.start_jax(MeshConfig(), root / "xla")
+    start_jax(MeshConfig(), root / "xla")
     from jaxchat.evaluation import open_model
 
     opened = open_model(root, args.run, args.stage)

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxchat import eval_bpb_cli, eval_core_cli, machine, runs
+from jaxchat import eval_bpb_cli, eval_core_cli, runs
 from jaxchat.arguments import positive, seed, temperature
 from jaxchat.config.schema import GENERATED_PROBLEMS
 from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.parallel.launch_env import start_jax
 from jaxchat.paths import home, read_json, sha256_file, sha256_text, write_json
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]
     root = home(args.home)
     run = runs.find(root, args.run, (args.stage,) if args.stage else among)
     config = runs.read_config(run)  # says what is missing, before JAX starts
-    machine.start_jax(config.mesh, root / "xla")
+    start_jax(config.mesh, root / "xla")
     from jaxchat.chat import find_model
 
     return find_model(root, args.run, args.stage, among)

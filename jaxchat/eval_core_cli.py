@@ -15,6 +15,7 @@ from jaxchat import paths
 from jaxchat.arguments import positive
 from jaxchat.config.schema import NOWHERE
 from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.parallel.launch_env import start_jax
 
 if TYPE_CHECKING:
     from jaxchat.evals.core.result import CoreResult
@@ -58,7 +59,7 @@ def add_core(commands: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> 
 
 def core_command(args: argparse.Namespace) -> int:
     """Evaluates, and prints the table."""
-    from jaxchat import machine, runs
+    from jaxchat import runs
     from jaxchat.config.schema import MeshConfig
     from jaxchat.data import eval_bundle
     from jaxchat.evals.core.bundle import read_bundle
@@ -83,7 +84,7 @@ def core_command(args: argparse.Namespace) -> int:
         eval_bundle.check_bundle(root)
     bundle = read_bundle(folder)
     bundle.select(args.task)
-    machine.start_jax(MeshConfig(), root / "xla")
+    start_jax(MeshConfig(), root / "xla")
     from jaxchat.evals.core import kept
     from jaxchat.evaluation import open_model
 

@@ -37,11 +37,11 @@ from jaxchat.evals.parts import PARTS, TASK, Found, Part, Parts, record
 from jaxchat.evals.text_bits import TextRows, TextSplit, bits_of_text
 from jaxchat.infer.service import Service
 from jaxchat.model.backend import Compute, compute_dtype
+from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.paths import sha256_text, sweep
 from jaxchat.pipeline import Context, settings_hash
 from jaxchat.run_inputs import text_folder, tokenizer_of
 from jaxchat.run_models import load_model, make_engine
-from jaxchat.sharding import make_mesh, param_shardings, put
 from jaxchat.stage_inputs import INPUTS
 from jaxchat.tasks import Task
 from jaxchat.tasks.dataset import FixedTask

@@ -14,8 +14,8 @@ from jaxchat.config.schema import MODELS, MeshConfig, RunConfig
 from jaxchat.data.prepare import load_tokenizer
 from jaxchat.errors import ArtifactError
 from jaxchat.model.backend import Compute, choose_compute, compute_dtype
+from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.run_models import load_model
-from jaxchat.sharding import make_mesh, param_shardings, put
 from jaxchat.tokenizer.bpe import Tokenizer
 
 

@@ -10,10 +10,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxchat import machine, paths, runs
+from jaxchat import paths, runs
 from jaxchat.arguments import whole
 from jaxchat.config.schema import MODELS, MeshConfig
 from jaxchat.errors import ConfigError
+from jaxchat.parallel.launch_env import start_jax
 
 FORMATS = ("hf", "jaxchat")
 DTYPES = ("float32", "bfloat16")
@@ -90,7 +91,7 @@ def export_command(args: argparse.Namespace) -> int:
         raise ConfigError(f"--license is {args.license!r}; it must be an identifier, such as mit.")
     if args.dtype and args.format != "hf":
         raise ConfigError("--dtype is of --format hf; the format jaxchat is always exact.")
-    machine.start_jax(MeshConfig(), root / "xla")
+    start_jax(MeshConfig(), root / "xla")
     from jaxchat.interop import exporting
 
     size = exporting.export_model(
@@ -117,7 +118,7 @@ def import_command(args: argparse.Namespace) -> int:
             f"{args.source} is neither a folder nor the name of a model on the hub, OWNER/NAME."
         )
     name = args.name or re.sub(r"[^\w.-]", "-", source.absolute().name).lstrip(".-")
-    machine.start_jax(MeshConfig(), root / "xla")
+    start_jax(MeshConfig(), root / "xla")
     from jaxchat.config.derive import count_params
     from jaxchat.interop import importing
 

@@ -19,7 +19,7 @@ from jaxchat.config.loading import to_json
 from jaxchat.config.schema import RunConfig, hashed_settings
 from jaxchat.data.conversations import without_places
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.group import ALONE, Group
+from jaxchat.parallel.process_group import ALONE, Group
 from jaxchat.paths import read_json, remove, sha256_text, sweep, write_json
 from jaxchat.preparer import Preparer
 from jaxchat.profiling.request import Request, for_stage

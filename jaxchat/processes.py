@@ -1,14 +1,7 @@
-"""A run by several processes: how they find each other, and how they end together (layer 4).
+"""A run by several processes: how they work as one, and end together (layer 4).
 
-Each is started with the same command and, in its environment,
-
-JAXCHAT_COORDINATOR   HOST:PORT of process 0; the port above it is used too
-JAXCHAT_PROCESSES     how many there are
-JAXCHAT_PROCESS       which one this is, from 0
-
-`launch/` has starters that set them. All need the same home, on a disk that they share. Process 0
-does alone what is done once, and tells what happens; training is done by all (`pipeline`).
-JAX's own detection of schedulers is not used: under SLURM it gives a process one GPU only.
+`parallel.launch_env` says how they are started. All need the same home, on a disk that they share.
+Process 0 does alone what is done once and reports; training is done by all (`pipeline`).
 """
 
 from __future__ import annotations
@@ -24,38 +17,18 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxchat import errors, paths, runs
+from jaxchat import errors, runs
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError, ConfigError, GroupError
-from jaxchat.group import ALONE, Group, Place, end, is_local, join
-from jaxchat.machine import configure_jax, versions
+from jaxchat.machine import versions
 from jaxchat.mirror import Mirror
+from jaxchat.parallel.launch_env import configure_jax, connect_devices, read_place
+from jaxchat.parallel.process_group import ALONE, Group, end, join
 from jaxchat.signals import NOTICES
 
 SEEN = ".seen"  # in the run's folder: what process 0 has written last, to see that all see it
-HEARTBEAT_SECONDS = 600  # after which a process that hangs is given up; a lost one is known at once
 LOOK_SECONDS = 90.0  # a network file system may show a new file that late
-
-
-def read_place() -> Place | None:
-    """Which process this is, as the environment tells; None for one alone. Raises ConfigError."""
-    coordinator, size, index = paths.place()
-    if not (coordinator or size or index):
-        return None
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65535:
-        raise ConfigError(
-            f"JAXCHAT_COORDINATOR is {coordinator!r}; it must be HOST:PORT of process 0, for "
-            "example node1:7600."
-        )
-    if not size.isdecimal() or int(size) < 1:
-        raise ConfigError(f"JAXCHAT_PROCESSES is {size!r}; it must say how many processes run.")
-    if not index.isdecimal() or int(index) >= int(size):
-        raise ConfigError(
-            f"JAXCHAT_PROCESS is {index!r}; it must be this process's number, 0 to {int(size) - 1}."
-        )
-    return Place(host.strip("[]"), int(port), int(size), int(index)) if int(size) > 1 else None
 
 
 @contextlib.contextmanager
@@ -111,53 +84,6 @@ def start_jax(config: RunConfig, root: Path, group: Group) -> None:
     """Sets up JAX, over the devices of all processes. Before one is asked for."""
     configure_jax(config.mesh, root / "xla", whole_gpu=True)
     connect_devices(group)
-
-
-def connect_devices(group: Group) -> None:
-    """`jax.distributed` for the processes of a group, before a device is asked for.
-
-    Raises GroupError where the devices do not reach each other.
-    """
-    place = read_place()
-    if place is None or group.size == 1:
-        return
-    import jax
-
-    address = f"{place.host}:{place.port}"
-    jax.distributed.initialize(
-        address, place.size, place.index,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        coordinator_bind_address=address if is_local(place.host) else None,
-    )  # fmt: skip
-    for number in NOTICES:  # `initialize` has put a handler of its own over ours
-        signal.signal(number, signal.getsignal(number))
-    _add_up(group)
-
-
-def _add_up(group: Group) -> None:
-    """One sum over all devices. Raises GroupError when they do not reach each other.
-
-    Now, since all processes are at the same point: on a CPU they give each other 30 seconds to make
-    a connection, and later one may compile for longer than that while another waits.
-    """
-    import jax
-    import numpy as np
-
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
-    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    ones = np.ones(jax.local_device_count(), np.int32)
-    array = jax.make_array_from_process_local_data(split, ones, (jax.device_count(),))
-    add = jax.jit(lambda x: x.sum(dtype=np.int32), out_shardings=whole).lower(array).compile()
-    group.gather(None)  # all have compiled it
-    try:
-        total = int(add(array))
-    except jax.errors.JaxRuntimeError as error:
-        raise GroupError(
-            f"the devices of the {group.size} processes do not reach each other "
-            f"({str(error).splitlines()[0]}); see that their machines' network lets them."
-        ) from error
-    assert total == jax.device_count()
 
 
 def _compare(group: Group) -> None:

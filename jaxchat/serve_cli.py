@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat import machine, paths, runs
+from jaxchat import paths, runs
 from jaxchat.arguments import port, positive, real, seconds, whole
 from jaxchat.config import numbers
 from jaxchat.config.schema import ServeConfig, build
 from jaxchat.data.files.compressed import Unreadable
 from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError
+from jaxchat.parallel.launch_env import start_jax
 
 SETTINGS = (
     "host", "port", "slots", "queue", "temperature", "top_k", "max_tokens", "grace_seconds",
@@ -102,7 +103,7 @@ def serve_command(args: argparse.Namespace) -> int:
     from jaxchat.serve.listening import listen, url_of
 
     with listen(config) as sock:
-        machine.start_jax(configs[0].mesh, root / "xla")
+        start_jax(configs[0].mesh, root / "xla")
         from jaxchat.serve.app import create_app
         from jaxchat.serve.loading import load_models
         from jaxchat.serve.process import Server

@@ -23,6 +23,7 @@ from jaxchat.infer.spread import Spread
 from jaxchat.infer.weights import gathered
 from jaxchat.model import gpt
 from jaxchat.model.backend import choose_products, compute_dtype
+from jaxchat.parallel.mesh import make_mesh
 from jaxchat.paths import remove, sha256_text
 from jaxchat.pipeline import Context, Stage
 from jaxchat.probes import probe_of
@@ -31,7 +32,6 @@ from jaxchat.profiling.capture import Capture
 from jaxchat.report import write_report
 from jaxchat.run_inputs import home_of, hub_of, text_folder, text_of, tokenizer_in, tokenizer_of
 from jaxchat.run_models import load_model, make_engine
-from jaxchat.sharding import make_mesh
 from jaxchat.stage_inputs import INPUTS
 from jaxchat.tools import levels
 from jaxchat.train.checkpoint import remove_checkpoints, save_params

@@ -25,7 +25,7 @@ def test_the_table_has_a_ratio_where_both_were_measured():
 
 def test_random_weights_are_measured_and_told_as_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench_cli, "VOCAB_SIZE", 320)
-    monkeypatch.setattr("jaxchat.machine.configure_jax", lambda mesh, cache: None)
+    monkeypatch.setattr("jaxchat.parallel.launch_env.configure_jax", lambda mesh, cache: None)
     out = tmp_path / "figures.json"
     words = ["bench", "--home", str(tmp_path), "inference", "--depth", "1", "--batch", "2"]
     words += ["--prompt", "9", "--tokens", "20", "--repeats", "1", "--json", str(out)]
@@ -48,7 +48,7 @@ def test_random_weights_are_measured_and_told_as_json(tmp_path, capsys, monkeypa
 )
 def test_what_makes_no_sense_is_refused(words, message, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(bench_cli, "VOCAB_SIZE", 320)
-    monkeypatch.setattr("jaxchat.machine.configure_jax", lambda mesh, cache: None)
+    monkeypatch.setattr("jaxchat.parallel.launch_env.configure_jax", lambda mesh, cache: None)
     words = ["bench", "--home", str(tmp_path), "inference", "--tokens", "8", *words]
     assert cli.main(words) == 2
     assert message in capfd.readouterr().err

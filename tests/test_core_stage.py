@@ -19,8 +19,8 @@ from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.eval_stage import Bench, core_of
 from jaxchat.evals.core import evaluate, kept
 from jaxchat.evals.core.bundle import read_bundle
+from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.pipeline import Network
-from jaxchat.sharding import make_mesh, param_shardings, put
 from jaxchat.stages import STAGES, load_model
 
 LABELS = ["because", "kitchen", "pronouns", "copying"]

@@ -30,7 +30,7 @@ H100 = tier.Here("gpu", "NVIDIA H100 80GB HBM3", 8, 78.6e9)
 @pytest.fixture(autouse=True)
 def cache_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps the command from moving the cache of compiled programs, which all tests share."""
-    monkeypatch.setattr("jaxchat.machine.configure_jax", lambda mesh, cache: None)
+    monkeypatch.setattr("jaxchat.parallel.launch_env.configure_jax", lambda mesh, cache: None)
 
 
 def examine(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict]:

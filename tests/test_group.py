@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat.group import ALONE
+from jaxchat.parallel.process_group import ALONE
 from jaxchat.signals import REQUEUE
 
 # what each process runs: its place, then what the test adds
 START = """
 import os, signal, sys, time
-from jaxchat.group import GroupError, Place, end, join
+from jaxchat.parallel.process_group import GroupError, Place, end, join
 index, size, port = map(int, sys.argv[1:4])
 place = Place("127.0.0.1", port, size, index)
 """

@@ -9,14 +9,15 @@ from pathlib import Path
 from jaxchat import machine
 from jaxchat.config import memory
 from jaxchat.config.schema import MeshConfig
+from jaxchat.parallel.launch_env import MEMORY_VARIABLES, memory_settings, memory_told, start_jax
 
 # What JAX's GPU plugin would be told, read when the backend starts: no GPU is needed to see it.
 CODE = """
 import json, os, sys
 from pathlib import Path
 from jaxchat.config.schema import MeshConfig
-from jaxchat import machine
-machine.configure_jax(MeshConfig(), None, whole_gpu=sys.argv[1] == "train")
+from jaxchat.parallel.launch_env import configure_jax
+configure_jax(MeshConfig(), None, whole_gpu=sys.argv[1] == "train")
 from jaxlib.xla_client import generate_pjrt_gpu_plugin_options
 options = generate_pjrt_gpu_plugin_options()
 print(json.dumps({name: options.get(name) for name in ("memory_fraction", "preallocate")}))
@@ -24,7 +25,7 @@ print(json.dumps({name: options.get(name) for name in ("memory_fraction", "preal
 
 
 def options(purpose: str, **variables: str) -> dict[str, object]:
-    clean = {k: v for k, v in os.environ.items() if k not in machine.MEMORY_VARIABLES}
+    clean = {k: v for k, v in os.environ.items() if k not in MEMORY_VARIABLES}
     done = subprocess.run(
         [sys.executable, "-c", CODE, purpose], env={**clean, **variables},
         capture_output=True, text=True, check=True,
@@ -35,8 +36,8 @@ def options(purpose: str, **variables: str) -> dict[str, object]:
 
 def test_training_takes_most_of_a_gpu_and_others_what_they_need():
     fraction = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
-    assert machine.memory_settings(whole_gpu=True) == fraction
-    assert machine.memory_settings(whole_gpu=False) == {
+    assert memory_settings(whole_gpu=True) == fraction
+    assert memory_settings(whole_gpu=False) == {
         **fraction,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
@@ -58,7 +59,7 @@ def test_what_the_user_has_set_stays():
 
 
 def test_on_a_cpu_there_is_nothing_to_tell():
-    assert machine.memory_told() == ""
+    assert memory_told() == ""
 
 
 class Card:
@@ -73,7 +74,7 @@ class Card:
 def test_of_a_gpu_the_limit_is_said_beside_what_a_command_prints(monkeypatch, capsys):
     monkeypatch.setattr(machine, "configure_jax", lambda mesh, cache: None)
     monkeypatch.setattr("jax.local_devices", lambda: [Card()])
-    machine.start_jax(MeshConfig(), None)
+    start_jax(MeshConfig(), None)
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == (

@@ -15,7 +15,7 @@ from jaxchat.model import attention, gpt
 from jaxchat.model.backend import Compute
 from jaxchat.model.loss import default_chunk_rows
 from jaxchat.optim.chain import make_optimizer
-from jaxchat.sharding import batch_shards, make_mesh, sharding
+from jaxchat.parallel.mesh import batch_shards, make_mesh, sharding
 from jaxchat.train.fit import plan_batch
 from jaxchat.train.step import init_state, make_train_step, state_shardings
 

@@ -11,7 +11,7 @@ from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.model import gpt
-from jaxchat.sharding import batch_shards, make_mesh, param_specs, put_batch, row_share
+from jaxchat.parallel.mesh import batch_shards, make_mesh, param_specs, put_batch, row_share
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from jaxchat.doctor.check import Check
 from jaxchat.model import gpt
 from jaxchat.model.backend import choose_compute, compute_dtype
 from jaxchat.optim.chain import make_optimizer
-from jaxchat.sharding import make_mesh, put_batch
+from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.train.step import init_state, make_train_step
 
 # A model small enough to compile in seconds and large enough that products take most of its time.

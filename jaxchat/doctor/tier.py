@@ -80,7 +80,7 @@ def check_devices(config: RunConfig, here: Here) -> Check:
 
 def _indivisible(config: RunConfig) -> str:
     """Why a step cannot be divided among the devices; "" when it can."""
-    from jaxchat.sharding import batch_shards, make_mesh
+    from jaxchat.parallel.mesh import batch_shards, make_mesh
     from jaxchat.train.fit import plan_batch
 
     try:

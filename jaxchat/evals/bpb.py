@@ -25,8 +25,8 @@ from jaxchat.model import gpt, loss
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.loss import cross_entropy
 from jaxchat.optim.shares import Shares
-from jaxchat.sharding import make_mesh, put, put_batch, replicated
-from jaxchat.train.step import mesh_attention, over_rows, over_tensor
+from jaxchat.parallel.mesh import make_mesh, put, put_batch, replicated
+from jaxchat.parallel.spmd import mesh_attention, over_rows, over_tensor
 
 _NO_BYTE = "bits per byte cannot be measured: in the held-out rows every token is masked or special"
 

@@ -14,8 +14,8 @@ from jaxchat.data.stream import HeldOutRows, ShardedRows
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.model.backend import Compute
+from jaxchat.parallel.mesh import batch_shards
 from jaxchat.progress import Progress
-from jaxchat.sharding import batch_shards
 
 TextSplit = Literal["train", "heldout"]
 

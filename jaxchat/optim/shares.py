@@ -22,7 +22,15 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey
 
 from jaxchat.optim.stacks import JOINT, STACKS, stack, unstack
-from jaxchat.sharding import RULES, axes_of, keep, logical_axes, param_specs, path_name, spec_of
+from jaxchat.parallel.mesh import (
+    RULES,
+    axes_of,
+    keep,
+    logical_axes,
+    param_specs,
+    path_name,
+    spec_of,
+)
 
 FSDP, TENSOR = "fsdp", "tensor"
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxchat.sharding import logical_axes, path_name
+from jaxchat.parallel.mesh import logical_axes, path_name
 
 LAYER = "h_"  # begins the names of the layers, whose parameters are all matrices
 STACKS = "h"

@@ -17,7 +17,7 @@ from jaxchat.config import memory
 from jaxchat.config.schema import ModelConfig, OptimConfig
 from jaxchat.errors import OutOfMemory
 from jaxchat.model.backend import device_memory
-from jaxchat.sharding import batch_shards
+from jaxchat.parallel.mesh import batch_shards
 
 WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # of XLA's many
 

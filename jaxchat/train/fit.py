@@ -33,11 +33,11 @@ from jaxchat.evals.bpb import bits_per_byte, check_bytes
 from jaxchat.model.backend import choose_compute
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.optim.warm_start import carry_over
+from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
+from jaxchat.parallel.stop_consensus import Agreement
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
-from jaxchat.sharding import batch_shards, put_batch, row_share
 from jaxchat.signals import Interrupted, stop_requests
-from jaxchat.train.agreement import Agreement
 from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.divergence import DivergenceError, Judge, data_index, keep_batch
 from jaxchat.train.exhausted import explained, step_of

@@ -35,13 +35,13 @@ from jaxchat.evals.chat import pass_rates, sampled_right
 from jaxchat.infer.service import Service
 from jaxchat.model.backend import choose_compute
 from jaxchat.optim.chain import make_optimizer
+from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
+from jaxchat.parallel.stop_consensus import Agreement
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
-from jaxchat.sharding import batch_shards, put_batch, row_share
 from jaxchat.signals import Interrupted, StopRequest, stop_requests
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.train.agreement import Agreement
 from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.divergence import DivergenceError, Judge, keep_batch
 from jaxchat.train.exhausted import explained, step_of

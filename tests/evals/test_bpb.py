@@ -16,7 +16,7 @@ from jaxchat.evals.bpb import bits_per_byte, check_bytes
 from jaxchat.evals.in_flight import AHEAD
 from jaxchat.model import gpt
 from jaxchat.model.backend import Compute
-from jaxchat.sharding import make_mesh
+from jaxchat.parallel.mesh import make_mesh
 
 MODEL = ModelConfig(vocab_size=11, sequence_len=8, n_layer=1, n_head=2, n_kv_head=2, n_embd=16)
 SIZES = np.array([0, 1, 1, 2, 3, 1, 4, 0, 2, 1, 5], np.int32)  # 0 and 7 are special

@@ -24,7 +24,7 @@ from jaxchat.evals.core.scoring import Sizes
 from jaxchat.evals.core.sequences import find_scored
 from jaxchat.interop.nanochat_names import params_from_nanochat
 from jaxchat.model import gpt
-from jaxchat.sharding import make_mesh, param_shardings, put
+from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import jax
 
+from jaxchat.parallel.launch_env import connect_devices
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "train"))
 from tiny_rl import CONFIG, lively_params, tiny_job
 
 from jaxchat import processes
 from jaxchat.config.schema import MeshConfig
 from jaxchat.infer.spread import Spread
-from jaxchat.sharding import make_mesh
+from jaxchat.parallel.mesh import make_mesh
 from jaxchat.train.checkpoint import fingerprint
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.rl import train_rl
@@ -28,7 +30,7 @@ TIMES = ("time", "sample_seconds", "train_seconds", "rollout_tokens_per_second")
 def main(folder: Path, devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
     with processes.joined(folder) as group:
-        processes.connect_devices(group)
+        connect_devices(group)
         job = tiny_job(folder, replace(CONFIG, steps=6, micro_rows=1))
         engine = Spread.over(group, job.engine)
         params = lively_params()

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxchat.config.schema import MeshConfig
 from jaxchat.model.attention import causal_attention
+from jaxchat.parallel.mesh import make_mesh
 from jaxchat.profiling.classes import (
     ATTENTION,
     COLLECTIVE,
@@ -22,7 +23,6 @@ from jaxchat.profiling.classes import (
     class_of_name,
 )
 from jaxchat.profiling.hlo import parse
-from jaxchat.sharding import make_mesh
 
 
 def operations(f: Callable[..., Any], *arguments: jax.Array) -> list[Operation]:

@@ -32,7 +32,7 @@ from tiny_training import (
 from jaxchat.config.schema import MeshConfig
 from jaxchat.data.rows import RowSource
 from jaxchat.optim.chain import make_optimizer
-from jaxchat.sharding import make_mesh, put_batch
+from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.signals import Interrupted
 from jaxchat.train.checkpoint import Checkpoints, fingerprint
 from jaxchat.train.fit import FitResult, fit

@@ -16,7 +16,7 @@ from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.optim.stacks import stack
-from jaxchat.sharding import make_mesh, replicated
+from jaxchat.parallel.mesh import make_mesh, replicated
 from jaxchat.train.checkpoint import Checkpoints, fingerprint, hash_params, load_params, save_params
 from jaxchat.train.step import TrainState, init_state
 

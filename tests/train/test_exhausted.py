@@ -12,7 +12,7 @@ from jaxchat.config import memory
 from jaxchat.config.memory import predict, with_rows
 from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.errors import OutOfMemory, explain
-from jaxchat.sharding import make_mesh
+from jaxchat.parallel.mesh import make_mesh
 from jaxchat.train import exhausted, fit
 
 PETABYTES = 4 * 2**50

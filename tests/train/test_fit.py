@@ -23,10 +23,10 @@ from jaxchat.data.prefetch import AHEAD
 from jaxchat.data.rows import RowSource, training_batches
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.bpb import bits_per_byte
+from jaxchat.parallel.mesh import make_mesh
 from jaxchat.profiling.capture import Capture
 from jaxchat.profiling.request import parse
 from jaxchat.profiling.summary import read_profile
-from jaxchat.sharding import make_mesh
 from jaxchat.signals import Interrupted, stop_requests
 from jaxchat.train.checkpoint import Checkpoints, hash_params
 from jaxchat.train.fit import (

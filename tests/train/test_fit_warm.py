@@ -16,7 +16,7 @@ from jaxchat.data.rows import RowSource
 from jaxchat.errors import ArtifactError
 from jaxchat.optim.chain import make_optimizer
 from jaxchat.optim.muon import MomentumState
-from jaxchat.sharding import make_mesh
+from jaxchat.parallel.mesh import make_mesh
 from jaxchat.signals import Interrupted
 from jaxchat.train.checkpoint import Checkpoints, hash_params, remove_checkpoints
 from jaxchat.train.fit import Before, Job, fit

@@ -19,7 +19,7 @@ from tiny_training import CLASSIC, random_params
 from jaxchat.config.schema import MeshConfig
 from jaxchat.data.packing import draw_groups, group_weights, pack_conversations
 from jaxchat.model import gpt
-from jaxchat.sharding import make_mesh, put_batch
+from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.tokenizer import render, render_batch, train_tokenizer
 from jaxchat.train.step import init_state, make_train_step
 

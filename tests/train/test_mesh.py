@@ -24,7 +24,7 @@ from tiny_training import CLASSIC, CLASSIC_OPTIM, random_params
 from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.optim.chain import make_optimizer
-from jaxchat.sharding import make_mesh, put_batch
+from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.train.step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")

@@ -24,7 +24,7 @@ from jaxchat.infer.engine import Engine
 from jaxchat.infer.request import Request
 from jaxchat.model import gpt
 from jaxchat.optim.chain import make_optimizer
-from jaxchat.sharding import make_mesh, put_batch
+from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.signals import Interrupted
 from jaxchat.tasks import Problem
 from jaxchat.tasks.base import Split, say

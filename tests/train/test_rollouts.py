@@ -18,7 +18,7 @@ from jaxchat.evals.chat import prompts_of
 from jaxchat.infer.engine import Completion
 from jaxchat.model import gpt
 from jaxchat.model.loss import token_logprobs
-from jaxchat.sharding import batch_shards, make_mesh, put_batch
+from jaxchat.parallel.mesh import batch_shards, make_mesh, put_batch
 from jaxchat.tasks.base import say
 from jaxchat.tokenizer.chat import render_prompt
 from jaxchat.train.rollouts import (

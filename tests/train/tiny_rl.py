@@ -17,7 +17,7 @@ import jax
 from jaxchat.config.schema import MeshConfig, ModelConfig, OptimConfig, RLConfig
 from jaxchat.infer.engine import Engine
 from jaxchat.model import gpt
-from jaxchat.sharding import make_mesh
+from jaxchat.parallel.mesh import make_mesh
 from jaxchat.tasks import Problem
 from jaxchat.tasks.base import Split, say
 from jaxchat.tokenizer import train_tokenizer

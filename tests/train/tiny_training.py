@@ -16,7 +16,7 @@ from jaxchat.config.derive import derive_horizon, derive_model
 from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxchat.data.rows import RowSource, write_rows
 from jaxchat.model import gpt
-from jaxchat.sharding import make_mesh
+from jaxchat.parallel.mesh import make_mesh
 from jaxchat.train.fit import Job, fit
 
 T, VOCAB = 16, 300

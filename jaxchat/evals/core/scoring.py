@@ -26,8 +26,8 @@ from jaxchat.model import gpt
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.branches import branch_features
 from jaxchat.optim.shares import Shares
-from jaxchat.sharding import RULES, batch_shards, make_mesh, put, replicated, sharding
-from jaxchat.train.step import mesh_attention, over_rows, over_tensor
+from jaxchat.parallel.mesh import RULES, batch_shards, make_mesh, put, replicated, sharding
+from jaxchat.parallel.spmd import mesh_attention, over_rows, over_tensor
 
 
 @dataclass(frozen=True)

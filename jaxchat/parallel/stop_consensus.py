@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxchat.sharding import replicated
+from jaxchat.parallel.mesh import replicated
 
 
 class Agreement:

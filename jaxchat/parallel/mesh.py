@@ -87,8 +87,8 @@ def logical_axes(name: str) -> tuple[str, ...]:
         if re.fullmatch(pattern, name):
             return axes
     raise ValueError(
-        f"the parameter {name} is in no row of PARAMETERS in jaxchat/sharding.py; add its logical "
-        "axes there."
+        f"the parameter {name} is in no row of PARAMETERS in jaxchat/parallel/mesh.py; add its "
+        "logical axes there."
     )
 
 

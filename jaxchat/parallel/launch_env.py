@@ -1,0 +1,145 @@
+"""How JAX is started: memory, compiled programs, and the processes that belong to one run.
+
+Each process of several is started with the same command and, in its environment,
+
+JAXCHAT_COORDINATOR   HOST:PORT of process 0; the port above it is used too
+JAXCHAT_PROCESSES     how many there are
+JAXCHAT_PROCESS       which one this is, from 0
+
+`launch/` has starters that set them. JAX's own detection of schedulers is not used: under SLURM it
+gives a process one GPU only.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+from jaxchat import paths
+from jaxchat.config import memory
+from jaxchat.config.schema import MeshConfig
+from jaxchat.errors import ConfigError, GroupError
+from jaxchat.parallel.process_group import Group, Place, is_local
+from jaxchat.signals import NOTICES
+
+# Any of them says that the user decides; the last is the new name of the first.
+MEMORY_VARIABLES = (
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+    "XLA_PYTHON_CLIENT_ALLOCATOR",
+    "XLA_CLIENT_MEM_FRACTION",
+)
+HEARTBEAT_SECONDS = 600  # after which a process that hangs is given up; a lost one is known at once
+
+
+def configure_jax(mesh: MeshConfig, cache: Path | None, *, whole_gpu: bool = False) -> None:
+    """Sets up JAX; call it before the first use of a device.
+
+    `whole_gpu`: training takes most of a GPU's memory at once; any other command takes it as it
+    needs it, and no more. What the user has set in the environment stays (`MEMORY_VARIABLES`).
+
+    Compiled programs are kept in the folder `cache`, so that the next process starts faster; None
+    keeps none.
+    """
+    paths.share_gpu(memory_settings(whole_gpu=whole_gpu), MEMORY_VARIABLES)
+    import jax
+
+    if mesh.host_devices:
+        jax.config.update("jax_num_cpu_devices", mesh.host_devices)
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    # A program that cannot be kept, or was kept in part, is compiled again: no harm done.
+    warnings.filterwarnings("ignore", message="Error (read|writ)ing persistent compilation cache")
+
+
+def start_jax(mesh: MeshConfig, cache: Path | None) -> None:
+    """Sets up and starts JAX for a command that shares a GPU, and says what it may take of it."""
+    configure_jax(mesh, cache)
+    if told := memory_told():
+        print(f"jaxchat: {told}, as it needs it.", file=sys.stderr, flush=True)
+
+
+def memory_settings(*, whole_gpu: bool) -> dict[str, str]:
+    """The environment variables that say how JAX takes a GPU's memory."""
+    fraction = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{1 - memory.MARGIN:g}"}
+    return fraction if whole_gpu else {**fraction, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
+def memory_told() -> str:
+    """What JAX may take of each GPU, for people; "" on a CPU. Starts JAX."""
+    import jax
+
+    device = jax.local_devices()[0]
+    limit = int((device.memory_stats() or {}).get("bytes_limit", 0))
+    if device.platform == "cpu" or not limit:
+        return ""
+    return f"JAX may take {limit / 1e9:.1f} GB of each {device.device_kind}"
+
+
+def read_place() -> Place | None:
+    """Which process this is, as the environment tells; None for one alone. Raises ConfigError."""
+    coordinator, size, index = paths.place()
+    if not (coordinator or size or index):
+        return None
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65535:
+        raise ConfigError(
+            f"JAXCHAT_COORDINATOR is {coordinator!r}; it must be HOST:PORT of process 0, for "
+            "example node1:7600."
+        )
+    if not size.isdecimal() or int(size) < 1:
+        raise ConfigError(f"JAXCHAT_PROCESSES is {size!r}; it must say how many processes run.")
+    if not index.isdecimal() or int(index) >= int(size):
+        raise ConfigError(
+            f"JAXCHAT_PROCESS is {index!r}; it must be this process's number, 0 to {int(size) - 1}."
+        )
+    return Place(host.strip("[]"), int(port), int(size), int(index)) if int(size) > 1 else None
+
+
+def connect_devices(group: Group) -> None:
+    """`jax.distributed` for the processes of a group, before a device is asked for.
+
+    Raises GroupError where the devices do not reach each other.
+    """
+    place = read_place()
+    if place is None or group.size == 1:
+        return
+    import jax
+
+    address = f"{place.host}:{place.port}"
+    jax.distributed.initialize(
+        address, place.size, place.index,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        coordinator_bind_address=address if is_local(place.host) else None,
+    )  # fmt: skip
+    for number in NOTICES:  # `initialize` has put a handler of its own over ours
+        signal.signal(number, signal.getsignal(number))
+    _add_up(group)
+
+
+def _add_up(group: Group) -> None:
+    """One sum over all devices. Raises GroupError when they do not reach each other.
+
+    Now, since all processes are at the same point: on a CPU they give each other 30 seconds to make
+    a connection, and later one may compile for longer than that while another waits.
+    """
+    import jax
+    import numpy as np
+
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    ones = np.ones(jax.local_device_count(), np.int32)
+    array = jax.make_array_from_process_local_data(split, ones, (jax.device_count(),))
+    add = jax.jit(lambda x: x.sum(dtype=np.int32), out_shardings=whole).lower(array).compile()
+    group.gather(None)  # all have compiled it
+    try:
+        total = int(add(array))
+    except jax.errors.JaxRuntimeError as error:
+        raise GroupError(
+            f"the devices of the {group.size} processes do not reach each other "
+            f"({str(error).splitlines()[0]}); see that their machines' network lets them."
+        ) from error
+    assert total == jax.device_count()
