@@ -37,7 +37,7 @@ from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.interop.nanochat_names import params_from_nanochat
 from jaxchat.model.backend import PLAIN, Compute, choose_compute
 from jaxchat.model.gpt import init_params
-from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.train.step import init_state, make_train_step

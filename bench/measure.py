@@ -100,7 +100,7 @@ class Step:
 
         from jaxchat.config.schema import ComputeConfig, MeshConfig
         from jaxchat.model.backend import choose_compute
-        from jaxchat.optim.chain import make_optimizer
+        from jaxchat.optim.optimizer import make_optimizer
         from jaxchat.parallel.mesh import make_mesh, put_batch
         from jaxchat.train.step import make_train_step
 

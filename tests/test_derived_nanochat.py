@@ -17,7 +17,7 @@ from jaxchat.config.loading import from_document
 from jaxchat.config.schema import ModelConfig, OptimConfig
 from jaxchat.interop.nanochat_names import nanochat_name
 from jaxchat.optim import schedule
-from jaxchat.optim.table import parameter_table
+from jaxchat.optim.param_groups import parameter_table
 
 RUNS = json.loads((Path(__file__).parent / "golden" / "nanochat_derived.json").read_text())
 OURS = {  # nanochat's argument: where we have it

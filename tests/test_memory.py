@@ -14,7 +14,7 @@ from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.model import attention, gpt
 from jaxchat.model.backend import Compute
 from jaxchat.model.loss import default_chunk_rows
-from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import batch_shards, make_mesh, sharding
 from jaxchat.train.fit import plan_batch
 from jaxchat.train.step import init_state, make_train_step, state_shardings

@@ -17,7 +17,7 @@ from jaxchat.config.schema import DEFAULT_COMPUTE, MeshConfig, RunConfig
 from jaxchat.doctor.check import Check
 from jaxchat.model import gpt
 from jaxchat.model.backend import choose_compute, compute_dtype
-from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.train.step import init_state, make_train_step
 

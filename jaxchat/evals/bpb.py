@@ -24,7 +24,7 @@ from jaxchat.evals.in_flight import in_flight
 from jaxchat.model import gpt, loss
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.loss import cross_entropy
-from jaxchat.optim.shares import Shares
+from jaxchat.optim.zero import Shares
 from jaxchat.parallel.mesh import make_mesh, put, put_batch, replicated
 from jaxchat.parallel.spmd import mesh_attention, over_rows, over_tensor
 

@@ -109,7 +109,7 @@ def learning_rates(config: RunConfig, stage: str, steps: int) -> dict[str, Any]:
     """
     import numpy as np
 
-    from jaxchat.optim import schedule, table
+    from jaxchat.optim import param_groups, schedule
 
     settings: TrainConfig | RLConfig = getattr(config, stage)
     at = np.unique(np.linspace(0, steps - 1, min(steps, POINTS)).round().astype(np.int32))
@@ -123,7 +123,7 @@ def learning_rates(config: RunConfig, stage: str, steps: int) -> dict[str, Any]:
     }
     peaks = {
         group.label: _rounded(group.rate * settings.lr_scale)
-        for group in table.parameter_table(config.model, optim)
+        for group in param_groups.parameter_table(config.model, optim)
         if switches.get(group.label, True)
     }
     return {"step": at.tolist(), "share": [_rounded(float(s)) for s in share], "peaks": peaks}

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jax.tree_util import DictKey
 
 from jaxchat.errors import ArtifactError
-from jaxchat.optim.stacks import STACKS
+from jaxchat.optim.stacking import STACKS
 from jaxchat.paths import atomic_folder, read_json, remove, sha256_file, write_json
 
 FORMAT = "jaxchat-checkpoint-1"

@@ -31,7 +31,7 @@ from jaxchat.data.stream import HeldOutRows, ShardedRows
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.bpb import bits_per_byte, check_bytes
 from jaxchat.model.backend import choose_compute
-from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.optim.warm_start import carry_over
 from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
 from jaxchat.parallel.stop_consensus import Agreement

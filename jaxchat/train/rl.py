@@ -34,7 +34,7 @@ from jaxchat.config.schema import DEFAULT_COMPUTE, ComputeConfig, ModelConfig, O
 from jaxchat.evals.chat import pass_rates, sampled_right
 from jaxchat.infer.service import Service
 from jaxchat.model.backend import choose_compute
-from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
 from jaxchat.parallel.stop_consensus import Agreement
 from jaxchat.profiling.capture import Capture, recorded

@@ -22,8 +22,8 @@ from jaxchat.model import gpt
 from jaxchat.model.attention import Implementation
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.loss import cross_entropy
-from jaxchat.optim.shares import Shares
-from jaxchat.optim.stacks import stack
+from jaxchat.optim.stacking import stack
+from jaxchat.optim.zero import Shares
 from jaxchat.parallel.mesh import put, replicated, sharding
 from jaxchat.parallel.spmd import mesh_attention, over_rows, over_tensor
 

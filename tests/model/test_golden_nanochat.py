@@ -21,7 +21,7 @@ from jaxchat.config.schema import OptimConfig
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.interop.nanochat_names import params_from_nanochat
 from jaxchat.model import gpt, rope
-from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.train.step import batch_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden"

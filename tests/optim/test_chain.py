@@ -14,7 +14,7 @@ from jaxchat.config.derive import derive_horizon, derive_model
 from jaxchat.config.schema import ModelConfig, OptimConfig
 from jaxchat.model import gpt
 from jaxchat.optim import schedule
-from jaxchat.optim.chain import make_optimizer, muon_chain
+from jaxchat.optim.optimizer import make_optimizer, muon_chain
 
 STEPS = 12
 CLASSIC = OptimConfig(momentum_warmup_steps=4, warmdown_ratio=0.5, grad_clip=0.0)

@@ -17,7 +17,7 @@ from jaxchat.config import loading
 from jaxchat.config.schema import MODELS, RunConfig, StageOptimConfig
 from jaxchat.errors import ConfigError
 from jaxchat.optim import schedule
-from jaxchat.optim.table import parameter_table
+from jaxchat.optim.param_groups import parameter_table
 
 PAID = ("100", "300", "1000", "gpt2")
 SMEAR_RATE = 0.2  # which nothing scales but the stage's own factor

@@ -9,8 +9,8 @@ import pytest
 from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import ModelConfig, OptimConfig
 from jaxchat.model import gpt
-from jaxchat.optim.chain import make_optimizer
-from jaxchat.optim.table import Group, label_params, parameter_table
+from jaxchat.optim.optimizer import make_optimizer
+from jaxchat.optim.param_groups import Group, label_params, parameter_table
 
 SWITCHES = ("value_embeds", "residual_scalars", "smear", "backout")
 

@@ -12,8 +12,8 @@ import pytest
 from jaxchat.config.derive import derive_horizon, derive_model
 from jaxchat.config.schema import ModelConfig, OptimConfig, StageOptimConfig
 from jaxchat.model import gpt
-from jaxchat.optim.chain import make_optimizer
 from jaxchat.optim.muon import MomentumState, NorMuonState
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.optim.warm_start import carry_over
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")

@@ -15,7 +15,7 @@ from jaxchat.config.derive import flops_per_token
 from jaxchat.config.schema import MeshConfig, ModelConfig, OptimConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.model import gpt
-from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.profiling.request import parse

@@ -31,7 +31,7 @@ from tiny_training import (
 
 from jaxchat.config.schema import MeshConfig
 from jaxchat.data.rows import RowSource
-from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.signals import Interrupted
 from jaxchat.train.checkpoint import Checkpoints, fingerprint

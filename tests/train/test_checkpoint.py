@@ -14,8 +14,8 @@ from tiny_training import CLASSIC, CLASSIC_OPTIM, random_params
 
 from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ArtifactError
-from jaxchat.optim.chain import make_optimizer
-from jaxchat.optim.stacks import stack
+from jaxchat.optim.optimizer import make_optimizer
+from jaxchat.optim.stacking import stack
 from jaxchat.parallel.mesh import make_mesh, replicated
 from jaxchat.train.checkpoint import Checkpoints, fingerprint, hash_params, load_params, save_params
 from jaxchat.train.step import TrainState, init_state

@@ -16,7 +16,7 @@ from jaxchat.errors import ConfigError
 from jaxchat.model.backend import Compute, check_capability, choose_compute
 from jaxchat.model.kernels import fp8
 from jaxchat.model.loss import CHUNK_ROWS, default_chunk_rows
-from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.train.fit import fit
 from jaxchat.train.step import init_state, loss_and_grads, make_train_step

@@ -14,8 +14,8 @@ from tiny_training import MODERN, MODERN_OPTIM, TOKENIZER, TRAIN, random_params,
 from jaxchat.config.schema import MeshConfig, StageOptimConfig
 from jaxchat.data.rows import RowSource
 from jaxchat.errors import ArtifactError
-from jaxchat.optim.chain import make_optimizer
 from jaxchat.optim.muon import MomentumState
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.signals import Interrupted
 from jaxchat.train.checkpoint import Checkpoints, hash_params, remove_checkpoints

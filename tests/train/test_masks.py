@@ -28,7 +28,7 @@ from jaxchat.config.schema import MeshConfig
 from jaxchat.data.rows import RowSource, write_rows
 from jaxchat.errors import ArtifactError
 from jaxchat.model import gpt
-from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.tokenizer import render_batch, train_tokenizer
 from jaxchat.train.fit import fit

@@ -23,7 +23,7 @@ from tiny_training import CLASSIC, CLASSIC_OPTIM, random_params
 
 from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ConfigError
-from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.train.step import make_train_step
 

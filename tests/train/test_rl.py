@@ -23,7 +23,7 @@ from jaxchat.evals.chat import answer, parts_of
 from jaxchat.infer.engine import Engine
 from jaxchat.infer.request import Request
 from jaxchat.model import gpt
-from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.signals import Interrupted
 from jaxchat.tasks import Problem

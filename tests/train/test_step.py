@@ -18,7 +18,7 @@ from tiny_training import (
 
 from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.model import gpt
-from jaxchat.optim.chain import make_optimizer
+from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.train.step import TrainState, batch_loss, init_state, loss_and_grads, make_train_step
 

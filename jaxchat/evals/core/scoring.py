@@ -25,7 +25,7 @@ from jaxchat.evals.in_flight import in_flight
 from jaxchat.model import gpt
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.branches import branch_features
-from jaxchat.optim.shares import Shares
+from jaxchat.optim.zero import Shares
 from jaxchat.parallel.mesh import RULES, batch_shards, make_mesh, put, replicated, sharding
 from jaxchat.parallel.spmd import mesh_attention, over_rows, over_tensor
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey
 
-from jaxchat.optim.stacks import JOINT, STACKS, stack, unstack
+from jaxchat.optim.stacking import JOINT, STACKS, stack, unstack
 from jaxchat.parallel.mesh import (
     RULES,
     axes_of,

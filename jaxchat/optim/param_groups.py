@@ -62,7 +62,7 @@ def label_params(params: Any, table: tuple[Group, ...]) -> Any:
         if len(labels) != 1:
             raise ValueError(
                 f"the parameter {name} is in {len(labels)} rows of the parameter table {labels}; "
-                "it must be in exactly one (jaxchat/optim/table.py)."
+                "it must be in exactly one (jaxchat/optim/param_groups.py)."
             )
         return labels[0]
 

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from jaxchat.config.schema import ModelConfig, OptimConfig
 from jaxchat.optim import muon, schedule
-from jaxchat.optim.table import Group, label_params, parameter_table
+from jaxchat.optim.param_groups import Group, label_params, parameter_table
 
 ADAM_EPS = 1e-10
 
