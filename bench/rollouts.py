@@ -32,7 +32,7 @@ from jaxchat.model.backend import choose_products
 from jaxchat.runs import read_config
 from jaxchat.tasks.arithmetic import ArithmeticTask
 from jaxchat.tokenizer import Tokenizer
-from jaxchat.tokenizer.chat import render_prompt
+from jaxchat.tokenizer.chat_format import render_prompt
 from jaxchat.tokenizer.special import SPECIAL_TOKENS
 
 PEER = Path(__file__).resolve().parent / "nanochat_peer" / "rollouts.py"

@@ -20,7 +20,7 @@ from jaxchat.run_inputs import tokenizer_of
 from jaxchat.run_models import load_model
 from jaxchat.stages import STAGES
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat import Message, Part, parse_completion, render_prompt
+from jaxchat.tokenizer.chat_format import Message, Part, parse_completion, render_prompt
 
 TALKERS = ("rl", "sft", "mid")  # stages whose models talk, best first
 TRAINED_BY = {stage.name: stage.title for stage in STAGES}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from jaxchat.errors import ConfigError
-from jaxchat.tokenizer.chat import ConversationError, Message, check_conversation
+from jaxchat.tokenizer.chat_format import ConversationError, Message, check_conversation
 
 BYTE_ORDER_MARK = "\ufeff"
 LONGEST = 1 << 24  # bytes of a line: no context holds as much

@@ -17,7 +17,7 @@ from jaxchat.errors import ArtifactError
 from jaxchat.infer.engine import Engine
 from jaxchat.infer.transcript import printable
 from jaxchat.tokenizer import Tokenizer
-from jaxchat.tokenizer.chat import Part, render_prompt
+from jaxchat.tokenizer.chat_format import Part, render_prompt
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -35,7 +35,7 @@ from jaxchat.tasks.dataset import Dataset, Drawn, Slice
 from jaxchat.tasks.mixture import Ingredient, Mixture
 from jaxchat.tasks.sources import open_source
 from jaxchat.tokenizer import Tokenizer
-from jaxchat.tokenizer.chat import Conversation, Mask, render_batch
+from jaxchat.tokenizer.chat_format import Conversation, Mask, render_batch
 
 HELD_OUT_PROBLEMS = 400  # conversations where all are generated
 HELD_OUT = 5_000  # conversations where datasets are read

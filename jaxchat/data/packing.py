@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from jaxchat.tokenizer.chat import Mask
+from jaxchat.tokenizer.chat_format import Mask
 
 VERSION = 2  # of the rules below: raise it when the same input gives other rows
 TEXT_POOL = 1_000  # documents that wait to be chosen from

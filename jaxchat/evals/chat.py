@@ -17,7 +17,7 @@ from jaxchat.tasks.dataset import FixedTask
 from jaxchat.tasks.humaneval import CodeProblem
 from jaxchat.tasks.multiple_choice import ChoiceProblem
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat import Part, parse_completion, render_prompt
+from jaxchat.tokenizer.chat_format import Part, parse_completion, render_prompt
 
 PASS_AT = (1, 2, 4, 8, 16, 32, 64)
 

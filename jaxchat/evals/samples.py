@@ -9,7 +9,7 @@ from jaxchat.infer.request import Request
 from jaxchat.infer.service import Service
 from jaxchat.infer.transcript import as_text
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat import parse_completion, render_prompt
+from jaxchat.tokenizer.chat_format import parse_completion, render_prompt
 
 COMPLETIONS = (
     "Return the number of",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat import DELIMITERS
+from jaxchat.tokenizer.chat_format import DELIMITERS
 
 
 class StopFinder:

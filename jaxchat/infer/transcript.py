@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat import DELIMITERS, Part, PartType
+from jaxchat.tokenizer.chat_format import DELIMITERS, Part, PartType
 
 
 def as_text(parts: Sequence[Part]) -> str:

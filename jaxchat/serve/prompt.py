@@ -11,7 +11,7 @@ from jaxchat.serve.failures import ApiError, bad_request
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.schema import ChatRequest, InMessage
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat import Message, Part, render_prompt
+from jaxchat.tokenizer.chat_format import Message, Part, render_prompt
 
 GAP = "\n\n"  # between messages of one role that are joined
 REFUSED = {

@@ -9,7 +9,7 @@ from typing import Any
 from jaxchat.infer.stops import StopFinder
 from jaxchat.serve.ticket import News
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat import DELIMITERS, Part, PartType
+from jaxchat.tokenizer.chat_format import DELIMITERS, Part, PartType
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from jaxchat.tokenizer.chat import Conversation, Part
+from jaxchat.tokenizer.chat_format import Conversation, Part
 
 Split = Literal["train", "test"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxchat.tasks.table import Row, Table
-from jaxchat.tokenizer.chat import (
+from jaxchat.tokenizer.chat_format import (
     REFUSED,
     WEIGHTS,
     Conversation,

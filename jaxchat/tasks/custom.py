@@ -19,7 +19,7 @@ from pathlib import Path
 from jaxchat.errors import ArtifactError
 from jaxchat.tasks.conversations import Conversations, read_conversation
 from jaxchat.tasks.table import RowError
-from jaxchat.tokenizer.chat import ConversationError, unused_fields
+from jaxchat.tokenizer.chat_format import ConversationError, unused_fields
 
 MAX_TOLD = 10  # bad lines that the message names
 

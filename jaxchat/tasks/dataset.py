@@ -12,7 +12,7 @@ import numpy as np
 from jaxchat.errors import ArtifactError
 from jaxchat.tasks.base import Problem, Split, Task
 from jaxchat.tasks.table import Row, Table
-from jaxchat.tokenizer.chat import DELIMITERS, Conversation, Part
+from jaxchat.tokenizer.chat_format import DELIMITERS, Conversation, Part
 
 
 class Dataset(Protocol):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from jaxchat.tasks.base import Problem
 from jaxchat.tasks.dataset import FileProblems, said
 from jaxchat.tasks.table import Row
-from jaxchat.tokenizer.chat import Part
+from jaxchat.tokenizer.chat_format import Part
 
 _CALL = re.compile(r"<<([^>]+)>>")
 _FINAL = re.compile(r"#### (-?[0-9.,]+)", re.ASCII)

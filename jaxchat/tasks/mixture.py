@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxchat.tasks.dataset import Dataset
-from jaxchat.tokenizer.chat import Conversation
+from jaxchat.tokenizer.chat_format import Conversation
 
 _MAX = 2**31  # rows are counted in 32 bits
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from jaxchat.tasks.base import Problem, say
 from jaxchat.tasks.dataset import FileProblems, said
 from jaxchat.tasks.table import Row
-from jaxchat.tokenizer.chat import Part
+from jaxchat.tokenizer.chat_format import Part
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from jaxchat.errors import TokenizerError
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat import (
+from jaxchat.tokenizer.chat_format import (
     Conversation,
     ConversationError,
     Message,

@@ -11,7 +11,7 @@ from compilation import compilations
 
 from jaxchat.infer.engine import Engine, EngineError, Request
 from jaxchat.model.gpt import forward
-from jaxchat.tokenizer.chat import parse_completion
+from jaxchat.tokenizer.chat_format import parse_completion
 from jaxchat.tools.calculator import run_tool
 
 forward = jax.jit(forward, static_argnames="config")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jaxchat.infer.transcript import PartStream, Scribe, as_text, printable
 from jaxchat.tokenizer import SPECIAL_TOKENS
-from jaxchat.tokenizer.chat import parse_completion
+from jaxchat.tokenizer.chat_format import parse_completion
 
 
 def said(tokenizer, *parts):

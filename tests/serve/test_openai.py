@@ -9,7 +9,7 @@ from live_server import asking, serve, slowed
 
 from jaxchat.infer.engine import Engine, Request
 from jaxchat.infer.transcript import as_text
-from jaxchat.tokenizer.chat import parse_completion, render_prompt
+from jaxchat.tokenizer.chat_format import parse_completion, render_prompt
 
 KEY = "a-key-of-some-length"
 WHO = "Who are you?"

@@ -10,7 +10,7 @@ from jaxchat.serve import prompt
 from jaxchat.serve.failures import ApiError
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.schema import ChatRequest
-from jaxchat.tokenizer.chat import render_prompt
+from jaxchat.tokenizer.chat_format import render_prompt
 
 CONFIG = ServeConfig()
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jaxchat.serve.speech import Speech, join
 from jaxchat.serve.ticket import News
-from jaxchat.tokenizer.chat import parse_completion
+from jaxchat.tokenizer.chat_format import parse_completion
 
 TOKENIZER = tiny_model.make_tokenizer()
 SPECIALS = [TOKENIZER.special(f"<|{name}|>") for name in (

@@ -20,7 +20,7 @@ from jaxchat.config import loading
 from jaxchat.model import gpt
 from jaxchat.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
-from jaxchat.tokenizer.chat import Conversation, Part, render
+from jaxchat.tokenizer.chat_format import Conversation, Part, render
 from jaxchat.train.checkpoint import save_params
 
 RUN = "tiny"

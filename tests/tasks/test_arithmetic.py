@@ -5,7 +5,7 @@ import re
 import pytest
 
 from jaxchat.tasks.arithmetic import ArithmeticTask, TwoStepArithmeticTask
-from jaxchat.tokenizer.chat import Part, PartType
+from jaxchat.tokenizer.chat_format import Part, PartType
 from jaxchat.tools.calculator import run_tool
 
 DRAWS = 20_000

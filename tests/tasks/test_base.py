@@ -9,7 +9,7 @@ import pytest
 
 from jaxchat.tasks import TASKS, Problem, Task, make_tasks
 from jaxchat.tasks.base import held_out
-from jaxchat.tokenizer.chat import Part
+from jaxchat.tokenizer.chat_format import Part
 
 _FIRST = "b c d f g h j k l m n p r s t v w ch sh st tr br gr pl cl fl sn"
 _VOWELS = "a e i o u ai ea ee ie oa oo ou ay ow au ui ey oi ue"

@@ -14,7 +14,7 @@ from jaxchat.tasks.base import say
 from jaxchat.tasks.dataset import Drawn
 from jaxchat.tasks.mixture import Ingredient, Mixture, interleave
 from jaxchat.tasks.sources import open_source
-from jaxchat.tokenizer.chat import Conversation
+from jaxchat.tokenizer.chat_format import Conversation
 
 
 class Numbers:

@@ -25,7 +25,7 @@ from jaxchat.tasks.humaneval import HumanEval
 from jaxchat.tasks.mmlu import MMLU
 from jaxchat.tasks.smoltalk import SmolTalk
 from jaxchat.tasks.sources import FILE_SOURCES, open_source
-from jaxchat.tokenizer.chat import Part
+from jaxchat.tokenizer.chat_format import Part
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "smoltalk": CHATS,

@@ -29,7 +29,7 @@ from jaxchat.signals import Interrupted
 from jaxchat.tasks import Problem
 from jaxchat.tasks.base import Split, say
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat import Part
+from jaxchat.tokenizer.chat_format import Part
 from jaxchat.train.checkpoint import Checkpoints, hash_params
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.rl import RLJob, RLResult, give_weights, train_rl

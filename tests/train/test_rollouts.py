@@ -20,7 +20,7 @@ from jaxchat.model import gpt
 from jaxchat.model.loss import token_logprobs
 from jaxchat.parallel.mesh import batch_shards, make_mesh, put_batch
 from jaxchat.tasks.base import say
-from jaxchat.tokenizer.chat import render_prompt
+from jaxchat.tokenizer.chat_format import render_prompt
 from jaxchat.train.rollouts import (
     Rollouts,
     bucket,

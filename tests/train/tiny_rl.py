@@ -22,7 +22,7 @@ from jaxchat.tasks import Problem
 from jaxchat.tasks.base import Split, say
 from jaxchat.tokenizer import train_tokenizer
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat import Part
+from jaxchat.tokenizer.chat_format import Part
 from jaxchat.train.rl import RLJob, train_rl
 
 TOKENIZER = train_tokenizer(["how many of them are there? there are seven of them. "] * 9, 290)
