@@ -45,7 +45,7 @@ from jaxchat.run_models import load_model, make_engine
 from jaxchat.stage_inputs import INPUTS
 from jaxchat.tasks import Task
 from jaxchat.tasks.dataset import FixedTask
-from jaxchat.tools import levels
+from jaxchat.tools.sandbox import levels
 
 
 def run_eval(context: Context) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from jaxchat.report import write_report
 from jaxchat.run_inputs import home_of, hub_of, text_folder, text_of, tokenizer_in, tokenizer_of
 from jaxchat.run_models import load_model, make_engine
 from jaxchat.stage_inputs import INPUTS
-from jaxchat.tools import levels
+from jaxchat.tools.sandbox import levels
 from jaxchat.train.checkpoint import remove_checkpoints, save_params
 from jaxchat.train.fit import Before, Job, fit
 from jaxchat.train.rl import RLJob, train_rl

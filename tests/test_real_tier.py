@@ -19,7 +19,7 @@ from jaxchat import cli
 from jaxchat.chat import open_run
 from jaxchat.config.schema import STAGES
 from jaxchat.evals.chatcore import chatcore
-from jaxchat.tools import levels
+from jaxchat.tools.sandbox import levels
 from jaxchat.train.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent

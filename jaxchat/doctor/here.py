@@ -171,7 +171,7 @@ def check_compute(config: RunConfig) -> tuple[Check, Check]:
 
 def check_sandbox(config: RunConfig) -> Check:
     """How well programs of a model can be locked in."""
-    from jaxchat.tools import levels
+    from jaxchat.tools.sandbox import levels
 
     level = levels.detect()
     without = f"; missing: {', '.join(level.missing)}" if level.missing else ""

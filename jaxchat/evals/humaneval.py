@@ -18,7 +18,7 @@ from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.answers import program_of
 from jaxchat.progress import Progress
 from jaxchat.tasks.humaneval import CodeProblem
-from jaxchat.tools import levels, remote, sandbox
+from jaxchat.tools.sandbox import levels, remote, run
 
 TIMEOUT = 10.0  # seconds of each of the two programs
 
@@ -29,8 +29,8 @@ class Verdict:
 
     passed: bool
     reason: str
-    program: sandbox.Outcome = field(repr=False)
-    tests: sandbox.Outcome = field(repr=False)
+    program: run.Outcome = field(repr=False)
+    tests: run.Outcome = field(repr=False)
 
 
 def imports_of(prompt: str) -> str:
@@ -67,16 +67,16 @@ def _run(problem: CodeProblem, answer: str, unsafe: bool) -> Verdict:
     """Runs the program of an answer beside its tests."""
     tests = f"{imports_of(problem.prompt)}\n\n{problem.test}\n"
     calls, answers = os.pipe(), os.pipe()
-    program_job = sandbox.Job(
+    program_job = run.Job(
         answer, timeout=TIMEOUT, role=remote.SERVE, channel=(calls[0], answers[1])
     )
-    tests_job = sandbox.Job(
+    tests_job = run.Job(
         tests, timeout=TIMEOUT, role=f"{remote.TEST}{problem.entry_point}",
         channel=(answers[0], calls[1]),
     )  # fmt: skip
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        program = pool.submit(sandbox.run_job, program_job, unsafe=unsafe)
-        outcome = sandbox.run_job(tests_job, unsafe=unsafe)
+        program = pool.submit(run.run_job, program_job, unsafe=unsafe)
+        outcome = run.run_job(tests_job, unsafe=unsafe)
         return _verdict(program.result(), outcome)
 
 
@@ -89,7 +89,7 @@ def require(unsafe: bool) -> None:
         )
 
 
-def _verdict(program: sandbox.Outcome, tests: sandbox.Outcome) -> Verdict:
+def _verdict(program: run.Outcome, tests: run.Outcome) -> Verdict:
     for outcome in (program, tests):
         if outcome.status == "refused":
             raise ArtifactError(f"a program of HumanEval was not run: {outcome.reason}")
@@ -105,7 +105,7 @@ def grade_many(
     """`grade` of many answers, in order, as many at a time as there are cores; shows progress."""
     require(unsafe)
     with (
-        concurrent.futures.ThreadPoolExecutor(workers or sandbox.cores()) as pool,
+        concurrent.futures.ThreadPoolExecutor(workers or run.cores()) as pool,
         Progress("humaneval", len(answers), "program") as progress,
     ):
         # Programs are found here and not in the pool: parsing sets the filters of warnings.

@@ -32,7 +32,6 @@ from jaxchat.infer.batch import (
     slots_to_fill,
     truncates,
 )
-from jaxchat.infer.calls import Tool
 from jaxchat.infer.device import Emitted, decode_steps, place_prompt, read_prompt, resize_cache
 from jaxchat.infer.request import (
     MAX_ALTERNATIVES,
@@ -53,6 +52,7 @@ from jaxchat.model.kv_cache import Cache, init_cache, slots_of, whole_blocks
 from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tools.calculator import run_tool
+from jaxchat.tools.executor import Tool
 
 __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
 # Dispatches for which fewer slots would do, before the cache is made smaller. To make it smaller

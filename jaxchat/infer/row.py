@@ -11,10 +11,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from jaxchat.infer.calls import Call
 from jaxchat.infer.request import Alternatives, Completion, FinishReason, Request
 from jaxchat.infer.stops import StopWatch
 from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tools.executor import Call
 
 
 class Specials(NamedTuple):

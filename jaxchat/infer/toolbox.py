@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxchat.errors import TokenizerError
-from jaxchat.infer.calls import TOOL_FAILED, Calls, Tool, answer
 from jaxchat.infer.row import Row, Specials
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tools.calculator import run_tool
+from jaxchat.tools.executor import TOOL_FAILED, Calls, Tool, answer
 
 TOOL_SECONDS = 30.0  # a tool that takes longer has failed
 TOOLS_AT_ONCE = 4  # threads

@@ -7,9 +7,9 @@ tool("print(sorted('cab'))")         # "['a', 'b', 'c']"
 
 from __future__ import annotations
 
-from jaxchat.tools import levels
 from jaxchat.tools.calculator import CalculatorError, calculate
-from jaxchat.tools.sandbox import REFUSAL, run_python
+from jaxchat.tools.sandbox import levels
+from jaxchat.tools.sandbox.run import REFUSAL, run_python
 
 SECONDS = 5.0  # of one program
 MAX_CHARS = 1_000  # of what it says, the rest is left out

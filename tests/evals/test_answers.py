@@ -13,7 +13,7 @@ from jaxchat.evals.answers import program_of, split
 from jaxchat.evals.humaneval import grade
 from jaxchat.tasks.base import say
 from jaxchat.tasks.humaneval import CodeProblem
-from jaxchat.tools import levels
+from jaxchat.tools.sandbox import levels
 
 needs_sandbox = pytest.mark.skipif(
     levels.detect().name == "none", reason=f"no sandbox here:\n{levels.describe()}"

@@ -6,7 +6,7 @@ from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.humaneval import grade, grade_many, imports_of
 from jaxchat.tasks.base import say
 from jaxchat.tasks.humaneval import CodeProblem
-from jaxchat.tools import levels
+from jaxchat.tools.sandbox import levels
 
 needs_sandbox = pytest.mark.skipif(
     levels.detect().name == "none", reason=f"no sandbox here:\n{levels.describe()}"

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat.infer.calls import TOOL_FAILED, Calls
 from jaxchat.infer.engine import Engine, Request
+from jaxchat.tools.executor import TOOL_FAILED, Calls
 
 
 @pytest.fixture(scope="module")

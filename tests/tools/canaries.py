@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxchat.tools import launcher
+from jaxchat.tools.sandbox import launcher
 
 SECRET = "canary of jaxchat's tests"
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from jaxchat.tools import levels, sandbox
+from jaxchat.tools.sandbox import levels, run
 
 # In front of every program. REACHED is what must never be printed.
 PRELUDE = """\
@@ -493,12 +493,12 @@ os._exit(3)
 )
 
 
-def prepared(canaries: Mapping[str, str]) -> list[sandbox.Job]:
+def prepared(canaries: Mapping[str, str]) -> list[run.Job]:
     """The programs as jobs, with the canaries' names in them."""
     jobs = []
     for program in PROGRAMS:
         source = re.sub("@([A-Z]+)@", lambda found: canaries[found[1]], program.source)
-        jobs.append(sandbox.Job(f"{PRELUDE}\n{source}", timeout=program.timeout))
+        jobs.append(run.Job(f"{PRELUDE}\n{source}", timeout=program.timeout))
     return jobs
 
 
@@ -508,7 +508,7 @@ def without_namespaces(level: levels.Level) -> levels.Level:
     return dataclasses.replace(level, name=levels.name_of(kept), mechanisms=kept)
 
 
-def refusals(outcome: sandbox.Outcome) -> Iterator[tuple[str, str]]:
+def refusals(outcome: run.Outcome) -> Iterator[tuple[str, str]]:
     """(error, what was tried) of every attempt that failed."""
     for line in outcome.stdout.splitlines():
         if line.startswith("refused "):
@@ -516,7 +516,7 @@ def refusals(outcome: sandbox.Outcome) -> Iterator[tuple[str, str]]:
             yield error, what
 
 
-def stopped_by(outcome: sandbox.Outcome) -> str:
+def stopped_by(outcome: run.Outcome) -> str:
     """Who stopped a program, most of its attempts first; an unknown error as it is."""
     names = [WHO.get(error, error) for error, _ in refusals(outcome)]
     end = "SIGSYS" if "SIGSYS" in outcome.reason else outcome.status

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jaxchat.tools import levels
-from jaxchat.tools.levels import MECHANISMS, REQUIRED, Level
+from jaxchat.tools.sandbox import levels
+from jaxchat.tools.sandbox.levels import MECHANISMS, REQUIRED, Level
 
 
 def test_full_is_everything() -> None:

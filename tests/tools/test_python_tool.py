@@ -2,8 +2,9 @@
 
 import pytest
 
-from jaxchat.tools import levels, python_tool
+from jaxchat.tools import python_tool
 from jaxchat.tools.python_tool import MAX_CHARS, PythonTool, SandboxError
+from jaxchat.tools.sandbox import levels
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxchat.tools.remote import Ended, Opaque, decode, encode
+from jaxchat.tools.sandbox.remote import Ended, Opaque, decode, encode
 
 SIMPLE = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3)

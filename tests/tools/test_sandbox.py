@@ -14,9 +14,9 @@ import hostile_programs
 import pytest
 from hostile_programs import PROGRAMS, Hostile
 
-from jaxchat.tools import levels, process
-from jaxchat.tools.levels import Level
-from jaxchat.tools.sandbox import Job, Outcome, run_job, run_many, run_python
+from jaxchat.tools.sandbox import levels, process
+from jaxchat.tools.sandbox.levels import Level
+from jaxchat.tools.sandbox.run import Job, Outcome, run_job, run_many, run_python
 
 HERE = levels.detect()
 DOCS = Path(__file__).parents[2] / "docs" / "sandbox.md"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat.tools import seccomp
+from jaxchat.tools.sandbox import seccomp
 
 PID = 7
 KILL, EPERM, ENOSYS, ALLOW = 0x80000000, 0x00050001, 0x00050026, 0x7FFF0000

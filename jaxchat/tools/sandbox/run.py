@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxchat.tools import launcher, levels, limits, process
+from jaxchat.tools.sandbox import launcher, levels, limits, process
 
 Status = Literal["ok", "error", "timeout", "memory", "output", "killed", "refused"]
 

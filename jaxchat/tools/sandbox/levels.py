@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxchat.tools import process
+from jaxchat.tools.sandbox import process
 
 LevelName = Literal["full", "partial", "none"]
 

@@ -10,7 +10,7 @@ import ctypes
 import os
 import struct
 
-from jaxchat.tools import kernel
+from jaxchat.tools.sandbox import kernel
 
 TYPE_CHECKING = False  # as in kernel.py
 if TYPE_CHECKING:

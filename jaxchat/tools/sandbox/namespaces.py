@@ -13,7 +13,7 @@ import stat
 import struct
 import sys
 
-from jaxchat.tools import kernel
+from jaxchat.tools.sandbox import kernel
 
 TYPE_CHECKING = False  # as in kernel.py
 if TYPE_CHECKING:

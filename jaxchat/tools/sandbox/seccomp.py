@@ -17,7 +17,7 @@ import errno
 import os
 import struct
 
-from jaxchat.tools import kernel
+from jaxchat.tools.sandbox import kernel
 
 NONE = -1  # the call does not exist on that processor
 

@@ -23,7 +23,7 @@ import sys
 import time
 import types
 
-from jaxchat.tools import confine, namespaces, remote
+from jaxchat.tools.sandbox import confine, namespaces, remote
 
 TYPE_CHECKING = False  # as in kernel.py
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-from jaxchat.tools import kernel, landlock, limits, namespaces, seccomp
+from jaxchat.tools.sandbox import kernel, landlock, limits, namespaces, seccomp
 
 TYPE_CHECKING = False  # as in kernel.py
 if TYPE_CHECKING:

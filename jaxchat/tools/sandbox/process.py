@@ -18,10 +18,11 @@ from pathlib import Path
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}
 GRACE = 5.0  # seconds after the deadline at which the launcher itself is given up
 
-_ROOT = str(Path(__file__).resolve().parents[2])
+_ROOT = str(Path(__file__).resolve().parents[3])
 # A program's sys.path does not name this package's folder, nor does it write bytecode.
 _STUB = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from jaxchat.tools import launcher; "
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from jaxchat.tools.sandbox import launcher; "
     "del sys.path[0]; sys.dont_write_bytecode = True; launcher.main(sys.argv[2:])"
 )
 _CHUNK = 1 << 16

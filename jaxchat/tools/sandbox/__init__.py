@@ -1,0 +1,1 @@
+"""Programs of a model, run where they can do no harm."""
