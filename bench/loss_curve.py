@@ -31,10 +31,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxchat.checkpoints.nanochat_names import params_from_nanochat
 from jaxchat.config.derive import DATA_RATIO, derive_horizon, derive_model
 from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig
 from jaxchat.evals.bpb import bits_per_byte
-from jaxchat.interop.nanochat_names import params_from_nanochat
 from jaxchat.model.backend import PLAIN, Compute, choose_compute
 from jaxchat.model.gpt import init_params
 from jaxchat.optim.optimizer import make_optimizer

@@ -37,6 +37,7 @@ import serve_soak
 from core import write_model
 
 from jaxchat import pipeline, runs
+from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import ModelConfig, RunConfig
@@ -44,7 +45,6 @@ from jaxchat.model import gpt
 from jaxchat.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.tokenizer.special import SPECIAL_TOKENS
-from jaxchat.train.checkpoint import save_params
 
 PEER = Path(__file__).resolve().parent / "nanochat_peer" / "serve.py"
 CONTEXT = 512

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxchat.checkpoints.save import load_params
 from jaxchat.config.machine import lanes
 from jaxchat.config.schema import ModelConfig
 from jaxchat.infer.replicas import make_service
@@ -16,7 +17,6 @@ from jaxchat.model.backend import compute_dtype
 from jaxchat.model.kernels.matmul import Products
 from jaxchat.pipeline import Context
 from jaxchat.run_inputs import tokenizer_of
-from jaxchat.train.checkpoint import load_params
 
 
 def abstract_params(model: ModelConfig) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxchat import core_stage
+from jaxchat.checkpoints.save import remove_checkpoints, save_params
 from jaxchat.config.machine import cores
 from jaxchat.config.schema import MODELS, ModelConfig, RunConfig, TrainConfig
 from jaxchat.data import chat_rows, inputs, prepare, text_rows
@@ -34,7 +35,6 @@ from jaxchat.run_inputs import home_of, hub_of, text_folder, text_of, tokenizer_
 from jaxchat.run_models import load_model, make_engine
 from jaxchat.stage_inputs import INPUTS
 from jaxchat.tools.sandbox import levels
-from jaxchat.train.checkpoint import remove_checkpoints, save_params
 from jaxchat.train.fit import Before, Job, fit
 from jaxchat.train.rl import RLJob, train_rl
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 
 from jaxchat import pipeline, runs
+from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.model.gpt import init_params
 from jaxchat.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
-from jaxchat.train.checkpoint import save_params
 
 DOCUMENT = {
     "run": {"name": "tiny", "depth": 1},

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxchat import cli, pipeline, report, runs
+from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.data.inputs import InputFile, Inputs, read_inputs, write_inputs
 from jaxchat.data.shards import ShardInput, hash_of, prepare_shards
@@ -23,7 +24,6 @@ from jaxchat.evals.core import evaluate
 from jaxchat.model.gpt import forward, init_params
 from jaxchat.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer
-from jaxchat.train.checkpoint import save_params
 
 BUNDLE = Path(__file__).parent / "golden" / "core_bundle"
 CONTEXT = 64

@@ -17,10 +17,10 @@ from compilation import FAST_COMPILATION
 from finished_run import random_params
 
 from jaxchat import cli, eval_stage, pipeline, report, runs, stages
+from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.paths import read_json, write_json
-from jaxchat.train.checkpoint import save_params
 
 ROOT = Path(__file__).parent.parent
 SMALL = (

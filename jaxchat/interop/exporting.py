@@ -11,9 +11,10 @@ import numpy as np
 
 from jaxchat import report, runs
 from jaxchat.chat import open_run
+from jaxchat.checkpoints import huggingface, native, safetensors
 from jaxchat.config.schema import MODELS
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.interop import card, huggingface, native, safetensors
+from jaxchat.interop import card
 from jaxchat.paths import atomic_folder, atomic_open
 from jaxchat.run_inputs import tokenizer_of
 from jaxchat.run_models import load_model

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxchat import pipeline, runs
+from jaxchat.checkpoints import huggingface, nanochat, native
+from jaxchat.checkpoints.foreign import ForeignModel
+from jaxchat.checkpoints.save import hash_params, save_params
 from jaxchat.config import loading
 from jaxchat.config.schema import ImportedConfig, RunConfig
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.interop import huggingface, nanochat, native
-from jaxchat.interop.foreign import ForeignModel
 from jaxchat.paths import atomic_folder
-from jaxchat.train.checkpoint import hash_params, save_params
 
 DEFAULT_STAGE = "sft"
 

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 import jaxchat
+from jaxchat.checkpoints.nanochat_names import nanochat_name
 from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ConfigError
-from jaxchat.interop.nanochat_names import nanochat_name
 
 SCRIPT = Path(jaxchat.__file__).resolve().parents[1] / "bench" / "nanochat_peer" / "generate.py"
 SETTINGS = "sequence_len vocab_size n_layer n_head n_kv_head n_embd window_pattern".split()

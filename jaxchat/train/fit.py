@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from jaxchat.checkpoints.save import Checkpoints
 from jaxchat.config.schema import (
     DEFAULT_COMPUTE,
     ComputeConfig,
@@ -38,7 +39,6 @@ from jaxchat.parallel.stop_consensus import Agreement
 from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
 from jaxchat.signals import Interrupted, stop_requests
-from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.divergence import DivergenceError, Judge, data_index, keep_batch
 from jaxchat.train.exhausted import explained, step_of
 from jaxchat.train.metrics import MetricsLog, read_metrics

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from jaxchat.checkpoints.save import Checkpoints
 from jaxchat.config.memory import Step
 from jaxchat.config.schema import DEFAULT_COMPUTE, ComputeConfig, ModelConfig, OptimConfig, RLConfig
 from jaxchat.evals.chat import pass_rates, sampled_right
@@ -42,7 +43,6 @@ from jaxchat.progress import Progress
 from jaxchat.signals import Interrupted, StopRequest, stop_requests
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.train.checkpoint import Checkpoints
 from jaxchat.train.divergence import DivergenceError, Judge, keep_batch
 from jaxchat.train.exhausted import explained, step_of
 from jaxchat.train.metrics import MetricsLog

@@ -10,16 +10,17 @@ import pytest
 from finished_run import finish_run, random_params, tiny_tokenizer
 
 from jaxchat import pipeline, runs
+from jaxchat.checkpoints import huggingface, native, safetensors
+from jaxchat.checkpoints.huggingface import obstacles
+from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.infer.engine import Engine, Request
-from jaxchat.interop import huggingface, importing, native, safetensors
+from jaxchat.interop import importing
 from jaxchat.interop.exporting import FILES, export_model
-from jaxchat.interop.huggingface import obstacles
 from jaxchat.tokenizer import train_tokenizer
-from jaxchat.train.checkpoint import save_params
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -17,10 +17,11 @@ import pytest
 from torch_writer import save
 
 from jaxchat import chat, pipeline, runs
+from jaxchat.checkpoints import safetensors
+from jaxchat.checkpoints.torch_file import read_torch
 from jaxchat.errors import ArtifactError, ConfigError, TokenizerError
 from jaxchat.evaluation import open_model
-from jaxchat.interop import importing, safetensors
-from jaxchat.interop.torch_file import read_torch
+from jaxchat.interop import importing
 from jaxchat.model.gpt import forward
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.tokenizer.special import SPECIAL_TOKENS

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxchat.checkpoints.nanochat_names import nanochat_name, params_from_nanochat
 from jaxchat.config.schema import ModelConfig
-from jaxchat.interop.nanochat_names import nanochat_name, params_from_nanochat
 from jaxchat.model.gpt import init_params
 
 MODEL = ModelConfig(

@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 
-from jaxchat.interop.pickles import MAX_BYTES, Record, RefusedPickle, read_pickle
+from jaxchat.checkpoints.pickles import MAX_BYTES, Record, RefusedPickle, read_pickle
 
 NAMES = {
     "collections OrderedDict": lambda arguments: dict(arguments),

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.errors import ArtifactError
-from jaxchat.interop.safetensors import (
+from jaxchat.checkpoints.safetensors import (
     FILE,
     INDEX,
     read_model,
     read_safetensors,
     write_safetensors,
 )
+from jaxchat.errors import ArtifactError
 
 TENSORS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),

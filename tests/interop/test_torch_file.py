@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from torch_writer import Tensor, dumps, save
 
+from jaxchat.checkpoints.torch_file import read_torch
 from jaxchat.errors import ArtifactError
-from jaxchat.interop.torch_file import read_torch
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 ONE = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "train"))
 from tiny_rl import CONFIG, lively_params, tiny_job
 
 from jaxchat import processes
+from jaxchat.checkpoints.save import fingerprint
 from jaxchat.config.schema import MeshConfig
 from jaxchat.infer.spread import Spread
 from jaxchat.parallel.mesh import make_mesh
-from jaxchat.train.checkpoint import fingerprint
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.rl import train_rl
 

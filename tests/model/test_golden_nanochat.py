@@ -16,10 +16,10 @@ import optax
 import pytest
 from gpt_reference import logits_of
 
+from jaxchat.checkpoints.nanochat_names import params_from_nanochat
 from jaxchat.config.derive import derive_horizon, derive_model
 from jaxchat.config.schema import OptimConfig
 from jaxchat.evals.bpb import bits_per_byte
-from jaxchat.interop.nanochat_names import params_from_nanochat
 from jaxchat.model import gpt, rope
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.train.step import batch_loss

@@ -16,12 +16,12 @@ import numpy as np
 import optax
 
 from jaxchat import pipeline, runs
+from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.model import gpt
 from jaxchat.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.tokenizer.chat_format import Conversation, Part, render
-from jaxchat.train.checkpoint import save_params
 
 RUN = "tiny"
 CONTEXT = 512

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from tiny_training import CLASSIC, CLASSIC_OPTIM, random_params
 
+from jaxchat.checkpoints.save import Checkpoints, fingerprint, hash_params, load_params, save_params
 from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.optim.stacking import stack
 from jaxchat.parallel.mesh import make_mesh, replicated
-from jaxchat.train.checkpoint import Checkpoints, fingerprint, hash_params, load_params, save_params
 from jaxchat.train.step import TrainState, init_state
 
 # Where Orbax cannot restore, it leaves coroutines that were never awaited.

@@ -10,9 +10,9 @@ import pytest
 from disk import remount
 from tiny_training import CLASSIC, TRAIN, random_params, tiny_job
 
+from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.data.rows import RowSource
 from jaxchat.errors import explain
-from jaxchat.train.checkpoint import Checkpoints, hash_params
 from jaxchat.train.fit import fit
 from jaxchat.train.metrics import read_metrics
 

@@ -18,6 +18,7 @@ import tiny_training
 from tiny_training import CLASSIC, TRAIN, VOCAB, T, random_params, tiny_job, write_tiny_rows
 
 import jaxchat.train.fit as fit_module
+from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.data.prefetch import AHEAD
 from jaxchat.data.rows import RowSource, training_batches
@@ -28,7 +29,6 @@ from jaxchat.profiling.capture import Capture
 from jaxchat.profiling.request import parse
 from jaxchat.profiling.summary import read_profile
 from jaxchat.signals import Interrupted, stop_requests
-from jaxchat.train.checkpoint import Checkpoints, hash_params
 from jaxchat.train.fit import (
     FitResult,
     Job,

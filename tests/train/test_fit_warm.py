@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_training import MODERN, MODERN_OPTIM, TOKENIZER, TRAIN, random_params, tiny_job
 
+from jaxchat.checkpoints.save import Checkpoints, hash_params, remove_checkpoints
 from jaxchat.config.schema import MeshConfig, StageOptimConfig
 from jaxchat.data.rows import RowSource
 from jaxchat.errors import ArtifactError
@@ -18,7 +19,6 @@ from jaxchat.optim.muon import MomentumState
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.signals import Interrupted
-from jaxchat.train.checkpoint import Checkpoints, hash_params, remove_checkpoints
 from jaxchat.train.fit import Before, Job, fit
 from jaxchat.train.step import init_state
 

@@ -13,6 +13,7 @@ from hub_replica import TASKS
 from tiny_training import CLASSIC, TRAIN, VOCAB, random_params, tiny_job
 
 from jaxchat import runs
+from jaxchat.checkpoints.save import hash_params
 from jaxchat.config import loading
 from jaxchat.evals.samples import COMPLETIONS
 from jaxchat.pipeline import Context
@@ -21,7 +22,6 @@ from jaxchat.report.curves import make_curve
 from jaxchat.report.drawings import Drawn, stage_figures
 from jaxchat.signals import Interrupted
 from jaxchat.stage_inputs import learned
-from jaxchat.train.checkpoint import hash_params
 from jaxchat.train.fit import Job, fit
 from jaxchat.train.metrics import read_metrics
 

@@ -18,6 +18,7 @@ import tiny_rl
 from tiny_rl import CONFIG as TINY
 from tiny_rl import MODEL, TOKENIZER, Even, lively_params, make_engine, tiny_job
 
+from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, RLConfig
 from jaxchat.evals.chat import answer, parts_of
 from jaxchat.infer.engine import Engine
@@ -30,7 +31,6 @@ from jaxchat.tasks import Problem
 from jaxchat.tasks.base import Split, say
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import Part
-from jaxchat.train.checkpoint import Checkpoints, hash_params
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.rl import RLJob, RLResult, give_weights, train_rl
 from jaxchat.train.rollouts import sample_rollouts

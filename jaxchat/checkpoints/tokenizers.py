@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxchat.checkpoints import pickled_tokenizer
 from jaxchat.errors import ArtifactError
-from jaxchat.interop import pickled_tokenizer
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer.huggingface import OWN_FILE
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxchat.checkpoints.foreign import ForeignModel
+from jaxchat.checkpoints.nanochat_names import params_from_nanochat
+from jaxchat.checkpoints.tokenizers import find_tokenizer
+from jaxchat.checkpoints.torch_file import read_torch
 from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ArtifactError
-from jaxchat.interop.foreign import ForeignModel
-from jaxchat.interop.nanochat_names import params_from_nanochat
-from jaxchat.interop.tokenizers import find_tokenizer
-from jaxchat.interop.torch_file import read_torch
 from jaxchat.paths import read_json, sha256_file
 
 # The folders that its scripts write into, and what they are here.

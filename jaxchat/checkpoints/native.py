@@ -15,24 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from jaxchat.config import loading
-from jaxchat.config.schema import MODELS, RunConfig
-from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.interop import safetensors
-from jaxchat.interop.foreign import ForeignModel
-from jaxchat.interop.huggingface import (
+from jaxchat.checkpoints import safetensors
+from jaxchat.checkpoints.foreign import ForeignModel
+from jaxchat.checkpoints.huggingface import (
     TOKENIZER_HASH,
     WEIGHTS_HASH,
     check_tokenizer,
     check_weights,
 )
-from jaxchat.interop.tensors import from_params, to_params
-from jaxchat.interop.tokenizers import find_tokenizer
+from jaxchat.checkpoints.save import hash_params
+from jaxchat.checkpoints.tensors import from_params, to_params
+from jaxchat.checkpoints.tokenizers import find_tokenizer
+from jaxchat.config import loading
+from jaxchat.config.schema import MODELS, RunConfig
+from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.model.gpt import Params
 from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.paths import read_json, sha256_file, write_json
 from jaxchat.tokenizer import Tokenizer
-from jaxchat.train.checkpoint import hash_params
 
 FILE = "jaxchat.json"
 FORMAT = "jaxchat-model-1"

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxchat.checkpoints.tensors import to_params
 from jaxchat.config.schema import ModelConfig
-from jaxchat.interop.tensors import to_params
 from jaxchat.model.gpt import Params
 
 

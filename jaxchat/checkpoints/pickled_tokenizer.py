@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jaxchat.checkpoints.pickles import MAX_BYTES, Record, RefusedPickle, read_pickle
 from jaxchat.errors import TokenizerError
-from jaxchat.interop.pickles import MAX_BYTES, Record, RefusedPickle, read_pickle
 from jaxchat.tokenizer import Tokenizer
 
 FILE = "tokenizer.pkl"

@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
+from jaxchat.checkpoints import safetensors
+from jaxchat.checkpoints.foreign import ForeignModel
+from jaxchat.checkpoints.save import hash_params
+from jaxchat.checkpoints.tensors import VOCAB_TILE, from_params, to_params
+from jaxchat.checkpoints.tokenizers import find_tokenizer
 from jaxchat.config.derive import windows
 from jaxchat.config.schema import MODELS, ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.interop import safetensors
-from jaxchat.interop.foreign import ForeignModel
-from jaxchat.interop.tensors import VOCAB_TILE, from_params, to_params
-from jaxchat.interop.tokenizers import find_tokenizer
 from jaxchat.model.gpt import Params
 from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.paths import read_json, sha256_file, write_json
 from jaxchat.tokenizer import Tokenizer
-from jaxchat.train.checkpoint import hash_params
 
 CONFIG = "config.json"
 ARCHITECTURE = "NanoChatForCausalLM"

@@ -18,8 +18,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxchat.checkpoints.pickles import MAX_BYTES, Name, Names, RefusedPickle, read_pickle
 from jaxchat.errors import ArtifactError
-from jaxchat.interop.pickles import MAX_BYTES, Name, Names, RefusedPickle, read_pickle
 
 _STORAGES = {
     "torch FloatStorage": np.dtype(np.float32),
