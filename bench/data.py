@@ -27,10 +27,10 @@ import numpy as np
 
 from jaxchat import paths
 from jaxchat.config.machine import cores, processor
+from jaxchat.data.loader import ShardedRows
 from jaxchat.data.packing import TextStatistics
 from jaxchat.data.rows import training_batches
 from jaxchat.data.shards import Prepared, ShardInput, local_inputs, prepare_shards
-from jaxchat.data.stream import ShardedRows
 from jaxchat.data.textfiles import TextFiles
 from jaxchat.plan import table
 from jaxchat.tokenizer import Tokenizer, train_tokenizer

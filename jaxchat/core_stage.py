@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxchat.config.schema import NOWHERE, RunConfig
-from jaxchat.data import eval_bundle
-from jaxchat.data.web import WebError
+from jaxchat.data.download import eval_bundle
+from jaxchat.data.download.web import WebError
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core import kept
 from jaxchat.evals.core.bundle import Bundle, read_bundle

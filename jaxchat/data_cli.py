@@ -14,7 +14,7 @@ from jaxchat.errors import ConfigError
 from jaxchat.progress import Progress
 
 if TYPE_CHECKING:
-    from jaxchat.data.hub import Hub
+    from jaxchat.data.download.hub import Hub
     from jaxchat.data.registry import Source
 
 ALL = "all"
@@ -69,7 +69,8 @@ def _shards(text: str) -> int | str:
 
 def list_command(args: argparse.Namespace) -> int:
     """Prints a table of the sources; asks no server."""
-    from jaxchat.data import hub, registry
+    from jaxchat.data import registry
+    from jaxchat.data.download import hub
 
     opened = hub.open_hub(paths.home(args.home), base_url=args.base_url, offline=True)
     rows = [("", "what", "rows", "size", "here", "licence", "where")]
@@ -95,8 +96,9 @@ def list_command(args: argparse.Namespace) -> int:
 
 def download_command(args: argparse.Namespace) -> int:
     """Downloads sources and says where they are."""
-    from jaxchat.data import cache, hub, registry
-    from jaxchat.data.download import bytes_here, download
+    from jaxchat.data import registry
+    from jaxchat.data.download import cache, hub
+    from jaxchat.data.download.transfer import bytes_here, download
 
     sources = [registry.find(name) for name in dict.fromkeys(args.names)]
     _check_shards(sources, args.shards)
@@ -160,7 +162,7 @@ def _size(size: float) -> str:
 
 def _here(opened: Hub, source: Source) -> str:
     """What of a source is in the cache: `12 of 1,823 files`."""
-    from jaxchat.data import cache
+    from jaxchat.data.download import cache
 
     listing = opened.kept(source)
     if listing is None:

@@ -114,7 +114,7 @@ def _of_folder(args: argparse.Namespace) -> str:
 def _of_run(args: argparse.Namespace) -> str:
     from jaxchat import runs
     from jaxchat.config.machine import cores
-    from jaxchat.data.hub import open_hub
+    from jaxchat.data.download.hub import open_hub
     from jaxchat.data.inputs import read_inputs
     from jaxchat.data.prepare import load_tokenizer
     from jaxchat.data.text_rows import prepare_text, text_folder

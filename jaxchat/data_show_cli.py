@@ -132,7 +132,7 @@ def _downloaded(root: Path, name: str, split: str) -> list[Path]:
     Raises ArtifactError when they have not been downloaded.
     """
     from jaxchat.data import inputs, registry
-    from jaxchat.data.hub import open_hub
+    from jaxchat.data.download.hub import open_hub
 
     source = registry.SOURCES.get(name)
     if source is None or source.kind != "chat":

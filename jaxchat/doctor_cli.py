@@ -70,7 +70,7 @@ def find(args: argparse.Namespace, root: Path, config: RunConfig) -> list[Check]
 def _of_tier(
     args: argparse.Namespace, root: Path, config: RunConfig, *, with_devices: bool
 ) -> list[Check]:
-    from jaxchat.data.hub import open_hub
+    from jaxchat.data.download.hub import open_hub
     from jaxchat.doctor import sources, tier
 
     found = tier.find_here() if with_devices else None

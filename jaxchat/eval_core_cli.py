@@ -61,7 +61,7 @@ def core_command(args: argparse.Namespace) -> int:
     """Evaluates, and prints the table."""
     from jaxchat import runs
     from jaxchat.config.schema import MeshConfig
-    from jaxchat.data import eval_bundle
+    from jaxchat.data.download import eval_bundle
     from jaxchat.evals.core.bundle import read_bundle
 
     root = paths.home(getattr(args, "home", None))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxchat.data import inputs, prepare, text_rows
-from jaxchat.data.hub import Hub, open_hub
+from jaxchat.data.download.hub import Hub, open_hub
+from jaxchat.data.loader import HeldOutRows, ShardedRows
 from jaxchat.data.shard_folder import is_whole
-from jaxchat.data.stream import HeldOutRows, ShardedRows
 from jaxchat.pipeline import Context
 from jaxchat.preparer import Preparer
 from jaxchat.tasks.base import Split

@@ -14,8 +14,9 @@ from jaxchat import core_stage
 from jaxchat.checkpoints.save import remove_checkpoints, save_params
 from jaxchat.config.machine import cores
 from jaxchat.config.schema import MODELS, ModelConfig, RunConfig, TrainConfig
-from jaxchat.data import chat_rows, inputs, prepare, text_rows
+from jaxchat.data import inputs, prepare, text_rows
 from jaxchat.data.changes import own_files_changed
+from jaxchat.data.chat import build_chat_rows
 from jaxchat.data.rows import RowSource
 from jaxchat.errors import ConfigError
 from jaxchat.eval_stage import run_eval
@@ -105,7 +106,7 @@ def run_rows(context: Context) -> dict[str, Any]:
         raise ConfigError(no_held_out(config, read))
     if not told:
         told = {"base_heldout": text_counts(len(rows.held_out), config.model)}
-    chat = chat_rows.build_chat_rows(config, read, tokenizer, rows.by_split, folder)
+    chat = build_chat_rows(config, read, tokenizer, rows.by_split, folder)
     if config.imported.trains("base"):
         rows.train.take(np.arange(1), config.seed)  # waits until training can begin
     else:

@@ -16,9 +16,9 @@ from jaxchat import plan
 from jaxchat.cli import main
 from jaxchat.config import loading, memory
 from jaxchat.data import registry
-from jaxchat.data.download import download
-from jaxchat.data.hub import Hub, open_hub
-from jaxchat.data.web import Patience, Web
+from jaxchat.data.download.hub import Hub, open_hub
+from jaxchat.data.download.transfer import download
+from jaxchat.data.download.web import Patience, Web
 from jaxchat.doctor import sources, tier
 from jaxchat.doctor.speed import Speed, in_turns, measure_speed
 

@@ -257,7 +257,7 @@ def bits_by_hand(home, rows):
 
 
 def test_bits_per_byte_of_both_splits(home, capsys):
-    from jaxchat.data.stream import HeldOutRows, ShardedRows
+    from jaxchat.data.loader import HeldOutRows, ShardedRows
 
     assert command(home, "bpb", "--rows", "13") == 0
     told = capsys.readouterr().out.splitlines()

@@ -16,11 +16,12 @@ from typing import Any
 
 from jaxchat import paths
 from jaxchat.config.schema import DataConfig, RunConfig
-from jaxchat.data import cache, corpus, own, registry
-from jaxchat.data.cache import RemoteFile
+from jaxchat.data import corpus, own, registry
 from jaxchat.data.conversations import chat_source, is_own
-from jaxchat.data.download import download
-from jaxchat.data.hub import Hub
+from jaxchat.data.download import cache
+from jaxchat.data.download.cache import RemoteFile
+from jaxchat.data.download.hub import Hub
+from jaxchat.data.download.transfer import download
 from jaxchat.data.own import NOTHING, Own
 from jaxchat.data.shards import ShardInput, hash_of
 from jaxchat.data.splitting import split_file

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jaxchat.config.schema import RunConfig
-from jaxchat.data.cache import RemoteFile
-from jaxchat.data.download import download
-from jaxchat.data.hub import Hub
+from jaxchat.data.download.cache import RemoteFile
+from jaxchat.data.download.hub import Hub
+from jaxchat.data.download.transfer import download
 from jaxchat.data.inputs import InputFile, Inputs, text_files
 from jaxchat.data.packing import VERSION
 from jaxchat.data.shards import Prepared, ShardInput, prepare_shards

@@ -11,11 +11,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from jaxchat.config.schema import RunConfig
-from jaxchat.data import cache, inputs, registry
+from jaxchat.data import inputs, registry
 from jaxchat.data.conversations import is_own
-from jaxchat.data.hub import Hub
+from jaxchat.data.download import cache
+from jaxchat.data.download.hub import Hub
+from jaxchat.data.download.web import Passing, Patience, Unsupported, WebError
 from jaxchat.data.registry import Source
-from jaxchat.data.web import Passing, Patience, Unsupported, WebError
 from jaxchat.doctor.check import Check
 from jaxchat.errors import ArtifactError
 

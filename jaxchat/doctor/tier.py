@@ -11,7 +11,8 @@ from jaxchat import paths, plan
 from jaxchat.config import memory
 from jaxchat.config.machine import free_memory_bytes
 from jaxchat.config.schema import RunConfig
-from jaxchat.data import cache, inputs, registry
+from jaxchat.data import inputs, registry
+from jaxchat.data.download import cache
 from jaxchat.doctor.check import Check
 from jaxchat.doctor.speed import Speed
 from jaxchat.errors import ConfigError

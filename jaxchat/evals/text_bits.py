@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.data.stream import HeldOutRows, ShardedRows
+from jaxchat.data.loader import HeldOutRows, ShardedRows
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.model.backend import Compute

@@ -22,10 +22,10 @@ import tiktoken
 
 from jaxchat import paths
 from jaxchat.config.schema import NOWHERE
-from jaxchat.data.cache import RemoteFile
-from jaxchat.data.download import download
-from jaxchat.data.hub import Hub
-from jaxchat.data.web import WebError, check_address
+from jaxchat.data.download.cache import RemoteFile
+from jaxchat.data.download.hub import Hub
+from jaxchat.data.download.transfer import download
+from jaxchat.data.download.web import WebError, check_address
 from jaxchat.paths import tiktoken_cache
 from jaxchat.tokenizer.huggingface import byte_alphabet
 from jaxchat.tokenizer.patterns import PATTERNS

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxchat.checkpoints import huggingface, native
-from jaxchat.data import cache
-from jaxchat.data.cache import RemoteFile
-from jaxchat.data.download import download
-from jaxchat.data.hub import Hub, open_hub
+from jaxchat.data.download import cache
+from jaxchat.data.download.cache import RemoteFile
+from jaxchat.data.download.hub import Hub, open_hub
+from jaxchat.data.download.transfer import download
 from jaxchat.data.registry import Source
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import offline_by

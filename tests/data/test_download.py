@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from hub_server import COMMIT, Fault, HubServer, until
 
-from jaxchat.data import cache
-from jaxchat.data.cache import RemoteFile
-from jaxchat.data.download import bytes_here, download
-from jaxchat.data.hub import Hub
+from jaxchat.data.download import cache
+from jaxchat.data.download.cache import RemoteFile
+from jaxchat.data.download.hub import Hub
+from jaxchat.data.download.transfer import bytes_here, download
+from jaxchat.data.download.web import Patience, Web, WebError
 from jaxchat.data.registry import Source
-from jaxchat.data.web import Patience, Web, WebError
 from jaxchat.errors import ArtifactError
 
 REPO = "someone/shards"

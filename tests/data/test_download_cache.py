@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat.data import cache
-from jaxchat.data.cache import RemoteFile
-from jaxchat.data.web import Stopped
+from jaxchat.data.download import cache
+from jaxchat.data.download.cache import RemoteFile
+from jaxchat.data.download.web import Stopped
 
 DATA = b"some bytes"
 

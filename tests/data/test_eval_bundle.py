@@ -13,10 +13,10 @@ from hub_replica import BUNDLE, bundle_url, write_bundle
 from hub_replica import TASKS as FOLDER
 from hub_server import Fault, HubServer, until
 
-from jaxchat.data import eval_bundle
-from jaxchat.data.eval_bundle import check_bundle, fetch_bundle, unpack
-from jaxchat.data.hub import Hub
-from jaxchat.data.web import Patience, Web, WebError
+from jaxchat.data.download import eval_bundle
+from jaxchat.data.download.eval_bundle import check_bundle, fetch_bundle, unpack
+from jaxchat.data.download.hub import Hub
+from jaxchat.data.download.web import Patience, Web, WebError
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.paths import sha256_file
@@ -25,7 +25,7 @@ QUICK = Patience(tries=2, first_tries=1, wait=0.01, longest_wait=0.02, stall=120
 FETCH = """
 import sys
 from pathlib import Path
-from jaxchat.data.eval_bundle import fetch_bundle
+from jaxchat.data.download.eval_bundle import fetch_bundle
 fetch_bundle(Path(sys.argv[1]), sys.argv[2])
 """
 
@@ -156,7 +156,7 @@ def test_nothing_is_written_outside_the_folder(tmp_path, name):
 
 
 def test_a_bundle_that_is_too_large_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxchat.data.eval_bundle.MAX_BYTES", 1_000)
+    monkeypatch.setattr("jaxchat.data.download.eval_bundle.MAX_BYTES", 1_000)
     with pytest.raises(ArtifactError, match="of at most 1,000 bytes"):
         unpack(write_bundle(tmp_path / "large.zip"), tmp_path / "bundle")
 

@@ -9,11 +9,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from hub_server import COMMIT, Fault, HubServer
 
-from jaxchat.data import cache, registry
-from jaxchat.data.download import download
-from jaxchat.data.hub import Hub, open_hub
+from jaxchat.data import registry
+from jaxchat.data.download import cache
+from jaxchat.data.download.hub import Hub, open_hub
+from jaxchat.data.download.transfer import download
+from jaxchat.data.download.web import Patience, Web, WebError
 from jaxchat.data.registry import SOURCES, Source
-from jaxchat.data.web import Patience, Web, WebError
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import DEFAULT_HUB, hub_token, sha256_file
 

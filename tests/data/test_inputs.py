@@ -15,8 +15,8 @@ from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.data import inputs, prepare
 from jaxchat.data.changes import own_files_changed
-from jaxchat.data.hub import Hub
-from jaxchat.data.web import Web
+from jaxchat.data.download.hub import Hub
+from jaxchat.data.download.web import Web
 from jaxchat.errors import ArtifactError, ConfigError
 
 CONFIG = """

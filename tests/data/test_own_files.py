@@ -13,10 +13,10 @@ import pytest
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.data import checksums, inputs
+from jaxchat.data.download.hub import Hub
+from jaxchat.data.download.web import Web
 from jaxchat.data.files.folders import Listing
-from jaxchat.data.hub import Hub
 from jaxchat.data.shards import local_inputs
-from jaxchat.data.web import Web
 from jaxchat.errors import ConfigError
 from jaxchat.paths import read_json, sha256_text, write_json
 from jaxchat.pipeline import FORMAT, Context, Stage, _as_text, run_stages

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_shards import ROW, TOKENIZER, contents, prepare, write_texts
 
-from jaxchat.data import stream
+from jaxchat.data import loader
+from jaxchat.data.loader import HeldOutRows, ShardedRows, permutation
 from jaxchat.data.prefetch import prefetched
 from jaxchat.data.rows import training_batches, validation_batches
 from jaxchat.data.shard_folder import ShardFolder
-from jaxchat.data.stream import HeldOutRows, ShardedRows, permutation
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import write_json
 
@@ -156,7 +156,7 @@ def test_the_held_out_rows_are_the_last_files_in_order(whole: Path) -> None:
 def test_training_begins_with_the_first_window_and_waits_for_the_next(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "PLAIN_INTERVAL", 0.3)
+    monkeypatch.setattr(loader, "PLAIN_INTERVAL", 0.3)
     folder = copied(whole, tmp_path / "out", "shard_0000[01].*")
     source = ShardedRows(folder, TOKENIZER.hash, window=WINDOW, alive=lambda: None)
     expected = ShardedRows(whole, TOKENIZER.hash, window=WINDOW)

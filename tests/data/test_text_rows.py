@@ -11,11 +11,11 @@ from tiny_shards import TOKENIZER
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.data import text_rows
-from jaxchat.data.hub import Hub
+from jaxchat.data.download.hub import Hub
+from jaxchat.data.download.web import Web
 from jaxchat.data.inputs import Inputs, gather, read_inputs
 from jaxchat.data.shard_folder import is_whole
 from jaxchat.data.text_rows import prepare_text, text_hash
-from jaxchat.data.web import Web
 from jaxchat.errors import ArtifactError
 
 CONFIG = """

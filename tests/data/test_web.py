@@ -11,10 +11,18 @@ import pytest
 from hub_server import COMMIT, Fault, HubServer
 
 from jaxchat import paths
-from jaxchat.data.download import download
-from jaxchat.data.hub import Hub
+from jaxchat.data.download.hub import Hub
+from jaxchat.data.download.transfer import download
+from jaxchat.data.download.web import (
+    Passing,
+    Patience,
+    Web,
+    WebError,
+    _Redirects,
+    check_address,
+    fetch_text,
+)
 from jaxchat.data.registry import Source
-from jaxchat.data.web import Passing, Patience, Web, WebError, _Redirects, check_address, fetch_text
 from jaxchat.errors import ConfigError
 
 QUICK = Patience(tries=3, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)

@@ -8,8 +8,8 @@ import importlib.metadata
 import pytest
 from hub_server import Fault, HubServer
 
-from jaxchat.data.hub import Hub
-from jaxchat.data.web import Patience, Web
+from jaxchat.data.download.hub import Hub
+from jaxchat.data.download.web import Patience, Web
 from jaxchat.evals import compression, vocabularies
 from jaxchat.tokenizer import Tokenizer
 

@@ -32,9 +32,8 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
 
 from jaxchat.data import registry
-from jaxchat.data.cache import RemoteFile
-from jaxchat.data.registry import Source
-from jaxchat.data.web import (
+from jaxchat.data.download.cache import RemoteFile
+from jaxchat.data.download.web import (
     Passing,
     Patience,
     Tries,
@@ -44,6 +43,7 @@ from jaxchat.data.web import (
     check_address,
     fetch_text,
 )
+from jaxchat.data.registry import Source
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import (
     DEFAULT_HUB,

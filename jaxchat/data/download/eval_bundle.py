@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jaxchat import paths
-from jaxchat.data import cache
-from jaxchat.data.cache import RemoteFile
-from jaxchat.data.download import download
-from jaxchat.data.hub import Hub, measured
-from jaxchat.data.web import Web, WebError, check_address
+from jaxchat.data.download import cache
+from jaxchat.data.download.cache import RemoteFile
+from jaxchat.data.download.hub import Hub, measured
+from jaxchat.data.download.transfer import download
+from jaxchat.data.download.web import Web, WebError, check_address
 from jaxchat.errors import ArtifactError
 from jaxchat.progress import Progress
 

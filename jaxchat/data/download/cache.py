@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jaxchat import paths
-from jaxchat.data.web import Stopped
+from jaxchat.data.download.web import Stopped
 from jaxchat.errors import ArtifactError
 
 MARGIN = 1 << 30  # bytes that stay free on the disk

@@ -12,6 +12,7 @@ import numpy as np
 from jaxchat.config.schema import RunConfig, TrainConfig
 from jaxchat.data.conversations import chat_source, in_order, train_split
 from jaxchat.data.inputs import Inputs
+from jaxchat.data.loader import HeldOutRows, ShardedRows
 from jaxchat.data.packing import (
     ChatStatistics,
     Ids,
@@ -24,7 +25,6 @@ from jaxchat.data.packing import (
 )
 from jaxchat.data.prepare import FIRST_INDEX, mixture, run_tasks
 from jaxchat.data.rows import write_rows
-from jaxchat.data.stream import HeldOutRows, ShardedRows
 from jaxchat.errors import ConfigError
 from jaxchat.paths import sha256_text
 from jaxchat.progress import Progress

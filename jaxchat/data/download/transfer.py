@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxchat.data import cache
-from jaxchat.data.cache import Digest, RemoteFile
-from jaxchat.data.web import OutOfRange, Passing, Stopped, Tries, Web, WebError
+from jaxchat.data.download import cache
+from jaxchat.data.download.cache import Digest, RemoteFile
+from jaxchat.data.download.web import OutOfRange, Passing, Stopped, Tries, Web, WebError
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import offline_by
 

@@ -1,0 +1,1 @@
+"""Files from the network: resumed, checked, cached, and found by dataset."""
