@@ -25,9 +25,9 @@ from core import weights, write_model
 
 from jaxchat.config.machine import lanes
 from jaxchat.config.schema import ComputeConfig, ModelConfig
-from jaxchat.infer.engine import Request
-from jaxchat.infer.replicas import make_service
-from jaxchat.infer.service import Service
+from jaxchat.inference.engine import Request
+from jaxchat.inference.replicas import make_service
+from jaxchat.inference.service import Service
 from jaxchat.model.backend import choose_products
 from jaxchat.runs import read_config
 from jaxchat.tasks.arithmetic import ArithmeticTask

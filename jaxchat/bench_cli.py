@@ -15,7 +15,7 @@ from jaxchat.parallel.launch_env import start_jax
 
 if TYPE_CHECKING:
     from jaxchat.config.schema import ModelConfig
-    from jaxchat.infer.measure import Reading
+    from jaxchat.inference.measure import Reading
     from jaxchat.tokenizer import Tokenizer
 
 FORMAT = "jaxchat-bench-inference-1"
@@ -68,8 +68,8 @@ def inference_command(args: argparse.Namespace) -> int:
     if not args.depth:
         runs.find(root, args.run)  # says what is missing, before JAX starts
     start_jax(MeshConfig(), root / "xla")
-    from jaxchat.infer.engine import ROUNDED_SLOTS
-    from jaxchat.infer.measure import device_bandwidth, measure
+    from jaxchat.inference.engine import ROUNDED_SLOTS
+    from jaxchat.inference.measure import device_bandwidth, measure
     from jaxchat.interop.nanochat_peer import check_checkout
     from jaxchat.model.backend import choose_products, compute_dtype
     from jaxchat.progress import Progress

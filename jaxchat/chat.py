@@ -12,9 +12,9 @@ from jaxchat import runs
 from jaxchat.config.derive import count_params
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
-from jaxchat.infer.engine import Engine, Request
-from jaxchat.infer.request import ROOM
-from jaxchat.infer.transcript import PartStream, printable
+from jaxchat.inference.engine import Engine, Request
+from jaxchat.inference.request import ROOM
+from jaxchat.inference.transcript import PartStream, printable
 from jaxchat.pipeline import Context, read_current
 from jaxchat.run_inputs import tokenizer_of
 from jaxchat.run_models import load_model

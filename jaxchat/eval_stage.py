@@ -35,7 +35,7 @@ from jaxchat.evals.chat import (
 )
 from jaxchat.evals.parts import PARTS, TASK, Found, Part, Parts, record
 from jaxchat.evals.text_bits import TextRows, TextSplit, bits_of_text
-from jaxchat.infer.service import Service
+from jaxchat.inference.service import Service
 from jaxchat.model.backend import Compute, compute_dtype
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.paths import sha256_text, sweep

@@ -18,8 +18,8 @@ from jaxchat.config.schema import TrainConfig
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
-from jaxchat.infer.engine import Engine
-from jaxchat.infer.weights import gathered
+from jaxchat.inference.engine import Engine
+from jaxchat.inference.weights import gathered
 from jaxchat.pipeline import Context
 from jaxchat.run_inputs import tokenizer_of
 

@@ -10,8 +10,8 @@ import jax
 from jaxchat.checkpoints.save import load_params
 from jaxchat.config.machine import lanes
 from jaxchat.config.schema import ModelConfig
-from jaxchat.infer.replicas import make_service
-from jaxchat.infer.service import Service
+from jaxchat.inference.replicas import make_service
+from jaxchat.inference.service import Service
 from jaxchat.model import gpt
 from jaxchat.model.backend import compute_dtype
 from jaxchat.model.kernels.matmul import Products

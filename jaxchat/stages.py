@@ -21,8 +21,8 @@ from jaxchat.data.rows import RowSource
 from jaxchat.errors import ConfigError
 from jaxchat.eval_stage import run_eval
 from jaxchat.evals import compression, vocabularies
-from jaxchat.infer.spread import Spread
-from jaxchat.infer.weights import gathered
+from jaxchat.inference.multihost import Spread
+from jaxchat.inference.weights import gathered
 from jaxchat.model import gpt
 from jaxchat.model.backend import choose_products, compute_dtype
 from jaxchat.parallel.mesh import make_mesh

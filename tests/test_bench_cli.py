@@ -6,7 +6,7 @@ import pytest
 
 from jaxchat import bench_cli, cli
 from jaxchat.bench_cli import table
-from jaxchat.infer.measure import Reading
+from jaxchat.inference.measure import Reading
 
 
 def test_the_table_has_a_ratio_where_both_were_measured():

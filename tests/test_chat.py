@@ -14,8 +14,8 @@ from jaxchat.cli import main
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
-from jaxchat.infer.engine import Engine
-from jaxchat.infer.transcript import printable
+from jaxchat.inference.engine import Engine
+from jaxchat.inference.transcript import printable
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer.chat_format import Part, render_prompt
 

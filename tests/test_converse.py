@@ -19,7 +19,7 @@ from jaxchat import chat, converse
 from jaxchat.chat import Chat, Sampling
 from jaxchat.cli import main
 from jaxchat.converse import HELP, PLAIN, TERMINAL, Session
-from jaxchat.infer.transcript import Scribe, as_text, printable
+from jaxchat.inference.transcript import Scribe, as_text, printable
 from jaxchat.signals import Interrupted
 from jaxchat.tasks.custom import Custom
 from jaxchat.tokenizer import render_prompt

@@ -13,7 +13,7 @@ from jaxchat import cli
 from jaxchat.config import loading, numbers
 from jaxchat.config.numbers import NumberError
 from jaxchat.errors import ConfigError
-from jaxchat.infer.request import EngineError, Request
+from jaxchat.inference.request import EngineError, Request
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import run_speedrun

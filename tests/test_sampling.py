@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat import sampling
-from jaxchat.sampling import Sampling
+from jaxchat.inference import sampling
+from jaxchat.inference.sampling import Sampling
 
 
 @functools.partial(jax.jit, static_argnames="truncate")

@@ -9,8 +9,8 @@ from typing import Any
 
 from jaxchat.evals.chatcore import pass_at
 from jaxchat.evals.letters import choose_letters
-from jaxchat.infer.request import Completion, Request, cut_prompt
-from jaxchat.infer.service import Service
+from jaxchat.inference.request import Completion, Request, cut_prompt
+from jaxchat.inference.service import Service
 from jaxchat.progress import Progress
 from jaxchat.tasks import Problem, Task
 from jaxchat.tasks.dataset import FixedTask

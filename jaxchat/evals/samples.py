@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxchat.infer.request import Request
-from jaxchat.infer.service import Service
-from jaxchat.infer.transcript import as_text
+from jaxchat.inference.request import Request
+from jaxchat.inference.service import Service
+from jaxchat.inference.transcript import as_text
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import parse_completion, render_prompt
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxchat.evals import compression
-from jaxchat.infer.transcript import as_text
+from jaxchat.inference.transcript import as_text
 from jaxchat.report import text
 from jaxchat.report.metrics import MODELS, metrics_cells
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxchat.infer.transcript import printable
+from jaxchat.inference.transcript import printable
 from jaxchat.plan import size
 from jaxchat.progress import duration
 from jaxchat.report.gather import TITLES

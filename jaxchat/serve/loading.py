@@ -16,7 +16,7 @@ from jaxchat.config.derive import count_params
 from jaxchat.config.machine import cores, free_memory_bytes
 from jaxchat.config.schema import ModelConfig, ServeConfig
 from jaxchat.errors import OutOfMemory
-from jaxchat.infer.replicas import make_service
+from jaxchat.inference.replicas import make_service
 from jaxchat.model.backend import choose_products, compute_dtype
 from jaxchat.model.kv_cache import init_cache
 from jaxchat.pipeline import done_file

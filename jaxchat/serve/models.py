@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.infer.service import Service
+from jaxchat.inference.service import Service
 from jaxchat.serve.failures import ApiError
 from jaxchat.tokenizer.bpe import Tokenizer
 

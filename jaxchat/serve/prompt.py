@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 
 from jaxchat.config.schema import ServeConfig
-from jaxchat.infer.engine import EngineError, Request
+from jaxchat.inference.engine import EngineError, Request
 from jaxchat.serve.failures import ApiError, bad_request
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.schema import ChatRequest, InMessage

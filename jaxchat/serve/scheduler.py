@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 
 from jaxchat.config.schema import ServeConfig
-from jaxchat.infer.request import EngineError
-from jaxchat.infer.service import Job, Service
+from jaxchat.inference.request import EngineError
+from jaxchat.inference.service import Job, Service
 from jaxchat.serve.failures import ApiError, bad_request, busy, unavailable
 from jaxchat.serve.fair_queue import FairQueue
 from jaxchat.serve.metrics import Metrics

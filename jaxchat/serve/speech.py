@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxchat.infer.stops import StopFinder
+from jaxchat.inference.stop_strings import StopFinder
 from jaxchat.serve.ticket import News
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import DELIMITERS, Part, PartType

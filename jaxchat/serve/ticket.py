@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from jaxchat.infer.engine import Request
-from jaxchat.infer.request import Alternatives, FinishReason
+from jaxchat.inference.engine import Request
+from jaxchat.inference.request import Alternatives, FinishReason
 from jaxchat.serve.failures import ApiError
 from jaxchat.serve.models import ServedModel
 

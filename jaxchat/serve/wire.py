@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxchat.infer.request import FinishReason
+from jaxchat.inference.request import FinishReason
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.speech import Delta, join
 from jaxchat.serve.ticket import Ticket

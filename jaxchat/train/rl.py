@@ -33,7 +33,7 @@ from jaxchat.checkpoints.save import Checkpoints
 from jaxchat.config.memory import Step
 from jaxchat.config.schema import DEFAULT_COMPUTE, ComputeConfig, ModelConfig, OptimConfig, RLConfig
 from jaxchat.evals.chat import pass_rates, sampled_right
-from jaxchat.infer.service import Service
+from jaxchat.inference.service import Service
 from jaxchat.model.backend import choose_compute
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import batch_shards, put_batch, row_share

@@ -11,8 +11,8 @@ import numpy as np
 from jaxchat.config.schema import RLConfig
 from jaxchat.data.prepare import FIRST_INDEX
 from jaxchat.evals.chat import answer, parts_of, prompts_of
-from jaxchat.infer.request import Completion
-from jaxchat.infer.service import Service
+from jaxchat.inference.request import Completion
+from jaxchat.inference.service import Service
 from jaxchat.paths import sha256_text
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer

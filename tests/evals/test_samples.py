@@ -7,7 +7,7 @@ import pytest
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
-from jaxchat.infer.engine import Engine
+from jaxchat.inference.engine import Engine
 from jaxchat.model.gpt import init_params
 from jaxchat.tasks import make_tasks
 from jaxchat.tokenizer import train_tokenizer

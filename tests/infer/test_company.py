@@ -11,8 +11,8 @@ import pytest
 from compilation import compilations
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.infer import batch, device
-from jaxchat.infer.engine import PATIENCE, Engine, EngineError, Request
+from jaxchat.inference import batch, jitted
+from jaxchat.inference.engine import PATIENCE, Engine, EngineError, Request
 from jaxchat.model.gpt import features, init_params, unembed
 from jaxchat.model.kv_cache import init_cache
 
@@ -192,12 +192,12 @@ def test_the_cache_is_donated_and_never_copied_whole(engine):
     rows = batch.rows_for([None] * engine.slots, 4).packed()
     engine._resize(256)
     size = sum(array.nbytes for array in jax.tree.leaves(engine._cache))
-    decode = device.decode_steps.lower(
+    decode = jitted.decode_steps.lower(
         engine.params, engine._cache, rows, config=engine.config, dtype=engine.dtype,
         products=engine.compute.products, pauses=(1,), truncate=False, alternatives=0,
     ).compile()  # fmt: skip
     slots = batch.slots_to_fill([0], engine.slots)
-    place = device.place_prompt.lower(engine._cache, engine.read((1,)), slots).compile()
+    place = jitted.place_prompt.lower(engine._cache, engine.read((1,)), slots).compile()
     for program in (decode, place):
         plan = program.memory_analysis()
         assert plan.alias_size_in_bytes >= size
@@ -208,7 +208,7 @@ def test_the_cache_is_donated_and_never_copied_whole(engine):
 def test_no_step_copies_a_layer_of_the_cache(config, params, slots):
     """One row once did, four times each, as XLA wrote it otherwise than two."""
     cache = init_cache(config, slots, 128)
-    decode = device.decode_steps.lower(
+    decode = jitted.decode_steps.lower(
         params, cache, batch.rows_for([None] * slots, 4).packed(), config=config,
         dtype=jnp.dtype("float32"), products="plain", pauses=(1,), truncate=False, alternatives=0,
     ).compile()  # fmt: skip

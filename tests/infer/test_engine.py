@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from compilation import compilations
 
-from jaxchat.infer.engine import Engine, EngineError, Request
+from jaxchat.inference.engine import Engine, EngineError, Request
 from jaxchat.model.gpt import forward
 from jaxchat.tokenizer.chat_format import parse_completion
 from jaxchat.tools.calculator import run_tool

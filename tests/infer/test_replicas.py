@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jaxchat.config.schema import MeshConfig
-from jaxchat.infer.engine import Engine, EngineError, Request
-from jaxchat.infer.replicas import Replicas, make_service, serving_devices
+from jaxchat.inference.engine import Engine, EngineError, Request
+from jaxchat.inference.replicas import Replicas, make_service, serving_devices
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put, replicated
 
 SETTINGS = {"slots": 4, "max_len": 128, "steps_per_dispatch": 4}

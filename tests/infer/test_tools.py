@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat.infer.engine import Engine, Request
+from jaxchat.inference.engine import Engine, Request
 from jaxchat.tools.executor import TOOL_FAILED, Calls
 
 

@@ -5,7 +5,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxchat.infer.transcript import PartStream, Scribe, as_text, printable
+from jaxchat.inference.transcript import PartStream, Scribe, as_text, printable
 from jaxchat.tokenizer import SPECIAL_TOKENS
 from jaxchat.tokenizer.chat_format import parse_completion
 

@@ -17,7 +17,7 @@ from jaxchat.config import loading
 from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.infer.engine import Engine, Request
+from jaxchat.inference.engine import Engine, Request
 from jaxchat.interop import importing
 from jaxchat.interop.exporting import FILES, export_model
 from jaxchat.tokenizer import train_tokenizer

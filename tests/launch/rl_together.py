@@ -19,7 +19,7 @@ from tiny_rl import CONFIG, lively_params, tiny_job
 from jaxchat import processes
 from jaxchat.checkpoints.save import fingerprint
 from jaxchat.config.schema import MeshConfig
-from jaxchat.infer.spread import Spread
+from jaxchat.inference.multihost import Spread
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.rl import train_rl

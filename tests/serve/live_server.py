@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from jaxchat.config.schema import ServeConfig
-from jaxchat.infer.service import Service
+from jaxchat.inference.service import Service
 from jaxchat.serve.app import create_app
 from jaxchat.serve.listening import listen
 from jaxchat.serve.models import ServedModel

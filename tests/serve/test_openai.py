@@ -7,8 +7,8 @@ import pytest
 import tiny_model
 from live_server import asking, serve, slowed
 
-from jaxchat.infer.engine import Engine, Request
-from jaxchat.infer.transcript import as_text
+from jaxchat.inference.engine import Engine, Request
+from jaxchat.inference.transcript import as_text
 from jaxchat.tokenizer.chat_format import parse_completion, render_prompt
 
 KEY = "a-key-of-some-length"

@@ -21,8 +21,8 @@ from tiny_rl import MODEL, TOKENIZER, Even, lively_params, make_engine, tiny_job
 from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, RLConfig
 from jaxchat.evals.chat import answer, parts_of
-from jaxchat.infer.engine import Engine
-from jaxchat.infer.request import Request
+from jaxchat.inference.engine import Engine
+from jaxchat.inference.request import Request
 from jaxchat.model import gpt
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch

@@ -15,7 +15,7 @@ from tiny_rl import CONFIG, MODEL, TOKENIZER, Even, lively_params, make_engine
 
 from jaxchat.config.schema import MeshConfig
 from jaxchat.evals.chat import prompts_of
-from jaxchat.infer.engine import Completion
+from jaxchat.inference.engine import Completion
 from jaxchat.model import gpt
 from jaxchat.model.loss import token_logprobs
 from jaxchat.parallel.mesh import batch_shards, make_mesh, put_batch

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from jaxchat.config.schema import MeshConfig, ModelConfig, OptimConfig, RLConfig
-from jaxchat.infer.engine import Engine
+from jaxchat.inference.engine import Engine
 from jaxchat.model import gpt
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.tasks import Problem

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.infer.batch import (
+from jaxchat.inference.batch import (
     MIN_PROMPT,
     MIN_SPAN,
     alternatives_for,
@@ -32,19 +32,13 @@ from jaxchat.infer.batch import (
     slots_to_fill,
     truncates,
 )
-from jaxchat.infer.device import Emitted, decode_steps, place_prompt, read_prompt, resize_cache
-from jaxchat.infer.request import (
-    MAX_ALTERNATIVES,
-    Completion,
-    EngineError,
-    Request,
-    cut_prompt,
-)
-from jaxchat.infer.row import Row
-from jaxchat.infer.service import Job, Service
-from jaxchat.infer.shared import Shared
-from jaxchat.infer.toolbox import TOOL_SECONDS, Toolbox
-from jaxchat.infer.weights import on_device
+from jaxchat.inference.jitted import Emitted, decode_steps, place_prompt, read_prompt, resize_cache
+from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request, cut_prompt
+from jaxchat.inference.sequence import Row
+from jaxchat.inference.service import Job, Service
+from jaxchat.inference.shared import Shared
+from jaxchat.inference.tool_dispatch import TOOL_SECONDS, Toolbox
+from jaxchat.inference.weights import on_device
 from jaxchat.model.attention import choose_attention
 from jaxchat.model.backend import Compute
 from jaxchat.model.kernels.matmul import Products

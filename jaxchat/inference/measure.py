@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxchat.config.derive import windows
 from jaxchat.config.peaks import memory_bandwidth
 from jaxchat.config.schema import ModelConfig
-from jaxchat.infer.engine import Engine, Request
+from jaxchat.inference.engine import Engine, Request
 from jaxchat.model.kernels.matmul import Products
 from jaxchat.tokenizer import Tokenizer
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxchat.infer.request import Completion, Request
-from jaxchat.infer.service import Job, Service
+from jaxchat.inference.request import Completion, Request
+from jaxchat.inference.service import Job, Service
 from jaxchat.model.backend import Compute
 from jaxchat.parallel.process_group import Group
 

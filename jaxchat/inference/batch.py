@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.infer.device import Emitted, Rows
-from jaxchat.infer.request import MAX_ALTERNATIVES, Alternatives
-from jaxchat.infer.row import Row
-from jaxchat.sampling import Sampling
+from jaxchat.inference.jitted import Emitted, Rows
+from jaxchat.inference.request import MAX_ALTERNATIVES, Alternatives
+from jaxchat.inference.sampling import Sampling
+from jaxchat.inference.sequence import Row
 
 MIN_PROMPT = 64  # tokens a prompt is padded to; longer ones to the next power of two
 MIN_SPAN = 64  # slots of the cache that decoding looks at; then powers of two

@@ -11,8 +11,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from jaxchat.infer.request import Alternatives, Completion, FinishReason, Request
-from jaxchat.infer.stops import StopWatch
+from jaxchat.inference.request import Alternatives, Completion, FinishReason, Request
+from jaxchat.inference.stop_strings import StopWatch
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tools.executor import Call
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxchat.errors import TokenizerError
-from jaxchat.infer.row import Row, Specials
+from jaxchat.inference.sequence import Row, Specials
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tools.calculator import run_tool
 from jaxchat.tools.executor import TOOL_FAILED, Calls, Tool, answer

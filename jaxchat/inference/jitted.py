@@ -22,12 +22,12 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxchat.config.schema import ModelConfig
+from jaxchat.inference.sampling import Sampling, likeliest, sample, uniforms
 from jaxchat.model import gpt
 from jaxchat.model.attention import Implementation
 from jaxchat.model.kernels.matmul import Products
 from jaxchat.model.kv_cache import Cache, init_cache, place, resize
 from jaxchat.model.view import View, view_of
-from jaxchat.sampling import Sampling, likeliest, sample, uniforms
 
 
 class Rows(NamedTuple):

@@ -14,12 +14,12 @@ from typing import Any
 import jax
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.infer.engine import Engine
-from jaxchat.infer.request import EngineError, Request
-from jaxchat.infer.row import Row
-from jaxchat.infer.service import Job, Service
-from jaxchat.infer.shared import Shared
-from jaxchat.infer.weights import gathered
+from jaxchat.inference.engine import Engine
+from jaxchat.inference.request import EngineError, Request
+from jaxchat.inference.sequence import Row
+from jaxchat.inference.service import Job, Service
+from jaxchat.inference.shared import Shared
+from jaxchat.inference.weights import gathered
 from jaxchat.model.backend import Compute
 from jaxchat.tokenizer.bpe import Tokenizer
 

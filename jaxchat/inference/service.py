@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.infer.request import Completion, EngineError, Request
-from jaxchat.infer.row import Row
-from jaxchat.infer.stops import StopWatch
+from jaxchat.inference.request import Completion, EngineError, Request
+from jaxchat.inference.sequence import Row
+from jaxchat.inference.stop_strings import StopWatch
 from jaxchat.model.backend import Compute
 from jaxchat.tokenizer.bpe import Tokenizer
 

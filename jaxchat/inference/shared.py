@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxchat.infer.request import Request
+from jaxchat.inference.request import Request
 from jaxchat.model.kv_cache import Cache
 
 
