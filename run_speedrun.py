@@ -19,8 +19,8 @@ from jaxchat.config import loading
 from jaxchat.config.loading import tiers
 from jaxchat.config.schema import RunConfig
 from jaxchat.parallel.process_group import Group
-from jaxchat.profiling import request
 from jaxchat.train import trackers
+from jaxchat.train.profiling import request
 
 STAGES = {
     "data": "find text and conversations, download what is needed first",

@@ -82,7 +82,7 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
 
 def profile_command(args: argparse.Namespace) -> int:
     """Prints where the time of recorded steps went."""
-    from jaxchat.profiling import summary
+    from jaxchat.train.profiling import summary
 
     profile = summary.read_profile(args.path, args.device)
     if args.json:

@@ -22,9 +22,9 @@ from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.process_group import ALONE, Group
 from jaxchat.paths import read_json, remove, sha256_text, sweep, write_json
 from jaxchat.preparer import Preparer
-from jaxchat.profiling.request import Request, for_stage
 from jaxchat.progress import duration
 from jaxchat.runs import DONE
+from jaxchat.train.profiling.request import Request, for_stage
 
 FORMAT = "jaxchat-stage-1"
 SETTINGS, CHANGED = "other settings", "other artefacts"  # why a record is stale

@@ -29,15 +29,15 @@ from jaxchat.parallel.mesh import make_mesh
 from jaxchat.paths import remove, sha256_text
 from jaxchat.pipeline import Context, Stage
 from jaxchat.probes import probe_of
-from jaxchat.profiling import request
-from jaxchat.profiling.capture import Capture
 from jaxchat.report import write_report
 from jaxchat.run_inputs import home_of, hub_of, text_folder, text_of, tokenizer_in, tokenizer_of
 from jaxchat.run_models import load_model, make_engine
 from jaxchat.stage_inputs import INPUTS
 from jaxchat.tools.sandbox import levels
-from jaxchat.train.fit import Before, Job, fit
-from jaxchat.train.rl import RLJob, train_rl
+from jaxchat.train.grpo import RLJob, train_rl
+from jaxchat.train.loop import Before, Job, fit
+from jaxchat.train.profiling import request
+from jaxchat.train.profiling.capture import Capture
 
 
 def mesh_of(context: Context) -> Mesh:

@@ -16,7 +16,7 @@ from jaxchat.model.backend import Compute
 from jaxchat.model.loss import default_chunk_rows
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import batch_shards, make_mesh, sharding
-from jaxchat.train.fit import plan_batch
+from jaxchat.train.loop import plan_batch
 from jaxchat.train.step import init_state, make_train_step, state_shardings
 
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 2)]

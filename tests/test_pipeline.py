@@ -14,8 +14,8 @@ from jaxchat.config.schema import ImportedConfig, RunConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import read_json
 from jaxchat.pipeline import Context, Stage, input_hash, read_done, run_stages, write_imported
-from jaxchat.profiling.request import Request
 from jaxchat.stages import STAGES
+from jaxchat.train.profiling.request import Request
 
 
 def config(seed: int = 0) -> RunConfig:

@@ -82,7 +82,7 @@ def check_devices(config: RunConfig, here: Here) -> Check:
 def _indivisible(config: RunConfig) -> str:
     """Why a step cannot be divided among the devices; "" when it can."""
     from jaxchat.parallel.mesh import batch_shards, make_mesh
-    from jaxchat.train.fit import plan_batch
+    from jaxchat.train.loop import plan_batch
 
     try:
         shards = batch_shards(make_mesh(config.mesh))

@@ -21,8 +21,8 @@ from jaxchat.checkpoints.save import fingerprint
 from jaxchat.config.schema import MeshConfig
 from jaxchat.inference.multihost import Spread
 from jaxchat.parallel.mesh import make_mesh
+from jaxchat.train.grpo import train_rl
 from jaxchat.train.metrics import read_metrics
-from jaxchat.train.rl import train_rl
 
 TIMES = ("time", "sample_seconds", "train_seconds", "rollout_tokens_per_second")
 

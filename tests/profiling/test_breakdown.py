@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from jaxchat.profiling.breakdown import Breakdown, break_down
-from jaxchat.profiling.classes import OTHER, Operations
-from jaxchat.profiling.trace import Event
+from jaxchat.train.profiling.breakdown import Breakdown, break_down
+from jaxchat.train.profiling.classes import OTHER, Operations
+from jaxchat.train.profiling.trace import Event
 
 
 def event(op: str, start: float, stop: float, line: str = "a", run: int | None = 0) -> Event:

@@ -17,9 +17,9 @@ from jaxchat.errors import ArtifactError
 from jaxchat.model import gpt
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
-from jaxchat.profiling.capture import Capture, recorded
-from jaxchat.profiling.request import parse
-from jaxchat.profiling.summary import Profile, read_profile, render, to_json
+from jaxchat.train.profiling.capture import Capture, recorded
+from jaxchat.train.profiling.request import parse
+from jaxchat.train.profiling.summary import Profile, read_profile, render, to_json
 from jaxchat.train.step import init_state, make_train_step
 
 MODEL = ModelConfig(vocab_size=300, sequence_len=16, n_layer=1, n_head=2, n_kv_head=2, n_embd=32)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxchat.config.schema import MeshConfig
 from jaxchat.model.attention import causal_attention
 from jaxchat.parallel.mesh import make_mesh
-from jaxchat.profiling.classes import (
+from jaxchat.train.profiling.classes import (
     ATTENTION,
     COLLECTIVE,
     COPY,
@@ -22,7 +22,7 @@ from jaxchat.profiling.classes import (
     Operations,
     class_of_name,
 )
-from jaxchat.profiling.hlo import parse
+from jaxchat.train.profiling.hlo import parse
 
 
 def operations(f: Callable[..., Any], *arguments: jax.Array) -> list[Operation]:

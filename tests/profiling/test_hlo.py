@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from jaxchat.profiling.hlo import Module, parse
+from jaxchat.train.profiling.hlo import Module, parse
 
 N = 24
 

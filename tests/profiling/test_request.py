@@ -6,7 +6,7 @@ import pytest
 
 from jaxchat.config import schema
 from jaxchat.errors import ConfigError
-from jaxchat.profiling.request import STAGES, Request, folder, for_stage, parse
+from jaxchat.train.profiling.request import STAGES, Request, folder, for_stage, parse
 
 
 def test_a_request_names_steps_and_perhaps_a_stage() -> None:

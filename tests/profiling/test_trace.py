@@ -8,10 +8,10 @@ import pytest
 from jax.profiler import ProfileData
 
 from jaxchat.errors import ArtifactError
-from jaxchat.profiling.breakdown import break_down
-from jaxchat.profiling.classes import COPY, MATMUL, Operations
-from jaxchat.profiling.hlo import parse
-from jaxchat.profiling.trace import find_trace, read_events
+from jaxchat.train.profiling.breakdown import break_down
+from jaxchat.train.profiling.classes import COPY, MATMUL, Operations
+from jaxchat.train.profiling.hlo import parse
+from jaxchat.train.profiling.trace import find_trace, read_events
 
 # As a GPU's plane looks: a line of kernels a stream, no number of the execution, and a line that
 # XLA derives from the others, which must not be counted again.

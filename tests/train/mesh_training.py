@@ -35,7 +35,7 @@ from jaxchat.data.rows import RowSource
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.signals import Interrupted
-from jaxchat.train.fit import FitResult, fit
+from jaxchat.train.loop import FitResult, fit
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.step import TrainState, init_state, make_train_step
 

@@ -18,7 +18,7 @@ from jaxchat.model.kernels import fp8
 from jaxchat.model.loss import CHUNK_ROWS, default_chunk_rows
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
-from jaxchat.train.fit import fit
+from jaxchat.train.loop import fit
 from jaxchat.train.step import init_state, loss_and_grads, make_train_step
 
 WIDE = replace(MODERN, n_embd=128)  # the least that fp8 takes

@@ -13,7 +13,7 @@ from jaxchat.config.memory import predict, with_rows
 from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.errors import OutOfMemory, explain
 from jaxchat.parallel.mesh import make_mesh
-from jaxchat.train import exhausted, fit
+from jaxchat.train import loop, oom
 
 PETABYTES = 4 * 2**50
 
@@ -37,7 +37,7 @@ def on_a_machine_of(size, monkeypatch):
 
 
 def told_of(step, stage="base"):
-    with pytest.raises(OutOfMemory) as caught, exhausted.explained(stage, step):
+    with pytest.raises(OutOfMemory) as caught, oom.explained(stage, step):
         allocate()
     assert isinstance(caught.value.__cause__, jax.errors.JaxRuntimeError)
     return str(caught.value)
@@ -75,29 +75,29 @@ def test_other_errors_of_jax_are_left_alone(step):
 
     shape = jax.ShapeDtypeStruct((), jnp.float32)
     run = jax.jit(lambda x: jax.pure_callback(callback, shape, x))
-    with pytest.raises(jax.errors.JaxRuntimeError), exhausted.explained("base", step):
+    with pytest.raises(jax.errors.JaxRuntimeError), oom.explained("base", step):
         run(1.0).block_until_ready()
 
 
 def test_a_full_disk_is_not_taken_for_memory():
     full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x: No space left on device")
-    assert not exhausted.is_exhausted(full)
+    assert not oom.is_exhausted(full)
 
 
 def test_training_that_runs_out_of_memory_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "make_train_step", lambda *_: allocate)
+    monkeypatch.setattr(loop, "make_train_step", lambda *_: allocate)
     job = replace(tiny_job(tmp_path), title="mid")
     with pytest.raises(OutOfMemory, match=r"--set mid\.micro_rows=2, predicted"):
-        fit.fit(job, random_params(CLASSIC))
+        loop.fit(job, random_params(CLASSIC))
     # what is suggested is a batch that training accepts
-    assert fit.plan_batch(replace(TRAIN, micro_rows=2), CLASSIC.sequence_len, 1) == (4, 2)
+    assert loop.plan_batch(replace(TRAIN, micro_rows=2), CLASSIC.sequence_len, 1) == (4, 2)
 
 
 def test_the_predicted_step_is_that_of_one_device():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     train = TrainConfig(batch_tokens=32 * 8, micro_rows=4)
-    accumulation, micro = fit.plan_batch(train, 8, shards=4)
-    found = exhausted.step_of(
+    accumulation, micro = loop.plan_batch(train, 8, shards=4)
+    found = oom.step_of(
         CLASSIC, CLASSIC_OPTIM, mesh, jnp.bfloat16, time=8, micro=micro, accumulation=accumulation
     )
     assert (found.rows, found.accumulation, found.model.sequence_len) == (4, 2, 8)

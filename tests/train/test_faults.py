@@ -13,7 +13,7 @@ from tiny_training import CLASSIC, TRAIN, random_params, tiny_job
 from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.data.rows import RowSource
 from jaxchat.errors import explain
-from jaxchat.train.fit import fit
+from jaxchat.train.loop import fit
 from jaxchat.train.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")

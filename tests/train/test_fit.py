@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxchat.train.loop as fit_module
 import numpy as np
 import pytest
 import tiny_training
 from tiny_training import CLASSIC, TRAIN, VOCAB, T, random_params, tiny_job, write_tiny_rows
 
-import jaxchat.train.fit as fit_module
 from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.data.prefetch import AHEAD
@@ -25,18 +25,12 @@ from jaxchat.data.rows import RowSource, training_batches
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.parallel.mesh import make_mesh
-from jaxchat.profiling.capture import Capture
-from jaxchat.profiling.request import parse
-from jaxchat.profiling.summary import read_profile
 from jaxchat.signals import Interrupted, stop_requests
-from jaxchat.train.fit import (
-    FitResult,
-    Job,
-    count_steps,
-    fit,
-    plan_batch,
-)
+from jaxchat.train.loop import FitResult, Job, count_steps, fit, plan_batch
 from jaxchat.train.metrics import read_metrics
+from jaxchat.train.profiling.capture import Capture
+from jaxchat.train.profiling.request import parse
+from jaxchat.train.profiling.summary import read_profile
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 

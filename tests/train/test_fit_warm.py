@@ -19,7 +19,7 @@ from jaxchat.optim.muon import MomentumState
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.signals import Interrupted
-from jaxchat.train.fit import Before, Job, fit
+from jaxchat.train.loop import Before, Job, fit
 from jaxchat.train.step import init_state
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")

@@ -31,7 +31,7 @@ from jaxchat.model import gpt
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.tokenizer import render_batch, train_tokenizer
-from jaxchat.train.fit import fit
+from jaxchat.train.loop import fit
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.step import init_state, make_train_step
 

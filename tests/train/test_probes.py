@@ -22,7 +22,7 @@ from jaxchat.report.curves import make_curve
 from jaxchat.report.drawings import Drawn, stage_figures
 from jaxchat.signals import Interrupted
 from jaxchat.stage_inputs import learned
-from jaxchat.train.fit import Job, fit
+from jaxchat.train.loop import Job, fit
 from jaxchat.train.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")

@@ -31,8 +31,8 @@ from jaxchat.tasks import Problem
 from jaxchat.tasks.base import Split, say
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import Part
+from jaxchat.train.grpo import RLJob, RLResult, give_weights, train_rl
 from jaxchat.train.metrics import read_metrics
-from jaxchat.train.rl import RLJob, RLResult, give_weights, train_rl
 from jaxchat.train.rollouts import sample_rollouts
 from jaxchat.train.step import init_state, make_train_step
 
@@ -219,7 +219,7 @@ def test_a_step_that_diverges_stops_it_unsaved_and_its_batch_is_kept(
 
         return step
 
-    monkeypatch.setattr("jaxchat.train.rl.make_train_step", make_poisoned)
+    monkeypatch.setattr("jaxchat.train.grpo.make_train_step", make_poisoned)
     job = tiny_job(tmp_path, replace(TINY, save_every=1, eval_every=0))
     with pytest.raises(FloatingPointError, match=r"rl: the .* of step 2 is nan; its batch is in"):
         train_rl(job, lively_params())

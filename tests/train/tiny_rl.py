@@ -23,7 +23,7 @@ from jaxchat.tasks.base import Split, say
 from jaxchat.tokenizer import train_tokenizer
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import Part
-from jaxchat.train.rl import RLJob, train_rl
+from jaxchat.train.grpo import RLJob, train_rl
 
 TOKENIZER = train_tokenizer(["how many of them are there? there are seven of them. "] * 9, 290)
 MODEL = ModelConfig(TOKENIZER.vocab_size, 64, n_layer=2, n_head=2, n_kv_head=1, n_embd=32)
@@ -102,7 +102,7 @@ def rest(words: str) -> None:
 
 def main() -> None:
     """Trains in the folder that the command line names."""
-    import jaxchat.train.rl as rl
+    import jaxchat.train.grpo as rl
 
     # as in the tests: of fewer devices each has more threads, which round differently
     jax.config.update("jax_num_cpu_devices", 8)

@@ -17,7 +17,7 @@ from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig, OptimC
 from jaxchat.data.rows import RowSource, write_rows
 from jaxchat.model import gpt
 from jaxchat.parallel.mesh import make_mesh
-from jaxchat.train.fit import Job, fit
+from jaxchat.train.loop import Job, fit
 
 T, VOCAB = 16, 300
 TOKENIZER = "hash of no tokenizer"

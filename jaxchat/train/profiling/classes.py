@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from jaxchat.profiling.hlo import CONTROL, Frame, Instruction, Module
+from jaxchat.train.profiling.hlo import CONTROL, Frame, Instruction, Module
 
 MATMUL, ATTENTION, COLLECTIVE = "matmul", "attention", "collectives"
 LOOKUP, COPY, ELEMENTWISE = "lookups", "copies, layout", "elementwise, sums"

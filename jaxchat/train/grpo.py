@@ -38,14 +38,14 @@ from jaxchat.model.backend import choose_compute
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
 from jaxchat.parallel.stop_consensus import Agreement
-from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
 from jaxchat.signals import Interrupted, StopRequest, stop_requests
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.divergence import DivergenceError, Judge, keep_batch
-from jaxchat.train.exhausted import explained, step_of
 from jaxchat.train.metrics import MetricsLog
+from jaxchat.train.oom import explained, step_of
+from jaxchat.train.profiling.capture import Capture, recorded
 from jaxchat.train.rollouts import (
     Rollouts,
     bucket,

@@ -36,12 +36,12 @@ from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.optim.warm_start import carry_over
 from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
 from jaxchat.parallel.stop_consensus import Agreement
-from jaxchat.profiling.capture import Capture, recorded
 from jaxchat.progress import Progress
 from jaxchat.signals import Interrupted, stop_requests
 from jaxchat.train.divergence import DivergenceError, Judge, data_index, keep_batch
-from jaxchat.train.exhausted import explained, step_of
 from jaxchat.train.metrics import MetricsLog, read_metrics
+from jaxchat.train.oom import explained, step_of
+from jaxchat.train.profiling.capture import Capture, recorded
 from jaxchat.train.step import TrainState, init_state, make_train_step
 
 

@@ -18,7 +18,7 @@ import jax
 from jaxchat.config.derive import flops_per_token
 from jaxchat.config.schema import ModelConfig
 from jaxchat.paths import atomic_folder, atomic_open, write_json
-from jaxchat.profiling.request import HLO, RECORD, Request
+from jaxchat.train.profiling.request import HLO, RECORD, Request
 
 FORMAT = "jaxchat-profile-1"
 StepFn = Callable[[Any, Any], tuple[Any, Any]]  # (state, batch) -> (state, metrics)

@@ -13,8 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from jaxchat.profiling.classes import CLASSES, OTHER, Operation, Operations
-from jaxchat.profiling.trace import Event
+from jaxchat.train.profiling.classes import CLASSES, OTHER, Operation, Operations
+from jaxchat.train.profiling.trace import Event
 
 Span = tuple[float, float]
 

@@ -11,11 +11,11 @@ from typing import Any
 from jaxchat.config.peaks import bf16_peak
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import read_json
-from jaxchat.profiling.breakdown import Breakdown, break_down
-from jaxchat.profiling.classes import Operations
-from jaxchat.profiling.hlo import Module, parse
-from jaxchat.profiling.request import HLO, RECORD
-from jaxchat.profiling.trace import find_trace, read_events
+from jaxchat.train.profiling.breakdown import Breakdown, break_down
+from jaxchat.train.profiling.classes import Operations
+from jaxchat.train.profiling.hlo import Module, parse
+from jaxchat.train.profiling.request import HLO, RECORD
+from jaxchat.train.profiling.trace import find_trace, read_events
 
 MS = 1e6  # nanoseconds
 
