@@ -14,11 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxchat import errors, paths, plan, plan_checks, processes, runs
+from jaxchat import errors, paths
 from jaxchat.config import loading
 from jaxchat.config.loading import tiers
 from jaxchat.config.schema import RunConfig
 from jaxchat.parallel.process_group import Group
+from jaxchat.runs import processes, run_dir
+from jaxchat.runs.plan import checks, plan
 from jaxchat.train import trackers
 from jaxchat.train.profiling import request
 
@@ -67,32 +69,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def speedrun(args: argparse.Namespace, root: Path) -> int:
     """Reads the configuration, plans or runs."""
     own = [] if args.data_dir is None else loading.own_text(args.data_dir)
-    config = runs.configure(root, loading.find_tier(args.tier), [*args.set, *own])
+    config = run_dir.configure(root, loading.find_tier(args.tier), [*args.set, *own])
     args.profile = [request.parse(text) for text in args.profile]
-    plan_checks.check_stages([*(args.stages or ()), *args.force])
-    plan_checks.check_names(config)
-    plan_checks.check_sizes(config)
+    checks.check_stages([*(args.stages or ()), *args.force])
+    checks.check_names(config)
+    checks.check_sizes(config)
     if args.plan:
-        if not runs.has_data(root, config.name):  # else they were read, and may be gone
-            plan_checks.check_files(config)
+        if not run_dir.has_data(root, config.name):  # else they were read, and may be gone
+            checks.check_files(config)
         print(plan.render(plan.make_plan(config)))
         return 0
     trackers.check_installed(config.track.trackers)
-    runs.check_writable(root)
+    run_dir.check_writable(root)
     with processes.joined(root) as group:
         return run_all(config, root, group, args)
 
 
 def run_all(config: RunConfig, root: Path, group: Group, args: argparse.Namespace) -> int:
     """Runs the stages in order, then says what came out."""
-    run = runs.folder(root, config.name)
+    run = run_dir.folder(root, config.name)
     with processes.working_on(run, config, group), processes.mirrored(run, config, group):
         processes.start_jax(config, root, group)
-        from jaxchat import pipeline, report, stages
+        from jaxchat.runs import report, runner, stages
 
-        net = pipeline.Network(args.base_url, args.offline)
-        with pipeline.Context(config, run, args.profile, net, group) as context:
-            pipeline.run_stages(stages.STAGES, context, only=args.stages, force=args.force)
+        net = runner.Network(args.base_url, args.offline)
+        with runner.Context(config, run, args.profile, net, group) as context:
+            runner.run_stages(stages.STAGES, context, only=args.stages, force=args.force)
         if "report" in context.done:
             print(report.farewell(run, "" if args.home is None else f" --home {root}"))
     return 0

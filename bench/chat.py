@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxchat.data.textfiles import TextFiles
-from jaxchat.plan import table
+from jaxchat.runs.tables import table
 from jaxchat.tasks.mixture import Ingredient, Mixture
 from jaxchat.tasks.smoltalk import SmolTalk
 from jaxchat.tokenizer import Conversation, Tokenizer, render, render_batch

@@ -29,8 +29,8 @@ from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.core.result import TaskResult
 from jaxchat.interop.nanochat_peer import write_model
 from jaxchat.model import gpt
-from jaxchat.run_models import load_model
-from jaxchat.runs import read_config
+from jaxchat.runs.opening import load_model
+from jaxchat.runs.run_dir import read_config
 from jaxchat.tokenizer import Tokenizer
 
 PEER = Path(__file__).resolve().parent / "nanochat_peer" / "core.py"

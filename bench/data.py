@@ -32,7 +32,7 @@ from jaxchat.data.packing import TextStatistics
 from jaxchat.data.rows import training_batches
 from jaxchat.data.shards import Prepared, ShardInput, local_inputs, prepare_shards
 from jaxchat.data.textfiles import TextFiles
-from jaxchat.plan import table
+from jaxchat.runs.tables import table
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 
 GENERATED = 40_000_000  # bytes, about

@@ -24,7 +24,7 @@ from decimal import ROUND_DOWN, Decimal, InvalidOperation
 from itertools import pairwise
 from pathlib import Path
 
-from jaxchat.plan import table
+from jaxchat.runs.tables import table
 from jaxchat.tasks.gsm8k import GSM8K
 from jaxchat.tools.calculator import CalculatorError, calculate, run_tool
 

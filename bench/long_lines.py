@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pyarrow
 
-from jaxchat.plan import table
+from jaxchat.runs.tables import table
 from jaxchat.tokenizer import Tokenizer
 
 BYTES = 100_000_000

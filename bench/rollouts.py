@@ -29,7 +29,7 @@ from jaxchat.inference.engine import Request
 from jaxchat.inference.replicas import make_service
 from jaxchat.inference.service import Service
 from jaxchat.model.backend import choose_products
-from jaxchat.runs import read_config
+from jaxchat.runs.run_dir import read_config
 from jaxchat.tasks.arithmetic import ArithmeticTask
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer.chat_format import render_prompt

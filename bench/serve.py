@@ -36,13 +36,13 @@ import jax
 import serve_soak
 from core import write_model
 
-from jaxchat import pipeline, runs
 from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import ModelConfig, RunConfig
 from jaxchat.model import gpt
-from jaxchat.stages import MODELS, STAGES
+from jaxchat.runs import run_dir, runner
+from jaxchat.runs.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.tokenizer.special import SPECIAL_TOKENS
 
@@ -123,7 +123,7 @@ def make_home(home: Path, model: ModelConfig, params: Any, tokenizer: Tokenizer)
     config = dataclasses.replace(base_config(), model=model)
 
     def make(name: str) -> Any:
-        def run(context: pipeline.Context) -> dict[str, Any]:
+        def run(context: runner.Context) -> dict[str, Any]:
             if name == "tokenizer":
                 tokenizer.save(context.folder(name))
             if name in MODELS:
@@ -132,11 +132,11 @@ def make_home(home: Path, model: ModelConfig, params: Any, tokenizer: Tokenizer)
 
         return run
 
-    run = runs.folder(home, config.name)
-    runs.write_config(run, config)
+    run = run_dir.folder(home, config.name)
+    run_dir.write_config(run, config)
     stages = [dataclasses.replace(stage, run=make(stage.name)) for stage in STAGES]
     with contextlib.redirect_stdout(None):
-        pipeline.run_stages(stages, pipeline.Context(config, run))
+        runner.run_stages(stages, runner.Context(config, run))
     return home
 
 

@@ -32,8 +32,8 @@ from jaxchat.config.machine import cores, peak_memory_bytes, processor
 from jaxchat.data import corpus
 from jaxchat.data.documents import Paths
 from jaxchat.data.textfiles import TextFiles
-from jaxchat.plan import count, table
 from jaxchat.progress import Progress
+from jaxchat.runs.tables import count, table
 from jaxchat.tokenizer import SPLIT_PATTERN, Tokenizer, TrainingReport, train_tokenizer
 from jaxchat.tokenizer.huggingface import to_oniguruma
 

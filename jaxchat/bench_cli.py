@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxchat import paths, runs
+from jaxchat import paths
 from jaxchat.arguments import depth, positive
 from jaxchat.config.schema import ComputeConfig, MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import start_jax
+from jaxchat.runs import run_dir
 
 if TYPE_CHECKING:
     from jaxchat.config.schema import ModelConfig
@@ -66,7 +67,7 @@ def inference_command(args: argparse.Namespace) -> int:
         raise ConfigError("--depth takes random weights and --run a run's; give one of them.")
     root = paths.home(getattr(args, "home", None))
     if not args.depth:
-        runs.find(root, args.run)  # says what is missing, before JAX starts
+        run_dir.find(root, args.run)  # says what is missing, before JAX starts
     start_jax(MeshConfig(), root / "xla")
     from jaxchat.inference.engine import ROUNDED_SLOTS
     from jaxchat.inference.measure import device_bandwidth, measure
@@ -111,9 +112,8 @@ def inference_command(args: argparse.Namespace) -> int:
 def _model(args: argparse.Namespace, root: Path) -> tuple[str, ModelConfig, Any, Tokenizer]:
     """A title, and a run's model or a random one."""
     if not args.depth:
-        from jaxchat.chat import find_model
-        from jaxchat.run_inputs import tokenizer_of
-        from jaxchat.run_models import load_model
+        from jaxchat.runs.inputs import tokenizer_of
+        from jaxchat.runs.opening import find_model, load_model
 
         context, stage = find_model(root, args.run, args.stage, ("rl", "sft", "mid", "base"))
         model = context.config.model

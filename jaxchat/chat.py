@@ -8,21 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxchat import runs
 from jaxchat.config.derive import count_params
-from jaxchat.config.schema import RunConfig
-from jaxchat.errors import ArtifactError
 from jaxchat.inference.engine import Engine, Request
 from jaxchat.inference.request import ROOM
 from jaxchat.inference.transcript import PartStream, printable
-from jaxchat.pipeline import Context, read_current
-from jaxchat.run_inputs import tokenizer_of
-from jaxchat.run_models import load_model
-from jaxchat.stages import STAGES
+from jaxchat.runs.inputs import tokenizer_of
+from jaxchat.runs.opening import TALKERS, check_stage, find_model, load_model
+from jaxchat.runs.runner import Context
+from jaxchat.runs.stages import STAGES
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import Message, Part, parse_completion, render_prompt
 
-TALKERS = ("rl", "sft", "mid")  # stages whose models talk, best first
 TRAINED_BY = {stage.name: stage.title for stage in STAGES}
 
 
@@ -182,54 +178,3 @@ def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) ->
     engine = Engine(params, model, tokenizer, slots=1)
     chat = Chat(engine, tokenizer, model.sequence_len, sampling)
     return Loaded(context, chosen, count_params(model)["total"], chat)
-
-
-def find_model(
-    root: Path, name: str | None, stage: str | None, among: Sequence[str] = TALKERS
-) -> tuple[Context, str]:
-    """A run of the home `root`, the named one or the last with what is wanted; and its stage.
-
-    That is the named stage, or the first of `among` that is complete.
-
-    Raises ArtifactError when there is no such run, or the stage is not complete.
-    """
-    wanted = among if stage is None else (stage,)
-    context = open_run(runs.find(root, name, wanted))
-    try:
-        return context, check_stage(context, stage, among)
-    except ArtifactError as error:
-        others = [run for run in runs.with_one(root, wanted) if run != context.root.name]
-        if not others:
-            raise
-        raise ArtifactError(f"{error} Or name a run that has one: {', '.join(others)}.") from error
-
-
-def check_stage(context: Context, stage: str | None, among: Sequence[str]) -> str:
-    """The named stage of a run, or the first of `among` that is complete.
-
-    Raises ArtifactError when there is none.
-    """
-    complete = [talker for talker in among if talker in context.done]
-    if not complete or (stage or complete[0]) not in complete:
-        there = (
-            f"complete there: {', '.join(complete)}" if complete else "no model there is complete"
-        )
-        advice = how_to_make(context.config, stage)
-        raise ArtifactError(
-            f"the run in {context.root} has no model {stage or 'to talk to'} ({there}); {advice}"
-        )
-    return stage or complete[0]
-
-
-def how_to_make(config: RunConfig, stage: str | None) -> str:
-    """What to do for a model that a run does not have."""
-    if stage and config.leaves_out(stage):
-        return f"its settings leave {stage} out (rl.steps is 0, or the run began with a later one)."
-    return "resume it: give its run_speedrun.py command again."
-
-
-def open_run(run: Path) -> Context:
-    """A run with the stages that are complete under its own configuration."""
-    context = Context(runs.read_config(run), run)
-    read_current(STAGES, context)
-    return context

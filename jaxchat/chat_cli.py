@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jaxchat import paths, runs
+from jaxchat import paths
 from jaxchat.arguments import positive, seed, temperature, whole
 from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import start_jax
 from jaxchat.progress import is_terminal
+from jaxchat.runs import run_dir
 
 PIPES = """\
 Talks to a model. In a pipe each line is a question of its own and has one answer, whatever it
@@ -59,9 +60,9 @@ def chat_command(args: argparse.Namespace) -> int:
     if args.prompt is not None:
         args.prompt = _question(args.prompt)
     root = paths.home(args.home)
-    run = runs.find(root, args.run, TALKERS if args.stage is None else (args.stage,))
-    config = runs.read_config(run)  # says what is missing, before JAX starts
-    if args.run is None and run != (last := runs.find(root, None)):
+    run = run_dir.find(root, args.run, TALKERS if args.stage is None else (args.stage,))
+    config = run_dir.read_config(run)  # says what is missing, before JAX starts
+    if args.run is None and run != (last := run_dir.find(root, None)):
         told = f"jaxchat: the last run, {last.name}, has no model to talk to; this is {run.name}."
         print(told, file=sys.stderr, flush=True)
     start_jax(config.mesh, root / "xla")

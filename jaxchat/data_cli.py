@@ -155,7 +155,7 @@ def _rows(source: Source) -> str:
 
 
 def _size(size: float) -> str:
-    from jaxchat.plan import size as told
+    from jaxchat.runs.tables import size as told
 
     return told(size)
 

@@ -17,8 +17,8 @@ from jaxchat.arguments import positive, row_tokens
 from jaxchat.data.files.folders import shown
 from jaxchat.data.files.text import MAX_RECORD
 from jaxchat.errors import ConfigError
-from jaxchat.preparer import CHILD
 from jaxchat.progress import duration
+from jaxchat.runs.background import CHILD
 
 if TYPE_CHECKING:
     from jaxchat.data.shards import Prepared
@@ -112,18 +112,18 @@ def _of_folder(args: argparse.Namespace) -> str:
 
 
 def _of_run(args: argparse.Namespace) -> str:
-    from jaxchat import runs
     from jaxchat.config.machine import cores
     from jaxchat.data.download.hub import open_hub
     from jaxchat.data.inputs import read_inputs
     from jaxchat.data.prepare import load_tokenizer
     from jaxchat.data.text_rows import prepare_text, text_folder
+    from jaxchat.runs import run_dir
 
     root = paths.home(args.home)
-    run = runs.find(root, args.run)
+    run = run_dir.find(root, args.run)
     inputs, tokenizer = read_inputs(run / "data"), load_tokenizer(run / "tokenizer")
     hub = open_hub(root, base_url=args.base_url, offline=args.offline)
-    config = runs.read_config(run)
+    config = run_dir.read_config(run)
     out = text_folder(run, inputs, tokenizer, config.model.sequence_len + 1)
     prepared = prepare_text(
         config, inputs, tokenizer, out, hub, workers=min(args.workers or cores(), cores())

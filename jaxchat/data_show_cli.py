@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxchat import paths, runs
+from jaxchat import paths
 from jaxchat.arguments import positive, seed
 from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.runs import run_dir
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -108,13 +109,13 @@ def _tokenizer(root: Path, folder: Path | None, run: str | None) -> Tokenizer:
 
     if folder is None:
         try:
-            folder = runs.find(root, run, ("tokenizer",)) / "tokenizer"
+            folder = run_dir.find(root, run, ("tokenizer",)) / "tokenizer"
         except ArtifactError as error:
             raise ArtifactError(
                 f"{error}, or name a tokenizer's folder with --tokenizer."
             ) from error
-        if not runs.has_one(folder.parent, ("tokenizer",)):
-            others = ", ".join(runs.with_one(root, ("tokenizer",)))
+        if not run_dir.has_one(folder.parent, ("tokenizer",)):
+            others = ", ".join(run_dir.with_one(root, ("tokenizer",)))
             raise ArtifactError(
                 f"the run in {folder.parent} has no tokenizer yet; "
                 + (

@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxchat import paths, runs
+from jaxchat import paths
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.parallel.launch_env import configure_jax
+from jaxchat.runs import run_dir
 
 if TYPE_CHECKING:
-    from jaxchat.doctor.check import Check
+    from jaxchat.runs.doctor.check import Check
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +39,9 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 def doctor_command(args: argparse.Namespace) -> int:
     """Prints what was found; 1 when the tier cannot run here."""
     root = paths.home(args.home)
-    config = runs.configure(root, loading.find_tier(args.tier), args.set)
+    config = run_dir.configure(root, loading.find_tier(args.tier), args.set)
 
-    from jaxchat.doctor.check import problems, render, to_json
+    from jaxchat.runs.doctor.check import problems, render, to_json
 
     checks = find(args, root, config)
     if args.json:
@@ -52,7 +53,7 @@ def doctor_command(args: argparse.Namespace) -> int:
 
 def find(args: argparse.Namespace, root: Path, config: RunConfig) -> list[Check]:
     """Everything that is looked at, in order."""
-    from jaxchat.doctor import here
+    from jaxchat.runs.doctor import here
 
     checks = [here.check_python(), here.check_packages(), here.check_tokenizer()]
     at_home = here.check_home(root)
@@ -71,7 +72,7 @@ def _of_tier(
     args: argparse.Namespace, root: Path, config: RunConfig, *, with_devices: bool
 ) -> list[Check]:
     from jaxchat.data.download.hub import open_hub
-    from jaxchat.doctor import sources, tier
+    from jaxchat.runs.doctor import sources, tier
 
     found = tier.find_here() if with_devices else None
     checks: list[Check] = []
@@ -81,7 +82,7 @@ def _of_tier(
     hub = open_hub(root, base_url=args.base_url, offline=args.offline, patience=sources.PATIENCE)
     checks += sources.check_sources(config, hub)
     if found is not None and not args.no_bench:
-        from jaxchat.doctor import speed
+        from jaxchat.runs.doctor import speed
 
         print("timing a training step ...", file=sys.stderr, flush=True)
         check, measured = speed.check_speed(found.platform)

@@ -16,7 +16,7 @@ from jaxchat.parallel.launch_env import start_jax
 
 if TYPE_CHECKING:
     from jaxchat.evals.text_bits import TextSplit
-    from jaxchat.evaluation import Opened
+    from jaxchat.runs.opening import Opened
 
 SPLITS: tuple[TextSplit, ...] = ("train", "heldout")
 ROWS = 1_024
@@ -45,13 +45,13 @@ def add_bpb(commands: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> N
 
 def bpb_command(args: argparse.Namespace) -> int:
     """Measures, and prints a line a split."""
-    from jaxchat import runs
     from jaxchat.config.schema import MeshConfig
+    from jaxchat.runs import run_dir
 
     root = paths.home(getattr(args, "home", None))
-    runs.find(root, args.run, (args.stage,))  # says what is missing, before JAX starts
+    run_dir.find(root, args.run, (args.stage,))  # says what is missing, before JAX starts
     start_jax(MeshConfig(), root / "xla")
-    from jaxchat.evaluation import open_model
+    from jaxchat.runs.opening import open_model
 
     opened = open_model(root, args.run, args.stage)
     model, settings = opened.config.model, opened.config.eval

@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxchat import eval_bpb_cli, eval_core_cli, runs
+from jaxchat import eval_bpb_cli, eval_core_cli
 from jaxchat.arguments import positive, seed, temperature
 from jaxchat.config.schema import GENERATED_PROBLEMS
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.launch_env import start_jax
 from jaxchat.paths import home, read_json, sha256_file, sha256_text, write_json
+from jaxchat.runs import run_dir
 
 if TYPE_CHECKING:
-    from jaxchat.pipeline import Context
+    from jaxchat.runs.runner import Context
     from jaxchat.tasks import Task
 
 TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "counting")
@@ -70,10 +71,10 @@ def _add_model(parser: argparse.ArgumentParser, stages: Sequence[str]) -> None:
 
 def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]:
     root = home(args.home)
-    run = runs.find(root, args.run, (args.stage,) if args.stage else among)
-    config = runs.read_config(run)  # says what is missing, before JAX starts
+    run = run_dir.find(root, args.run, (args.stage,) if args.stage else among)
+    config = run_dir.read_config(run)  # says what is missing, before JAX starts
     start_jax(config.mesh, root / "xla")
-    from jaxchat.chat import find_model
+    from jaxchat.runs.opening import find_model
 
     return find_model(root, args.run, args.stage, among)
 
@@ -82,8 +83,8 @@ def samples_command(args: argparse.Namespace) -> int:
     """Prints samples of a model."""
     context, stage = _open(args, ("rl", "sft", "mid", "base"))
     from jaxchat.evals import samples
-    from jaxchat.run_inputs import tokenizer_of
-    from jaxchat.run_models import load_model, make_engine
+    from jaxchat.runs.inputs import tokenizer_of
+    from jaxchat.runs.opening import load_model, make_engine
 
     engine = make_engine(context, load_model(context.root, stage, context.config.model))
     tokenizer = tokenizer_of(context)
@@ -133,7 +134,7 @@ def find_tasks(context: Context, names: Sequence[str]) -> dict[str, Asked]:
     Raises ConfigError for a name that is none, ArtifactError for what has not been downloaded.
     """
     from jaxchat.data import inputs, prepare, registry
-    from jaxchat.run_inputs import hub_of, tokenizer_of
+    from jaxchat.runs.inputs import hub_of, tokenizer_of
     from jaxchat.tasks import TASKS as GENERATED
 
     read = inputs.read_inputs(context.folder("data"))
@@ -167,9 +168,9 @@ def evaluate(
     """
     from jaxchat.evals import humaneval
     from jaxchat.evals.chat import Sampling, by_letters, evaluate_task
-    from jaxchat.report.by_hand import chat_file
-    from jaxchat.run_inputs import tokenizer_of
-    from jaxchat.run_models import load_model, make_engine
+    from jaxchat.runs.inputs import tokenizer_of
+    from jaxchat.runs.opening import load_model, make_engine
+    from jaxchat.runs.report.by_hand import chat_file
     from jaxchat.tasks.dataset import FixedTask
 
     temperature = args.temperature
@@ -218,7 +219,7 @@ def _kept(path: Path, key: str) -> dict[str, Any] | None:
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A line a task: problems, accuracy with its interval, centred, pass@k."""
     from jaxchat.evals.chatcore import centred
-    from jaxchat.plan import table as aligned
+    from jaxchat.runs.tables import table as aligned
 
     ks = [key for result in results.values() for key in result if key.startswith("pass@")]
     heads = list(dict.fromkeys(ks))

@@ -59,20 +59,20 @@ def add_core(commands: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> 
 
 def core_command(args: argparse.Namespace) -> int:
     """Evaluates, and prints the table."""
-    from jaxchat import runs
     from jaxchat.config.schema import MeshConfig
     from jaxchat.data.download import eval_bundle
     from jaxchat.evals.core.bundle import read_bundle
+    from jaxchat.runs import run_dir
 
     root = paths.home(getattr(args, "home", None))
     paths.check_folder(args.bundle, "--bundle")
     if args.download is not None and args.bundle is not None:
         raise ConfigError("--download fills HOME/eval_bundle; leave --bundle away.")
-    run = runs.find(
+    run = run_dir.find(
         root, args.run, (args.stage,)
     )  # says what is missing, before anything is fetched
     if args.download is not None:
-        own = runs.read_config(run).eval.bundle_url.replace(NOWHERE, "")
+        own = run_dir.read_config(run).eval.bundle_url.replace(NOWHERE, "")
         eval_bundle.fetch_bundle(root, args.download or own or eval_bundle.URL)
     folder = args.bundle or eval_bundle.bundle_folder(root)
     if args.bundle is None:
@@ -86,7 +86,7 @@ def core_command(args: argparse.Namespace) -> int:
     bundle.select(args.task)
     start_jax(MeshConfig(), root / "xla")
     from jaxchat.evals.core import kept
-    from jaxchat.evaluation import open_model
+    from jaxchat.runs.opening import open_model
 
     opened = open_model(root, args.run, args.stage)
     place = kept.folder_of(opened.run, opened.stage)

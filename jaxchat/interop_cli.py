@@ -10,11 +10,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxchat import paths, runs
+from jaxchat import paths
 from jaxchat.arguments import whole
 from jaxchat.config.schema import MODELS, MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import start_jax
+from jaxchat.runs import run_dir
 
 FORMATS = ("hf", "jaxchat")
 DTYPES = ("float32", "bfloat16")
@@ -86,15 +87,15 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 def export_command(args: argparse.Namespace) -> int:
     """Exports, and says where to."""
     root = paths.home(args.home)
-    runs.find(root, args.run)  # says what is missing, before JAX starts
+    run_dir.find(root, args.run)  # says what is missing, before JAX starts
     if not re.fullmatch(r"[\w.-]*", args.license):
         raise ConfigError(f"--license is {args.license!r}; it must be an identifier, such as mit.")
     if args.dtype and args.format != "hf":
         raise ConfigError("--dtype is of --format hf; the format jaxchat is always exact.")
     start_jax(MeshConfig(), root / "xla")
-    from jaxchat.interop import exporting
+    from jaxchat.runs import export_run
 
-    size = exporting.export_model(
+    size = export_run.export_model(
         root,
         args.run,
         args.stage,
@@ -120,12 +121,12 @@ def import_command(args: argparse.Namespace) -> int:
     name = args.name or re.sub(r"[^\w.-]", "-", source.absolute().name).lstrip(".-")
     start_jax(MeshConfig(), root / "xla")
     from jaxchat.config.derive import count_params
-    from jaxchat.interop import importing
+    from jaxchat.runs import import_run
 
-    importing.check_name(root, name)  # before anything is read
+    import_run.check_name(root, name)  # before anything is read
     told = str(source.absolute())
     if on_hub:
-        from jaxchat.interop.fetch import fetch_model
+        from jaxchat.runs.fetch_model import fetch_model
 
         source, told = fetch_model(
             root,
@@ -135,9 +136,9 @@ def import_command(args: argparse.Namespace) -> int:
             offline=args.offline,
             refresh=args.refresh,
         )
-    found = importing.read_model(source, args.step, args.tokenizer)
-    stage = args.stage or found.stage or importing.DEFAULT_STAGE
-    config = importing.make_run(root, name, found, stage, told)
+    found = import_run.read_model(source, args.step, args.tokenizer)
+    stage = args.stage or found.stage or import_run.DEFAULT_STAGE
+    config = import_run.make_run(root, name, found, stage, told)
     size = count_params(config.model)["total"]
     print(f"{told} ({found.format}): {size:,} parameters, now stage {stage} of the run {name}")
     for note in found.notes:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat import runs
 from jaxchat.errors import ConfigError
 from jaxchat.paths import atomic_open, home
+from jaxchat.runs import run_dir
 
 
 def add_report(
@@ -51,7 +51,7 @@ def report_command(args: argparse.Namespace) -> int:
     root = home(args.home)
     if len(named) == 2:
         return _compare([_path(root, name) for name in named], args.out)
-    from jaxchat import report
+    from jaxchat.runs import report
 
     run = _path(root, named[0] if named else None)
     if run.is_file():
@@ -76,14 +76,14 @@ def _on_cpu() -> None:
 def _path(root: Path, name: str | None) -> Path:
     """A run's folder, or a report.json: by the run's name, or as a path."""
     path = Path(name or "")
-    if name and (path.is_file() or (path / runs.CONFIG).is_file()):
+    if name and (path.is_file() or (path / run_dir.CONFIG).is_file()):
         return path
-    return runs.find(root, name)
+    return run_dir.find(root, name)
 
 
 def _compare(paths: Sequence[Path], out: Path | None) -> int:
-    from jaxchat.plan import table
-    from jaxchat.report import compare
+    from jaxchat.runs.report import compare
+    from jaxchat.runs.tables import table
 
     a, b = (_report(path) for path in paths)
     compared = compare.compare(a, b)
@@ -106,6 +106,6 @@ def _compare(paths: Sequence[Path], out: Path | None) -> int:
 
 def _report(path: Path) -> dict[str, Any]:
     """What a report.json says, or a run as it stands."""
-    from jaxchat import report
+    from jaxchat.runs import report
 
     return report.read_file(path) if path.is_file() else report.gather_run(path)

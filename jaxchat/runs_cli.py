@@ -8,11 +8,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from jaxchat import paths, runs
+from jaxchat import paths
 from jaxchat.arguments import seconds
+from jaxchat.runs import run_dir
 
 if TYPE_CHECKING:
-    from jaxchat.run_state import RunState
+    from jaxchat.runs.status import RunState
 
 
 WIDE = 10_000  # columns
@@ -36,7 +37,7 @@ def add_watch(parser: argparse.ArgumentParser) -> None:
 
 def runs_command(args: argparse.Namespace) -> int:
     """Lists the runs of the home, the newest first."""
-    from jaxchat.run_state import read_states
+    from jaxchat.runs.status import read_states
 
     root = paths.home(args.home)
     states, wrong = read_states(root)
@@ -53,9 +54,9 @@ def runs_command(args: argparse.Namespace) -> int:
 
 def watch_command(args: argparse.Namespace) -> int:
     """Shows a run while it works; Ctrl-C leaves, and the run goes on."""
-    from jaxchat.watch import watch
+    from jaxchat.runs.watch import watch
 
-    run = runs.find(paths.home(args.home), args.run)
+    run = run_dir.find(paths.home(args.home), args.run)
     try:
         watch(run, interval=max(args.interval, 0.1), once=args.once, sleep=time.sleep)
     except KeyboardInterrupt:

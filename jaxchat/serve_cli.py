@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat import paths, runs
+from jaxchat import paths
 from jaxchat.arguments import port, positive, real, seconds, whole
 from jaxchat.config import numbers
 from jaxchat.config.schema import ServeConfig, build
@@ -20,6 +20,7 @@ from jaxchat.data.files.compressed import Unreadable
 from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import start_jax
+from jaxchat.runs import run_dir
 
 SETTINGS = (
     "host", "port", "slots", "queue", "temperature", "top_k", "max_tokens", "grace_seconds",
@@ -96,7 +97,7 @@ def serve_command(args: argparse.Namespace) -> int:
     names = models_asked(args)
     talkers = ("mid", "sft", "rl")
     configs = [
-        runs.read_config(runs.find(root, run, (stage,) if stage else talkers))
+        run_dir.read_config(run_dir.find(root, run, (stage,) if stage else talkers))
         for run, stage in names
     ]
 

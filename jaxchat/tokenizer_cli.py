@@ -187,7 +187,7 @@ def visible(piece: bytes) -> str:
 def eval_command(args: argparse.Namespace) -> int:
     """Prints the compression of one tokenizer."""
     from jaxchat.evals import compression
-    from jaxchat.plan import table
+    from jaxchat.runs.tables import table
     from jaxchat.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(args.tokenizer)
@@ -225,7 +225,7 @@ def compare_command(args: argparse.Namespace) -> int:
 def comparison(results: list[Result]) -> str:
     """Two tables, and why something is missing in them."""
     from jaxchat.evals import compression
-    from jaxchat.plan import table
+    from jaxchat.runs.tables import table
 
     tables = [
         table(compression.cells(results, lambda s: s.characters_per_token, "characters per token")),

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import jax
 
-from jaxchat import pipeline, runs
 from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.model.gpt import init_params
-from jaxchat.stages import MODELS, STAGES
+from jaxchat.runs import run_dir, runner
+from jaxchat.runs.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 
 DOCUMENT = {
@@ -50,8 +50,8 @@ def finish_run(home: Path, config: RunConfig, tokenizer: Tokenizer) -> Path:
 
         return run
 
-    run = runs.folder(home, config.name)
-    runs.write_config(run, config)
+    run = run_dir.folder(home, config.name)
+    run_dir.write_config(run, config)
     stages = [dataclasses.replace(stage, run=make(stage.name)) for stage in STAGES]
-    pipeline.run_stages(stages, pipeline.Context(config, run))
+    runner.run_stages(stages, runner.Context(config, run))
     return run

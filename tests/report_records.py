@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from jaxchat import paths, pipeline, runs
+from jaxchat import paths
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.evals.chat import Score
-from jaxchat.stage_inputs import INPUTS
+from jaxchat.runs import run_dir, runner
+from jaxchat.runs.stage_inputs import INPUTS
 from jaxchat.train.metrics import MetricsLog
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -93,7 +94,7 @@ def write_run(root: Path, config: RunConfig, done: dict[str, dict[str, Any]]) ->
 
     Stages that others need are as complete as these, and took no time.
     """
-    runs.write_config(root, config)
+    run_dir.write_config(root, config)
     needed = {need for name in done for need in _all_needs(name, config)}
     write_records(root, config, {name: done.get(name, EMPTY) for name in {*needed, *done}})
     log_steps(root / "base", 8)
@@ -104,22 +105,22 @@ EMPTY = {"seconds": 0.0, "results": {"artifact": "of a stage that others need"}}
 
 
 def _all_needs(name: str, config: RunConfig) -> set[str]:
-    direct = pipeline.needs(INPUTS[name], config)
+    direct = runner.needs(INPUTS[name], config)
     return {*direct, *(far for need in direct for far in _all_needs(need, config))}
 
 
 def write_records(root: Path, config: RunConfig, done: dict[str, dict[str, Any]]) -> None:
     """The stages' records, as the pipeline writes them."""
-    context = pipeline.Context(config, root)
+    context = runner.Context(config, root)
     for name, stage in INPUTS.items():
         if name not in done:
             continue
         whole = {
-            "format": pipeline.FORMAT,
+            "format": runner.FORMAT,
             "stage": name,
-            "inputs": pipeline.input_hash(stage, context),
-            "settings": pipeline.recorded_settings(stage, config),
+            "inputs": runner.input_hash(stage, context),
+            "settings": runner.recorded_settings(stage, config),
             **done[name],
         }
-        paths.write_json(pipeline.done_file(root, name), whole)
+        paths.write_json(runner.done_file(root, name), whole)
         context.done[name] = whole

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 from finished_run import finish_run, random_params, tiny_config, tiny_tokenizer
 
-from jaxchat import chat, runs
-from jaxchat.chat import Chat, MessageTooLongError, Sampling, how_to_make
+from jaxchat import chat
+from jaxchat.chat import Chat, MessageTooLongError, Sampling
 from jaxchat.cli import main
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.inference.engine import Engine
 from jaxchat.inference.transcript import printable
+from jaxchat.runs import run_dir
+from jaxchat.runs.opening import how_to_make
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer.chat_format import Part, render_prompt
 
@@ -86,9 +88,9 @@ def test_a_run_without_any_model_says_what_to_do(root):
 
 
 def test_models_of_other_settings_are_not_taken_for_this_run(root, config):
-    run = runs.folder(root, "tiny")
+    run = run_dir.folder(root, "tiny")
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, n_embd=32))
-    runs.write_config(run, other)
+    run_dir.write_config(run, other)
     with pytest.raises(ArtifactError, match="no model to talk to"):
         chat.load(root, None, None, Sampling())
 
@@ -193,12 +195,12 @@ def test_an_answer_fits_the_context_whatever_was_asked_for(engine, tokenizer):
 def failed_run(root, name="failed"):
     """A newer run that stopped before it had anything."""
     config = loading.load(CONFIGS / "tier_cpu.toml", [f"run.name={name}"])
-    runs.write_config(runs.folder(root, name), config)
+    run_dir.write_config(run_dir.folder(root, name), config)
 
 
 def test_a_run_that_failed_at_once_is_passed_over(root, capsys):
     failed_run(root)
-    assert runs.find(root, None).name == "failed"
+    assert run_dir.find(root, None).name == "failed"
     assert chat.load(root, None, None, Sampling()).name == "tiny/rl"
     assert main(["chat", "--home", str(root), "-p", "who", "--max-tokens", "2"]) == 0
     assert capsys.readouterr().err.startswith(

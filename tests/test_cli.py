@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat import runs
 from jaxchat.cli import main, parse
 from jaxchat.config import loading
+from jaxchat.runs import run_dir
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 HEAVY = {
@@ -129,6 +129,6 @@ def test_a_run_is_listed_whole_in_a_pipe(tmp_path, capsys):
     """A table for a terminal was cut to 80 columns, names first."""
     name = "a-run-with-a-name-that-is-longer-than-a-line-of-a-terminal-" + "x" * 60
     config = loading.load(CONFIGS / "tier_cpu.toml", [f"run.name={name}"])
-    runs.write_config(runs.folder(tmp_path, name), config)
+    run_dir.write_config(run_dir.folder(tmp_path, name), config)
     assert main(["runs", "--home", str(tmp_path)]) == 0
     assert name in capsys.readouterr().out

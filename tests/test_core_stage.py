@@ -12,16 +12,16 @@ from finished_run import DOCUMENT, finish_run, random_params, tiny_tokenizer
 from hub_replica import BUNDLE, TASKS, bundle_url, write_bundle
 from hub_server import HubServer
 
-from jaxchat import core_stage, pipeline, report
 from jaxchat.config import loading
 from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.eval_stage import Bench, core_of
 from jaxchat.evals.core import evaluate, kept
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
-from jaxchat.pipeline import Network
-from jaxchat.stages import STAGES, load_model
+from jaxchat.runs import core_stage, report, runner
+from jaxchat.runs.eval_stage import Bench, core_of
+from jaxchat.runs.runner import Network
+from jaxchat.runs.stages import STAGES, load_model
 
 LABELS = ["because", "kitchen", "pronouns", "copying"]
 
@@ -71,16 +71,16 @@ def evaluation(context):
     return {"artifact": "scores", "models": {"base": core_of(Bench(context), "base")}}
 
 
-def run_again(run, config, network=pipeline.DEFAULT_NETWORK):
+def run_again(run, config, network=runner.DEFAULT_NETWORK):
     """What the run has evaluated after its command was given again."""
     stages = [
         stage if stage.name != "eval" else dataclasses.replace(stage, run=evaluation)
         for stage in STAGES
         if stage.name != "report"
     ]
-    context = pipeline.Context(config, run, network=network)
-    pipeline.run_stages(stages, context)
-    return pipeline.results(context, "eval").get("models", {}).get("base", {})
+    context = runner.Context(config, run, network=network)
+    runner.run_stages(stages, context)
+    return runner.results(context, "eval").get("models", {}).get("base", {})
 
 
 def home_of(run):
@@ -137,7 +137,7 @@ def test_stopped_in_the_middle_it_does_no_task_twice(run, config, evaluated):
 
 
 def test_it_is_fetched_with_the_data_and_never_again(server, run, config):
-    context = pipeline.Context(config, run)
+    context = runner.Context(config, run)
     assert core_stage.find_bundle(context) is None
     bundle = core_stage.fetch(context)
     assert bundle is not None
@@ -164,7 +164,7 @@ def test_without_a_bundle_a_line_says_how_to_add_it_and_the_run_goes_on(
     for setting in settings:
         document["eval"]["bundle_url"] = setting.partition("=")[2].format(url=bundle_url(server))
     asking = loading.from_json(json.dumps(document))
-    context = pipeline.Context(asking, run, network=Network(offline=offline))
+    context = runner.Context(asking, run, network=Network(offline=offline))
     context.done = {"base": {"results": {"artifact": "base"}}}
     assert core_of(Bench(context), "base") == {}
     (line,) = capsys.readouterr().out.splitlines()
@@ -187,7 +187,7 @@ def test_where_the_report_has_core_nothing_says_it_is_left_out(run, config, caps
     run_again(run, config)
     shutil.rmtree(bundle)
     capsys.readouterr()
-    context = pipeline.Context(config, run, network=Network(offline=True))
+    context = runner.Context(config, run, network=Network(offline=True))
     assert core_stage.fetch(context) is None
     assert not capsys.readouterr().out
     assert "CORE of 4 of 22" in report.gather_run(run)["metrics"][0]["name"]
@@ -205,13 +205,13 @@ def test_an_own_bundle_that_is_gone_takes_nothing_along(run, config, tmp_path, c
     with pytest.raises(
         ArtifactError, match=r"^eval\.bundle is .*/own, which does not exist"
     ) as told:
-        core_stage.find_bundle(pipeline.Context(config, run))
+        core_stage.find_bundle(runner.Context(config, run))
     assert "--bundle" not in str(told.value)
     own.mkdir()
     with pytest.raises(
         ArtifactError, match=r"^eval\.bundle is .*/own, which cannot be used"
     ) as told:
-        core_stage.find_bundle(pipeline.Context(config, run))
+        core_stage.find_bundle(runner.Context(config, run))
     assert "--bundle" not in str(told.value), "run_speedrun.py has no such option"
 
 
@@ -229,7 +229,7 @@ def test_a_damaged_result_is_left_out_with_a_line(run, config, capsys, text):
 def test_a_run_without_a_datasets_text_never_asks_for_it(server, run, config, capsys, source):
     folder = "somewhere" if source == "folder" else ""
     data = dataclasses.replace(config.data, source=source, folder=folder)
-    context = pipeline.Context(dataclasses.replace(config, data=data), run)
+    context = runner.Context(dataclasses.replace(config, data=data), run)
     assert core_stage.fetch(context) is None
     assert not server.asked
     assert not capsys.readouterr().out
@@ -240,7 +240,7 @@ def test_too_few_examples_a_task_are_refused_before_anything_is_trained(run, con
     few = dataclasses.replace(config, base=dataclasses.replace(
         config.base, core_every=10, core_examples=3))  # fmt: skip
     with pytest.raises(ConfigError, match=r"base\.core_examples is 3, and CORE shows up to 3"):
-        core_stage.fetch(pipeline.Context(few, run))
+        core_stage.fetch(runner.Context(few, run))
 
 
 def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, config):
@@ -267,8 +267,8 @@ def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, confi
     assert name in (run / "report.html").read_text()
     assert name in report.summary(found)
     # the run's own report has it, too
-    context = pipeline.Context(config, run)
-    context.done = {s.name: pipeline.read_done(run, s.name) for s in STAGES if s.name != "report"}
+    context = runner.Context(config, run)
+    context.done = {s.name: runner.read_done(run, s.name) for s in STAGES if s.name != "report"}
     report.write_report(config, run, context.done)
     assert report.read_report(run)["core"] == found["core"]
 

@@ -12,15 +12,15 @@ import hub_replica
 import jax
 import pytest
 
-from jaxchat import plan
 from jaxchat.cli import main
 from jaxchat.config import loading, memory
 from jaxchat.data import registry
 from jaxchat.data.download.hub import Hub, open_hub
 from jaxchat.data.download.transfer import download
 from jaxchat.data.download.web import Patience, Web
-from jaxchat.doctor import sources, tier
-from jaxchat.doctor.speed import Speed, in_turns, measure_speed
+from jaxchat.runs.doctor import sources, tier
+from jaxchat.runs.doctor.speed import Speed, in_turns, measure_speed
+from jaxchat.runs.plan import plan
 
 DEAD = "http://127.0.0.1:9"  # the discard port: nobody listens
 TIER_100 = loading.load(loading.tiers()["100"])
@@ -240,8 +240,8 @@ def test_a_real_step_is_timed(optax_promotion, monkeypatch):
     """Of a smaller model than the doctor's: under the tests' compilation that takes minutes."""
     tiny = {"sequence_len": 32, "n_embd": 32, "n_head": 1, "n_kv_head": 1}
     tables = {"run": {"depth": 1}, "model": tiny, "tokenizer": {"vocab_size": 300}}
-    monkeypatch.setattr("jaxchat.doctor.speed.SMALL", {"cpu": tables})
-    monkeypatch.setattr("jaxchat.doctor.speed.PRODUCT", {"cpu": 256})
+    monkeypatch.setattr("jaxchat.runs.doctor.speed.SMALL", {"cpu": tables})
+    monkeypatch.setattr("jaxchat.runs.doctor.speed.PRODUCT", {"cpu": 256})
     speed = measure_speed("cpu", seconds=0.0)
     assert speed.turns == 3
     assert 0 < speed.share < 1

@@ -82,7 +82,7 @@ def test_a_bug_keeps_its_traceback(tmp_path):
     def work():
         raise ZeroDivisionError
 
-    for bug in (ZeroDivisionError(), ValueError("x"), ImportError("y", name="jaxchat.stages")):
+    for bug in (ZeroDivisionError(), ValueError("x"), ImportError("y", name="jaxchat.runs.stages")):
         assert explain(bug, tmp_path) is None
     with pytest.raises(ZeroDivisionError):
         guarded(work, tmp_path)

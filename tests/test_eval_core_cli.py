@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat import cli, pipeline, report, runs
+from jaxchat import cli
 from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.data.inputs import InputFile, Inputs, read_inputs, write_inputs
@@ -22,7 +22,8 @@ from jaxchat.eval_bpb_cli import add_bpb
 from jaxchat.eval_core_cli import add_core
 from jaxchat.evals.core import evaluate
 from jaxchat.model.gpt import forward, init_params
-from jaxchat.stages import MODELS, STAGES
+from jaxchat.runs import report, run_dir, runner
+from jaxchat.runs.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer
 
 BUNDLE = Path(__file__).parent / "golden" / "core_bundle"
@@ -77,10 +78,10 @@ def home(tmp_path_factory):
         return run
 
     home = tmp_path_factory.mktemp("finished")
-    run = runs.folder(home, config.name)
-    runs.write_config(run, config)
+    run = run_dir.folder(home, config.name)
+    run_dir.write_config(run, config)
     stages = [dataclasses.replace(stage, run=make(stage.name)) for stage in STAGES]
-    pipeline.run_stages(stages, pipeline.Context(config, run))
+    runner.run_stages(stages, runner.Context(config, run))
     return home
 
 
@@ -245,10 +246,10 @@ def test_a_stage_that_is_not_complete_says_which_are(home, capsys):
 
 def bits_by_hand(home, rows):
     """Bits per byte of the base model over rows [N, T+1] of bytes; 256 and above are special."""
-    from jaxchat.run_models import load_model
+    from jaxchat.runs.opening import load_model
 
-    run = runs.folder(home, "tiny")
-    model = runs.read_config(run).model
+    run = run_dir.folder(home, "tiny")
+    model = run_dir.read_config(run).model
     logits = forward(load_model(run, "base", model), rows[:, :-1], model)
     logprobs = np.asarray(jax.nn.log_softmax(logits), np.float64)
     found = np.take_along_axis(logprobs, rows[:, 1:, None], axis=-1)[..., 0]

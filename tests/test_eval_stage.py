@@ -16,11 +16,12 @@ import pytest
 from compilation import FAST_COMPILATION
 from finished_run import random_params
 
-from jaxchat import cli, eval_stage, pipeline, report, runs, stages
+from jaxchat import cli
 from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.paths import read_json, write_json
+from jaxchat.runs import eval_stage, report, run_dir, runner, stages
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -49,7 +50,7 @@ def evaluate(home: Path, *changes: str, models: str = "random", **options: Any) 
     config = make_config(*changes)
 
     def make(name: str) -> Any:
-        def run(context: pipeline.Context) -> dict[str, Any]:
+        def run(context: runner.Context) -> dict[str, Any]:
             params = random_params(MODELS.index(name), config)
             save_params(context.folder(name) / "model", params, {"stage": name})
             return {"artifact": f"{name} {models}"}
@@ -57,13 +58,13 @@ def evaluate(home: Path, *changes: str, models: str = "random", **options: Any) 
         return run
 
     run = home / "runs" / "x"
-    runs.write_config(run, config)
+    run_dir.write_config(run, config)
     replaced = [
         dataclasses.replace(one, run=make(one.name)) if one.name in MODELS else one
         for one in stages.STAGES[:-1]
     ]
-    with pipeline.Context(config, run) as context:
-        pipeline.run_stages(replaced, context, **options)
+    with runner.Context(config, run) as context:
+        runner.run_stages(replaced, context, **options)
     found: dict[str, Any] = context.done["eval"]["results"]["models"]
     return found
 
@@ -282,7 +283,7 @@ def test_an_evaluation_under_way_tells_only_what_its_settings_ask_for(
     names = [row["name"] for row in told["metrics"]]
     assert "bits per byte" in names
     assert "spelling" not in names, "answers to other settings are told as those of these"
-    runs.write_config(home / "runs" / "x", make_config("eval.max_new_tokens=9"))
+    run_dir.write_config(home / "runs" / "x", make_config("eval.max_new_tokens=9"))
     assert "eval" not in report.gather_run(home / "runs" / "x")["stages"]
     assert not report.gather_run(home / "runs" / "x")["metrics"]
     monkeypatch.setattr(eval_stage, "evaluate_task", answer)

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 import run_speedrun
-from jaxchat import pipeline, runs
-from jaxchat.interop import importing
-from jaxchat.run_models import load_model
+from jaxchat.runs import import_run, run_dir, runner
+from jaxchat.runs.opening import load_model
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -18,18 +17,18 @@ GOLDEN = Path(__file__).parent / "golden"
 def home(tmp_path):
     """A home with nanochat's checkpoint, in the place of midtraining."""
     folder = GOLDEN / "nanochat_checkpoint_modern" / "chatsft_checkpoints" / "d2"
-    importing.make_run(tmp_path, "nano", importing.read_model(folder, None, None), "mid", "there")
+    import_run.make_run(tmp_path, "nano", import_run.read_model(folder, None, None), "mid", "there")
     return tmp_path
 
 
 def test_the_tiers_settings_with_the_imported_models_architecture(home):
     tiers = run_speedrun.tiers()
-    config = runs.configure(home, tiers["cpu"], ["run.name=nano"])
-    there = runs.read_config(home / "runs" / "nano")
+    config = run_dir.configure(home, tiers["cpu"], ["run.name=nano"])
+    there = run_dir.read_config(home / "runs" / "nano")
     assert (config.model, config.imported) == (there.model, there.imported)
     assert (config.preset, config.depth) == ("modern", 2)
     assert config.sft.batch_tokens == 2_048  # as the tier has it
-    assert runs.configure(home, tiers["cpu"], []).imported.stage == ""
+    assert run_dir.configure(home, tiers["cpu"], []).imported.stage == ""
 
 
 @pytest.mark.slow
@@ -52,9 +51,9 @@ def test_sft_goes_on_from_the_imported_weights(home, tmp_path, capsys, optax_pro
     for line in ("tokenizer: imported", "base model: left out", "midtraining: imported"):
         assert line in told.out
     run = home / "runs" / "nano"
-    done = pipeline.read_done(run, "sft")["results"]
+    done = runner.read_done(run, "sft")["results"]
     assert done["loss"] < 1.0
-    config = runs.read_config(run)
+    config = run_dir.read_config(run)
     before, after = (load_model(run, stage, config.model) for stage in ("mid", "sft"))
     assert not np.array_equal(before["lm_head"]["kernel"], after["lm_head"]["kernel"])
     assert not list((run / "rows").glob("mid_*"))

@@ -13,7 +13,7 @@ from test_resume import SHRUNK, arguments
 
 from jaxchat.config.schema import MirrorConfig
 from jaxchat.errors import ConfigError
-from jaxchat.mirror import Mirror, units
+from jaxchat.runs.mirror import Mirror, units
 
 
 def write(run, files):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from jaxchat.config import loading
-from jaxchat.plan import count, make_plan, render, size
+from jaxchat.runs.plan.plan import make_plan, render
+from jaxchat.runs.tables import count, size
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

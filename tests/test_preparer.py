@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat.preparer import Preparer
+from jaxchat.runs.background import Preparer
 
 
 def wait_for(condition: Callable[[], object], why: str) -> None:
@@ -58,7 +58,7 @@ def test_closing_ends_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_with_the_process_that_started_it(tmp_path: Path, number: signal.Signals) -> None:
     code = (
-        "import time\nfrom pathlib import Path\nfrom jaxchat.preparer import Preparer\n"
+        "import time\nfrom pathlib import Path\nfrom jaxchat.runs.background import Preparer\n"
         f"kept = Preparer({busy_run(tmp_path)!r}, Path({str(tmp_path / 'log')!r}))\n"
         "time.sleep(600)\n"
     )

@@ -16,9 +16,9 @@ from compilation import FAST_COMPILATION
 from hub_server import Fault, HubServer
 
 from jaxchat import cli
-from jaxchat.chat import open_run
 from jaxchat.config.schema import STAGES
 from jaxchat.evals.chatcore import chatcore
+from jaxchat.runs.opening import open_run
 from jaxchat.tools.sandbox import levels
 from jaxchat.train.metrics import read_metrics
 

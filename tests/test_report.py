@@ -18,12 +18,12 @@ from report_records import (
     write_run,
 )
 
-from jaxchat import report, runs
 from jaxchat.config import loading
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import read_json, write_json
-from jaxchat.report import markdown
-from jaxchat.report.metrics import chance, core_interval, metrics_cells, tool_use
+from jaxchat.runs import report, run_dir
+from jaxchat.runs.report import markdown
+from jaxchat.runs.report.metrics import chance, core_interval, metrics_cells, tool_use
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_a_run_that_has_begun_is_reported_with_what_is_missing(config, done, tmp
 
 
 def test_nothing_but_a_configuration_gives_a_report_too(config, tmp_path):
-    runs.write_config(tmp_path, config)
+    run_dir.write_config(tmp_path, config)
     made = report.write_run(tmp_path)
     assert set(made["missing"].values()) == {"not run yet"}
     assert report.read_report(tmp_path)["metrics"] == []
@@ -238,7 +238,7 @@ def test_models_that_an_interrupted_evaluation_finished_are_told(config, done, t
 
 def test_what_was_made_with_other_settings_is_left_out(done, tmp_path):
     run = write_run(tmp_path, make_config(), done)
-    runs.write_config(run, make_config("base.steps=9"))
+    run_dir.write_config(run, make_config("base.steps=9"))
     made = report.gather_run(run)
     assert list(made["stages"]) == ["data", "tokenizer", "rows"]
     assert made["missing"]["base"] == "made with other settings, to be made again"
@@ -280,7 +280,7 @@ def test_a_record_from_before_a_setting_existed_is_of_its_default(
 ):
     run = write_run(tmp_path, config, done)
     without_later_fields(run)
-    runs.write_config(run, make_config(change))
+    run_dir.write_config(run, make_config(change))
     made = report.gather_run(run)
     assert list(made["stages"]) == kept, f"told with {change}, with which it was not made"
     assert made["metrics"] == []
@@ -338,7 +338,7 @@ def test_core_measured_by_hand_is_told_while_the_weights_are_the_same(tmp_path, 
     for record in done["eval"]["results"]["models"].values():
         record.pop("core", None)
     done["base"]["results"]["artifact"] = "these weights"
-    run = write_run(runs.folder(tmp_path, config.name), config, done)
+    run = write_run(run_dir.folder(tmp_path, config.name), config, done)
     tasks = {
         "winograd": {
             "right": 60, "total": 100, "accuracy": 0.6, "interval": [0.5, 0.7], "baseline": 0.5,

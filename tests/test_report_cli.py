@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from report_records import make_config, make_done, write_run
 
-from jaxchat import paths, report, report_cli
+from jaxchat import paths, report_cli
 from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.runs import report
 
 
 def command(*arguments: object) -> int:

@@ -12,10 +12,10 @@ import pytest
 from finished_run import finish_run, tiny_config, tiny_tokenizer
 from rich.console import Console
 
-from jaxchat import runs, watch
 from jaxchat.cli import main
 from jaxchat.errors import BusyError
-from jaxchat.run_state import read_state, read_states
+from jaxchat.runs import run_dir, watch
+from jaxchat.runs.status import read_state, read_states
 
 
 @pytest.fixture
@@ -97,11 +97,11 @@ def test_a_run_at_work_is_running_until_its_process_is_gone(root):
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         assert read_state(run).state == "running"
-        with pytest.raises(BusyError, match=f"number {process.pid}"), runs.locked(run):
+        with pytest.raises(BusyError, match=f"number {process.pid}"), run_dir.locked(run):
             pass
         process.kill()
     assert read_state(run).state == "complete"
-    with runs.locked(run):
+    with run_dir.locked(run):
         assert read_state(run).state == "running"
 
 
@@ -111,7 +111,7 @@ def test_looking_at_a_run_keeps_nobody_from_working_on_it(root):
         "import sys, pathlib\nfrom jaxchat import runs\nprint('looks', flush=True)\n"
         "while True:\n    runs.is_busy(pathlib.Path(sys.argv[1]))\n"
     )
-    with runs.locked(run):
+    with run_dir.locked(run):
         pass
     with subprocess.Popen(
         [sys.executable, "-c", look, str(run)], stdout=subprocess.PIPE, text=True
@@ -119,7 +119,7 @@ def test_looking_at_a_run_keeps_nobody_from_working_on_it(root):
         assert process.stdout is not None
         process.stdout.readline()
         for _ in range(20):
-            with runs.locked(run):
+            with run_dir.locked(run):
                 pass
         process.kill()
 
@@ -127,7 +127,7 @@ def test_looking_at_a_run_keeps_nobody_from_working_on_it(root):
 def test_runs_are_listed_newest_first_and_a_bad_one_is_named(root, capsys):
     other = root / "runs" / "other"
     other.mkdir()
-    runs.write_config(other, tiny_config())
+    run_dir.write_config(other, tiny_config())
     old = time.time() - 7200
     for file in (root / "runs" / "tiny").rglob("*"):
         os.utime(file, (old, old))
@@ -169,7 +169,7 @@ def test_where_a_stage_trains_nothing_the_last_that_did_is_shown(root, capsys):
     log(run, training(40, 40), "mid")
     for stage in ("eval", "report"):
         (run / stage / "done.json").unlink()
-    with runs.locked(run):
+    with run_dir.locked(run):
         state = read_state(run)
         text = shown(state)
     assert (state.stage, state.logged, state.seconds_left) == ("eval", "mid", None)
@@ -193,7 +193,7 @@ def test_of_a_stage_at_work_rate_time_left_and_gpus_are_told(root, tmp_path, mon
     tool.write_text("#!/bin/sh\necho '0, NVIDIA H100 80GB HBM3, 61024, 81559, 97'\necho broken\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
-    with runs.locked(run):
+    with run_dir.locked(run):
         text = shown(read_state(run), 120)
     assert "0.488 steps/s  2m03s left of this stage" in text
     assert text.splitlines()[-1] == "GPU 0 NVIDIA H100 80GB HBM3: 61024 of 81559 MiB, 97% busy"
@@ -208,7 +208,7 @@ def test_watching_is_live_until_the_run_stops(root, monkeypatch):
     terminal = Console(force_terminal=True, width=100, height=40, file=io.StringIO())
     monkeypatch.setattr("rich.console.Console", lambda: terminal)
     held = contextlib.ExitStack()
-    held.enter_context(runs.locked(run))
+    held.enter_context(run_dir.locked(run))
     happens = iter([lambda: log(run, training(60, 100)), held.close])
     watch.watch(run, interval=0.5, once=False, sleep=lambda seconds: next(happens)())
     told = terminal.file.getvalue()

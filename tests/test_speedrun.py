@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from disk import remount
 
-from jaxchat import cli, runs
+from jaxchat import cli
 from jaxchat.config import schema
+from jaxchat.runs import run_dir
+from jaxchat.runs.stages import STAGES
 from jaxchat.signals import REQUEUE
-from jaxchat.stages import STAGES
 from jaxchat.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -201,7 +202,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_artefact(small_disk):
 
 
 def test_a_run_that_another_process_works_on_is_refused(tmp_path):
-    with runs.locked(runs.folder(tmp_path, "cpu")):
+    with run_dir.locked(run_dir.folder(tmp_path, "cpu")):
         done = speedrun("--tier", "cpu", "--home", tmp_path)
     assert done.returncode == 1
     assert f"another process (number {os.getpid()}) works on the run" in done.stderr

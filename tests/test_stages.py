@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat import stages
 from jaxchat.config import loading
-from jaxchat.pipeline import Context, input_hash
+from jaxchat.runs import stages
+from jaxchat.runs.runner import Context, input_hash
 
 
 def context_of(root: Path, tier: str, *overrides: str) -> Context:

@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxchat.chat import find_model
 from jaxchat.config.derive import count_params
 from jaxchat.config.machine import cores, free_memory_bytes
 from jaxchat.config.schema import ModelConfig, ServeConfig
@@ -19,9 +18,9 @@ from jaxchat.errors import OutOfMemory
 from jaxchat.inference.replicas import make_service
 from jaxchat.model.backend import choose_products, compute_dtype
 from jaxchat.model.kv_cache import init_cache
-from jaxchat.pipeline import done_file
-from jaxchat.run_inputs import tokenizer_of
-from jaxchat.run_models import load_model
+from jaxchat.runs.inputs import tokenizer_of
+from jaxchat.runs.opening import find_model, load_model
+from jaxchat.runs.runner import done_file
 from jaxchat.serve.models import ServedModel
 
 CACHE_COPIES = 3  # the cache itself, new prompts before they are placed, and what it grows to

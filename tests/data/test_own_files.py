@@ -19,9 +19,9 @@ from jaxchat.data.files.folders import Listing
 from jaxchat.data.shards import local_inputs
 from jaxchat.errors import ConfigError
 from jaxchat.paths import read_json, sha256_text, write_json
-from jaxchat.pipeline import FORMAT, Context, Stage, _as_text, run_stages
-from jaxchat.stage_inputs import learned
-from jaxchat.stages import STAGES
+from jaxchat.runs.runner import FORMAT, Context, Stage, _as_text, run_stages
+from jaxchat.runs.stage_inputs import learned
+from jaxchat.runs.stages import STAGES
 
 CONFIG = """
 [run]

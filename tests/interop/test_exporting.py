@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from finished_run import finish_run, random_params, tiny_tokenizer
 
-from jaxchat import pipeline, runs
 from jaxchat.checkpoints import huggingface, native, safetensors
 from jaxchat.checkpoints.huggingface import obstacles
 from jaxchat.checkpoints.save import save_params
@@ -18,8 +17,8 @@ from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.inference.engine import Engine, Request
-from jaxchat.interop import importing
-from jaxchat.interop.exporting import FILES, export_model
+from jaxchat.runs import import_run, run_dir, runner
+from jaxchat.runs.export_run import FILES, export_model
 from jaxchat.tokenizer import train_tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -31,7 +30,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     for preset in ("classic", "modern"):
         folder = GOLDEN / f"nanochat_checkpoint_{preset}" / "chatsft_checkpoints" / "d2"
-        importing.make_run(home, preset, importing.read_model(folder, None, None), "mid", "there")
+        import_run.make_run(home, preset, import_run.read_model(folder, None, None), "mid", "there")
     return home
 
 
@@ -45,31 +44,31 @@ def exported(home, tmp_path_factory):
 
 
 def artifact(home, run, stage="mid"):
-    return pipeline.read_done(home / "runs" / run, stage)["results"]["artifact"]
+    return runner.read_done(home / "runs" / run, stage)["results"]["artifact"]
 
 
 @pytest.mark.parametrize("name", ["classic-hf", "classic-jaxchat", "modern-jaxchat"])
 def test_what_is_exported_comes_back_bit_for_bit(home, exported, name, tmp_path):
     run = name.split("-")[0]
-    found = importing.read_model(exported / name, None, None)
+    found = import_run.read_model(exported / name, None, None)
     assert (found.stage, found.notes) == ("mid", ())
-    config = importing.make_run(tmp_path, "back", found, found.stage, "there")
+    config = import_run.make_run(tmp_path, "back", found, found.stage, "there")
     assert artifact(tmp_path, "back") == artifact(home, run)
     assert artifact(tmp_path, "back", "tokenizer") == artifact(home, run, "tokenizer")
-    assert config.model == runs.read_config(home / "runs" / run).model
+    assert config.model == run_dir.read_config(home / "runs" / run).model
 
 
 def test_our_format_keeps_the_configuration_of_the_run(home, exported):
-    found = importing.read_model(exported / "modern-jaxchat", None, None)
-    assert found.config == runs.read_config(home / "runs" / "modern")
+    found = import_run.read_model(exported / "modern-jaxchat", None, None)
+    assert found.config == run_dir.read_config(home / "runs" / "modern")
 
 
 def test_bfloat16_rounds_and_nothing_else(home, tmp_path):
     export_model(home, "classic", "mid", tmp_path / "half", dtype="bfloat16")
-    whole = importing.read_model(
+    whole = import_run.read_model(
         GOLDEN / "nanochat_checkpoint_classic/chatsft_checkpoints/d2", None, None
     )
-    half = importing.read_model(tmp_path / "half", None, None)
+    half = import_run.read_model(tmp_path / "half", None, None)
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(a.astype(jax.numpy.bfloat16), b),
         whole.params,
@@ -173,7 +172,7 @@ def copy(exported, tmp_path):
 
 def refused(folder):
     with pytest.raises(ArtifactError) as caught:
-        importing.read_model(folder, None, None)
+        import_run.read_model(folder, None, None)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -205,7 +204,7 @@ def test_what_transformers_fine_tuned_and_saved_again_is_taken(copy):
     tensors["lm_head.weight"] += 1
     (folder / safetensors.FILE).unlink()
     safetensors.write_safetensors(folder / safetensors.FILE, tensors, {"format": "pt"})
-    assert importing.read_model(folder, None, None).notes == ()
+    assert import_run.read_model(folder, None, None).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -246,9 +245,9 @@ def test_a_model_of_more_rows_than_ids_comes_back_without_them(tmp_path, kind):
     ids = tiny_tokenizer().vocab_size
     assert config.model.vocab_size > ids
     export_model(tmp_path, "idle", "rl", tmp_path / "out", kind=kind)
-    found = importing.read_model(tmp_path / "out", None, None)
+    found = import_run.read_model(tmp_path / "out", None, None)
     assert (found.model.vocab_size, found.tokenizer.vocab_size) == (ids, ids)
-    made = importing.make_run(tmp_path, "back", found, "rl", "there")
+    made = import_run.make_run(tmp_path, "back", found, "rl", "there")
     assert (made.model.vocab_size, made.tokenizer.vocab_size) == (ids, ids)
     np.testing.assert_array_equal(
         found.params["wte"]["embedding"], params["wte"]["embedding"][:ids]
@@ -267,9 +266,9 @@ def test_what_older_versions_exported_with_idle_rows_is_taken(tmp_path, kind):
         )
     else:
         native.write_native(tmp_path / "old", params, config, tokenizer, "rl", {})
-    found = importing.read_model(tmp_path / "old", None, None)
+    found = import_run.read_model(tmp_path / "old", None, None)
     assert found.model.vocab_size == tokenizer.vocab_size
-    made = importing.make_run(tmp_path, "back", found, "rl", "there")
+    made = import_run.make_run(tmp_path, "back", found, "rl", "there")
     assert made.model.vocab_size == tokenizer.vocab_size
 
 

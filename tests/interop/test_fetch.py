@@ -7,8 +7,8 @@ from hub_server import COMMIT, Fault, HubServer
 
 from jaxchat.data.download.web import WebError
 from jaxchat.errors import ArtifactError
-from jaxchat.interop import importing
-from jaxchat.interop.fetch import fetch_model
+from jaxchat.runs import import_run
+from jaxchat.runs.fetch_model import fetch_model
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NANOCHAT = GOLDEN / "nanochat_checkpoint_classic"
@@ -36,14 +36,14 @@ def test_a_model_of_transformers_is_fetched_and_read(hub, tmp_path):
     folder, told = fetch_model(tmp_path, "owner/hugging", "main")
     assert told == f"owner/hugging@{COMMIT[:12]}"
     assert folder == tmp_path / "data" / "models" / "owner--hugging" / COMMIT
-    assert importing.read_model(folder, None, None).format == "transformers"
+    assert import_run.read_model(folder, None, None).format == "transformers"
     assert "logits.npz" not in paths(hub)
 
 
 def test_a_checkpoint_of_nanochat_is_fetched_without_the_others(hub, tmp_path):
     folder, _ = fetch_model(tmp_path, "owner/nano.chat", "main")
     assert paths(hub) == {"model_000007.pt", "meta_000007.json", "tokenizer.pkl"}
-    assert importing.read_model(folder, None, None).model.n_layer == 2
+    assert import_run.read_model(folder, None, None).model.n_layer == 2
     fetch_model(tmp_path, "owner/nano.chat", "main", step=3)
     assert "model_000003.pt" in paths(hub)
 
@@ -67,7 +67,7 @@ def test_what_breaks_off_goes_on_and_wrong_bytes_are_noticed(hub, tmp_path, monk
     folder, _ = fetch_model(tmp_path, "owner/hugging", "main")
     asked = hub.of("model-00001-of-00003.safetensors")
     assert [one.start for one in asked] == [0, 20_000]
-    importing.read_model(folder, None, None)
+    import_run.read_model(folder, None, None)
 
 
 def test_what_is_not_there_or_private_is_one_sentence(hub, tmp_path):

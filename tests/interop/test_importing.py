@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from torch_writer import save
 
-from jaxchat import chat, pipeline, runs
+from jaxchat import chat
 from jaxchat.checkpoints import safetensors
 from jaxchat.checkpoints.torch_file import read_torch
 from jaxchat.errors import ArtifactError, ConfigError, TokenizerError
-from jaxchat.evaluation import open_model
-from jaxchat.interop import importing
 from jaxchat.model.gpt import forward
+from jaxchat.runs import import_run, run_dir, runner
+from jaxchat.runs.opening import open_model
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.tokenizer.special import SPECIAL_TOKENS
 
@@ -38,7 +38,7 @@ FOLDERS = {
 
 @pytest.fixture(scope="module")
 def models():
-    return {name: importing.read_model(folder, None, None) for name, folder in FOLDERS.items()}
+    return {name: import_run.read_model(folder, None, None) for name, folder in FOLDERS.items()}
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -72,7 +72,7 @@ def test_what_the_files_say_of_stage_and_architecture(models):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_imported_model_opens_as_a_run(models, name, tmp_path):
     found = models[name]
-    importing.make_run(tmp_path, "mine", found, "sft", "somewhere")
+    import_run.make_run(tmp_path, "mine", found, "sft", "somewhere")
     if name == "classic":  # for the others it would only compile again
         loaded = chat.load(tmp_path, "mine", None, chat.Sampling(max_tokens=5))
         assert loaded.stage == "sft"
@@ -83,17 +83,17 @@ def test_an_imported_model_opens_as_a_run(models, name, tmp_path):
     np.testing.assert_array_equal(
         opened.params["wte"]["embedding"], found.params["wte"]["embedding"]
     )
-    record = pipeline.read_done(tmp_path / "runs" / "mine", "sft")
+    record = runner.read_done(tmp_path / "runs" / "mine", "sft")
     assert record["results"]["imported"] == {
         "format": found.format, "from": "somewhere", "files": found.files
     }  # fmt: skip
     with pytest.raises(ConfigError, match="already"):
-        importing.make_run(tmp_path, "mine", found, "sft", "somewhere")
+        import_run.make_run(tmp_path, "mine", found, "sft", "somewhere")
 
 
 def test_weights_that_were_exchanged_are_noticed(models, tmp_path):
-    importing.make_run(tmp_path, "mine", models["classic"], "sft", "somewhere")
-    run = runs.find(tmp_path, "mine")
+    import_run.make_run(tmp_path, "mine", models["classic"], "sft", "somewhere")
+    run = run_dir.find(tmp_path, "mine")
     config = json.loads((run / "config.json").read_text())
     config["imported"]["weights"] = "0" * 64
     (run / "config.json").write_text(json.dumps(config))
@@ -126,7 +126,7 @@ def hugging(tmp_path):
 def refused(folder, step=None, tokenizer=None, error=ArtifactError):
     """The one sentence with which a folder is refused."""
     with pytest.raises(error) as caught:
-        importing.read_model(folder, step, tokenizer)
+        import_run.read_model(folder, step, tokenizer)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -240,8 +240,8 @@ def test_the_last_step_is_taken_or_the_one_that_is_named(nanochat):
     for name in ("model_000007.pt", "meta_000007.json"):
         shutil.copy(nanochat / name, nanochat / name.replace("000007", "000010"))
     change_tensors(nanochat, with_("lm_head.weight", np.ones((281, 24), np.float32)))
-    assert "model_000010.pt" in importing.read_model(nanochat, None, None).files
-    assert importing.read_model(nanochat, 7, None).params["lm_head"]["kernel"].max() == 1
+    assert "model_000010.pt" in import_run.read_model(nanochat, None, None).files
+    assert import_run.read_model(nanochat, 7, None).params["lm_head"]["kernel"].max() == 1
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_names_of_compiled_models_are_understood(nanochat):
             tensors[f"_orig_mod.{name}"] = tensors.pop(name)
 
     change_tensors(nanochat, compiled)
-    assert importing.read_model(nanochat, None, None).model.n_layer == 2
+    assert import_run.read_model(nanochat, None, None).model.n_layer == 2
 
 
 # ---------------------------------------------------------------------------- tokenizers
@@ -348,6 +348,6 @@ def test_a_tokenizer_elsewhere_may_be_named(nanochat, models, tmp_path):
     models["classic"].tokenizer.to_huggingface(tmp_path / "theirs")
     shutil.rmtree(nanochat.parent.parent / "tokenizer")
     for name in ("ours", "theirs"):
-        found = importing.read_model(nanochat, None, tmp_path / name)
+        found = import_run.read_model(nanochat, None, tmp_path / name)
         assert found.tokenizer.hash == models["classic"].tokenizer.hash
     assert isinstance(found.tokenizer, Tokenizer)

@@ -16,11 +16,11 @@ from jaxchat.parallel.launch_env import connect_devices
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "train"))
 from tiny_rl import CONFIG, lively_params, tiny_job
 
-from jaxchat import processes
 from jaxchat.checkpoints.save import fingerprint
 from jaxchat.config.schema import MeshConfig
 from jaxchat.inference.multihost import Spread
 from jaxchat.parallel.mesh import make_mesh
+from jaxchat.runs import processes
 from jaxchat.train.grpo import train_rl
 from jaxchat.train.metrics import read_metrics
 

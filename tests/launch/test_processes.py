@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat import run_models, runs, stages
 from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import read_place
 from jaxchat.parallel.process_group import Place
+from jaxchat.runs import opening, run_dir, stages
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCAL = ROOT / "launch" / "local.py"
@@ -65,7 +65,7 @@ def finish(child: subprocess.Popen[str], code: int = 0) -> str:
 
 def weights(home: Path, stage: str) -> Any:
     run = home / "runs" / "cpu"
-    return run_models.load_model(run, stage, runs.read_config(run).model)
+    return opening.load_model(run, stage, run_dir.read_config(run).model)
 
 
 def figures(home: Path) -> dict[str, Any]:

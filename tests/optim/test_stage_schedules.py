@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from jaxchat import plan
 from jaxchat.config import loading
 from jaxchat.config.schema import MODELS, RunConfig, StageOptimConfig
 from jaxchat.errors import ConfigError
 from jaxchat.optim import schedule
 from jaxchat.optim.param_groups import parameter_table
+from jaxchat.runs.plan import plan
 
 PAID = ("100", "300", "1000", "gpt2")
 SMEAR_RATE = 0.2  # which nothing scales but the stage's own factor

@@ -7,8 +7,8 @@ import pytest
 from page_reader import Page
 from report_records import ENVIRONMENT, GIT, HOSTILE, log_steps, make_config, make_done
 
-from jaxchat import report
-from jaxchat.report.compare import (
+from jaxchat.runs import report
+from jaxchat.runs.report.compare import (
     compare,
     difference,
     metric_rows,
@@ -16,7 +16,7 @@ from jaxchat.report.compare import (
     render_page,
     setting_rows,
 )
-from jaxchat.report.curves import read_curves
+from jaxchat.runs.report.curves import read_curves
 
 
 def make(folder: Path, *overrides: str, right: int = 171, seconds: float = 0.5) -> dict[str, Any]:

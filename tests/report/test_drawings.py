@@ -4,8 +4,8 @@ import re
 
 from report_records import make_config
 
-from jaxchat.report.curves import learning_rates, make_curve
-from jaxchat.report.drawings import SMOOTHED, Drawn, stage_figures
+from jaxchat.runs.report.curves import learning_rates, make_curve
+from jaxchat.runs.report.drawings import SMOOTHED, Drawn, stage_figures
 
 
 def drawn(steps: int) -> Drawn:

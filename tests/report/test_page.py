@@ -18,9 +18,9 @@ from report_records import (
     score,
 )
 
-from jaxchat import report
-from jaxchat.report import page
-from jaxchat.report.curves import read_curves
+from jaxchat.runs import report
+from jaxchat.runs.report import page
+from jaxchat.runs.report.curves import read_curves
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from jaxchat.report import plots
-from jaxchat.report.plots import Bar, Mark, Series, line_plot, mark_plot, short, ticks
+from jaxchat.runs.report import plots
+from jaxchat.runs.report.plots import Bar, Mark, Series, line_plot, mark_plot, short, ticks
 
 
 def points(svg: str, style: str) -> list[tuple[float, float]]:

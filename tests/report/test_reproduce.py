@@ -7,7 +7,7 @@ import pytest
 from report_records import CONFIGS
 
 from jaxchat.config import loading
-from jaxchat.report.reproduce import command
+from jaxchat.runs.report.reproduce import command
 
 
 def again(told: str) -> tuple[str, list[str]]:

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxchat import pipeline, runs
 from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.model import gpt
-from jaxchat.stages import MODELS, STAGES
+from jaxchat.runs import run_dir, runner
+from jaxchat.runs.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.tokenizer.chat_format import Conversation, Part, render
 
@@ -120,7 +120,7 @@ def make_home(home: Path) -> Path:
     weights = train(config.model, tokenizer)
 
     def make(name: str) -> Any:
-        def run(context: pipeline.Context) -> dict[str, Any]:
+        def run(context: runner.Context) -> dict[str, Any]:
             folder = context.folder(name)
             if name == "tokenizer":
                 tokenizer.save(folder)
@@ -130,8 +130,8 @@ def make_home(home: Path) -> Path:
 
         return run
 
-    run = runs.folder(home, config.name)
-    runs.write_config(run, config)
+    run = run_dir.folder(home, config.name)
+    run_dir.write_config(run, config)
     stages = [dataclasses.replace(stage, run=make(stage.name)) for stage in STAGES]
-    pipeline.run_stages(stages, pipeline.Context(config, run))
+    runner.run_stages(stages, runner.Context(config, run))
     return home

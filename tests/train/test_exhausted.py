@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import pytest
 from tiny_training import CLASSIC, CLASSIC_OPTIM, TRAIN, random_params, tiny_job
 
-from jaxchat import machine
 from jaxchat.config import memory
 from jaxchat.config.memory import predict, with_rows
 from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.errors import OutOfMemory, explain
 from jaxchat.parallel.mesh import make_mesh
+from jaxchat.runs import provenance
 from jaxchat.train import loop, oom
 
 PETABYTES = 4 * 2**50
@@ -33,7 +33,7 @@ def step():
 
 def on_a_machine_of(size, monkeypatch):
     """Devices of so many bytes: a CPU's are the machine's, shared by 8 virtual ones."""
-    monkeypatch.setattr(machine, "memory_bytes", lambda: size * jax.local_device_count())
+    monkeypatch.setattr(provenance, "memory_bytes", lambda: size * jax.local_device_count())
 
 
 def told_of(step, stage="base"):

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxchat.train.loop as fit_module
 import numpy as np
 import pytest
 import tiny_training
 from tiny_training import CLASSIC, TRAIN, VOCAB, T, random_params, tiny_job, write_tiny_rows
 
+import jaxchat.train.loop as fit_module
 from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.data.prefetch import AHEAD

@@ -12,16 +12,16 @@ from finished_run import tiny_tokenizer
 from hub_replica import TASKS
 from tiny_training import CLASSIC, TRAIN, VOCAB, random_params, tiny_job
 
-from jaxchat import runs
 from jaxchat.checkpoints.save import hash_params
 from jaxchat.config import loading
 from jaxchat.evals.samples import COMPLETIONS
-from jaxchat.pipeline import Context
-from jaxchat.probes import Probe, probe_of
-from jaxchat.report.curves import make_curve
-from jaxchat.report.drawings import Drawn, stage_figures
+from jaxchat.runs import run_dir
+from jaxchat.runs.probes import Probe, probe_of
+from jaxchat.runs.report.curves import make_curve
+from jaxchat.runs.report.drawings import Drawn, stage_figures
+from jaxchat.runs.runner import Context
+from jaxchat.runs.stage_inputs import learned
 from jaxchat.signals import Interrupted
-from jaxchat.stage_inputs import learned
 from jaxchat.train.loop import Job, fit
 from jaxchat.train.metrics import read_metrics
 
@@ -40,7 +40,7 @@ DOCUMENT = {
 def watched(tmp_path: Path) -> Job:
     """The job of the tests of `fit`, asked for samples and for CORE."""
     config = replace(loading.from_document(DOCUMENT, "tiny"), base=WATCHED)
-    run = runs.folder(tmp_path / "home", config.name)
+    run = run_dir.folder(tmp_path / "home", config.name)
     tiny_tokenizer().save(run / "tokenizer")
     job = replace(tiny_job(tmp_path), train=WATCHED)
     probe = probe_of(Context(config, run), "base", WATCHED, job.mesh, job.dtype)

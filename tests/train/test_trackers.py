@@ -14,7 +14,7 @@ import pytest
 from jaxchat.config import loading
 from jaxchat.config.schema import TRACKERS
 from jaxchat.errors import ConfigError
-from jaxchat.stages import STAGES
+from jaxchat.runs.stages import STAGES
 from jaxchat.train import trackers
 from jaxchat.train.metrics import MetricsLog, read_metrics
 

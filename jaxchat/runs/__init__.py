@@ -1,0 +1,1 @@
+"""A run, from its first stage to its report: the stages, its folder, and what reads it."""

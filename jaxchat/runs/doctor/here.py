@@ -1,0 +1,195 @@
+"""What this machine offers to any tier: versions, devices, how they compute, the sandbox."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import sys
+import warnings
+from pathlib import Path
+
+from jaxchat.config.machine import cores, free_memory_bytes, memory_bytes, processor
+from jaxchat.config.schema import RunConfig
+from jaxchat.errors import ConfigError, explain
+from jaxchat.runs import provenance, run_dir
+from jaxchat.runs.doctor.check import Check
+from jaxchat.runs.tables import size
+
+LEAST_PYTHON = (3, 11)
+# What CUDA is made of, as NVIDIA's and JAX's packages are called; -cu12 or -cu13 may follow.
+CUDA = ("jax-cuda", "nvidia-cuda-runtime", "nvidia-cudnn", "nvidia-nccl", "nvidia-cublas")
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def check_python() -> Check:
+    """The interpreter."""
+    told = platform.python_version()
+    wrong = f"Python is {told}; install 3.11 or newer and make the virtual environment with it."
+    good = sys.version_info >= LEAST_PYTHON
+    return Check("python", told, () if good else (wrong,), facts={"version": told})
+
+
+def check_packages() -> Check:
+    """The packages that decide what comes out."""
+    versions = provenance.versions()
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    missing = [name for name, version in versions.items() if version == "missing"]
+    wrong = f"{', '.join(missing)} cannot be found; run: pip install jaxchat"
+    return Check("packages", told, (wrong,) if missing else (), facts=versions)
+
+
+def check_tokenizer() -> Check:
+    """The Rust extension: it is loaded, not only looked for."""
+    try:
+        from jaxchat import _bpe
+    except ImportError as error:
+        wrong = (
+            f"the tokenizer's Rust extension is missing ({error}); python3 bootstrap.py run makes "
+            "it."
+        )
+        return Check("tokenizer", "the Rust extension is missing", (wrong,))
+    name = Path(str(_bpe.__file__)).name
+    return Check("tokenizer", name, facts={"extension": name})
+
+
+def check_cuda() -> Check:
+    """CUDA, cuDNN and the driver, where they are."""
+    found = {}
+    for part in importlib.metadata.distributions():
+        name = str(part.metadata["Name"] or "").lower().replace("_", "-")
+        if name.startswith(CUDA):
+            found[name] = part.version
+    driver = driver_version()
+    if driver:
+        found["driver"] = driver
+    told = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
+    notes: tuple[str, ...] = ()
+    if driver and not any(name.startswith("jax-cuda") for name in found):
+        notes = (
+            "there is an NVIDIA driver, but JAX has no CUDA here; for the GPU, run: "
+            'pip install "jaxchat[cuda]"',
+        )
+    return Check("cuda", told or "none", notes=notes, facts=dict(sorted(found.items())))
+
+
+def driver_version(path: Path = DRIVER) -> str:
+    """The NVIDIA driver's version; "" where there is none."""
+    try:
+        told = path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(r"\b\d{3}\.[\d.]+", told)
+    return found[0] if found else "unknown"
+
+
+def check_devices() -> Check:
+    """JAX's devices and their memory. Starts JAX."""
+    import jax
+
+    from jaxchat.model.backend import device_memory
+
+    try:
+        devices = jax.devices()
+    except Exception as error:  # whatever a broken driver raises is what the doctor is for
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        wrong = (
+            f"JAX finds no device ({first}); see to the driver, or set JAX_PLATFORMS=cpu to go "
+            "on without it."
+        )
+        return Check("devices", "none", (wrong,))
+    kinds = [f"{device.platform}: {device.device_kind}" for device in devices]
+    each = device_memory(devices[0])
+    shared = ", which they share" if devices[0].platform == "cpu" and len(devices) > 1 else ""
+    each = each * len(devices) if shared else each
+    told = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    facts = {"devices": kinds, "memory_bytes": each, "shared": bool(shared)}
+    of = "" if shared or len(devices) == 1 else " for each"
+    of += ", which is what JAX may take" if devices[0].platform == "gpu" else ""
+    return Check("devices", f"{told}, {size(each)}{of}{shared}", facts=facts)
+
+
+def check_processor() -> Check:
+    """The processor and the machine's memory."""
+    free, whole = free_memory_bytes(), memory_bytes()
+    count = cores()
+    counted = "1 core" if count == 1 else f"{count} cores"
+    return Check(
+        "processor",
+        f"{processor()}, {counted}; memory {size(whole)}, {size(free)} of it free",
+        facts={
+            "name": processor(), "cores": count,
+            "memory_bytes": whole, "free_memory_bytes": free,
+        },
+    )  # fmt: skip
+
+
+def check_compute(config: RunConfig) -> tuple[Check, Check]:
+    """How a step of the tier would compute here: attention, and XLA's options. Starts JAX."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxchat.model.backend import choose_compute, compute_dtype
+
+    dtype = compute_dtype()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            chosen = choose_compute(config.compute, config.model, dtype, len(jax.devices()))
+        except ConfigError as error:
+            return (
+                Check("attention", "not tried"),
+                Check("compiler", "not as the tier asks for it", (str(error),)),
+            )
+    notes = tuple(
+        dict.fromkeys(str(w.message) for w in said if issubclass(w.category, RuntimeWarning))
+    )
+    on_gpu, half = jax.default_backend() == "gpu", jnp.dtype(dtype).itemsize == 2
+    if chosen.attention == "cudnn":
+        why = "it worked on a trial"
+    elif on_gpu and half:
+        why = "cudnn was tried and does not work here"
+    elif chosen.products == "bfloat16":
+        why = "with products of bfloat16, which this processor is made for"
+    else:
+        why = "cudnn needs a GPU and half precision"
+    named = str(chosen.attention)
+    options = dict(chosen.options)
+    told = ", ".join(f"{name}={value}" for name, value in options.items()) or "XLA's own"
+    dropped = f"; not in this jaxlib: {', '.join(chosen.dropped)}" if chosen.dropped else ""
+    return (
+        Check(
+            "attention", f"{named}, in {jnp.dtype(dtype).name}: {why}", notes=notes,
+            facts={"implementation": named, "dtype": jnp.dtype(dtype).name, "why": why},
+        ),
+        Check(
+            "compiler", f"options accepted: {told}{dropped}",
+            facts={"options": options, "dropped": list(chosen.dropped)},
+        ),
+    )  # fmt: skip
+
+
+def check_sandbox(config: RunConfig) -> Check:
+    """How well programs of a model can be locked in."""
+    from jaxchat.tools.sandbox import levels
+
+    level = levels.detect()
+    without = f"; missing: {', '.join(level.missing)}" if level.missing else ""
+    refused = "; programs of a model are refused" if level.name == "none" else ""
+    left_out = level.name == "none" and "humaneval" in config.eval.tasks
+    notes = ("humaneval is left out of the evaluation: nothing can lock its programs in here.",)
+    told = f"{level.name}{without}{refused}"
+    return Check("sandbox", told, notes=notes if left_out else (), facts=level.to_json())
+
+
+def check_home(root: Path) -> Check:
+    """Whether artefacts can be written."""
+    try:
+        run_dir.check_writable(root)
+    except OSError as error:
+        told = explain(error, root)
+        sentence = told[0].removeprefix("jaxchat: ") if told else str(error)
+        return Check("home", f"{root}, which cannot be written", (sentence,))
+    names = sorted(path.parent.name for path in (root / "runs").glob(f"*/{run_dir.CONFIG}"))
+    facts = {"path": str(root), "runs": names}
+    return Check("home", f"{root}, runs: {', '.join(names) or 'none'}", facts=facts)

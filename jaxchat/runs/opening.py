@@ -1,0 +1,160 @@
+"""Opens a run: the stages that are complete, the weights of a model, and the engine to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxchat.checkpoints.save import load_params
+from jaxchat.config.machine import lanes
+from jaxchat.config.schema import MODELS, MeshConfig, ModelConfig, RunConfig
+from jaxchat.data.prepare import load_tokenizer
+from jaxchat.errors import ArtifactError
+from jaxchat.inference.replicas import make_service
+from jaxchat.inference.service import Service
+from jaxchat.model import gpt
+from jaxchat.model.backend import Compute, choose_compute, compute_dtype
+from jaxchat.model.kernels.matmul import Products
+from jaxchat.parallel.mesh import make_mesh, param_shardings, put
+from jaxchat.runs import run_dir
+from jaxchat.runs.inputs import tokenizer_of
+from jaxchat.runs.runner import Context, read_current
+from jaxchat.runs.stage_inputs import INPUTS
+from jaxchat.tokenizer.bpe import Tokenizer
+
+TALKERS = ("rl", "sft", "mid")  # stages whose models talk, best first
+
+
+def abstract_params(model: ModelConfig) -> Any:
+    """Shapes and types of a model's parameters, on one device."""
+    shapes = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+
+
+def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
+    """The weights a stage of the run in `root` made."""
+    return load_params(root / stage / "model", abstract_params(model))[0]
+
+
+def make_engine(
+    context: Context, params: Any, *, slots: int = 0, products: Products = "plain"
+) -> Service:
+    """What evaluates and samples, with `slots` on each device or lane (0: as configured)."""
+    config = context.config
+    return make_service(
+        params,
+        config.model,
+        tokenizer_of(context),
+        slots=slots or config.eval.slots,
+        lanes=lanes(),
+        dtype=compute_dtype(),
+        products=products,
+    )
+
+
+def open_run(run: Path) -> Context:
+    """A run with the stages that are complete under its own configuration."""
+    context = Context(run_dir.read_config(run), run)
+    read_current(INPUTS.values(), context)
+    return context
+
+
+def find_model(
+    root: Path, name: str | None, stage: str | None, among: Sequence[str] = TALKERS
+) -> tuple[Context, str]:
+    """A run of the home `root`, the named one or the last with what is wanted; and its stage.
+
+    That is the named stage, or the first of `among` that is complete.
+
+    Raises ArtifactError when there is no such run, or the stage is not complete.
+    """
+    wanted = among if stage is None else (stage,)
+    context = open_run(run_dir.find(root, name, wanted))
+    try:
+        return context, check_stage(context, stage, among)
+    except ArtifactError as error:
+        others = [run for run in run_dir.with_one(root, wanted) if run != context.root.name]
+        if not others:
+            raise
+        raise ArtifactError(f"{error} Or name a run that has one: {', '.join(others)}.") from error
+
+
+def check_stage(context: Context, stage: str | None, among: Sequence[str]) -> str:
+    """The named stage of a run, or the first of `among` that is complete.
+
+    Raises ArtifactError when there is none.
+    """
+    complete = [talker for talker in among if talker in context.done]
+    if not complete or (stage or complete[0]) not in complete:
+        there = (
+            f"complete there: {', '.join(complete)}" if complete else "no model there is complete"
+        )
+        advice = how_to_make(context.config, stage)
+        raise ArtifactError(
+            f"the run in {context.root} has no model {stage or 'to talk to'} ({there}); {advice}"
+        )
+    return stage or complete[0]
+
+
+def how_to_make(config: RunConfig, stage: str | None) -> str:
+    """What to do for a model that a run does not have."""
+    if stage and config.leaves_out(stage):
+        return f"its settings leave {stage} out (rl.steps is 0, or the run began with a later one)."
+    return "resume it: give its run_speedrun.py command again."
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model and what is needed to run it.
+
+    Attributes:
+        run: its folder.
+        stage: which of the run's models.
+        digest: of the weights.
+        params: whole on every device of `mesh`, whose axis `data` is over all of them.
+    """
+
+    run: Path
+    stage: str
+    digest: str
+    config: RunConfig
+    params: Any
+    tokenizer: Tokenizer
+    compute: Compute
+    mesh: Mesh
+
+
+def open_model(root: Path, name: str | None, stage: str) -> Opened:
+    """Opens a stage's model of the run called `name`, or the last one, in the home `root`.
+
+    Raises ArtifactError when there is no such run, or the stage is not complete.
+    """
+    run = run_dir.find(root, name, (stage,))
+    context = open_run(run)
+    config, done = context.config, context.done
+    if stage not in done:
+        there = ", ".join(name for name in MODELS if name in done) or "none"
+        raise ArtifactError(
+            f"the run in {run} has no model {stage} (complete there: {there}); choose another with "
+            f"--stage, or {how_to_make(config, stage)}"
+        )
+    mesh = make_mesh(MeshConfig())
+    params = load_model(run, stage, config.model)
+    return Opened(
+        run=run,
+        stage=stage,
+        digest=str(done[stage]["results"]["artifact"]),
+        config=config,
+        params=put(params, param_shardings(mesh, params)),
+        tokenizer=load_tokenizer(run / "tokenizer"),
+        compute=choose_compute(
+            replace(config.compute, fp8=False, products="plain"), config.model, compute_dtype()
+        ),
+        mesh=mesh,
+    )
