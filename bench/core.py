@@ -22,12 +22,12 @@ from typing import Any
 
 import jax
 
+from jaxchat.cli.nanochat_peer import write_model
 from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import ModelConfig
 from jaxchat.evals.core.bundle import Bundle, read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.core.result import TaskResult
-from jaxchat.interop.nanochat_peer import write_model
 from jaxchat.model import gpt
 from jaxchat.runs.opening import load_model
 from jaxchat.runs.run_dir import read_config

@@ -116,7 +116,7 @@ class Step:
         self.optimizer = make_optimizer(
             self.model, config.optim, 1000, muon_dtype=self.compute.muon_dtype
         )
-        log(self.compute.describe(self.mesh))
+        log(self.compute.describe(list(self.mesh.devices.flat), self.mesh.shape))
         self.step = make_train_step(self.model, self.optimizer, self.mesh, self.compute)
         rng = np.random.default_rng(0)
         shape = (case.rows // case.micro, case.micro, case.seq_len + 1)

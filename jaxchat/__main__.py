@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxchat.cli import main
+from jaxchat.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

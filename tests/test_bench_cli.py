@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from jaxchat import bench_cli, cli
-from jaxchat.bench_cli import table
+from jaxchat.cli import bench, main
+from jaxchat.cli.bench import table
 from jaxchat.inference.measure import Reading
 
 
@@ -24,16 +24,16 @@ def test_the_table_has_a_ratio_where_both_were_measured():
 
 
 def test_random_weights_are_measured_and_told_as_json(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench_cli, "VOCAB_SIZE", 320)
+    monkeypatch.setattr(bench, "VOCAB_SIZE", 320)
     monkeypatch.setattr("jaxchat.parallel.launch_env.configure_jax", lambda mesh, cache: None)
     out = tmp_path / "figures.json"
     words = ["bench", "--home", str(tmp_path), "inference", "--depth", "1", "--batch", "2"]
     words += ["--prompt", "9", "--tokens", "20", "--repeats", "1", "--json", str(out)]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     said = capsys.readouterr().out
     assert "random weights, modern, depth 1; 9 + 20 tokens" in said
     told = json.loads(out.read_text())
-    assert told["format"] == bench_cli.FORMAT
+    assert told["format"] == bench.FORMAT
     assert [reading["batch"] for reading in told["readings"]] == [2]
     assert told["nanochat"] == {}
 
@@ -47,8 +47,8 @@ def test_random_weights_are_measured_and_told_as_json(tmp_path, capsys, monkeypa
     ],
 )
 def test_what_makes_no_sense_is_refused(words, message, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(bench_cli, "VOCAB_SIZE", 320)
+    monkeypatch.setattr(bench, "VOCAB_SIZE", 320)
     monkeypatch.setattr("jaxchat.parallel.launch_env.configure_jax", lambda mesh, cache: None)
     words = ["bench", "--home", str(tmp_path), "inference", "--tokens", "8", *words]
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     assert message in capfd.readouterr().err

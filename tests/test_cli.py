@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat.cli import main, parse
+from jaxchat.cli.main import main, parse
 from jaxchat.config import loading
 from jaxchat.runs import run_dir
 
@@ -29,7 +29,7 @@ HEAVY = {
 def loaded_by(*arguments):
     """The heavy packages that a command imports, asked of a process of its own."""
     code = (
-        "import sys\nfrom jaxchat.cli import main\n"
+        "import sys\nfrom jaxchat.cli.main import main\n"
         f"try: main({list(arguments)!r})\nexcept SystemExit: pass\n"
         f"print('loaded', sorted({HEAVY!r} & set(sys.modules)))"
     )

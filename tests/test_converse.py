@@ -15,10 +15,10 @@ import time
 import pytest
 from finished_run import finish_run, tiny_config, tiny_tokenizer
 
-from jaxchat import chat, converse
-from jaxchat.chat import Chat, Sampling
-from jaxchat.cli import main
-from jaxchat.converse import HELP, PLAIN, TERMINAL, Session
+from jaxchat.cli import converse
+from jaxchat.cli.converse import HELP, PLAIN, TERMINAL, Session
+from jaxchat.cli.main import main
+from jaxchat.cli.session import Chat, Sampling, load
 from jaxchat.inference.transcript import Scribe, as_text, printable
 from jaxchat.signals import Interrupted
 from jaxchat.tasks.custom import Custom
@@ -36,7 +36,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(root):
-    return chat.load(root, None, None, Sampling(max_tokens=20))
+    return load(root, None, None, Sampling(max_tokens=20))
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_other_json_in_a_pipe_is_a_question(session, monkeypatch, capsys, text):
 
 
 def test_a_line_beyond_all_contexts_is_not_held(session, monkeypatch, capsys):
-    monkeypatch.setattr("jaxchat.piped.LONGEST", 8)
+    monkeypatch.setattr("jaxchat.cli.piped.LONGEST", 8)
     code, told = json_answers(session, monkeypatch, capsys, b"one\n" + b"x" * 100 + b"\ntwo")
     assert code == 1
     assert [one.get("prompt") for one in told] == ["one", "", "two"]

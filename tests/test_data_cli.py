@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hub_server import Fault, HubServer
 
-from jaxchat import data_cli
+from jaxchat.cli import data
 from jaxchat.data.registry import SOURCES
 from jaxchat.errors import guarded
 
@@ -36,7 +36,7 @@ def run(*words):
     """The exit code of `jaxchat data WORDS`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path)
-    data_cli.add_commands(parser)
+    data.add_commands(parser)
     args = parser.parse_args(words)
     return guarded(lambda: args.run_command(args), Path("home"))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat.cli import main
+from jaxchat.cli.data_prepare import add_prepare
+from jaxchat.cli.main import main
 from jaxchat.data.shard_folder import ShardFolder
-from jaxchat.data_prepare_cli import add_prepare
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.tokenizer import Tokenizer
 

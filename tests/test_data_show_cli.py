@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from jaxchat import data_show_cli
-from jaxchat.data_show_cli import lines_of
+from jaxchat.cli import data_show
+from jaxchat.cli.data_show import lines_of
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.tokenizer import Conversation, render, train_tokenizer
 
@@ -53,7 +53,7 @@ def show(folder: Path, *arguments: str) -> int:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--home", type=Path, default=folder / "home")
     parser = argparse.ArgumentParser()
-    data_show_cli.add_show(parser.add_subparsers(), [common])
+    data_show.add_show(parser.add_subparsers(), [common])
     args = parser.parse_args(["show", *arguments])
     code: int = args.run_command(args)
     return code

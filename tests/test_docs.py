@@ -21,7 +21,7 @@ from finished_run import finish_run, tiny_config, tiny_tokenizer
 
 import bootstrap
 import run_speedrun
-from jaxchat import cli
+from jaxchat.cli import main as command_line
 from jaxchat.config import loading
 from jaxchat.config.schema import MODELS
 from jaxchat.data import inputs
@@ -81,7 +81,7 @@ def tiny(tmp_path_factory):
 def run(command: Command, home: Path) -> int:
     """Runs one of our commands in this process; its exit code."""
     program, arguments = argv_of(command)
-    main = cli.main if program == "jaxchat" else run_speedrun.main
+    main = command_line.main if program == "jaxchat" else run_speedrun.main
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
@@ -116,7 +116,7 @@ def test_commands_that_are_not_run_are_parsed_and_planned(tiny, monkeypatch, cap
     for command in (c for found in COMMANDS.values() for c in found if c.not_run):
         program, arguments = argv_of(command)
         if program == "jaxchat":
-            cli.parse(arguments)
+            command_line.parse(arguments)
         elif program:
             planned = Command(command.page, command.line, (program, *arguments, "--plan"))
             assert run(planned, tiny[0]) == 0, f"{command}: {capsys.readouterr().err}"

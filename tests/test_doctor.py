@@ -12,7 +12,7 @@ import hub_replica
 import jax
 import pytest
 
-from jaxchat.cli import main
+from jaxchat.cli.main import main
 from jaxchat.config import loading, memory
 from jaxchat.data import registry
 from jaxchat.data.download.hub import Hub, open_hub

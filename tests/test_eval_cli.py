@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from compilation import FAST_COMPILATION
 
-from jaxchat import cli
+from jaxchat.cli import main
 
 SMALL = [
     "data.max_chars=300000", "data.words=100", "tokenizer.vocab_size=400", "run.depth=2",
@@ -39,28 +39,28 @@ def test_what_is_finished_is_kept_and_printed_again(
 ) -> None:
     command = ["eval", "--home", str(made), "chat", "-a", "spelling", "--max-problems", "3",
                "--max-tokens", "8", "--samples", "4", "--slots", "8"]  # fmt: skip
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     told = capsys.readouterr().out
     assert told.split("\n")[0].split() == [
         "task", "samples", "accuracy", "95%", "interval", "centred", "pass@2", "pass@4",
     ]  # fmt: skip
     assert told.split("\n")[1].split()[:2] == ["spelling", "12"]
-    assert cli.main([*command[:3], "chat", "-i", "mid", "-a", "Spelling", *command[6:]]) == 0
+    assert main.main([*command[:3], "chat", "-i", "mid", "-a", "Spelling", *command[6:]]) == 0
     assert capsys.readouterr().out == told, "its other spelling is another task"
     (kept,) = (made / "runs" / "cpu" / "eval").glob("chat-mid-spelling-*.json")
     before = kept.stat().st_mtime_ns
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     assert capsys.readouterr().out == told
     assert kept.stat().st_mtime_ns == before, "it was done again"
-    assert cli.main([*command, "--temperature", "0.5"]) == 0
+    assert main.main([*command, "--temperature", "0.5"]) == 0
     assert kept.stat().st_mtime_ns == before, "other sampling took the first result's place"
     assert len(list(kept.parent.glob("chat-mid-spelling-*.json"))) == 2
     assert json.loads(kept.read_text())["result"]["total"] == 12
     for damaged in ("[]", "{}", "{"):
         kept.write_text(damaged)
-        assert cli.main(["report", "--home", str(made)]) == 0
+        assert main.main(["report", "--home", str(made)]) == 0
         assert f"{kept} is left out of the report" in capsys.readouterr().out
-        assert cli.main(command) == 0
+        assert main.main(command) == 0
         assert capsys.readouterr().out == told, "a damaged file is no loss"
 
 
@@ -69,9 +69,9 @@ def test_what_is_evaluated_by_hand_is_in_the_report_of_a_run_without_an_evaluati
 ) -> None:
     command = ["eval", "--home", str(made), "chat", "-a", "counting", "--max-problems", "2",
                "--max-tokens", "256", "--slots", "2"]  # fmt: skip
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     capsys.readouterr()
-    assert cli.main(["report", "--home", str(made)]) == 0
+    assert main.main(["report", "--home", str(made)]) == 0
     out = capsys.readouterr().out
     assert "counting" in out, "what was measured by hand is not in the report"
     assert "Evaluation: not run yet" in out
@@ -90,7 +90,7 @@ def test_what_is_evaluated_by_hand_is_in_the_report_of_a_run_without_an_evaluati
 def test_what_cannot_be_evaluated_is_one_sentence(
     made: Path, arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["eval", "--home", str(made), *arguments]) == code
+    assert main.main(["eval", "--home", str(made), *arguments]) == code
     told = capsys.readouterr().err.strip()
     assert said in told
     assert "\n" not in told
@@ -100,5 +100,5 @@ def test_what_cannot_be_evaluated_is_one_sentence(
 def test_samples_of_the_base_model_are_continuations(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["eval", "--home", str(made), "samples", "--stage", "base"]) == 0
+    assert main.main(["eval", "--home", str(made), "samples", "--stage", "base"]) == 0
     assert capsys.readouterr().out.startswith("prompt: Return the number of\ncompletion: ")

@@ -11,15 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat import cli
 from jaxchat.checkpoints.save import save_params
+from jaxchat.cli import main
+from jaxchat.cli.eval_bpb import add_bpb
+from jaxchat.cli.eval_core import add_core
 from jaxchat.config import loading
 from jaxchat.data.inputs import InputFile, Inputs, read_inputs, write_inputs
 from jaxchat.data.shards import ShardInput, hash_of, prepare_shards
 from jaxchat.data.text_rows import text_folder
 from jaxchat.errors import guarded
-from jaxchat.eval_bpb_cli import add_bpb
-from jaxchat.eval_core_cli import add_core
 from jaxchat.evals.core import evaluate
 from jaxchat.model.gpt import forward, init_params
 from jaxchat.runs import report, run_dir, runner
@@ -276,6 +276,6 @@ def test_bits_per_byte_of_both_splits(home, capsys):
 def test_a_file_for_a_bundle_is_named(tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("")
-    assert cli.main(["eval", "core", "--home", str(tmp_path), "--bundle", str(file)]) == 2
+    assert main.main(["eval", "core", "--home", str(tmp_path), "--bundle", str(file)]) == 2
     told = capsys.readouterr().err
     assert told == f"jaxchat: --bundle {file} is a file; it must be a folder: name another.\n"

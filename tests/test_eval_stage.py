@@ -16,8 +16,8 @@ import pytest
 from compilation import FAST_COMPILATION
 from finished_run import random_params
 
-from jaxchat import cli
 from jaxchat.checkpoints.save import save_params
+from jaxchat.cli import main
 from jaxchat.config import loading
 from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.paths import read_json, write_json
@@ -242,7 +242,7 @@ def test_more_problems_by_hand_enter_the_report(
             "4",
         ]
         if arguments:
-            assert cli.main([*common, *arguments]) == 0
+            assert main.main([*common, *arguments]) == 0
         rows = {row["name"]: row["values"] for row in report.gather_run(run)["metrics"]}
         return rows["spelling"]["sft"]["total"], rows["counting"]["sft"]["total"]
 

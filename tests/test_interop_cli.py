@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxchat.cli import main
+from jaxchat.cli.main import main
 
 GOLDEN = Path(__file__).parent / "golden"
 NANOCHAT = GOLDEN / "nanochat_checkpoint_classic" / "chatsft_checkpoints" / "d2"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxchat import cli
+from jaxchat.cli import main
 from jaxchat.config import loading, numbers
 from jaxchat.config.numbers import NumberError
 from jaxchat.errors import ConfigError
@@ -37,7 +37,7 @@ def parsers(monkeypatch):
         found["main"] = self
         raise Found
 
-    for read in (cli.parse, run_speedrun.parse):
+    for read in (main.parse, run_speedrun.parse):
         with monkeypatch.context() as patch:
             patch.setattr(argparse.ArgumentParser, "parse_args", caught)
             with pytest.raises(Found):
@@ -126,7 +126,7 @@ def test_no_text_makes_a_flag_fail(flags, text):
 )
 def test_a_number_that_cannot_be_is_one_sentence(capsys, words, told):
     with pytest.raises(SystemExit) as caught:
-        cli.main(words)
+        main.main(words)
     assert caught.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert told in error
@@ -140,7 +140,7 @@ def test_each_door_has_the_same_range_of_temperatures(value, capsys):
         numbers.TEMPERATURE.check(value, "temperature")
     for words in (["chat"], ["eval", "chat"], ["serve"]):
         with pytest.raises(SystemExit):
-            cli.parse([*words, f"--temperature={value}"])
+            main.parse([*words, f"--temperature={value}"])
     with pytest.raises(ConfigError, match=r"rl\.temperature"):
         loading.load(CONFIGS / "tier_cpu.toml", [f"rl.temperature={value}"])
     capsys.readouterr()

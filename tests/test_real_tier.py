@@ -15,7 +15,7 @@ import pytest
 from compilation import FAST_COMPILATION
 from hub_server import Fault, HubServer
 
-from jaxchat import cli
+from jaxchat.cli import main
 from jaxchat.config.schema import STAGES
 from jaxchat.evals.chatcore import chatcore
 from jaxchat.runs.opening import open_run
@@ -178,7 +178,7 @@ def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     assert {path: path.stat().st_mtime_ns for path in text.iterdir()} == before, (
         "other conversations had the text tokenized again"
     )
-    assert cli.main(["data", "--home", str(tmp_path), "show", "gsm8k", "-n", "1"]) == 0
+    assert main.main(["data", "--home", str(tmp_path), "show", "gsm8k", "-n", "1"]) == 0
     assert "+ <|python_start|>" in capsys.readouterr().out
 
 

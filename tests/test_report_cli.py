@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from report_records import make_config, make_done, write_run
 
-from jaxchat import paths, report_cli
+from jaxchat import paths
+from jaxchat.cli.report import add_report
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.runs import report
 
@@ -15,7 +16,7 @@ def command(*arguments: object) -> int:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--home", type=Path)
     parser = argparse.ArgumentParser("jaxchat")
-    report_cli.add_report(parser.add_subparsers(required=True), [common])
+    add_report(parser.add_subparsers(required=True), [common])
     args = parser.parse_args(["report", *map(str, arguments)])
     code: int = args.run_command(args)
     return code

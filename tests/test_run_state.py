@@ -12,7 +12,7 @@ import pytest
 from finished_run import finish_run, tiny_config, tiny_tokenizer
 from rich.console import Console
 
-from jaxchat.cli import main
+from jaxchat.cli.main import main
 from jaxchat.errors import BusyError
 from jaxchat.runs import run_dir, watch
 from jaxchat.runs.status import read_state, read_states

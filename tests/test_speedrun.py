@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from disk import remount
 
-from jaxchat import cli
+from jaxchat.cli import main
 from jaxchat.config import schema
 from jaxchat.runs import run_dir
 from jaxchat.runs.stages import STAGES
@@ -52,7 +52,7 @@ def test_the_table_of_contents_is_the_pipeline(script):
 
 
 def test_help_tells_the_code_that_a_scheduler_is_to_requeue(script, capsys):
-    for program in (script.main, cli.main):
+    for program in (script.main, main.main):
         with pytest.raises(SystemExit):
             program(["--help"])
         assert f"  {REQUEUE}   stopped by SIGTERM or SIGUSR1" in capsys.readouterr().out

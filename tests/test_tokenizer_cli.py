@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from jaxchat.cli import main, parse
+from jaxchat.cli.main import main, parse
+from jaxchat.cli.tokenizer import visible
 from jaxchat.tokenizer import Tokenizer
-from jaxchat.tokenizer_cli import visible
 
 TEXT = "It was the best of times, it was the worst of times. " * 20
 
@@ -92,7 +92,7 @@ def test_text_that_runs_out_of_pairs_and_dropped_words_are_told(tmp_path, capsys
 
 
 def test_train_reads_stdin(tmp_path):
-    code = "import sys\nfrom jaxchat.cli import main\nsys.exit(main(sys.argv[1:]))"
+    code = "import sys\nfrom jaxchat.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     arguments = ["tokenizer", "train", "-", "--vocab-size", "266", "--out", str(tmp_path / "out")]
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, input=TEXT.encode(), capture_output=True, check=True)

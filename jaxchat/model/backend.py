@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxchat.config.machine import memory_bytes
@@ -50,27 +48,22 @@ class Compute:
         attention = "blocked" if self.attention == "banded" else self.attention
         return replace(self, products="plain", attention=attention)
 
-    def describe(self, mesh: Mesh) -> str:
-        """One line."""
-        kinds = [device.device_kind for device in mesh.devices.flat]
-        devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
-        axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    def describe(self, devices: Sequence[jax.Device], axes: Mapping[str, int]) -> str:
+        """One line, with the devices and the sizes of the mesh's axes."""
+        kinds = [device.device_kind for device in devices]
+        listed = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+        sizes = ", ".join(f"{axis}={size}" for axis, size in axes.items())
         name = jnp.dtype(self.dtype).name
         named = self.attention if isinstance(self.attention, str) else self.attention.__name__
         products = name if self.products == "plain" else self.products
         options = ", ".join(f"{key}={value}" for key, value in self.options) or "XLA's own"
         unknown = f"; not in this jaxlib: {', '.join(self.dropped)}" if self.dropped else ""
         return (
-            f"{devices} ({axes}){_memory(mesh.devices.flat[0])}; "
+            f"{listed} ({sizes}){_memory(devices[0])}; "
             f"{name}{'' if name == 'float32' else ' over float32 weights'}; "
             f"attention {named}; loss in chunks of {self.chunk_rows:,} tokens; "
             f"large products {products}; compiler options: {options}{unknown}"
         )
-
-    def announce(self, title: str, mesh: Mesh) -> None:
-        """Prints the line, from the first process."""
-        if jax.process_index() == 0:
-            print(f"{title}: {self.describe(mesh)}", file=sys.stderr, flush=True)
 
 
 PLAIN = Compute()

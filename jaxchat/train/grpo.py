@@ -36,7 +36,7 @@ from jaxchat.evals.chat import pass_rates, sampled_right
 from jaxchat.inference.service import Service
 from jaxchat.model.backend import choose_compute
 from jaxchat.optim.optimizer import make_optimizer
-from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
+from jaxchat.parallel.mesh import announce, batch_shards, put_batch, row_share
 from jaxchat.parallel.stop_consensus import Agreement
 from jaxchat.progress import Progress
 from jaxchat.signals import Interrupted, StopRequest, stop_requests
@@ -96,7 +96,7 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
     """
     config = job.config
     compute = choose_compute(job.compute, job.model, job.dtype, job.mesh.size)
-    compute.announce("rl", job.mesh)
+    announce("rl", compute, job.mesh)
     optimizer = make_optimizer(
         job.model, job.optim, config.steps, lr_scale=config.lr_scale,
         muon_dtype=compute.muon_dtype,

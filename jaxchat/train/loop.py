@@ -34,7 +34,7 @@ from jaxchat.evals.bpb import bits_per_byte, check_bytes
 from jaxchat.model.backend import choose_compute
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.optim.warm_start import carry_over
-from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
+from jaxchat.parallel.mesh import announce, batch_shards, put_batch, row_share
 from jaxchat.parallel.stop_consensus import Agreement
 from jaxchat.progress import Progress
 from jaxchat.signals import Interrupted, stop_requests
@@ -153,7 +153,7 @@ def _fit(job: Job, params: Any) -> FitResult:
     accumulation, rows = plan_batch(job.train, time_axis, batch_shards(job.mesh), job.title)
     steps = count_steps(job.train, job.rows)
     compute = choose_compute(job.compute, job.model, job.dtype, job.mesh.size)
-    compute.announce(job.title, job.mesh)
+    announce(job.title, compute, job.mesh)
     optimizer = make_optimizer(
         job.model, job.optim, steps, lr_scale=job.train.lr_scale, muon_dtype=compute.muon_dtype
     )

@@ -15,12 +15,12 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from jaxchat.cli.serve import read_key
 from jaxchat.config import loading
 from jaxchat.data.files import compressed, text
 from jaxchat.data.textfiles import TextFiles
 from jaxchat.errors import ArtifactError, ConfigError, explain
 from jaxchat.evals.core.bundle import read_bundle, read_examples
-from jaxchat.serve_cli import read_key
 from jaxchat.tasks.custom import Custom
 from jaxchat.tasks.persona import read_persona
 

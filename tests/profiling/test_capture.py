@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat.cli import main
+from jaxchat.cli.main import main
 from jaxchat.config.derive import flops_per_token
 from jaxchat.config.schema import MeshConfig, ModelConfig, OptimConfig
 from jaxchat.errors import ArtifactError

@@ -131,7 +131,7 @@ def test_a_second_signal_ends_it_at_once(start):
     ],
 )
 def test_what_cannot_be_is_told_in_one_sentence(trained_home, capsys, arguments, sentence, code):
-    from jaxchat.cli import main
+    from jaxchat.cli.main import main
 
     assert main(["serve", "--home", str(trained_home), *arguments]) == code
     told = capsys.readouterr().err
@@ -141,7 +141,7 @@ def test_what_cannot_be_is_told_in_one_sentence(trained_home, capsys, arguments,
 
 
 def test_a_port_in_use_and_a_short_key_are_told(trained_home, capsys, monkeypatch):
-    from jaxchat.cli import main
+    from jaxchat.cli.main import main
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

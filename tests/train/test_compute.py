@@ -107,14 +107,14 @@ def test_a_gpu_takes_large_chunks() -> None:
 
 def test_the_line_says_everything() -> None:
     mesh = make_mesh(MeshConfig(fsdp=2))
-    assert Compute().describe(mesh) == (
+    assert Compute().describe(list(mesh.devices.flat), mesh.shape) == (
         "8 x cpu (data=4, fsdp=2, tensor=1); float32; attention blocked; loss in chunks of 1,024 "
         "tokens; large products float32; compiler options: XLA's own"
     )
     other = Compute(
         jnp.bfloat16, "cudnn", 8192, "fp8", (("xla_a", True), ("xla_b", 4)), ("xla_c", "xla_d")
     )
-    assert other.describe(mesh).partition("; ")[2] == (
+    assert other.describe(list(mesh.devices.flat), mesh.shape).partition("; ")[2] == (
         "bfloat16 over float32 weights; attention cudnn; loss in chunks of 8,192 tokens; large "
         "products fp8; compiler options: xla_a=True, xla_b=4; not in this jaxlib: xla_c, xla_d"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxchat import paths
-from jaxchat.arguments import positive, seed
+from jaxchat.cli.args import positive, seed
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.runs import run_dir
 

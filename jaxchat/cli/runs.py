@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import paths
-from jaxchat.arguments import seconds
+from jaxchat.cli.args import seconds
 from jaxchat.runs import run_dir
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxchat import eval_bpb_cli, eval_core_cli
-from jaxchat.arguments import positive, seed, temperature
+from jaxchat.cli import eval_bpb, eval_core
+from jaxchat.cli.args import positive, seed, temperature
 from jaxchat.config.schema import GENERATED_PROBLEMS
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.launch_env import start_jax
@@ -29,8 +29,8 @@ FORMAT = "jaxchat-chat-eval-2"
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Adds core, bpb, chat and samples to the parser of `jaxchat eval`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    eval_core_cli.add_core(commands)
-    eval_bpb_cli.add_bpb(commands)
+    eval_core.add_core(commands)
+    eval_bpb.add_bpb(commands)
     chat = commands.add_parser(
         "chat",
         help="ChatCORE's tasks and counting, or others; what is finished is not done again",

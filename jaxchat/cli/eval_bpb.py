@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import paths
-from jaxchat.arguments import positive
+from jaxchat.cli.args import positive
 from jaxchat.errors import ArtifactError
 from jaxchat.parallel.launch_env import start_jax
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from jaxchat import data_prepare_cli, data_show_cli, paths
-from jaxchat.arguments import at_once, positive
+from jaxchat import paths
+from jaxchat.cli import data_prepare, data_show
+from jaxchat.cli.args import at_once, positive
 from jaxchat.errors import ConfigError
 from jaxchat.progress import Progress
 
@@ -25,8 +26,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_list(commands)
     add_download(commands)
-    data_prepare_cli.add_prepare(commands)
-    data_show_cli.add_show(commands)
+    data_prepare.add_prepare(commands)
+    data_show.add_show(commands)
 
 
 def add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

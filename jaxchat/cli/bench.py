@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import paths
-from jaxchat.arguments import depth, positive
+from jaxchat.cli.args import depth, positive
 from jaxchat.config.schema import ComputeConfig, MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import start_jax
@@ -69,9 +69,9 @@ def inference_command(args: argparse.Namespace) -> int:
     if not args.depth:
         run_dir.find(root, args.run)  # says what is missing, before JAX starts
     start_jax(MeshConfig(), root / "xla")
+    from jaxchat.cli.nanochat_peer import check_checkout
     from jaxchat.inference.engine import ROUNDED_SLOTS
     from jaxchat.inference.measure import device_bandwidth, measure
-    from jaxchat.interop.nanochat_peer import check_checkout
     from jaxchat.model.backend import choose_products, compute_dtype
     from jaxchat.progress import Progress
 
@@ -146,7 +146,7 @@ def _theirs(
 ) -> dict[int, dict[str, float]]:
     if args.nanochat is None:
         return {}
-    from jaxchat.interop.nanochat_peer import generate
+    from jaxchat.cli.nanochat_peer import generate
 
     return generate(
         args.nanochat.resolve(), args.nanochat_python, model, params, batches=args.batch,

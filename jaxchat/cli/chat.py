@@ -6,7 +6,8 @@ import argparse
 import sys
 
 from jaxchat import paths
-from jaxchat.arguments import positive, seed, temperature, whole
+from jaxchat.cli.args import positive, seed, temperature, whole
+from jaxchat.cli.session import Sampling, load
 from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import start_jax
 from jaxchat.progress import is_terminal
@@ -44,7 +45,7 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
 
 def _question(given: str) -> str:
     """What -p asks. Raises ConfigError where that is nothing."""
-    from jaxchat import piped
+    from jaxchat.cli import piped
 
     question = piped.read_whole(sys.stdin) if given == "-" else given
     if not question.strip():
@@ -68,10 +69,10 @@ def chat_command(args: argparse.Namespace) -> int:
     start_jax(config.mesh, root / "xla")
     from rich.console import Console
 
-    from jaxchat import chat, converse
+    from jaxchat.cli import converse
 
-    sampling = chat.Sampling(args.temperature, args.top_k, args.max_tokens, args.seed)
-    loaded = chat.load(root, args.run, args.stage, sampling)
+    sampling = Sampling(args.temperature, args.top_k, args.max_tokens, args.seed)
+    loaded = load(root, args.run, args.stage, sampling)
     loaded.chat.system = args.system
     console = Console()  # it knows terminals and NO_COLOR
     coloured = console.is_terminal and not console.no_color

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxchat.arguments import positive
+from jaxchat.cli.args import positive
 from jaxchat.errors import ConfigError
 from jaxchat.progress import Progress, duration
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxchat import paths
-from jaxchat.arguments import whole
+from jaxchat.cli.args import whole
 from jaxchat.config.schema import MODELS, MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import start_jax

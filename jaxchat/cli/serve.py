@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxchat import paths
-from jaxchat.arguments import port, positive, real, seconds, whole
+from jaxchat.cli.args import port, positive, real, seconds, whole
 from jaxchat.config import numbers
 from jaxchat.config.schema import ServeConfig, build
 from jaxchat.data.files.compressed import Unreadable

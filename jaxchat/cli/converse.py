@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxchat.chat import Chat, Loaded, MessageTooLongError
+from jaxchat.cli.piped import Line, read_lines
+from jaxchat.cli.session import Chat, Loaded, MessageTooLongError
 from jaxchat.config.numbers import TEMPERATURE, NumberError
 from jaxchat.errors import ArtifactError
 from jaxchat.inference.transcript import Scribe
-from jaxchat.piped import Line, read_lines
 from jaxchat.progress import is_terminal
 from jaxchat.signals import NOTICES, Interrupted, stop_requests
 

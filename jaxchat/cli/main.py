@@ -9,20 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jaxchat
-from jaxchat import (
-    bench_cli,
-    chat_cli,
-    data_cli,
-    doctor_cli,
-    eval_cli,
-    interop_cli,
-    paths,
-    report_cli,
-    runs_cli,
-    serve_cli,
-    tokenizer_cli,
-)
-from jaxchat.arguments import positive, whole
+from jaxchat import paths
+from jaxchat.cli import bench, chat, data, doctor, eval, models, report, runs, serve, tokenizer
+from jaxchat.cli.args import positive, whole
 from jaxchat.errors import EXIT_CODES, guarded
 
 
@@ -53,19 +42,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"jaxchat {jaxchat.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    chat_cli.add_chat(commands.add_parser("chat", help="talk to a model"))
-    runs_cli.add_runs(commands.add_parser("runs", help="list the runs"))
-    runs_cli.add_watch(commands.add_parser("watch", help="see a run at work"))
-    serve_cli.add_serve(commands)
-    report_cli.add_report(commands)
+    chat.add_chat(commands.add_parser("chat", help="talk to a model"))
+    runs.add_runs(commands.add_parser("runs", help="list the runs"))
+    runs.add_watch(commands.add_parser("watch", help="see a run at work"))
+    serve.add_serve(commands)
+    report.add_report(commands)
     _add_profile(commands.add_parser("profile", help="say where time went"))
-    tokenizer = commands.add_parser("tokenizer", help="train and compare tokenizers")
-    tokenizer_cli.add_commands(tokenizer)
-    data_cli.add_commands(commands.add_parser("data", help="download and prepare datasets"))
-    eval_cli.add_commands(commands.add_parser("eval", help="measure models"))
-    interop_cli.add_commands(commands)
-    bench_cli.add_commands(commands.add_parser("bench", help="measure speed"))
-    doctor_cli.add_doctor(commands.add_parser("doctor", help="whether a tier can run here"))
+    tokenizer.add_commands(commands.add_parser("tokenizer", help="train and compare tokenizers"))
+    data.add_commands(commands.add_parser("data", help="download and prepare datasets"))
+    eval.add_commands(commands.add_parser("eval", help="measure models"))
+    models.add_commands(commands)
+    bench.add_commands(commands.add_parser("bench", help="measure speed"))
+    doctor.add_doctor(commands.add_parser("doctor", help="whether a tier can run here"))
     parser.set_defaults(home=None)
     return parser.parse_args(argv)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import paths
-from jaxchat.arguments import positive
+from jaxchat.cli.args import positive
 from jaxchat.config.schema import NOWHERE
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.launch_env import start_jax

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import paths
-from jaxchat.arguments import positive, row_tokens
+from jaxchat.cli.args import positive, row_tokens
 from jaxchat.data.files.folders import shown
 from jaxchat.data.files.text import MAX_RECORD
 from jaxchat.errors import ConfigError

@@ -1,0 +1,1 @@
+"""The command `jaxchat`: arguments, and what is printed."""

@@ -1,1 +1,0 @@
-"""Other projects' checkpoints: their names and layouts."""
