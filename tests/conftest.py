@@ -11,6 +11,9 @@ import jax
 import pytest
 from compilation import FAST_COMPILATION
 
+# Benchmarks whose arithmetic is tested
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+
 # Read when the first device is asked for; what XLA_FLAGS says already, comes last and wins.
 os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} {os.environ.get('XLA_FLAGS', '')}".strip()
 

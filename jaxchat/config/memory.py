@@ -5,7 +5,7 @@ state and the batch) is exact: the cuts are those of `sharding` and `optim.share
 compares. The rest follows from what `model.gpt`, `model.attention` and `losses` keep for the
 backward pass, and from reading the buffers that XLA 0.10.2 assigns on a CPU: numbers that only the
 compiler can explain stand below as "measured". On a CPU a peak is within 15% of XLA's own
-(tests/test_memory.py). On a GPU the terms are those that XLA cannot do without. Large products of
+(tests/config/test_memory.py). On a GPU the terms are those that XLA cannot do without. Large products of
 bfloat16 over float32 activations (`compute.products`) are not told apart: such a step takes about
 as much, and less, by a quarter at most, where the optimizer is its peak.
 

@@ -1,26 +1,21 @@
 """The arithmetic of docs/scaling.md: its tables are what the module says."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
-
-from jaxchat.config import loading
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
-
-from scaling_nodes import (  # noqa: E402
+from scaling_nodes import (
     NETWORKS,
     NODES,
     exchange_seconds,
     exchanged_bytes,
     plan_nodes,
 )
-from scaling_nodes import table as make_table  # noqa: E402
+from scaling_nodes import table as make_table
 
-PAGE = ROOT / "docs" / "scaling.md"
+from jaxchat.config import loading
+
+PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 TIERS = ("100", "300", "1000")
 
 

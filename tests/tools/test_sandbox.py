@@ -287,9 +287,9 @@ def parent_of(process_id: int) -> int:
 @needs_sandbox
 def test_programs_go_when_their_parent_is_killed() -> None:
     script = """
-from jaxchat.tools import levels, sandbox
+from jaxchat.tools.sandbox import levels, run
 print(levels.detect().name, flush=True)  # which starts processes of its own
-sandbox.run_python("while True: pass", timeout=100)
+run.run_python("while True: pass", timeout=100)
 """
     assert not wait_until_gone()
     parent = subprocess.Popen(

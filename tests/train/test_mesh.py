@@ -17,8 +17,8 @@ import jax
 import mesh_training
 import numpy as np
 import pytest
-from jaxchat.scaling_nodes import exchanged_bytes
 from mesh_training import MODELS, OPTIMIZERS, STEPS, fresh_state, make_batch, train
+from scaling_nodes import exchanged_bytes
 from tiny_training import CLASSIC, CLASSIC_OPTIM, random_params
 
 from jaxchat.config.schema import MeshConfig

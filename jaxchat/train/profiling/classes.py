@@ -12,7 +12,7 @@ LOOKUP, COPY, ELEMENTWISE = "lookups", "copies, layout", "elementwise, sums"
 OTHER = "other programs"
 CLASSES = (MATMUL, ATTENTION, ELEMENTWISE, LOOKUP, COPY, COLLECTIVE, OTHER)
 
-PRODUCTS_FILE = "/jaxchat/products.py"
+PRODUCTS_FILE = "/jaxchat/model/kernels/matmul.py"
 ATTENTION_FILE = "model/attention.py"
 _COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",

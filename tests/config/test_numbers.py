@@ -15,10 +15,10 @@ from jaxchat.config.numbers import NumberError
 from jaxchat.errors import ConfigError
 from jaxchat.inference.request import EngineError, Request
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 import run_speedrun
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
 TEXTS = [
     *("nan", "inf", "-inf", "-1", "0", "1e400", "1e-400", "-0", "1_000", "0x10", "", " ", "٣", "²"),
     *("5000000000", "9" * 20, "-" + "9" * 20, "9" * 5_000, "1e9", "0.5", "1.0", "\ud800", "\x00"),

@@ -12,7 +12,7 @@ from jaxchat.config import loading
 from jaxchat.errors import ArtifactError, BusyError, ConfigError
 from jaxchat.runs import run_dir
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)

@@ -23,7 +23,7 @@ SMALL = [
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a run whose stages up to `mid` are complete."""
     home = tmp_path_factory.mktemp("home")
-    script = Path(__file__).parent.parent / "run_speedrun.py"
+    script = Path(__file__).parent.parent.parent / "run_speedrun.py"
     done = subprocess.run(
         [sys.executable, script, "--tier=cpu", "--home", home, "--stages",
          "data,tokenizer,rows,base,mid", *(f"--set={change}" for change in SMALL)],

@@ -23,7 +23,7 @@ from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.paths import read_json, write_json
 from jaxchat.runs import eval_stage, report, run_dir, runner, stages
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SMALL = (
     "run.name=x", "data.max_chars=300000", "data.words=100", "tokenizer.vocab_size=400",
     "run.depth=1", "model.n_embd=32", "model.n_head=2", "model.n_kv_head=2",

@@ -10,7 +10,7 @@ import run_speedrun
 from jaxchat.runs import import_run, run_dir, runner
 from jaxchat.runs.opening import load_model
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 @pytest.fixture

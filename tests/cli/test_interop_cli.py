@@ -7,7 +7,7 @@ import pytest
 
 from jaxchat.cli.main import main
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 NANOCHAT = GOLDEN / "nanochat_checkpoint_classic" / "chatsft_checkpoints" / "d2"
 
 

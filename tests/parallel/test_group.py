@@ -17,7 +17,7 @@ from jaxchat.parallel.process_group import GroupError, Place, end, join
 index, size, port = map(int, sys.argv[1:4])
 place = Place("127.0.0.1", port, size, index)
 """
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture

@@ -262,7 +262,7 @@ def test_what_a_stage_learns_begins_it_anew(change: str, stages: set[str]) -> No
 
 def changed(change: str) -> set[str]:
     """The stages whose own settings another setting changes."""
-    tier = Path(__file__).parent.parent / "configs" / "tier_cpu.toml"
+    tier = Path(__file__).parent.parent.parent / "configs" / "tier_cpu.toml"
     found = []
     for overrides in ([], [change]):
         context = Context(loading.load(tier, overrides), Path())

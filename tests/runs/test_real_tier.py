@@ -22,7 +22,7 @@ from jaxchat.runs.opening import open_run
 from jaxchat.tools.sandbox import levels
 from jaxchat.train.metrics import read_metrics
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SMALL = {
     "run.depth": 2,
     "model.sequence_len": 64,

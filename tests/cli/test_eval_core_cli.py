@@ -26,7 +26,7 @@ from jaxchat.runs import report, run_dir, runner
 from jaxchat.runs.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer
 
-BUNDLE = Path(__file__).parent / "golden" / "core_bundle"
+BUNDLE = Path(__file__).parent.parent / "golden" / "core_bundle"
 CONTEXT = 64
 DOCUMENT = {
     "run": {"name": "tiny", "depth": 1},

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from jaxchat.cli import main
 from jaxchat.config import memory
 from jaxchat.config.schema import MeshConfig
+from jaxchat.parallel import launch_env
 from jaxchat.parallel.launch_env import MEMORY_VARIABLES, memory_settings, memory_told, start_jax
-from jaxchat.runs import provenance
 
 # What JAX's GPU plugin would be told, read when the backend starts: no GPU is needed to see it.
 CODE = """
@@ -72,7 +73,7 @@ class Card:
 
 
 def test_of_a_gpu_the_limit_is_said_beside_what_a_command_prints(monkeypatch, capsys):
-    monkeypatch.setattr(provenance, "configure_jax", lambda mesh, cache: None)
+    monkeypatch.setattr(launch_env, "configure_jax", lambda mesh, cache: None)
     monkeypatch.setattr("jax.local_devices", lambda: [Card()])
     start_jax(MeshConfig(), None)
     said = capsys.readouterr()
@@ -84,6 +85,6 @@ def test_of_a_gpu_the_limit_is_said_beside_what_a_command_prints(monkeypatch, ca
 
 def test_no_command_starts_jax_without_saying_it():
     """A run says it with each stage, the doctor with the devices."""
-    commands = Path(provenance.__file__).parent.glob("*_cli.py")
-    silent = [path.stem for path in commands if "machine.configure_jax(" in path.read_text()]
-    assert silent == ["doctor_cli"]
+    commands = Path(main.__file__).parent.glob("*.py")
+    silent = [path.stem for path in commands if "configure_jax(" in path.read_text()]
+    assert silent == ["doctor"]

@@ -16,7 +16,7 @@ from jaxchat.runs.stages import STAGES
 from jaxchat.signals import REQUEUE
 from jaxchat.tasks import TASKS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "run_speedrun.py"
 HEAVY = {"jax", "flax", "grain", "optax", "orbax", "tiktoken", "numpy", "rich"}
 

@@ -21,7 +21,7 @@ from jaxchat.runs.opening import how_to_make
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer.chat_format import Part, render_prompt
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 
 @pytest.fixture(scope="module")

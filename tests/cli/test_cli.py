@@ -11,7 +11,7 @@ from jaxchat.cli.main import main, parse
 from jaxchat.config import loading
 from jaxchat.runs import run_dir
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
 HEAVY = {
     "jax",
     "flax",

@@ -9,7 +9,7 @@ from jaxchat.config import loading
 from jaxchat.runs.plan.plan import make_plan, render
 from jaxchat.runs.tables import count, size
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 
 def plan_of(name, *overrides):

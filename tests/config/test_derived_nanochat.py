@@ -19,7 +19,7 @@ from jaxchat.config.schema import ModelConfig, OptimConfig
 from jaxchat.optim import schedule
 from jaxchat.optim.param_groups import parameter_table
 
-RUNS = json.loads((Path(__file__).parent / "golden" / "nanochat_derived.json").read_text())
+RUNS = json.loads((Path(__file__).parents[1] / "golden" / "nanochat_derived.json").read_text())
 OURS = {  # nanochat's argument: where we have it
     "depth": "run.depth",
     "vocab_size": "tokenizer.vocab_size",
