@@ -33,8 +33,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXCHAT_HOME", str(folder))
-        # as the command line does: what one test compiled, the next need not
-        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+        # What one test compiled, the next need not, in whatever process or worker.
+        shared = tmp_path_factory.getbasetemp()
+        shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         yield folder
 
 
