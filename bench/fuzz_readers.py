@@ -1,12 +1,12 @@
-"""Random files for every reader, and what independent parsers count in them.
+"""Random files for every reader, compared with the counts of independent parsers.
 
-    python bench/fuzz_readers.py                           20,000 inputs a reader, seed 0
+    python bench/fuzz_readers.py                           20,000 inputs per reader, seed 0
     python bench/fuzz_readers.py --inputs 500 --seed 7 --only parquet,talks
 
-For each input the reader either refuses it with one of the documented errors, or gives as many
+A reader must either refuse an input with one of the documented errors, or return as many
 characters (and, of Parquet, rows without text) as plain Python counts: `str.decode`, `json`,
-`gzip`, `tomllib`, and `pyarrow.parquet.read_table`. Whatever is whole must be read. An input that
-breaks this is written to --keep, and its number, with the seed, makes it again.
+`gzip`, `tomllib`, and `pyarrow.parquet.read_table`. An intact input must be read. An input that
+violates this is written to --keep; its number and the seed reproduce it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PIECES = (
     *"\x85 \ufeff \u2028 \xa0".split(" "),
     " ", "it was the best of times ", "語" * 30, "\n\n",
 )  # fmt: skip
-KNOWN = (ArtifactError, ConfigError)  # what users are told in a sentence
+KNOWN = (ArtifactError, ConfigError)  # which users see as one message
 
 Draw = random.Random
 REFUSED = None  # instead of counts
@@ -61,7 +61,7 @@ class Case:
 
     Attributes:
         path: the file, or the folder of a bundle.
-        expected: (characters, rows or conversations); REFUSED; "any" where nobody else can tell.
+        expected: (characters, rows or conversations); REFUSED; "any" where no oracle exists.
         data: what is written; of a bundle, its files.
         lenient: it may be refused, too, as what is in it is for us to judge.
     """

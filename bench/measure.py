@@ -1,4 +1,4 @@
-"""What the benchmarks share: a model of a given shape, its step, clocks and memory."""
+"""Shared by the benchmarks: a model of a given shape, its step, clocks and memory."""
 
 from __future__ import annotations
 
@@ -248,8 +248,8 @@ def run_nanochat(case: Case, steps: int, checkout: Path, python: Path, limit: fl
         raise RuntimeError(f"nanochat took more than {limit:.0f} seconds") from error
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
-        told = (done.stderr or done.stdout).strip().splitlines()
-        raise RuntimeError(f"nanochat's step failed: {' '.join(told[-1:])}")
+        output = (done.stderr or done.stdout).strip().splitlines()
+        raise RuntimeError(f"nanochat's step failed: {' '.join(output[-1:])}")
     return Figures(name="nanochat", **json.loads(lines[-1]))
 
 

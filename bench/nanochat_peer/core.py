@@ -10,7 +10,7 @@ mean loss of each choice, null for none.
 
     python bench/nanochat_peer/core.py --nanochat CHECKOUT --golden tests/golden
 
-makes anew what CI compares with, on a small random model of bytes: nanochat_core.npz there.
+regenerates what CI compares with, on a small random model of bytes: nanochat_core.npz there.
 """
 
 from __future__ import annotations
@@ -207,13 +207,13 @@ class Recorder:
         losses = [
             self.losses[i, s - 1 : e - 1].mean().item() for i, (s, e) in enumerate(self.spans)
         ]
-        told = [None if math.isnan(loss) else loss for loss in losses]
+        reported = [None if math.isnan(loss) else loss for loss in losses]
         if kind == "language_modeling":
             ((s, e),) = self.spans
             greedy = bool((self.predictions[0, s - 1 : e - 1] == self.ids[0, s:e]).all())
-            return {"prediction": 0 if greedy else -1, "gold": 0, "losses": told}
+            return {"prediction": 0 if greedy else -1, "gold": 0, "losses": reported}
         chosen = losses.index(min(losses))
-        return {"prediction": chosen, "gold": item["gold"], "losses": told}
+        return {"prediction": chosen, "gold": item["gold"], "losses": reported}
 
     def restore(self) -> None:
         self.module.forward_model = self.forward

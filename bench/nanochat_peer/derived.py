@@ -63,7 +63,7 @@ def modern_runs(checkout: Path) -> list[dict[str, Any]]:
         counts = dict(script["param_counts"])
         runs.append(
             {
-                **told(arguments, script["model"], counts, script),
+                **reported(arguments, script["model"], counts, script),
                 "scaling_params": script["num_scaling_params"],
                 "batch_tokens": script["total_batch_size"],
                 "groups": groups(script["model"], [script["optimizer"]]),
@@ -102,7 +102,7 @@ def classic_runs(checkout: Path) -> list[dict[str, Any]]:
         arguments = {"depth": depth, "vocab_size": VOCAB["classic"]}
         runs.append(
             {
-                **told(arguments, script["model"], {"total": script["num_params"]}, script),
+                **reported(arguments, script["model"], {"total": script["num_params"]}, script),
                 "scaling_params": script["num_params"],
                 "batch_tokens": script["total_batch_size"],
                 "grad_clip": script["grad_clip"],
@@ -113,7 +113,7 @@ def classic_runs(checkout: Path) -> list[dict[str, Any]]:
     return runs
 
 
-def told(
+def reported(
     arguments: dict[str, Any], model: Any, counts: dict[str, int], script: TrainingScript
 ) -> dict[str, Any]:
     """What both versions have under the same names."""
