@@ -117,7 +117,9 @@ def run_nanochat(
         "specials": {name: tokenizer.special(name) for name in SPECIAL_TOKENS},
     }
     with tempfile.TemporaryDirectory() as folder:
-        file, settings, out = (Path(folder) / name for name in ("model.npz", "load.json", "out.json"))
+        file, settings, out = (
+            Path(folder) / name for name in ("model.npz", "load.json", "out.json")
+        )
         write_model(file, model, params)
         settings.write_text(json.dumps(load), encoding="utf-8")
         subprocess.run(
