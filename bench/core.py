@@ -86,7 +86,7 @@ def weights(args: argparse.Namespace, tokenizer: Tokenizer) -> tuple[ModelConfig
 
 
 def run_nanochat(args: argparse.Namespace, model: ModelConfig, params: Any) -> dict[str, Any]:
-    """What bench/nanochat_peer/core.py finds."""
+    """The result of bench/nanochat_peer/core.py."""
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder) / "model.npz", Path(folder) / "out.json"
         write_model(file, model, params)

@@ -161,7 +161,7 @@ def prepare(
     out: Path,
     workers: int,
 ) -> tuple[Rate, Prepared]:
-    """The fastest of some runs: what else the machine does only makes them slower."""
+    """The fastest of several runs: other load on the machine only slows them down."""
     found = []
     for _ in range(args.repeats):
         paths.remove(out)
@@ -197,7 +197,7 @@ class SingleRows:
 
 
 def feed(name: str, batch_of: Callable[[int], Any], args: argparse.Namespace) -> Rate:
-    """Batches for some seconds, after a first one, which opens and checks files."""
+    """Batches for some seconds, after a first one that opens and checks files."""
     batch_of(0)
     step = 0
     began, cpu = time.perf_counter(), time.process_time()

@@ -25,7 +25,7 @@ ROWS = 32  # of 2048 tokens: one GPU's part of a step of 524,288 tokens on 8
 
 @dataclass(frozen=True)
 class Part:
-    """A part: what is run, and for how long at most."""
+    """One part of the benchmark and its time limit."""
 
     name: str
     arguments: tuple[str, ...]
@@ -33,7 +33,7 @@ class Part:
 
 
 def parts(args: argparse.Namespace) -> Iterator[Part]:
-    """In the order of their worth: what comes last is dropped when time runs out."""
+    """The parts in order of importance: the last are dropped when time runs out."""
     if args.smoke:  # one of each kind, however long it takes
         yield Part("attention", ("attention",), args.seconds)
         yield Part("d12", ("steps", "12", "32,64"), args.seconds)
@@ -94,7 +94,7 @@ def run_all(args: argparse.Namespace) -> int:
 def collect(
     part: Part, args: argparse.Namespace, seconds: float
 ) -> tuple[list[dict[str, Any]], str]:
-    """The results of a part, and what went wrong with it, if anything did."""
+    """The results of a part, and its failure, if any."""
     command = [sys.executable, __file__, "--part", *part.arguments]
     command += ["--smoke"] if args.smoke else []
     if args.nanochat:
@@ -132,7 +132,7 @@ def render(results: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
 
 
 def fp8_notes(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Whether what was asked to be in fp8 is so, by the compiled programs."""
+    """Whether the requested products are in fp8, by the compiled programs."""
     return [
         f"{r['name']}, {r['rows']} rows: "
         + (f"{r['fp8_products']} products in fp8" if r["fp8_products"] else "NOTHING IS IN FP8")
@@ -174,7 +174,7 @@ def step_row(r: dict[str, Any]) -> str:
 
 
 def run_part(args: argparse.Namespace) -> int:
-    """What a child does; its results go to standard output."""
+    """The work of a child process; results go to standard output."""
     kind, *rest = args.part
     if args.smoke:
         import jax
@@ -305,7 +305,7 @@ def run_attention(smoke: bool) -> None:
 
 
 def implementations(window: int, time_: int) -> dict[str, Any]:
-    """Name -> function of q, k, v. The first is what training takes on a GPU."""
+    """Name -> function of q, k, v. Training on a GPU uses the first."""
     import jax
 
     from jaxchat.model.attention import causal_attention

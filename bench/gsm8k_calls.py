@@ -72,7 +72,7 @@ def calls(path: Path) -> Iterator[tuple[int, str | None, str]]:
 
 
 def group(call: str, output: str) -> str:
-    """Which group a call is in."""
+    """The group of a call."""
     if not output:
         return NO_OUTPUT
     try:

@@ -62,7 +62,7 @@ def peak(command: list[str], stdin: Path | None = None) -> int:
 
 
 def write(path: Path, data: bytes) -> Path:
-    """Compressed as the name says."""
+    """The bytes, compressed as the name's ending says."""
     if path.suffix == ".gz":
         data = gzip.compress(data, 1)
     elif path.suffix == ".zst":

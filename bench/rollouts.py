@@ -107,7 +107,7 @@ def run_nanochat(
     tokenizer: Tokenizer,
     prompts: list[list[int]],
 ) -> dict[str, Any]:
-    """What bench/nanochat_peer/rollouts.py finds."""
+    """The result of bench/nanochat_peer/rollouts.py."""
     load = {
         "prompts": prompts,
         "samples": args.samples,

@@ -68,7 +68,7 @@ def exchanged_bytes(model: ModelConfig, devices: int) -> int:
 
 
 def exchange_seconds(size: float, nodes: int, network: Network) -> float:
-    """A ring in each node and, of what each has summed, one over the nodes."""
+    """Seconds of a ring in each node, then one over the nodes for the nodes' sums."""
 
     def ring(ways: int, bandwidth: float) -> float:
         return 2 * (ways - 1) / ways * size / bandwidth

@@ -27,7 +27,7 @@ class Wrong(Exception):
 def request_bytes(
     path: str, body: bytes, *, length: int | None = None, method: str = "POST"
 ) -> bytes:
-    """An HTTP request; `length` is what it claims its body to have."""
+    """An HTTP request; `length` is the content length that it claims."""
     head = (
         f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
@@ -36,7 +36,7 @@ def request_bytes(
 
 
 class Clients:
-    """What clients do to the server at a port."""
+    """Clients of the server at a port."""
 
     def __init__(self, port: int, seed: int) -> None:
         self.port, self.random, self.counts = port, random.Random(seed), Counter[str]()

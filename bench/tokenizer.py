@@ -50,7 +50,7 @@ Row = dict[str, Any]
 
 
 def main() -> int:
-    """Runs what was asked for and prints it."""
+    """Runs the requested comparison and prints it."""
     args = parse()
     if args.child:
         print(json.dumps(CHILDREN[args.child["what"]](args.child)))
@@ -114,7 +114,7 @@ def versions() -> dict[str, str]:
 
 
 def head(result: Row) -> str:
-    """What is measured, and where."""
+    """The conditions of the measurement: machine, versions, text."""
     text = result["text"]
     packages = ", ".join(f"{name} {version}" for name, version in result["packages"].items())
     return (
@@ -163,7 +163,7 @@ def compare(args: argparse.Namespace, work: Path) -> Row:
 
 
 def summarize(what: str, who: str, threads: int, found: list[Row], base: Row | None) -> Row:
-    """Medians of some runs; memory is what came on top of the process that only loads the text."""
+    """Medians over repeats; memory is relative to a process that only loads the text."""
     row: Row = {"what": what, "who": who, "threads": threads}
     if "missing" in found[0]:
         return row | {"missing": found[0]["missing"]}

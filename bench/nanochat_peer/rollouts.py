@@ -50,7 +50,7 @@ def main() -> None:
 
 
 class TheirTokenizer:
-    """What its engine asks of a tokenizer, with the ids of jaxchat's."""
+    """The tokenizer interface that its engine uses, with jaxchat's ids."""
 
     def __init__(self, folder: Path, specials: dict[str, int]) -> None:
         import tiktoken
