@@ -3,7 +3,7 @@
     python bench/chat.py --text DIR --tokenizer DIR         texts cut into chats of four messages
     python bench/chat.py --tokenizer DIR --file FILE.parquet    a file of SmolTalk's
 
-One core; MB of UTF-8 a second of processor time, the fastest of several passes.
+One core; MB of UTF-8 per second of processor time, the fastest of several passes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIZES = {  # conversations of tier_100's midtraining
 
 
 class _Empty:
-    """A data set of a size and nothing else."""
+    """A dataset that has a size and nothing else."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size

@@ -1,11 +1,11 @@
-"""CORE: examples a second beside nanochat's evaluator, and whether both say the same.
+"""CORE: examples per second beside nanochat's evaluator, and whether both agree.
 
     python bench/core.py --bundle DIR --tokenizer DIR -a arc_easy --max-problems 50 \\
         --nanochat CHECKOUT --torch-python PYTHON
 
 Both get the same weights: random ones of a depth, or with --run FOLDER those of a run. Ours is
-measured twice, with and without what has to be compiled first. Where other work runs on the
-machine, compare the seconds of the processor: nanochat's and ours use all cores.
+measured twice, with and without compilation. On a busy machine compare the processor's seconds:
+nanochat's evaluator and ours use all cores.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def weights(args: argparse.Namespace, tokenizer: Tokenizer) -> tuple[ModelConfig
 
 
 def run_nanochat(args: argparse.Namespace, model: ModelConfig, params: Any) -> dict[str, Any]:
-    """What bench/nanochat_peer/core.py finds."""
+    """The result of bench/nanochat_peer/core.py."""
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder) / "model.npz", Path(folder) / "out.json"
         write_model(file, model, params)
@@ -148,11 +148,11 @@ def compare(task: TaskResult, other: list[dict[str, Any]]) -> tuple[int, float]:
     )
     largest = 0.0
     for a, b in zip(task.judged, other, strict=True):
-        for loss, told in zip(a.losses, b["losses"], strict=True):
-            if told is None or math.isnan(loss):
-                largest = largest if told is None and math.isnan(loss) else math.inf
+        for loss, theirs in zip(a.losses, b["losses"], strict=True):
+            if theirs is None or math.isnan(loss):
+                largest = largest if theirs is None and math.isnan(loss) else math.inf
             else:
-                largest = max(largest, abs(loss - told))
+                largest = max(largest, abs(loss - theirs))
     return different, largest
 
 

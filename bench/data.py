@@ -1,11 +1,11 @@
-"""Preparing text and feeding it to training: how fast, how much is kept, and beside nanochat.
+"""Preparing text and feeding it to training: speed and share of tokens kept, beside nanochat.
 
     python bench/data.py                                   generated text, 40 MB
     python bench/data.py --text DIR --json result.json     .parquet, .jsonl or .txt files
     python bench/data.py --text DIR --nanochat CHECKOUT --torch-python PYTHON
 
-nanochat's loader tokenizes while it trains; it is timed by the Python that has torch, from Parquet
-files, which --text must then hold. Generated text is written as Parquet where pyarrow is installed.
+nanochat's loader tokenizes during training; the Python that has torch times it on Parquet files,
+which --text must then contain. Generated text is written as Parquet if pyarrow is installed.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--row-tokens", type=int, default=2_049)
     parser.add_argument("--rows", type=int, default=256, help="of a batch")
     parser.add_argument("--seconds", type=float, default=5.0, help="of feeding, each way")
-    parser.add_argument("--repeats", type=int, default=3, help="the fastest of so many preparings")
+    parser.add_argument("--repeats", type=int, default=3, help="the fastest of n preparations")
     parser.add_argument("--nanochat", type=Path, help="a checkout")
     parser.add_argument("--torch-python", default="python3", help="what runs it")
     parser.add_argument("--json", type=Path, help="write the figures there too")
@@ -161,7 +161,7 @@ def prepare(
     out: Path,
     workers: int,
 ) -> tuple[Rate, Prepared]:
-    """The fastest of some runs: what else the machine does only makes them slower."""
+    """The fastest of several runs: other load on the machine only slows them down."""
     found = []
     for _ in range(args.repeats):
         paths.remove(out)
@@ -197,7 +197,7 @@ class SingleRows:
 
 
 def feed(name: str, batch_of: Callable[[int], Any], args: argparse.Namespace) -> Rate:
-    """Batches for some seconds, after a first one, which opens and checks files."""
+    """Batches for some seconds, after a first one that opens and checks files."""
     batch_of(0)
     step = 0
     began, cpu = time.perf_counter(), time.process_time()

@@ -1,12 +1,12 @@
-"""Random files for every reader, and what independent parsers count in them.
+"""Random files for every reader, compared with the counts of independent parsers.
 
-    python bench/fuzz_readers.py                           20,000 inputs a reader, seed 0
+    python bench/fuzz_readers.py                           20,000 inputs per reader, seed 0
     python bench/fuzz_readers.py --inputs 500 --seed 7 --only parquet,talks
 
-For each input the reader either refuses it with one of the documented errors, or gives as many
+A reader must either refuse an input with one of the documented errors, or return as many
 characters (and, of Parquet, rows without text) as plain Python counts: `str.decode`, `json`,
-`gzip`, `tomllib`, and `pyarrow.parquet.read_table`. Whatever is whole must be read. An input that
-breaks this is written to --keep, and its number, with the seed, makes it again.
+`gzip`, `tomllib`, and `pyarrow.parquet.read_table`. An intact input must be read. An input that
+violates this is written to --keep; its number and the seed reproduce it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PIECES = (
     *"\x85 \ufeff \u2028 \xa0".split(" "),
     " ", "it was the best of times ", "語" * 30, "\n\n",
 )  # fmt: skip
-KNOWN = (ArtifactError, ConfigError)  # what users are told in a sentence
+KNOWN = (ArtifactError, ConfigError)  # which users see as one message
 
 Draw = random.Random
 REFUSED = None  # instead of counts
@@ -61,7 +61,7 @@ class Case:
 
     Attributes:
         path: the file, or the folder of a bundle.
-        expected: (characters, rows or conversations); REFUSED; "any" where nobody else can tell.
+        expected: (characters, rows or conversations); REFUSED; "any" where no oracle exists.
         data: what is written; of a bundle, its files.
         lenient: it may be refused, too, as what is in it is for us to judge.
     """
@@ -73,7 +73,7 @@ class Case:
 
 
 class Broken(Exception):
-    """A reader did what it must not."""
+    """A reader violated its contract."""
 
 
 # ---------------------------------------------------------------------------- bytes
@@ -114,7 +114,7 @@ def hurt(draw: Draw, data: bytes) -> bytes:
 
 
 def decoded(data: bytes) -> str | None:
-    """The text of a file, or None for what is not UTF-8."""
+    """The text of a file; None if it is not UTF-8."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[:4] == b"\0\0\xfe\xff":
         return None
     zeros = [byte == 0 for byte in data[:4]]
@@ -200,7 +200,7 @@ def count_lines(data: bytes) -> Any:
 
 
 def parsed(data: bytes) -> list[Any]:
-    """The values of JSON lines. Raises Exception for what is none."""
+    """The values of JSON lines. Raises Exception for invalid JSON."""
     plain = decoded(data)
     assert plain is not None
     assert all(len(line) <= text.MAX_RECORD for line in io.BytesIO(data))
@@ -297,7 +297,7 @@ def count_values(values: list[Any]) -> Any:
 
 
 def count_parquet(data: bytes) -> Any:
-    """What pyarrow has when it reads all at once."""
+    """(characters, rows without text) of the table as pyarrow reads it at once; or REFUSED."""
     try:
         found = parquet.read_table(
             io.BytesIO(data), columns=["text"], page_checksum_verification=True
@@ -481,7 +481,7 @@ def check(name: str, seed: int, number: int, folder: Path) -> str:
 def fuzz(
     name: str, seed: int, inputs: int, keep: Path | None = None
 ) -> tuple[Counter[str], list[str]]:
-    """How many inputs of a reader were read and refused, and what was wrong with the others."""
+    """Counts of inputs that a reader read and refused, and the faults of the others."""
     counts: Counter[str] = Counter()
     broken = []
     limits = text.CHUNK, text.MAX_RECORD, table.MAX_RECORD
@@ -506,10 +506,10 @@ def fuzz(
 def main() -> int:
     """Fuzzes the readers and prints the counts; 1 where something was wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--inputs", type=int, default=INPUTS, help="a reader")
+    parser.add_argument("--inputs", type=int, default=INPUTS, help="per reader")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(READERS), help="readers, separated by commas")
-    parser.add_argument("--keep", type=Path, help="a folder for the inputs that break something")
+    parser.add_argument("--keep", type=Path, help="a folder for inputs that expose a fault")
     args = parser.parse_args()
     total: Counter[str] = Counter()
     for name in args.only.split(","):

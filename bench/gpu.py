@@ -1,8 +1,8 @@
-"""What one GPU does with jaxchat, in under 8 minutes; bench/gpu.sh starts it.
+"""Benchmarks of jaxchat on one GPU, in under 8 minutes; started by bench/gpu.sh.
 
-Each part runs in a process of its own and has its own time, so that one that fails, runs out of
-memory or hangs does not take the others' results with it. A part prints a line of JSON per result
-as it comes; what it had printed when its time was up counts.
+Each part runs in its own process with its own time limit, so that a part that fails, runs out of
+memory or hangs does not lose the results of the others. A part prints one line of JSON per result
+as it comes; the lines printed before its time limit count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROWS = 32  # of 2048 tokens: one GPU's part of a step of 524,288 tokens on 8
 
 @dataclass(frozen=True)
 class Part:
-    """A part: what is run, and for how long at most."""
+    """One part of the benchmark and its time limit."""
 
     name: str
     arguments: tuple[str, ...]
@@ -33,7 +33,7 @@ class Part:
 
 
 def parts(args: argparse.Namespace) -> Iterator[Part]:
-    """In the order of their worth: what comes last is dropped when time runs out."""
+    """The parts in order of importance: the last are dropped when time runs out."""
     if args.smoke:  # one of each kind, however long it takes
         yield Part("attention", ("attention",), args.seconds)
         yield Part("d12", ("steps", "12", "32,64"), args.seconds)
@@ -94,7 +94,7 @@ def run_all(args: argparse.Namespace) -> int:
 def collect(
     part: Part, args: argparse.Namespace, seconds: float
 ) -> tuple[list[dict[str, Any]], str]:
-    """The results of a part, and what went wrong with it, if anything did."""
+    """The results of a part, and its failure, if any."""
     command = [sys.executable, __file__, "--part", *part.arguments]
     command += ["--smoke"] if args.smoke else []
     if args.nanochat:
@@ -132,7 +132,7 @@ def render(results: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
 
 
 def fp8_notes(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Whether what was asked to be in fp8 is so, by the compiled programs."""
+    """Whether the requested products are in fp8, by the compiled programs."""
     return [
         f"{r['name']}, {r['rows']} rows: "
         + (f"{r['fp8_products']} products in fp8" if r["fp8_products"] else "NOTHING IS IN FP8")
@@ -174,7 +174,7 @@ def step_row(r: dict[str, Any]) -> str:
 
 
 def run_part(args: argparse.Namespace) -> int:
-    """What a child does; its results go to standard output."""
+    """The work of a child process; results go to standard output."""
     kind, *rest = args.part
     if args.smoke:
         import jax
@@ -189,7 +189,7 @@ def run_part(args: argparse.Namespace) -> int:
     return 0
 
 
-def tell(**result: Any) -> None:
+def emit(**result: Any) -> None:
     """Hands a result over."""
     import jax
 
@@ -230,13 +230,13 @@ def run_steps(depth: int, micros: str, fp8: bool, smoke: bool) -> None:
             compiled.result()
             state = step.init() if state is None else state
             state, figures = step.measure(state, 2 if smoke else 8, peak)
-        except Exception as error:  # of whatever kind; the sizes before it are told already
+        except Exception as error:  # of any kind; the sizes before it are already printed
             first = str(error).splitlines()[0][:100]
-            tell(**about, failure="out of memory" if "RESOURCE_EXHAUSTED" in first else first)
+            emit(**about, failure="out of memory" if "RESOURCE_EXHAUSTED" in first else first)
             return
         if fp8:
             about["fp8_products"] = step.fp8_products()
-        tell(**{**figures.to_json(), **about})
+        emit(**{**figures.to_json(), **about})
 
 
 def run_peer(depth: int, micro: int, args: argparse.Namespace) -> None:
@@ -294,18 +294,18 @@ def run_attention(smoke: bool) -> None:
             try:
                 seconds = [measure.repeat(lambda f=f: f(q, k, v), times) for f in (forward, both)]
             except Exception as error:  # one that does not work here says so, and the next comes
-                tell(**about, failure=str(error).splitlines()[0][:80])
+                emit(**about, failure=str(error).splitlines()[0][:80])
                 continue
             # 2 products of the visible scores forward, 5 backward
             flops = 2 * 7 * visible * size
-            tell(
+            emit(
                 **about, forward_ms=1e3 * seconds[0], both_ms=1e3 * seconds[1],
                 flops_per_second=flops / seconds[1],
             )  # fmt: skip
 
 
 def implementations(window: int, time_: int) -> dict[str, Any]:
-    """Name -> function of q, k, v. The first is what training takes on a GPU."""
+    """Name -> function of q, k, v. Training on a GPU uses the first."""
     import jax
 
     from jaxchat.model.attention import causal_attention

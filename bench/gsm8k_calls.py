@@ -1,4 +1,4 @@
-"""Every calculator call of GSM8K, evaluated again by our calculator and compared to its output.
+"""Every calculator call of GSM8K, evaluated by our calculator and compared with its output.
 
     python bench/gsm8k_calls.py train.jsonl test.jsonl          Parquet files, too
     python bench/gsm8k_calls.py train.jsonl --list              each call that differs in value
@@ -11,7 +11,7 @@ A call is `<<48/2=24>>`. Groups, the first that fits:
     cut                     the value's further decimals are left out
     fraction                3/4 for 0.75
     no output               nothing behind the last "="
-    not read                the calculator refuses the call, and says why
+    not read                the calculator refuses the call, with a reason
     another value           the data is wrong, or means something else
 """
 
@@ -34,7 +34,7 @@ GROUPS = (SAME_TEXT, SAME_NUMBER, ROUNDED, CUT, FRACTION, NO_OUTPUT, NOT_READ, O
 
 
 def main() -> int:
-    """Prints how many calls are in each group, and with --list what differs in value."""
+    """Prints the calls per group, and with --list those that differ in value."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--list", action="store_true", help="all calls but those of equal numbers")
@@ -72,7 +72,7 @@ def calls(path: Path) -> Iterator[tuple[int, str | None, str]]:
 
 
 def group(call: str, output: str) -> str:
-    """Which group a call is in."""
+    """The group of a call."""
     if not output:
         return NO_OUTPUT
     try:

@@ -1,4 +1,4 @@
-"""How long many small files take to be listed and grouped to shards, for two numbers of them.
+"""Time to list many small files and group them into shards, for two numbers of files.
 
 python bench/listing.py                # 40,000 and 400,000, in a temporary folder
 python bench/listing.py 1000 10000
@@ -16,7 +16,7 @@ from jaxchat.data.checksums import Checksums
 from jaxchat.data.shards import grouped, local_inputs
 from jaxchat.data.textfiles import TextFiles
 
-MEMORY = Path("/dev/shm")  # a folder in memory, where there is one
+MEMORY = Path("/dev/shm")  # a folder in memory, if there is one
 IN_FOLDER = 1_000  # files
 ROW_TOKENS = 2_049
 
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def measure(count: int) -> dict[str, float]:
-    """Seconds of each step for so many files, which are made first."""
+    """Seconds of each step for `count` files, which are created first."""
     where = MEMORY if MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="listing.", dir=where) as name:
         folder = Path(name) / "text"

@@ -1,10 +1,10 @@
-"""Memory for a text in one line beside that of the same text in lines: peaks of both commands.
+"""Peak memory of two commands for a text in one line, and for the same text in many lines.
 
     python bench/long_lines.py                             100 MB, .txt, stdin, and their gz and zst
     python bench/long_lines.py --bytes 20000000 --json result.json
 
-Each figure is the peak resident memory of `jaxchat tokenizer train` or `jaxchat data prepare` in a
-process of its own. Nothing but the line ends, which are blanks in the other file, differs.
+Each figure is the peak resident memory of `jaxchat tokenizer train` or `jaxchat data prepare` in
+its own process. The files differ only in their line ends, which are blanks in the first.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def peak(command: list[str], stdin: Path | None = None) -> int:
 
 
 def write(path: Path, data: bytes) -> Path:
-    """Compressed as the name says."""
+    """The bytes, compressed as the name's ending says."""
     if path.suffix == ".gz":
         data = gzip.compress(data, 1)
     elif path.suffix == ".zst":
@@ -108,8 +108,8 @@ def main() -> int:
     lines, one = peaks
     rows = [("peak memory", "in lines", "in one line", "ratio")]
     for name, peak_of in lines.items():
-        told = (f"{bytes_ / 1e6:,.0f} MB" for bytes_ in (peak_of, one[name]))
-        rows.append((name, *told, f"{one[name] / peak_of:.2f}"))
+        sizes = (f"{bytes_ / 1e6:,.0f} MB" for bytes_ in (peak_of, one[name]))
+        rows.append((name, *sizes, f"{one[name] / peak_of:.2f}"))
     print(f"{len(data) / 1e6:,.0f} MB of text", *table(rows), sep="\n")
     if args.json:
         args.json.write_text(json.dumps({"lines": lines, "one": one}, indent=1), encoding="utf-8")

@@ -187,7 +187,7 @@ def plot(curves: list[dict[str, Any]], width: int = 72, height: int = 16) -> lis
 
 
 def main() -> None:
-    """Parses the command line, runs what is not there yet, shows the curves."""
+    """Parses the command line, runs the missing curves, shows all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
         "--text", type=Path, required=True, help="parquet shards, the last held out"

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a model of a given shape, its step, clocks and memory."""
+"""Shared by the benchmarks: a model of a given shape, its step, clocks and memory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Figures:
-    """What came out. Seconds, bytes; medians over the timed steps."""
+    """The results of one case: seconds, bytes; medians over the timed steps."""
 
     name: str
     step_ms: float
@@ -137,7 +137,7 @@ class Step:
         return init_state(params, self.optimizer, self.mesh)
 
     def compile(self, state: Any) -> None:
-        """Compiles; what it took is in `compile_seconds`. `state` may be shapes only."""
+        """Compiles, and stores the time in `compile_seconds`. `state` may be shapes only."""
         began = time.perf_counter()
         self.compiled = self.step.lower(state, self.batch).compile()
         self.compile_seconds = time.perf_counter() - began
@@ -217,7 +217,7 @@ def repeat(run: Callable[[], Any], times: int, rounds: int = 5, best: bool = Fal
 
 
 def peak_flops(dtype: Any) -> float:
-    """What the first device can do: a GPU's by its name, a CPU's measured now with a product.
+    """The peak of the first device: a GPU's by its name, a CPU's measured now with a product.
 
     0 where the GPU is unknown. The CPU's is that of `dtype`, the GPU's always that of bf16.
     """
@@ -248,13 +248,13 @@ def run_nanochat(case: Case, steps: int, checkout: Path, python: Path, limit: fl
         raise RuntimeError(f"nanochat took more than {limit:.0f} seconds") from error
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
-        told = (done.stderr or done.stdout).strip().splitlines()
-        raise RuntimeError(f"nanochat's step failed: {' '.join(told[-1:])}")
+        output = (done.stderr or done.stdout).strip().splitlines()
+        raise RuntimeError(f"nanochat's step failed: {' '.join(output[-1:])}")
     return Figures(name="nanochat", **json.loads(lines[-1]))
 
 
 def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that put nanochat beside it."""
+    """The arguments for a comparison with nanochat."""
     parser.add_argument("--nanochat", type=Path, help="a checkout of nanochat, to compare with")
     parser.add_argument(
         "--torch-python", type=Path, default=Path(sys.executable),
@@ -263,5 +263,5 @@ def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def log(text: str) -> None:
-    """Says something that is no result."""
+    """Prints progress to standard error."""
     print(text, file=sys.stderr, flush=True)

@@ -1,12 +1,11 @@
-"""Rollouts of reinforcement learning: tokens a second of our engine and of nanochat's.
+"""Rollouts of reinforcement learning: tokens per second of our engine and of nanochat's.
 
     python bench/rollouts.py --run HOME/runs/cpu --nanochat CHECKOUT --torch-python PYTHON
     python bench/rollouts.py --tokenizer DIR --depth 4 --nanochat CHECKOUT --torch-python PYTHON
 
 Both get the same weights and problems: those of a run, whose answers end by themselves and call the
-calculator, or random weights, whose answers almost all go on to --max-tokens. nanochat samples as
-its chat_rl.py does, one question after the other, 8 samples at once. What has to be compiled is
-compiled before.
+calculator, or random weights, whose answers almost all run to --max-tokens. nanochat samples as in
+its chat_rl.py, one question after the other, 8 samples at once. Compilation is not measured.
 """
 
 from __future__ import annotations
@@ -54,11 +53,11 @@ def main() -> int:
         params, model, tokenizer, slots=slots, lanes=args.lanes or lanes(),
         products=choose_products(ComputeConfig(products=args.products), model, jnp.float32),
     )  # fmt: skip
-    rates = {"ours": tell("ours", *fastest(args, engine, prompts))}
+    rates = {"ours": show("ours", *fastest(args, engine, prompts))}
     del engine
     if args.nanochat:
         found = run_nanochat(args, model, params, tokenizer, prompts)
-        rates["nanochat"] = tell("nanochat", found["seconds"], found["tokens"])
+        rates["nanochat"] = show("nanochat", found["seconds"], found["tokens"])
         print(f"ratio {rates['ours'] / rates['nanochat']:.1f}")
     return 0
 
@@ -108,7 +107,7 @@ def run_nanochat(
     tokenizer: Tokenizer,
     prompts: list[list[int]],
 ) -> dict[str, Any]:
-    """What bench/nanochat_peer/rollouts.py finds."""
+    """The result of bench/nanochat_peer/rollouts.py."""
     load = {
         "prompts": prompts,
         "samples": args.samples,
@@ -118,20 +117,22 @@ def run_nanochat(
         "specials": {name: tokenizer.special(name) for name in SPECIAL_TOKENS},
     }
     with tempfile.TemporaryDirectory() as folder:
-        file, told, out = (Path(folder) / name for name in ("model.npz", "load.json", "out.json"))
+        file, settings, out = (
+            Path(folder) / name for name in ("model.npz", "load.json", "out.json")
+        )
         write_model(file, model, params)
-        told.write_text(json.dumps(load), encoding="utf-8")
+        settings.write_text(json.dumps(load), encoding="utf-8")
         subprocess.run(
             [args.torch_python, str(PEER), "--nanochat", str(args.nanochat), "--model", str(file),
              "--tokenizer", str(args.run / "tokenizer" if args.run else args.tokenizer),
-             "--load", str(told), "--out", str(out)],
+             "--load", str(settings), "--out", str(out)],
             check=True,
         )  # fmt: skip
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return found
 
 
-def tell(name: str, seconds: float, tokens: int) -> float:
+def show(name: str, seconds: float, tokens: int) -> float:
     """Prints a line, and returns the rate."""
     print(f"{name}: {tokens:,} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} a second")
     return tokens / seconds

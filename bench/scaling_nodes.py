@@ -1,8 +1,7 @@
 """Predicted step times on several nodes of 8 GPUs: arithmetic, measured nowhere (docs/scaling.md).
 
-A step computes, then sums the gradients into shares (reduce-scatter) and puts the updates together
-again (all-gather), once, however many micro-batches it has (`optim.shares`). Together they move
-what one all-reduce of the exchanged bytes does.
+A step computes, then reduce-scatters the gradients and all-gathers the updates, once for any
+number of micro-batches (`jaxchat/optim/zero.py`). Together they move the bytes of one all-reduce.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Network:
     between: float
 
 
-NVLINK = 450e9  # an H100's, half of the 900 GB/s that are told for both directions
+NVLINK = 450e9  # an H100's, half of the 900 GB/s specified for both directions
 NETWORKS = (
     Network("400 Gb/s a GPU (InfiniBand)", NVLINK, NODE * 400e9 / 8),
     Network("100 Gb/s a node (Ethernet)", NVLINK, 100e9 / 8),
@@ -69,7 +68,7 @@ def exchanged_bytes(model: ModelConfig, devices: int) -> int:
 
 
 def exchange_seconds(size: float, nodes: int, network: Network) -> float:
-    """A ring in each node and, of what each has summed, one over the nodes."""
+    """Seconds of a ring in each node, then one over the nodes for the nodes' sums."""
 
     def ring(ways: int, bandwidth: float) -> float:
         return 2 * (ways - 1) / ways * size / bandwidth

@@ -1,14 +1,14 @@
-"""The server under 1, 8 and 64 clients, beside nanochat's; and how it stands a bad day.
+"""The server under 1, 8 and 64 clients, beside nanochat's; and a soak test.
 
     python bench/serve.py --nanochat CHECKOUT --torch-python PYTHON
 
-Both serve the same weights, random ones that never stop, and both run while they are measured in
-turns. Every client streams one answer after the other. Without --nanochat only ours is measured.
+Both serve the same weights, random ones that never end an answer; both run while they are measured
+in turns. Every client streams one answer after the other. Without --nanochat only ours is measured.
 
     python bench/serve.py --soak 30
 
-lets 64 clients connect, read, cancel, send garbage and disappear for so many minutes, and exits
-with 1 for an error that is not theirs, a slot lost, or memory that grows.
+lets 64 clients connect, read, cancel, send garbage and disappear for the given minutes, and exits
+with 1 for an error that is not theirs, a lost slot, or growing memory.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[Any]) -> None:
 
 
 def compare(targets: list[Target], args: argparse.Namespace) -> None:
-    """Measures all targets with so many clients, in turns, and prints what came out."""
+    """Measures all targets with a number of clients, in turns, and prints the results."""
     for target in targets:
         asyncio.run(crowd(target, 2, 1, args))  # warm
     print(f"{os.cpu_count()} cores, depth {args.depth}, {args.tokens} tokens an answer")
@@ -222,9 +222,9 @@ def compare(targets: list[Target], args: argparse.Namespace) -> None:
             firsts = [first for first, _ in found]
             each = [args.tokens / whole for _, whole in found]
             rates.append((rate, *spread(firsts)))
-            told = [*(f"{value:8.3f}" for value in spread(firsts)), f"{rate:9.1f}"]
-            told += [f"{value:9.1f}" for value in spread(each)]
-            print(f"{clients:7d}  {target.name:<9} {' '.join(told)}", flush=True)
+            columns = [*(f"{value:8.3f}" for value in spread(firsts)), f"{rate:9.1f}"]
+            columns += [f"{value:9.1f}" for value in spread(each)]
+            print(f"{clients:7d}  {target.name:<9} {' '.join(columns)}", flush=True)
         if len(rates) == 2:
             (rate, p50, p95), (their_rate, their_p50, their_p95) = rates
             print(

@@ -1,4 +1,4 @@
-"""A bad day for a server: clients of every kind, and what is left of it in the end."""
+"""Soak test of the server: clients of every kind, and the state of the server afterwards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Wrong(Exception):
 def request_bytes(
     path: str, body: bytes, *, length: int | None = None, method: str = "POST"
 ) -> bytes:
-    """An HTTP request; `length` is what it claims its body to have."""
+    """An HTTP request; `length` is the content length that it claims."""
     head = (
         f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
@@ -36,7 +36,7 @@ def request_bytes(
 
 
 class Clients:
-    """What clients do to the server at a port."""
+    """Clients of the server at a port."""
 
     def __init__(self, port: int, seed: int) -> None:
         self.port, self.random, self.counts = port, random.Random(seed), Counter[str]()
@@ -191,7 +191,7 @@ def resident(process: int) -> int:
 
 
 def gauges(port: int) -> dict[str, float]:
-    """What /metrics tells."""
+    """The gauges of /metrics."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
@@ -199,14 +199,14 @@ def gauges(port: int) -> dict[str, float]:
 
 
 def left_over(port: int) -> int:
-    """Slots and places in the queue that nobody needs and are not free."""
+    """Slots and queue places that are still occupied without a client."""
     deadline = time.monotonic() + 60
-    while (told := gauges(port))["jaxchat_active"] or told["jaxchat_queue_depth"]:
+    while (found := gauges(port))["jaxchat_active"] or found["jaxchat_queue_depth"]:
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    active, waiting = told["jaxchat_active"], told["jaxchat_queue_depth"]
-    failed = sum(value for name, value in told.items() if 'status="500"' in name)
+    active, waiting = found["jaxchat_active"], found["jaxchat_queue_depth"]
+    failed = sum(value for name, value in found.items() if 'status="500"' in name)
     print(f"left over: {active:g} active, {waiting:g} waiting; answers with 500: {failed:g}")
     return int(active + waiting + failed)
 

@@ -5,7 +5,7 @@
     python bench/tokenizer.py --text DIR --scale           memory and words as the text grows
 
 Every measurement is a process of its own that loads the text first, so nothing is warm and the
-operating system tells its peak memory. Peers that are not installed are said to be missing:
+operating system reports its peak memory. Peers that are not installed are listed as missing:
 pip install rustbpe==0.1.0 tokenizers tiktoken
 """
 
@@ -50,7 +50,7 @@ Row = dict[str, Any]
 
 
 def main() -> int:
-    """Runs what was asked for and prints it."""
+    """Runs the requested comparison and prints it."""
     args = parse()
     if args.child:
         print(json.dumps(CHILDREN[args.child["what"]](args.child)))
@@ -78,7 +78,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--text", help=".txt, .jsonl or .parquet file, or a folder of them")
     parser.add_argument("--vocab-size", type=int, default=32_768)
-    parser.add_argument("--repeats", type=int, default=3, help="medians are of so many")
+    parser.add_argument("--repeats", type=int, default=3, help="medians are over n repeats")
     parser.add_argument("--scale", action="store_true", help="train on growing parts instead")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
@@ -114,7 +114,7 @@ def versions() -> dict[str, str]:
 
 
 def head(result: Row) -> str:
-    """What is measured, and where."""
+    """The conditions of the measurement: machine, versions, text."""
     text = result["text"]
     packages = ", ".join(f"{name} {version}" for name, version in result["packages"].items())
     return (
@@ -158,12 +158,12 @@ def compare(args: argparse.Namespace, work: Path) -> Row:
     compare_with_ours(rows)
     proof = child(task | {"what": "prove"})
     print_rows(rows)
-    print(proof["told"])
+    print(proof["summary"])
     return {"rows": rows, "proof": proof, "equal": proof["equal"]}
 
 
 def summarize(what: str, who: str, threads: int, found: list[Row], base: Row | None) -> Row:
-    """Medians of some runs; memory is what came on top of the process that only loads the text."""
+    """Medians over repeats; memory is relative to a process that only loads the text."""
     row: Row = {"what": what, "who": who, "threads": threads}
     if "missing" in found[0]:
         return row | {"missing": found[0]["missing"]}
@@ -323,16 +323,16 @@ def run_prove(task: Row) -> Row:
         for name, encode in encoders.items():
             for n, expected in enumerate(encode(batch)):
                 wrong[name] += ids[offsets[n] : offsets[n + 1]].tolist() != expected
-    told = [
+    parts = [
         f"{n:,} texts differ from {name}" if n else f"{name}: equal" for name, n in wrong.items()
     ]
-    told += [f"{name}: missing, not compared" for name in missing]
+    parts += [f"{name}: missing, not compared" for name in missing]
     return {
         "equal": not any(wrong.values()),
         "texts": len(texts),
         "tokens": tokens,
         "wrong": wrong,
-        "told": f"ids of {len(texts):,} texts, {tokens:,} tokens: {'; '.join(told)}",
+        "summary": f"ids of {len(texts):,} texts, {tokens:,} tokens: {'; '.join(parts)}",
     }
 
 
@@ -359,9 +359,9 @@ def scale(args: argparse.Namespace, work: Path) -> Row:
         )
     print("", *table(cells), sep="\n")
     estimates = [estimate(points), estimate(points[-2:])]
-    for told, found in zip(("all parts", "the last doubling"), estimates, strict=True):
+    for basis, found in zip(("all parts", "the last doubling"), estimates, strict=True):
         print(
-            f"{count(TARGET)} characters, from {told}: distinct words grow as characters^"
+            f"{count(TARGET)} characters, from {basis}: distinct words grow as characters^"
             f"{found['exponent']:.3f} to {count(found['distinct'])}, memory to "
             f"{found['memory'] / 1e9:.2f} GB"
         )

@@ -1,13 +1,13 @@
-"""Times jaxchat's training step on one device, and nanochat's beside it where torch is.
+"""Times jaxchat's training step on one device, and nanochat's if torch is installed.
 
     python bench/train_step.py --depth 4 --width 256 --seq-len 512 --vocab 8192 --batch 4096
     python bench/train_step.py --depth 6 --nanochat ~/nanochat --torch-python ~/torch/bin/python
 
 The data is random tokens: the time does not depend on them. Figures are medians over --steps
-steps, each dispatched before the one before it is waited for, as in training. MFU is the model's
-FLOPs (6 a parameter that multiplies, 12 a score) over the device's peak: on a CPU that of a matrix
-product of the same operands, measured here, on a GPU the data sheet's for bf16. Peak memory is the
-device's, on a CPU the process's. nanochat runs in a process of its own, after ours.
+steps, each dispatched before the previous one is awaited, as in training. MFU is the model's
+FLOPs (6 per multiplying parameter, 12 per attention score) over the device's peak: on a CPU that
+of a matrix product of the same operands, measured here; on a GPU the data sheet's for bf16. Peak
+memory is the device's, on a CPU the process's. nanochat runs in its own process, after ours.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def run_ours(case: Case, device: str, steps: int) -> Figures:
     """jaxchat's figures."""
     import jax
 
-    # jax calls NVIDIA's GPUs cuda where it is to be told, and gpu where it tells
+    # jax accepts `cuda` as the name of NVIDIA's GPUs, but reports `gpu`
     jax.config.update("jax_platforms", "cpu" if device == "cpu" else "cuda")
     step = measure.Step(case)
     peak = measure.peak_flops(step.compute.muon_dtype)

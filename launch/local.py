@@ -3,10 +3,9 @@
 python launch/local.py -n 2 -- --tier cpu --set mesh.host_devices=4     # 2 processes, 8 CPU devices
 python launch/local.py -n 2 -- --tier 100                               # 4 of 8 GPUs each
 
-What follows -- goes to run_speedrun.py. Every line is printed with the number of its process.
-When one process has ended, so have all soon after: first they are let, then asked (SIGTERM), then
-killed. Ctrl-C, SIGTERM and SIGUSR1 are passed on. The exit code is that of the process that failed
-first.
+Arguments after -- go to run_speedrun.py. Every line is printed with its process index. When one
+process ends, the others get 15 seconds to end by themselves, then SIGTERM, then SIGKILL. Ctrl-C,
+SIGTERM and SIGUSR1 are forwarded. The exit code is that of the process that failed first.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parent.parent / "run_speedrun.py"
-LET_SECONDS = 15.0  # that the others are given to end by themselves
+LET_SECONDS = 15.0  # for the others to end by themselves
 COLOURS = (36, 33, 32, 35, 34, 31)
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-# On a busy machine one process may well wait longer for another than XLA's 30 seconds.
+# On a busy machine one process may wait for another longer than XLA's 30 seconds.
 PATIENCE = (
     "--xla_cpu_collective_timeout_seconds=600 "
     "--xla_cpu_collective_call_terminate_timeout_seconds=600"
@@ -36,7 +35,7 @@ PATIENCE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Starts the processes, prints what they print, and returns the exit code."""
+    """Starts the processes, prints their output, and returns the exit code."""
     args = parse(argv)
     cards = visible_gpus()
     if cards and len(cards) % args.n:
@@ -57,9 +56,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-n", type=int, required=True, help="how many processes")
+    parser.add_argument("-n", type=int, required=True, help="number of processes")
     parser.add_argument(
-        "--port", type=int, help="where they meet, with the one above (default: free)"
+        "--port", type=int, help="of process 0; the next port is used too (default: free)"
     )
     parser.add_argument(
         "--grace", type=float, default=120.0, metavar="SECONDS",
@@ -74,7 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; none where there are none."""
+    """The usable GPUs, by index or as CUDA_VISIBLE_DEVICES names them; empty without any."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name.strip()]
@@ -86,7 +85,7 @@ def visible_gpus() -> list[str]:
 
 
 def free_port() -> int:
-    """A port that is free, as is the one above."""
+    """A free port whose successor is free too."""
     while True:
         with socket.socket() as one, socket.socket() as two:
             one.bind(("127.0.0.1", 0))
@@ -97,7 +96,7 @@ def free_port() -> int:
 
 
 def environment(index: int, size: int, port: int, cards: Sequence[str]) -> dict[str, str]:
-    """What process `index` is told, and its share of the GPUs."""
+    """The environment of process `index`, with its share of the GPUs."""
     own = {
         "JAXCHAT_COORDINATOR": f"127.0.0.1:{port}",
         "JAXCHAT_PROCESSES": str(size),
@@ -112,17 +111,17 @@ def environment(index: int, size: int, port: int, cards: Sequence[str]) -> dict[
 
 
 class Processes:
-    """The children."""
+    """The child processes, and their common end."""
 
     def __init__(self, grace: float) -> None:
         self.grace = grace
         self.children: list[subprocess.Popen[bytes]] = []
         self.readers: list[threading.Thread] = []
-        self.codes: list[int] = []  # of those that have ended, in that order
+        self.codes: list[int] = []  # of ended children, in order of their end
         self.asked: float | None = None  # when they were asked to end
 
     def start(self, command: Sequence[str], environ: dict[str, str]) -> None:
-        """Starts one, in a session of its own: a Ctrl-C reaches it through `ask` alone."""
+        """Starts a child in its own session, so that Ctrl-C reaches it only through `ask`."""
         child = subprocess.Popen(
             command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=end_with_parent,
@@ -135,7 +134,7 @@ class Processes:
         threading.Thread(target=lambda: self.codes.append(child.wait()), daemon=True).start()
 
     def ask(self, number: int) -> None:
-        """Passes a signal on to those that live."""
+        """Forwards a signal to the running children."""
         if self.asked is None:
             self.asked = time.monotonic()
         for child in self.children:
@@ -143,7 +142,7 @@ class Processes:
                 child.send_signal(number)
 
     def wait(self) -> int:
-        """Until all have ended; the code of the first that failed, as a shell has it."""
+        """Waits for all; returns the exit code of the first that failed, as a shell reports it."""
         first_end: float | None = None
         while len(self.codes) < len(self.children):
             time.sleep(0.05)
@@ -161,7 +160,7 @@ class Processes:
 
 
 def print_lines(child: subprocess.Popen[bytes], before: str) -> None:
-    """Prints what a child prints, line by line."""
+    """Forwards a child's output, line by line."""
     assert child.stdout is not None
     for line in child.stdout:
         text = line.decode(errors="replace").rstrip("\n")
@@ -170,7 +169,7 @@ def print_lines(child: subprocess.Popen[bytes], before: str) -> None:
 
 
 def prefix(index: int) -> str:
-    """`[3] `, in a colour where people look."""
+    """`[3] `, coloured on a terminal."""
     if not sys.stdout.isatty():
         return f"[{index}] "
     return f"\033[{COLOURS[index % len(COLOURS)]}m[{index}]\033[0m "

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A run on 1 to N nodes of a SLURM cluster, one process a node, which has all GPUs of its node:
+# A run on 1 to N nodes of a SLURM cluster: one process per node, with all GPUs of its node:
 #
 #   sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sh --tier 100
 #
-# from the checkout, which must be on a disk that all nodes share, as must JAXCHAT_HOME. What follows
-# the script's name goes to run_speedrun.py. A run that is stopped (the time limit, preemption, a lost
-# node) saves, is queued again, and goes on where it was. See launch/README.md.
+# from the checkout. Checkout and JAXCHAT_HOME must be on a disk that all nodes share. Arguments after
+# the script's name go to run_speedrun.py. A run that is stopped (time limit, preemption, lost node)
+# saves, is requeued, and resumes. See launch/README.md.
 #SBATCH --job-name=jaxchat
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -16,9 +16,9 @@
 #SBATCH --signal=TERM@180
 set -euo pipefail
 
-REQUEUE=75 # how run_speedrun.py ends when it is to be started again
-KILLED=137 # how srun ends when one of the processes was killed, though the others end with 75
-MAX_RESTARTS=${JAXCHAT_MAX_RESTARTS:-20} # so that what is always killed does not run for ever
+REQUEUE=75 # exit code of run_speedrun.py when it asks for a restart
+KILLED=137 # exit code of srun when one process was killed, although the others exit with 75
+MAX_RESTARTS=${JAXCHAT_MAX_RESTARTS:-20} # so that a run that is always killed ends
 
 cd "${SLURM_SUBMIT_DIR:?this script is for sbatch: sbatch launch/slurm.sh --tier 100}"
 python=${JAXCHAT_PYTHON:-.venv/bin/python}
@@ -39,12 +39,12 @@ srun --kill-on-bad-exit=1 --label \
 
 state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
 if { [ "$code" = "$REQUEUE" ] || [ "$code" = "$KILLED" ]; } && [ "$state" = RUNNING ]; then
-    # and was not cancelled
+    # not cancelled
     if [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_RESTARTS" ]; then
-        echo "slurm.sh: the run was stopped; it is queued again"
+        echo "slurm.sh: the run was stopped; it is requeued"
         scontrol requeue "$SLURM_JOB_ID"
         sleep 60 # SLURM ends this script
     fi
-    echo "slurm.sh: it was started again $MAX_RESTARTS times; submit it again to go on" >&2
+    echo "slurm.sh: it was started again $MAX_RESTARTS times; submit it again to resume" >&2
 fi
 exit "$code"

@@ -1,4 +1,4 @@
-"""What the documentation says is so: its commands run, its links lead somewhere, its keys exist.
+"""What the documentation says is so: its commands run; its links, paths and settings exist.
 
 A command is run here, in order, against a tiny finished run called `cpu`; or a mark before its
 block says why not: `<!-- not run (reason) -->`, or `<!-- not run (reason): prefix; prefix -->`
@@ -7,6 +7,7 @@ for some of it. Those are parsed all the same, and runs of tiers are planned.
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
 import re
@@ -34,10 +35,17 @@ PAGES = [
     ROOT / "launch" / "README.md",
     ROOT / "ui" / "README.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
 ]
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 COMMANDS = {name: commands(ROOT / name, name) for name in NAMES}
 OURS = ("jaxchat", "run_speedrun.py")
+OF_THE_USER = {"ada.toml"}
+COMING = {  # named before they are there
+    *("jaxchat/model/capabilities.py", "jaxchat/runs/train_stages.py"),
+    *("jaxchat/serve/streaming.py", "streaming.py", "session.py", "operations.py"),
+    *("capabilities.py", "words.py", "data_stages.py", "train_stages.py", "eval_stages.py"),
+}
 
 
 def argv_of(command: Command) -> tuple[str, list[str]]:
@@ -126,9 +134,6 @@ def test_commands_that_are_not_run_are_parsed_and_planned(tiny, monkeypatch, cap
             assert arguments[1] in bootstrap.__doc__, command
 
 
-# ---------------------------------------------------------------------------- links and keys
-
-
 def plain(name: str) -> str:
     """A page without its fenced blocks."""
     return re.sub(r"^```.*?^```", "", (ROOT / name).read_text("utf-8"), flags=re.M | re.S)
@@ -179,13 +184,69 @@ def test_no_page_is_left_out():
 
 def test_the_readme_is_short_and_counts_right():
     text = (ROOT / "README.md").read_text("utf-8")
-    assert len(text.splitlines()) < 260
+    assert len(text.splitlines()) <= 160
     package = ROOT / "jaxchat"
-    core = [package / f"{one}.py" for one in ("losses", "sampling", "sharding")]
-    for folder in ("model", "optim", "train", "infer", "tokenizer"):
-        core += (package / folder).glob("*.py")
+    core = list((package / "model").rglob("*.py"))
+    for room in ("optim", "train", "inference", "tokenizer"):
+        core += (package / room).glob("*.py")
     files = list(package.rglob("*.py"))
-    told = re.search(r"about ([\d,]+) lines of Python.*?about ([\d,]+) lines", text, re.S)
-    for said, paths in zip(told.groups(), (core, files), strict=True):
+    stated = re.search(r"about ([\d,]+) lines of Python.*?about ([\d,]+) lines", text, re.S)
+    tour = re.search(r"about ([\d,]+) lines of Python", (ROOT / "docs/code.md").read_text("utf-8"))
+    for number, paths in zip((*stated.groups(), tour[1]), (core, files, files), strict=True):
         lines = sum(len(path.read_text("utf-8").splitlines()) for path in paths)
-        assert abs(int(said.replace(",", "")) - lines) < 0.1 * lines, f"{said}, not {lines}"
+        assert abs(int(number.replace(",", "")) - lines) < 0.1 * lines, f"{number}, not {lines}"
+
+
+# ----------------------------------------------------------------- paths and wording
+
+FOLDERS = "jaxchat|tests|bench|docs|configs|launch|notebooks|ui|bpe_rs"
+PATH = re.compile(rf"(?<![\w/.~-])(?:{FOLDERS})/[\w./*-]*")
+FILE = re.compile(r"`((?:\w+/)*\w+\.(?:py|rs|ts|toml|sh))(?::\d+)?`")
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("this is no checkout of git")
+    return [f"/{path}" for path in listed.stdout.splitlines() if (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paths_that_are_named_exist(name, tracked):
+    """From the root anywhere; in backquotes also the end of a path, as `gpt.py` is."""
+    text = (ROOT / name).read_text("utf-8")
+    for path in (found.rstrip(".") for found in PATH.findall(text)):
+        if path not in COMING and "NAME" not in path:
+            assert any(ROOT.glob(path)), f"{name}: there is no {path}"
+    for path in FILE.findall(text):
+        found = any(file.endswith(f"/{path}") for file in tracked)
+        known = found or "NAME" in path or path in OF_THE_USER | COMING
+        assert known, f"{name}: there is no {path}"
+
+
+def test_the_new_names_of_the_changelog_can_be_imported():
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    moved = re.findall(r"^\| `[^`]*` \| `from (jaxchat[\w.]*) import ([\w, ]+)` \|$", text, re.M)
+    assert len(moved) >= 19
+    for module, names in moved:
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+UNWANTED = ("told", "goes on", "begins anew", "so many", "locked in", "reckoned")
+PROSE = [
+    *PAGES,
+    *(ROOT / "bench").rglob("*.py"),
+    *(ROOT / "configs").glob("*.toml"),
+    *(path for path in sorted((ROOT / "launch").glob("[!_]*")) if path.suffix != ".md"),
+    *(ROOT / "notebooks").glob("*.ipynb"),
+]
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_prose_is_in_the_terms_of_the_field(path):
+    text = re.sub(r"\s+", " ", path.read_text("utf-8"))
+    found = re.findall(rf"\b(?:{'|'.join(UNWANTED)})\b", text, re.I)
+    assert not found, f"say {sorted(set(found))} in other words"

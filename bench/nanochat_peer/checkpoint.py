@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def lively(gpt: Any, config: dict[str, Any]) -> Any:
-    """nanochat's own start with noise on everything: zeros would hide what they multiply."""
+    """nanochat's initialisation with noise on everything: zeros would hide what they multiply."""
     import torch
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What nanochat's own evaluator of CORE says of a model and a bundle of tasks.
+"""The results of nanochat's own CORE evaluator for a model and a bundle of tasks.
 
     python bench/nanochat_peer/core.py --nanochat CHECKOUT --model MODEL.npz --tokenizer DIR \\
         --bundle DIR --out FILE.json [--task LABEL ...] [--limit N] [--context N]
@@ -10,7 +10,7 @@ mean loss of each choice, null for none.
 
     python bench/nanochat_peer/core.py --nanochat CHECKOUT --golden tests/golden
 
-makes anew what CI compares with, on a small random model of bytes: nanochat_core.npz there.
+regenerates what CI compares with, on a small random model of bytes: nanochat_core.npz there.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def write_golden(gpt: Any, folder: Path) -> None:
-    """A random model, and what nanochat says of it, with and without truncation."""
+    """A random model, and nanochat's results for it, with and without truncation."""
     from golden import lively_model
 
     model = lively_model(gpt, GOLDEN)
@@ -110,7 +110,7 @@ def load_model(gpt: Any, config: dict[str, Any], arrays: dict[str, np.ndarray]) 
 
 
 class TheirTokenizer:
-    """What core_eval asks of a tokenizer, with the ids of jaxchat's."""
+    """The tokenizer interface that core_eval uses, with jaxchat's ids."""
 
     def __init__(self, folder: str) -> None:
         import tiktoken
@@ -179,7 +179,7 @@ def processor_seconds() -> float:
 
 
 class Recorder:
-    """Keeps the losses of nanochat's last forward pass, and which of them it looked at."""
+    """Stores the losses of nanochat's last forward pass, and which of them it used."""
 
     def __init__(self, module: Any, context: int | None) -> None:
         self.module, self.context = module, context
@@ -207,13 +207,13 @@ class Recorder:
         losses = [
             self.losses[i, s - 1 : e - 1].mean().item() for i, (s, e) in enumerate(self.spans)
         ]
-        told = [None if math.isnan(loss) else loss for loss in losses]
+        reported = [None if math.isnan(loss) else loss for loss in losses]
         if kind == "language_modeling":
             ((s, e),) = self.spans
             greedy = bool((self.predictions[0, s - 1 : e - 1] == self.ids[0, s:e]).all())
-            return {"prediction": 0 if greedy else -1, "gold": 0, "losses": told}
+            return {"prediction": 0 if greedy else -1, "gold": 0, "losses": reported}
         chosen = losses.index(min(losses))
-        return {"prediction": chosen, "gold": item["gold"], "losses": told}
+        return {"prediction": chosen, "gold": item["gold"], "losses": reported}
 
     def restore(self) -> None:
         self.module.forward_model = self.forward

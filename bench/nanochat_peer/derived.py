@@ -1,4 +1,4 @@
-"""Writes what nanochat derives from depth: tests/golden/nanochat_derived.json.
+"""Writes nanochat's numbers derived from depth: tests/golden/nanochat_derived.json.
 
     python bench/nanochat_peer/derived.py --modern CHECKOUT --classic CHECKOUT --out FILE.json
 
@@ -63,7 +63,7 @@ def modern_runs(checkout: Path) -> list[dict[str, Any]]:
         counts = dict(script["param_counts"])
         runs.append(
             {
-                **told(arguments, script["model"], counts, script),
+                **reported(arguments, script["model"], counts, script),
                 "scaling_params": script["num_scaling_params"],
                 "batch_tokens": script["total_batch_size"],
                 "groups": groups(script["model"], [script["optimizer"]]),
@@ -102,7 +102,7 @@ def classic_runs(checkout: Path) -> list[dict[str, Any]]:
         arguments = {"depth": depth, "vocab_size": VOCAB["classic"]}
         runs.append(
             {
-                **told(arguments, script["model"], {"total": script["num_params"]}, script),
+                **reported(arguments, script["model"], {"total": script["num_params"]}, script),
                 "scaling_params": script["num_params"],
                 "batch_tokens": script["total_batch_size"],
                 "grad_clip": script["grad_clip"],
@@ -113,10 +113,10 @@ def classic_runs(checkout: Path) -> list[dict[str, Any]]:
     return runs
 
 
-def told(
+def reported(
     arguments: dict[str, Any], model: Any, counts: dict[str, int], script: TrainingScript
 ) -> dict[str, Any]:
-    """What both versions have under the same names."""
+    """The fields that both versions have, under common names."""
     config = model.config
     return {
         "arguments": arguments,
@@ -145,7 +145,7 @@ def groups(model: Any, optimizers: list[Any]) -> dict[str, dict[str, Any]]:
 
 
 def sampled(script: TrainingScript, names: tuple[str, ...]) -> dict[str, list[float]]:
-    """Schedules at the steps where they bend, beside those, and between."""
+    """Schedules at the steps where their slope changes, next to those, and in between."""
     functions = {
         "rate": "get_lr_multiplier",
         "momentum": "get_muon_momentum",

@@ -4,7 +4,7 @@
         --prompt 128 --tokens 128 --repeats 3 --out FILE.json
 
 MODEL.npz is as for `core.py` beside this. FILE.json has for each batch size `prefill_seconds` and
-`decode_tokens_per_second`, the best of the repeats: one prompt is read, then so many samples of it
+`decode_tokens_per_second`, the best of the repeats: one prompt is read, then n samples of it
 are drawn at temperature 1.
 """
 

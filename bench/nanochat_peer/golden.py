@@ -1,4 +1,4 @@
-"""Writes what nanochat computes on a tiny model: tests/golden/nanochat_{classic,modern}.npz.
+"""Writes nanochat's results on a tiny model: tests/golden/nanochat_{classic,modern}.npz.
 
     python bench/nanochat_peer/golden.py --nanochat CHECKOUT --preset modern --out FILE.npz
 
@@ -78,7 +78,7 @@ def arrays(model: Any) -> dict[str, np.ndarray]:
 
 
 def lively_model(gpt: ModuleType, config: dict[str, int]) -> Any:
-    """nanochat's own start with noise on everything: zeros would hide what they multiply."""
+    """nanochat's initialisation with noise on everything: zeros would hide what they multiply."""
     import torch
 
     torch.manual_seed(0)
@@ -93,7 +93,7 @@ def lively_model(gpt: ModuleType, config: dict[str, int]) -> Any:
 
 
 def example(vocab_size: int) -> dict[str, np.ndarray]:
-    """Rows, targets of which some are masked, and bytes of tokens of which some are special."""
+    """Rows, partly masked targets, and the bytes of each token, some of them special."""
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, vocab_size, (ROWS, MODEL["sequence_len"] + 1), np.int64)
     targets = np.where(rng.random(tokens[:, 1:].shape) < 0.2, -1, tokens[:, 1:])

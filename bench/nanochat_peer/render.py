@@ -1,4 +1,4 @@
-"""Fills in what nanochat makes of conversations: its ids, its masks, its tasks' wording.
+"""Fills in nanochat's rendering of conversations: its ids, its masks, its tasks' wording.
 
     python bench/nanochat_peer/render.py --checkout CHECKOUT FILE.json [--out OTHER.json]
 
@@ -80,7 +80,7 @@ def make_tokenizer(checkout: Path, pattern: str, tokens: list[str]) -> Any:
 
 
 def messages_of(task: str, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """What nanochat's task makes of a row, without its download."""
+    """nanochat's rendering of a row of its task, without the download."""
     module, name = CLASSES[task]
     kind = getattr(importlib.import_module(f"tasks.{module}"), name)
     made = kind.__new__(kind)

@@ -45,12 +45,12 @@ def main() -> None:
         sample(engine, load | {"prompts": load["prompts"][:1]})  # warm
         runs = [sample(engine, load) for _ in range(load["repeats"])]
     seconds, tokens = min(runs)
-    told = {"seconds": seconds, "tokens": tokens}
-    options.out.write_text(json.dumps(told), encoding="utf-8")
+    result = {"seconds": seconds, "tokens": tokens}
+    options.out.write_text(json.dumps(result), encoding="utf-8")
 
 
 class TheirTokenizer:
-    """What its engine asks of a tokenizer, with the ids of jaxchat's."""
+    """The tokenizer interface that its engine uses, with jaxchat's ids."""
 
     def __init__(self, folder: Path, specials: dict[str, int]) -> None:
         import tiktoken

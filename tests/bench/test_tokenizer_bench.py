@@ -62,18 +62,18 @@ def test_rows_are_medians_and_ratios_to_ours(bench):
 
 @pytest.mark.slow
 def test_the_comparison_runs_and_proves_equal_ids(tmp_path):
-    figures, told = run(tmp_path, "--repeats", "1")
+    figures, found = run(tmp_path, "--repeats", "1")
     assert figures["equal"]
     assert figures["proof"]["texts"] == 8
     measured = {(r["what"], r["who"], r["threads"]) for r in figures["rows"]}
     assert len(measured) == 12
-    assert "ids of 8 texts" in told
+    assert "ids of 8 texts" in found
 
 
 @pytest.mark.slow
 def test_the_scaling_runs(tmp_path):
-    figures, told = run(tmp_path, "--scale")
+    figures, found = run(tmp_path, "--scale")
     words = [point["distinct"] for point in figures["points"]]
     assert words == sorted(words)
     assert words[0] < words[-1]
-    assert "2.0B characters, from the last doubling" in told
+    assert "2.0B characters, from the last doubling" in found

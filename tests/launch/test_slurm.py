@@ -111,6 +111,6 @@ def test_a_run_on_two_nodes_is_queued_again_and_goes_on(
         time.sleep(1)
     told = log.read_text()
     assert told.count("slurm.sh: start ") == 3
-    assert told.count("the run was stopped; it is queued again") == 1
+    assert told.count("the run was stopped; it is requeued") == 1
     assert "Traceback" not in told
     assert json.loads((run / "report" / "done.json").read_text())["stage"] == "report"

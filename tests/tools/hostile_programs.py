@@ -171,7 +171,7 @@ while True: time.sleep(60)
         tries="`SIGSTOP` to itself, so that nobody may wait for it",
     ),
     Hostile(
-        "closes its descriptors, goes on",
+        "closes its descriptors, keeps running",
         "os.closerange(0, 64)\ntime.sleep(60)",
         _ENDLESS,
         1,
