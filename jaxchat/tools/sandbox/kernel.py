@@ -1,4 +1,4 @@
-"""Linux system calls that Python's `os` does not wrap, through ctypes (layer 1).
+"""Linux system calls that Python's `os` does not wrap, through ctypes.
 
 Everything here raises OSError with the kernel's errno. Nothing is loaded until it is called.
 """
@@ -8,10 +8,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-
-TYPE_CHECKING = False  # typing's, without the milliseconds that importing it costs each program
-if TYPE_CHECKING:
-    from typing import Any
 
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
@@ -37,7 +33,7 @@ _CAPABILITIES = 64
 
 
 @functools.cache
-def libc() -> Any:
+def libc() -> ctypes.CDLL:
     """The C library this interpreter is linked with."""
     return ctypes.CDLL(None, use_errno=True)
 
@@ -50,7 +46,7 @@ def check(result: int, what: str) -> int:
     return result
 
 
-def syscall(number: int, what: str, *arguments: Any) -> int:
+def syscall(number: int, what: str, *arguments: object) -> int:
     """A system call by its number; plain integers are passed as C longs."""
     passed = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
     return check(int(libc().syscall(ctypes.c_long(number), *passed)), what)
@@ -65,11 +61,11 @@ def processor() -> str | None:
 def _number(name: str) -> int:
     known = processor()
     if known is None:
-        raise OSError(f"{name}: no number of it is known for this processor")
+        raise OSError(f"{name}: its number on this processor is unknown")
     return _NUMBERS[name][_PROCESSORS.index(known)]
 
 
-def prctl(option: int, *arguments: Any) -> int:
+def prctl(option: int, *arguments: object) -> int:
     """prctl(2), whose arguments are unsigned longs."""
     passed = [ctypes.c_ulong(a) if isinstance(a, int) else a for a in arguments]
     passed += [ctypes.c_ulong(0)] * (4 - len(passed))
@@ -83,15 +79,9 @@ def unshare(flags: int) -> None:
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
     """mount(2)."""
-    encode = os.fsencode
+    names = [os.fsencode(text) if text else None for text in (source, target, kind)]
     check(
-        libc().mount(
-            encode(source) if source else None,
-            encode(target),
-            encode(kind) if kind else None,
-            ctypes.c_ulong(flags),
-            encode(data) if data else None,
-        ),
+        libc().mount(*names, ctypes.c_ulong(flags), os.fsencode(data) if data else None),
         f"mount {target}",
     )
 
@@ -130,6 +120,6 @@ def has_capabilities() -> bool:
     return any(sets)
 
 
-def _sets() -> Any:
+def _sets() -> ctypes.Array[ctypes.c_uint32]:
     """Two times (effective, permitted, inheritable), 32 capabilities each."""
     return (ctypes.c_uint32 * 6)()

@@ -9,12 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Iterable
 
 from jaxchat.tools.sandbox import kernel
-
-TYPE_CHECKING = False  # as in kernel.py
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446  # the same on all processors
 _VERSION = 1  # LANDLOCK_CREATE_RULESET_VERSION

@@ -1,4 +1,4 @@
-"""A process of its own kind: namespaces, a root folder of its own, and no privileges (layer 1).
+"""Namespaces, a private root folder, and the loss of privileges.
 
 The root folder is a tmpfs with what Python needs to read, mounted read-only, and an empty /tmp of
 bounded size; the way of making it is bubblewrap's (github.com/containers/bubblewrap). Nothing of
@@ -12,12 +12,9 @@ import os
 import stat
 import struct
 import sys
+from collections.abc import Iterable, Sequence
 
 from jaxchat.tools.sandbox import kernel
-
-TYPE_CHECKING = False  # as in kernel.py
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 FLAGS = {
     "private root": kernel.CLONE_NEWNS,
@@ -43,9 +40,7 @@ def enter(wanted: Iterable[str], as_user: bool) -> None:
 
     The pid namespace is that of the children made afterwards. Raises OSError.
     """
-    flags = 0
-    for name in wanted:
-        flags |= FLAGS.get(name, 0)
+    flags = sum(FLAGS.get(name, 0) for name in set(wanted))  # no two share a bit
     if not flags:
         return
     user, group = os.geteuid(), os.getegid()
@@ -124,7 +119,7 @@ def _seal(path: str, flags: int, how: int) -> None:
 
 
 def give_up_privileges(own_root: bool, user: int) -> None:
-    """Gives up every capability, and root's user for `user`, whom nobody else should be.
+    """Gives up every capability, and root's user for `user`, whom no other process should be.
 
     Where neither a root of its own nor the permissions of the folders let another user read
     Python's library, root stays root, but without capabilities.
