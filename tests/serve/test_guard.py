@@ -198,9 +198,9 @@ def test_a_body_that_does_not_come_in_time_is_given_up(guarded):
     for _ in range(3):
         time.sleep(0.1)
         sock.sendall(b" ")  # slowly is not in time either
-    told = read_all(sock)
-    assert b" 408 " in told.partition(b"\r\n")[0]
-    assert b"body_too_slow" in told
+    found = read_all(sock)
+    assert b" 408 " in found.partition(b"\r\n")[0]
+    assert b"body_too_slow" in found
     assert time.monotonic() - start < 15
 
 
@@ -237,6 +237,10 @@ def test_conversations_are_not_logged(live_server, caplog):
     with caplog.at_level("DEBUG", logger="jaxchat"):
         live_server.ask("Who are you?")
         live_server.ask("x " * 2000)
-    told = [record.getMessage() for record in caplog.records]
-    assert any(re.fullmatch(r"POST /v1/chat/completions 200 \d+ ms req_\w+", line) for line in told)
-    assert not any("Who are" in line or "jaxchat, a very" in line or "x x" in line for line in told)
+    found = [record.getMessage() for record in caplog.records]
+    assert any(
+        re.fullmatch(r"POST /v1/chat/completions 200 \d+ ms req_\w+", line) for line in found
+    )
+    assert not any(
+        "Who are" in line or "jaxchat, a very" in line or "x x" in line for line in found
+    )

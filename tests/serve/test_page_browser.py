@@ -25,13 +25,13 @@ def titles(page):
     return [chat.inner_text() for chat in page.locator(".chat").all()]
 
 
-def test_a_message_is_answered_in_a_stream_and_its_cost_is_told(url, visit):
+def test_a_message_is_answered_in_a_stream_and_its_cost_is_shown(url, visit):
     page = visit(url, SURE)
     page.locator(".empty button", has_text="Who are you?").click()
     assert answered(page) == "I am jaxchat, a very small model that was trained in a test."
     stats = page.locator(".stats").inner_text()
-    for told in ("tokens ·", "tokens/s", "first token after"):
-        assert told in stats
+    for text in ("tokens ·", "tokens/s", "first token after"):
+        assert text in stats
     page.locator(".room", has_text=" of ").wait_for()
     assert " answered: " in page.locator("[role=status].unseen").inner_text()
 
@@ -91,7 +91,7 @@ def test_a_server_with_a_key_that_ends_and_comes_back(models, visit):
         assert page.locator(".banner p").count() == 0
 
 
-def test_a_context_that_is_full_is_told_before_and_after(url, visit):
+def test_a_full_context_is_shown_before_and_after(url, visit):
     page = visit(url, SURE)
     say(page, "Who are you?")
     answered(page)

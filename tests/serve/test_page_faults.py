@@ -51,7 +51,7 @@ def server() -> Iterator[ScriptedServer]:
 
 
 def refusing(*refusals: Refusal, then: Script) -> Script:
-    """A script that refuses as often as there are refusals, and then goes on with another."""
+    """A script that refuses as often as there are refusals, and then continues with another."""
     left = list(refusals)
 
     def script(request: dict[str, Any]) -> Iterator[Any]:
@@ -162,7 +162,7 @@ def test_an_answer_that_breaks_keeps_what_came(visit):
         assert answered(page) == "A whole one."
 
 
-def test_an_error_within_a_stream_is_told(server, visit):
+def test_an_error_within_a_stream_is_shown(server, visit):
     def script(_):
         yield chunk("Half of")
         yield {"error": {"message": "The model was taken away.", "code": None}}
@@ -252,7 +252,7 @@ def test_a_reload_within_a_stream_keeps_what_came(server, visit):
     assert answered(page) == "Whole."
 
 
-def test_full_storage_is_told_and_the_chat_goes_on(server, visit):
+def test_full_storage_is_reported_and_the_chat_continues(server, visit):
     page = visit(server.url)
     page.evaluate(
         """() => { let text = "x".repeat(1 << 20), n = 0;
