@@ -99,7 +99,7 @@ def test_a_full_context_is_shown_before_and_after(url, visit):
     page.locator(".room.over", has_text="too long").wait_for()
     page.press("#message", "Enter")
     page.locator(".remark", has_text="The context is full").wait_for()
-    page.locator(".remark >> text=Begin a new chat").click()
+    page.locator(".remark >> text=Start a new chat").click()
     say(page, "Who are you?")
     assert answered(page).startswith("I am")
 
@@ -166,7 +166,7 @@ def test_regenerating_replaces_the_answer(url, visit):
     page.get_by_label("Temperature").fill("0.7")
     page.get_by_label("Seed").fill("3")
     page.get_by_label("Top-k").fill("")
-    page.get_by_label("Maximum of tokens").fill("4")
+    page.get_by_label("Maximum tokens").fill("4")
     page.keyboard.press("Escape")
     say(page, "Who are you?")
     first = answered(page)
@@ -186,8 +186,8 @@ def test_two_models_answer_side_by_side(url, visit):
     page.click("[aria-label='Two models side by side']")
     assert page.locator("header select").count() == 2
     say(page, "Who are you?")
-    answered(page, lane=0)
-    answered(page, lane=1)
+    answered(page, column=0)
+    answered(page, column=1)
     left, right = (answer.bounding_box() for answer in page.locator(".answer").all())
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] <= right["x"]

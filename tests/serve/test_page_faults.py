@@ -138,7 +138,7 @@ def test_what_is_asked_while_the_server_is_gone_is_answered_when_it_is_back(visi
         page = visit(server.url)
     say(page, "Are you there?")
     page.locator(".banner", has_text="cannot be reached").wait_for()
-    page.locator(".remark", has_text="asked again when it is back").wait_for()
+    page.locator(".remark", has_text="sent again when it is back").wait_for()
     page.fill("#message", "A draft")
     with scripted_server(server.server_port) as back:
         back.script = saying("I am back.")
@@ -219,7 +219,7 @@ def test_an_answer_that_the_context_cut_off_offers_a_new_chat(server, visit):
     page = visit(server.url)
     say(page, "Go")
     page.locator(".remark", has_text="cut off here").wait_for()
-    page.click("text=Begin a new chat")
+    page.click("text=Start a new chat")
     page.locator(".empty").wait_for()
 
 
@@ -337,7 +337,7 @@ def test_a_reader_who_scrolled_up_is_left_there(server, visit):
     thread.evaluate("n => n.scrollTo(0, 100)")
     answered(page)
     assert thread.evaluate("n => n.scrollTop") == 100
-    page.click("text=To the end")
+    page.click("text=Jump to the end")
     assert thread.evaluate("n => n.scrollHeight - n.clientHeight - n.scrollTop") < 2
 
 
