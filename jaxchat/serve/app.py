@@ -209,22 +209,16 @@ def read_page(folder: Path = PAGE) -> dict[str, PageFile]:
 
 
 def _add_page(app: FastAPI, files: dict[str, PageFile]) -> None:
-    def route(file: PageFile) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        async def send(request: Request) -> Response:
-            if request.headers.get("if-none-match") == file.headers["etag"]:
-                return Response(status_code=304, headers=file.headers)
-            return Response(file.data, headers=file.headers)
+    async def send(request: Request) -> Response:
+        file = files.get(request.scope["path"])
+        if file is None:
+            return PlainTextResponse(ABSENT, 404)
+        if request.headers.get("if-none-match") == file.headers["etag"]:
+            return Response(status_code=304, headers=file.headers)
+        return Response(file.data, headers=file.headers)
 
-        return send
-
-    async def absent(request: Request) -> Response:
-        del request
-        return PlainTextResponse(ABSENT, 404)
-
-    for path, file in files.items():
-        app.add_route(path, route(file), methods=["GET"], include_in_schema=False)
-    if "/" not in files:
-        app.add_route("/", absent, methods=["GET"], include_in_schema=False)
+    for path in {"/": None, **files}:
+        app.add_route(path, send, methods=["GET"], include_in_schema=False)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -74,6 +74,8 @@ def say(page: Page, text: str) -> None:
 
 def answered(page: Page, column: int = 0) -> str:
     """The text of the last turn's answer, when it is complete."""
-    answer = page.locator(f".turn:last-child .answer[aria-busy=false] .said[data-column='{column}']")
+    answer = page.locator(
+        f".turn:last-child .answer[aria-busy=false] .said[data-column='{column}']"
+    )
     answer.locator(".stats", has_text="token").wait_for()
     return answer.locator(".prose").last.inner_text()
