@@ -73,18 +73,11 @@ class ServedModel:
 
 def choose(models: Sequence[ServedModel], name: str | None) -> ServedModel:
     """The named model, or the first. Raises ApiError 404, listing the models there are."""
-    if not name:
-        return models[0]
-    for model in models:
-        if model.id == name:
-            return model
-    there = ", ".join(model.id for model in models)
-    raise ApiError(
-        404,
-        f"there is no model {name!r}; the models here are {there}.",
-        code="model_not_found",
-        param="model",
-    )
+    by_id = {model.id: model for model in models}
+    if name and name not in by_id:
+        message = f"there is no model {name!r}; the models here are {', '.join(by_id)}."
+        raise ApiError(404, message, code="model_not_found", param="model")
+    return by_id[name] if name else models[0]
 
 
 def load_models(

@@ -52,12 +52,10 @@ def listen(config: ServeConfig) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        if error.errno == errno.EADDRINUSE:
-            why = "is in use by another program; end that, or name another with --port"
-        elif error.errno == errno.EACCES:
-            why = "is for administrators only; name one above 1023 with --port"
-        else:
-            why = f"cannot be used ({error.strerror}); name another address with --host"
+        why = {
+            errno.EADDRINUSE: "is in use by another program; end that, or name another with --port",
+            errno.EACCES: "is for administrators only; name one above 1023 with --port",
+        }.get(error.errno or 0, f"cannot be used ({error.strerror}); use another --host")
         raise ConfigError(f"port {config.port} of {config.host} {why}.") from error
     return sock
 

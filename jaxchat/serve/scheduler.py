@@ -7,6 +7,7 @@ cancelled while it waits costs nothing.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -205,7 +206,7 @@ class Scheduler:
         with self._changed:
             queue = self._queues[pending.model.id]
             if self._closing or not self._thread.is_alive():
-                raise unavailable("the server is shutting down.", "shutting_down")
+                raise _shutting_down()
             if queue.dead:
                 raise _failed(queue.model)
             if self.waiting >= self._config.queue:
@@ -235,7 +236,8 @@ class Scheduler:
     # Lifecycle.
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the thread; called in the server's loop, which its events are posted into."""
+        self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def close(self) -> None:
@@ -251,7 +253,7 @@ class Scheduler:
                 for pending in [*queue.waiting, *queue.live]:
                     queue.waiting.remove(pending)
                     pending.cancelled = True
-                    _post([(pending, unavailable("the server is shutting down.", "shutting_down"))])
+                    self._post([(pending, _shutting_down())])
             self._changed.notify()
 
     def stop(self, timeout: float = 10.0) -> None:
@@ -313,7 +315,7 @@ class Scheduler:
             self._fail(queue)
             return
         queue.failures = 0
-        _post(self._collect(queue))
+        self._post(self._collect(queue))
 
     def _drop(self, queue: _ModelQueue) -> None:
         """Frees the slots of cancelled requests, and refuses those that waited too long."""
@@ -329,7 +331,7 @@ class Scheduler:
         self._metrics.rejected.inc(len(late))
         seconds = self._wait(len(late), queue.engine.slots)
         message = f"the request waited for more than {self._config.queue_seconds:g} seconds."
-        _post([(pending, unavailable(message, "queue_timeout", seconds)) for pending in late])
+        self._post([(pending, unavailable(message, "queue_timeout", seconds)) for pending in late])
 
     def _admit(self, queue: _ModelQueue) -> None:
         """Gives free slots to the requests whose turn it is."""
@@ -348,7 +350,7 @@ class Scheduler:
                         [0] * pending.request.n,
                     )
                 except EngineError as error:
-                    _post([(pending, bad_request(str(error)))])
+                    self._post([(pending, bad_request(str(error)))])
                     continue
             free -= pending.request.n
             pending.times.started = time.monotonic()
@@ -398,28 +400,26 @@ class Scheduler:
         for job, _ in lost.values():
             queue.engine.cancel(job)
         message = "the model failed while it answered; try again."
-        _post([(pending, ApiError(500, message, code="engine_failed")) for pending in lost])
+        self._post([(pending, ApiError(500, message, code="engine_failed")) for pending in lost])
         if not queue.dead:
             return
         with self._changed:
             waiting = list(queue.waiting)
             for pending in waiting:
                 queue.waiting.remove(pending)
-        _post([(pending, _failed(queue.model)) for pending in waiting])
+        self._post([(pending, _failed(queue.model)) for pending in waiting])
+
+    def _post(self, events: Sequence[tuple[PendingRequest, Event]]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(_post_all, events)
+
+
+def _shutting_down() -> ApiError:
+    return unavailable("the server is shutting down.", "shutting_down")
 
 
 def _failed(model: ServedModel) -> ApiError:
     return unavailable(f"the model {model.id} has failed; restart the server.", "model_failed")
-
-
-def _post(events: Sequence[tuple[PendingRequest, Event]]) -> None:
-    """Posts events, each in its loop, with one call for each loop."""
-    by_loop: dict[int, list[tuple[PendingRequest, Event]]] = {}
-    for pending, event in events:
-        by_loop.setdefault(id(pending.loop), []).append((pending, event))
-    for some in by_loop.values():
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            some[0][0].loop.call_soon_threadsafe(_post_all, some)
 
 
 def _post_all(events: Sequence[tuple[PendingRequest, Event]]) -> None:

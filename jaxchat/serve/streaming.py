@@ -53,18 +53,17 @@ class Times:
 
 @dataclass(eq=False)
 class PendingRequest:
-    """A request in the scheduler, which posts its events into the loop that made it."""
+    """A request in the scheduler, which posts its events into the server's loop."""
 
     model: ServedModel
     request: Request
     client: str
     times: Times
     cancelled: bool = False
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
 
     def post(self, event: Event) -> None:
-        """Adds an event; in its loop only."""
+        """Adds an event; in the server's loop only."""
         self._events.put_nowait(event)
 
     async def deltas(self) -> AsyncIterator[TokenDelta]:

@@ -95,7 +95,7 @@ def test_every_answer_has_the_headers_of_a_careful_server(guarded, path):
     assert "access-control-allow-origin" not in headers
 
 
-def test_a_harmless_name_of_a_request_is_kept(guarded):
+def test_a_harmless_request_id_is_returned(guarded):
     assert guarded.get("/health", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == (
         "mine-1"
     )
@@ -217,13 +217,13 @@ def test_a_body_that_does_not_come_in_time_is_given_up(guarded):
         b"POST /v1/count HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n",
     ],
 )
-def test_garbage_is_refused_and_harms_nobody(guarded, data):
+def test_garbage_is_refused_without_harm(guarded, data):
     answer = read_all(dial(guarded, data))
     assert re.match(rb"HTTP/1.1 4\d\d ", answer) or answer == b""
     assert guarded.get("/health").status_code == 200
 
 
-def test_who_leaves_amid_a_body_harms_nobody(guarded):
+def test_a_client_that_leaves_amid_a_body_does_no_harm(guarded):
     dial(guarded, HEAD + b"content-length: 100\r\n\r\n{").close()
     dial(guarded, HEAD + b"transfer-encoding: chunked\r\n\r\n5\r\n{").close()
     assert guarded.get("/health").json()["status"] == "ok"

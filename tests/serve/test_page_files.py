@@ -1,4 +1,4 @@
-"""The page's files: what is served, and how long it may be kept."""
+"""The files of the page: what is served, and how long it may be cached."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Who is served when, who is sent away, and what becomes of those who leave."""
+"""Scheduling: fair turns, refusals, and clients that leave."""
 
 import asyncio
 import json

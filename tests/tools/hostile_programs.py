@@ -1,4 +1,4 @@
-"""Programs that try what a sandbox must prevent, and who stops them.
+"""Programs that try what a sandbox must prevent, and the mechanisms that stop them.
 
 Should one get through all the same, it must do no worse than harm a canary: signals to many have
 number 0, and nothing but canaries is removed. They are run only where the filter was seen to work.
@@ -172,7 +172,7 @@ while True: time.sleep(60)
         tries="`SIGSTOP` to itself, so that nobody may wait for it",
     ),
     Hostile(
-        "closes its descriptors, goes on",
+        "closes its descriptors, keeps running",
         "os.closerange(0, 64)\ntime.sleep(60)",
         _ENDLESS,
         1,

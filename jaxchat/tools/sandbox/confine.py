@@ -125,18 +125,21 @@ def _in_child(work: Callable[[], bool]) -> bool:
 
 
 def _links() -> dict[str, str]:
-    """What the kernel calls this process's namespaces; nothing where /proc does not say."""
+    """The kernel's names of this process's namespaces; empty without /proc."""
     try:
         return {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "ipc")}
     except OSError:
         return {}
 
 
-def _refused(call: Callable[[], object], *numbers: int) -> bool:
+def _fails(call: Callable[[], object], number: int) -> bool:
+    """Whether a call fails with this errno; a MemoryError is ENOMEM."""
     try:
         call()
+    except MemoryError:
+        return number == errno.ENOMEM
     except OSError as error:
-        return error.errno in numbers
+        return error.errno == number
     return False
 
 
@@ -144,24 +147,16 @@ def _moved(kind: str, before: dict[str, str]) -> bool:
     return _links().get(kind, "") != before.get(kind, "")
 
 
-def _too_much_memory(before: object) -> bool:
-    try:
-        bytearray(1 << 31)
-    except MemoryError:
-        return True
-    return False
-
-
 _EFFECTS: dict[str, Callable[[dict[str, str]], bool]] = {
     "pid namespace": lambda before: os.getpid() == 1,
     "net namespace": lambda before: _moved("net", before),
     "ipc namespace": lambda before: _moved("ipc", before),
     "private root": lambda before: not (os.path.exists("/proc") or os.path.exists("/etc/passwd")),
-    "rlimits": _too_much_memory,
+    "rlimits": lambda before: _fails(lambda: bytearray(1 << 31), errno.ENOMEM),
     "no capabilities": lambda before: not kernel.has_capabilities(),
     "no_new_privs": lambda before: kernel.prctl(kernel.PR_GET_NO_NEW_PRIVS) == 1,
-    "landlock": lambda before: _refused(lambda: os.listdir("/"), errno.EACCES),
+    "landlock": lambda before: _fails(lambda: os.listdir("/"), errno.EACCES),
     "seccomp": lambda before: (
-        _refused(lambda: os.kill(os.getppid(), 0), errno.EPERM) and _refused(os.fork, errno.EPERM)
+        _fails(lambda: os.kill(os.getppid(), 0), errno.EPERM) and _fails(os.fork, errno.EPERM)
     ),
 }
