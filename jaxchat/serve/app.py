@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from jaxchat.serve.guard import Guard
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.scheduler import Metrics, Scheduler
 from jaxchat.serve.schema import ApiError, bad_request, unavailable
-from jaxchat.serve.streaming import ChatCompletion, EventStream, PendingRequest, Times
+from jaxchat.serve.streaming import ChatCompletion, EventStream, PendingRequest
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {
@@ -147,7 +146,7 @@ class _Routes:
         tokens = await self._tokens(body, model)
         asked = prompt.engine_request(body, tokens, model, self._config)
         client = request.client.host if request.client is not None else ""
-        pending = PendingRequest(model, asked, client, Times(time.monotonic()))
+        pending = PendingRequest(model, asked, client)
         self._scheduler.submit(pending)
         self._metrics.prompt_tokens.inc(len(tokens))
         completion = ChatCompletion(pending, body, self._scheduler.cancel)

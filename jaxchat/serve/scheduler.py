@@ -325,7 +325,7 @@ class Scheduler:
             queue.engine.cancel(job)
         oldest = time.monotonic() - self._config.queue_seconds
         with self._changed:
-            late = [pending for pending in queue.waiting if pending.times.queued < oldest]
+            late = [pending for pending in queue.waiting if pending.queued < oldest]
             for pending in late:
                 queue.waiting.remove(pending)
         self._metrics.rejected.inc(len(late))
@@ -353,14 +353,13 @@ class Scheduler:
                     self._post([(pending, bad_request(str(error)))])
                     continue
             free -= pending.request.n
-            pending.times.started = time.monotonic()
+            pending.started = time.monotonic()
 
     def _collect(self, queue: _ModelQueue) -> list[tuple[PendingRequest, Event]]:
         """The new tokens of a dispatch; requests that are complete are removed."""
         now = time.monotonic()
         found: list[tuple[PendingRequest, Event]] = []
         for pending, (job, sent) in list(queue.live.items()):
-            times = pending.times
             for index, row in enumerate(job.rows):
                 start, sent[index] = sent[index], len(row.tokens)
                 if start == sent[index]:
@@ -372,24 +371,23 @@ class Scheduler:
                 )  # fmt: skip
                 self._metrics.tokens.inc(len(delta.tokens))
                 found.append((pending, delta))
-            if times.first is None and any(sent):
-                times.first = now
-                self._metrics.first_token.observe(now - times.queued)
+            if pending.first is None and any(sent):
+                pending.first = now
+                self._metrics.first_token.observe(now - pending.queued)
             if job.done:
                 self._leave(queue, pending, now, sum(sent))
         return found
 
     def _leave(self, queue: _ModelQueue, pending: PendingRequest, now: float, tokens: int) -> None:
-        times = pending.times
-        times.ended = now
+        pending.ended = now
         with self._changed:
             del queue.live[pending]
-        if times.started is None or times.first is None:
+        if pending.started is None or pending.first is None:
             return
-        seconds = now - times.started
+        seconds = now - pending.started
         self._mean_seconds += RECENT * (seconds - self._mean_seconds)
         if tokens > pending.request.n:
-            between = (now - times.first) / (tokens / pending.request.n - 1)
+            between = (now - pending.first) / (tokens / pending.request.n - 1)
             self._metrics.between_tokens.observe(between)
 
     def _fail(self, queue: _ModelQueue) -> None:

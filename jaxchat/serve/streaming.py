@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from jaxchat.inference.engine import Request
@@ -41,24 +41,20 @@ class TokenDelta:
 Event = TokenDelta | ApiError | None  # None: the client has left
 
 
-@dataclass
-class Times:
-    """Seconds of `time.monotonic`; None: not yet."""
-
-    queued: float
-    started: float | None = None  # given to the engine
-    first: float | None = None  # first token
-    ended: float | None = None
-
-
 @dataclass(eq=False)
 class PendingRequest:
-    """A request in the scheduler, which posts its events into the server's loop."""
+    """A request in the scheduler, which posts its events into the server's loop.
+
+    Its times are seconds of `time.monotonic`; None: not yet.
+    """
 
     model: ServedModel
     request: Request
     client: str
-    times: Times
+    queued: float = field(default_factory=time.monotonic)
+    started: float | None = None  # given to the engine
+    first: float | None = None  # first token
+    ended: float | None = None
     cancelled: bool = False
     _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
 
@@ -83,16 +79,16 @@ class PendingRequest:
 
         Seconds count from the first slot; `tokens_per_second` is over all of them.
         """
-        times, prompt = self.times, len(self.request.tokens)
-        started = times.queued if times.started is None else times.started
-        first = started if times.first is None else times.first
-        ended = first if times.ended is None else times.ended
+        prompt = len(self.request.tokens)
+        started = self.queued if self.started is None else self.started
+        first = started if self.first is None else self.first
+        ended = first if self.ended is None else self.ended
         return {
             "prompt_tokens": prompt,
             "completion_tokens": tokens,
             "total_tokens": prompt + tokens,
             "jaxchat": {
-                "queue_seconds": round(started - times.queued, 6),
+                "queue_seconds": round(started - self.queued, 6),
                 "prompt_seconds": round(first - started, 6),
                 "seconds": round(ended - started, 6),
                 "tokens_per_second": round(tokens / max(ended - started, 1e-6), 3),
@@ -335,23 +331,16 @@ def event(value: dict[str, Any]) -> bytes:
     return b"data: " + text.encode() + b"\n\n"
 
 
-class EventStream(Response):
+class EventStream(StreamingResponse):
     """Sends the events of a completion as they come."""
 
-    media_type = "text/event-stream"
-
     def __init__(self, completion: ChatCompletion) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(completion.events(), headers=headers, media_type="text/event-stream")
         self._completion = completion
-        self.status_code = 200
-        self.background = None
-        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the stream; ends early where the client leaves."""
         del scope
-        head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         async with self._completion.attended(receive):
-            await send(head)
-            async for data in self._completion.events():
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+            await self.stream_response(send)
