@@ -101,19 +101,19 @@ def serve_command(args: argparse.Namespace) -> int:
         for run, stage in names
     ]
 
-    from jaxchat.serve.listening import listen, url_of
+    from jaxchat.serve.process import listen, url_of
 
     with listen(config) as sock:
         start_jax(configs[0].mesh, root / "xla")
         from jaxchat.serve.app import create_app
-        from jaxchat.serve.loading import load_models
+        from jaxchat.serve.models import load_models
         from jaxchat.serve.process import Server
 
         start_log(quiet=hasattr(args, "quiet"))
         models = load_models(root, names, config, tell)
         server = Server(create_app(models, config, key=key), config)
         tell(f"{', '.join(model.id for model in models)}: open {url_of(sock)} (Ctrl-C ends it)")
-        server.serve_until_told(sock)
+        server.serve_until_signal(sock)
     return 0
 
 

@@ -14,11 +14,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from jaxchat.config.machine import cores
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.answers import program_of
 from jaxchat.progress import Progress
 from jaxchat.tasks.humaneval import CodeProblem
 from jaxchat.tools.sandbox import levels, remote, run
+from jaxchat.tools.sandbox.process import Program
+from jaxchat.tools.sandbox.run import run_program
 
 TIMEOUT = 10.0  # seconds of each of the two programs
 
@@ -67,16 +70,16 @@ def _run(problem: CodeProblem, answer: str, unsafe: bool) -> Verdict:
     """Runs the program of an answer beside its tests."""
     tests = f"{imports_of(problem.prompt)}\n\n{problem.test}\n"
     calls, answers = os.pipe(), os.pipe()
-    program_job = run.Job(
+    program_job = Program(
         answer, timeout=TIMEOUT, role=remote.SERVE, channel=(calls[0], answers[1])
     )
-    tests_job = run.Job(
+    tests_job = Program(
         tests, timeout=TIMEOUT, role=f"{remote.TEST}{problem.entry_point}",
         channel=(answers[0], calls[1]),
     )  # fmt: skip
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        program = pool.submit(run.run_job, program_job, unsafe=unsafe)
-        outcome = run.run_job(tests_job, unsafe=unsafe)
+        program = pool.submit(run_program, program_job, unsafe=unsafe)
+        outcome = run_program(tests_job, unsafe=unsafe)
         return _verdict(program.result(), outcome)
 
 
@@ -105,7 +108,7 @@ def grade_many(
     """`grade` of many answers, in order, as many at a time as there are cores; shows progress."""
     require(unsafe)
     with (
-        concurrent.futures.ThreadPoolExecutor(workers or run.cores()) as pool,
+        concurrent.futures.ThreadPoolExecutor(workers or cores()) as pool,
         Progress("humaneval", len(answers), "program") as progress,
     ):
         # Programs are found here and not in the pool: parsing sets the filters of warnings.

@@ -1,6 +1,7 @@
-"""The server: an OpenAI-compatible interface and the page over one or more engines.
+"""The server: an OpenAI-compatible interface and a chat page over one or more engines.
 
-`app` has the routes, `guard` what every request passes before them, `schema` what a request may
-say, `prompt` how it becomes one of the engine's, `scheduler` the thread that owns the engines,
-`speech` how tokens become text again, `wire` what is sent, `metrics` what is counted.
+`app` has the routes, `guard` the checks before them, `schema` the request bodies and errors,
+`prompt` the way from a request to the engine's, `models` the models that are served, `scheduler`
+the thread that owns the engines, `streaming` the way back from tokens to responses, and `process`
+the socket and the signals.
 """

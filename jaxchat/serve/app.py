@@ -1,11 +1,13 @@
-"""The application: its routes, and what becomes of errors (layer 4)."""
+"""The application: its routes, the page's files, and error responses."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -17,14 +19,32 @@ from starlette.middleware.cors import CORSMiddleware
 
 import jaxchat
 from jaxchat.config.schema import ServeConfig
-from jaxchat.serve import metrics, models, page_files, prompt, schema
-from jaxchat.serve.answer import Answer, EventStream
-from jaxchat.serve.failures import ApiError, bad_request, unavailable
-from jaxchat.serve.guard import BodyError, Guard
+from jaxchat.serve import models, prompt, schema
+from jaxchat.serve.guard import Guard
 from jaxchat.serve.models import ServedModel
-from jaxchat.serve.scheduler import Scheduler
-from jaxchat.serve.ticket import Ticket, Times
+from jaxchat.serve.scheduler import Metrics, Scheduler
+from jaxchat.serve.schema import ApiError, bad_request, unavailable
+from jaxchat.serve.streaming import ChatCompletion, EventStream, PendingRequest
 
+PAGE = Path(__file__).parent / "page"
+TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".ico": "image/x-icon",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+    ".webmanifest": "application/manifest+json",
+    ".woff2": "font/woff2",
+}
+ABSENT = (
+    "The page has not been built here; the interface for programs is at /v1. "
+    "To build it: npm ci && npm run build, in the folder ui of the repository.\n"
+)
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PLAIN = ("/health", "/ready", "/metrics")
 FAILS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": schema.ErrorBody},
     "5XX": {"model": schema.ErrorBody},
@@ -34,26 +54,26 @@ FAILS: dict[int | str, dict[str, Any]] = {
 def create_app(
     served: Sequence[ServedModel], config: ServeConfig, *, key: str | None = None
 ) -> FastAPI:
-    """The application over models, of which the first is the default; `app.state` has its parts.
+    """The application that serves models, the first by default; `app.state` has its parts.
 
-    With a `key`, /v1 and /metrics are for those who send it. Raises ValueError without any model.
+    With a `key`, /v1 and /metrics require it. Raises ValueError without any model.
     """
     if not served:
         raise ValueError("there is no model to serve.")
-    counted = metrics.Metrics()
-    scheduler = Scheduler(served, config, counted)
+    metrics = Metrics()
+    scheduler = Scheduler(served, config, metrics)
 
     @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         del app
         scheduler.start()
         yield
         await asyncio.to_thread(scheduler.stop)
 
-    routes = _Routes(served, config, scheduler, counted)
-    files = page_files.read_page()
+    routes = _Routes(served, config, scheduler, metrics)
+    files = read_page()
     paths = [*files, *("/v1/models", "/v1/chat/completions", "/v1/count"), *PLAIN]
-    guard = Middleware(Guard, config=config, key=key, metrics=counted, paths=paths)
+    guard = Middleware(Guard, config=config, key=key, requests=metrics.requests, paths=paths)
     cors = Middleware(
         CORSMiddleware,
         allow_origins=config.origins,
@@ -66,7 +86,7 @@ def create_app(
         version=jaxchat.__version__,
         docs_url=None,
         redoc_url=None,
-        lifespan=life,
+        lifespan=lifespan,
         redirect_slashes=False,
         middleware=[guard, cors] if config.origins else [guard],
     )
@@ -74,37 +94,34 @@ def create_app(
     _add_page(app, files)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    app.state.scheduler, app.state.metrics = scheduler, counted
+    app.state.scheduler, app.state.metrics = scheduler, metrics
     return app
 
 
-PLAIN = ("/health", "/ready", "/metrics")
-
-
 class _Routes:
-    """What the paths answer."""
+    """The endpoints of the interface for programs."""
 
     def __init__(
         self,
         served: Sequence[ServedModel],
         config: ServeConfig,
         scheduler: Scheduler,
-        counted: metrics.Metrics,
+        metrics: Metrics,
     ) -> None:
         self._models, self._config = served, config
-        self._scheduler, self._metrics = scheduler, counted
+        self._scheduler, self._metrics = scheduler, metrics
         self.router = router = APIRouter()
-        router.add_api_route("/v1/models", self.list_models, responses=FAILS)
-        router.add_api_route("/v1/models/{model:path}", self.model, responses=FAILS)
-        router.add_api_route(
-            "/v1/chat/completions", self.complete, methods=["POST"], responses=FAILS
+        table: tuple[tuple[str, Callable[..., Any], dict[str, Any]], ...] = (
+            ("/v1/models", self.list_models, {}),
+            ("/v1/models/{model:path}", self.model, {}),
+            ("/v1/chat/completions", self.complete, {"methods": ["POST"]}),
+            ("/v1/count", self.count, {"methods": ["POST"]}),
+            ("/health", self.health, {}),
+            ("/ready", self.ready, {}),
+            ("/metrics", self.metrics, {"response_class": PlainTextResponse}),
         )
-        router.add_api_route("/v1/count", self.count, methods=["POST"], responses=FAILS)
-        router.add_api_route("/health", self.health, responses=FAILS)
-        router.add_api_route("/ready", self.ready, responses=FAILS)
-        router.add_api_route(
-            "/metrics", self.metrics, response_class=PlainTextResponse, responses=FAILS
-        )
+        for path, endpoint, options in table:
+            router.add_api_route(path, endpoint, responses=FAILS, **options)
 
     async def list_models(self) -> dict[str, Any]:
         """The models that are served."""
@@ -117,7 +134,7 @@ class _Routes:
         return found.card(default=found is self._models[0])
 
     async def count(self, body: schema.Conversation) -> schema.TokenCount:
-        """How many tokens a conversation takes, of how many that fit."""
+        """The tokens that a conversation takes, and the size of the context."""
         model = models.choose(self._models, body.model)
         tokens = await self._tokens(body, model)
         return schema.TokenCount(prompt_tokens=len(tokens), context=model.context)
@@ -129,55 +146,78 @@ class _Routes:
         tokens = await self._tokens(body, model)
         asked = prompt.engine_request(body, tokens, model, self._config)
         client = request.client.host if request.client is not None else ""
-        ticket = Ticket(model, asked, client, Times(time.monotonic()))
-        self._scheduler.submit(ticket)
+        pending = PendingRequest(model, asked, client)
+        self._scheduler.submit(pending)
         self._metrics.prompt_tokens.inc(len(tokens))
-        answer = Answer(self._scheduler, ticket, body)
+        completion = ChatCompletion(pending, body, self._scheduler.cancel)
         if body.stream:
-            return EventStream(answer)
-        async with answer.attended(request.receive):
-            return JSONResponse(await answer.whole())
+            return EventStream(completion)
+        async with completion.attended(request.receive):
+            return JSONResponse(await completion.whole())
 
     async def _tokens(self, body: schema.Conversation, model: ServedModel) -> list[int]:
         prompt.check_limits(body.messages, self._config)
         return await asyncio.to_thread(prompt.prompt_tokens, body.messages, model.tokenizer)
 
     async def health(self) -> Response:
-        """Whether the server can still do its work; 503 when it must be started again."""
-        told = self._scheduler.health()
-        well = bool(told) and all(state == "ok" for state in told.values())
-        return JSONResponse(
-            {"status": "ok" if well else "failed", "models": told}, 200 if well else 503
-        )
+        """Whether the server still works; 503 when it must be restarted."""
+        states = self._scheduler.health()
+        well = bool(states) and all(state == "ok" for state in states.values())
+        content = {"status": "ok" if well else "failed", "models": states}
+        return JSONResponse(content, 200 if well else 503)
 
     async def ready(self) -> Response:
-        """Whether it takes requests now; 503 while it warms up or ends."""
+        """Whether the server takes requests now; 503 while it warms up or shuts down."""
         if not self._scheduler.ready:
-            raise unavailable("the server is starting or ending.", "not_ready")
+            raise unavailable("the server is starting or shutting down.", "not_ready")
         return JSONResponse({"status": "ready"})
 
     async def metrics(self) -> Response:
         """Counters for Prometheus."""
-        return Response(self._metrics.text(), media_type=metrics.CONTENT_TYPE)
+        return Response(self._metrics.text(), media_type=METRICS_TYPE)
 
 
-def _add_page(app: FastAPI, files: dict[str, page_files.PageFile]) -> None:
-    def route(file: page_files.PageFile) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        async def send(request: Request) -> Response:
-            if request.headers.get("if-none-match") == file.headers["etag"]:
-                return Response(status_code=304, headers=file.headers)
-            return Response(file.data, headers=file.headers)
+@dataclass(frozen=True)
+class PageFile:
+    """A file of the page, with its headers."""
 
-        return send
+    data: bytes
+    headers: dict[str, str]
 
-    async def absent(request: Request) -> Response:
-        del request
-        return PlainTextResponse(page_files.ABSENT, 404)
 
-    for path, file in files.items():
-        app.add_route(path, route(file), methods=["GET"], include_in_schema=False)
-    if "/" not in files:
-        app.add_route("/", absent, methods=["GET"], include_in_schema=False)
+def read_page(folder: Path = PAGE) -> dict[str, PageFile]:
+    """Path -> file of a folder, with the page itself at "/"; files of unknown types are left out.
+
+    Names under assets/ contain a hash of their content, so browsers may cache them for ever.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        kind = TYPES.get(path.suffix)
+        if kind is None or not path.is_file():
+            continue
+        name = path.relative_to(folder).as_posix()
+        lasting = name.startswith("assets/")
+        data = path.read_bytes()
+        headers = {
+            "content-type": kind,
+            "cache-control": "public, max-age=31536000, immutable" if lasting else "no-cache",
+            "etag": f'"{hashlib.sha256(data).hexdigest()[:32]}"',
+        }
+        found["/" if name == "index.html" else f"/{name}"] = PageFile(data, headers)
+    return found
+
+
+def _add_page(app: FastAPI, files: dict[str, PageFile]) -> None:
+    async def send(request: Request) -> Response:
+        file = files.get(request.scope["path"])
+        if file is None:
+            return PlainTextResponse(ABSENT, 404)
+        if request.headers.get("if-none-match") == file.headers["etag"]:
+            return Response(status_code=304, headers=file.headers)
+        return Response(file.data, headers=file.headers)
+
+    for path in {"/": None, **files}:
+        app.add_route(path, send, methods=["GET"], include_in_schema=False)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
@@ -188,7 +228,7 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = max(error.errors(), key=lambda problem: len(problem["loc"]))  # of a union, the nearest
+    first = max(error.errors(), key=lambda problem: len(problem["loc"]))  # of a union, the closest
     names = [name for name in first["loc"] if name != "body"]
     if first["type"] == "json_invalid":
         message, param = "the body is not valid JSON.", None
@@ -208,15 +248,15 @@ def _param(names: Sequence[int | str]) -> str:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if isinstance(error, BodyError):
-        return await _api_error(request, error.error)
-    message = {
-        404: "there is nothing at this path; see /v1/models and /v1/chat/completions.",
-        405: "this path has no such method.",
-    }.get(error.status_code, error.detail)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-    told = ApiError(error.status_code, message, code=code, headers=error.headers)
-    return await _api_error(request, told)
+    message, code = {
+        404: (
+            "there is nothing at this path; see /v1/models and /v1/chat/completions.",
+            "not_found",
+        ),
+        405: ("this path has no such method.", "method_not_allowed"),
+    }.get(error.status_code, (error.detail, None))
+    found = ApiError(error.status_code, message, code=code, headers=error.headers)
+    return await _api_error(request, found)
 
 
 _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Coroutine[Any, Any, Response]]] = {

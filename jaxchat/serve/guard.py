@@ -1,7 +1,7 @@
-"""What every request passes before the routes: ASGI middleware, from the outside in.
+"""ASGI middleware around the routes: request ids, access checks, limits, headers and the log.
 
-It names the request, sees to the Host header, the key, and the size and time of the body, and adds
-headers to every answer. Of a request only method, path, status, time and name are logged.
+It checks the Host header, the key, and the size and time of the body, and adds headers to every
+response. Of a request only method, path, status, time and id are logged.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ import time
 import uuid
 from collections.abc import Collection
 
+from prometheus_client import Counter
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxchat.config.schema import LOOPBACK, ServeConfig
-from jaxchat.serve.failures import ApiError
-from jaxchat.serve.metrics import Metrics
+from jaxchat.serve.schema import ApiError
 
 log = logging.getLogger("jaxchat.serve")
 access = logging.getLogger("jaxchat.access")
 
-GUARDED = ("/v1/", "/metrics")  # paths that need the key, where there is one
-NAMED = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)  # what a client may call its request
+GUARDED = ("/v1/", "/metrics")  # paths that need the key, if there is one
+NAMED = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)  # ids that a client may give its request
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
 HEAD_BYTES = 32_768  # of all headers of a request
-LEFT_UNREAD = {"connection": "close"}  # of a request whose body is not read to its end
+LEFT_UNREAD = {"connection": "close"}  # for a request whose body is not read to its end
 HEADERS = {
     "content-security-policy": CSP,
     "x-content-type-options": "nosniff",
@@ -49,8 +48,8 @@ HEADERS = {
 def allowed_hosts(config: ServeConfig) -> frozenset[str] | None:
     """The names that the Host header may have; None: any.
 
-    Without this, a page of any site could ask a server on this machine through a name of its own
-    that leads here (DNS rebinding). Elsewhere a key is what keeps such pages out.
+    Without this, a page of any site could reach a server on this machine through a name of its own
+    that resolves to it (DNS rebinding). A server that others can reach is protected by its key.
     """
     if "*" in config.hosts or (not config.hosts and not config.is_local):
         return None
@@ -66,11 +65,11 @@ class Guard:
         *,
         config: ServeConfig,
         key: str | None,
-        metrics: Metrics,
+        requests: Counter,
         paths: Collection[str],
     ) -> None:
-        """`paths` are those that metrics tell apart."""
-        self._app, self._config, self._metrics = app, config, metrics
+        """`requests` counts by path and status; a path not among `paths` is "other"."""
+        self._app, self._config, self._requests = app, config, requests
         self._key = None if key is None else key.encode()
         self._hosts = allowed_hosts(config)
         self._paths = frozenset(paths)
@@ -85,35 +84,35 @@ class Guard:
         name = given if NAMED.fullmatch(given) else f"req_{uuid.uuid4().hex}"
         began, status = time.monotonic(), 0
 
-        async def tell(message: Message) -> None:
+        async def send_named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                told = MutableHeaders(scope=message)
-                told["x-request-id"] = name
+                response = MutableHeaders(scope=message)
+                response["x-request-id"] = name
                 for header, value in HEADERS.items():
-                    told.setdefault(header, value)
+                    response.setdefault(header, value)
             await send(message)
 
         async def answer(error: ApiError) -> None:
-            await JSONResponse(error.body, error.status, error.headers)(scope, receive, tell)
+            await JSONResponse(error.body, error.status, error.headers)(scope, receive, send_named)
 
         try:
             self._check(scope, headers)
-            await self._app(scope, self._bounded(receive), tell)
+            await self._app(scope, self._bounded(receive), send_named)
         except ApiError as error:
             await answer(error)
         except Exception:
             log.exception("the request %s failed", name)
-            if status:  # the answer has begun: all that is left is to break it off
+            if status:  # the response has begun: it can only be broken off
                 raise
-            await answer(ApiError(500, "the server failed; this is a bug of its own."))
+            await answer(ApiError(500, "the server failed; this is a bug in jaxchat."))
         finally:
             self._note(scope, status, time.monotonic() - began, name)
 
     def _note(self, scope: Scope, status: int, seconds: float, name: str) -> None:
         path = scope["path"] if scope["path"] in self._paths else "other"
-        self._metrics.requests.labels(path, str(status)).inc()
+        self._requests.labels(path, str(status)).inc()
         raw = scope.get("raw_path", b"").decode("ascii", errors="replace")  # as it was sent
         access.info("%s %s %d %.0f ms %s", scope["method"], raw, status, 1e3 * seconds, name)
 
@@ -130,32 +129,23 @@ class Guard:
             kind, _, given = headers.get("authorization", "").partition(" ")
             same = hmac.compare_digest(given.strip().encode(), self._key)
             if kind.lower() != "bearer" or not same:
-                raise ApiError(
-                    401,
-                    "a key is needed: send it as 'Authorization: Bearer KEY'."
-                    if not given
-                    else "the key is not that of this server.",
-                    code="invalid_api_key",
-                    headers={"www-authenticate": "Bearer"},
-                )
+                wrong = "the key is not that of this server."
+                message = wrong if given else "a key is needed: send 'Authorization: Bearer KEY'."
+                bearer = {"www-authenticate": "Bearer"}
+                raise ApiError(401, message, code="invalid_api_key", headers=bearer)
         if sum(len(name) + len(value) for name, value in headers.raw) > HEAD_BYTES:
-            raise ApiError(
-                431, f"the headers have more than {HEAD_BYTES} bytes.", code="headers_too_large"
-            )
+            message = f"the headers have more than {HEAD_BYTES} bytes."
+            raise ApiError(431, message, code="headers_too_large")
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._config.body_bytes:
             raise self._too_large()
 
     def _too_large(self) -> ApiError:
-        return ApiError(
-            413,
-            f"the body has more than {self._config.body_bytes} bytes.",
-            code="body_too_large",
-            headers=LEFT_UNREAD,
-        )
+        message = f"the body has more than {self._config.body_bytes} bytes."
+        return ApiError(413, message, code="body_too_large", headers=LEFT_UNREAD)
 
     def _bounded(self, receive: Receive) -> Receive:
-        """`receive` of a body of bounded size, which must come in time."""
+        """`receive`, with a limit on the size of the body and on the time it takes."""
         deadline = time.monotonic() + self._config.body_seconds
         read, whole = 0, False
 
@@ -167,29 +157,16 @@ class Guard:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     message = await receive()
             except TimeoutError as error:
-                late = ApiError(
-                    408,
-                    "the body did not arrive in time.",
-                    code="body_too_slow",
-                    headers=LEFT_UNREAD,
-                )
-                raise BodyError(late) from error
+                text = "the body did not arrive in time."
+                raise ApiError(408, text, code="body_too_slow", headers=LEFT_UNREAD) from error
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
                 whole = not message.get("more_body", False)
                 if read > self._config.body_bytes:
-                    raise BodyError(self._too_large())
+                    raise self._too_large()
             return message
 
         return bounded
-
-
-class BodyError(HTTPException):
-    """A body that is too large or too slow; an HTTPException, so that FastAPI lets it through."""
-
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(error.status, error.message)
-        self.error = error
 
 
 def _host(header: str) -> str:

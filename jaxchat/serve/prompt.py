@@ -1,4 +1,4 @@
-"""From what a client sends to what the engine takes."""
+"""From a client's request to the engine's."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from jaxchat.config.schema import ServeConfig
 from jaxchat.inference.engine import EngineError, Request
-from jaxchat.serve.failures import ApiError, bad_request
 from jaxchat.serve.models import ServedModel
-from jaxchat.serve.schema import ChatRequest, InMessage
+from jaxchat.serve.schema import ApiError, ChatRequest, InMessage, bad_request
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import Message, Part, render_prompt
 
@@ -25,22 +24,19 @@ REFUSED = {
 
 
 def check_limits(messages: Sequence[InMessage], limits: ServeConfig) -> None:
-    """Raises ApiError 400 where a conversation is larger than is allowed."""
-    if len(messages) > limits.messages:
-        raise bad_request(
-            f"there are {len(messages)} messages; at most {limits.messages} are allowed.",
-            "messages",
-        )
+    """Raises ApiError 400 for a conversation that is larger than allowed."""
     size = sum(len(part["text"]) for message in messages for part in _parts(message))
-    if size > limits.characters:
-        raise bad_request(
-            f"the messages have {size} characters; at most {limits.characters} are allowed.",
-            "messages",
-        )
+    for count, most, sentence in (
+        (len(messages), limits.messages, "there are {} messages"),
+        (size, limits.characters, "the messages have {} characters"),
+    ):
+        if count > most:
+            text = f"{sentence.format(count)}; at most {most} are allowed."
+            raise bad_request(text, "messages")
 
 
 def check_supported(body: ChatRequest) -> None:
-    """Raises ApiError 400 for what is known but not to be had."""
+    """Raises ApiError 400 for fields of OpenAI's interface that are not supported."""
     for name, why in REFUSED.items():
         value = getattr(body, name)
         plain = name == "response_format" and value == {"type": "text"}
@@ -53,14 +49,14 @@ def check_supported(body: ChatRequest) -> None:
 def prompt_tokens(messages: Sequence[InMessage], tokenizer: Tokenizer) -> list[int]:
     """The ids of a conversation, up to where the assistant speaks.
 
-    System and developer messages, wherever they stand, come before the first of the user; messages
-    of one role in a row are joined. Blank ones of these add nothing. Raises ApiError 400 where user
-    and assistant do not take turns.
+    System and developer messages, wherever they stand, come before the first of the user;
+    consecutive messages of one role are joined. Blank ones of these add nothing. Raises ApiError
+    400 if the first or the last message is not the user's.
     """
     system, turns = _turns(messages)
     if not turns or turns[0]["role"] != "user" or turns[-1]["role"] != "user":
         raise bad_request(
-            "messages must begin and end with one of the user (beside system messages).", "messages"
+            "messages must begin and end with a user message (system messages aside).", "messages"
         )
     opening: list[Message] = [{"role": "system", "content": GAP.join(system)}] if system else []
     return render_prompt([*opening, *turns], tokenizer)
@@ -69,9 +65,9 @@ def prompt_tokens(messages: Sequence[InMessage], tokenizer: Tokenizer) -> list[i
 def engine_request(
     body: ChatRequest, tokens: Sequence[int], model: ServedModel, config: ServeConfig
 ) -> Request:
-    """The engine's request. Raises ApiError 400 where the prompt leaves no room, or n is too high.
+    """The engine's request. Raises ApiError 400 if the prompt leaves no room, or n is too high.
 
-    More tokens than the context leaves are not an error: the answer then ends with "length".
+    Asking for more tokens than the context has left is no error: the answer ends with "length".
     """
     room = model.context - len(tokens)
     if room < 1:
@@ -91,7 +87,7 @@ def engine_request(
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=seed,
             n=samples,
-            stop=tuple(filter(None, stops)),  # "" ends no answer: some clients send it for none
+            stop=tuple(filter(None, stops)),  # some clients send "" for no stop text
             alternatives=(body.top_logprobs or 0) if body.logprobs else 0,
         )
     except EngineError as error:
@@ -99,7 +95,7 @@ def engine_request(
 
 
 def too_long(length: int, context: int) -> ApiError:
-    """The prompt does not fit."""
+    """The error for a prompt that leaves no room for an answer."""
     return bad_request(
         f"this model's context is {context} tokens, and the messages take {length}, which leaves "
         "no room for an answer; shorten the messages.",
@@ -115,7 +111,7 @@ def _parts(message: InMessage) -> list[Part]:
 
 
 def _turns(messages: Sequence[InMessage]) -> tuple[list[str], list[Message]]:
-    """The system texts; the other messages, those of one role in a row joined."""
+    """The system texts; the other messages, consecutive ones of one role joined."""
     system: list[str] = []
     said: list[tuple[str, list[Part]]] = []
     for index, message in enumerate(messages):

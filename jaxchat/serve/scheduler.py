@@ -1,48 +1,138 @@
-"""The thread that owns the engines. Nothing else touches them.
+"""The scheduler: a queue for each model, the thread that owns the engines, and its metrics.
 
-Handlers give it tickets and are told what becomes of them; they never wait for a device. Requests
-wait here and not in the engine, so that clients take turns, and one that leaves while it waits
-costs nothing.
+Nothing else touches the engines. Handlers submit pending requests and get events; they never wait
+for a device. Requests wait here and not in the engine, so that clients take turns, and one that is
+cancelled while it waits costs nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from jaxchat.config.schema import ServeConfig
 from jaxchat.inference.request import EngineError
 from jaxchat.inference.service import Job, Service
-from jaxchat.serve.failures import ApiError, bad_request, busy, unavailable
-from jaxchat.serve.fair_queue import FairQueue
-from jaxchat.serve.metrics import Metrics
 from jaxchat.serve.models import ServedModel
-from jaxchat.serve.ticket import Event, News, Ticket
+from jaxchat.serve.schema import ApiError, bad_request, busy, unavailable
+from jaxchat.serve.streaming import Event, PendingRequest, TokenDelta
 
 log = logging.getLogger("jaxchat.serve")
 
 FAILURES = 3  # of an engine, one after the other, before its model is given up
 RECENT = 0.2  # weight of the latest request in the mean time of one
-LONGEST_WAIT = 60  # seconds that a refused client is told to wait, at most
+LONGEST_WAIT = 60  # seconds, of a Retry-After header
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+T = TypeVar("T")
+
+
+class FairQueue(Generic[T]):
+    """A queue in which clients take turns, however many requests each has."""
+
+    def __init__(self, client: Callable[[T], Hashable]) -> None:
+        """`client` gives the client of an item."""
+        self._client = client
+        self._turns: dict[Hashable, deque[T]] = {}  # in the order of the turns
+
+    def __len__(self) -> int:
+        return sum(map(len, self._turns.values()))
+
+    def __iter__(self) -> Iterator[T]:
+        return (item for items in self._turns.values() for item in items)
+
+    def push(self, item: T) -> None:
+        """Puts an item behind the others of its client."""
+        self._turns.setdefault(self._client(item), deque()).append(item)
+
+    def peek(self) -> T:
+        """The item that `pop` would give. Raises IndexError when nothing waits."""
+        if not self._turns:
+            raise IndexError("the queue is empty")
+        return next(iter(self._turns.values()))[0]
+
+    def pop(self) -> T:
+        """The next item; its client then comes last. Raises IndexError when nothing waits."""
+        item = self.peek()
+        self.remove(item)
+        client = self._client(item)
+        if client in self._turns:
+            self._turns[client] = self._turns.pop(client)
+        return item
+
+    def remove(self, item: T) -> bool:
+        """Takes an item out; False when it does not wait."""
+        client = self._client(item)
+        items = self._turns.get(client, deque())
+        if item not in items:
+            return False
+        items.remove(item)
+        if not items:
+            del self._turns[client]
+        return True
+
+
+class Metrics:
+    """The Prometheus metrics of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"jaxchat_{name}", text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"jaxchat_{name}", text, buckets=buckets, registry=self.registry)
+
+        self.requests = counter("requests", "Answers, by path and status", "path", "status")
+        self.cancelled = counter("cancelled", "Requests whose client left before the end")
+        self.rejected = counter("rejected", "Requests sent away, or that waited too long")
+        self.tokens = counter("generated_tokens", "Tokens generated, those of tools included")
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts that were accepted")
+        self.first_token = histogram(
+            "time_to_first_token_seconds", "From acceptance to the first token", SECONDS
+        )
+        self.between_tokens = histogram(
+            "inter_token_seconds", "Mean time between the tokens of a request", TOKEN_SECONDS
+        )
+
+    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Adds a gauge whose value is read whenever the metrics are."""
+        Gauge(f"jaxchat_{name}", text, registry=self.registry).set_function(value)
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
 
 
 class _Stopped(Exception):
-    """The server ends while it warms up."""
+    """The server is stopped while it warms up."""
 
 
-class _Lane:
-    """A model's engine, who waits for it and whom it serves."""
+class _ModelQueue:
+    """A model's engine, the requests that wait for it, and those that it serves."""
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model
         self.engine: Service = model.open_engine()
-        self.waiting: FairQueue[Ticket] = FairQueue(lambda ticket: ticket.client)
-        self.live: dict[Ticket, tuple[Job, list[int]]] = {}  # tokens told, of each sample
+        self.waiting: FairQueue[PendingRequest] = FairQueue(lambda pending: pending.client)
+        self.live: dict[PendingRequest, tuple[Job, list[int]]] = {}  # tokens sent, of each sample
         self.failures = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is any request."""
+        return bool(self.live or len(self.waiting))
 
     @property
     def dead(self) -> bool:
@@ -62,32 +152,32 @@ class Scheduler:
         self, models: Sequence[ServedModel], config: ServeConfig, metrics: Metrics
     ) -> None:
         self._config, self._metrics = config, metrics
-        self._lanes = {model.id: _Lane(model) for model in models}
+        self._queues = {model.id: _ModelQueue(model) for model in models}
         self._changed = threading.Condition()  # also guards all that both sides touch
         self._closing = False  # takes no more requests
         self._stopping = False
         self._mean_seconds = 1.0  # of a request in the engine
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
-        metrics.watch(self)
-
-    # What handlers call.
+        metrics.gauge("queue_depth", "Requests that wait", lambda: self.waiting)
+        metrics.gauge("active", "Completions being decoded", lambda: self.active)
+        metrics.gauge("slots", "Completions that can be decoded at once", lambda: self.slots)
 
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
         with self._changed:
-            return sum(len(lane.waiting) for lane in self._lanes.values())
+            return sum(len(queue.waiting) for queue in self._queues.values())
 
     @property
     def active(self) -> int:
-        """Slots that the engines have given away."""
-        return sum(lane.engine.slots - lane.engine.free for lane in self._lanes.values())
+        """Slots in use."""
+        return sum(queue.engine.slots - queue.engine.free for queue in self._queues.values())
 
     @property
     def slots(self) -> int:
-        """Samples that could be."""
-        return sum(lane.engine.slots for lane in self._lanes.values())
+        """Slots of all engines."""
+        return sum(queue.engine.slots for queue in self._queues.values())
 
     @property
     def alive(self) -> bool:
@@ -101,56 +191,57 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is asked of it."""
+        """Whether there is no request."""
         with self._changed:
-            return not any(lane.live or len(lane.waiting) for lane in self._lanes.values())
+            return not any(queue.busy for queue in self._queues.values())
 
     def health(self) -> dict[str, str]:
-        """Model -> "ok" or "failed"; empty when the thread is not there."""
+        """Model -> "ok" or "failed"; empty when the thread does not run."""
         if not self._thread.is_alive():
             return {}
-        return {name: "failed" if lane.dead else "ok" for name, lane in self._lanes.items()}
+        return {name: "failed" if queue.dead else "ok" for name, queue in self._queues.items()}
 
-    def submit(self, ticket: Ticket) -> None:
-        """Queues a request. Raises ApiError: 429 when too many wait, 503 when it is not served."""
+    def submit(self, pending: PendingRequest) -> None:
+        """Queues a request. Raises ApiError: 429 if the queue is full, 503 if nothing serves it."""
         with self._changed:
-            lane = self._lanes[ticket.model.id]
+            queue = self._queues[pending.model.id]
             if self._closing or not self._thread.is_alive():
-                raise unavailable("the server is shutting down.", "shutting_down")
-            if lane.dead:
-                raise _failed(lane.model)
-            if sum(len(lane.waiting) for lane in self._lanes.values()) >= self._config.queue:
+                raise _shutting_down()
+            if queue.dead:
+                raise _failed(queue.model)
+            if self.waiting >= self._config.queue:
                 self._metrics.rejected.inc()
                 raise busy(
                     f"{self._config.queue} requests wait already; try again later.",
-                    self._wait(len(lane.waiting), lane.engine.slots),
+                    self._wait(len(queue.waiting), queue.engine.slots),
                 )
-            lane.waiting.push(ticket)
+            queue.waiting.push(pending)
             self._changed.notify()
 
-    def cancel(self, ticket: Ticket) -> None:
-        """Forgets a request, at the next dispatch where it is being decoded."""
+    def cancel(self, pending: PendingRequest) -> None:
+        """Drops a request; one that is being decoded, at the next dispatch."""
         with self._changed:
-            lane = self._lanes[ticket.model.id]
-            if ticket.cancelled:
+            queue = self._queues[pending.model.id]
+            if pending.cancelled:
                 return
-            if lane.waiting.remove(ticket) or ticket in lane.live:
+            if queue.waiting.remove(pending) or pending in queue.live:
                 self._metrics.cancelled.inc()
-            ticket.cancelled = True
+            pending.cancelled = True
             self._changed.notify()
 
     def _wait(self, waiting: int, slots: int) -> int:
-        """Seconds until so many have been served, about."""
+        """Estimated seconds until `waiting` requests and one more have been served."""
         return min(LONGEST_WAIT, math.ceil(self._mean_seconds * (waiting + 1) / slots))
 
-    # Its life.
+    # Lifecycle.
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the thread; called in the server's loop, which its events are posted into."""
+        self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def close(self) -> None:
-        """Takes no more requests; those it has go on."""
+        """Takes no more requests; those it has are completed."""
         with self._changed:
             self._closing = True
 
@@ -158,11 +249,11 @@ class Scheduler:
         """Ends all requests with an error."""
         self.close()
         with self._changed:
-            for lane in self._lanes.values():
-                for ticket in [*lane.waiting, *lane.live]:
-                    lane.waiting.remove(ticket)
-                    ticket.cancelled = True
-                    _post([(ticket, unavailable("the server is shutting down.", "shutting_down"))])
+            for queue in self._queues.values():
+                for pending in [*queue.waiting, *queue.live]:
+                    queue.waiting.remove(pending)
+                    pending.cancelled = True
+                    self._post([(pending, _shutting_down())])
             self._changed.notify()
 
     def stop(self, timeout: float = 10.0) -> None:
@@ -174,7 +265,7 @@ class Scheduler:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    # What the thread does.
+    # The thread.
 
     def _run(self) -> None:
         try:
@@ -190,9 +281,9 @@ class Scheduler:
                 self._changed.wait_for(self._has_work)
                 if self._stopping:
                     return
-            for lane in self._lanes.values():
-                if not lane.dead:
-                    self._turn(lane)
+            for queue in self._queues.values():
+                if not queue.dead:
+                    self._turn(queue)
 
     def _warm_up(self) -> None:
         def stopping(done: int, of: int) -> None:
@@ -200,136 +291,135 @@ class Scheduler:
             if self._stopping:
                 raise _Stopped
 
-        for lane in self._lanes.values():
+        for queue in self._queues.values():
             if self._config.warm_up:
                 with contextlib.suppress(_Stopped):
-                    lane.engine.warm_up(stopping)
+                    queue.engine.warm_up(stopping)
         self._ready.set()
 
     def _has_work(self) -> bool:
         return self._stopping or any(
-            lane.live or len(lane.waiting) for lane in self._lanes.values() if not lane.dead
+            queue.busy for queue in self._queues.values() if not queue.dead
         )
 
-    def _turn(self, lane: _Lane) -> None:
-        """One dispatch of a lane."""
-        self._drop(lane)
-        self._admit(lane)
-        if not lane.live:
+    def _turn(self, queue: _ModelQueue) -> None:
+        """One dispatch for a model."""
+        self._drop(queue)
+        self._admit(queue)
+        if not queue.live:
             return
         try:
-            lane.engine.step()
+            queue.engine.step()
         except Exception:
-            log.exception("the engine of %s failed", lane.model.id)
-            self._fail(lane)
+            log.exception("the engine of %s failed", queue.model.id)
+            self._fail(queue)
             return
-        lane.failures = 0
-        _post(self._collect(lane))
+        queue.failures = 0
+        self._post(self._collect(queue))
 
-    def _drop(self, lane: _Lane) -> None:
-        """Gives the slots of those who left to others, and sends away who waited too long."""
-        for ticket in [ticket for ticket in lane.live if ticket.cancelled]:
+    def _drop(self, queue: _ModelQueue) -> None:
+        """Frees the slots of cancelled requests, and refuses those that waited too long."""
+        for pending in [pending for pending in queue.live if pending.cancelled]:
             with self._changed:
-                job, _ = lane.live.pop(ticket)
-            lane.engine.cancel(job)
+                job, _ = queue.live.pop(pending)
+            queue.engine.cancel(job)
         oldest = time.monotonic() - self._config.queue_seconds
         with self._changed:
-            late = [ticket for ticket in lane.waiting if ticket.times.queued < oldest]
-            for ticket in late:
-                lane.waiting.remove(ticket)
+            late = [pending for pending in queue.waiting if pending.queued < oldest]
+            for pending in late:
+                queue.waiting.remove(pending)
         self._metrics.rejected.inc(len(late))
-        seconds = self._wait(len(late), lane.engine.slots)
+        seconds = self._wait(len(late), queue.engine.slots)
         message = f"the request waited for more than {self._config.queue_seconds:g} seconds."
-        _post([(ticket, unavailable(message, "queue_timeout", seconds)) for ticket in late])
+        self._post([(pending, unavailable(message, "queue_timeout", seconds)) for pending in late])
 
-    def _admit(self, lane: _Lane) -> None:
-        """Gives free slots to whose turn it is."""
-        free = lane.engine.slots - lane.active
+    def _admit(self, queue: _ModelQueue) -> None:
+        """Gives free slots to the requests whose turn it is."""
+        free = queue.engine.slots - queue.active
         while True:
             with self._changed:
-                if not len(lane.waiting):
+                if not len(queue.waiting):
                     return
-                ticket = lane.waiting.peek()
-                if free < min(ticket.request.n, lane.engine.slots):
+                pending = queue.waiting.peek()
+                if free < min(pending.request.n, queue.engine.slots):
                     return
-                lane.waiting.pop()
+                queue.waiting.pop()
                 try:
-                    lane.live[ticket] = (lane.engine.submit(ticket.request), [0] * ticket.request.n)
+                    queue.live[pending] = (
+                        queue.engine.submit(pending.request),
+                        [0] * pending.request.n,
+                    )
                 except EngineError as error:
-                    _post([(ticket, bad_request(str(error)))])
+                    self._post([(pending, bad_request(str(error)))])
                     continue
-            free -= ticket.request.n
-            ticket.times.started = time.monotonic()
+            free -= pending.request.n
+            pending.started = time.monotonic()
 
-    def _collect(self, lane: _Lane) -> list[tuple[Ticket, Event]]:
-        """What a dispatch has brought; requests that are complete leave."""
+    def _collect(self, queue: _ModelQueue) -> list[tuple[PendingRequest, Event]]:
+        """The new tokens of a dispatch; requests that are complete are removed."""
         now = time.monotonic()
-        found: list[tuple[Ticket, Event]] = []
-        for ticket, (job, told) in list(lane.live.items()):
-            times = ticket.times
+        found: list[tuple[PendingRequest, Event]] = []
+        for pending, (job, sent) in list(queue.live.items()):
             for index, row in enumerate(job.rows):
-                start, told[index] = told[index], len(row.tokens)
-                if start == told[index]:
+                start, sent[index] = sent[index], len(row.tokens)
+                if start == sent[index]:
                     continue
                 new = slice(start, None)
-                news = News(
+                delta = TokenDelta(
                     index, row.tokens[new], row.mask[new], row.logprobs[new],
                     row.alternatives[new], row.finish_reason,
                 )  # fmt: skip
-                self._metrics.tokens.inc(len(news.tokens))
-                found.append((ticket, news))
-            if times.first is None and any(told):
-                times.first = now
-                self._metrics.first_token.observe(now - times.queued)
+                self._metrics.tokens.inc(len(delta.tokens))
+                found.append((pending, delta))
+            if pending.first is None and any(sent):
+                pending.first = now
+                self._metrics.first_token.observe(now - pending.queued)
             if job.done:
-                self._leave(lane, ticket, now, sum(told))
+                self._leave(queue, pending, now, sum(sent))
         return found
 
-    def _leave(self, lane: _Lane, ticket: Ticket, now: float, tokens: int) -> None:
-        times = ticket.times
-        times.ended = now
+    def _leave(self, queue: _ModelQueue, pending: PendingRequest, now: float, tokens: int) -> None:
+        pending.ended = now
         with self._changed:
-            del lane.live[ticket]
-        if times.started is None or times.first is None:
+            del queue.live[pending]
+        if pending.started is None or pending.first is None:
             return
-        seconds = now - times.started
+        seconds = now - pending.started
         self._mean_seconds += RECENT * (seconds - self._mean_seconds)
-        if tokens > ticket.request.n:
-            between = (now - times.first) / (tokens / ticket.request.n - 1)
+        if tokens > pending.request.n:
+            between = (now - pending.first) / (tokens / pending.request.n - 1)
             self._metrics.between_tokens.observe(between)
 
-    def _fail(self, lane: _Lane) -> None:
-        """Tells those who are served; the engine goes on, until it has failed too often."""
-        lane.failures += 1
+    def _fail(self, queue: _ModelQueue) -> None:
+        """Ends the live requests with an error; the waiting too, if the engine failed too often."""
+        queue.failures += 1
         with self._changed:
-            lost, lane.live = lane.live, {}
+            lost, queue.live = queue.live, {}
         for job, _ in lost.values():
-            lane.engine.cancel(job)
+            queue.engine.cancel(job)
         message = "the model failed while it answered; try again."
-        _post([(ticket, ApiError(500, message, code="engine_failed")) for ticket in lost])
-        if not lane.dead:
+        self._post([(pending, ApiError(500, message, code="engine_failed")) for pending in lost])
+        if not queue.dead:
             return
         with self._changed:
-            waiting = list(lane.waiting)
-            for ticket in waiting:
-                lane.waiting.remove(ticket)
-        _post([(ticket, _failed(lane.model)) for ticket in waiting])
+            waiting = list(queue.waiting)
+            for pending in waiting:
+                queue.waiting.remove(pending)
+        self._post([(pending, _failed(queue.model)) for pending in waiting])
+
+    def _post(self, events: Sequence[tuple[PendingRequest, Event]]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(_post_all, events)
+
+
+def _shutting_down() -> ApiError:
+    return unavailable("the server is shutting down.", "shutting_down")
 
 
 def _failed(model: ServedModel) -> ApiError:
-    return unavailable(f"the model {model.id} has failed; start the server again.", "model_failed")
+    return unavailable(f"the model {model.id} has failed; restart the server.", "model_failed")
 
 
-def _post(events: Sequence[tuple[Ticket, Event]]) -> None:
-    """Tells tickets, each in its loop; one call for all of a loop."""
-    by_loop: dict[int, list[tuple[Ticket, Event]]] = {}
-    for ticket, event in events:
-        by_loop.setdefault(id(ticket.loop), []).append((ticket, event))
-    for some in by_loop.values():
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
-            some[0][0].loop.call_soon_threadsafe(_tell, some)
-
-
-def _tell(events: Sequence[tuple[Ticket, Event]]) -> None:
-    for ticket, event in events:
-        ticket.tell(event)
+def _post_all(events: Sequence[tuple[PendingRequest, Event]]) -> None:
+    for pending, event in events:
+        pending.post(event)

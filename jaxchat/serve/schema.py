@@ -1,11 +1,13 @@
-"""What a client may send. Fields that are not named here are ignored."""
+"""Request bodies and errors. Fields of a request that are not named here are ignored."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool
 from pydantic_core import PydanticCustomError
+from starlette.exceptions import HTTPException
 
 from jaxchat.config.numbers import API_TEMPERATURE, MOST, TOP_P
 
@@ -30,7 +32,7 @@ Stop = Annotated[Text, Field(max_length=MAX_STOP_CHARACTERS)]  # "": none
 
 
 class ContentPart(BaseModel):
-    """A piece of a message; `python` and `python_output` are the assistant's only."""
+    """A piece of a message; only the assistant's may be `python` or `python_output`."""
 
     type: Literal["text", "python", "python_output"]
     text: Text
@@ -51,7 +53,7 @@ class Conversation(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells beside its text."""
+    """What a stream contains beside its text."""
 
     include_usage: StrictBool | None = None
 
@@ -63,9 +65,7 @@ class ChatRequest(Conversation):
 
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    temperature: (
-        Annotated[Number, Field(ge=API_TEMPERATURE.least, le=API_TEMPERATURE.most)] | None
-    ) = None
+    temperature: Temperature | None = None
     top_p: Annotated[Number, Field(gt=TOP_P.least, le=TOP_P.most)] | None = None
     top_k: Annotated[int, Field(strict=True, ge=0, le=MOST)] | None = None
     max_tokens: Count | None = None
@@ -77,7 +77,7 @@ class ChatRequest(Conversation):
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
     parts: StrictBool | None = None
 
-    # Known, and refused where they ask for anything.
+    # Known, and refused unless empty.
     tools: Any = None
     functions: Any = None
     response_format: Any = None
@@ -87,7 +87,7 @@ class ChatRequest(Conversation):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """The error itself."""
 
     message: str
     type: str
@@ -96,13 +96,60 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of an answer that is an error."""
+    """The body of an error response."""
 
     error: ErrorDetail
 
 
 class TokenCount(BaseModel):
-    """The answer of /v1/count."""
+    """The response of /v1/count."""
 
     prompt_tokens: int
     context: int
+
+
+class ApiError(HTTPException):
+    """An error response: its status, its body and its own headers.
+
+    An HTTPException, so that FastAPI lets it through while it reads a body.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.status, self.message, self.code, self.param = status, message, code, param
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """Its ErrorBody."""
+        kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": "server_error" if self.status >= 500 else kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """An error of the request itself."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def busy(message: str, seconds: int) -> ApiError:
+    """The queue is full; `seconds` is when to try again."""
+    return ApiError(429, message, code="queue_full", headers={"retry-after": str(seconds)})
+
+
+def unavailable(message: str, code: str = "unavailable", seconds: int = 5) -> ApiError:
+    """The server or the model takes no requests now; `seconds` is when to try again."""
+    return ApiError(503, message, code=code, headers={"retry-after": str(seconds)})

@@ -1,4 +1,4 @@
-"""Python as a tool for a model: the calculator where that is enough, else the sandbox (layer 1).
+"""Python as a tool for a model: the calculator where that is enough, else the sandbox.
 
 tool = PythonTool()
 tool("37 * 24")                      # "888"
@@ -12,21 +12,21 @@ from jaxchat.tools.sandbox import levels
 from jaxchat.tools.sandbox.run import REFUSAL, run_python
 
 SECONDS = 5.0  # of one program
-MAX_CHARS = 1_000  # of what it says, the rest is left out
+MAX_CHARS = 1_000  # of its output, the rest is left out
 OUTPUT_BYTES = 16 * 2**10  # a program that writes more is killed
 
 
 class SandboxError(RuntimeError):
-    """This machine cannot lock a program in."""
+    """This machine cannot sandbox a program."""
 
 
 class PythonTool:
-    """Answers what a program prints. May be called from several threads."""
+    """Returns what a program prints. May be called from several threads."""
 
     def __init__(self, *, seconds: float = SECONDS, unsafe: bool = False) -> None:
-        """`unsafe` runs programs even where they cannot be locked in.
+        """`unsafe` runs programs even where they cannot be sandboxed.
 
-        Raises SandboxError where that would be needed.
+        Raises SandboxError where that is so and `unsafe` is not given.
         """
         if levels.detect().name == "none" and not unsafe:
             raise SandboxError(f"{REFUSAL}.")
@@ -47,7 +47,7 @@ class PythonTool:
         outcome = run_python(
             code, timeout=self._seconds, output_bytes=OUTPUT_BYTES, unsafe=self._unsafe
         )
-        said = outcome.stdout.strip()
+        output = outcome.stdout.strip()
         if outcome.status != "ok":
-            said = f"{said}\nerror: {outcome.reason}".strip()
-        return said if len(said) <= MAX_CHARS else f"{said[: MAX_CHARS - 3]}..."
+            output = f"{output}\nerror: {outcome.reason}".strip()
+        return output if len(output) <= MAX_CHARS else f"{output[: MAX_CHARS - 3]}..."

@@ -192,7 +192,7 @@ def test_imports_of_a_prompt() -> None:
 def test_what_could_not_be_locked_in_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = levels.Level("partial", ("no such mechanism",), False)
     monkeypatch.setattr(levels, "detect", lambda: broken)
-    with pytest.raises(ArtifactError, match="could not be locked in"):
+    with pytest.raises(ArtifactError, match="could not be sandboxed"):
         grade(TWICE, reference(TWICE))
 
 

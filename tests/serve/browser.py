@@ -72,8 +72,10 @@ def say(page: Page, text: str) -> None:
     page.press("#message", "Enter")
 
 
-def answered(page: Page, lane: int = 0) -> str:
+def answered(page: Page, column: int = 0) -> str:
     """The text of the last turn's answer, when it is complete."""
-    answer = page.locator(f".turn:last-child .answer[aria-busy=false] .said[data-lane='{lane}']")
+    answer = page.locator(
+        f".turn:last-child .answer[aria-busy=false] .said[data-column='{column}']"
+    )
     answer.locator(".stats", has_text="token").wait_for()
     return answer.locator(".prose").last.inner_text()

@@ -10,8 +10,7 @@ from live_server import LiveServer, serve, slowed
 from tiny_model import make_home
 
 from jaxchat.config.schema import ServeConfig
-from jaxchat.serve.loading import load_models
-from jaxchat.serve.models import ServedModel
+from jaxchat.serve.models import ServedModel, load_models
 
 
 @pytest.fixture(scope="session")

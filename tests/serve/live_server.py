@@ -14,9 +14,8 @@ import httpx
 from jaxchat.config.schema import ServeConfig
 from jaxchat.inference.service import Service
 from jaxchat.serve.app import create_app
-from jaxchat.serve.listening import listen
 from jaxchat.serve.models import ServedModel
-from jaxchat.serve.process import Server
+from jaxchat.serve.process import Server, listen
 from jaxchat.serve.scheduler import Scheduler
 
 
@@ -62,13 +61,13 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> N
 
 
 class Gate:
-    """Lets an engine do so many dispatches, and no more."""
+    """Lets an engine do a given number of dispatches, and no more."""
 
     def __init__(self) -> None:
         self._permits = threading.Semaphore(0)
 
     def allow(self, dispatches: int) -> None:
-        """So many more."""
+        """Allows more."""
         self._permits.release(dispatches)
 
     def open(self) -> None:

@@ -88,14 +88,14 @@ def saying(text: str, pause: float = 0.0) -> Script:
 def model(name: str, **facts: Any) -> dict[str, Any]:
     """An entry of the list of models."""
     run, stage = name.split("/")
-    told = {
+    usual = {
         "run": run,
         "stage": stage,
         "parameters": 1_048_576,
         "context": CONTEXT,
         "default": False,
     }
-    return {"id": name, "object": "model", "jaxchat": told | facts}
+    return {"id": name, "object": "model", "jaxchat": usual | facts}
 
 
 class ScriptedServer(ThreadingHTTPServer):
@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
             self.guarded(lambda: self.stream(request))
 
     def guarded(self, work: Callable[[], None]) -> None:
-        """Does the work, if there is no key or it is right, and tells of a refusal."""
+        """Does the work, if there is no key or it is right, and reports a refusal."""
         try:
             if self.server.key and self.headers["authorization"] != f"Bearer {self.server.key}":
                 raise Refusal(401, "invalid_api_key", "The key is wrong or missing.")

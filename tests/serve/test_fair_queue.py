@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxchat.serve.fair_queue import FairQueue
+from jaxchat.serve.scheduler import FairQueue
 
 
 def drain(queue):

@@ -95,7 +95,7 @@ def test_every_answer_has_the_headers_of_a_careful_server(guarded, path):
     assert "access-control-allow-origin" not in headers
 
 
-def test_a_harmless_name_of_a_request_is_kept(guarded):
+def test_a_harmless_request_id_is_returned(guarded):
     assert guarded.get("/health", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == (
         "mine-1"
     )
@@ -198,9 +198,9 @@ def test_a_body_that_does_not_come_in_time_is_given_up(guarded):
     for _ in range(3):
         time.sleep(0.1)
         sock.sendall(b" ")  # slowly is not in time either
-    told = read_all(sock)
-    assert b" 408 " in told.partition(b"\r\n")[0]
-    assert b"body_too_slow" in told
+    found = read_all(sock)
+    assert b" 408 " in found.partition(b"\r\n")[0]
+    assert b"body_too_slow" in found
     assert time.monotonic() - start < 15
 
 
@@ -217,13 +217,13 @@ def test_a_body_that_does_not_come_in_time_is_given_up(guarded):
         b"POST /v1/count HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n",
     ],
 )
-def test_garbage_is_refused_and_harms_nobody(guarded, data):
+def test_garbage_is_refused_without_harm(guarded, data):
     answer = read_all(dial(guarded, data))
     assert re.match(rb"HTTP/1.1 4\d\d ", answer) or answer == b""
     assert guarded.get("/health").status_code == 200
 
 
-def test_who_leaves_amid_a_body_harms_nobody(guarded):
+def test_a_client_that_leaves_amid_a_body_does_no_harm(guarded):
     dial(guarded, HEAD + b"content-length: 100\r\n\r\n{").close()
     dial(guarded, HEAD + b"transfer-encoding: chunked\r\n\r\n5\r\n{").close()
     assert guarded.get("/health").json()["status"] == "ok"
@@ -237,6 +237,10 @@ def test_conversations_are_not_logged(live_server, caplog):
     with caplog.at_level("DEBUG", logger="jaxchat"):
         live_server.ask("Who are you?")
         live_server.ask("x " * 2000)
-    told = [record.getMessage() for record in caplog.records]
-    assert any(re.fullmatch(r"POST /v1/chat/completions 200 \d+ ms req_\w+", line) for line in told)
-    assert not any("Who are" in line or "jaxchat, a very" in line or "x x" in line for line in told)
+    found = [record.getMessage() for record in caplog.records]
+    assert any(
+        re.fullmatch(r"POST /v1/chat/completions 200 \d+ ms req_\w+", line) for line in found
+    )
+    assert not any(
+        "Who are" in line or "jaxchat, a very" in line or "x x" in line for line in found
+    )

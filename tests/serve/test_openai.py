@@ -146,7 +146,7 @@ def test_log_probabilities_of_tokens_and_their_alternatives(client):
     assert [e.token for e in streamed] == [e.token for e in entries]
 
 
-def test_tokens_of_tools_are_told_as_not_sampled(client):
+def test_tokens_of_tools_are_marked_as_not_sampled(client):
     entries = call(client, "What is 12 + 34?", logprobs=True).choices[0].logprobs.content
     forced = "".join(e.token for e in entries if not e.jaxchat["sampled"])
     assert forced == "<|output_start|>46<|output_end|>"

@@ -25,13 +25,13 @@ def titles(page):
     return [chat.inner_text() for chat in page.locator(".chat").all()]
 
 
-def test_a_message_is_answered_in_a_stream_and_its_cost_is_told(url, visit):
+def test_a_message_is_answered_in_a_stream_and_its_cost_is_shown(url, visit):
     page = visit(url, SURE)
     page.locator(".empty button", has_text="Who are you?").click()
     assert answered(page) == "I am jaxchat, a very small model that was trained in a test."
     stats = page.locator(".stats").inner_text()
-    for told in ("tokens ·", "tokens/s", "first token after"):
-        assert told in stats
+    for text in ("tokens ·", "tokens/s", "first token after"):
+        assert text in stats
     page.locator(".room", has_text=" of ").wait_for()
     assert " answered: " in page.locator("[role=status].unseen").inner_text()
 
@@ -91,7 +91,7 @@ def test_a_server_with_a_key_that_ends_and_comes_back(models, visit):
         assert page.locator(".banner p").count() == 0
 
 
-def test_a_context_that_is_full_is_told_before_and_after(url, visit):
+def test_a_full_context_is_shown_before_and_after(url, visit):
     page = visit(url, SURE)
     say(page, "Who are you?")
     answered(page)
@@ -99,7 +99,7 @@ def test_a_context_that_is_full_is_told_before_and_after(url, visit):
     page.locator(".room.over", has_text="too long").wait_for()
     page.press("#message", "Enter")
     page.locator(".remark", has_text="The context is full").wait_for()
-    page.locator(".remark >> text=Begin a new chat").click()
+    page.locator(".remark >> text=Start a new chat").click()
     say(page, "Who are you?")
     assert answered(page).startswith("I am")
 
@@ -166,7 +166,7 @@ def test_regenerating_replaces_the_answer(url, visit):
     page.get_by_label("Temperature").fill("0.7")
     page.get_by_label("Seed").fill("3")
     page.get_by_label("Top-k").fill("")
-    page.get_by_label("Maximum of tokens").fill("4")
+    page.get_by_label("Maximum tokens").fill("4")
     page.keyboard.press("Escape")
     say(page, "Who are you?")
     first = answered(page)
@@ -186,8 +186,8 @@ def test_two_models_answer_side_by_side(url, visit):
     page.click("[aria-label='Two models side by side']")
     assert page.locator("header select").count() == 2
     say(page, "Who are you?")
-    answered(page, lane=0)
-    answered(page, lane=1)
+    answered(page, column=0)
+    answered(page, column=1)
     left, right = (answer.bounding_box() for answer in page.locator(".answer").all())
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] <= right["x"]

@@ -51,7 +51,7 @@ def server() -> Iterator[ScriptedServer]:
 
 
 def refusing(*refusals: Refusal, then: Script) -> Script:
-    """A script that refuses as often as there are refusals, and then goes on with another."""
+    """A script that refuses as often as there are refusals, and then continues with another."""
     left = list(refusals)
 
     def script(request: dict[str, Any]) -> Iterator[Any]:
@@ -138,7 +138,7 @@ def test_what_is_asked_while_the_server_is_gone_is_answered_when_it_is_back(visi
         page = visit(server.url)
     say(page, "Are you there?")
     page.locator(".banner", has_text="cannot be reached").wait_for()
-    page.locator(".remark", has_text="asked again when it is back").wait_for()
+    page.locator(".remark", has_text="sent again when it is back").wait_for()
     page.fill("#message", "A draft")
     with scripted_server(server.server_port) as back:
         back.script = saying("I am back.")
@@ -162,7 +162,7 @@ def test_an_answer_that_breaks_keeps_what_came(visit):
         assert answered(page) == "A whole one."
 
 
-def test_an_error_within_a_stream_is_told(server, visit):
+def test_an_error_within_a_stream_is_shown(server, visit):
     def script(_):
         yield chunk("Half of")
         yield {"error": {"message": "The model was taken away.", "code": None}}
@@ -219,7 +219,7 @@ def test_an_answer_that_the_context_cut_off_offers_a_new_chat(server, visit):
     page = visit(server.url)
     say(page, "Go")
     page.locator(".remark", has_text="cut off here").wait_for()
-    page.click("text=Begin a new chat")
+    page.click("text=Start a new chat")
     page.locator(".empty").wait_for()
 
 
@@ -252,7 +252,7 @@ def test_a_reload_within_a_stream_keeps_what_came(server, visit):
     assert answered(page) == "Whole."
 
 
-def test_full_storage_is_told_and_the_chat_goes_on(server, visit):
+def test_full_storage_is_reported_and_the_chat_continues(server, visit):
     page = visit(server.url)
     page.evaluate(
         """() => { let text = "x".repeat(1 << 20), n = 0;
@@ -337,7 +337,7 @@ def test_a_reader_who_scrolled_up_is_left_there(server, visit):
     thread.evaluate("n => n.scrollTo(0, 100)")
     answered(page)
     assert thread.evaluate("n => n.scrollTop") == 100
-    page.click("text=To the end")
+    page.click("text=Jump to the end")
     assert thread.evaluate("n => n.scrollHeight - n.clientHeight - n.scrollTop") < 2
 
 

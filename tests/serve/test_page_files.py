@@ -1,4 +1,4 @@
-"""The page's files: what is served, and how long it may be kept."""
+"""The files of the page: what is served, and how long it may be cached."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import httpx
 import pytest
 from live_server import serve
 
-from jaxchat.serve import page_files
+from jaxchat.serve import app
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 
 def test_files_have_their_paths_types_and_times(folder):
-    files = page_files.read_page(folder)
+    files = app.read_page(folder)
     assert set(files) == {"/", "/icon.svg", "/assets/index-1a2b.js"}
     assert files["/"].headers["cache-control"] == "no-cache"
     assert files["/"].headers["content-type"] == "text/html; charset=utf-8"
@@ -31,8 +31,8 @@ def test_files_have_their_paths_types_and_times(folder):
 
 
 def test_without_a_page_there_are_no_files(tmp_path):
-    assert page_files.read_page(tmp_path) == {}
-    assert page_files.read_page(tmp_path / "none") == {}
+    assert app.read_page(tmp_path) == {}
+    assert app.read_page(tmp_path / "none") == {}
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def idle_models(models):
 
 
 def test_the_page_is_sent_and_found_again(idle_models, folder, monkeypatch):
-    monkeypatch.setattr(page_files.read_page, "__defaults__", (folder,))
+    monkeypatch.setattr(app.read_page, "__defaults__", (folder,))
     with serve(idle_models, key="a-key-of-some-length") as server, httpx.Client() as client:
         page = client.get(server.url)
         assert (page.status_code, page.text) == (200, "<!doctype html>")
@@ -55,7 +55,7 @@ def test_the_page_is_sent_and_found_again(idle_models, folder, monkeypatch):
 
 
 def test_a_server_without_a_page_says_so(idle_models, tmp_path, monkeypatch):
-    monkeypatch.setattr(page_files.read_page, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(app.read_page, "__defaults__", (tmp_path,))
     with serve(idle_models) as server:
         answer = server.get("/")
-    assert (answer.status_code, answer.text) == (404, page_files.ABSENT)
+    assert (answer.status_code, answer.text) == (404, app.ABSENT)

@@ -25,7 +25,7 @@ class Process:
         )  # fmt: skip
         line = self.process.stdout.readline()
         assert "open http://" in line, self.process.communicate()
-        self.told = line
+        self.line = line
         self.url = line.partition("open ")[2].split()[0]
 
     def end(self, *signals):
@@ -64,14 +64,14 @@ def test_curl_talks_to_the_command_and_a_signal_ends_it_in_order(start, tmp_path
     (tmp_path / "key").write_text(f"{KEY}\n")
     server = start("--model", "tiny/rl", "--model", "tiny/sft", "--api-key-file",
                    str(tmp_path / "key"))  # fmt: skip
-    assert "tiny/rl, tiny/sft: open http://127.0.0.1:" in server.told
+    assert "tiny/rl, tiny/sft: open http://127.0.0.1:" in server.line
     assert curl(f"{server.url}/ready") == '{"status":"ready"}'
     refused = json.loads(curl(f"{server.url}/v1/models"))
     assert refused["error"]["code"] == "invalid_api_key"
     bearer = ("-H", f"Authorization: Bearer {KEY}", "-H", "Content-Type: application/json")
     body = {**asking("Who are you?"), "stream": True, "model": "tiny/rl"}
-    told = curl("-N", *bearer, "-d", json.dumps(body), f"{server.url}/v1/chat/completions")
-    assert told.endswith("data: [DONE]\n\n")
+    stream = curl("-N", *bearer, "-d", json.dumps(body), f"{server.url}/v1/chat/completions")
+    assert stream.endswith("data: [DONE]\n\n")
     assert KEY not in " ".join(server.process.args)
     assert server.end(signal.SIGINT) == 0
     assert "POST /v1/chat/completions 200 " in server.err
@@ -130,17 +130,19 @@ def test_a_second_signal_ends_it_at_once(start):
         (["--api-key-file", "/no/such/file"], "cannot be read (No such file", 2),
     ],
 )
-def test_what_cannot_be_is_told_in_one_sentence(trained_home, capsys, arguments, sentence, code):
+def test_a_wrong_argument_is_reported_in_one_sentence(
+    trained_home, capsys, arguments, sentence, code
+):
     from jaxchat.cli.main import main
 
     assert main(["serve", "--home", str(trained_home), *arguments]) == code
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert told.startswith("jaxchat: ")
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert printed.startswith("jaxchat: ")
+    assert printed.count("\n") == 1
 
 
-def test_a_port_in_use_and_a_short_key_are_told(trained_home, capsys, monkeypatch):
+def test_a_port_in_use_and_a_short_key_are_reported(trained_home, capsys, monkeypatch):
     from jaxchat.cli.main import main
 
     with socket.create_server(("127.0.0.1", 0)) as taken:

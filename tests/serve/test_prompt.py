@@ -7,9 +7,8 @@ import tiny_model
 
 from jaxchat.config.schema import ServeConfig
 from jaxchat.serve import prompt
-from jaxchat.serve.failures import ApiError
 from jaxchat.serve.models import ServedModel
-from jaxchat.serve.schema import ChatRequest
+from jaxchat.serve.schema import ApiError, ChatRequest
 from jaxchat.tokenizer.chat_format import render_prompt
 
 CONFIG = ServeConfig()
@@ -26,8 +25,8 @@ def model(tokenizer):
 
 
 def body(*messages, **fields):
-    told = [{"role": role, "content": content} for role, content in messages]
-    return ChatRequest.model_validate({"messages": told, **fields})
+    given = [{"role": role, "content": content} for role, content in messages]
+    return ChatRequest.model_validate({"messages": given, **fields})
 
 
 def tokens(tokenizer, *messages):
@@ -71,9 +70,9 @@ def test_a_blank_message_adds_nothing(tokenizer, blank):
         assert tokens(tokenizer, ("user", "hello"), (role, blank)) == alone
     assert tokens(tokenizer, ("user", blank), ("user", "hello")) == alone
     assert tokens(tokenizer, ("user", "hello"), ("user", blank)) == alone
-    told = tokens(tokenizer, ("system", "be brief"), ("user", "hello"))
-    assert told != alone
-    assert tokens(tokenizer, ("system", blank), ("system", "be brief"), ("user", "hello")) == told
+    given = tokens(tokenizer, ("system", "be brief"), ("user", "hello"))
+    assert given != alone
+    assert tokens(tokenizer, ("system", blank), ("system", "be brief"), ("user", "hello")) == given
 
 
 @pytest.mark.parametrize("stop", ["", [], [""], ["", ""]])

@@ -1,4 +1,4 @@
-"""Who is served when, who is sent away, and what becomes of those who leave."""
+"""Scheduling: fair turns, refusals, and clients that leave."""
 
 import asyncio
 import json
@@ -73,7 +73,7 @@ def test_a_client_with_many_requests_does_not_keep_others_waiting(gate_server):
     assert max(places) < 12  # after those that had slots already, by turns: the last it would be 25
 
 
-def test_too_many_are_sent_away_and_told_when_to_come_again(gate_server):
+def test_too_many_are_refused_with_a_time_to_retry(gate_server):
     server, gate = gate_server
 
     def then():
@@ -88,7 +88,7 @@ def test_too_many_are_sent_away_and_told_when_to_come_again(gate_server):
     assert all(1 <= int(a.headers["retry-after"]) <= 60 for a in refused)
 
 
-def test_one_who_waits_too_long_is_told_so(models):
+def test_a_request_that_waits_too_long_is_refused(models):
     model, gate = gated(models[0])
 
     def then():
@@ -139,7 +139,7 @@ def leave_while(server, condition, body):
         wait_for(condition, "the request arrives")
 
 
-def test_an_answer_nobody_waits_for_any_more_gives_its_slot_back(gate_server):
+def test_an_answer_whose_client_left_gives_its_slot_back(gate_server):
     server, gate = gate_server
     leave_while(server, lambda: server.scheduler.active == 1, LONG)
     wait_for(lambda: numbers(server)["jaxchat_cancelled_total"] == 1, "it is noticed")
@@ -157,7 +157,7 @@ def test_one_who_leaves_the_queue_is_forgotten(gate_server):
 
 
 def failing(model, times):
-    """The model, whose engine fails so many times."""
+    """The model, whose engine fails `times` times."""
 
     left = [times]
 
@@ -169,7 +169,7 @@ def failing(model, times):
     return changed(model, fail)
 
 
-def test_an_engine_that_fails_once_goes_on(models):
+def test_an_engine_that_fails_once_recovers(models):
     with serve([failing(models[0], 1)]) as server:
         answer = server.ask("Who are you?")
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_failed")
@@ -187,7 +187,7 @@ def test_a_failure_in_a_stream_is_an_event_that_ends_it(models):
     assert "[DONE]" not in text
 
 
-def test_a_model_that_keeps_failing_is_given_up_and_the_others_go_on(models):
+def test_a_model_that_keeps_failing_is_given_up_and_the_others_continue(models):
     with serve([failing(models[0], 99), models[1]]) as server:
         codes = [server.ask("Who are you?").json()["error"]["code"] for _ in range(4)]
         assert codes == ["engine_failed"] * 3 + ["model_failed"]

@@ -1,4 +1,4 @@
-"""Programs that try what a sandbox must prevent, and who stops them.
+"""Programs that try what a sandbox must prevent, and the mechanisms that stop them.
 
 Should one get through all the same, it must do no worse than harm a canary: signals to many have
 number 0, and nothing but canaries is removed. They are run only where the filter was seen to work.
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from jaxchat.tools.sandbox import levels, run
+from jaxchat.tools.sandbox.process import Program
 
 # In front of every program. REACHED is what must never be printed.
 PRELUDE = """\
@@ -467,12 +468,12 @@ attempt("system", lambda: module.__init__.__globals__["fork"]())
     Hostile(
         "reports its own success",
         """
-report = b"exit 0 0.0 0 "
+report = b'["exit", 0, 0.0, ""]'
 for descriptor in range(3, 64):
     attempt(f"descriptor {descriptor}", lambda: os.write(descriptor, report))
 import gc
-jobs = [x for x in gc.get_objects() if type(x).__name__ == "Job"]
-attempt("the launcher's pipe", lambda: [os.write(int(job.status), report) for job in jobs][0])
+orders = [x for x in gc.get_objects() if type(x).__name__ == "Order"]
+attempt("the launcher's pipe", lambda: [os.write(one.report, report) for one in orders][0])
 os._exit(3)
 """,
         ("error",),
@@ -493,13 +494,13 @@ os._exit(3)
 )
 
 
-def prepared(canaries: Mapping[str, str]) -> list[run.Job]:
-    """The programs as jobs, with the canaries' names in them."""
-    jobs = []
+def prepared(canaries: Mapping[str, str]) -> list[Program]:
+    """The programs to run, with the canaries' names in them."""
+    programs = []
     for program in PROGRAMS:
         source = re.sub("@([A-Z]+)@", lambda found: canaries[found[1]], program.source)
-        jobs.append(run.Job(f"{PRELUDE}\n{source}", timeout=program.timeout))
-    return jobs
+        programs.append(Program(f"{PRELUDE}\n{source}", timeout=program.timeout))
+    return programs
 
 
 def without_namespaces(level: levels.Level) -> levels.Level:

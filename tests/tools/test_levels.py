@@ -1,9 +1,10 @@
-"""The names of levels, and what people are told about them."""
+"""The names of levels, and how they are described."""
 
 import pytest
 
 from jaxchat.tools.sandbox import levels
-from jaxchat.tools.sandbox.levels import MECHANISMS, REQUIRED, Level
+from jaxchat.tools.sandbox.confine import MECHANISMS
+from jaxchat.tools.sandbox.levels import REQUIRED, Level
 
 
 def test_full_is_everything() -> None:

@@ -10,7 +10,7 @@ from jaxchat.tools.sandbox import levels
 @pytest.fixture(scope="module")
 def tool():
     if levels.detect().name == "none":
-        pytest.skip("this machine cannot lock a program in")
+        pytest.skip("this machine cannot sandbox a program")
     return PythonTool(seconds=2.0)
 
 
@@ -34,18 +34,18 @@ def test_a_program_says_what_it_prints(tool):
         ("while True: print('x' * 1000)", "error: it wrote more than"),
     ],
 )
-def test_what_goes_wrong_is_told(tool, code, said):
-    told = tool(code)
-    assert said in told or len(told) == MAX_CHARS
+def test_what_goes_wrong_is_reported(tool, code, said):
+    output = tool(code)
+    assert said in output or len(output) == MAX_CHARS
 
 
 def test_what_it_says_is_cut(tool):
-    told = tool("print('x' * 3000)")
-    assert told == "x" * (MAX_CHARS - 3) + "..."
+    output = tool("print('x' * 3000)")
+    assert output == "x" * (MAX_CHARS - 3) + "..."
 
 
-def test_where_nothing_locks_a_program_in_there_is_no_tool(monkeypatch):
+def test_where_no_program_can_be_sandboxed_there_is_no_tool(monkeypatch):
     monkeypatch.setattr(levels, "detect", lambda: levels.Level("none", (), False))
-    with pytest.raises(SandboxError, match="cannot lock a program in"):
+    with pytest.raises(SandboxError, match="cannot sandbox a program"):
         PythonTool()
     assert PythonTool(unsafe=True).quick("1 + 1") == "2"

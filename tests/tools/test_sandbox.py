@@ -16,7 +16,8 @@ from hostile_programs import PROGRAMS, Hostile
 
 from jaxchat.tools.sandbox import levels, process
 from jaxchat.tools.sandbox.levels import Level
-from jaxchat.tools.sandbox.run import Job, Outcome, run_job, run_many, run_python
+from jaxchat.tools.sandbox.process import Program
+from jaxchat.tools.sandbox.run import Outcome, run_many, run_program, run_python
 
 HERE = levels.detect()
 DOCS = Path(__file__).parents[2] / "docs" / "sandbox.md"
@@ -24,7 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "sandbox.md"
 TOO_MUCH_MEMORY = "it asked for more than its 268,435,456 bytes of memory"
 
 needs_sandbox = pytest.mark.skipif(
-    HERE.name == "none", reason=f"this machine cannot lock a program in:\n{levels.describe(HERE)}"
+    HERE.name == "none", reason=f"this machine cannot sandbox a program:\n{levels.describe(HERE)}"
 )
 
 
@@ -94,15 +95,15 @@ def assault(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if level.name == "none":
         pytest.skip(f"no such level on this machine:\n{levels.describe(HERE)}")
     if request.param == "in a user namespace":
-        outcome = run_job(Job("pass"), level=level)
+        outcome = run_program(Program("pass"), level=level)
         if outcome.status == "refused":
             pytest.skip(f"no user namespaces here: {outcome.reason}")
     with (
         canaries.set_out(tmp_path_factory.mktemp("canaries")) as birds,
         concurrent.futures.ThreadPoolExecutor(4) as pool,
     ):
-        jobs = hostile_programs.prepared(birds.names)
-        outcomes = pool.map(lambda job: run_job(job, level=level), jobs)
+        programs = hostile_programs.prepared(birds.names)
+        outcomes = pool.map(lambda one: run_program(one, level=level), programs)
         named = dict(zip((program.name for program in PROGRAMS), outcomes, strict=True))
         left = wait_until_gone()
         return Assault(level, named, birds.harmed(), left)
@@ -111,12 +112,12 @@ def assault(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_hostile_programs_are_stopped(program: Hostile, assault: Assault) -> None:
     outcome = assault.outcomes[program.name]
-    told = f"{outcome.status}: {outcome.reason}\n{outcome.stdout[:3000]}\n{outcome.stderr[:3000]}"
-    assert "REACHED" not in outcome.stdout, told
-    assert outcome.status in program.ends, told
+    shown = f"{outcome.status}: {outcome.reason}\n{outcome.stdout[:3000]}\n{outcome.stderr[:3000]}"
+    assert "REACHED" not in outcome.stdout, shown
+    assert outcome.status in program.ends, shown
     assert outcome.status == "timeout" or outcome.seconds < program.timeout, "killed at once"
     tried = program.source.count("attempt(")
-    assert len(list(hostile_programs.refusals(outcome))) >= tried, f"not all was tried\n{told}"
+    assert len(list(hostile_programs.refusals(outcome))) >= tried, f"not all was tried\n{shown}"
 
 
 def test_nothing_reaches_the_parent(assault: Assault) -> None:
@@ -139,7 +140,7 @@ def table(found: Assault) -> list[str]:
 
 
 @needs_sandbox
-def test_the_documents_table_tells_the_truth(assault: Assault) -> None:
+def test_the_table_of_the_documentation_is_true(assault: Assault) -> None:
     if assault.level is not HERE or HERE.name != "full":
         pytest.skip("the table is of a machine with every mechanism")
     new = "\n".join(table(assault))
@@ -243,30 +244,32 @@ def test_root_is_nobody_inside() -> None:
         assert groups.strip() == "[]"
 
 
-def test_nothing_is_run_where_nothing_locks_it_in() -> None:
+def test_nothing_is_run_where_it_cannot_be_sandboxed() -> None:
     nothing = Level("none", (), False)
-    outcome = run_job(Job("print(1)"), level=nothing)
+    outcome = run_program(Program("print(1)"), level=nothing)
     assert (outcome.status, outcome.stdout) == ("refused", "")
     assert "--unsafe-exec" in outcome.reason
-    assert run_job(Job("print(1)", timeout=30), level=nothing, unsafe=True).stdout == "1\n"
+    assert run_program(Program("print(1)", timeout=30), level=nothing, unsafe=True).stdout == "1\n"
 
 
 @pytest.mark.parametrize(
     "mechanisms", [("no such thing",), ("no capabilities", "seccomp")], ids=["unknown", "fails"]
 )
-def test_a_program_is_refused_if_locking_it_in_fails(mechanisms: tuple[str, ...]) -> None:
+def test_a_program_is_refused_if_its_sandbox_fails(mechanisms: tuple[str, ...]) -> None:
     """A filter without no_new_privs is root's alone, and root it is no more."""
     if sys.platform != "linux":
         pytest.skip("Linux only")
-    outcome = run_job(Job("print(1)", timeout=30), level=Level("partial", mechanisms, False))
+    outcome = run_program(
+        Program("print(1)", timeout=30), level=Level("partial", mechanisms, False)
+    )
     assert (outcome.status, outcome.stdout) == ("refused", "")
-    assert "could not be locked in" in outcome.reason
+    assert "could not be sandboxed" in outcome.reason
 
 
 @needs_sandbox
 def test_many_at_once_keep_their_order() -> None:
-    jobs = [Job(f"print({n})", timeout=30) for n in range(12)]
-    assert [outcome.stdout for outcome in run_many(jobs, workers=4)] == [
+    programs = [Program(f"print({n})", timeout=30) for n in range(12)]
+    assert [outcome.stdout for outcome in run_many(programs, workers=4)] == [
         f"{n}\n" for n in range(12)
     ]
 
@@ -334,13 +337,13 @@ def test_descriptors_are_not_leaked() -> None:
     before = count()
     for _ in range(3):
         run_python("print(1)", timeout=30)
-    run_job(Job("pass"), level=Level("none", (), False))
+    run_program(Program("pass"), level=Level("none", (), False))
     assert count() == before
 
 
 @needs_sandbox
 def test_abandoned_programs_do_not_pile_up() -> None:
-    running = run_many([Job("print(1)", timeout=30)] * 50, workers=2)
+    running = run_many([Program("print(1)", timeout=30)] * 50, workers=2)
     next(running)
     del running
     assert not wait_until_gone()

@@ -1,7 +1,7 @@
-// Asking models, and writing down what they answer while it comes.
+// Asks models, and records their answers while they stream.
 
 import { ApiError, type CompletionRequest, UnreachableError, complete, countTokens } from "./client";
-import { lanes, lost, onReturn } from "./connection";
+import { chosenModels, lost, onReturn } from "./connection";
 import {
   type Answer,
   type Conversation,
@@ -19,12 +19,12 @@ import { announce, say } from "./notices";
 import { change, changeAnswer, conversations, find } from "./store";
 import type { Chunk, TokenEntry } from "./wire";
 
-const SHOW_EVERY = 40; // milliseconds: smooth to the eye, and markdown is rendered anew each time
+const SHOW_EVERY = 40; // milliseconds: smooth to the eye, and Markdown is rendered again each time
 const ALTERNATIVES = 5; // to each token
-const MOST_RESENT = 5; // without being told to
+const MOST_RESENT = 5; // automatically
 const LEAST_ROOM = 4; // forgetting the oldest turns leaves 1 / LEAST_ROOM of the context for the answer
 
-const running = new Map<string, AbortController>(); // by conversation, turn and lane
+const running = new Map<string, AbortController>(); // by conversation, turn and column
 let leaving = false; // a page that is left breaks its own streams: that is no fault of the server's
 addEventListener("beforeunload", () => {
   leaving = true;
@@ -33,19 +33,19 @@ addEventListener("beforeunload", () => {
 const keyOf = (...names: (string | number)[]): string => names.join(" ");
 const fresh = (model: string): Answer => ({ model, status: "waiting", parts: [] });
 
-/** Asks all lanes; the question becomes the last turn. */
+/** Asks the model of every column; the question becomes the last turn. */
 export function ask(id: string, text: string): void {
-  const turn: Turn = { id: newId(), text, answers: lanes.value.map((model) => fresh(model.id)) };
+  const turn: Turn = { id: newId(), text, answers: chosenModels.value.map((model) => fresh(model.id)) };
   change(id, (one) => ({ ...one, updated: Date.now(), turns: [...one.turns, turn] }));
-  turn.answers.forEach((_, lane) => void answer(id, turn.id, lane));
+  turn.answers.forEach((_, column) => void answer(id, turn.id, column));
 }
 
-/** Asks one lane of the last turn again, the model that is chosen for it now; its answer is replaced. */
-export function askAgain(id: string, turnId: string, lane: number): void {
-  running.get(keyOf(id, turnId, lane))?.abort();
-  const model = lanes.value[lane] ?? lanes.value[0];
-  changeAnswer(id, turnId, lane, (old) => fresh(model?.id ?? old.model));
-  void answer(id, turnId, lane);
+/** Asks the model now chosen for a column again; its answer to the last turn is replaced. */
+export function askAgain(id: string, turnId: string, column: number): void {
+  running.get(keyOf(id, turnId, column))?.abort();
+  const model = chosenModels.value[column] ?? chosenModels.value[0];
+  changeAnswer(id, turnId, column, (old) => fresh(model?.id ?? old.model));
+  void answer(id, turnId, column);
 }
 
 /** Puts another question in the place of one; what came after it goes, and can be had back. */
@@ -65,21 +65,21 @@ export function edit(id: string, turnId: string, text: string): void {
   });
 }
 
-/** Stops what streams in a conversation; what came is kept. */
+/** Stops the streams of a conversation; what has arrived is kept. */
 export function stop(id: string): void {
   for (const [key, controller] of running) if (key.startsWith(`${id} `)) controller.abort();
 }
 
 /** Leaves out as many of the oldest turns as needed, and asks the last one again. */
-export async function forgetOldest(id: string, turnId: string, lane: number): Promise<void> {
+export async function forgetOldest(id: string, turnId: string, column: number): Promise<void> {
   const conversation = find(id);
   if (!conversation) return;
   const last = conversation.turns.length - 1;
   let forgotten = Math.min(conversation.forgotten + 1, last);
-  const model = (lanes.value[lane] ?? lanes.value[0])?.id ?? "";
+  const model = (chosenModels.value[column] ?? chosenModels.value[0])?.id ?? "";
   try {
     for (; forgotten < last; forgotten++) {
-      const messages = messagesFor({ ...conversation, forgotten }, last, lane);
+      const messages = messagesFor({ ...conversation, forgotten }, last, column);
       const { tokens, context } = await countTokens(model, messages, AbortSignal.timeout(10_000));
       if (tokens <= context * (1 - 1 / LEAST_ROOM)) break;
     }
@@ -87,15 +87,15 @@ export async function forgetOldest(id: string, turnId: string, lane: number): Pr
     // a server that does not count: one turn at a time
   }
   change(id, (one) => ({ ...one, forgotten }));
-  askAgain(id, turnId, lane);
+  askAgain(id, turnId, column);
 }
 
-function requestFor(conversation: Conversation, turnId: string, lane: number): CompletionRequest {
+function requestFor(conversation: Conversation, turnId: string, column: number): CompletionRequest {
   const index = conversation.turns.findIndex((turn) => turn.id === turnId);
   const { temperature, topK, topP, maxTokens, seed, showTokens } = settings.value;
   return {
-    model: conversation.turns[index]?.answers[lane]?.model ?? "",
-    messages: messagesFor(conversation, index, lane),
+    model: conversation.turns[index]?.answers[column]?.model ?? "",
+    messages: messagesFor(conversation, index, column),
     temperature: temperature ?? undefined, // JSON leaves out what is undefined
     top_k: topK ?? undefined,
     top_p: topP ?? undefined,
@@ -105,23 +105,23 @@ function requestFor(conversation: Conversation, turnId: string, lane: number): C
   };
 }
 
-async function answer(id: string, turnId: string, lane: number): Promise<void> {
+async function answer(id: string, turnId: string, column: number): Promise<void> {
   const conversation = find(id);
   if (!conversation) return;
-  const key = keyOf(id, turnId, lane);
+  const key = keyOf(id, turnId, column);
   const controller = new AbortController();
   running.set(key, controller);
-  let state = fresh(requestFor(conversation, turnId, lane).model);
+  let state = fresh(requestFor(conversation, turnId, column).model);
   let timer = 0;
   const show = (): void => {
     clearTimeout(timer);
     timer = 0;
-    // one that was asked anew meanwhile writes for itself
-    if (running.get(key) === controller) changeAnswer(id, turnId, lane, () => state);
+    // one that was asked again meanwhile writes for itself
+    if (running.get(key) === controller) changeAnswer(id, turnId, column, () => state);
   };
   try {
     const began = performance.now();
-    for await (const chunk of complete(requestFor(conversation, turnId, lane), controller.signal)) {
+    for await (const chunk of complete(requestFor(conversation, turnId, column), controller.signal)) {
       state = grown(state, chunk, began);
       timer ||= setTimeout(show, SHOW_EVERY);
     }
@@ -162,7 +162,7 @@ function grown(state: Answer, chunk: Chunk, began: number): Answer {
   return next;
 }
 
-const rounded = (logprob: number): number => Math.round(logprob * 1e4) / 1e4; // it is kept as text
+const rounded = (logprob: number): number => Math.round(logprob * 1e4) / 1e4; // it is stored as text
 
 /** A token's text; of one that is no whole character, its bytes. */
 function named({ token, bytes }: TokenEntry): string {
@@ -191,12 +191,12 @@ const resent = new Map<string, number>();
 onReturn(() => {
   for (const { id, turns } of conversations.value) {
     const last = turns.at(-1);
-    last?.answers.forEach(({ failure }, lane) => {
-      const key = keyOf(id, last.id, lane);
+    last?.answers.forEach(({ failure }, column) => {
+      const key = keyOf(id, last.id, column);
       const times = resent.get(key) ?? 0;
       if (failure?.kind !== "unreachable" || times === MOST_RESENT) return;
       resent.set(key, times + 1);
-      askAgain(id, last.id, lane);
+      askAgain(id, last.id, column);
     });
   }
 });

@@ -8,11 +8,11 @@ import type { Model } from "./wire";
 const SLOWEST = 10; // seconds between two looks at a server that is gone
 
 export const reachable = signal(true);
-export const models = signal<Model[] | null>(null); // null until the server told
-export const modelsProblem = signal(""); // why it did not
+export const models = signal<Model[] | null>(null); // null until they are known
+export const modelsProblem = signal(""); // why they are not
 
 /** The models that are asked: those chosen that are there, else the server's default. */
-export const lanes = computed<Model[]>(() => {
+export const chosenModels = computed<Model[]>(() => {
   const known = models.value ?? [];
   const chosen = settings.value.models
     .map((id) => known.find((model) => model.id === id))

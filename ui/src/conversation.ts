@@ -37,17 +37,17 @@ export interface Answer {
 export interface Turn {
   id: string;
   text: string;
-  answers: Answer[]; // one per lane: two when models stand side by side
+  answers: Answer[]; // one per column: two when models stand side by side
 }
 
 export interface Conversation {
   id: string;
-  title: string; // "" until somebody names it
+  title: string; // "" until it is named
   created: number; // milliseconds since the epoch
   updated: number;
   system: string;
   turns: Turn[];
-  forgotten: number; // so many of the oldest turns are no longer sent
+  forgotten: number; // the number of oldest turns that are no longer sent
 }
 
 export function newId(): string {
@@ -81,12 +81,12 @@ export function appendPart(parts: Part[], piece: Part): Part[] {
   return [...parts.slice(0, -1), { type: last.type, text: last.text + piece.text }];
 }
 
-/** What is sent to ask lane `lane` for the answer of turn `index`; turns that got none are left out. */
-export function messagesFor(conversation: Conversation, index: number, lane: number): Message[] {
+/** The messages that ask column `column` for the answer to turn `index`; unanswered turns are left out. */
+export function messagesFor(conversation: Conversation, index: number, column: number): Message[] {
   const messages: Message[] = [];
   if (conversation.system.trim()) messages.push({ role: "system", content: conversation.system });
   conversation.turns.slice(conversation.forgotten, index).forEach((turn) => {
-    const answer = turn.answers[lane] ?? turn.answers[0];
+    const answer = turn.answers[column] ?? turn.answers[0];
     const parts = answer?.parts.filter((part) => part.type !== "text" || part.text);
     if (!parts?.length) return;
     messages.push({ role: "user", content: turn.text }, { role: "assistant", content: parts });

@@ -2,7 +2,7 @@
 
 import { effect, signal } from "@preact/signals";
 import { UnreachableError, countTokens } from "./client";
-import { lanes, lost, reachable } from "./connection";
+import { chosenModels, lost, reachable } from "./connection";
 import { messagesFor } from "./conversation";
 import { readValue, writeValue } from "./storage";
 import { busy, current } from "./store";
@@ -16,17 +16,17 @@ effect(() => writeValue("draft", draft.value));
 export const room = signal<{ tokens: number; context: number } | null>(null);
 
 effect(() => {
-  const [conversation, asked, text] = [current.value, lanes.value, draft.value.trim()];
+  const [conversation, asked, text] = [current.value, chosenModels.value, draft.value.trim()];
   if (busy.value || !reachable.value || !asked.length) return;
   const controller = new AbortController();
-  const count = async (id: string, lane: number): Promise<NonNullable<typeof room.value>> => {
-    const messages = messagesFor(conversation, conversation.turns.length, lane);
-    if (!messages.length && !text) return { tokens: 0, context: asked[lane]?.jaxchat?.context ?? 0 };
+  const count = async (id: string, column: number): Promise<NonNullable<typeof room.value>> => {
+    const messages = messagesFor(conversation, conversation.turns.length, column);
+    if (!messages.length && !text) return { tokens: 0, context: asked[column]?.jaxchat?.context ?? 0 };
     return countTokens(id, [...messages, { role: "user", content: text }], controller.signal);
   };
   const timer = setTimeout(async () => {
     try {
-      const counted = await Promise.all(asked.map(({ id }, lane) => count(id, lane)));
+      const counted = await Promise.all(asked.map(({ id }, column) => count(id, column)));
       const fullest = counted.toSorted((a, b) => b.tokens / b.context - a.tokens / a.context)[0];
       room.value = fullest?.context ? fullest : null;
     } catch (error) {

@@ -50,12 +50,12 @@ export function change(id: string, how: (conversation: Conversation) => Conversa
 }
 
 /** Changes one answer, if it is still there. */
-export function changeAnswer(id: string, turnId: string, lane: number, how: (answer: Answer) => Answer): void {
+export function changeAnswer(id: string, turnId: string, column: number, how: (answer: Answer) => Answer): void {
   change(id, (conversation) => ({
     ...conversation,
     turns: conversation.turns.map((turn) =>
       turn.id === turnId
-        ? { ...turn, answers: turn.answers.map((answer, at) => (at === lane ? how(answer) : answer)) }
+        ? { ...turn, answers: turn.answers.map((answer, at) => (at === column ? how(answer) : answer)) }
         : turn,
     ),
   }));

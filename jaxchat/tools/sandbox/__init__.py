@@ -1,1 +1,1 @@
-"""Programs of a model, run where they can do no harm."""
+"""Runs programs that a model wrote where they can do no harm."""

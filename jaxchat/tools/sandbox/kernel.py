@@ -1,4 +1,4 @@
-"""Linux system calls that Python's `os` does not wrap, through ctypes (layer 1).
+"""Linux system calls that Python's `os` does not wrap, through ctypes.
 
 Everything here raises OSError with the kernel's errno. Nothing is loaded until it is called.
 """
@@ -8,10 +8,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-
-TYPE_CHECKING = False  # typing's, without the milliseconds that importing it costs each program
-if TYPE_CHECKING:
-    from typing import Any
 
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
@@ -29,86 +25,70 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
-# Numbers that differ between the two processors: (x86_64, aarch64).
-_NUMBERS = {"pivot_root": (155, 41), "capset": (126, 91), "capget": (125, 90)}
-_PROCESSORS = ("x86_64", "aarch64")
+# System calls that the C library does not wrap: their numbers on (x86_64, aarch64). Those above 423
+# are the same on all processors.
+_NUMBERS = {
+    "pivot_root": (155, 41),
+    "capset": (126, 91),
+    "capget": (125, 90),
+    "mount_setattr": (442, 442),
+    "landlock_create_ruleset": (444, 444),
+    "landlock_add_rule": (445, 445),
+    "landlock_restrict_self": (446, 446),
+}
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITIES = 64
 
 
 @functools.cache
-def libc() -> Any:
-    """The C library this interpreter is linked with."""
+def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def check(result: int, what: str) -> int:
-    """`result` of a call of the C library, or OSError if it is -1."""
+def call(name: str, *arguments: object) -> int:
+    """Calls a function of the C library, or a system call that it does not wrap.
+
+    An int is passed as a C long, a str as a path, None as NULL; bytes and what ctypes makes as they
+    are. Raises OSError with the kernel's errno.
+    """
+    head = (_number(name),) if name in _NUMBERS else ()
+    passed = [
+        ctypes.c_long(argument)
+        if isinstance(argument, int)
+        else os.fsencode(argument)
+        if isinstance(argument, str)
+        else argument
+        for argument in (*head, *arguments)
+    ]
+    result = int(getattr(_libc(), "syscall" if head else name)(*passed))
     if result == -1:
         number = ctypes.get_errno()
+        what = " ".join([name, *(text for text in arguments if isinstance(text, str))])
         raise OSError(number, f"{what}: {os.strerror(number)}")
     return result
-
-
-def syscall(number: int, what: str, *arguments: Any) -> int:
-    """A system call by its number; plain integers are passed as C longs."""
-    passed = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-    return check(int(libc().syscall(ctypes.c_long(number), *passed)), what)
 
 
 def processor() -> str | None:
     """ "x86_64" or "aarch64"; None on others, and where the interpreter itself has 32 bits."""
     machine = os.uname().machine if hasattr(os, "uname") else ""
-    return machine if machine in _PROCESSORS and ctypes.sizeof(ctypes.c_void_p) == 8 else None
+    known = machine in ("x86_64", "aarch64") and ctypes.sizeof(ctypes.c_void_p) == 8
+    return machine if known else None
 
 
 def _number(name: str) -> int:
-    known = processor()
-    if known is None:
-        raise OSError(f"{name}: no number of it is known for this processor")
-    return _NUMBERS[name][_PROCESSORS.index(known)]
+    x86, arm = _NUMBERS[name]
+    if x86 != arm and processor() is None:
+        raise OSError(f"{name}: its number on this processor is unknown")
+    return arm if processor() == "aarch64" else x86
 
 
-def prctl(option: int, *arguments: Any) -> int:
-    """prctl(2), whose arguments are unsigned longs."""
-    passed = [ctypes.c_ulong(a) if isinstance(a, int) else a for a in arguments]
-    passed += [ctypes.c_ulong(0)] * (4 - len(passed))
-    return check(int(libc().prctl(ctypes.c_int(option), *passed)), f"prctl {option}")
-
-
-def unshare(flags: int) -> None:
-    """unshare(2); `os.unshare` is Python 3.12's."""
-    check(libc().unshare(ctypes.c_int(flags)), "unshare")
-
-
-def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
-    """mount(2)."""
-    encode = os.fsencode
-    check(
-        libc().mount(
-            encode(source) if source else None,
-            encode(target),
-            encode(kind) if kind else None,
-            ctypes.c_ulong(flags),
-            encode(data) if data else None,
-        ),
-        f"mount {target}",
-    )
-
-
-def unmount(target: str, flags: int) -> None:
-    """umount2(2)."""
-    check(libc().umount2(os.fsencode(target), ctypes.c_int(flags)), f"unmount {target}")
-
-
-def pivot_root(new: str, old: str) -> None:
-    """pivot_root(2), which the C library does not wrap."""
-    paths = (ctypes.c_char_p(os.fsencode(path)) for path in (new, old))
-    syscall(_number("pivot_root"), "pivot_root", *paths)
+def prctl(option: int, *arguments: object) -> int:
+    """prctl(2), with zeros for the arguments that are not given."""
+    return call("prctl", option, *arguments, *[0] * (4 - len(arguments)))
 
 
 def drop_bounding_set() -> None:
-    """Makes sure that no program executed later brings a capability; root's right alone."""
+    """Keeps programs that are executed later from gaining capabilities; takes root's rights."""
     for capability in range(_CAPABILITIES):
         try:
             prctl(PR_CAPBSET_DROP, capability)
@@ -119,17 +99,17 @@ def drop_bounding_set() -> None:
 def drop_capabilities() -> None:
     """Gives up every capability of the calling thread, for good."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    syscall(_number("capset"), "capset", ctypes.byref(header), ctypes.byref(_sets()))
+    call("capset", ctypes.byref(header), ctypes.byref(_sets()))
 
 
 def has_capabilities() -> bool:
     """Whether the calling thread has, or could take, any capability."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     sets = _sets()
-    syscall(_number("capget"), "capget", ctypes.byref(header), ctypes.byref(sets))
+    call("capget", ctypes.byref(header), ctypes.byref(sets))
     return any(sets)
 
 
-def _sets() -> Any:
+def _sets() -> ctypes.Array[ctypes.c_uint32]:
     """Two times (effective, permitted, inheritable), 32 capabilities each."""
     return (ctypes.c_uint32 * 6)()

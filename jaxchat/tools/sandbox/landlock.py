@@ -6,17 +6,12 @@ out; the seccomp filter closes those gaps (truncation, sockets, signals) by itse
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
+from collections.abc import Iterable
 
 from jaxchat.tools.sandbox import kernel
 
-TYPE_CHECKING = False  # as in kernel.py
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-_CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446  # the same on all processors
 _VERSION = 1  # LANDLOCK_CREATE_RULESET_VERSION
 _PATH_BENEATH = 1
 
@@ -33,7 +28,7 @@ _OF_FILES = WRITE_FILE | READ_FILE | TRUNCATE
 def version() -> int:
     """The kernel's version of Landlock; 0 where there is none, or it is switched off."""
     try:
-        return kernel.syscall(_CREATE, "landlock", None, 0, _VERSION)
+        return kernel.call("landlock_create_ruleset", None, 0, _VERSION)
     except OSError:
         return 0
 
@@ -49,13 +44,13 @@ def restrict(read: Iterable[str], write: Iterable[str]) -> None:
     attributes = struct.pack("=Q", rights)
     attributes += struct.pack("=Q", 0b11) if known >= 4 else b""  # bind and connect TCP
     attributes += struct.pack("=Q", 0b11) if known >= 6 else b""  # abstract sockets, signals
-    ruleset = kernel.syscall(_CREATE, "landlock", ctypes.c_char_p(attributes), len(attributes), 0)
+    ruleset = kernel.call("landlock_create_ruleset", attributes, len(attributes), 0)
     try:
         for path in read:
             _allow(ruleset, path, rights & _READ)
         for path in write:
             _allow(ruleset, path, rights & (_READ | _WRITE))
-        kernel.syscall(_RESTRICT, "landlock", ruleset, 0)
+        kernel.call("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)
 
@@ -69,6 +64,6 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
         if not os.path.isdir(path):
             rights &= _OF_FILES
         rule = struct.pack("=Qi", rights, descriptor)
-        kernel.syscall(_ADD_RULE, "landlock", ruleset, _PATH_BENEATH, ctypes.c_char_p(rule), 0)
+        kernel.call("landlock_add_rule", ruleset, _PATH_BENEATH, rule, 0)
     finally:
         os.close(descriptor)

@@ -1,14 +1,14 @@
-"""The other end of `sandbox.run_python`: makes a locked process and watches it (layer 1).
+"""The launcher of a sandbox (`process` starts it): makes a sandboxed process and watches it.
 
-    python -I -S -c "..." run STATUS SECONDS MEMORY USER MECHANISMS ROLE CHANNEL  < program
+    python -I -S -c "..." run    < an Order, as a line of JSON
     python -I -S -c "..." probe
 
-The launcher stays outside: it is trusted and owns the deadline. Its child locks itself in and only
+The launcher stays outside: it is trusted and owns the deadline. Its child sandboxes itself and only
 then compiles the program, inside the interpreter that is there already; so the filter can forbid
-to execute anything. The child is gone when the launcher is: if the launcher dies, the kernel
-kills the child; if whoever started the launcher dies or closes its input, the launcher does.
+executing anything. The child never outlives the launcher: if the launcher dies, the kernel kills
+the child; if the process that started the launcher dies or closes its input, the launcher does.
 
-It is started anew for every program, so it imports as little as it can; all of it before the
+Every program gets a launcher of its own, so it imports as little as it can; all of it before the
 child is made, which may take the root folder away.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import os
 import select
 import signal
@@ -25,72 +26,57 @@ import types
 
 from jaxchat.tools.sandbox import confine, namespaces, remote
 
-TYPE_CHECKING = False  # as in kernel.py
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from typing import Any
-
 MEMORY_EXIT = 86  # of a program that ended with MemoryError
-SETUP_EXIT = 87  # of a child that could not lock itself in
+SETUP_EXIT = 87  # of a child that could not sandbox itself
 _FILENAME = "<program>"
 
 
-class Job:
-    """What the command line and the standard input ask for."""
+class Order:
+    """A `process.Program`, and how it is run. Read from the standard input, past its buffers."""
 
-    def __init__(self, arguments: list[str]) -> None:
-        self.status, seconds, memory, as_user, mechanisms, self.role, channel = arguments
-        self.seconds, self.memory = float(seconds), int(memory)
-        self.as_user = as_user == "user"
-        self.use: Collection[str] = [name for name in mechanisms.split(",") if name]
-        self.channel = tuple(int(part) for part in channel.split(",") if part)
-        sizes = _read_line().split()
-        self.source, self.stdin = (_read(int(size)).decode() for size in sizes)
+    source: str
+    timeout: float
+    memory_bytes: int
+    stdin: str
+    role: str
+    channel: list[int]
+    report: int  # the descriptor to which the launcher reports
+    use: list[str]  # the mechanisms
+    as_user: bool  # makes namespaces inside a user namespace
 
-
-def _read(size: int) -> bytes:
-    """`size` bytes of the standard input, past Python's buffers."""
-    pieces = []
-    while size and (piece := os.read(0, size)):
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
-
-
-def _read_line() -> bytes:
-    line = b""
-    while not line.endswith(b"\n") and (byte := os.read(0, 1)):
-        line += byte
-    return line
+    def __init__(self) -> None:
+        line = b""
+        while not line.endswith(b"\n") and (piece := os.read(0, 1 << 16)):
+            line += piece
+        self.__dict__.update(json.loads(line))
 
 
 def main(arguments: list[str]) -> None:
     """See the module's docstring."""
     if arguments[0] == "probe":
         for way in ("root", "user"):
-            print(way, ",".join(confine.available(way == "user")), flush=True)
+            print(json.dumps({way: confine.available(way == "user")}), flush=True)
         return
-    job = Job(arguments[1:])
-    report = int(job.status)
-    ready, told = os.pipe()
+    order = Order()
+    ready, setup = os.pipe()
     try:
-        namespaces.enter(job.use, job.as_user)
+        namespaces.enter(order.use, order.as_user)
     except OSError as error:
-        os.write(report, f"refused 0 0 0 {error}".encode())
+        os.write(order.report, json.dumps(["refused", 0, 0, str(error)]).encode())
         return
     woken = _wake_on_child()
     quiet = os.open(os.devnull, os.O_RDWR)  # now: the child takes the root folder away
     user = namespaces.UID_BASE + os.getpid()
     child = os.fork()
     if child == 0:
-        _child(job, user, told, {report, ready, quiet, *woken})
+        _child(order, user, setup, {order.report, ready, quiet, *woken})
         return
-    os.close(told)
+    os.close(setup)
     for stream in (1, 2):  # their ends are the program's alone
         os.dup2(quiet, stream)
-    for end in job.channel:
+    for end in order.channel:
         os.close(end)
-    os.write(report, _watch(child, job.seconds, woken[0], ready).encode())
+    os.write(order.report, json.dumps(_watch(child, order.timeout, woken[0], ready)).encode())
 
 
 def _wake_on_child() -> tuple[int, int]:
@@ -102,11 +88,11 @@ def _wake_on_child() -> tuple[int, int]:
     return read, write
 
 
-def _watch(child: int, seconds: float, woken: int, ready: int) -> str:
-    """Waits for the child, kills it at the deadline, and says how it ended.
+def _watch(child: int, seconds: float, woken: int, ready: int) -> tuple[str, int, float, str]:
+    """Waits for the child, kills it at the deadline, and returns how it ended.
 
-    "what number cpu_seconds peak_bytes message", what being refused, exit, signal, timeout or
-    stopped (the standard input was closed).
+    That is a `process.Ending`, its kind being refused, exit, signal, timeout or stopped (the
+    standard input was closed).
     """
     poll = select.poll()
     poll.register(0, select.POLLIN)
@@ -123,50 +109,48 @@ def _watch(child: int, seconds: float, woken: int, ready: int) -> str:
             os.read(woken, 64)  # it may only have been halted
         ended, status, used = os.wait4(child, 0 if forced else os.WNOHANG)
     message = os.read(ready, 1000).decode()
-    cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
     code = os.waitstatus_to_exitcode(status)
     if message != "ready":
-        what = "refused"
+        kind = "refused"
     else:
-        what, message = forced or ("signal" if code < 0 else "exit"), ""
-    return f"{what} {abs(code)} {cpu:.4f} {peak} {message}"
+        kind, message = forced or ("signal" if code < 0 else "exit"), ""
+    return kind, abs(code), used.ru_utime + used.ru_stime, message
 
 
-def _child(job: Job, user: int, told: int, others: set[int]) -> None:
-    """Locks this process in and runs the program, whose end is this process's."""
+def _child(order: Order, user: int, setup: int, others: set[int]) -> None:
+    """Sandboxes this process and runs the program, whose end is this process's."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    keep = {0, 1, 2, told, *job.channel}
-    for descriptor in range(3, max(keep | others) + 8):
-        if descriptor not in keep:
-            os.closerange(descriptor, descriptor + 1)  # which does not mind if it is closed
+    keep = {0, 1, 2, setup, *order.channel}
+    for descriptor in {*range(3, max(keep | others) + 8)} - keep:
+        os.closerange(descriptor, descriptor + 1)  # which does not mind if it is closed
     try:
-        confine.lock(job.use, job.seconds, job.memory, user)
+        confine.enter_sandbox(order.use, order.timeout, order.memory_bytes, user)
     except Exception as error:
-        os.write(told, (str(error) or type(error).__name__).encode()[:1000])
+        os.write(setup, (str(error) or type(error).__name__).encode()[:1000])
         os._exit(SETUP_EXIT)
-    os.write(told, b"ready")
-    os.close(told)
-    _run(job)
+    os.write(setup, b"ready")
+    os.close(setup)
+    _run(order)
 
 
-def _run(job: Job) -> None:
+def _run(order: Order) -> None:
     """The program as `__main__`, then its part in a conversation, if it has one (`remote`).
 
     A program that serves its functions is imported, as it were: it has another `__name__`.
     """
     sys.argv = [_FILENAME]
-    sys.stdin = io.StringIO(job.stdin)
-    module = types.ModuleType("program" if job.role == remote.SERVE else "__main__")
+    sys.stdin = io.StringIO(order.stdin)
+    module = types.ModuleType("program" if order.role == remote.SERVE else "__main__")
     sys.modules["__main__"] = sys.modules[module.__name__] = module
     try:
-        if job.role:
-            read, write = job.channel
-            run = functools.partial(execute, job.source, module.__dict__)
-            remote.take_part(job.role, read, write, module.__dict__, run)
+        if order.role:
+            read, write = order.channel
+            run = functools.partial(execute, order.source, module.__dict__)
+            remote.take_part(order.role, read, write, module.__dict__, run)
         else:
-            execute(job.source, module.__dict__)
+            execute(order.source, module.__dict__)
     except SystemExit:
         raise
     except MemoryError:
@@ -179,6 +163,6 @@ def _run(job: Job) -> None:
         sys.exit(1)
 
 
-def execute(source: str, namespace: dict[str, Any]) -> None:
-    """Runs a program in the process that has locked itself in; nowhere else."""
+def execute(source: str, namespace: dict[str, object]) -> None:
+    """Runs a program in the process that has sandboxed itself; nowhere else."""
     exec(compile(source, _FILENAME, "exec", dont_inherit=True), namespace)

@@ -1,4 +1,4 @@
-"""How well this machine can lock a program in (layer 1).
+"""How well this machine can sandbox a program.
 
 Nothing is guessed from versions: each mechanism is tried in a process of its own and seen to have
 its effect, and then a program is run under all of them together.
@@ -12,21 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxchat.tools.sandbox import process
+from jaxchat.tools.sandbox.confine import MECHANISMS
 
 LevelName = Literal["full", "partial", "none"]
 
-# Every mechanism, and what it does.
-MECHANISMS = {
-    "no_new_privs": "keeps set-user-id programs from giving rights",
-    "rlimits": "bounds memory, processor time, file size, open files and tasks",
-    "seccomp": "forbids processes, sockets, signals to others and most of the kernel",
-    "landlock": "opens the files that Python needs and no others",
-    "no capabilities": "takes away the rights of root",
-    "private root": "hides all other files, and gives programs a /tmp of their own to write in",
-    "pid namespace": "hides other processes",
-    "net namespace": "hides the network's interfaces",
-    "ipc namespace": "hides other programs' shared memory and message queues",
-}
 # Without one of each of these groups, nothing is run.
 REQUIRED = (
     ("no_new_privs",),
@@ -36,20 +25,19 @@ REQUIRED = (
     ("landlock", "private root"),
 )
 _NAMESPACES = ("private root", "pid namespace", "net namespace", "ipc namespace")
-_TRIAL = "print('locked in')"
+_TRIAL = process.Program("print('sandboxed')", timeout=30, memory_bytes=1 << 30)
 
 
 @dataclass(frozen=True)
 class Level:
-    """What is used here. "full": every mechanism; "partial": all that are required; or "none".
+    """The mechanisms used on this machine.
 
-    At "none" programs run only where somebody insists, under what mechanisms there are.
-    `as_user`: the namespaces are those of a user without rights, inside a user namespace.
+    At "none" programs run only where the caller insists, under the mechanisms there are.
     """
 
-    name: LevelName
+    name: LevelName  # "full": every mechanism; "partial": all that are required; or "none"
     mechanisms: tuple[str, ...]
-    as_user: bool
+    as_user: bool  # the namespaces are inside a user namespace, as an unprivileged user's must be
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -65,7 +53,8 @@ class Level:
 def detect() -> Level:
     """The level of this machine and user; takes about a fifth of a second, once a process."""
     found = process.probe()
-    return next(_working(found), Level("none", _alone(found), False))
+    alone = _select(found.get("root", ()), _NAMESPACES)  # too little, unless the caller insists
+    return next(_working(found), Level("none", alone, False))
 
 
 def describe(level: Level | None = None) -> str:
@@ -92,25 +81,18 @@ def name_of(mechanisms: Sequence[str]) -> LevelName:
 
 def _working(found: dict[str, list[str]]) -> Iterator[Level]:
     """Levels that a program has been run at, best first."""
-    ways = sorted(found, key=lambda way: (-len(found[way]), way))
-    for way in ways:
+    for way in sorted(found, key=lambda way: (-len(found[way]), way)):
         for left_out in ((), ("private root",), _NAMESPACES):
-            kept = tuple(name for name in MECHANISMS if name in found[way] and name not in left_out)
-            level = Level(name_of(kept), kept, way == "user")
+            used = _select(found[way], left_out)
+            level = Level(name_of(used), used, way == "user")
             if level.name != "none" and _runs(level):
                 yield level
 
 
-def _alone(found: dict[str, list[str]]) -> tuple[str, ...]:
-    """What works without namespaces: not enough to run a program, unless somebody insists."""
-    names = found.get("root", ())
-    return tuple(name for name in MECHANISMS if name in names and name not in _NAMESPACES)
+def _select(names: Sequence[str], left_out: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in MECHANISMS if name in names and name not in left_out)
 
 
 def _runs(level: Level) -> bool:
-    order = process.Order(
-        _TRIAL, "", seconds=30, memory_bytes=1 << 30, output_bytes=1_000,
-        mechanisms=level.mechanisms, as_user=level.as_user,
-    )  # fmt: skip
-    ending, out, _ = process.run(order)
-    return ending.kind == "exit" and ending.number == 0 and out.decode().strip() == "locked in"
+    ending, out, _ = process.run(_TRIAL, level.mechanisms, level.as_user)
+    return ending[:2] == ("exit", 0) and out == b"sandboxed\n"

@@ -1,4 +1,4 @@
-"""A process of its own kind: namespaces, a root folder of its own, and no privileges (layer 1).
+"""Namespaces, a private root folder, and the loss of privileges.
 
 The root folder is a tmpfs with what Python needs to read, mounted read-only, and an empty /tmp of
 bounded size; the way of making it is bubblewrap's (github.com/containers/bubblewrap). Nothing of
@@ -7,17 +7,13 @@ it outlives the processes in it.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import stat
 import struct
 import sys
+from collections.abc import Iterable, Sequence
 
 from jaxchat.tools.sandbox import kernel
-
-TYPE_CHECKING = False  # as in kernel.py
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 FLAGS = {
     "private root": kernel.CLONE_NEWNS,
@@ -34,7 +30,7 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
 _MNT_DETACH = 2
 _OLD = "/old"
-_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 UID_BASE = 1 << 30  # above the users of any system; a process id is added
 
 
@@ -43,13 +39,11 @@ def enter(wanted: Iterable[str], as_user: bool) -> None:
 
     The pid namespace is that of the children made afterwards. Raises OSError.
     """
-    flags = 0
-    for name in wanted:
-        flags |= FLAGS.get(name, 0)
+    flags = sum(FLAGS.get(name, 0) for name in set(wanted))  # no two share a bit
     if not flags:
         return
     user, group = os.geteuid(), os.getegid()
-    kernel.unshare(flags | (kernel.CLONE_NEWUSER if as_user else 0))
+    kernel.call("unshare", flags | (kernel.CLONE_NEWUSER if as_user else 0))
     if as_user:
         for name, text in (
             ("setgroups", "deny"),
@@ -81,10 +75,10 @@ def make_root(paths: Sequence[str], scratch_bytes: int) -> None:
     """
     links = {path: os.readlink(path) for path in paths if os.path.islink(path)}
     sources = {path: os.path.realpath(path) for path in (*paths, *DEVICES)}
-    kernel.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
-    kernel.mount("tmpfs", SCRATCH, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+    kernel.call("mount", None, "/", None, _MS_REC | _MS_PRIVATE, None)
+    _mount_tmpfs(0, "size=1m,mode=755")
     os.mkdir(SCRATCH + _OLD)
-    kernel.pivot_root(SCRATCH, SCRATCH + _OLD)
+    kernel.call("pivot_root", SCRATCH, SCRATCH + _OLD)
     os.chdir("/")
     for path, source in sources.items():
         if path in links and not links[path].startswith("/"):
@@ -92,14 +86,16 @@ def make_root(paths: Sequence[str], scratch_bytes: int) -> None:
         else:
             _show(_OLD + source, path, _MS_NODEV if path not in DEVICES else 0)
     os.mkdir(SCRATCH)
-    kernel.mount(
-        "tmpfs", SCRATCH, "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC,
-        f"size={scratch_bytes},nr_inodes={FILES},mode=1777",
-    )  # fmt: skip
-    kernel.unmount(_OLD, _MNT_DETACH)
+    _mount_tmpfs(_MS_NOEXEC, f"size={scratch_bytes},nr_inodes={FILES},mode=1777")
+    kernel.call("umount2", _OLD, _MNT_DETACH)
     os.rmdir(_OLD)
     _seal("/", _MS_NODEV, 0)
     os.chdir(SCRATCH)
+
+
+def _mount_tmpfs(flags: int, options: str) -> None:
+    flags |= _MS_NOSUID | _MS_NODEV
+    kernel.call("mount", "tmpfs", SCRATCH, "tmpfs", flags, options)
 
 
 def _show(source: str, path: str, flags: int) -> None:
@@ -109,7 +105,7 @@ def _show(source: str, path: str, flags: int) -> None:
     else:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
-    kernel.mount(source, path, None, _MS_BIND | _MS_REC)
+    kernel.call("mount", source, path, None, _MS_BIND | _MS_REC, None)
     _seal(path, flags, _AT_RECURSIVE)
 
 
@@ -117,14 +113,11 @@ def _seal(path: str, flags: int, how: int) -> None:
     """Makes a mount read-only, and without set-user-id programs."""
     # struct mount_attr: set, clear, propagation, user namespace
     attributes = struct.pack("=QQQQ", _MS_RDONLY | _MS_NOSUID | flags, 0, 0, 0)
-    kernel.syscall(
-        _MOUNT_SETATTR, f"mount_setattr {path}", _AT_FDCWD,
-        ctypes.c_char_p(os.fsencode(path)), how, ctypes.c_char_p(attributes), len(attributes),
-    )  # fmt: skip
+    kernel.call("mount_setattr", _AT_FDCWD, path, how, attributes, len(attributes))
 
 
 def give_up_privileges(own_root: bool, user: int) -> None:
-    """Gives up every capability, and root's user for `user`, whom nobody else should be.
+    """Gives up every capability, and root's user for `user`, whom no other process should be.
 
     Where neither a root of its own nor the permissions of the folders let another user read
     Python's library, root stays root, but without capabilities.

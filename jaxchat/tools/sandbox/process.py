@@ -1,4 +1,4 @@
-"""Starts the launcher of a sandbox and gathers what its program says (layer 1, Linux and others).
+"""Starts the launcher of a sandbox and collects the output of its program (Linux and others).
 
 No Python code runs between fork and exec: safe in a process with threads, JAX's among them.
 """
@@ -6,17 +6,24 @@ No Python code runs between fork and exec: safe in a process with threads, JAX's
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import selectors
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}
 GRACE = 5.0  # seconds after the deadline at which the launcher itself is given up
+
+TIMEOUT = 5.0  # seconds
+MEMORY_BYTES = 256 * 2**20  # the interpreter's 20 MB included
+OUTPUT_BYTES = 64 * 2**10  # of each stream
 
 _ROOT = str(Path(__file__).resolve().parents[3])
 # A program's sys.path does not name this package's folder, nor does it write bytecode.
@@ -28,36 +35,35 @@ _STUB = (
 _CHUNK = 1 << 16
 
 
-@dataclass(frozen=True)
-class Ending:
-    """What the launcher says of its child; see `launcher._watch` for the kinds.
+class Ending(NamedTuple):
+    """How a program ended, as the launcher reports it; `launcher._watch` has the kinds.
 
-    `kind` may also be "output" (a stream was longer than allowed) or "lost" (no launcher's word).
+    Two kinds come from this side: "output" (a stream exceeded its limit) and "lost" (the launcher
+    died without a report).
     """
 
     kind: str
-    number: int = 0
+    number: int = 0  # exit code or signal
     cpu_seconds: float = 0.0
-    peak_bytes: int = 0
     message: str = ""
 
 
 @dataclass(frozen=True)
-class Order:
-    """A program and its bounds, for the launcher.
+class Program:
+    """A program and its bounds. Raises ValueError for a bound that is not above 0."""
 
-    `role` and `channel` (file descriptors to read and to write): see `remote`.
-    """
+    source: str  # Python, run as `__main__` with the standard library alone
+    timeout: float = TIMEOUT  # seconds of the wall clock
+    memory_bytes: int = MEMORY_BYTES  # of address space
+    output_bytes: int = OUTPUT_BYTES  # of the standard output, and as much of the standard error
+    stdin: str = ""  # what `input()` and `sys.stdin` read
+    role: str = ""  # see `remote`
+    channel: tuple[int, ...] = ()  # descriptors to read and to write, see `remote`
 
-    source: str
-    stdin: str
-    seconds: float
-    memory_bytes: int
-    output_bytes: int
-    mechanisms: tuple[str, ...]
-    as_user: bool
-    role: str = ""
-    channel: tuple[int, ...] = ()
+    def __post_init__(self) -> None:
+        for name in ("timeout", "memory_bytes", "output_bytes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} of a program is above 0, not {getattr(self, name)}")
 
 
 def command() -> list[str]:
@@ -65,98 +71,87 @@ def command() -> list[str]:
     return [sys.executable, "-I", "-S", "-X", "utf8", "-c", _STUB, _ROOT]
 
 
-def run(order: Order) -> tuple[Ending, bytes, bytes]:
+def run(program: Program, mechanisms: Sequence[str], as_user: bool) -> tuple[Ending, bytes, bytes]:
     """Runs a program to its end; returns that, its standard output and its standard error.
 
-    The descriptors of `order.channel` are closed here once the child has them. Whatever is
-    raised here, the program is gone by then.
+    The descriptors of `program.channel` are closed here once the child has them. If anything is
+    raised here, the program has been killed first.
     """
     read, write = os.pipe()
-    arguments = [
-        "run", str(write), str(order.seconds), str(order.memory_bytes),
-        "user" if order.as_user else "root", ",".join(order.mechanisms), order.role,
-        ",".join(map(str, order.channel)),
-    ]  # fmt: skip
+    order = {**vars(program), "report": write, "use": mechanisms, "as_user": as_user}
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    passed = (write, *program.channel)
     try:
         started = subprocess.Popen(
-            [*command(), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, pass_fds=(write, *order.channel), env=ENVIRONMENT, cwd="/",
+            [*command(), "run"], **pipes, pass_fds=passed, env=ENVIRONMENT, cwd="/",
             start_new_session=True, bufsize=0,
         )  # fmt: skip
     except BaseException:
         os.close(read)
         raise
     finally:
-        for descriptor in (write, *order.channel):
-            os.close(descriptor)
+        close(passed)
     try:
         with contextlib.suppress(BrokenPipeError):
-            _tell(started, order)
-        return _listen(started, read, order)
+            _send(started, json.dumps(order, ensure_ascii=False))
+        return _listen(started, read, program)
     finally:
         os.close(read)
         _end(started)
 
 
-def _tell(started: subprocess.Popen[bytes], order: Order) -> None:
+def close(descriptors: Sequence[int]) -> None:
+    """Closes descriptors that a child was to have."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _send(started: subprocess.Popen[bytes], line: str) -> None:
     assert started.stdin is not None
-    source, stdin = (text.encode(errors="replace") for text in (order.source, order.stdin))
-    rest = memoryview(b"%d %d\n" % (len(source), len(stdin)) + source + stdin)
+    rest = memoryview(line.encode(errors="replace") + b"\n")
     while rest:
         rest = rest[started.stdin.write(rest) :]
 
 
 def _listen(
-    started: subprocess.Popen[bytes], report: int, order: Order
+    started: subprocess.Popen[bytes], report: int, program: Program
 ) -> tuple[Ending, bytes, bytes]:
-    """Reads until the launcher has reported; a stream that is too long ends the program."""
+    """Reads until the launcher has reported; a stream over its limit ends the program."""
     assert started.stdin is not None
     out, err = (stream.fileno() for stream in (started.stdout, started.stderr) if stream)
-    heard: dict[int, bytearray] = {out: bytearray(), err: bytearray(), report: bytearray()}
-    deadline = time.monotonic() + order.seconds + GRACE
-    flooded = False
+    most = program.output_bytes
+    read: dict[int, bytearray] = {out: bytearray(), err: bytearray(), report: bytearray()}
+    deadline = time.monotonic() + program.timeout + GRACE
     with selectors.DefaultSelector() as selector:
-        for descriptor in heard:
+        for descriptor in read:
             os.set_blocking(descriptor, False)
             selector.register(descriptor, selectors.EVENT_READ)
-        reported = False
-        while not reported:
+        while report in selector.get_map():
             events = selector.select(max(0.0, deadline - time.monotonic()))
             if not events:
                 break
             for key, _ in events:
-                if not _read_into(heard[key.fd], key.fd, order.output_bytes):
+                if not _read_into(read[key.fd], key.fd, _CHUNK if key.fd == report else most):
                     selector.unregister(key.fd)
-                    reported |= key.fd == report
-            if not flooded and max(len(heard[out]), len(heard[err])) > order.output_bytes:
-                flooded = True
+            if max(len(read[out]), len(read[err])) > most:
                 started.stdin.close()  # the launcher takes it as the order to kill
-    for descriptor in (out, err):  # what was said between the last look and the end
-        while _read_into(heard[descriptor], descriptor, order.output_bytes, wait=False):
+    for descriptor in (out, err):  # what was written between the last look and the end
+        while _read_into(read[descriptor], descriptor, most, wait=False):
             pass
-    ending = _parse(bytes(heard[report]))
-    flooded |= max(len(heard[out]), len(heard[err])) > order.output_bytes
-    if flooded:
-        ending = Ending("output", cpu_seconds=ending.cpu_seconds, peak_bytes=ending.peak_bytes)
-    return ending, bytes(heard[out][: order.output_bytes]), bytes(heard[err][: order.output_bytes])
+    ending = Ending(*json.loads(read[report])) if read[report] else Ending("lost")
+    if max(len(read[out]), len(read[err])) > most:
+        ending = Ending("output", cpu_seconds=ending.cpu_seconds)
+    return ending, bytes(read[out][:most]), bytes(read[err][:most])
 
 
-def _read_into(heard: bytearray, descriptor: int, most: int, wait: bool = True) -> bool:
-    """Takes what there is; False at the end. What goes beyond `most` is read and dropped."""
+def _read_into(read: bytearray, descriptor: int, most: int, wait: bool = True) -> bool:
+    """Appends what is there; False at the end. What goes beyond `most` is read and dropped."""
     try:
         piece = os.read(descriptor, _CHUNK)
     except BlockingIOError:
         return wait
-    heard += piece[: max(0, most + 1 - len(heard))]
+    read += piece[: max(0, most + 1 - len(read))]
     return bool(piece)
-
-
-def _parse(report: bytes) -> Ending:
-    parts = report.decode(errors="replace").split(" ", 4)
-    if len(parts) < 4:
-        return Ending("lost")
-    kind, number, cpu, peak, *message = parts
-    return Ending(kind, int(number), float(cpu), int(peak), "".join(message))
 
 
 def _end(started: subprocess.Popen[bytes]) -> None:
@@ -180,8 +175,7 @@ def probe() -> dict[str, list[str]]:
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return {}
-    found = {}
-    for line in done.stdout.decode().splitlines():
-        way, _, names = line.partition(" ")
-        found[way] = [name for name in names.split(",") if name]
+    found: dict[str, list[str]] = {}
+    for line in done.stdout.splitlines():
+        found |= json.loads(line)
     return found

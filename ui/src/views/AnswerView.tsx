@@ -11,24 +11,24 @@ import { Icon } from "./Icon";
 import { TokensView } from "./TokensView";
 import { ToolCard } from "./ToolCard";
 
-const SLOW = 6; // seconds without a token, after which the page says that it still waits
+const SLOW = 6; // seconds without a token, until "Still waiting" is shown
 
 interface Place {
   conversation: string;
   turn: Turn;
-  lane: number;
+  column: number;
   answer: Answer;
   last: boolean;
 }
 
 export function AnswerView(place: Place) {
-  const { answer, turn, lane } = place;
+  const { answer, turn, column } = place;
   const { model, parts, tokens } = answer;
   const asTokens = settings.value.showTokens && tokens?.length;
   return (
     <article class="answer" aria-label={model} aria-busy={isRunning(answer)}>
       <h2 class="who">{turn.answers.length > 1 ? model : model.split("/").at(-1)}</h2>
-      <div class="said" data-lane={lane} onClick={copyCode}>
+      <div class="said" data-column={column} onClick={copyCode}>
         {asTokens ? <TokensView tokens={tokens} /> : parts.map((part, at) => <PartView key={at} part={part} next={parts[at + 1]} />)}
         {answer.status === "waiting" && <Waiting />}
         <Remark {...place} />
@@ -53,7 +53,7 @@ function copyCode({ target }: MouseEvent): void {
   if (!(target instanceof HTMLElement) || !target.matches(".copy-code")) return;
   const code = target.closest(".code")?.querySelector("code")?.textContent ?? "";
   void copy(code).then((done) => {
-    target.textContent = done ? "Copied" : "Not copied";
+    target.textContent = done ? "Copied" : "Copy failed";
     setTimeout(() => (target.textContent = "Copy"), 1500);
   });
 }
@@ -67,14 +67,14 @@ function Waiting() {
   return (
     <p class="waiting">
       <span class="dots" aria-hidden="true" />
-      {seconds.value < SLOW ? "Waiting for the model" : `Still waiting (${seconds.value} s): the server is busy, or the network slow`}
+      {seconds.value < SLOW ? "Waiting for the model" : `Still waiting (${seconds.value} s): the server may be busy, or the network slow`}
     </p>
   );
 }
 
-/** Why an answer is not whole, and what can be done. */
-function Remark({ conversation, turn, lane, answer, last }: Place) {
-  const again = (): void => askAgain(conversation, turn.id, lane);
+/** Why an answer is incomplete, and what can be done. */
+function Remark({ conversation, turn, column, answer, last }: Place) {
+  const again = (): void => askAgain(conversation, turn.id, column);
   const { failure, stats } = answer;
   const full = stats?.full || failure?.kind === "full";
   if (full)
@@ -83,22 +83,22 @@ function Remark({ conversation, turn, lane, answer, last }: Place) {
         <p>{stats?.full ? "The context is full: the answer was cut off here." : "The context is full: the conversation is longer than the model can read."}</p>
         {last && (
           <div class="actions">
-            <button type="button" onClick={() => forgetOldest(conversation, turn.id, lane)}>
+            <button type="button" onClick={() => forgetOldest(conversation, turn.id, column)}>
               Forget the oldest turns
             </button>
             <button type="button" onClick={begin}>
-              Begin a new chat
+              Start a new chat
             </button>
           </div>
         )}
       </div>
     );
-  if (answer.finish === "length") return <p class="remark">Cut off at the maximum of tokens that is set.</p>;
+  if (answer.finish === "length") return <p class="remark">Cut off at the maximum number of tokens.</p>;
   if (answer.status === "stopped") return <p class="remark">Stopped.</p>;
   if (!failure) return null;
   return (
     <div class="remark">
-      <p>{failure.kind === "unreachable" ? "The server cannot be reached. This is asked again when it is back." : failure.message}</p>
+      <p>{failure.kind === "unreachable" ? "The server cannot be reached. The message will be sent again when it is back." : failure.message}</p>
       {last && (
         <div class="actions">
           <Retry at={failure.retryAt ?? 0} again={again} />
@@ -108,7 +108,7 @@ function Remark({ conversation, turn, lane, answer, last }: Place) {
   );
 }
 
-/** Asks again, when the time for that has come. */
+/** Asks again, no earlier than the server allows. */
 function Retry({ at, again }: { at: number; again: () => void }) {
   const left = (): number => Math.max(0, Math.ceil((at - Date.now()) / 1000));
   const seconds = useSignal(left());
@@ -129,7 +129,7 @@ function Retry({ at, again }: { at: number; again: () => void }) {
   );
 }
 
-function Foot({ conversation, turn, lane, answer, last }: Place) {
+function Foot({ conversation, turn, column, answer, last }: Place) {
   const running = isRunning(answer);
   const copied = useSignal(false);
   const copyAnswer = async (): Promise<void> => {
@@ -145,14 +145,14 @@ function Foot({ conversation, turn, lane, answer, last }: Place) {
           {copied.value ? "Copied" : "Copy"}
         </button>
         {last && (
-          <button type="button" class="quiet" disabled={running} onClick={() => askAgain(conversation, turn.id, lane)}>
+          <button type="button" class="quiet" disabled={running} onClick={() => askAgain(conversation, turn.id, column)}>
             <Icon name="redo" />
             Regenerate
           </button>
         )}
       </div>
       <p class="stats">
-        {settings.value.showTokens && !answer.tokens?.length && !running && "Regenerate to see its tokens · "}
+        {settings.value.showTokens && !answer.tokens?.length && !running && "Regenerate to see the tokens · "}
         {inWords(answer.stats)}
       </p>
     </footer>

@@ -1,14 +1,14 @@
 import { loadModels, modelsProblem, reachable } from "../connection";
 import { storageFull } from "../store";
 
-/** What is wrong with the page as a whole. */
+/** Problems of the page as a whole. */
 export function Banner() {
   const said: string[] = [];
   if (!reachable.value)
-    said.push("The server cannot be reached. What you wrote is kept; this page goes on when it is back.");
+    said.push("The server cannot be reached. Your messages are saved; the page resumes when it is back.");
   else if (modelsProblem.value) said.push(`The models cannot be listed: ${modelsProblem.value}`);
   if (storageFull.value)
-    said.push("This browser's storage is full, and new messages are not kept. Export chats, or delete old ones.");
+    said.push("This browser's storage is full, so new messages are not saved. Export chats, or delete old ones.");
   return (
     <div class="banner" role="alert">
       {said.map((text) => (

@@ -1,6 +1,6 @@
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { ask, stop } from "../answering";
-import { lanes } from "../connection";
+import { chosenModels } from "../connection";
 import { draft, room } from "../draft";
 import { busy, current } from "../store";
 import { Icon } from "./Icon";
@@ -9,7 +9,7 @@ import { grow } from "./grow";
 export function Composer() {
   const area = useRef<HTMLTextAreaElement>(null);
   useLayoutEffect(() => grow(area.current as HTMLTextAreaElement), [draft.value]);
-  const ready = lanes.value.length > 0 && draft.value.trim() !== "";
+  const ready = chosenModels.value.length > 0 && draft.value.trim() !== "";
   const send = (): void => {
     if (!ready || busy.value) return;
     ask(current.value.id, draft.value.trim());
@@ -29,7 +29,7 @@ export function Composer() {
           ref={area}
           rows={1}
           aria-label="Message"
-          placeholder="Ask something"
+          placeholder="Send a message"
           autoFocus
           value={draft.value}
           onInput={(event) => (draft.value = event.currentTarget.value)}
@@ -51,7 +51,7 @@ export function Composer() {
       </div>
       <div class="under">
         <Meter />
-        <span class="hint keys">{busy.value ? "Esc stops" : "Shift + Enter begins a new line"}</span>
+        <span class="hint keys">{busy.value ? "Esc to stop" : "Shift + Enter for a new line"}</span>
       </div>
     </form>
   );

@@ -1,8 +1,8 @@
 import { ask } from "../answering";
-import { about, lanes, models, reachable } from "../connection";
+import { about, chosenModels, models, reachable } from "../connection";
 import { current } from "../store";
 
-// What the smallest model that this project trains was taught.
+// What the smallest model of this project is trained to answer.
 const EXAMPLES = [
   ["Identity", "Who are you?"],
   ["Arithmetic", "What is 37 * 24?"],
@@ -12,13 +12,13 @@ const EXAMPLES = [
 
 /** The page before the first question. */
 export function Empty() {
-  const asked = lanes.value;
+  const asked = chosenModels.value;
   return (
     <section class="empty">
-      <h1>{asked.map((model) => model.id).join(" beside ") || (models.value ? "No model" : "jaxchat")}</h1>
+      <h1>{asked.map((model) => model.id).join(" and ") || (models.value ? "No model" : "jaxchat")}</h1>
       <p>
         {asked.length === 1 && asked[0] ? `${about(asked[0])}.` : ""}
-        {asked.length > 1 && "Both answer each of your messages."}
+        {asked.length > 1 && "Both models answer every message."}
         {!asked.length && (reachable.value ? "Asking the server for its models…" : "Waiting for the server.")}
       </p>
       <ul>

@@ -1,26 +1,26 @@
 import type { Signal } from "@preact/signals";
-import { about, lanes, models } from "../connection";
+import { about, chosenModels, models } from "../connection";
 import { set, settings } from "../settings";
 import type { Model } from "../wire";
 import { IconButton } from "./Icon";
 
 export function Header({ drawer, sheet }: { drawer: Signal<boolean>; sheet: Signal<boolean> }) {
-  const asked = lanes.value;
+  const asked = chosenModels.value;
   const known = models.value ?? [];
   const compare = (): void => {
     const first = asked[0];
     const other = known.find((model) => model.id !== first?.id) ?? first;
     if (first && other) set({ models: asked.length > 1 ? [first.id] : [first.id, other.id] });
   };
-  const choose = (lane: number, id: string): void => {
-    set({ models: asked.map((model, at) => (at === lane ? id : model.id)) });
+  const choose = (column: number, id: string): void => {
+    set({ models: asked.map((model, at) => (at === column ? id : model.id)) });
   };
   return (
     <header>
       <IconButton icon="menu" label="Chats" class="drawer-button" onClick={() => (drawer.value = true)} />
       <div class="pickers">
-        {asked.map((model, lane) => (
-          <Picker key={lane} label={lane ? "Second model" : "Model"} chosen={model} choose={(id) => choose(lane, id)} />
+        {asked.map((model, column) => (
+          <Picker key={column} label={column ? "Second model" : "Model"} chosen={model} choose={(id) => choose(column, id)} />
         ))}
       </div>
       <div class="tools">

@@ -14,15 +14,15 @@ export function KeyDialog() {
           if (field.current?.value) giveKey(field.current.value);
         }}
       >
-        <h2 id="key-title">This server asks for its key</h2>
-        <p>{wanted?.refused ? "That key was refused. " : ""}Who started the server has it. This tab keeps it until it is closed.</p>
+        <h2 id="key-title">This server requires a key</h2>
+        <p>{wanted?.refused ? "That key was refused. " : ""}The person who started the server has it. It is stored until this tab is closed.</p>
         <label>
           Key
           <input ref={field} type="password" autocomplete="off" aria-invalid={wanted?.refused} />
         </label>
         <div class="actions">
           <button type="submit" class="primary">
-            Go on
+            Continue
           </button>
           <button type="button" class="quiet" onClick={() => giveKey(null)}>
             Cancel

@@ -41,7 +41,7 @@ function ThisChat() {
         <textarea
           rows={3}
           value={system}
-          placeholder="What the model is told before everything else"
+          placeholder="Instructions for the model, before the first message"
           onInput={(event) => change(id, (one) => ({ ...one, system: event.currentTarget.value }))}
         />
       </label>
@@ -53,13 +53,13 @@ function Sampling() {
   return (
     <section>
       <h3>Sampling</h3>
-      <NumberField name="temperature" label="Temperature" min={0} max={2} step={0.1} hint="0 takes the likeliest token" empty="the server's" />
-      <NumberField name="topK" label="Top-k" min={0} max={1000} step={1} hint="0 considers all tokens" empty="the server's" />
-      <NumberField name="topP" label="Top-p" min={0.05} max={1} step={0.05} hint="1 considers all tokens" empty="the server's" />
-      <NumberField name="maxTokens" label="Maximum of tokens" min={1} step={1} empty="as many as fit" />
+      <NumberField name="temperature" label="Temperature" min={0} max={2} step={0.1} hint="0: always the most likely token" empty="server default" />
+      <NumberField name="topK" label="Top-k" min={0} max={1000} step={1} hint="0: all tokens" empty="server default" />
+      <NumberField name="topP" label="Top-p" min={0.05} max={1} step={0.05} hint="1: all tokens" empty="server default" />
+      <NumberField name="maxTokens" label="Maximum tokens" min={1} step={1} empty="as many as fit" />
       <NumberField name="seed" label="Seed" min={0} step={1} empty="random" />
       <button type="button" class="quiet" onClick={() => set({ ...DEFAULTS, models: settings.value.models, theme: settings.value.theme })}>
-        Back to the defaults
+        Reset to defaults
       </button>
     </section>
   );
@@ -72,7 +72,7 @@ interface NumberFieldProps {
   max?: number;
   step: number;
   hint?: string;
-  empty: string; // what no number means
+  empty: string; // the placeholder of an empty field
 }
 
 function NumberField({ name, label, min, max, step, hint, empty }: NumberFieldProps) {
@@ -101,7 +101,7 @@ function NumberField({ name, label, min, max, step, hint, empty }: NumberFieldPr
   );
 }
 
-const THEMES = { system: "As the system", light: "Light", dark: "Dark" } as const;
+const THEMES = { system: "System", light: "Light", dark: "Dark" } as const;
 
 function Look() {
   return (
@@ -133,10 +133,10 @@ function Files({ close }: { close: () => void }) {
     if (!file) return;
     try {
       const count = importConversations(await file.text());
-      say(count ? `${count} ${count === 1 ? "chat was" : "chats were"} imported.` : "There is no chat in that file.");
+      say(count ? `${count} ${count === 1 ? "chat was" : "chats were"} imported.` : "That file contains no chats.");
       close();
     } catch {
-      say(`${file.name} is not JSON that this page exported.`);
+      say(`${file.name} is not a JSON export of this page.`);
     }
   };
   return (

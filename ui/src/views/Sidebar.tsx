@@ -34,7 +34,7 @@ export function Sidebar({ open, newChat }: { open: Signal<boolean>; newChat: () 
         {newestFirst.value.length > 5 && (
           <input
             type="search"
-            aria-label="Search in chats"
+            aria-label="Search chats"
             placeholder="Search"
             value={search.value}
             onInput={(event) => (search.value = event.currentTarget.value)}
@@ -45,7 +45,7 @@ export function Sidebar({ open, newChat }: { open: Signal<boolean>; newChat: () 
             <Entry key={one.id} conversation={one} chosen={() => (open.value = false)} />
           ))}
         </ul>
-        {!found.length && <p class="nothing">{wanted ? "No chat has these words." : "Chats are kept in this browser only."}</p>}
+        {!found.length && <p class="nothing">{wanted ? "No chat matches." : "Chats are stored in this browser only."}</p>}
       </nav>
     </>
   );

@@ -18,7 +18,7 @@ export function Thread() {
   const look = (): void => {
     const { scrollTop, scrollHeight, clientHeight } = box.current as HTMLDivElement;
     if (scrollHeight - scrollTop - clientHeight < NEAR) atEnd.value = true;
-    else if (scrollTop < before.current) atEnd.value = false; // else it grew before this was told
+    else if (scrollTop < before.current) atEnd.value = false; // else it grew before this event
     before.current = scrollTop;
   };
   useLayoutEffect(toEnd, [id, turns.length]);
@@ -38,7 +38,7 @@ export function Thread() {
           {turns.map((turn, index) => (
             <li key={turn.id} class={index < forgotten ? "turn forgotten" : "turn"}>
               <TurnView conversation={id} turn={turn} last={index === turns.length - 1} />
-              {index === forgotten - 1 && <p class="boundary">The model no longer sees what is above.</p>}
+              {index === forgotten - 1 && <p class="boundary">The model no longer sees the messages above.</p>}
             </li>
           ))}
         </ol>
@@ -47,7 +47,7 @@ export function Thread() {
       )}
       {!atEnd.value && (
         <button type="button" class="to-end" onClick={toEnd}>
-          To the end
+          Jump to the end
         </button>
       )}
     </div>

@@ -55,7 +55,7 @@ export function TokensView({ tokens }: { tokens: Token[] }) {
   );
 }
 
-/** What else the model might have said. */
+/** The alternatives at one position. */
 function Inspector({ token }: { token: Token }) {
   const rows: [string, number][] = token.likeliest.some(([text]) => text === token.text)
     ? token.likeliest
@@ -63,7 +63,7 @@ function Inspector({ token }: { token: Token }) {
   return (
     <div class="inspector">
       {token.sampled ? (
-        <table aria-label="The likeliest tokens in this place">
+        <table aria-label="The most likely tokens at this position">
           <tbody>
             {rows.map(([text, logprob], row) => (
               <tr key={row} class={text === token.text ? "taken" : ""}>

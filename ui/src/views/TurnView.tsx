@@ -9,13 +9,13 @@ import { grow } from "./grow";
 
 /** A question and its answers, set like an interview: who speaks stands in the margin. */
 export const TurnView = memo(({ conversation, turn, last }: { conversation: string; turn: Turn; last: boolean }) => {
-  const lanes = turn.answers.length;
+  const columns = turn.answers.length;
   return (
     <>
       <Question conversation={conversation} turn={turn} />
-      <div class={lanes > 1 ? "answers beside" : "answers"}>
-        {turn.answers.map((answer, lane) => (
-          <AnswerView key={lane} conversation={conversation} turn={turn} lane={lane} answer={answer} last={last} />
+      <div class={columns > 1 ? "answers beside" : "answers"}>
+        {turn.answers.map((answer, column) => (
+          <AnswerView key={column} conversation={conversation} turn={turn} column={column} answer={answer} last={last} />
         ))}
       </div>
     </>
@@ -88,7 +88,7 @@ function Question({ conversation, turn }: { conversation: string; turn: Turn }) 
             <button type="button" class="quiet" onClick={() => (editing.value = null)}>
               Cancel
             </button>
-            <span class="hint">What came after this message is replaced.</span>
+            <span class="hint">Everything after this message will be replaced.</span>
           </div>
         </form>
       )}

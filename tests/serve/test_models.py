@@ -4,8 +4,8 @@ import pytest
 
 from jaxchat.config.schema import ModelConfig, ServeConfig
 from jaxchat.errors import ArtifactError, OutOfMemory
-from jaxchat.serve import loading
-from jaxchat.serve.loading import fit_slots, load_models, slot_bytes
+from jaxchat.serve import models as models_module
+from jaxchat.serve.models import fit_slots, load_models, slot_bytes
 
 MODEL = ModelConfig(vocab_size=512, sequence_len=256, n_layer=2, n_head=2, n_kv_head=2, n_embd=64)
 
@@ -18,16 +18,16 @@ def test_models_come_as_they_are_named_and_each_once(trained_home):
     ]
 
 
-def test_a_model_tells_what_it_is(models):
+def test_a_model_has_a_card(models):
     card = models[0].card(default=True)
-    told = card["jaxchat"]
+    facts = card["jaxchat"]
     assert (card["id"], card["owned_by"]) == ("tiny/rl", "jaxchat")
-    assert (told["run"], told["stage"], told["default"]) == ("tiny", "rl", True)
-    assert (told["depth"], told["context"], told["tools"]) == (2, 512, ["calculator"])
+    assert (facts["run"], facts["stage"], facts["default"]) == ("tiny", "rl", True)
+    assert (facts["depth"], facts["context"], facts["tools"]) == (2, 512, ["calculator"])
     assert models[0].fingerprint != models[1].fingerprint
 
 
-def test_what_is_not_there_is_told(trained_home):
+def test_a_missing_run_is_an_error(trained_home):
     with pytest.raises(ArtifactError, match="no run 'none'"):
         load_models(trained_home, [("none", None)], ServeConfig())
 
@@ -46,13 +46,13 @@ def test_no_more_slots_are_taken_than_fit():
         fit_slots(MODEL, 8, 4, each, "a/b")
 
 
-def test_short_memory_is_told(trained_home, monkeypatch):
+def test_short_memory_is_reported(trained_home, monkeypatch):
     model = load_models(trained_home, [(None, None)], ServeConfig())[0]
-    monkeypatch.setattr(loading, "free_bytes", lambda: 4 * slot_bytes(model.config, 4))
-    told = []
-    (small,) = load_models(trained_home, [(None, None)], ServeConfig(slots=16), told.append)
+    monkeypatch.setattr(models_module, "free_bytes", lambda: 4 * slot_bytes(model.config, 4))
+    messages = []
+    (small,) = load_models(trained_home, [(None, None)], ServeConfig(slots=16), messages.append)
     assert small.open_engine().slots == 3
-    assert told == ["memory is short: tiny/rl decodes 3 answers at once, not 16."]
-    monkeypatch.setattr(loading, "free_bytes", lambda: 1.5 * slot_bytes(model.config, 4))
+    assert messages == ["memory is short: tiny/rl decodes 3 answers at once, not 16."]
+    monkeypatch.setattr(models_module, "free_bytes", lambda: 1.5 * slot_bytes(model.config, 4))
     with pytest.raises(OutOfMemory):  # two models share what is free
         load_models(trained_home, [("tiny", "rl"), ("tiny", "sft")], ServeConfig())

@@ -1,12 +1,11 @@
-"""From tokens to what is sent."""
+"""Detokenization: text, parts, stop texts and log-probabilities."""
 
 import pytest
 import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxchat.serve.speech import Speech, join
-from jaxchat.serve.ticket import News
+from jaxchat.serve.streaming import Detokenizer, TokenDelta, join
 from jaxchat.tokenizer.chat_format import parse_completion
 
 TOKENIZER = tiny_model.make_tokenizer()
@@ -15,8 +14,8 @@ SPECIALS = [TOKENIZER.special(f"<|{name}|>") for name in (
 )]  # fmt: skip
 
 
-def news(tokens, *, finished=None, alternatives=()):
-    return News(
+def delta_of(tokens, *, finished=None, alternatives=()):
+    return TokenDelta(
         0, tokens, [1] * len(tokens), [-0.5] * len(tokens), alternatives or [()] * len(tokens),
         finished,
     )  # fmt: skip
@@ -24,12 +23,12 @@ def news(tokens, *, finished=None, alternatives=()):
 
 def speak(tokens, sizes, stop=(), *, logprobs=False):
     """The deltas of tokens that come in pieces of these sizes, and then one by one."""
-    speech, deltas, start = Speech(TOKENIZER, stop, logprobs=logprobs), [], 0
+    detokenizer, deltas, start = Detokenizer(TOKENIZER, stop, logprobs=logprobs), [], 0
     for size in [*sizes, *[1] * len(tokens)]:
         if start < len(tokens):
             end = start + size
             finished = "length" if end >= len(tokens) else None
-            deltas += speech.feed(news(tokens[start:end], finished=finished))
+            deltas += detokenizer.feed(delta_of(tokens[start:end], finished=finished))
             start = end
     return deltas
 
@@ -63,11 +62,11 @@ def test_a_stop_text_and_what_follows_are_not_sent(size):
 
 
 def test_what_may_begin_a_stop_text_is_held_back_until_that_is_decided():
-    speech = Speech(TOKENIZER, ("XYZ",), logprobs=False)
-    assert [d.text for d in speech.feed(news(TOKENIZER.encode("aXY")))] == ["a"]
-    assert [d.text for d in speech.feed(news(TOKENIZER.encode("b")))] == ["XYb"]
-    assert speech.feed(news(TOKENIZER.encode("XY"))) == []
-    assert [d.text for d in speech.feed(news([], finished="length"))] == ["XY"]
+    detokenizer = Detokenizer(TOKENIZER, ("XYZ",), logprobs=False)
+    assert [d.text for d in detokenizer.feed(delta_of(TOKENIZER.encode("aXY")))] == ["a"]
+    assert [d.text for d in detokenizer.feed(delta_of(TOKENIZER.encode("b")))] == ["XYb"]
+    assert detokenizer.feed(delta_of(TOKENIZER.encode("XY"))) == []
+    assert [d.text for d in detokenizer.feed(delta_of([], finished="length"))] == ["XY"]
 
 
 def test_a_call_is_announced_even_where_it_stays_empty():
@@ -78,20 +77,22 @@ def test_a_call_is_announced_even_where_it_stays_empty():
     ]  # fmt: skip
 
 
-def test_two_calls_in_a_row_are_told_apart():
+def test_two_consecutive_calls_stay_separate():
     start = SPECIALS[0]
     deltas = speak([start, *TOKENIZER.encode("1"), start, *TOKENIZER.encode("2")], [1] * 9)
     kinds = [delta.part for delta in deltas]
     assert kinds == ["python", "python", "text", "python", "python"]
 
 
-def test_tokens_are_told_with_their_bytes_and_alternatives():
+def test_tokens_come_with_their_bytes_and_alternatives():
     (first, *_) = TOKENIZER.encode("👋")
     end = TOKENIZER.special("<|assistant_end|>")
-    speech = Speech(TOKENIZER, (), logprobs=True)
-    (delta,) = speech.feed(
-        News(0, [first, end], [1, 0], [-0.5, -float("inf")], [((first, -0.5), (end, -2.0)), ()],
-             "stop")
+    detokenizer = Detokenizer(TOKENIZER, (), logprobs=True)
+    (delta,) = detokenizer.feed(
+        TokenDelta(
+            0, [first, end], [1, 0], [-0.5, -float("inf")], [((first, -0.5), (end, -2.0)), ()],
+            "stop",
+        )
     )  # fmt: skip
     one, two = delta.logprobs
     assert delta.text == "\ufffd"

@@ -1,0 +1,346 @@
+"""From the engine's tokens to what a client gets: text, JSON, and server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from jaxchat.inference.engine import Request
+from jaxchat.inference.request import Alternatives, FinishReason
+from jaxchat.inference.stop_strings import StopFinder
+from jaxchat.serve.models import ServedModel
+from jaxchat.serve.schema import ApiError, ChatRequest
+from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tokenizer.chat_format import DELIMITERS, Part, PartType
+
+LOWEST_LOGPROB = -9999.0  # for a probability of 0: JSON has no infinity, and so OpenAI writes it
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class TokenDelta:
+    """New tokens of one sample; the sequences have one entry for each."""
+
+    index: int  # of the sample
+    tokens: Sequence[int]
+    mask: Sequence[int]  # 1: sampled, 0: inserted by a tool
+    logprobs: Sequence[float]
+    alternatives: Sequence[Alternatives]
+    finish_reason: FinishReason | None
+
+
+Event = TokenDelta | ApiError | None  # None: the client has left
+
+
+@dataclass(eq=False)
+class PendingRequest:
+    """A request in the scheduler, which posts its events into the server's loop.
+
+    Its times are seconds of `time.monotonic`; None: not yet.
+    """
+
+    model: ServedModel
+    request: Request
+    client: str
+    queued: float = field(default_factory=time.monotonic)
+    started: float | None = None  # given to the engine
+    first: float | None = None  # first token
+    ended: float | None = None
+    cancelled: bool = False
+    _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+
+    def post(self, event: Event) -> None:
+        """Adds an event; in the server's loop only."""
+        self._events.put_nowait(event)
+
+    async def deltas(self) -> AsyncIterator[TokenDelta]:
+        """New tokens, until every sample has ended. Raises ApiError, also if the client leaves."""
+        unfinished = self.request.n
+        while unfinished:
+            event = await self._events.get()
+            if event is None:
+                raise ClientGone
+            if isinstance(event, ApiError):
+                raise event
+            unfinished -= event.finish_reason is not None
+            yield event
+
+    def usage(self, tokens: int) -> dict[str, Any]:
+        """The usage of an answer of `tokens` tokens, those of all choices together.
+
+        Seconds count from the first slot; `tokens_per_second` is over all of them.
+        """
+        prompt = len(self.request.tokens)
+        started = self.queued if self.started is None else self.started
+        first = started if self.first is None else self.first
+        ended = first if self.ended is None else self.ended
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": tokens,
+            "total_tokens": prompt + tokens,
+            "jaxchat": {
+                "queue_seconds": round(started - self.queued, 6),
+                "prompt_seconds": round(first - started, 6),
+                "seconds": round(ended - started, 6),
+                "tokens_per_second": round(tokens / max(ended - started, 1e-6), 3),
+                "context": self.model.context,
+            },
+        }
+
+
+class ClientGone(ApiError):
+    """The client has left."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client has closed the connection.", code="client_gone")
+
+
+@dataclass
+class Delta:
+    """A piece of one part, with the entries of its tokens."""
+
+    part: PartType
+    text: str = ""
+    opens: bool = False  # a part begins here, even where it stays empty
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Detokenizer:
+    """Turns the tokens of one sample into text, part by part, without stop texts.
+
+    The texts of all deltas, joined, are its parts. A character of several tokens comes with its
+    last one. Text that may be the beginning of a stop text comes when that is decided.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], *, logprobs: bool) -> None:
+        self._tokenizer, self._logprobs = tokenizer, logprobs
+        self._starts: dict[int, PartType] = {
+            tokenizer.special(start): kind for kind, (start, _) in DELIMITERS.items()
+        }
+        self._ends = {tokenizer.special(end) for _, end in DELIMITERS.values()}
+        self._stream = tokenizer.decode_stream()
+        self._finder = StopFinder(stop)
+        self._kind: PartType = "text"
+
+    def feed(self, new: TokenDelta) -> list[Delta]:
+        """The text of new tokens; the last of them with all that was held back."""
+        deltas = [Delta(self._kind)]
+        for number, token in enumerate(new.tokens):
+            if token in self._starts or token in self._ends:
+                deltas[-1].text += self._flush()
+                deltas += self._switch(self._starts.get(token, "text"))
+            elif self._tokenizer.is_ordinary(token):
+                deltas[-1].text += self._pass(self._stream.feed([token]))
+            if self._logprobs:
+                deltas[-1].logprobs.append(self._entry(new, number))
+        if new.finish_reason is not None:
+            deltas[-1].text += self._flush()
+        return [delta for delta in deltas if delta.text or delta.opens or delta.logprobs]
+
+    def _pass(self, text: str) -> str:
+        return self._finder.feed(text) if self._kind == "text" else text
+
+    def _flush(self) -> str:
+        """What is left of the part."""
+        rest = self._pass(self._stream.close())
+        if self._kind == "text" and self._finder.found is None:
+            rest += self._finder.close()
+        return rest
+
+    def _switch(self, kind: PartType) -> list[Delta]:
+        # Between two calls in a row an empty text separates them.
+        again = [Delta("text", opens=True)] if kind == self._kind != "text" else []
+        self._kind = kind
+        return [*again, Delta(kind, opens=kind != "text")]
+
+    def _entry(self, new: TokenDelta, number: int) -> dict[str, Any]:
+        """A token's log-probabilities in OpenAI's format, its id, and whether it was sampled."""
+        token, logprob = new.tokens[number], new.logprobs[number]
+        others = new.alternatives[number] if number < len(new.alternatives) else ()
+        return {
+            **self._named(token, logprob),
+            "top_logprobs": [self._named(other, value) for other, value in others],
+            "jaxchat": {"id": token, "sampled": bool(new.mask[number])},
+        }
+
+    def _named(self, token: int, logprob: float) -> dict[str, Any]:
+        data = self._tokenizer.decode_bytes([token])
+        return {
+            "token": data.decode(errors="replace"),
+            "logprob": max(logprob, LOWEST_LOGPROB),
+            "bytes": list(data),
+        }
+
+
+def join(deltas: Sequence[Delta]) -> list[Part]:
+    """The parts that deltas add up to, without empty text."""
+    parts: list[Part] = []
+    for delta in deltas:
+        if parts and parts[-1]["type"] == delta.part and not (delta.opens and delta.part != "text"):
+            parts[-1]["text"] += delta.text
+        else:
+            parts.append({"type": delta.part, "text": delta.text})
+    return [part for part in parts if part["text"] or part["type"] != "text"]
+
+
+class ChatCompletion:
+    """The answer to one request: whole, or as events. It is cancelled when its client leaves."""
+
+    def __init__(
+        self,
+        pending: PendingRequest,
+        body: ChatRequest,
+        cancel: Callable[[PendingRequest], object],
+    ) -> None:
+        self._pending, self._body, self._cancel = pending, body, cancel
+        model, stop = pending.model, pending.request.stop
+        self._samples = [
+            Detokenizer(model.tokenizer, stop, logprobs=bool(body.logprobs))
+            for _ in range(pending.request.n)
+        ]
+        self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self._tokens = 0
+
+    @contextlib.asynccontextmanager
+    async def attended(self, receive: Receive) -> AsyncIterator[None]:
+        """While open, a client that leaves ends the generation; so does leaving the block."""
+        watcher = asyncio.create_task(self._watch(receive))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            self._cancel(self._pending)
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._cancel(self._pending)
+        self._pending.post(None)
+
+    async def _deltas(self) -> AsyncIterator[tuple[int, list[Delta], FinishReason | None]]:
+        async for new in self._pending.deltas():
+            self._tokens += len(new.tokens)
+            yield new.index, self._samples[new.index].feed(new), new.finish_reason
+
+    async def whole(self) -> dict[str, object]:
+        """The completion. Raises ApiError if it fails or the client leaves."""
+        samples: list[list[Delta]] = [[] for _ in self._samples]
+        reasons: dict[int, FinishReason] = {}
+        async for index, deltas, reason in self._deltas():
+            samples[index] += deltas
+            if reason is not None:
+                reasons[index] = reason
+        choices = []
+        for index, deltas in enumerate(samples):
+            parts = join(deltas)
+            message: dict[str, Any] = {
+                "role": "assistant",
+                "content": "".join(part["text"] for part in parts if part["type"] == "text"),
+                "refusal": None,
+            }
+            if self._body.parts:
+                message["parts"] = parts
+            choices.append(self._choice(index, "message", message, deltas, reasons[index]))
+        usage = self._pending.usage(self._tokens)
+        return {**self._json("chat.completion", choices), "usage": usage}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The stream. An error ends it with an event of its own."""
+        try:
+            for index in range(len(self._samples)):
+                yield self._chunk(index, {"role": "assistant", "content": ""})
+            async for index, deltas, reason in self._deltas():
+                chunks = []
+                for delta in deltas:
+                    sent = self._delta(delta)
+                    if sent or delta.logprobs:
+                        chunks.append(self._chunk(index, sent, [delta]))
+                if reason is not None:
+                    chunks.append(self._chunk(index, {}, None, reason))
+                if chunks:
+                    yield b"".join(chunks)
+        except ClientGone:
+            return
+        except ApiError as error:
+            yield event(error.body)
+            return
+        options = self._body.stream_options
+        if options is not None and options.include_usage:
+            usage = self._pending.usage(self._tokens)
+            yield event({**self._json("chat.completion.chunk", []), "usage": usage})
+        yield DONE
+
+    def _json(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        model = self._pending.model
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": model.id,
+            "system_fingerprint": model.fingerprint,
+            "choices": choices,
+        }
+
+    def _chunk(
+        self,
+        index: int,
+        sent: dict[str, Any],
+        deltas: Sequence[Delta] | None = None,
+        reason: FinishReason | None = None,
+    ) -> bytes:
+        choice = self._choice(index, "delta", sent, deltas, reason)
+        return event(self._json("chat.completion.chunk", [choice]))
+
+    def _choice(
+        self,
+        index: int,
+        kind: str,
+        value: dict[str, Any],
+        deltas: Sequence[Delta] | None,
+        reason: FinishReason | None,
+    ) -> dict[str, Any]:
+        """A choice, whole or of a chunk, with the log-probabilities of `deltas` if asked for."""
+        logprobs = None
+        if self._body.logprobs and deltas is not None:
+            entries = [entry for delta in deltas for entry in delta.logprobs]
+            logprobs = {"content": entries, "refusal": None}
+        return {"index": index, kind: value, "logprobs": logprobs, "finish_reason": reason}
+
+    def _delta(self, delta: Delta) -> dict[str, Any]:
+        """A delta as JSON; empty where a client that did not ask for parts has nothing to read."""
+        sent: dict[str, Any] = {}
+        if delta.part == "text" and (delta.text or delta.logprobs):
+            sent["content"] = delta.text
+        if self._body.parts:
+            sent["part"] = {"type": delta.part, "text": delta.text}
+        return sent
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return b"data: " + text.encode() + b"\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Sends the events of a completion as they come."""
+
+    def __init__(self, completion: ChatCompletion) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(completion.events(), headers=headers, media_type="text/event-stream")
+        self._completion = completion
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the stream; ends early where the client leaves."""
+        del scope
+        async with self._completion.attended(receive):
+            await self.stream_response(send)
