@@ -48,7 +48,7 @@ def configure_jax(mesh: MeshConfig, cache: Path | None, *, whole_gpu: bool = Fal
 
     if mesh.host_devices:
         jax.config.update("jax_num_cpu_devices", mesh.host_devices)
-    if cache is not None and jax.config.jax_compilation_cache_dir is None:
+    if cache is not None and jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache))
     # A program that cannot be kept, or was kept in part, is compiled again: no harm done.
     warnings.filterwarnings("ignore", message="Error (read|writ)ing persistent compilation cache")
