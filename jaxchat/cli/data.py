@@ -165,7 +165,7 @@ def _here(opened: Hub, source: Source) -> str:
     """What of a source is in the cache: `12 of 1,823 files`."""
     from jaxchat.data.download import cache
 
-    listing = opened.kept(source)
+    listing = opened.saved(source)
     if listing is None:
         return "-"
     here = sum(cache.is_here(file) for file in listing.files)

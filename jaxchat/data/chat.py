@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from jaxchat.config.schema import RunConfig, TrainConfig
-from jaxchat.data.conversations import chat_source, in_order, train_split
 from jaxchat.data.inputs import Inputs
 from jaxchat.data.loader import HeldOutRows, ShardedRows
 from jaxchat.data.packing import (
@@ -24,16 +23,16 @@ from jaxchat.data.packing import (
     pack_conversations,
 )
 from jaxchat.data.prepare import FIRST_INDEX, mixture, run_tasks
-from jaxchat.data.rows import write_rows
+from jaxchat.data.registry import chat_source, in_order, train_split
+from jaxchat.data.shard_folder import write_rows
 from jaxchat.errors import ConfigError
 from jaxchat.paths import sha256_text
 from jaxchat.progress import Progress
-from jaxchat.tasks import Problem, Task
+from jaxchat.tasks import Problem, Task, open_source
 from jaxchat.tasks.base import Split
-from jaxchat.tasks.custom import Custom
+from jaxchat.tasks.conversations import Custom
 from jaxchat.tasks.dataset import Dataset, Drawn, Slice
 from jaxchat.tasks.mixture import Ingredient, Mixture
-from jaxchat.tasks.sources import open_source
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer.chat_format import Conversation, Mask, render_batch
 

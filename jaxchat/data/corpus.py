@@ -25,10 +25,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jaxchat.data.documents import Document, Paths, sources
-from jaxchat.data.quality import Deduplicator, is_worthwhile
+from jaxchat.data.text import Deduplicator, Document, Paths, is_worthwhile, sources
 from jaxchat.errors import ArtifactError
-from jaxchat.paths import atomic_folder, read_json, sha256_file, write_json
+from jaxchat.paths import atomic_folder, sha256_file, write_json
 
 FORMAT = "jaxchat-corpus-1"
 HELDOUT_SHARE = 0.03  # of the files that documents come from
@@ -43,10 +42,10 @@ _SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """What became of the documents of one source. `chars` counts the kept ones."""
+    """Documents of one source, by verdict."""
 
-    documents: int = 0
-    chars: int = 0
+    documents: int = 0  # in the corpus
+    chars: int = 0  # of these
     filtered: int = 0
     duplicates: int = 0
     near_duplicates: int = 0
@@ -86,7 +85,7 @@ def build(
     """Writes the corpus into `folder` and returns its manifest.
 
     The same installed files give the same corpus, byte for byte. Stops after the document that
-    reaches `max_chars`; `progress` is told the characters kept so far. `paths` says where to
+    reaches `max_chars`; `progress` gets the characters so far. `paths` says where to
     read, by default this Python's own standard library and packages.
 
     What `folder` held before is replaced at the very end, or stays if anything goes wrong.
@@ -147,43 +146,6 @@ def gather(
                 counts[name] = tallies[name].counts()
 
 
-def read(folder: Path, split: Split) -> Iterator[str]:
-    """The texts of a split, in the order they were written.
-
-    Raises ArtifactError at once when the folder holds no whole corpus or its file was changed.
-    """
-    if split not in _SPLITS:
-        raise ValueError(f"a split of a corpus is 'train' or 'heldout', not {split!r}")
-    manifest = load_manifest(folder)
-    path = folder / f"{split}.jsonl"
-    if not path.is_file() or sha256_file(path) != manifest.splits[split].sha256:
-        raise ArtifactError(
-            f"{path} is missing or damaged (its checksum is not the manifest's); build the "
-            "corpus again."
-        )
-    return _texts(path)
-
-
-def load_manifest(folder: Path) -> Manifest:
-    """The manifest of a whole corpus; ArtifactError when there is none or it cannot be read."""
-    path = folder / _MANIFEST
-    raw = read_json(path)
-    found = raw.get("format") if isinstance(raw, dict) else None
-    if found != FORMAT:
-        raise ArtifactError(
-            f"{path} has format {found!r}, this version reads {FORMAT!r}; build the corpus again."
-        )
-    try:
-        return Manifest(
-            FORMAT,
-            raw["max_chars"],
-            {name: SourceCounts(**counts) for name, counts in raw["sources"].items()},
-            {split: SplitCounts(**raw["splits"][split]) for split in _SPLITS},
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error!r}); build the corpus again.") from error
-
-
 @dataclass
 class _Tally:
     """Running counts of one source."""
@@ -225,9 +187,3 @@ def _split_of(origin: str) -> Split:
     # not the bare name's hash: files are read in its order, held-out ones would all come first
     digest = hashlib.sha256(f"split/{origin}".encode("utf-8", "surrogateescape")).digest()
     return "heldout" if int.from_bytes(digest[:8], "big") < HELDOUT_SHARE * 2**64 else "train"
-
-
-def _texts(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield json.loads(line)["text"]

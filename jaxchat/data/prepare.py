@@ -1,4 +1,4 @@
-"""From the files that a run reads: its tokenizer, and its tasks (I/O; layer 2)."""
+"""From the files that a run reads: its tokenizer, and its tasks ."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from jaxchat.config.schema import RunConfig, TrainConfig
 from jaxchat.data.inputs import Inputs, read_texts
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.progress import Progress
-from jaxchat.tasks import Problem, Task, make_tasks
+from jaxchat.tasks import Problem, Task, make_tasks, open_source
 from jaxchat.tasks.base import Split
 from jaxchat.tasks.dataset import FileProblems, FixedTask
 from jaxchat.tasks.persona import make_persona
-from jaxchat.tasks.sources import open_source
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer import training as bpe
 

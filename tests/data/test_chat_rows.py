@@ -13,9 +13,9 @@ from tiny_shards import TOKENIZER
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.data.chat import HELD_OUT_PROBLEMS, build_chat_rows
-from jaxchat.data.inputs import InputFile, Inputs
-from jaxchat.data.loader import HeldOutRows
-from jaxchat.data.rows import RowSource
+from jaxchat.data.inputs import Inputs
+from jaxchat.data.loader import HeldOutRows, RowSource
+from jaxchat.data.own import InputFile
 from jaxchat.errors import ConfigError
 from jaxchat.tasks import EVERYDAY_WORDS
 

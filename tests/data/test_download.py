@@ -20,13 +20,13 @@ from jaxchat.data.download import cache
 from jaxchat.data.download.cache import RemoteFile
 from jaxchat.data.download.hub import Hub
 from jaxchat.data.download.transfer import bytes_here, download
-from jaxchat.data.download.web import Patience, Web, WebError
+from jaxchat.data.download.web import RetryPolicy, Web, WebError
 from jaxchat.data.registry import Source
 from jaxchat.errors import ArtifactError
 
 REPO = "someone/shards"
 # not quick to see a stall: a busy machine may do nothing for seconds
-QUICK = Patience(tries=4, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
+QUICK = RetryPolicy(tries=4, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
 SIZE = 200_000
 
 
@@ -280,7 +280,7 @@ def test_several_workers_download_at_the_same_time(server, tmp_path):
     server.wait = lambda seconds: barrier.wait() < 0 or wait(0) if seconds == 7 else wait(seconds)
     for index in range(3):
         server.fail(f"shard_{index:05d}.parquet", Fault(pause=7, cut=1), *[Fault()] * 3)
-    get(server, tmp_path, Patience(wait=0.01), workers=3)
+    get(server, tmp_path, RetryPolicy(wait=0.01), workers=3)
     assert not barrier.broken
 
 

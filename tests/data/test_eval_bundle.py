@@ -16,12 +16,12 @@ from hub_server import Fault, HubServer, until
 from jaxchat.data.download import eval_bundle
 from jaxchat.data.download.eval_bundle import check_bundle, fetch_bundle, unpack
 from jaxchat.data.download.hub import Hub
-from jaxchat.data.download.web import Patience, Web, WebError
+from jaxchat.data.download.web import RetryPolicy, Web, WebError
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.paths import sha256_file
 
-QUICK = Patience(tries=2, first_tries=1, wait=0.01, longest_wait=0.02, stall=120)
+QUICK = RetryPolicy(tries=2, first_tries=1, wait=0.01, longest_wait=0.02, stall=120)
 FETCH = """
 import sys
 from pathlib import Path

@@ -13,13 +13,13 @@ from jaxchat.data import registry
 from jaxchat.data.download import cache
 from jaxchat.data.download.hub import Hub, open_hub
 from jaxchat.data.download.transfer import download
-from jaxchat.data.download.web import Patience, Web, WebError
+from jaxchat.data.download.web import RetryPolicy, Web, WebError
 from jaxchat.data.registry import SOURCES, Source
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import DEFAULT_HUB, hub_token, sha256_file
 
 REPO = "someone/problems"
-QUICK = Patience(tries=3, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
+QUICK = RetryPolicy(tries=3, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
 FILES = {
     "README.md": b"of no source",
     "main/train-00000-of-00002.parquet": b"a" * 100,

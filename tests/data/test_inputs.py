@@ -14,9 +14,9 @@ from hub_server import HubServer
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.data import inputs, prepare
-from jaxchat.data.changes import own_files_changed
 from jaxchat.data.download.hub import Hub
 from jaxchat.data.download.web import Web
+from jaxchat.data.inputs import own_files_changed
 from jaxchat.errors import ArtifactError, ConfigError
 
 CONFIG = """

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxchat.data.files.folders import find, kind_of, shown
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.errors import ConfigError
 
 

@@ -18,10 +18,10 @@ from pyarrow import parquet
 from jaxchat.cli.serve import read_key
 from jaxchat.config import loading
 from jaxchat.data.files import compressed, text
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.errors import ArtifactError, ConfigError, explain
 from jaxchat.evals.core.bundle import read_bundle, read_examples
-from jaxchat.tasks.custom import Custom
+from jaxchat.tasks.conversations import Custom
 from jaxchat.tasks.persona import read_persona
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "core_bundle"
@@ -133,7 +133,7 @@ def test_lines_are_cut_where_they_were(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
 def test_a_record_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    for module in (text, sys.modules["jaxchat.tasks.table"]):
+    for module in (text, sys.modules["jaxchat.data.files.table"]):
         monkeypatch.setattr(module, "MAX_RECORD", len(LINE))
     path = write(tmp_path / name, LINE + b"\n" + LINE[:-1] + b" \n")
     said = r"line 3 of .*a\.jsonl.* is longer than 0 MiB, the most that one record may have"

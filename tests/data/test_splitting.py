@@ -8,9 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from jaxchat.data.shards import ShardInput, local_inputs
-from jaxchat.data.splitting import Split, divided, split_file
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.files.textfiles import TextFiles
+from jaxchat.data.own import InputFile, Split, divided, local_inputs, split_file
 from jaxchat.errors import ConfigError
 
 ROW = 9
@@ -33,7 +32,7 @@ def write(folder: Path, kind: str) -> Path:
     return path
 
 
-def only(path: Path) -> ShardInput:
+def only(path: Path) -> InputFile:
     (found,) = local_inputs(path, ROW)
     return found
 

@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 from tiny_shards import ROW, TOKENIZER, contents, prepare, write_texts
 
 from jaxchat.data import loader
-from jaxchat.data.loader import HeldOutRows, ShardedRows, permutation
-from jaxchat.data.prefetch import prefetched
-from jaxchat.data.rows import training_batches, validation_batches
+from jaxchat.data.loader import (
+    HeldOutRows,
+    ShardedRows,
+    permutation,
+    prefetched,
+    training_batches,
+    validation_batches,
+)
 from jaxchat.data.shard_folder import ShardFolder
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import write_json
@@ -187,7 +192,10 @@ def test_training_begins_with_the_first_window_and_waits_for_the_next(
 
 def test_shards_that_nobody_makes_any_more_are_told(whole: Path, tmp_path: Path) -> None:
     folder = copied(whole, tmp_path / "out", "shard_0000[01].*")
-    for alive, reason in [(None, "nobody prepares"), (lambda: "process 7 was killed", "process 7")]:
+    for alive, reason in [
+        (None, "they are not being prepared"),
+        (lambda: "process 7 was killed", "process 7"),
+    ]:
         source = ShardedRows(folder, TOKENIZER.hash, window=WINDOW, alive=alive)
         source.take(np.arange(5), 0)
         said = rf"shard 3 of 6 \(c\.jsonl\) is missing and will not come \({reason}.*again"

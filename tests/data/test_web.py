@@ -14,8 +14,8 @@ from jaxchat import paths
 from jaxchat.data.download.hub import Hub
 from jaxchat.data.download.transfer import download
 from jaxchat.data.download.web import (
-    Passing,
-    Patience,
+    RetryPolicy,
+    TransientError,
     Web,
     WebError,
     _Redirects,
@@ -25,7 +25,7 @@ from jaxchat.data.download.web import (
 from jaxchat.data.registry import Source
 from jaxchat.errors import ConfigError
 
-QUICK = Patience(tries=3, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
+QUICK = RetryPolicy(tries=3, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
 REPO = "someone/things"
 
 
@@ -162,7 +162,7 @@ def test_a_server_that_is_not_there_is_given_up_sooner_than_one_that_failed(serv
 def test_an_answer_that_breaks_off_is_passing(server):
     server.fail("a.parquet", Fault(cut=1), Fault())
     url = f"{server.url}/plain/{REPO}/a.parquet"
-    with Web().open(url, "it") as answer, pytest.raises(Passing, match="after 1 of 3 bytes"):
+    with Web().open(url, "it") as answer, pytest.raises(TransientError, match="after 1 of 3 bytes"):
         answer.text()
     server.fail("a.parquet", Fault(cut=1), Fault())
     assert fetch_text(Web(patience=QUICK), url, "it")[0] == "abc"

@@ -17,7 +17,7 @@ from jaxchat.config import loading, memory
 from jaxchat.data import registry
 from jaxchat.data.download.hub import Hub, open_hub
 from jaxchat.data.download.transfer import download
-from jaxchat.data.download.web import Patience, Web
+from jaxchat.data.download.web import RetryPolicy, Web
 from jaxchat.runs.doctor import sources, tier
 from jaxchat.runs.doctor.speed import Speed, in_turns, measure_speed
 from jaxchat.runs.plan import plan
@@ -190,7 +190,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def hub_at(root: Path, endpoint: str, offline: bool = False) -> Hub:
-    web = Web(patience=Patience(tries=1, first_tries=1, stall=2.0))
+    web = Web(patience=RetryPolicy(tries=1, first_tries=1, stall=2.0))
     return Hub(root, web, endpoint=endpoint, offline=offline)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hub_files import CHATS, jsonl, parquet
 
 from jaxchat.errors import ArtifactError
-from jaxchat.tasks.custom import MAX_TOLD, Custom
+from jaxchat.tasks.conversations import MAX_REPORTED, Custom
 from jaxchat.tokenizer import render, train_tokenizer
 
 BYTES = train_tokenizer([], 265)
@@ -102,8 +102,8 @@ def test_weights_stay_with_conversations_in_every_kind_of_file(tmp_path: Path) -
 def test_of_many_bad_lines_the_first_are_told(tmp_path: Path) -> None:
     message = told(tmp_path, *["[]"] * 25)
     assert message[0].startswith("25 of 25 lines")
-    assert len(message) == 1 + MAX_TOLD + 1
-    assert message[-1].strip() == f"... and {25 - MAX_TOLD} more"
+    assert len(message) == 1 + MAX_REPORTED + 1
+    assert message[-1].strip() == f"... and {25 - MAX_REPORTED} more"
 
 
 def test_an_empty_file_holds_no_conversation(tmp_path: Path) -> None:
@@ -121,12 +121,12 @@ def test_fields_that_nobody_looks_at_are_counted_and_named_once(tmp_path: Path) 
     unused = {("message", "name"): 2, ("part", "cache"): 1, ("conversation", "source"): 2}
     chats = Custom([jsonl(tmp_path / "talks.jsonl", rows)])
     assert chats.unused == unused
-    assert chats.told_unused == (
+    assert chats.unused_message == (
         "talks.jsonl: the fields 'source' (2 conversations), 'name' (2 messages), "
         "'cache' (1 part) are not used"
     )
     known = [{"messages": [ASK, {"role": "assistant", "content": "Two.", "weight": 1}]}]
-    assert Custom([jsonl(tmp_path / "known.jsonl", known)]).told_unused == ""
+    assert Custom([jsonl(tmp_path / "known.jsonl", known)]).unused_message == ""
 
 
 def test_columns_of_parquet_that_nobody_looks_at_are_counted(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_columns_of_parquet_that_nobody_looks_at_are_counted(tmp_path: Path) -> 
         for n in range(3)
     ]
     chats = Custom([parquet(tmp_path / "talks.parquet", rows)])
-    assert chats.told_unused == (
+    assert chats.unused_message == (
         "talks.parquet: the fields 'id' (3 conversations), 'name' (3 messages) are not used"
     )
 

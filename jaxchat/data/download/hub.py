@@ -34,9 +34,9 @@ from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
 from jaxchat.data import registry
 from jaxchat.data.download.cache import RemoteFile
 from jaxchat.data.download.web import (
-    Passing,
-    Patience,
-    Tries,
+    Retry,
+    RetryPolicy,
+    TransientError,
     Unsupported,
     Web,
     WebError,
@@ -118,7 +118,7 @@ class Hub:
         Raises ArtifactError when they cannot be had, naming what to do.
         """
         if source.name not in self._lists:
-            kept = None if self._refresh and not self.offline else self.kept(source)
+            kept = None if self._refresh and not self.offline else self.saved(source)
             self._lists[source.name] = kept or self._ask(source)
         return self._lists[source.name]
 
@@ -140,10 +140,10 @@ class Hub:
             unknown = [by_path[path] for path in paths if by_path[path].size is None]
             if unknown:
                 by_path.update((file.path, file) for file in self._measure(unknown))
-                self._keep(replace(listing, files=tuple(by_path.values())))
+                self._save(replace(listing, files=tuple(by_path.values())))
         return tuple(by_path[path] for path in paths)
 
-    def kept(self, source: Source) -> Listing | None:
+    def saved(self, source: Source) -> Listing | None:
         """The list in the cache, or None. Raises ArtifactError for a damaged one."""
         path = self._list_path(source)
         if not path.exists():
@@ -182,7 +182,7 @@ class Hub:
             )
         files.sort(key=lambda file: file.path)
         listing = self._listing(source, commit, tuple(files))
-        self._keep(listing)
+        self._save(listing)
         return listing
 
     def _listing(self, source: Source, commit: str, files: tuple[RemoteFile, ...]) -> Listing:
@@ -216,7 +216,7 @@ class Hub:
         )
         return self.folder(source) / f"list-{sha256_text(*origin)[:12]}.json"
 
-    def _keep(self, listing: Listing) -> None:
+    def _save(self, listing: Listing) -> None:
         fields = ("path", "size", "sha256", "blob", "tag")
         known = [{name: getattr(file, name) for name in fields} for file in listing.files]
         value = {
@@ -322,7 +322,7 @@ def measured(web: Web, file: RemoteFile) -> RemoteFile:
 
     Raises WebError when the server does not have it.
     """
-    tries = Tries(web, str(file), file.url)
+    tries = Retry(web, str(file), file.url)
     while True:
         try:
             with web.open(file.url, str(file), method="HEAD") as answer:
@@ -332,7 +332,7 @@ def measured(web: Web, file: RemoteFile) -> RemoteFile:
                 return replace(file, size=answer.length, tag=tag or None)
         except Unsupported:  # it will be known when the file comes
             return file
-        except Passing as error:
+        except TransientError as error:
             tries.failed(error)
 
 
@@ -342,7 +342,7 @@ def open_hub(
     base_url: str | None = None,
     offline: bool = False,
     refresh: bool = False,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
 ) -> Hub:
     """A Hub as the environment has it: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and proxies."""
     endpoint = hub_endpoint()

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from jaxchat.data.download import cache
 from jaxchat.data.download.cache import Digest, RemoteFile
-from jaxchat.data.download.web import OutOfRange, Passing, Stopped, Tries, Web, WebError
+from jaxchat.data.download.web import OutOfRange, Retry, Stopped, TransientError, Web, WebError
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import offline_by
 
@@ -57,7 +57,7 @@ def download(
         raise _missing(missing)
     ahead = len(files) if ahead is None else max(ahead, 1)
     cache.check_space(missing, None if keep else ahead + 1)
-    crew = _Crew(files, web, ahead, verify, offline)
+    crew = _WorkerPool(files, web, ahead, verify, offline)
     return _give_out(crew, max(1, min(workers, ahead, len(files))), progress)
 
 
@@ -72,7 +72,7 @@ def _missing(missing: Sequence[RemoteFile]) -> ArtifactError:
 
 
 def _give_out(
-    crew: _Crew, workers: int, progress: Progress | None
+    crew: _WorkerPool, workers: int, progress: Progress | None
 ) -> Iterator[tuple[RemoteFile, Path]]:
     threads = [
         threading.Thread(target=crew.work, name=f"download-{number}", daemon=True)
@@ -97,7 +97,7 @@ def _give_out(
             thread.join(max(deadline - time.monotonic(), 0.0))
 
 
-class _Crew:
+class _WorkerPool:
     """What the workers share: which file is next, what became of each, how much of it is here."""
 
     def __init__(
@@ -170,16 +170,16 @@ class _Crew:
 class _Transfer:
     """One file on its way into its part."""
 
-    def __init__(self, index: int, part: BinaryIO, crew: _Crew) -> None:
+    def __init__(self, index: int, part: BinaryIO, crew: _WorkerPool) -> None:
         self.index, self.part, self.crew = index, part, crew
         self.file = crew.files[index]
         self.digest = Digest(self.file)
         self.wrong = 0
 
     def run(self) -> None:
-        """Tries until the file is whole. Raises WebError, or Stopped."""
+        """Retry until the file is whole. Raises WebError, or Stopped."""
         self._take_up()
-        tries = Tries(self.crew.web, str(self.file), self.file.url, self.crew.stop)
+        tries = Retry(self.crew.web, str(self.file), self.file.url, self.crew.stop)
         best = self.digest.size
         while True:
             try:
@@ -188,7 +188,7 @@ class _Transfer:
                 if self.digest.matches():
                     return cache.finish(self.file, self.part, self.digest)
                 self._refuse_what_came()
-            except Passing as error:
+            except TransientError as error:
                 self.part.flush()
                 if not self.file.version or isinstance(error, OutOfRange):
                     self._start_anew()
@@ -208,7 +208,7 @@ class _Transfer:
         self.part.truncate()
 
     def _receive(self) -> None:
-        """Asks for the bytes that are missing and writes what comes. Raises Passing if too few."""
+        """Asks for the bytes that are missing and writes what comes. Raises TransientError if too few."""
         start = self.digest.size
         headers = {"Range": f"bytes={start}-"} if start else {}
         if start and self.file.tag:
@@ -216,7 +216,7 @@ class _Transfer:
         with self.crew.web.open(self.file.url, str(self.file), headers) as answer:
             if answer.status == 206 and answer.start != start:
                 self._start_anew()
-                raise Passing(f"the server does not send the bytes from {start:,} on")
+                raise TransientError(f"the server does not send the bytes from {start:,} on")
             end = None if answer.length is None else answer.start + answer.length
             if None not in (end, self.file.size) and end != self.file.size:
                 self._refuse(f"{end:,} bytes")  # a page of the network, maybe: the part is good
@@ -232,10 +232,10 @@ class _Transfer:
                     return
         wanted = self.file.size if end is None else end
         if wanted is not None and self.digest.size < wanted:
-            raise Passing(f"the answer ended after {self.digest.size:,} of {wanted:,} bytes")
+            raise TransientError(f"the answer ended after {self.digest.size:,} of {wanted:,} bytes")
 
     def _refuse_what_came(self) -> None:
-        """Throws it away. Raises WebError the last time, else Passing."""
+        """Throws it away. Raises WebError the last time, else TransientError."""
         came = f"{self.digest.size:,} bytes with sha256 {self.digest.sha256}"
         self._start_anew()
         self._refuse(came)
@@ -250,7 +250,7 @@ class _Transfer:
                 f"bytes with checksum {wanted}; --refresh asks for the list anew, HF_ENDPOINT or "
                 "--base-url name another server."
             )
-        raise Passing(f"wrong bytes came: {came}")
+        raise TransientError(f"wrong bytes came: {came}")
 
 
 def bytes_here(file: RemoteFile) -> int:

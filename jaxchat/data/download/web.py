@@ -1,7 +1,7 @@
 """Asking servers over HTTP: proxies, redirects, tokens, and which failures are worth another try.
 
-A failure is either `Passing`, which may go well the next time, or `WebError`, a sentence for the
-user. `Tries` waits between the former and turns the last of them into the latter.
+A failure is either `TransientError`, which may go well the next time, or `WebError`, a sentence for the
+user. `Retry` waits between the former and turns the last of them into the latter.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Unsupported(WebError):
     """The server does not know the method of the request."""
 
 
-class Passing(Exception):
+class TransientError(Exception):
     """A failure that may pass. `wait`: seconds that the server asks to wait, if it does."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
@@ -54,7 +54,7 @@ class Passing(Exception):
         self.wait = wait
 
 
-class OutOfRange(Passing):
+class OutOfRange(TransientError):
     """The server has no bytes from where they were asked for on (416)."""
 
 
@@ -63,7 +63,7 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a server is given.
 
     Attributes:
@@ -83,7 +83,7 @@ class Patience:
     asked: float = 900.0
 
 
-class Answer:
+class Response:
     """An open answer of a server. Use as a context manager."""
 
     def __init__(self, response: Any) -> None:
@@ -104,19 +104,19 @@ class Answer:
         return int(match[1]) if self.status == 206 and match else 0
 
     def read(self) -> bytes:
-        """Some bytes as soon as they come; none at the end. Raises Passing, also for a stall."""
+        """Some bytes as soon as they come; none at the end. Raises TransientError, also for a stall."""
         try:
             return bytes(self._response.read1(CHUNK))
         except (OSError, http.client.HTTPException) as error:
-            raise Passing(_reason(error)) from error
+            raise TransientError(_reason(error)) from error
 
     def text(self) -> str:
-        """The whole body. Raises Passing when it breaks off."""
+        """The whole body. Raises TransientError when it breaks off."""
         body = bytearray()
         while piece := self.read():
             body += piece
         if self.length is not None and len(body) != self.length:
-            raise Passing(f"the answer ended after {len(body):,} of {self.length:,} bytes")
+            raise TransientError(f"the answer ended after {len(body):,} of {self.length:,} bytes")
         return body.decode("utf-8", "replace")
 
     def close(self) -> None:
@@ -148,9 +148,9 @@ class Web:
         token: str | None = None,
         token_for: str = "",
         proxies: Mapping[str, str] | None = None,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
     ) -> None:
-        self.patience = patience or Patience()
+        self.patience = patience or RetryPolicy()
         self.reached = False  # whether any server has answered
         self._token, self._token_for = token, token_for
         self._opener = urllib.request.OpenerDirector()
@@ -167,8 +167,8 @@ class Web:
 
     def open(
         self, url: str, what: str, headers: Mapping[str, str] | None = None, method: str = "GET"
-    ) -> Answer:
-        """One try. `what` is wanted, for the message. Raises Passing or WebError."""
+    ) -> Response:
+        """One try. `what` is wanted, for the message. Raises TransientError or WebError."""
         request = urllib.request.Request(url, headers=dict(headers or {}), method=method)
         request.add_header("User-Agent", f"jaxchat/{jaxchat.__version__}")
         request.add_header("Accept-Encoding", "identity")
@@ -187,9 +187,9 @@ class Web:
                     f"the certificate of {_host(url)} is not trusted ({reason.verify_message}); "
                     "set SSL_CERT_FILE to the certificates of your network."
                 ) from error
-            raise Passing(_reason(reason)) from error
+            raise TransientError(_reason(reason)) from error
         self.reached = True
-        return Answer(response)
+        return Response(response)
 
     def _refusal(self, error: urllib.error.HTTPError, url: str, what: str) -> Exception:
         """What a status that is not success means."""
@@ -199,7 +199,7 @@ class Web:
             return OutOfRange(told)
         elsewhere = status == 403 and _origin(error.url or url) != _origin(url)
         if status in _LATER or elsewhere:  # a store behind the hub: its signed address ran out
-            return Passing(told, _asked_wait(error.headers))
+            return TransientError(told, _asked_wait(error.headers))
         if status in (401, 403):
             mend = "check that HF_TOKEN has access" if self._token else "set HF_TOKEN"
             return WebError(
@@ -240,7 +240,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return new
 
 
-class Tries:
+class Retry:
     """Waits after failures, longer each time; gives up after too many in a row."""
 
     def __init__(self, web: Web, what: str, url: str, stop: threading.Event | None = None) -> None:
@@ -248,7 +248,7 @@ class Tries:
         self.stop = stop or threading.Event()
         self.failures = 0
 
-    def failed(self, error: Passing, progressed: bool = False) -> None:
+    def failed(self, error: TransientError, progressed: bool = False) -> None:
         """Waits before the next try. Raises WebError when there is to be none, or Stopped."""
         patience = self.web.patience
         self.failures = 1 if progressed else self.failures + 1
@@ -268,7 +268,7 @@ class Tries:
         if self.stop.wait(wait):
             raise Stopped
 
-    def _given_up(self, error: Passing) -> WebError:
+    def _given_up(self, error: TransientError) -> WebError:
         if self.web.reached:
             return WebError(
                 f"{self.what} cannot be had: {error}, {self.failures} times in a row. What has "
@@ -283,12 +283,12 @@ class Tries:
 
 def fetch_text(web: Web, url: str, what: str) -> tuple[str, Message]:
     """The body of a small answer, as text, and its headers. Raises WebError."""
-    tries = Tries(web, what, url)
+    tries = Retry(web, what, url)
     while True:
         try:
             with web.open(url, what) as answer:
                 return answer.text(), answer.headers
-        except Passing as error:
+        except TransientError as error:
             tries.failed(error)
 
 

@@ -62,6 +62,15 @@ def decode(data: bytes, name: str, position: int = 0) -> str:
         ) from error
 
 
+def is_unicode(text: str) -> bool:
+    r"""Whether no surrogate stands alone, as one may in a Python string and in JSON (\ud800)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def mark_length(head: bytes, name: str) -> int:
     """Bytes of the mark that a file's first bytes are; raises Unreadable for UTF-16 and UTF-32."""
     wide = next((kind for mark, kind in _WIDE_MARKS.items() if head.startswith(mark)), None)
