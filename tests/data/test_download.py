@@ -46,13 +46,13 @@ def server():
         yield server
 
 
-def open_hub(server, root, patience=QUICK, **options):
-    return Hub(root, Web(patience=patience), endpoint=server.url, **options)
+def open_hub(server, root, policy=QUICK, **options):
+    return Hub(root, Web(policy=policy), endpoint=server.url, **options)
 
 
-def get(server, root, patience=QUICK, **options):
+def get(server, root, policy=QUICK, **options):
     """Downloads all shards and returns their paths."""
-    hub = open_hub(server, root, patience)
+    hub = open_hub(server, root, policy)
     return [path for _, path in download(hub.files(source()), hub.web, **options)]
 
 
@@ -354,7 +354,7 @@ def test_offline_uses_what_is_there_and_tells_what_is_missing(server, tmp_path):
     files = shards(2, 1_000)
     server.add(REPO, files)
     paths = get(server, tmp_path)
-    offline = Hub(tmp_path, Web(patience=QUICK), endpoint="http://127.0.0.1:1", offline=True)
+    offline = Hub(tmp_path, Web(policy=QUICK), endpoint="http://127.0.0.1:1", offline=True)
     wanted = offline.files(source())
     asked = len(server.asked)
     assert_same([p for _, p in download(wanted, offline.web, offline=True)], files)
@@ -419,7 +419,7 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a job in the background
 sys.path.insert(0, sys.argv[3])
 from test_download import Hub, QUICK, Web, download, source
-hub = Hub(Path(sys.argv[2]), Web(patience=QUICK), endpoint=sys.argv[1])
+hub = Hub(Path(sys.argv[2]), Web(policy=QUICK), endpoint=sys.argv[1])
 for file, path in download(hub.files(source()), hub.web):
     print(path, flush=True)
 """

@@ -37,7 +37,7 @@ def serve(server, path):
 
 
 def fetch(home, server):
-    return fetch_bundle(home, bundle_url(server), Web(patience=QUICK))
+    return fetch_bundle(home, bundle_url(server), Web(policy=QUICK))
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_the_bundle_comes_once_and_leaves_no_zip_file(server, tmp_path):
 
 def test_an_address_without_a_bundle_says_so(server, tmp_path):
     with pytest.raises(WebError, match="is not there"):
-        fetch_bundle(tmp_path / "home", f"{bundle_url(server)}.7z", Web(patience=QUICK))
+        fetch_bundle(tmp_path / "home", f"{bundle_url(server)}.7z", Web(policy=QUICK))
     assert not list((tmp_path / "home").glob("eval_bundle*"))
 
 

@@ -48,7 +48,7 @@ def server():
 
 
 def hub_of(server, root, **options):
-    web = options.pop("web", None) or Web(patience=QUICK)
+    web = options.pop("web", None) or Web(policy=QUICK)
     return Hub(root, web, **{"endpoint": server.url, **options})
 
 
@@ -131,10 +131,10 @@ def test_a_private_repository_wants_a_token(server, tmp_path):
     server.token = "secret"
     with pytest.raises(WebError, match=r"problems cannot be had: .* 401 .* set HF_TOKEN"):
         hub_of(server, tmp_path).files(SOURCE)
-    wrong = Web(token="other", token_for=server.url, patience=QUICK)
+    wrong = Web(token="other", token_for=server.url, policy=QUICK)
     with pytest.raises(WebError, match="check that HF_TOKEN has access"):
         hub_of(server, tmp_path, web=wrong).files(SOURCE)
-    right = hub_of(server, tmp_path, web=Web(token="secret", token_for=server.url, patience=QUICK))
+    right = hub_of(server, tmp_path, web=Web(token="secret", token_for=server.url, policy=QUICK))
     assert len(list(download(right.files(SOURCE), right.web))) == 3
     stored = [asked for asked in server.asked if asked.host == "store"]
     assert len(stored) == 3
@@ -250,7 +250,7 @@ def test_a_folder_that_pythons_own_server_serves(tmp_path):
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         base_url = f"http://127.0.0.1:{server.server_port}"
-        hub = Hub(tmp_path / "home", Web(patience=QUICK), base_url=base_url)
+        hub = Hub(tmp_path / "home", Web(policy=QUICK), base_url=base_url)
         files = hub.files(SOURCE)
         assert files[0].tag.endswith(" GMT")  # it has no ETag
         got = {file.path: path.read_bytes() for file, path in download(files, hub.web)}

@@ -93,7 +93,7 @@ def test_everything_goes_through_the_proxy_that_the_environment_names(
     server, proxy, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("http_proxy", proxy.url)
-    hub = Hub(tmp_path, Web(proxies=paths.proxies(), patience=QUICK), endpoint=server.url)
+    hub = Hub(tmp_path, Web(proxies=paths.proxies(), policy=QUICK), endpoint=server.url)
     ((_, path),) = download(hub.files(source()), hub.web)
     assert path.read_bytes() == b"abc"
     asked = [
@@ -104,20 +104,20 @@ def test_everything_goes_through_the_proxy_that_the_environment_names(
 
 def test_no_proxy_is_heeded(server, proxy, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    web = Web(proxies={"http": proxy.url}, patience=QUICK)
+    web = Web(proxies={"http": proxy.url}, policy=QUICK)
     fetch_text(web, f"{server.url}/plain/{REPO}/a.parquet", "it")
     assert not proxy.seen
 
 
 def test_a_proxy_that_refuses_is_told(proxy):
-    web = Web(proxies={"https": proxy.url}, patience=QUICK)
+    web = Web(proxies={"https": proxy.url}, policy=QUICK)
     with pytest.raises(WebError, match=r"hub.invalid cannot be reached .*403 Forbidden"):
         fetch_text(web, "https://hub.invalid/x", "it")
     assert proxy.seen == ["CONNECT hub.invalid:443"] * QUICK.first_tries
 
 
 def test_the_token_stays_with_its_server(server):
-    web = Web(token="secret", token_for=server.url, patience=QUICK)
+    web = Web(token="secret", token_for=server.url, policy=QUICK)
     with web.open(f"{server.url}/datasets/{REPO}/resolve/{COMMIT}/a.parquet", "it") as answer:
         assert answer.text() == "abc"
     assert [a.headers.get("authorization") for a in server.asked] == ["Bearer secret", None]
@@ -149,7 +149,7 @@ def test_a_redirect_away_from_https_is_refused():
 
 
 def test_a_server_that_is_not_there_is_given_up_sooner_than_one_that_failed(server):
-    web = Web(patience=QUICK)
+    web = Web(policy=QUICK)
     with pytest.raises(WebError, match=r"it is wanted, but 127.0.0.1:1 cannot be reached"):
         fetch_text(web, "http://127.0.0.1:1/x", "it")
     assert not web.reached
@@ -165,7 +165,7 @@ def test_an_answer_that_breaks_off_is_passing(server):
     with Web().open(url, "it") as answer, pytest.raises(TransientError, match="after 1 of 3 bytes"):
         answer.text()
     server.fail("a.parquet", Fault(cut=1), Fault())
-    assert fetch_text(Web(patience=QUICK), url, "it")[0] == "abc"
+    assert fetch_text(Web(policy=QUICK), url, "it")[0] == "abc"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_an_answer_that_breaks_off_is_passing(server):
 def test_what_will_not_pass_is_not_tried_again(server, status, told):
     server.fail("a.parquet", *[Fault(status)] * 9)
     with pytest.raises(WebError, match=told):
-        fetch_text(Web(patience=QUICK), f"{server.url}/plain/{REPO}/a.parquet", "it")
+        fetch_text(Web(policy=QUICK), f"{server.url}/plain/{REPO}/a.parquet", "it")
     assert len(server.asked) == 1
 
 

@@ -46,7 +46,7 @@ def server():
 
 
 def hub_in(home, **options):
-    return Hub(home, Web(patience=QUICK), **options)
+    return Hub(home, Web(policy=QUICK), **options)
 
 
 def columns(home):

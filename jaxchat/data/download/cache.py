@@ -1,4 +1,4 @@
-"""Downloaded files on disk: whole ones, with a record of their checksum, and parts of others.
+"""Downloaded files on disk: whole ones, with a record of their checksum, and partial ones.
 
     HOME/data/SOURCE/COMMIT/PATH              a whole file
     HOME/data/SOURCE/COMMIT/.NAME.json        its size, time and sha256: it is not read again
@@ -15,6 +15,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
@@ -34,27 +35,16 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)  # some ne
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that a server has, and where it is kept here.
+    """A file that a server has, and where it is saved here."""
 
-    Attributes:
-        source: the name of its source.
-        path: within the dataset, with /.
-        url: where it is asked for.
-        local: where it is kept.
-        size: in bytes; None when the server has not said.
-        sha256: of its bytes, in hexadecimal; None when the server has not said.
-        blob: git's hash of it, which small files of a repository have instead of a sha256.
-        tag: ETag or Last-Modified of a server that has no checksums.
-    """
-
-    source: str
-    path: str
+    source: str  # the name of its source
+    path: str  # within the dataset, with /
     url: str
     local: Path
-    size: int | None = None
-    sha256: str | None = None
-    blob: str | None = None
-    tag: str | None = None
+    size: int | None = None  # bytes; None when the server has not said
+    sha256: str | None = None  # of its bytes, in hexadecimal; None when the server has not said
+    blob: str | None = None  # git's hash, which small files of a repository have instead
+    tag: str | None = None  # ETag or Last-Modified of a server that has no checksums
 
     @property
     def version(self) -> str:
@@ -67,7 +57,7 @@ class RemoteFile:
 
 
 class Digest:
-    """The checksums of bytes that come one after the other."""
+    """Running checksums of a file's bytes."""
 
     def __init__(self, file: RemoteFile) -> None:
         self.file = file
@@ -134,11 +124,8 @@ def _differs_from(record: dict[str, object], file: RemoteFile, digest: Digest) -
 
 def is_here(file: RemoteFile) -> bool:
     """Whether the file is there with the right size; nothing is read."""
-    try:
-        size = file.local.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return file.size in (None, size)
+    size = size_of(file.local)
+    return size is not None and file.size in (None, size)
 
 
 def sha256_of(file: RemoteFile) -> str | None:
@@ -181,10 +168,15 @@ def part_path(file: RemoteFile) -> Path:
 
 def part_size(file: RemoteFile) -> int:
     """Bytes that have come already and can be used."""
+    return size_of(part_path(file)) or 0 if file.version else 0
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file; None when it is not there."""
     try:
-        return part_path(file).stat().st_size if file.version else 0
+        return path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
-        return 0
+        return None
 
 
 def _lock(handle: BinaryIO, stop: threading.Event) -> None:
@@ -210,7 +202,7 @@ def _is(handle: BinaryIO, path: Path) -> bool:
 
 
 def _drop_old_parts(file: RemoteFile, current: Path) -> None:
-    """Removes parts of other contents, but for those that somebody holds."""
+    """Removes parts of other contents, except those that another process holds."""
     for path in _parts(file):
         if path == current:
             continue
@@ -220,12 +212,10 @@ def _drop_old_parts(file: RemoteFile, current: Path) -> None:
 
 
 def _parts(file: RemoteFile) -> list[Path]:
-    stem = f"{file.local.name}."
-    if not file.local.parent.is_dir():
-        return []
-    names = (p for p in file.local.parent.iterdir() if p.name.startswith(stem))
+    name = re.compile(rf"{re.escape(file.local.name)}\.[^.]+\.part")
+    folder = file.local.parent
     return [
-        p for p in names if p.name.endswith(".part") and p.name.count(".") == stem.count(".") + 1
+        path for path in (folder.iterdir() if folder.is_dir() else ()) if name.fullmatch(path.name)
     ]
 
 

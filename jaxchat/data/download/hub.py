@@ -34,13 +34,13 @@ from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
 from jaxchat.data import registry
 from jaxchat.data.download.cache import RemoteFile
 from jaxchat.data.download.web import (
-    Retry,
+    Response,
     RetryPolicy,
-    TransientError,
     Unsupported,
     Web,
     WebError,
     check_address,
+    fetch,
     fetch_text,
 )
 from jaxchat.data.registry import Source
@@ -66,29 +66,17 @@ _HEX = re.compile(r"[0-9a-f]+")
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source.
-
-    Attributes:
-        commit: of the repository; for a plain server, a name made of its base URL.
-        address: the repository's page or the base URL: where the files are from.
-        folder: where they are kept.
-        files: in order of path; sizes are unknown for a plain server (`Hub.files` asks for them).
-    """
+    """The files of a source."""
 
     source: Source
-    commit: str
-    address: str
-    folder: Path
-    files: tuple[RemoteFile, ...]
+    commit: str  # of the repository; for a plain server, a name made of its base URL
+    address: str  # the repository's page or the base URL
+    folder: Path  # where the files are saved
+    files: tuple[RemoteFile, ...]  # by path; sizes unknown for a plain server (see `Hub.files`)
 
 
 class Hub:
-    """Lists sources, and knows where their files are kept.
-
-    Attributes:
-        web: whom `data.download` asks, too.
-        offline: nobody is asked; what the cache does not know is an error.
-    """
+    """Lists sources, and knows where their files are saved."""
 
     def __init__(
         self,
@@ -101,15 +89,15 @@ class Hub:
         refresh: bool = False,
     ) -> None:
         """`root`: the home. `base_url`: a plain server instead of the hub; {name} and {repo} in it
-        stand for a source's. `refresh`: lists are asked for anew.
+        stand for a source's. `offline`: no server is asked; what is not in the cache is an error.
+        `refresh`: lists are fetched again.
 
         Raises ConfigError for an address that is none of HTTP.
         """
         self.root, self.web = root, web
         self.endpoint = check_address("HF_ENDPOINT", endpoint)
         self.base_url = None if base_url is None else check_address("the base URL", base_url)
-        self.offline = offline
-        self._refresh = refresh
+        self.offline, self._refresh = offline, refresh
         self._lists: dict[str, Listing] = {}
 
     def listing(self, source: Source) -> Listing:
@@ -118,8 +106,8 @@ class Hub:
         Raises ArtifactError when they cannot be had, naming what to do.
         """
         if source.name not in self._lists:
-            kept = None if self._refresh and not self.offline else self.saved(source)
-            self._lists[source.name] = kept or self._ask(source)
+            saved = None if self._refresh and not self.offline else self.saved(source)
+            self._lists[source.name] = saved or self._ask(source)
         return self._lists[source.name]
 
     def files(
@@ -254,8 +242,6 @@ class Hub:
         url = f"{base}/{quote(path)}"
         return RemoteFile(source.name, path, url, local, size, sha256, blob, tag)
 
-    # the hub
-
     def _repository(self, source: Source) -> tuple[str, list[dict[str, Any]]]:
         """The commit and the entries of the files that belong to the source."""
         api = f"{self.endpoint}/api/{source.space}/{source.repo}"
@@ -284,8 +270,6 @@ class Hub:
                 f"{what} cannot be read: {url} answers with something that is not JSON (a page of "
                 "the network that wants you to log in?); see to it, or set HF_ENDPOINT."
             ) from error
-
-    # a plain server
 
     def _plain(self, source: Source) -> tuple[str, list[dict[str, Any]]]:
         """A name for the base URL, and what its index pages or the registry say."""
@@ -322,18 +306,17 @@ def measured(web: Web, file: RemoteFile) -> RemoteFile:
 
     Raises WebError when the server does not have it.
     """
-    tries = Retry(web, str(file), file.url)
-    while True:
-        try:
-            with web.open(file.url, str(file), method="HEAD") as answer:
-                tag = answer.headers.get("ETag", "")
-                if tag.startswith("W/") or not tag:  # a weak tag may name different bytes
-                    tag = answer.headers.get("Last-Modified", "")
-                return replace(file, size=answer.length, tag=tag or None)
-        except Unsupported:  # it will be known when the file comes
-            return file
-        except TransientError as error:
-            tries.failed(error)
+
+    def known(response: Response) -> RemoteFile:
+        tag = response.headers.get("ETag", "")
+        if tag.startswith("W/") or not tag:  # a weak tag may name different bytes
+            tag = response.headers.get("Last-Modified", "")
+        return replace(file, size=response.length, tag=tag or None)
+
+    try:
+        return fetch(web, file.url, str(file), known, method="HEAD")
+    except Unsupported:  # it will be known when the file comes
+        return file
 
 
 def open_hub(
@@ -342,17 +325,17 @@ def open_hub(
     base_url: str | None = None,
     offline: bool = False,
     refresh: bool = False,
-    patience: RetryPolicy | None = None,
+    policy: RetryPolicy | None = None,
 ) -> Hub:
     """A Hub as the environment has it: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and proxies."""
     endpoint = hub_endpoint()
-    web = Web(token=hub_token(), token_for=endpoint, proxies=proxies(), patience=patience)
+    web = Web(token=hub_token(), token_for=endpoint, proxies=proxies(), policy=policy)
     offline = offline or hub_offline()
     return Hub(root, web, endpoint=endpoint, base_url=base_url, offline=offline, refresh=refresh)
 
 
 def _entry(raw: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a file in the hub's tree: large ones have a sha256, others git's hash."""
+    """A file of the hub's tree as it is saved: large ones have a sha256, others git's hash."""
     large = raw.get("lfs") or {}
     entry: dict[str, Any] = {"path": raw["path"], "size": large.get("size", raw["size"])}
     sha256 = str(large.get("oid", "")).removeprefix("sha256:")

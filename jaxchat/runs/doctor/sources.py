@@ -19,7 +19,7 @@ from jaxchat.data.registry import Source, is_own
 from jaxchat.errors import ArtifactError
 from jaxchat.runs.doctor.check import Check
 
-PATIENCE = RetryPolicy(stall=5.0)  # seconds without an answer
+RETRY_POLICY = RetryPolicy(stall=5.0)  # seconds without an answer
 _AT_ONCE = 8
 
 
@@ -80,7 +80,8 @@ def ask(hub: Hub, source: Source) -> Response | None:
         return None
     file, began = hub.sample(source), time.monotonic()
     try:
-        hub.web.open(file.url, source.name, method="HEAD").close()
+        with hub.web.open(file.url, source.name, method="HEAD"):
+            pass
     except Unsupported:
         pass  # it answers, and a download does not ask like this
     except TransientError as error:
