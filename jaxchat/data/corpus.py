@@ -20,8 +20,9 @@ import hashlib
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -125,40 +126,25 @@ def gather(
     `counts` is filled in as the documents go by. At every moment the source that is furthest
     behind its share comes next, so that a low `max_chars` keeps the mixture.
     """
-    tallies = {name: _Tally() for name in _WEIGHTS}
+    chars = dict.fromkeys(_WEIGHTS, 0)
+    verdicts: dict[str, Counter[str]] = {name: Counter() for name in _WEIGHTS}
     streams = sources(paths)
     deduplicator = Deduplicator()
-    total = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the syntax of other people's files
-        while streams and total < max_chars:
-            name = min(streams, key=lambda name: (tallies[name].chars / _WEIGHTS[name], name))
+        while streams and sum(chars.values()) < max_chars:
+            name = min(streams, key=lambda name: (chars[name] / _WEIGHTS[name], name))
             document = next(streams[name], None)
             if document is None:
                 del streams[name]
                 continue
             verdict = "filtered" if not is_worthwhile(document) else deduplicator.see(document)
-            tallies[name].add(verdict, len(document.text))
+            verdicts[name][verdict] += 1
             if verdict == "documents":
-                total += len(document.text)
+                chars[name] += len(document.text)
                 yield document
             if counts is not None:
-                counts[name] = tallies[name].counts()
-
-
-@dataclass
-class _Tally:
-    """Running counts of one source."""
-
-    chars: int = 0
-    verdicts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, verdict: str, chars: int) -> None:
-        self.verdicts[verdict] = self.verdicts.get(verdict, 0) + 1
-        self.chars += chars if verdict == "documents" else 0
-
-    def counts(self) -> SourceCounts:
-        return SourceCounts(chars=self.chars, **self.verdicts)
+                counts[name] = SourceCounts(chars=chars[name], **verdicts[name])
 
 
 class _Writer:

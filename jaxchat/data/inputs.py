@@ -18,8 +18,9 @@ from jaxchat.data.download.hub import Hub
 from jaxchat.data.download.transfer import download
 from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.data.own import NOTHING, InputFile, Own, hash_of
+from jaxchat.data.records import InvalidRecord, read_record
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.paths import read_json, sha256_file, sha256_text, write_json
+from jaxchat.paths import sha256_file, sha256_text, write_json
 from jaxchat.progress import Progress
 from jaxchat.tasks import EVERYDAY_WORDS, select_words
 from jaxchat.tasks.conversations import Custom
@@ -67,67 +68,52 @@ class Inputs:
         return tuple(path for file in self.chat[name][split] for path in file.paths)
 
 
+@dataclass(frozen=True)
+class _Record(Inputs):
+    """Inputs on disk; paths below the home are relative."""
+
+    format: str = ""
+
+
 def read_inputs(folder: Path) -> Inputs:
     """The record of the stage `data`. Raises ArtifactError when it is missing or damaged."""
     path, home = folder / FILE, _home(folder)
-    value = read_json(path)
 
-    def files(entries: Iterable[Mapping[str, Any]]) -> tuple[InputFile, ...]:
-        return tuple(
-            InputFile(e["name"], e["sha256"], e["size"], tuple(home / path for path in e["paths"]))
-            for e in entries
-        )
+    def placed(files: Iterable[InputFile]) -> tuple[InputFile, ...]:
+        return tuple(replace(file, paths=tuple(home / p for p in file.paths)) for file in files)
 
     try:
-        if value["format"] != FORMAT:
-            raise ValueError(f"format {value['format']!r}, not {FORMAT!r}")
-        chat = {
-            name: {split: files(entries) for split, entries in splits.items()}
-            for name, splits in value["chat"].items()
-        }
-        words, persona = tuple(value["words"]), value.get("persona", {})
-        mine = value.get("own", {})
-        mine = Own(**mine | {"content": tuple(mine.get("content", ()))})
-        return Inputs(files(value["text"]), chat, value["first"], words, persona, mine)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        record = read_record(path, _Record)
+        if record.format != FORMAT:
+            raise InvalidRecord(f"format {record.format!r}, not {FORMAT!r}")
+    except InvalidRecord as error:
         raise ArtifactError(
             f"{path} is damaged ({error}); make it again with --force data."
         ) from error
+    chat = {
+        name: {split: placed(files) for split, files in splits.items()}
+        for name, splits in record.chat.items()
+    }
+    fields = {one: getattr(record, one) for one in ("first", "words", "persona", "own")}
+    return Inputs(text=placed(record.text), chat=chat, **fields)
 
 
 def write_inputs(folder: Path, inputs: Inputs) -> None:
-    """Writes what `read_inputs` reads."""
-    write_json(folder / FILE, {"format": FORMAT} | _to_json(inputs, _home(folder)))
+    """Writes the record that `read_inputs` reads."""
+    home = _home(folder)
 
+    def below(path: Path) -> str:
+        return str(path.relative_to(home) if path.is_relative_to(home) else path)
 
-def _to_json(inputs: Inputs, home: Path) -> dict[str, Any]:
-    def files(entries: Iterable[InputFile]) -> list[dict[str, Any]]:
-        return [
-            asdict(file) | {"paths": [_below(path, home) for path in file.paths]}
-            for file in entries
-        ]
-
-    chat = {
-        name: {split: files(entries) for split, entries in splits.items()}
-        for name, splits in inputs.chat.items()
-    }
-    return {
-        "text": files(inputs.text),
-        "first": inputs.first,
-        "chat": chat,
-        "words": inputs.words,
-        "persona": inputs.persona,
-        **({"own": asdict(inputs.own)} if inputs.own else {}),
-    }
+    record = {"format": FORMAT} | asdict(inputs)
+    if not inputs.own:
+        del record["own"]
+    write_json(folder / FILE, json.loads(json.dumps(record, default=below)))
 
 
 def _home(folder: Path) -> Path:
     """The home of HOME/runs/NAME/data; paths below it are kept relative, as it may be moved."""
     return folder.parents[2]
-
-
-def _below(path: Path, home: Path) -> str:
-    return str(path.relative_to(home) if path.is_relative_to(home) else path)
 
 
 def gather(config: RunConfig, folder: Path, hub: Hub) -> dict[str, Any]:

@@ -16,20 +16,20 @@ A folder of rows, of conversations:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from jaxchat.data.packing import TextStatistics
+from jaxchat.data.records import InvalidRecord, read_record
 from jaxchat.errors import ArtifactError
-from jaxchat.paths import atomic_folder, read_json, sha256_file, write_json
+from jaxchat.paths import atomic_folder, sha256_file, write_json
 
 FORMAT = "jaxchat-shards-1"
 ROWS_FORMAT = "jaxchat-rows-1"
@@ -37,7 +37,6 @@ MANIFEST = "manifest.json"
 AGAIN = "give the command that prepares the shards again"
 
 _STRICT = ConfigDict(strict=True, extra="forbid")
-M = TypeVar("M")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -137,8 +136,8 @@ class ShardFolder:
         if not path.exists():
             return None
         try:
-            manifest = _parse(path, ShardManifest)
-        except _Invalid as error:
+            manifest = read_record(path, ShardManifest)
+        except InvalidRecord as error:
             raise DamagedShard(f"{path} is no manifest of a shard ({error}); {AGAIN}.") from error
         if differences := list(different(vars(manifest), self._common(number))):
             raise ArtifactError(
@@ -254,10 +253,10 @@ def open_rows(
     """
     path = folder / MANIFEST
     try:
-        manifest = _parse(path, RowsManifest)
+        manifest = read_record(path, RowsManifest)
         if "tokens.npy" not in manifest.checksums:
-            raise _Invalid("it has no checksum of tokens.npy")
-    except _Invalid as error:
+            raise InvalidRecord("it has no checksum of tokens.npy")
+    except InvalidRecord as error:
         raise ArtifactError(
             f"{path} is no rows manifest ({error}); make the rows again with --force rows."
         ) from error
@@ -286,32 +285,15 @@ def open_rows(
     return manifest, tokens, mask
 
 
-class _Invalid(Exception):
-    """A manifest that cannot be read; the message is the reason, for a parenthesis."""
-
-
-def _parse(path: Path, kind: type[M]) -> M:
-    """A manifest of the given kind, each field of its type. Raises _Invalid."""
-    try:
-        # as JSON again: strict validation takes a list for a tuple there alone
-        return TypeAdapter(kind).validate_json(json.dumps(read_json(path)), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise _Invalid(f"{where}: {first['msg']}" if where else first["msg"]) from error
-    except ArtifactError as error:
-        raise _Invalid(str(error).split(";")[0].removesuffix(".")) from error
-
-
 def _read_folder_manifest(path: Path) -> FolderManifest:
     try:
-        manifest = _parse(path, FolderManifest)
+        manifest = read_record(path, FolderManifest)
         shards = len(manifest.inputs)
         if manifest.format != FORMAT:
-            raise _Invalid(f"its format is {manifest.format}, not {FORMAT}")
+            raise InvalidRecord(f"its format is {manifest.format}, not {FORMAT}")
         if not 0 <= manifest.validation < shards:
-            raise _Invalid(f"it holds out shard {manifest.validation} of {shards}")
-    except _Invalid as error:
+            raise InvalidRecord(f"it holds out shard {manifest.validation} of {shards}")
+    except InvalidRecord as error:
         raise ArtifactError(
             f"{path} is no manifest of shards ({error}); delete the folder, and {AGAIN}."
         ) from error
