@@ -15,7 +15,7 @@ from jaxchat.data import corpus, own, registry
 from jaxchat.data.download import cache
 from jaxchat.data.download.cache import RemoteFile
 from jaxchat.data.download.hub import Hub
-from jaxchat.data.download.transfer import download
+from jaxchat.data.download.transfer import download_all
 from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.data.own import NOTHING, InputFile, Own, hash_of
 from jaxchat.data.records import InvalidRecord, read_record
@@ -204,16 +204,8 @@ def _hashed(files: Iterable[RemoteFile]) -> list[InputFile]:
 
 
 def _fetch(hub: Hub, files: Sequence[RemoteFile]) -> None:
-    if not files:
-        return
-    with Progress("downloading", sum(file.size or 0 for file in files) // 10**6, "MB") as bar:
-        for _ in download(
-            files,
-            hub.web,
-            offline=hub.offline,
-            progress=lambda done: bar.update(done // 10**6),
-        ):
-            pass
+    if files:
+        download_all(files, hub.web, offline=hub.offline)
 
 
 def read_texts(inputs: Inputs, max_characters: int, *, held_out: bool = False) -> Iterator[str]:

@@ -11,7 +11,7 @@ model, `models` stands for the first `datasets` and nothing for the one before R
 A plain server is any that has the files under a base URL; what they are is read from its index
 pages, as `python -m http.server`, nginx and Apache make them, or else assumed from the registry.
 
-A list is kept in the cache and used from then on, so that a branch stays at the commit where it
+A list is saved in the cache and used from then on, so that a branch stays at the commit where it
 was first seen, and so that it is there without a network.
 
     HOME/data/SOURCE/list-KEY.json      KEY says of which repository and revision, or base URL
@@ -20,13 +20,13 @@ was first seen, and so that it is there without a network.
 from __future__ import annotations
 
 import functools
+import html
 import json
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
@@ -62,6 +62,7 @@ FORMAT = "jaxchat-list-1"
 _ASKING = 8  # files whose sizes are asked for at the same time
 _PAGES = {"datasets": "datasets/", "models": ""}  # where the page of a repository is
 _HEX = re.compile(r"[0-9a-f]+")
+_LINK = re.compile(r"""<a\s[^>]*?href\s*=\s*["']?([^"'\s>]+)""", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,6 @@ class Listing:
 
     source: Source
     commit: str  # of the repository; for a plain server, a name made of its base URL
-    address: str  # the repository's page or the base URL
     folder: Path  # where the files are saved
     files: tuple[RemoteFile, ...]  # by path; sizes unknown for a plain server (see `Hub.files`)
 
@@ -101,7 +101,7 @@ class Hub:
         self._lists: dict[str, Listing] = {}
 
     def listing(self, source: Source) -> Listing:
-        """The files of a source: from the cache, or else asked for and kept there.
+        """The files of a source: from the cache, or else fetched and saved there.
 
         Raises ArtifactError when they cannot be had, naming what to do.
         """
@@ -127,7 +127,9 @@ class Hub:
         if self.base_url is not None and not self.offline:
             unknown = [by_path[path] for path in paths if by_path[path].size is None]
             if unknown:
-                by_path.update((file.path, file) for file in self._measure(unknown))
+                with ThreadPoolExecutor(_ASKING) as pool:
+                    known = pool.map(functools.partial(measured, self.web), unknown)
+                    by_path.update((file.path, file) for file in known)
                 self._save(replace(listing, files=tuple(by_path.values())))
         return tuple(by_path[path] for path in paths)
 
@@ -140,8 +142,7 @@ class Hub:
         try:
             if raw["format"] != FORMAT:
                 raise ValueError(f"format {raw['format']!r}")
-            files = tuple(self._file(source, raw["commit"], **entry) for entry in raw["files"])
-            return self._listing(source, raw["commit"], files)
+            return self._listing(source, raw["commit"], raw["files"])
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{path} is damaged ({error}); delete it and give the same command again."
@@ -155,47 +156,47 @@ class Hub:
                 f"{source.again or f'jaxchat data download {source.name}'}"
             )
         try:
-            commit, entries = self._plain(source) if self.base_url else self._repository(source)
-            files = [self._file(source, commit, **entry) for entry in entries]
+            listed = self._plain(source) if self.base_url else self._repository(source)
+            listing = self._listing(source, *listed)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WebError(
                 f"the list of files of {source.name} from {self.address(source)} is not as the "
                 f"hub makes it ({error!r}); set HF_ENDPOINT or --base-url to another server."
             ) from error
-        if not files:
+        if not listing.files:
             wanted = ", ".join(source.splits.values())
             raise ArtifactError(
                 f"{self.address(source)} has no file like {wanted}; it is not what the registry "
                 f"knows as {source.name}."
             )
-        files.sort(key=lambda file: file.path)
-        listing = self._listing(source, commit, tuple(files))
         self._save(listing)
         return listing
 
-    def _listing(self, source: Source, commit: str, files: tuple[RemoteFile, ...]) -> Listing:
-        folder = self.folder(source) / commit
-        return Listing(source, commit, self.address(source), folder, files)
+    def _listing(self, source: Source, commit: str, entries: Iterable[dict[str, Any]]) -> Listing:
+        files = [self._file(source, commit, **entry) for entry in entries]
+        files.sort(key=lambda file: file.path)
+        return Listing(source, commit, self.folder(source) / commit, tuple(files))
 
     def sample(self, source: Source) -> RemoteFile:
-        """The last of the files that the registry knows; nobody is asked whether it is there."""
+        """The last of the files that the registry knows; whether it exists is not checked."""
         return self._file(source, source.revision, path=source.files[-1])
 
     def folder(self, source: Source) -> Path:
-        """Where the lists and the folder of each commit are kept."""
+        """The folder of a source's lists and of each commit."""
         return data(self.root) / source.name
 
     def address(self, source: Source) -> str:
-        """The source's page on the hub, or what its base URL is."""
-        if self.base_url is None:
-            return f"{self.endpoint}/{_PAGES[source.space]}{source.repo}"
-        return self.base_url.replace("{name}", source.name).replace("{repo}", source.repo)
+        """The source's page on the hub, or its base URL."""
+        repository = f"{self.endpoint}/{_PAGES[source.space]}{source.repo}"
+        return self._base(source.name, source.repo) or repository
 
     def plain(self, name: str, path: str) -> str:
         """Where the base URL has a file that is of no source; "" without a base URL."""
-        if self.base_url is None:
-            return ""
-        return f"{self.base_url.replace('{name}', name).replace('{repo}', name)}/{path}"
+        base = self._base(name, name)
+        return base and f"{base}/{path}"
+
+    def _base(self, name: str, repo: str) -> str:
+        return (self.base_url or "").replace("{name}", name).replace("{repo}", repo)
 
     def _list_path(self, source: Source) -> Path:
         """One list per repository and revision, whatever endpoint it came from."""
@@ -209,7 +210,7 @@ class Hub:
         known = [{name: getattr(file, name) for name in fields} for file in listing.files]
         value = {
             "format": FORMAT,
-            "address": listing.address,
+            "address": self.address(listing.source),
             "revision": listing.source.revision,
             "commit": listing.commit,
             "files": [{k: v for k, v in entry.items() if v is not None} for entry in known],
@@ -290,15 +291,10 @@ class Hub:
             return []
         if headers.get_content_type() != "text/html":
             return []
-        links = _Links(body)
-        below = [target for href in links.found if (target := urljoin(url, href)).startswith(url)]
+        links = (html.unescape(match[1]) for match in _LINK.finditer(body))
+        below = [target for href in links if (target := urljoin(url, href)).startswith(url)]
         names = [unquote(urlsplit(target).path[len(urlsplit(url).path) :]) for target in below]
         return [posixpath.join(folder, name) for name in names if name and "/" not in name]
-
-    def _measure(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
-        """Asks a plain server for sizes, and for what tells one version of a file from another."""
-        with ThreadPoolExecutor(_ASKING) as pool:
-            return list(pool.map(functools.partial(measured, self.web), files))
 
 
 def measured(web: Web, file: RemoteFile) -> RemoteFile:
@@ -351,15 +347,3 @@ def _next_cursor(link: str) -> str | None:
     match = re.search(r'<([^>]*)>;\s*rel="?next"?', link)
     cursors = parse_qs(urlsplit(match[1]).query).get("cursor") if match else None
     return cursors[0] if cursors else None
-
-
-class _Links(HTMLParser):
-    """The targets of the links of a page."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value for name, value in attrs if tag == "a" and name == "href" and value]

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from jaxchat.data.download import cache
 from jaxchat.data.download.cache import Digest, RemoteFile
 from jaxchat.data.download.web import OutOfRange, Retry, Stopped, TransientError, Web, WebError
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import offline_by
+from jaxchat.progress import Progress as ProgressBar
 
 WORKERS = 4
 WRONG_TRIES = 3  # times that a file may come with wrong bytes
@@ -61,6 +62,14 @@ def download(
     cache.check_space(missing, None if keep else ahead + 1)
     pool = _WorkerPool(files, web, ahead, verify, offline)
     return pool.results(max(1, min(workers, ahead, len(files))), progress)
+
+
+def download_all(files: Sequence[RemoteFile], web: Web, **options: Any) -> None:
+    """Downloads files, as `download` does, and shows the progress."""
+    total, start = sum(file.size or 0 for file in files), sum(map(bytes_here, files))
+    with ProgressBar("downloading", total // 10**6, "MB", start // 10**6) as bar:
+        for _ in download(files, web, progress=lambda here: bar.update(here // 10**6), **options):
+            pass
 
 
 def _missing(missing: Sequence[RemoteFile]) -> ArtifactError:
