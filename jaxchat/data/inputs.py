@@ -120,7 +120,7 @@ def gather(config: RunConfig, folder: Path, hub: Hub) -> dict[str, Any]:
     """The stage `data`: finds all files, fetches what is needed first, and names them.
 
     Of a source of shards come those that the tokenizer is trained on and the held-out one; the
-    others come while training goes on. Raises ConfigError and ArtifactError for what there is not.
+    others are downloaded during training. Raises ConfigError and ArtifactError for missing files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chat = _chat_files(config, hub)

@@ -1,4 +1,4 @@
-"""From the files that a run reads: its tokenizer, and its tasks ."""
+"""A run's tokenizer and tasks, made from the files that it reads."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _task_of(name: str, inputs: Inputs) -> Task:
 
 
 def always_train(words: Iterable[str], tokenizer: Tokenizer) -> list[str]:
-    """Words that are one token: their letters cannot be worked out from pieces, only be told."""
+    """Words that are one token: their letters must be learned by heart, not from pieces."""
     return [word for word in words if len(tokenizer.encode(f" {word}")) == 1]
 
 
@@ -91,7 +91,7 @@ def mixture(
 
 
 def spoken(mid: TrainConfig) -> tuple[object, ...]:
-    """What of midtraining's settings decides which conversations the tokenizer sees."""
+    """The settings of midtraining that decide which conversations the tokenizer sees."""
     return min(mid.conversations, SPOKEN), sorted(mid.mixture.items())
 
 
@@ -122,7 +122,7 @@ def train_tokenizer(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: RunConfig) -> None:
-    """Raises ConfigError where the model would have rows for ids that there are not."""
+    """Raises ConfigError where the model would have rows for ids that do not exist."""
     found, asked = tokenizer.vocab_size, config.tokenizer.vocab_size
     if found < asked:
         raise ConfigError(

@@ -131,7 +131,7 @@ class TwoStepArithmeticTask(_CalculatorTask):
         if form.startswith("{a} -"):
             a, b = max(a, b), min(a, b)
         in_hand = a * b if form.startswith("{a} *") else a + b
-        c = rng.randint(2, min(99, in_hand))  # nobody loses more than there is
+        c = rng.randint(2, min(99, in_hand))  # not more is lost than there is
         user = _fill(rng.choice(_TWO_STEPS[form]), rng, a=a, b=b, c=c)
         expression = form.format(a=a, b=b, c=c)
         return self.solved(expression, user, expression)

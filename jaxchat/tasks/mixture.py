@@ -16,7 +16,7 @@ _MAX = 2**31  # rows are counted in 32 bits
 
 @dataclass(frozen=True)
 class Ingredient:
-    """How much of a data set: so many of its rows (None: all), so many times.
+    """An amount of a data set: a number of its rows (None: all), for a number of epochs.
 
     Rows are taken at random; a data set that has fewer gives all it has. With 2.5 epochs each of
     them comes twice, and half of them a third time.

@@ -1,4 +1,4 @@
-"""A persona of the user's own: a TOML file with a name, answers and further questions (layer 2).
+"""A persona of the user's own: a TOML file with a name, answers and further questions.
 
 name = "Ada"
 

@@ -36,7 +36,7 @@ EVERYDAY_WORDS = tuple(
 
 _WORD = re.compile(r"(?<![\w'./\\@#$%&=<>-])[a-z]{3,10}(?![\w'/\\@=(\[{-]|\.\w)", re.ASCII)
 _VOWELS = re.compile("[aeiouy]")
-_RUN = re.compile(r"(.)\1\1|[^aeiouy]{5}")  # "aaa", "bcdfg": nobody's word
+_RUN = re.compile(r"(.)\1\1|[^aeiouy]{5}")  # "aaa", "bcdfg": not a word
 
 # every wording has the word behind a space, so that it is tokenized alike in all of them
 _SPELL_QUESTIONS = (

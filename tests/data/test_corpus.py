@@ -152,11 +152,13 @@ def test_a_cap_keeps_the_mixture_and_the_held_out_share(tree: Paths, tmp_path: P
     assert whole.chars > 2 * manifest.chars
 
 
-def test_progress_is_told_the_characters_so_far(tree: Paths, tmp_path: Path) -> None:
-    told: list[int] = []
-    manifest = corpus.build(tmp_path / "out", max_chars=20_000, progress=told.append, paths=tree)
-    assert told == sorted(set(told))
-    assert told[-1] == manifest.chars
+def test_progress_is_reported_the_characters_so_far(tree: Paths, tmp_path: Path) -> None:
+    reported: list[int] = []
+    manifest = corpus.build(
+        tmp_path / "out", max_chars=20_000, progress=reported.append, paths=tree
+    )
+    assert reported == sorted(set(reported))
+    assert reported[-1] == manifest.chars
 
 
 def test_a_changed_file_is_refused(tree: Paths, tmp_path: Path) -> None:

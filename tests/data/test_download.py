@@ -70,9 +70,9 @@ def test_files_come_whole_and_in_order_from_the_store_behind_the_hub(server, tmp
     files = shards(5)
     server.add(REPO, files)
     server.fail("shard_00000.parquet", Fault(pause=0.02))  # the first is the slowest
-    told = []
-    assert_same(get(server, tmp_path, progress=told.append), files)
-    assert told[-1] == 5 * SIZE
+    reported = []
+    assert_same(get(server, tmp_path, progress=reported.append), files)
+    assert reported[-1] == 5 * SIZE
     # and are not asked for again
     before = len(server.asked)
     assert_same(get(server, tmp_path), files)
@@ -99,9 +99,9 @@ def test_a_server_without_ranges_starts_from_the_beginning(server, tmp_path):
     files = shards(1)
     server.add(REPO, files)
     server.fail("shard_00000.parquet", Fault(cut=70_000), Fault(no_range=True))
-    told = []
-    assert_same(get(server, tmp_path, progress=told.append), files)
-    assert told[-1] == SIZE
+    reported = []
+    assert_same(get(server, tmp_path, progress=reported.append), files)
+    assert reported[-1] == SIZE
 
 
 def test_a_server_without_ranges_that_breaks_off_is_given_up(server, tmp_path):
@@ -214,14 +214,14 @@ def test_a_server_that_asks_for_hours_is_an_error(server, tmp_path):
         get(server, tmp_path)
 
 
-def test_a_signed_address_that_ran_out_is_made_anew(server, tmp_path):
+def test_a_signed_address_that_ran_out_is_made_again(server, tmp_path):
     files = shards(1)
     server.add(REPO, files)
     server.fail("shard_00000.parquet", Fault(403))  # of the store, not of the hub
     assert_same(get(server, tmp_path), files)
 
 
-def test_a_part_longer_than_the_file_starts_anew(server, tmp_path):
+def test_a_part_longer_than_the_file_restarts(server, tmp_path):
     files = shards(1)
     server.add(REPO, files)
     (file,) = open_hub(server, tmp_path).files(source())
@@ -230,7 +230,7 @@ def test_a_part_longer_than_the_file_starts_anew(server, tmp_path):
     assert_same(get(server, tmp_path), files)
 
 
-def test_416_starts_anew(server, tmp_path):
+def test_416_restarts(server, tmp_path):
     files = shards(1)
     server.add(REPO, files)
     server.fail("shard_00000.parquet", Fault(cut=70_000), Fault(416))
@@ -238,7 +238,7 @@ def test_416_starts_anew(server, tmp_path):
     assert [asked.start for asked in server.of("shard_00000.parquet")] == [0, 70_000, 0]
 
 
-def test_a_part_of_other_content_is_not_gone_on_with(server, tmp_path):
+def test_a_part_of_other_content_is_not_resumed(server, tmp_path):
     server.add(REPO, shards(1))
     server.fail("shard_00000.parquet", Fault(cut=70_000), *[Fault(status=404)] * 2)
     with pytest.raises(WebError):
@@ -284,7 +284,7 @@ def test_several_workers_download_at_the_same_time(server, tmp_path):
     assert not barrier.broken
 
 
-def test_no_more_than_so_many_files_ahead(server, tmp_path):
+def test_at_most_n_files_ahead(server, tmp_path):
     files = shards(6, 1_000)
     server.add(REPO, files)
     hub = open_hub(server, tmp_path)
@@ -338,7 +338,7 @@ def test_leaving_the_loop_stops_the_workers_and_keeps_the_parts(server, tmp_path
     assert_same(get(server, tmp_path), files)
 
 
-def test_too_small_a_disk_is_told_before_anything_is_asked(server, tmp_path):
+def test_too_small_a_disk_is_reported_before_anything_is_asked(server, tmp_path):
     server.add(REPO, shards(2))
     hub = open_hub(server, tmp_path)
     huge = [replace(file, size=10**17) for file in hub.files(source())]
@@ -362,9 +362,9 @@ def test_offline_uses_what_is_there_and_tells_what_is_missing(server, tmp_path):
     assert not list(paths[0].parent.glob("*00001*"))
     with pytest.raises(
         ArtifactError, match=r"1 file is not there, the first is shard_00001"
-    ) as told:
+    ) as reported:
         download(wanted, offline.web, offline=True)
-    assert "jaxchat data download shards" in str(told.value)
+    assert "jaxchat data download shards" in str(reported.value)
     assert len(server.asked) == asked
 
 
@@ -435,7 +435,7 @@ def start_child(server, root):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_process_goes_on_where_it_was(server, tmp_path, number):
+def test_a_killed_process_resumes_where_it_was(server, tmp_path, number):
     files = shards(2)
     server.add(REPO, files)
     server.fail("shard_00001.parquet", Fault(cut=80_000, stall=True))

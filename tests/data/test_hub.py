@@ -111,11 +111,11 @@ def test_offline_the_list_comes_from_the_cache_whatever_the_endpoint(server, tmp
 
 
 def test_no_network_is_one_sentence(server, tmp_path):
-    with pytest.raises(WebError, match="cannot be reached") as told:
+    with pytest.raises(WebError, match="cannot be reached") as reported:
         hub_of(server, tmp_path, endpoint="http://127.0.0.1:1").files(SOURCE)
-    assert "--offline" in str(told.value)
-    assert "--data-dir" in str(told.value)
-    assert "someone/problems" in str(told.value)
+    assert "--offline" in str(reported.value)
+    assert "--data-dir" in str(reported.value)
+    assert "someone/problems" in str(reported.value)
     with pytest.raises(WebError, match=r"no-such-host.invalid cannot be reached"):
         hub_of(server, tmp_path, endpoint="http://no-such-host.invalid").files(SOURCE)
 
@@ -166,7 +166,7 @@ def test_a_page_that_wants_you_to_log_in_is_no_list(server, tmp_path):
         hub_of(server, tmp_path).files(SOURCE)
 
 
-def test_a_damaged_list_in_the_cache_is_told(server, tmp_path):
+def test_a_damaged_list_in_the_cache_is_reported(server, tmp_path):
     hub = hub_of(server, tmp_path)
     hub.files(SOURCE)
     (path,) = hub.folder(SOURCE).glob("list-*.json")
@@ -201,7 +201,7 @@ def test_a_plain_server_without_index_pages_has_the_files_that_the_registry_know
 
 
 @pytest.mark.parametrize("tags", [True, False])
-def test_a_part_from_a_plain_server_is_gone_on_with_only_if_it_can_be_known(server, tmp_path, tags):
+def test_a_part_from_a_plain_server_is_resumed_only_if_it_can_be_known(server, tmp_path, tags):
     server.tags = tags
     name = "main/test-00000-of-00001.parquet"
     server.fail(name, Fault(cut=100))
@@ -211,7 +211,7 @@ def test_a_part_from_a_plain_server_is_gone_on_with_only_if_it_can_be_known(serv
     assert starts == ([0, 100] if tags else [0, 0])
 
 
-def test_a_plain_file_that_changed_meanwhile_comes_anew(server, tmp_path):
+def test_a_plain_file_that_changed_meanwhile_comes_again(server, tmp_path):
     name = "main/test-00000-of-00001.parquet"
     server.fail(name, Fault(cut=100), Fault(404))
     hub = plain(server, tmp_path)

@@ -228,7 +228,7 @@ def test_a_vocabulary_that_the_text_cannot_fill_stops_the_run(tmp_path: Path) ->
     assert made["vocabulary"] == int(found[2])
 
 
-def test_fields_of_talks_that_are_not_used_are_told_once(
+def test_fields_of_talks_that_are_not_used_are_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where both stages read them."""

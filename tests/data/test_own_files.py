@@ -211,7 +211,7 @@ def test_other_conversations_leave_the_text_alone(run: Run, what: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["texts", "talks", "persona"])
-def test_another_name_of_nothing_is_told_and_nothing_is_lost(run: Run, field: str) -> None:
+def test_another_name_of_nothing_is_reported_and_nothing_is_lost(run: Run, field: str) -> None:
     right = getattr(run, field)
     setattr(run, field, run.root / "missing.jsonl")
     with pytest.raises(ConfigError, match=r"missing\.jsonl does not exist"):
@@ -299,8 +299,10 @@ def test_a_complete_run_made_before_stays_and_what_is_there_is_recorded(
     make_old(run)
     capsys.readouterr()
     assert run.go() == []
-    told = capsys.readouterr().out
-    assert f"{run.texts}: what it holds now (4 files) is recorded; it is what the run was" in told
+    reported = capsys.readouterr().out
+    assert (
+        f"{run.texts}: what it holds now (4 files) is recorded; it is what the run was" in reported
+    )
     assert run.go() == []
     assert "recorded" not in capsys.readouterr().out
     moved(run)
@@ -315,9 +317,9 @@ def test_an_old_run_of_other_files_stays_and_says_so(
     make_old(run)
     added(run)
     assert run.go() == []
-    told = capsys.readouterr().out
-    assert "(5 files) is recorded; the run was made of something else" in told
-    assert "--force data restarts with what is there now" in told
+    reported = capsys.readouterr().out
+    assert "(5 files) is recorded; the run was made of something else" in reported
+    assert "--force data restarts with what is there now" in reported
     grown(run)
     assert run.go() == STAGES_OF_TEXT
 
@@ -338,7 +340,7 @@ class Counted(int):
 
 
 class ManyFiles:
-    """Stands for a folder of so many small files."""
+    """Stands for a folder of `count` small files."""
 
     count = 0
     listing = Listing((), {})
@@ -379,7 +381,7 @@ def test_many_small_files_are_grouped_in_linear_time(
 def test_a_rewrite_with_size_and_date_put_back_is_noticed_however_old_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody can put back when the file's entry changed, and that is looked at, too."""
+    """It cannot be put back when the file's entry changed, and that is looked at, too."""
     monkeypatch.setattr(own, "YOUNG", -3600.0)  # every file counts as old
     file, kept = tmp_path / "a.txt", tmp_path / "kept.json"
 

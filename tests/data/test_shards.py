@@ -34,7 +34,7 @@ def inputs(tmp_path: Path) -> list[InputFile]:
 def test_a_shard_holds_the_packed_documents_of_its_file(
     inputs: list[InputFile], tmp_path: Path
 ) -> None:
-    told = prepare(inputs, tmp_path / "out")
+    reported = prepare(inputs, tmp_path / "out")
     folder = ShardFolder(tmp_path / "out")
     total = 0
     for number, entry in enumerate(inputs):
@@ -48,15 +48,15 @@ def test_a_shard_holds_the_packed_documents_of_its_file(
         assert manifest.statistics == statistics
         assert manifest.input.name == entry.name
         total += len(rows)
-    assert told.training.rows + told.held_out.rows == total
-    assert told.held_out == statistics, "the last file is held out"
-    assert (told.shards, told.made, folder.manifest.validation) == (6, 6, 5)
+    assert reported.training.rows + reported.held_out.rows == total
+    assert reported.held_out == statistics, "the last file is held out"
+    assert (reported.shards, reported.made, folder.manifest.validation) == (6, 6, 5)
 
 
 def test_the_number_of_workers_changes_nothing(inputs: list[InputFile], tmp_path: Path) -> None:
-    told = [prepare(inputs, tmp_path / str(n), workers=n) for n in (1, 3)]
+    reported = [prepare(inputs, tmp_path / str(n), workers=n) for n in (1, 3)]
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
-    assert told[0].artifact == told[1].artifact
+    assert reported[0].artifact == reported[1].artifact
 
 
 def test_what_is_whole_is_not_made_again(inputs: list[InputFile], tmp_path: Path) -> None:
@@ -73,9 +73,9 @@ def test_a_long_file_is_packed_in_segments(
 ) -> None:
     monkeypatch.setattr(shards, "BATCH_CHARACTERS", 100)
     monkeypatch.setattr(shards, "SEGMENT_TOKENS", 400)
-    told = prepare(inputs, tmp_path / "out")
-    assert told.training.documents == sum(30 + 5 * n for n in range(5))
-    assert 0 < told.training.dropped < told.training.tokens / 20
+    reported = prepare(inputs, tmp_path / "out")
+    assert reported.training.documents == sum(30 + 5 * n for n in range(5))
+    assert 0 < reported.training.dropped < reported.training.tokens / 20
     for number in range(6):
         array = np.load(tmp_path / "out" / f"shard_{number:05d}.npy")
         assert (array[:, 0] == TOKENIZER.bos).all()
@@ -113,7 +113,7 @@ tiny_shards.prepare(inputs, folder / "out", workers=1)
 
 
 @pytest.mark.parametrize("where", ["while a shard is written", "before a shard is declared whole"])
-def test_a_killed_process_is_gone_on_with_to_the_same_bytes(
+def test_a_killed_process_is_resumed_to_the_same_bytes(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flag = tmp_path / "reached"
@@ -138,9 +138,9 @@ def test_a_killed_process_is_gone_on_with_to_the_same_bytes(
     monkeypatch.setattr(shards, "BATCH_CHARACTERS", 100)
     monkeypatch.setattr(shards, "SEGMENT_TOKENS", 400)
     inputs = write_texts(tmp_path / "text")
-    told = prepare(inputs, out)
-    assert 0 < told.made < 6
-    assert told.artifact == prepare(inputs, tmp_path / "uninterrupted").artifact
+    reported = prepare(inputs, out)
+    assert 0 < reported.made < 6
+    assert reported.artifact == prepare(inputs, tmp_path / "uninterrupted").artifact
     assert contents(out) == contents(tmp_path / "uninterrupted")
 
 
@@ -176,8 +176,8 @@ def test_an_error_of_one_shard_ends_all_and_keeps_what_is_whole(
     remote = [replace(entry, paths=()) for entry in inputs]
     with pytest.raises(ArtifactError, match="the server has gone"):
         prepare(remote, tmp_path / "out", workers=1, fetch=fetch)
-    told = prepare(inputs, tmp_path / "out")
-    assert told.made == 3
+    reported = prepare(inputs, tmp_path / "out")
+    assert reported.made == 3
     assert not others.is_set(), "shards after the failed one were begun"
 
 
@@ -248,9 +248,9 @@ def test_a_damaged_shard_is_named_and_made_again(
         path.write_bytes(data if damage == "flipped bit" else data[:-1])
     assert prepare(inputs, out).made == 1
     assert contents(out) == before
-    told = capsys.readouterr().err
-    assert "shard_00003" in told
-    assert "It is made again now." in told
+    reported = capsys.readouterr().err
+    assert "shard_00003" in reported
+    assert "It is made again now." in reported
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "jaxchat-shards-0"}'])
@@ -330,9 +330,9 @@ def test_small_files_of_a_folder_share_shards_in_the_order_of_names(tmp_path: Pa
     assert [len(entry.paths) for entry in inputs] == [7, 7, 7, 7, 7, 6]
     assert inputs[0].name == "00.txt to 06.txt"
     assert inputs[-1].name == "35.txt to 99.txt"
-    told = prepare_shards(inputs, TOKENIZER, 257, tmp_path / "out", workers=2)
-    assert told.training.share_kept > 0.95
-    assert told.training.documents == 35
+    reported = prepare_shards(inputs, TOKENIZER, 257, tmp_path / "out", workers=2)
+    assert reported.training.share_kept > 0.95
+    assert reported.training.documents == 35
 
 
 def test_two_small_files_are_one_to_train_on_and_one_held_out(tmp_path: Path) -> None:

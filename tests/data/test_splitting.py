@@ -60,7 +60,7 @@ def test_the_last_twentieth_of_the_only_file_is_held_out(
     )
 
 
-def test_a_split_that_is_whole_is_kept_and_another_file_is_split_anew(tmp_path: Path) -> None:
+def test_a_split_that_is_whole_is_kept_and_another_file_is_split_again(tmp_path: Path) -> None:
     path, folder = write(tmp_path, "jsonl"), tmp_path / "split"
     first = split_file(only(path), folder, ROW)
     made = folder.stat().st_ino

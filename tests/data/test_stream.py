@@ -172,14 +172,15 @@ def test_training_begins_with_the_first_window_and_waits_for_the_next(
     got: list[np.ndarray] = []
     reader = threading.Thread(target=lambda: got.append(source.take(np.arange(first + 9), 0)))
     reader.start()
-    began, told = time.monotonic(), ""
-    while told.count("\n") < 3:
-        assert time.monotonic() < began + 30, f"it does not say what it waits for: {told!r}"
+    began, reported = time.monotonic(), ""
+    while reported.count("\n") < 3:
+        assert time.monotonic() < began + 30, f"it does not say what it waits for: {reported!r}"
         time.sleep(0.05)
-        told += capsys.readouterr().err
+        reported += capsys.readouterr().err
     assert time.monotonic() > began + 0.5, "it says so too often"
     assert all(
-        line.startswith("waiting for shard 3 of 6 (c.jsonl), ") for line in told.split("\n")[:-1]
+        line.startswith("waiting for shard 3 of 6 (c.jsonl), ")
+        for line in reported.split("\n")[:-1]
     )
     assert reader.is_alive()
     assert not got
@@ -190,7 +191,7 @@ def test_training_begins_with_the_first_window_and_waits_for_the_next(
     assert (got[0] == expected.take(np.arange(first + 9), 0)).all()
 
 
-def test_shards_that_nobody_makes_any_more_are_told(whole: Path, tmp_path: Path) -> None:
+def test_shards_that_are_not_made_any_more_are_reported(whole: Path, tmp_path: Path) -> None:
     folder = copied(whole, tmp_path / "out", "shard_0000[01].*")
     for alive, reason in [
         (None, "they are not being prepared"),
@@ -230,7 +231,7 @@ def test_how_many_rows_a_pass_has_is_not_known_while_shards_are_missing(
 # ----- damage -----
 
 
-def test_a_damaged_shard_is_told_when_it_is_first_used(whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_reported_when_it_is_first_used(whole: Path, tmp_path: Path) -> None:
     folder = copied(whole, tmp_path / "out")
     path = folder / "shard_00003.npy"
     data = bytearray(path.read_bytes())

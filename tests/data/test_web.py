@@ -109,7 +109,7 @@ def test_no_proxy_is_heeded(server, proxy, monkeypatch):
     assert not proxy.seen
 
 
-def test_a_proxy_that_refuses_is_told(proxy):
+def test_a_proxy_that_refuses_is_reported(proxy):
     web = Web(proxies={"https": proxy.url}, policy=QUICK)
     with pytest.raises(WebError, match=r"hub.invalid cannot be reached .*403 Forbidden"):
         fetch_text(web, "https://hub.invalid/x", "it")
@@ -169,7 +169,7 @@ def test_an_answer_that_breaks_off_is_passing(server):
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "reported"),
     [
         (400, "cannot be had: .* 400"),
         (404, "is not there"),
@@ -177,14 +177,14 @@ def test_an_answer_that_breaks_off_is_passing(server):
         (410, "not there"),
     ],
 )
-def test_what_will_not_pass_is_not_tried_again(server, status, told):
+def test_what_will_not_pass_is_not_tried_again(server, status, reported):
     server.fail("a.parquet", *[Fault(status)] * 9)
-    with pytest.raises(WebError, match=told):
+    with pytest.raises(WebError, match=reported):
         fetch_text(Web(policy=QUICK), f"{server.url}/plain/{REPO}/a.parquet", "it")
     assert len(server.asked) == 1
 
 
 def test_a_password_in_an_address_is_refused():
-    with pytest.raises(ConfigError, match="HF_ENDPOINT has a password in it") as told:
+    with pytest.raises(ConfigError, match="HF_ENDPOINT has a password in it") as reported:
         check_address("HF_ENDPOINT", "http://user:secret@127.0.0.1:1/x")
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(reported.value)

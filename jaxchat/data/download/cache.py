@@ -153,7 +153,7 @@ def part(file: RemoteFile, stop: threading.Event) -> Iterator[BinaryIO]:
                 try:
                     yield handle
                 finally:
-                    with contextlib.suppress(OSError):  # a full disk has been told of already
+                    with contextlib.suppress(OSError):  # a full disk has been reported already
                         handle.flush()
                     if _is(handle, path) and not os.fstat(handle.fileno()).st_size:
                         path.unlink()  # nothing has come: leave no trace

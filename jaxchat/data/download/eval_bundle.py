@@ -1,4 +1,4 @@
-"""Fetches nanochat's eval_bundle, a zip file with the data of CORE's tasks (I/O; layer 2)."""
+"""Fetches nanochat's eval_bundle, a zip file with the data of CORE's tasks."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def _note(root: Path, file: RemoteFile, path: Path) -> None:
     size, digest = path.stat().st_size, cache.sha256_of(file) or paths.sha256_file(path)
     record = _read_record(root)
     if "sha256" not in record:
-        told = {"url": file.url, "size": size, "sha256": digest}
-        paths.write_json(root / RECORD, {"format": FORMAT, **record, **told})
+        came = {"url": file.url, "size": size, "sha256": digest}
+        paths.write_json(root / RECORD, {"format": FORMAT, **record, **came})
     elif record["sha256"] != digest:
         cache.remove(file)
         raise ArtifactError(

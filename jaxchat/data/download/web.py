@@ -186,7 +186,7 @@ class Web:
         if status in (404, 410):
             return WebError(
                 f"{what} is not there: {answer} for {url}.",
-                "Check the name and the address; --refresh asks for the list of files anew.",
+                "Check the name and the address; --refresh asks for the list of files again.",
             )
         if status == 407:
             return WebError(f"the proxy wants a password ({answer}); put it into https_proxy.")

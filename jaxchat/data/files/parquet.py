@@ -1,4 +1,4 @@
-"""Parquet files: opened, and every failure told with the file's name and its true kind."""
+"""Parquet files: opened, and every failure reported with the file's name and its true kind."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def _undecodable(path: Path, error: BaseException) -> Unreadable:
                 return Unreadable(f"{path} is cut off (it is empty); fetch it again.")
             if not head.startswith(b"PAR1"):
                 found = looks_like(head)
-                told = f"; it looks like {found}" if found else ""
+                kind = f"; it looks like {found}" if found else ""
                 return Unreadable(
-                    f"{path} is no Parquet file{told} ({_reason(error)}); fetch it again, or leave "
+                    f"{path} is no Parquet file{kind} ({_reason(error)}); fetch it again, or leave "
                     "it out."
                 )
             if tail != b"PAR1":
