@@ -16,7 +16,6 @@ The corpus is a folder of `train.jsonl` and `heldout.jsonl`, one {"text", "sourc
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import warnings
@@ -29,6 +28,7 @@ from typing import Literal
 from jaxchat.data.text import Deduplicator, Document, Paths, is_worthwhile, sources
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import atomic_folder, sha256_file, write_json
+from jaxchat.tasks.base import held_out
 
 FORMAT = "jaxchat-corpus-1"
 HELDOUT_SHARE = 0.03  # of the files that documents come from
@@ -171,5 +171,4 @@ class _Writer:
 def _split_of(origin: str) -> Split:
     """All documents of one file fall on the same side."""
     # not the bare name's hash: files are read in its order, held-out ones would all come first
-    digest = hashlib.sha256(f"split/{origin}".encode("utf-8", "surrogateescape")).digest()
-    return "heldout" if int.from_bytes(digest[:8], "big") < HELDOUT_SHARE * 2**64 else "train"
+    return "heldout" if held_out(f"split/{origin}", HELDOUT_SHARE) else "train"

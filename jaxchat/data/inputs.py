@@ -317,25 +317,48 @@ def own_files_changed(config: RunConfig, folder: Path) -> bool:
     A missing file does not count: what was made of it is there, and a run can be moved. Where a
     file has only moved, its new place is recorded. Raises ConfigError for a name without a file.
     """
-    now = own.named(config)
-    if not now:
+    if not own.named(config):
         return False
     read = read_inputs(folder)
-    home = folder.parents[2]
+    found = _found_again(config, read, _home(folder))
+    if found not in (None, read):
+        write_inputs(folder, found)
+    return found is None
+
+
+def _found_again(config: RunConfig, read: Inputs, home: Path) -> Inputs | None:
+    """Inputs with the user's own files at their places now; None where one has other content.
+
+    Where a run has no record of its text's content, it is recorded now.
+    """
+    now = own.named(config)
     before = read.own or now  # nothing: of a run made before they were recorded
-    try:
-        moved = _with_persona(config, read, now, before)
-        moved = _with_conversations(moved, now, before, home)
-        moved = _with_text(config, moved, now, before, home)
-    except _Changed:
-        return True
-    if moved != read:
-        write_inputs(folder, moved)
-    return False
-
-
-class _Changed(Exception):
-    """A file is not as it was when it was read."""
+    there = now.persona and not _is_gone(now.persona, before.persona)
+    if there and own.persona(config) != read.persona:
+        return None
+    chat = {n: splits for n, splits in read.chat.items() if n not in before.talks.values()}
+    for role, name in now.talks.items():
+        old = before.talks.get(role)
+        if old is None:
+            return None
+        splits = read.chat[old]
+        if not _is_gone(name, old):
+            file = _own_file(own.path_of(name), home)
+            if [file.sha256] != [one.sha256 for one in splits["train"]]:
+                return None
+            splits = {"train": (file,)}
+        chat[name] = splits
+    text, content = read.text, before.content
+    if now.folder and not _is_gone(now.folder, before.folder):
+        found = tuple(own.text(config, home))
+        hashes = tuple(file.sha256 for file in found)
+        same = hashes == tuple(file.sha256 for file in text)
+        if content and hashes != content:
+            return None
+        if not content:
+            own.say(_recorded(now.folder, sum(len(file.paths) for file in found), same))
+        text, content = found if same else text, hashes
+    return replace(read, chat=chat, text=text, own=replace(now, content=content))
 
 
 def _is_gone(name: str, before: str) -> bool:
@@ -344,45 +367,6 @@ def _is_gone(name: str, before: str) -> bool:
     if name != before and not path.exists():
         raise ConfigError(f"{path} does not exist; correct its name.")
     return not path.exists()
-
-
-def _with_persona(config: RunConfig, read: Inputs, now: Own, before: Own) -> Inputs:
-    there = now.persona and not _is_gone(now.persona, before.persona)
-    if there and own.persona(config) != read.persona:
-        raise _Changed
-    return replace(read, own=replace(now, content=before.content))
-
-
-def _with_conversations(read: Inputs, now: Own, before: Own, home: Path) -> Inputs:
-    """The same files of conversations at their places now."""
-    chat = {n: splits for n, splits in read.chat.items() if n not in before.talks.values()}
-    for role, name in now.talks.items():
-        old = before.talks.get(role)
-        if old is None:
-            raise _Changed
-        splits = read.chat[old]
-        if not _is_gone(name, old):
-            (there,) = splits["train"]
-            found = _own_file(own.path_of(name), home)
-            if found.sha256 != there.sha256:
-                raise _Changed
-            splits = {"train": (found,)}
-        chat[name] = splits
-    return replace(read, chat=chat)
-
-
-def _with_text(config: RunConfig, read: Inputs, now: Own, before: Own, home: Path) -> Inputs:
-    """The same text at its place now; where a run has no record of it, it is recorded now."""
-    if not now.folder or _is_gone(now.folder, before.folder):
-        return read
-    found = tuple(own.text(config, home))
-    content = tuple(file.sha256 for file in found)
-    same = content == tuple(file.sha256 for file in read.text)
-    if before.content and content != before.content:
-        raise _Changed
-    if not before.content:
-        own.say(_recorded(now.folder, sum(len(file.paths) for file in found), same))
-    return replace(read, text=found if same else read.text, own=replace(read.own, content=content))
 
 
 def _recorded(folder: str, files: int, same: bool) -> str:

@@ -34,11 +34,10 @@ def run_tasks(
     names = list(names)
     generated = [name for name in names if name not in inputs.chat]
     words = inputs.words
+    known = always_train(words, tokenizer)
+    persona = make_persona(inputs.persona, "the persona of this run")
     try:
-        made = make_tasks(
-            generated, seed, words, always_train=always_train(words, tokenizer),
-            persona=make_persona(inputs.persona, "the persona of this run"),
-        )  # fmt: skip
+        made = make_tasks(generated, seed, words, always_train=known, persona=persona)
     except ValueError as error:
         raise ConfigError(f"{error} (a mixture, eval.tasks or rl.task names it).") from error
     return {name: made[name] if name in made else _task_of(name, inputs) for name in names}
@@ -51,17 +50,15 @@ def open_task(name: str, files: Mapping[str, Sequence[Path]], named_by: str) -> 
     """
     train = next((split for split in ("train", "auxiliary_train") if split in files), None)
     splits = {"train": train, "test": "test" if "test" in files else train}
-    opened = {
+    problems: dict[str, Any] = {
         role: open_source(name, files[split])
         for role, split in splits.items()
         if split is not None and split in files
     }
-    for dataset in opened.values():
-        if not isinstance(dataset, FileProblems):
-            raise ConfigError(
-                f"{name} has conversations but no answers to check; take it out of {named_by}."
-            )
-    problems: dict[str, Any] = opened
+    if not all(isinstance(dataset, FileProblems) for dataset in problems.values()):
+        raise ConfigError(
+            f"{name} has conversations but no answers to check; take it out of {named_by}."
+        )
     return FixedTask(problems.get("train"), problems.get("test"))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxchat.data.files.text import is_unicode
+from jaxchat.tasks.base import held_out
 
 MAX_FILE_BYTES = 1_000_000  # a larger file is data, not documentation
 MAX_CHARS = 20_000  # of a document; longer text is cut into several at blank lines
@@ -115,7 +116,7 @@ def _digest(name: str) -> bytes:
 
 
 def _is_code(name: str) -> bool:
-    return int.from_bytes(_digest(f"code/{name}")[:8], "big") < CODE_SHARE * 2**64
+    return held_out(f"code/{name}", CODE_SHARE)
 
 
 def _topics(path: Path) -> Iterator[Document]:

@@ -49,7 +49,6 @@ class FileData(ABC):
         self.table = Table(paths, self.columns, self.optional)
 
     def __len__(self) -> int:
-        """The number of rows."""
         return len(self.table)
 
     @abstractmethod
@@ -68,7 +67,6 @@ class FileProblems(FileData):
         return self.read(self.table[index])
 
     def __iter__(self) -> Iterator[Problem]:
-        """All problems."""
         return (self[index] for index in range(len(self)))
 
     def conversation(self, index: int) -> Conversation:
@@ -102,7 +100,6 @@ class Drawn:
         return self[index].conversation
 
     def grade(self, problem: Problem, parts: Sequence[Part]) -> bool:
-        """As the task does."""
         return self.task.grade(problem, parts)
 
 
@@ -153,7 +150,6 @@ class FixedTask:
         return 0 if problems is None else len(problems)
 
     def grade(self, problem: Problem, parts: Sequence[Part]) -> bool:
-        """See ProblemSet."""
         return self._judge.grade(problem, parts)
 
 

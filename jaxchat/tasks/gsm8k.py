@@ -25,7 +25,6 @@ class GSM8K(FileProblems):
     columns = ("question", "answer")
 
     def read(self, row: Row) -> Problem:
-        """The problem of a row."""
         question, solution = row.text("question"), row.text("answer")
         parts = parse_solution(solution)
         answer = final_number(said(parts[-1:]))

@@ -24,7 +24,7 @@ class HumanEval(FileProblems):
     columns = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 
     def read(self, row: Row) -> CodeProblem:
-        """The problem of a row; the reference reply is the whole program."""
+        # the reference reply is the whole program
         prompt, body = row.text("prompt"), row.text("canonical_solution")
         conversation = say(prompt, f"{prompt}\n{body}")
         entry_point, test = row.text("entry_point"), row.text("test")

@@ -74,7 +74,6 @@ class MMLU(MultipleChoice):
     columns = ("question", "subject", "choices", "answer")
 
     def read(self, row: Row) -> ChoiceProblem:
-        """The problem of a row."""
         options, number, subject = row.texts("choices"), row.number("answer"), row.text("subject")
         if len(options) != len(LETTERS):
             row.fail(f"has {len(options)} choices; it must have {len(LETTERS)}")
@@ -94,7 +93,6 @@ class _ARC(MultipleChoice):
     columns = ("id", "question", "choices", "answerKey")
 
     def read(self, row: Row) -> ChoiceProblem:
-        """The problem of a row."""
         choices, key, answer = row.inner("choices"), row.text("id"), row.text("answerKey")
         return self.problem(row, key, choices.texts("label"), choices.texts("text"), answer)
 

@@ -168,7 +168,6 @@ class RepeatTask(GeneratedTask):
         self.words = tuple(words)
 
     def draw(self, rng: random.Random) -> Problem:
-        """A problem of either split."""
         text = " ".join(rng.choice(self.words) for _ in range(rng.randint(2, MAX_WORDS)))
         return Problem(self.name, text, say(rng.choice(_REPEAT_QUESTIONS).format(text), text), text)
 

@@ -219,14 +219,7 @@ class Hub:
         self._lists[listing.source.name] = listing
 
     def _file(
-        self,
-        source: Source,
-        commit: str,
-        path: str,
-        size: int | None = None,
-        sha256: str | None = None,
-        blob: str | None = None,
-        tag: str | None = None,
+        self, source: Source, commit: str, path: str, size: int | None = None, **known: str | None
     ) -> RemoteFile:
         """Raises ValueError for a path that leads out of the folder: a list comes from outside."""
         parts = PurePosixPath(path).parts
@@ -241,7 +234,7 @@ class Hub:
             base = f"{base}/resolve/{commit}"
         local = self.folder(source) / commit / Path(*parts)
         url = f"{base}/{quote(path)}"
-        return RemoteFile(source.name, path, url, local, size, sha256, blob, tag)
+        return RemoteFile(source.name, path, url, local, size, **known)
 
     def _repository(self, source: Source) -> tuple[str, list[dict[str, Any]]]:
         """The commit and the entries of the files that belong to the source."""

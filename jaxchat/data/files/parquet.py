@@ -18,6 +18,9 @@ from jaxchat.data.files.compressed import (
     refused,
 )
 
+# types of pyarrow that hold text
+_TEXTUAL = "string large_string string_view binary large_binary binary_view null".split()
+
 
 @contextlib.contextmanager
 def open_parquet(path: Path) -> Iterator[Any]:
@@ -70,11 +73,7 @@ def text_column(file: Any, path: Path, column: str) -> None:
         )
     kind = schema.field(column).type
     held = kind.value_type if types.is_dictionary(kind) else kind
-    known = (
-        types.is_string, types.is_large_string, types.is_string_view, types.is_binary,
-        types.is_large_binary, types.is_binary_view, types.is_null,
-    )  # fmt: skip
-    if not any(is_one(held) for is_one in known):
+    if not any(getattr(types, f"is_{name}")(held) for name in _TEXTUAL):
         raise Unreadable(
             f'{path} has a column "{column}" of type {kind}; it must hold text: write it again, or '
             "leave it out."

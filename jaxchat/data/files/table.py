@@ -12,11 +12,10 @@ import bisect
 import itertools
 import json
 import mmap
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from jaxchat.data.files import folders
 from jaxchat.data.files.compressed import COMPRESSED, opened, refused
@@ -134,19 +133,18 @@ def _open(path: Path, columns: Sequence[str], optional: Sequence[str]) -> _File:
     raise ConfigError(f"{path} is of no known kind; they are {', '.join(folders.TALKS)}.")
 
 
-class _File(ABC):
-    path: Path
-    unread: Sequence[str] = ()  # columns
+class _File(Protocol):
+    unread: Sequence[str]  # columns
 
-    @abstractmethod
     def __len__(self) -> int: ...
 
-    @abstractmethod
     def row(self, index: int) -> Row: ...
 
 
-class _Lines(_File):
+class _Lines:
     """JSON lines, as bytes mapped into memory; blank lines do not count."""
+
+    unread: Sequence[str] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -200,7 +198,7 @@ def _contents(path: Path) -> bytes | mmap.mmap:
         raise refused(path, error) from error
 
 
-class _Parquet(_File):
+class _Parquet:
     """A Parquet file. Its footer is read at once, its columns with the first row."""
 
     def __init__(self, path: Path, columns: Sequence[str], optional: Sequence[str]) -> None:
@@ -218,7 +216,7 @@ class _Parquet(_File):
             )
         wanted = [*columns, *(name for name in optional if name in names)]
         self._columns = names if self._inside else wanted
-        self.unread = [name for name in names if name not in self._columns]
+        self.unread: Sequence[str] = [name for name in names if name not in self._columns]
 
     def __len__(self) -> int:
         return self._rows
