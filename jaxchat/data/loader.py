@@ -51,8 +51,10 @@ class Shards:
     def __init__(self, path: Path, tokenizer_hash: str, alive: Alive | None = None) -> None:
         """Waits for the folder's manifest. Raises ArtifactError for one of another tokenizer."""
         self._alive = alive or (lambda: "they are not being prepared")
-        found = partial(_folder_if_there, path)
-        self.folder = self._wait(found, f"the manifest of the shards in {path}")
+        there = (path / shard_folder.MANIFEST).exists
+        self.folder = self._wait(
+            lambda: ShardFolder(path) if there() else None, f"the manifest of the shards in {path}"
+        )
         self.manifest: FolderManifest = self.folder.manifest
         if self.manifest.tokenizer != tokenizer_hash:
             raise ArtifactError(
@@ -115,10 +117,6 @@ class Shards:
                 report = now + PLAIN_INTERVAL
                 print(f"waiting for {what}, {now - began:.0f}s", file=sys.stderr, flush=True)
             time.sleep(POLL)
-
-
-def _folder_if_there(path: Path) -> ShardFolder | None:
-    return ShardFolder(path) if (path / shard_folder.MANIFEST).exists() else None
 
 
 class ShardedRows:

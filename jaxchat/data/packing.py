@@ -77,13 +77,6 @@ class ChatStatistics:
         """Of all places in rows."""
         return self.padding / max(self.padding + self.kept, 1)
 
-    def __str__(self) -> str:
-        return (
-            f"{self.conversations:,} conversations of {self.tokens:,} tokens in {self.rows:,} "
-            f"rows; {self.cut:,} cut, which lost {self.tokens - self.kept:,} tokens; "
-            f"{self.share_padding:.1%} padding"
-        )
-
 
 def pack_text(
     ids: Ids, offsets: Offsets, row: int, bos: int, pool: int = TEXT_POOL

@@ -40,7 +40,10 @@ def run_tasks(
         made = make_tasks(generated, seed, words, always_train=known, persona=persona)
     except ValueError as error:
         raise ConfigError(f"{error} (a mixture, eval.tasks or rl.task names it).") from error
-    return {name: made[name] if name in made else _task_of(name, inputs) for name in names}
+    for name in [name for name in names if name not in made]:
+        files = {split: inputs.paths(name, split) for split in inputs.chat[name]}
+        made[name] = open_task(name, files, "eval.tasks and rl.task")
+    return {name: made[name] for name in names}
 
 
 def open_task(name: str, files: Mapping[str, Sequence[Path]], named_by: str) -> Task:
@@ -60,11 +63,6 @@ def open_task(name: str, files: Mapping[str, Sequence[Path]], named_by: str) -> 
             f"{name} has conversations but no answers to check; take it out of {named_by}."
         )
     return FixedTask(problems.get("train"), problems.get("test"))
-
-
-def _task_of(name: str, inputs: Inputs) -> Task:
-    files = {split: inputs.paths(name, split) for split in inputs.chat[name]}
-    return open_task(name, files, "eval.tasks and rl.task")
 
 
 def always_train(words: Iterable[str], tokenizer: Tokenizer) -> list[str]:
@@ -101,7 +99,7 @@ def train_tokenizer(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str
     shares = dict(config.mid.mixture)
     tasks = make_tasks(shares, config.seed, inputs.words)
     problems = mixture(shares, tasks, "train", min(config.mid.conversations, SPOKEN))
-    spoken = ("\n".join(_said(problem)) for problem in problems)
+    spoken = ("\n".join([p.prompt, *(part["text"] for part in p.solution)]) for p in problems)
     text = read_texts(inputs, config.tokenizer.max_chars)
     with Progress("training tokenizer", config.tokenizer.vocab_size, "token") as progress:
         tokenizer = bpe.train_tokenizer(
@@ -127,10 +125,6 @@ def _check_vocabulary(tokenizer: Tokenizer, config: RunConfig) -> None:
             f"tokenizer.vocab_size is {asked:,}; give more text, or set "
             f"tokenizer.vocab_size={found}."
         )
-
-
-def _said(problem: Problem) -> list[str]:
-    return [problem.prompt, *(part["text"] for part in problem.solution)]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

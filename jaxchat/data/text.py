@@ -238,7 +238,8 @@ def is_worthwhile(document: Document) -> bool:
         return False
     solid = "".join(text.split())
     odd = sum(not (c.isascii() and c.isprintable()) for c in solid) if not solid.isascii() else 0
-    if odd > 0.02 * len(solid) or not _printable(solid):
+    printable = solid.isprintable() or sum(map(str.isprintable, solid)) > 0.99 * len(solid)
+    if odd > 0.02 * len(solid) or not printable:
         return False
     words = _WORD.findall(text)
     letters = sum(map(len, words))
@@ -274,7 +275,3 @@ class Deduplicator:
         self._texts.add(digest)
         self._lines |= lines
         return "documents"
-
-
-def _printable(solid: str) -> bool:
-    return solid.isprintable() or sum(map(str.isprintable, solid)) > 0.99 * len(solid)

@@ -74,21 +74,14 @@ def select_words(texts: Iterable[str], limit: int, *, min_count: int = 5) -> tup
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(_WORD.findall(text))
-    ranked = sorted(
-        (word for word, count in counts.items() if count >= min_count and _english(word)),
-        key=lambda word: (-counts[word], word),
-    )
-    return tuple(ranked[:limit])
+    common = (word for word, count in counts.items() if count >= min_count)
+    english = [word for word in common if _VOWELS.search(word) and not _RUN.search(word)]
+    return tuple(sorted(english, key=lambda word: (-counts[word], word))[:limit])
 
 
 def spelled(word: str) -> str:
     """ "cat" -> "c-a-t"."""
     return "-".join(word)
-
-
-def is_test_word(word: str, always_train: Collection[str] = ()) -> bool:
-    """The split that spelling and counting share: by the word."""
-    return word == SHOWN_WORD or (word not in always_train and held_out(word))
 
 
 class WordTask(GeneratedTask):
@@ -112,7 +105,7 @@ class WordTask(GeneratedTask):
             raise ValueError(f"task {self.name!r} has no training word; give it more words")
 
     def is_test(self, key: str) -> bool:
-        return is_test_word(key, self.always_train)
+        return key == SHOWN_WORD or (key not in self.always_train and held_out(key))
 
 
 class SpellingTask(WordTask):
@@ -170,7 +163,3 @@ class RepeatTask(GeneratedTask):
     def draw(self, rng: random.Random) -> Problem:
         text = " ".join(rng.choice(self.words) for _ in range(rng.randint(2, MAX_WORDS)))
         return Problem(self.name, text, say(rng.choice(_REPEAT_QUESTIONS).format(text), text), text)
-
-
-def _english(word: str) -> bool:
-    return bool(_VOWELS.search(word)) and not _RUN.search(word)
