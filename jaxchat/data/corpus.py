@@ -63,7 +63,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a corpus holds, and the checksums of its files."""
+    """Counts of a corpus, and the checksums of its files."""
 
     format: str
     max_chars: int
@@ -169,6 +169,6 @@ class _Writer:
 
 
 def _split_of(origin: str) -> Split:
-    """All documents of one file fall on the same side."""
+    """The split of all documents of one file."""
     # not the bare name's hash: files are read in its order, held-out ones would all come first
     return "heldout" if held_out(f"split/{origin}", HELDOUT_SHARE) else "train"

@@ -1,4 +1,4 @@
-"""Rows of T+1 tokens on disk: a folder of shards, or one of a few arrays; and whether it is whole.
+"""Rows of T+1 tokens on disk, with manifests and checksums.
 
 A folder of tokenized shards, of text:
 
@@ -49,7 +49,7 @@ class InputName:
 
 @dataclass(frozen=True, config=_STRICT)
 class FolderManifest:
-    """What all shards of a folder have in common."""
+    """The manifest of a folder of shards: what they have in common."""
 
     format: str
     tokenizer: str  # hash
@@ -62,7 +62,7 @@ class FolderManifest:
 
 @dataclass(frozen=True, config=_STRICT)
 class ShardManifest:
-    """What one shard holds."""
+    """The manifest of one shard."""
 
     format: str
     tokenizer: str  # hash
@@ -80,7 +80,7 @@ class ShardManifest:
 
 @dataclass(frozen=True, config=_STRICT)
 class RowsManifest:
-    """What a folder of rows holds."""
+    """The manifest of a folder of rows."""
 
     format: str
     tokenizer: str  # hash
@@ -91,7 +91,7 @@ class RowsManifest:
 
 
 class DamagedShard(ArtifactError):
-    """A shard that is not what its manifest says; it can be made again."""
+    """A shard that does not match its manifest; it can be made again."""
 
 
 class ShardFolder:
@@ -114,7 +114,7 @@ class ShardFolder:
         return f"shard {number + 1} of {len(self)} ({self.manifest.inputs[number].name})"
 
     def _common(self, number: int) -> dict[str, Any]:
-        """What the folder's manifest says of a shard."""
+        """The fields that a shard's manifest shares with the folder's."""
         names = ("format", "tokenizer", "row_tokens", "packing")
         common = {name: getattr(self.manifest, name) for name in names}
         return common | {"input": self.manifest.inputs[number]}

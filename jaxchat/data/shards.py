@@ -166,7 +166,7 @@ class _Maker:
         bar.update((self.found + sum(list(self.read.values()))) // 1_000_000, note)
 
     def prepare(self, number: int) -> None:
-        """One shard, unless it is there and whole. An error stops the other workers too."""
+        """Makes a shard, unless it is there and whole. An error stops the other workers too."""
         try:
             if not self.stop.is_set():
                 self.ensure(number)
@@ -267,7 +267,7 @@ def _chunks(items: Iterable[T], size: Callable[[T], int], enough: int) -> Iterat
 
 
 def _write_header(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, int]) -> None:
-    """NumPy leaves room in it for any first dimension."""
+    """Writes an .npy header, in which NumPy leaves room for any first dimension."""
     descr = np.lib.format.dtype_to_descr(dtype)
     header = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
@@ -295,7 +295,7 @@ def text_hash(inputs: Inputs, tokenizer: Tokenizer, row_tokens: int) -> str:
 
 
 def text_folder(run: Path, inputs: Inputs, tokenizer: Tokenizer, row_tokens: int) -> Path:
-    """Where the rows of a run's text are: other text or another tokenizer has another folder.
+    """The folder of a run's rows of text: other text or another tokenizer has another one.
 
     It is none of a stage's, so that what else the stage `rows` makes can be made again alone.
     """
@@ -343,7 +343,7 @@ class _Fetcher:
         self._lock = threading.Lock()
 
     def __call__(self, shard: InputFile) -> Path:
-        """The file of a shard, when it is there."""
+        """The file of a shard, waiting until it is there."""
         with self._lock:
             while shard.name not in self._paths:
                 file, path = next(self._coming)

@@ -71,7 +71,7 @@ class Paths:
 
     @classmethod
     def of_this_python(cls) -> Paths:
-        """Those of the running interpreter; in a virtual environment, its own packages."""
+        """The paths of the running interpreter; in a virtual environment, its own packages."""
         packages = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
         return cls(Path(sysconfig.get_path("stdlib")), tuple(sorted(packages)))
 
@@ -180,7 +180,7 @@ def _readmes(files: list[tuple[Path, str]]) -> Iterator[Document]:
 
 
 def _code(files: list[tuple[Path, str]]) -> Iterator[Document]:
-    """Source files that parse."""
+    """Source files that can be parsed."""
     for path, name in files:
         text = _text(path)
         if text is not None and _parse(text) is not None:

@@ -109,7 +109,7 @@ class Custom(Conversations):
         return f"{', '.join(self._names)}: {fields} {'are' if plural else 'is'} not used"
 
     def _error(self, index: int) -> str | None:
-        """What is wrong with a line, or None."""
+        """The error of a line, or None."""
         try:
             row = self.table[index]
         except RowError as error:

@@ -154,7 +154,7 @@ class FixedTask:
 
 
 def said(parts: Iterable[Part]) -> str:
-    """All that the parts say, with the delimiters of calls and outputs, as it was generated."""
+    """The text of all parts, with the delimiters of calls and outputs, as it was generated."""
     pieces = []
     for part in parts:
         start, end = DELIMITERS.get(part["type"], ("", ""))

@@ -26,7 +26,7 @@ class ChoiceProblem(Problem):
 
 
 def wording(question: str, letters: Sequence[str], options: Sequence[str]) -> str:
-    """What the user asks, word for word as in nanochat, so that scores mean the same."""
+    """The user's message, word for word as in nanochat, so that scores are comparable."""
     lines = [f"- {option}={letter}" for letter, option in zip(letters, options, strict=True)]
     return "\n".join(
         [
@@ -104,6 +104,6 @@ class ARCEasy(_ARC):
 
 
 class ARCChallenge(_ARC):
-    """ARC-Challenge: what retrieval and co-occurrence of words get wrong."""
+    """ARC-Challenge: questions that retrieval and word co-occurrence answer wrongly."""
 
     name = "arc_challenge"

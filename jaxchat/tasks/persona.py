@@ -30,7 +30,7 @@ _MORE_KEYS = ["questions", "answer"]
 
 
 def read_persona(path: Path) -> dict[str, Any]:
-    """The document in a file, checked. Raises ConfigError for what is no persona."""
+    """The document in a file, checked. Raises ConfigError for an invalid one."""
     try:
         document = tomllib.loads(read_text(path))
     except OSError as error:

@@ -48,7 +48,7 @@ class RemoteFile:
 
     @property
     def version(self) -> str:
-        """Names the content; "" when nothing is known of it, so that no part of it can be used."""
+        """Identifies the content; "" when nothing is known of it: no part can be resumed."""
         known = self.sha256 or self.blob or self.tag
         return f"{known}/{self.size}" if known else ""
 
@@ -67,14 +67,14 @@ class Digest:
         self._blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if file.blob else None
 
     def update(self, data: bytes) -> None:
-        """Takes the next bytes."""
+        """Adds the next bytes."""
         self.size += len(data)
         self._sha256.update(data)
         if self._blob is not None:
             self._blob.update(data)
 
     def read(self, file: BinaryIO) -> None:
-        """Takes all bytes of a file from where it stands."""
+        """Adds all bytes of a file from its position on."""
         while data := file.read(_BLOCK):
             self.update(data)
 
@@ -117,7 +117,7 @@ def is_whole(file: RemoteFile, verify: bool = False) -> bool:
 
 
 def _differs_from(record: dict[str, object], file: RemoteFile, digest: Digest) -> bool:
-    """Of a file without a checksum of its server's, the one noted when it came counts."""
+    """For a file without a server checksum, the one recorded when it came counts."""
     known = file.sha256 or file.blob
     return not known and record.get("version") == file.version and record["sha256"] != digest.sha256
 
@@ -129,7 +129,7 @@ def is_here(file: RemoteFile) -> bool:
 
 
 def sha256_of(file: RemoteFile) -> str | None:
-    """The checksum of a whole file: its server's, else the one noted when it came."""
+    """The checksum of a whole file: its server's, else the one recorded when it came."""
     noted = _read_record(file).get("sha256")
     return file.sha256 or (noted if isinstance(noted, str) else None)
 
@@ -161,13 +161,13 @@ def part(file: RemoteFile, stop: threading.Event) -> Iterator[BinaryIO]:
 
 
 def part_path(file: RemoteFile) -> Path:
-    """Where the part of this content is."""
+    """The path of the part of this content."""
     key = paths.sha256_text(file.version)[:12]
     return file.local.with_name(f"{file.local.name}.{key}.part")
 
 
 def part_size(file: RemoteFile) -> int:
-    """Bytes that have come already and can be used."""
+    """Bytes that have come already and can be resumed."""
     return size_of(part_path(file)) or 0 if file.version else 0
 
 
@@ -194,7 +194,7 @@ def _lock(handle: BinaryIO, stop: threading.Event) -> None:
 
 
 def _is(handle: BinaryIO, path: Path) -> bool:
-    """Whether the path still names the open file: who held it before may have renamed it."""
+    """Whether the path still names the open file: a process that held it may have renamed it."""
     try:
         return os.path.samestat(os.fstat(handle.fileno()), path.stat())
     except FileNotFoundError:
@@ -235,7 +235,7 @@ def remove(file: RemoteFile) -> None:
 
 
 def check_space(files: Iterable[RemoteFile], at_once: int | None = None) -> None:
-    """Raises ArtifactError when what is missing does not fit on the disk.
+    """Raises ArtifactError when missing files do not fit on the disk.
 
     `at_once`: how many of the files are there at the same time, when they are removed after use.
     """

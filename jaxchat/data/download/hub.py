@@ -1,4 +1,4 @@
-"""Which files a source has: from the hub's public API, or from a plain web server.
+"""Lists of a source's files: from the hub's public API, or from a plain web server.
 
 The hub (https://huggingface.co/docs/hub/api) lists a dataset repository at a commit (for one of a
 model, `models` stands for the first `datasets` and nothing for the one before REPO/resolve):
@@ -191,7 +191,7 @@ class Hub:
         return self._base(source.name, source.repo) or repository
 
     def plain(self, name: str, path: str) -> str:
-        """Where the base URL has a file that is of no source; "" without a base URL."""
+        """The URL, below the base URL, of a file of no source; "" without a base URL."""
         base = self._base(name, name)
         return base and f"{base}/{path}"
 
@@ -255,7 +255,7 @@ class Hub:
             cursor = _next_cursor(link)
 
     def _json(self, url: str, what: str) -> tuple[Any, str]:
-        """An answer as JSON, and its Link header."""
+        """A response as JSON, and its Link header."""
         body, headers = fetch_text(self.web, url, what)
         try:
             return json.loads(body), headers.get("Link", "")
@@ -291,7 +291,7 @@ class Hub:
 
 
 def measured(web: Web, file: RemoteFile) -> RemoteFile:
-    """A file of a plain server, with its size and what tells one version of it from another.
+    """A file of a plain server, with its size and a tag of its version.
 
     Raises WebError when the server does not have it.
     """
@@ -316,7 +316,7 @@ def open_hub(
     refresh: bool = False,
     policy: RetryPolicy | None = None,
 ) -> Hub:
-    """A Hub as the environment has it: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and proxies."""
+    """A Hub configured by the environment: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and proxies."""
     endpoint = hub_endpoint()
     web = Web(token=hub_token(), token_for=endpoint, proxies=proxies(), policy=policy)
     offline = offline or hub_offline()

@@ -1,6 +1,6 @@
-"""Downloads many files at once: resumed, checked, retried, and given out in the order asked for.
+"""Parallel downloads: resumed, checked, retried, and yielded in the order of the request.
 
-A file that is given out is whole: its size and checksum are those that its server has listed.
+A file that is yielded is whole: its size and checksum are those that its server has listed.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class _Transfer:
         self.wrong = 0
 
     def run(self) -> None:
-        """Retry until the file is whole. Raises WebError, or Stopped."""
+        """Tries until the file is whole. Raises WebError, or Stopped."""
         self._resume()
         tries = Retry(self.pool.web, str(self.file), self.file.url, self.pool.stop)
         best = self.digest.size

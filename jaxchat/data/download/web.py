@@ -85,7 +85,7 @@ class Response:
 
     @property
     def length(self) -> int | None:
-        """Bytes of the body, as far as the server says."""
+        """Bytes of the body; None where the server does not say."""
         text = self.headers.get("Content-Length", "")
         return int(text) if text.isdecimal() else None
 

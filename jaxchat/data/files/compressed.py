@@ -1,4 +1,4 @@
-"""The bytes of a file, decompressed where its name says so, and the true reason where it fails.
+"""Opening files, decompressed where their names say so, with the true reason of a failure.
 
 A failure is one of: the disk or the rights, not this format, cut off, damaged, or a Zstandard file
 that needs more memory or a dictionary. Each is reported with the file's name.
@@ -45,7 +45,7 @@ class Unreadable(ArtifactError):
 
 
 def looks_like(head: bytes) -> str:
-    """What kind of file begins with these bytes, in words; "" for none that is known."""
+    """The kind of file that begins with these bytes, in words; "" for an unknown one."""
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
 
 

@@ -1,4 +1,4 @@
-"""Parquet files: opened, and every failure reported with the file's name and its true kind."""
+"""Opening Parquet files; every failure is reported with the file's name and true kind."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _undecodable(path: Path, error: BaseException) -> Unreadable:
-    """By the first and last bytes of the file: of another kind, cut off, or damaged."""
+    """The error by the file's first and last bytes: of another kind, cut off, or damaged."""
     with contextlib.suppress(OSError):
         if path.suffix.lower() not in COMPRESSED:
             with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The rows of local files, by index: Parquet as the hub has it, or JSON lines.
+"""Random access to the rows of local files: Parquet as the hub has it, or JSON lines.
 
 A JSON file's lines are found once and parsed when asked for. A Parquet file's named columns stay
 in memory as Arrow has them (about the size of their text), and a row becomes Python's when asked
@@ -25,7 +25,7 @@ from jaxchat.errors import ArtifactError, ConfigError
 
 
 class RowError(ArtifactError):
-    """A row that is not what it must be; `what` says where and why."""
+    """An invalid row; `what` says where and why."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}. Mend the file, or download it again.")
@@ -33,7 +33,7 @@ class RowError(ArtifactError):
 
 
 class Row:
-    """One row: its fields, and where it stands, for messages."""
+    """One row: its fields, and its place, for messages."""
 
     def __init__(self, value: Any, where: Callable[[], str]) -> None:
         """`where`: "line 7 of train.jsonl"; asked only when something is wrong."""
@@ -187,7 +187,7 @@ class _Lines:
 
 
 def _contents(path: Path) -> bytes | mmap.mmap:
-    """Mapped into memory; of a compressed file, what it holds."""
+    """The bytes of a file, mapped into memory; of a compressed one, decompressed."""
     try:
         with opened(path) as (content, _):
             if path.suffix.lower() in COMPRESSED:
