@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.runs.tables import table
+from jaxchat.tasks.conversations import SmolTalk
 from jaxchat.tasks.mixture import Ingredient, Mixture
-from jaxchat.tasks.smoltalk import SmolTalk
 from jaxchat.tokenizer import Conversation, Tokenizer, render, render_batch
 
 TURNS = 4

@@ -27,11 +27,11 @@ import numpy as np
 
 from jaxchat import paths
 from jaxchat.config.machine import cores, processor
-from jaxchat.data.loader import ShardedRows
+from jaxchat.data.files.textfiles import TextFiles
+from jaxchat.data.loader import ShardedRows, training_batches
+from jaxchat.data.own import InputFile, local_inputs
 from jaxchat.data.packing import TextStatistics
-from jaxchat.data.rows import training_batches
-from jaxchat.data.shards import Prepared, ShardInput, local_inputs, prepare_shards
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.shards import Prepared, prepare_shards
 from jaxchat.runs.tables import table
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 
@@ -155,7 +155,7 @@ def ours(
 
 def prepare(
     args: argparse.Namespace,
-    inputs: list[ShardInput],
+    inputs: list[InputFile],
     tokenizer: Tokenizer,
     size: int,
     out: Path,

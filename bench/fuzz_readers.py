@@ -33,12 +33,11 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from jaxchat.data.files import text
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.files import table, text
+from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core import bundle
-from jaxchat.tasks import table
-from jaxchat.tasks.custom import Custom
+from jaxchat.tasks.conversations import Custom
 from jaxchat.tasks.persona import read_persona
 
 INPUTS = 20_000  # a reader

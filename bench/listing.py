@@ -12,9 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from jaxchat.data.checksums import Checksums
-from jaxchat.data.shards import grouped, local_inputs
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.files.textfiles import TextFiles
+from jaxchat.data.own import Checksums, grouped, local_inputs
 
 MEMORY = Path("/dev/shm")  # a folder in memory, if there is one
 IN_FOLDER = 1_000  # files

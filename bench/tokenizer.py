@@ -30,8 +30,8 @@ from typing import Any
 from jaxchat import paths
 from jaxchat.config.machine import cores, peak_memory_bytes, processor
 from jaxchat.data import corpus
-from jaxchat.data.documents import Paths
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.files.textfiles import TextFiles
+from jaxchat.data.text import Paths
 from jaxchat.progress import Progress
 from jaxchat.runs.tables import count, table
 from jaxchat.tokenizer import SPLIT_PATTERN, Tokenizer, TrainingReport, train_tokenizer

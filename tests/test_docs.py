@@ -26,6 +26,7 @@ from jaxchat.cli import main as command_line
 from jaxchat.config import loading
 from jaxchat.config.schema import MODELS
 from jaxchat.data import inputs
+from jaxchat.data.own import InputFile
 from jaxchat.paths import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def tiny(tmp_path_factory):
             path = work / folder / f"{number}.txt"
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-    files = [inputs.InputFile(p.name, "", p.stat().st_size, (p,))
+    files = [InputFile(p.name, "", p.stat().st_size, (p,))
              for p in sorted((work / "texts").iterdir())]  # fmt: skip
     inputs.write_inputs(run / "data", inputs.Inputs(tuple(files), {}, 2, ("are", "you", "many")))
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]

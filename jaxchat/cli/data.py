@@ -12,7 +12,6 @@ from jaxchat import paths
 from jaxchat.cli import data_prepare, data_show
 from jaxchat.cli.args import at_once, positive
 from jaxchat.errors import ConfigError
-from jaxchat.progress import Progress
 
 if TYPE_CHECKING:
     from jaxchat.data.download.hub import Hub
@@ -99,7 +98,7 @@ def download_command(args: argparse.Namespace) -> int:
     """Downloads sources and says where they are."""
     from jaxchat.data import registry
     from jaxchat.data.download import cache, hub
-    from jaxchat.data.download.transfer import bytes_here, download
+    from jaxchat.data.download.transfer import download_all
 
     sources = [registry.find(name) for name in dict.fromkeys(args.names)]
     _check_shards(sources, args.shards)
@@ -109,21 +108,8 @@ def download_command(args: argparse.Namespace) -> int:
     )
     wanted = [(source, opened.files(source, shards)) for source in sources]
     files = [file for _, chosen in wanted for file in chosen]
-    total, start = sum(file.size or 0 for file in files), sum(map(bytes_here, files))
-    with Progress("downloading", total // 10**6, "MB", start // 10**6) as bar:
-
-        def came(done: int) -> None:
-            bar.update(done // 10**6)
-
-        for _ in download(
-            files,
-            opened.web,
-            workers=args.workers,
-            verify=args.verify,
-            offline=opened.offline,
-            progress=came,
-        ):
-            pass
+    options = {"workers": args.workers, "verify": args.verify, "offline": opened.offline}
+    download_all(files, opened.web, **options)
     for source, chosen in wanted:
         size = sum(file.local.stat().st_size for file in chosen)
         count = "1 file" if len(chosen) == 1 else f"{len(chosen):,} files"
@@ -165,7 +151,7 @@ def _here(opened: Hub, source: Source) -> str:
     """What of a source is in the cache: `12 of 1,823 files`."""
     from jaxchat.data.download import cache
 
-    listing = opened.kept(source)
+    listing = opened.saved(source)
     if listing is None:
         return "-"
     here = sum(cache.is_here(file) for file in listing.files)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import threading
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,16 +94,12 @@ def _of_folder(args: argparse.Namespace) -> str:
     from jaxchat.config.machine import cores
     from jaxchat.data import own
     from jaxchat.data.shards import prepare_shards
-    from jaxchat.data.splitting import split_file
     from jaxchat.tokenizer import Tokenizer
 
     tokenizer, row_tokens = Tokenizer.load(args.tokenizer), args.row_tokens or ROW_TOKENS
     folder = own.path_of(args.data_dir)
-    inputs = own.text_below(folder, row_tokens, paths.home(args.home), partial(print, flush=True))
-    if len(inputs) == 1:
-        parts = split_file(inputs[0], args.out / "split", row_tokens)
-        print(parts)
-        inputs = list(parts.inputs)
+    inputs = own.text_below(folder, row_tokens, paths.home(args.home), report=True)
+    inputs = own.with_held_out(inputs, args.out / "split", row_tokens)
     prepared = prepare_shards(
         inputs, tokenizer, row_tokens, args.out, workers=min(args.workers or cores(), cores())
     )
@@ -116,7 +111,7 @@ def _of_run(args: argparse.Namespace) -> str:
     from jaxchat.data.download.hub import open_hub
     from jaxchat.data.inputs import read_inputs
     from jaxchat.data.prepare import load_tokenizer
-    from jaxchat.data.text_rows import prepare_text, text_folder
+    from jaxchat.data.shards import prepare_text, text_folder
     from jaxchat.runs import run_dir
 
     root = paths.home(args.home)

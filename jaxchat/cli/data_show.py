@@ -72,7 +72,7 @@ def show_command(args: argparse.Namespace) -> int:
     root = paths.home(getattr(args, "home", None))
     files = args.files or _downloaded(root, args.source, args.split)
     dataset = find_dataset(args.source, files, args.split, args.seed, args.n)
-    if told := getattr(dataset, "told_unused", ""):
+    if told := getattr(dataset, "unused_message", ""):
         print(f"jaxchat: {told}", file=sys.stderr)
     if not len(dataset):
         raise ArtifactError(f"{args.source} holds no conversation.")
@@ -148,9 +148,8 @@ def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, coun
     Raises ConfigError for a name that is neither a task, nor a source with files, nor a file.
     """
     from jaxchat.data.files.folders import TALKS, kind_of
-    from jaxchat.tasks import EVERYDAY_WORDS, TASKS, make_tasks
+    from jaxchat.tasks import EVERYDAY_WORDS, FILE_SOURCES, TASKS, make_tasks, open_source
     from jaxchat.tasks.dataset import Drawn
-    from jaxchat.tasks.sources import FILE_SOURCES, open_source
 
     if source in TASKS and not files:
         task = make_tasks([source], seed, EVERYDAY_WORDS)[source]

@@ -79,7 +79,7 @@ def _of_tier(
     if found is not None:
         checks += [tier.check_devices(config, found), tier.check_memory(config, found)]
     checks.append(tier.check_disk(config, root))
-    hub = open_hub(root, base_url=args.base_url, offline=args.offline, patience=sources.PATIENCE)
+    hub = open_hub(root, base_url=args.base_url, offline=args.offline, policy=sources.RETRY_POLICY)
     checks += sources.check_sources(config, hub)
     if found is not None and not args.no_bench:
         from jaxchat.runs.doctor import speed

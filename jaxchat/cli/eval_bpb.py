@@ -76,7 +76,7 @@ def measure(opened: Opened, split: TextSplit, limit: int) -> tuple[float, int]:
     Raises ArtifactError when there are none.
     """
     from jaxchat.data.inputs import read_inputs
-    from jaxchat.data.text_rows import text_folder
+    from jaxchat.data.shards import text_folder
     from jaxchat.evals.text_bits import TextRows, bits_of_text
 
     model, tokenizer = opened.config.model, opened.tokenizer

@@ -17,7 +17,7 @@ from jaxchat.errors import ConfigError
 from jaxchat.progress import Progress, duration
 
 if TYPE_CHECKING:
-    from jaxchat.data.textfiles import TextFiles
+    from jaxchat.data.files.textfiles import TextFiles
     from jaxchat.evals.compression import Result
     from jaxchat.tokenizer import Tokenizer, TrainingReport
 
@@ -71,7 +71,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 def train_command(args: argparse.Namespace) -> int:
     """Trains a tokenizer and tells what it cost."""
     from jaxchat.config.machine import peak_memory_bytes
-    from jaxchat.data.textfiles import TextFiles
+    from jaxchat.data.files.textfiles import TextFiles
     from jaxchat.errors import TokenizerError
     from jaxchat.tokenizer import find_pattern, train_tokenizer
 
@@ -149,7 +149,7 @@ def _told(
 
 def encode_command(args: argparse.Namespace) -> int:
     """Prints ids; with --show, what each stands for."""
-    from jaxchat.data.textfiles import STDIN, TextFiles
+    from jaxchat.data.files.textfiles import STDIN, TextFiles
     from jaxchat.tokenizer import Tokenizer
 
     if args.text is not None and args.file is not None:
@@ -236,7 +236,7 @@ def comparison(results: list[Result]) -> str:
 
 def _texts(names: list[str]) -> dict[str, list[str] | TextFiles]:
     """The project's texts, and the user's under their names."""
-    from jaxchat.data.textfiles import STDIN, TextFiles
+    from jaxchat.data.files.textfiles import STDIN, TextFiles
     from jaxchat.evals import compression
 
     if STDIN in names:

@@ -1,4 +1,4 @@
-"""Conversations as rows: datasets and generated problems, mixed, rendered and packed (layer 2)."""
+"""Conversations as rows: datasets and generated problems, mixed, rendered and packed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from jaxchat.config.schema import RunConfig, TrainConfig
-from jaxchat.data.conversations import chat_source, in_order, train_split
 from jaxchat.data.inputs import Inputs
 from jaxchat.data.loader import HeldOutRows, ShardedRows
 from jaxchat.data.packing import (
@@ -24,23 +23,23 @@ from jaxchat.data.packing import (
     pack_conversations,
 )
 from jaxchat.data.prepare import FIRST_INDEX, mixture, run_tasks
-from jaxchat.data.rows import write_rows
+from jaxchat.data.registry import chat_source, in_order, train_split
+from jaxchat.data.shard_folder import write_rows
 from jaxchat.errors import ConfigError
 from jaxchat.paths import sha256_text
 from jaxchat.progress import Progress
-from jaxchat.tasks import Problem, Task
+from jaxchat.tasks import Problem, Task, open_source
 from jaxchat.tasks.base import Split
-from jaxchat.tasks.custom import Custom
+from jaxchat.tasks.conversations import Custom
 from jaxchat.tasks.dataset import Dataset, Drawn, Slice
 from jaxchat.tasks.mixture import Ingredient, Mixture
-from jaxchat.tasks.sources import open_source
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer.chat_format import Conversation, Mask, render_batch
 
 HELD_OUT_PROBLEMS = 400  # conversations where all are generated
 HELD_OUT = 5_000  # conversations where datasets are read
 OWN_HELD_OUT = 0.02  # of a file of the user's own
-# Problems in each training conversation, in turn: a chat goes on after its first answer.
+# Problems in each training conversation, in turn: a chat continues after its first answer.
 TURNS = (1, 2, 1, 3)
 SPLITS: tuple[Split, ...] = ("train", "test")
 FOLDERS = {"train": "train", "test": "heldout"}
@@ -74,9 +73,9 @@ def build_chat_rows(
                 conversations, count = mixed.read(), len(mixed)
             else:
                 conversations, count = _generated(stage, train, tasks, split)
-            # what is measured on held-out rows knows no weights
+            # evaluation on held-out rows uses no weights
             group = train.loss_group if split == "train" else None
-            tokens, mask, told = _packed(
+            tokens, mask, counts = _packed(
                 conversations, count, tokenizer, config, target.name, group
             )
             some = _text(text[split], round(train.text_share * len(tokens)), config.seed)
@@ -85,9 +84,9 @@ def build_chat_rows(
             manifest = write_rows(target, tokens, mask, tokenizer.hash)
             digests += manifest.checksums.values()
             results[target.name] = {
-                "conversations": told.conversations,
-                "cut": told.cut,
-                "padding": round(told.share_padding, 4),
+                "conversations": counts.conversations,
+                "cut": counts.cut,
+                "padding": round(counts.share_padding, 4),
                 "rows": manifest.rows,
                 "tokens": manifest.rows * manifest.row_tokens,
                 "trained_tokens": manifest.trained_tokens,
@@ -111,7 +110,7 @@ def _packed(
     """
     row = config.model.sequence_len + 1
     ids, mask, offsets = _rendered(conversations, count, tokenizer, title)
-    _tell_silent(config, mask, offsets, title)
+    _report_silent(config, mask, offsets, title)
     if group is None:
         mask = (mask > 0).astype(np.uint8)
     elif group:
@@ -121,8 +120,8 @@ def _packed(
     return pack_conversations(ids, mask, offsets, row, tokenizer.bos)
 
 
-def _tell_silent(config: RunConfig, mask: Mask, offsets: Offsets, title: str) -> None:
-    """Says how many conversations teach nothing in the rows of a run, and what to set.
+def _report_silent(config: RunConfig, mask: Mask, offsets: Offsets, title: str) -> None:
+    """Reports how many conversations teach nothing in the rows of a run, and what to set.
 
     Raises ConfigError where all do: nothing would be learned, or measured.
     """
@@ -131,17 +130,17 @@ def _tell_silent(config: RunConfig, mask: Mask, offsets: Offsets, title: str) ->
     silent, beyond = kept == 0, (learned > 0) & (kept == 0)
     if not silent.any():
         return
-    told = [f"{title}: {silent.sum():,} of {len(silent):,} conversations teach nothing"]
+    parts = [f"{title}: {silent.sum():,} of {len(silent):,} conversations teach nothing"]
     if beyond.any():
         begins = offsets[:-1][beyond]
         first = [int(np.argmax(mask[start:] > 0)) for start in begins]
-        told.append(
+        parts.append(
             f"of {len(first):,} the reply begins beyond a row of {row:,} tokens: with "
             f"model.sequence_len={max(first)} these would teach something, too"
         )
     if without := int((learned == 0).sum()):
-        told.append(f"{without:,} have no reply that is to be learned")
-    sentence = "; ".join(told)
+        parts.append(f"{without:,} have no reply that is to be learned")
+    sentence = "; ".join(parts)
     if silent.all() and not getattr(config, stage).text_share:
         raise ConfigError(
             f"{sentence}. Set that, or name other conversations in {stage}.epochs (the last of a "
@@ -181,9 +180,6 @@ def _text(rows: ShardedRows | HeldOutRows, count: int, seed: int) -> np.ndarray:
     return rows.take(np.arange(count), seed)
 
 
-# ---------------------------------------------------------------------------- generated alone
-
-
 def _generated(
     stage: str, train: TrainConfig, tasks: Mapping[str, Task], split: Split
 ) -> tuple[Iterator[Conversation], int]:
@@ -214,9 +210,6 @@ def _conversation(problems: Sequence[Problem]) -> Conversation:
     return {"messages": [m for p in problems for m in p.conversation["messages"]]}
 
 
-# ---------------------------------------------------------------------------- datasets
-
-
 def _mixed(
     stage: str,
     train: TrainConfig,
@@ -237,7 +230,7 @@ def _mixed(
     for name, share in sorted(train.mixture.items()) if total else ():
         count = round(train.conversations * share / total)
         if not count and split == "train":
-            _tell_one(f"{stage}.mixture.{name}", share, "problem")
+            _report_one(f"{stage}.mixture.{name}", share, "problem")
         training[name] = Ingredient(Drawn(tasks[name], max(count, 1), "train", FIRST_INDEX[stage]))
     if split == "train":
         return Mixture(list(training.values()), seed)
@@ -252,16 +245,16 @@ def _mixed(
 
 
 def _ingredient(stage: str, name: str, dataset: Dataset, epochs: float, split: Split) -> Ingredient:
-    """So many epochs of a dataset, but one conversation at least: it was not named for nothing."""
+    """A number of epochs of a dataset, but one conversation at least."""
     whole = Ingredient(dataset, epochs=epochs)
     if whole.count:
         return whole
     if split == "train":
-        _tell_one(f'{stage}.epochs."{name}"', epochs, f"conversation of {len(dataset):,}")
+        _report_one(f'{stage}.epochs."{name}"', epochs, f"conversation of {len(dataset):,}")
     return Ingredient(dataset, rows=1)
 
 
-def _tell_one(setting: str, value: float, what: str) -> None:
+def _report_one(setting: str, value: float, what: str) -> None:
     print(f"{setting}={value:g} is less than half a {what}; one is taken", flush=True)
 
 

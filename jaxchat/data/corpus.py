@@ -16,19 +16,19 @@ The corpus is a folder of `train.jsonl` and `heldout.jsonl`, one {"text", "sourc
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxchat.data.documents import Document, Paths, sources
-from jaxchat.data.quality import Deduplicator, is_worthwhile
+from jaxchat.data.text import Deduplicator, Document, Paths, is_worthwhile, sources
 from jaxchat.errors import ArtifactError
-from jaxchat.paths import atomic_folder, read_json, sha256_file, write_json
+from jaxchat.paths import atomic_folder, sha256_file, write_json
+from jaxchat.tasks.base import held_out
 
 FORMAT = "jaxchat-corpus-1"
 HELDOUT_SHARE = 0.03  # of the files that documents come from
@@ -43,10 +43,10 @@ _SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """What became of the documents of one source. `chars` counts the kept ones."""
+    """Documents of one source, by verdict."""
 
-    documents: int = 0
-    chars: int = 0
+    documents: int = 0  # in the corpus
+    chars: int = 0  # of these
     filtered: int = 0
     duplicates: int = 0
     near_duplicates: int = 0
@@ -63,7 +63,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a corpus holds, and the checksums of its files."""
+    """Counts of a corpus, and the checksums of its files."""
 
     format: str
     max_chars: int
@@ -86,7 +86,7 @@ def build(
     """Writes the corpus into `folder` and returns its manifest.
 
     The same installed files give the same corpus, byte for byte. Stops after the document that
-    reaches `max_chars`; `progress` is told the characters kept so far. `paths` says where to
+    reaches `max_chars`; `progress` gets the characters so far. `paths` says where to
     read, by default this Python's own standard library and packages.
 
     What `folder` held before is replaced at the very end, or stays if anything goes wrong.
@@ -126,77 +126,25 @@ def gather(
     `counts` is filled in as the documents go by. At every moment the source that is furthest
     behind its share comes next, so that a low `max_chars` keeps the mixture.
     """
-    tallies = {name: _Tally() for name in _WEIGHTS}
+    chars = dict.fromkeys(_WEIGHTS, 0)
+    verdicts: dict[str, Counter[str]] = {name: Counter() for name in _WEIGHTS}
     streams = sources(paths)
     deduplicator = Deduplicator()
-    total = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the syntax of other people's files
-        while streams and total < max_chars:
-            name = min(streams, key=lambda name: (tallies[name].chars / _WEIGHTS[name], name))
+        while streams and sum(chars.values()) < max_chars:
+            name = min(streams, key=lambda name: (chars[name] / _WEIGHTS[name], name))
             document = next(streams[name], None)
             if document is None:
                 del streams[name]
                 continue
             verdict = "filtered" if not is_worthwhile(document) else deduplicator.see(document)
-            tallies[name].add(verdict, len(document.text))
+            verdicts[name][verdict] += 1
             if verdict == "documents":
-                total += len(document.text)
+                chars[name] += len(document.text)
                 yield document
             if counts is not None:
-                counts[name] = tallies[name].counts()
-
-
-def read(folder: Path, split: Split) -> Iterator[str]:
-    """The texts of a split, in the order they were written.
-
-    Raises ArtifactError at once when the folder holds no whole corpus or its file was changed.
-    """
-    if split not in _SPLITS:
-        raise ValueError(f"a split of a corpus is 'train' or 'heldout', not {split!r}")
-    manifest = load_manifest(folder)
-    path = folder / f"{split}.jsonl"
-    if not path.is_file() or sha256_file(path) != manifest.splits[split].sha256:
-        raise ArtifactError(
-            f"{path} is missing or damaged (its checksum is not the manifest's); build the "
-            "corpus again."
-        )
-    return _texts(path)
-
-
-def load_manifest(folder: Path) -> Manifest:
-    """The manifest of a whole corpus; ArtifactError when there is none or it cannot be read."""
-    path = folder / _MANIFEST
-    raw = read_json(path)
-    found = raw.get("format") if isinstance(raw, dict) else None
-    if found != FORMAT:
-        raise ArtifactError(
-            f"{path} has format {found!r}, this version reads {FORMAT!r}; build the corpus again."
-        )
-    try:
-        return Manifest(
-            FORMAT,
-            raw["max_chars"],
-            {name: SourceCounts(**counts) for name, counts in raw["sources"].items()},
-            {split: SplitCounts(**raw["splits"][split]) for split in _SPLITS},
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error!r}); build the corpus again.") from error
-
-
-@dataclass
-class _Tally:
-    """Running counts of one source."""
-
-    chars: int = 0
-    verdicts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, verdict: str, chars: int) -> None:
-        self.verdicts[verdict] = self.verdicts.get(verdict, 0) + 1
-        self.chars += chars if verdict == "documents" else 0
-
-    def counts(self) -> SourceCounts:
-        return SourceCounts(chars=self.chars, **self.verdicts)
+                counts[name] = SourceCounts(chars=chars[name], **verdicts[name])
 
 
 class _Writer:
@@ -221,13 +169,6 @@ class _Writer:
 
 
 def _split_of(origin: str) -> Split:
-    """All documents of one file fall on the same side."""
+    """The split of all documents of one file."""
     # not the bare name's hash: files are read in its order, held-out ones would all come first
-    digest = hashlib.sha256(f"split/{origin}".encode("utf-8", "surrogateescape")).digest()
-    return "heldout" if int.from_bytes(digest[:8], "big") < HELDOUT_SHARE * 2**64 else "train"
-
-
-def _texts(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield json.loads(line)["text"]
+    return "heldout" if held_out(f"split/{origin}", HELDOUT_SHARE) else "train"

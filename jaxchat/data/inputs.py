@@ -1,8 +1,4 @@
-"""What a run reads: files of text and of conversations, found, fetched, named (I/O; layer 2).
-
-The stage `data` writes `inputs.json`: the files of text, the last one held out, those of each
-dataset of conversations by split, and words of the text for the tasks on words.
-"""
+"""The files that a run reads: found, fetched as far as needed first, hashed and recorded."""
 
 from __future__ import annotations
 
@@ -10,65 +6,43 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxchat import paths
 from jaxchat.config.schema import DataConfig, RunConfig
 from jaxchat.data import corpus, own, registry
-from jaxchat.data.conversations import chat_source, is_own
 from jaxchat.data.download import cache
 from jaxchat.data.download.cache import RemoteFile
 from jaxchat.data.download.hub import Hub
-from jaxchat.data.download.transfer import download
-from jaxchat.data.own import NOTHING, Own
-from jaxchat.data.shards import ShardInput, hash_of
-from jaxchat.data.splitting import split_file
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.download.transfer import download_all
+from jaxchat.data.files.textfiles import TextFiles
+from jaxchat.data.own import NOTHING, InputFile, Own, hash_of
+from jaxchat.data.records import InvalidRecord, read_record
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.paths import read_json, sha256_file, sha256_text, write_json
+from jaxchat.paths import sha256_file, sha256_text, write_json
 from jaxchat.progress import Progress
 from jaxchat.tasks import EVERYDAY_WORDS, select_words
-from jaxchat.tasks.custom import Custom
+from jaxchat.tasks.conversations import Custom
 
 FORMAT = "jaxchat-inputs-1"
 FILE = "inputs.json"
 WORD_CHARACTERS = 25_000_000  # of the text that words are counted in
 
 
-@dataclass(frozen=True)
-class InputFile:
-    """A file, or small ones next to each other, which may still have to be fetched.
-
-    `paths` are where they are or will be; `sha256` is as `shards.hash_of` has it.
-    """
-
-    name: str
-    sha256: str
-    size: int
-    paths: tuple[Path, ...]
+Splits = Mapping[str, tuple[InputFile, ...]]  # split -> its files
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files that a run reads.
+    """The files that a run reads."""
 
-    Attributes:
-        text: files of text; the last one is held out.
-        chat: dataset or own file -> split -> its files, which are there.
-        first: files of text that the words and the tokenizer are made of; they are there.
-        words: of the text, commonest first.
-        persona: who the model is (`tasks.persona`); empty: jaxchat.
-        own: what of all this the user named.
-    """
-
-    text: tuple[InputFile, ...]
-    chat: Mapping[str, Mapping[str, tuple[InputFile, ...]]]
-    first: int
-    words: tuple[str, ...] = ()
-    persona: Mapping[str, Any] = field(default_factory=dict)
-    own: Own = NOTHING
+    text: tuple[InputFile, ...]  # the last one is held out
+    chat: Mapping[str, Splits]  # dataset or own file -> its files, which are there
+    first: int  # files of text that words and tokenizer are made of; they are there
+    words: tuple[str, ...] = ()  # of the text, commonest first
+    persona: Mapping[str, Any] = field(default_factory=dict)  # `tasks.persona`; {}: jaxchat
+    own: Own = NOTHING  # what of all this the user named
 
     @property
     def text_hash(self) -> str:
@@ -94,58 +68,47 @@ class Inputs:
         return tuple(path for file in self.chat[name][split] for path in file.paths)
 
 
-def read_inputs(folder: Path) -> Inputs:
-    """What the stage `data` wrote. Raises ArtifactError when it is missing or damaged."""
-    path, home = folder / FILE, _home(folder)
-    value = read_json(path)
+@dataclass(frozen=True)
+class _Record(Inputs):
+    """Inputs on disk; paths below the home are relative."""
 
-    def files(entries: Iterable[Mapping[str, Any]]) -> tuple[InputFile, ...]:
-        return tuple(
-            InputFile(e["name"], e["sha256"], e["size"], tuple(home / path for path in e["paths"]))
-            for e in entries
-        )
+    format: str = ""
+
+
+def read_inputs(folder: Path) -> Inputs:
+    """The record of the stage `data`. Raises ArtifactError when it is missing or damaged."""
+    path, home = folder / FILE, _home(folder)
+
+    def placed(files: Iterable[InputFile]) -> tuple[InputFile, ...]:
+        return tuple(replace(file, paths=tuple(home / p for p in file.paths)) for file in files)
 
     try:
-        if value["format"] != FORMAT:
-            raise ValueError(f"format {value['format']!r}, not {FORMAT!r}")
-        chat = {
-            name: {split: files(entries) for split, entries in splits.items()}
-            for name, splits in value["chat"].items()
-        }
-        words, persona = tuple(value["words"]), value.get("persona", {})
-        mine = value.get("own", {})
-        mine = Own(**mine | {"content": tuple(mine.get("content", ()))})
-        return Inputs(files(value["text"]), chat, value["first"], words, persona, mine)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        record = read_record(path, _Record)
+        if record.format != FORMAT:
+            raise InvalidRecord(f"format {record.format!r}, not {FORMAT!r}")
+    except InvalidRecord as error:
         raise ArtifactError(
             f"{path} is damaged ({error}); make it again with --force data."
         ) from error
+    chat = {
+        name: {split: placed(files) for split, files in splits.items()}
+        for name, splits in record.chat.items()
+    }
+    fields = {one: getattr(record, one) for one in ("first", "words", "persona", "own")}
+    return Inputs(text=placed(record.text), chat=chat, **fields)
 
 
 def write_inputs(folder: Path, inputs: Inputs) -> None:
-    """Writes what `read_inputs` reads."""
-    write_json(folder / FILE, {"format": FORMAT} | _to_json(inputs, _home(folder)))
+    """Writes the record that `read_inputs` reads."""
+    home = _home(folder)
 
+    def below(path: Path) -> str:
+        return str(path.relative_to(home) if path.is_relative_to(home) else path)
 
-def _to_json(inputs: Inputs, home: Path) -> dict[str, Any]:
-    def files(entries: Iterable[InputFile]) -> list[dict[str, Any]]:
-        return [
-            asdict(file) | {"paths": [_below(path, home) for path in file.paths]}
-            for file in entries
-        ]
-
-    chat = {
-        name: {split: files(entries) for split, entries in splits.items()}
-        for name, splits in inputs.chat.items()
-    }
-    return {
-        "text": files(inputs.text),
-        "first": inputs.first,
-        "chat": chat,
-        "words": inputs.words,
-        "persona": inputs.persona,
-        **({"own": asdict(inputs.own)} if inputs.own else {}),
-    }
+    record = {"format": FORMAT} | asdict(inputs)
+    if not inputs.own:
+        del record["own"]
+    write_json(folder / FILE, json.loads(json.dumps(record, default=below)))
 
 
 def _home(folder: Path) -> Path:
@@ -153,21 +116,17 @@ def _home(folder: Path) -> Path:
     return folder.parents[2]
 
 
-def _below(path: Path, home: Path) -> str:
-    return str(path.relative_to(home) if path.is_relative_to(home) else path)
-
-
 def gather(config: RunConfig, folder: Path, hub: Hub) -> dict[str, Any]:
     """The stage `data`: finds all files, fetches what is needed first, and names them.
 
     Of a source of shards come those that the tokenizer is trained on and the held-out one; the
-    others come while training goes on. Raises ConfigError and ArtifactError for what there is not.
+    others are downloaded during training. Raises ConfigError and ArtifactError for missing files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chat = _chat_files(config, hub)
     fetched = [file for splits in chat.values() for files in splits.values() for file in files]
     first: int | None = None
-    told: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     mine = own.named(config)
     if config.data.source in registry.SOURCES:
         text, first = _dataset(config, hub, fetched)
@@ -176,23 +135,20 @@ def gather(config: RunConfig, folder: Path, hub: Hub) -> dict[str, Any]:
         if config.data.source == "folder":
             text, mine = _own_text(config, folder, mine)
         else:
-            text, told = _build_corpus(config.data, folder / "corpus")
+            text, report = _build_corpus(config.data, folder / "corpus")
     if config.data.source != "machine":
-        told = {"files": len(text), "bytes": sum(file.size for file in text)}
+        report = {"files": len(text), "bytes": sum(file.size for file in text)}
     first = len(text) - 1 if first is None else first
     chats = {**_named(chat), **_own_files(mine, _home(folder))}
     inputs = Inputs(tuple(text), chats, first, persona=own.persona(config), own=mine)
     inputs = replace(inputs, words=_words(inputs, config.data.words))
     write_inputs(folder, inputs)
     parts = {"text": inputs.text_hash}
-    return {"artifact": inputs.hash, "parts": parts, "words": len(inputs.words), **told}
-
-
-# ---------------------------------------------------------------------------- text
+    return {"artifact": inputs.hash, "parts": parts, "words": len(inputs.words), **report}
 
 
 def _build_corpus(config: DataConfig, folder: Path) -> tuple[list[InputFile], dict[str, Any]]:
-    """The documentation that this machine carries, and what the report tells of it."""
+    """The documentation that this machine carries, and its part of the report."""
     with Progress("gathering text", config.max_chars, "char") as progress:
         manifest = corpus.build(folder, max_chars=config.max_chars, progress=progress.update)
     files = []
@@ -215,18 +171,9 @@ def text_files(config: DataConfig, hub: Hub) -> tuple[RemoteFile, ...]:
 
 def _own_text(config: RunConfig, folder: Path, mine: Own) -> tuple[list[InputFile], Own]:
     """The user's own text, the last of it held out; one file alone is split into `folder`."""
-    found = own.text(config, _home(folder), partial(print, flush=True))
+    found = own.text(config, _home(folder), report=True)
     mine = replace(mine, content=tuple(entry.sha256 for entry in found))
-    if len(found) == 1:
-        parts = split_file(found[0], folder / "split", config.model.sequence_len + 1)
-        print(parts, flush=True)
-        found = list(parts.inputs)
-    return list(map(as_file, found)), mine
-
-
-def as_file(entry: ShardInput) -> InputFile:
-    """What shards are made of, as a run keeps it."""
-    return InputFile(entry.name, entry.sha256, entry.size, entry.paths)
+    return own.with_held_out(found, folder / "split", config.model.sequence_len + 1), mine
 
 
 def _dataset(
@@ -257,19 +204,12 @@ def _hashed(files: Iterable[RemoteFile]) -> list[InputFile]:
 
 
 def _fetch(hub: Hub, files: Sequence[RemoteFile]) -> None:
-    if not files:
-        return
-    with Progress("downloading", sum(file.size or 0 for file in files) // 10**6, "MB") as bar:
-
-        def came(done: int) -> None:
-            bar.update(done // 10**6)
-
-        for _ in download(files, hub.web, offline=hub.offline, progress=came):
-            pass
+    if files:
+        download_all(files, hub.web, offline=hub.offline)
 
 
 def read_texts(inputs: Inputs, max_characters: int, *, held_out: bool = False) -> Iterator[str]:
-    """Documents of the held-out file or the first ones, until there are so many characters.
+    """Documents of the held-out file or the first ones, up to `max_characters`.
 
     Raises ArtifactError for a file that is missing or not what its checksum says.
     """
@@ -294,11 +234,8 @@ def _words(inputs: Inputs, count: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*common, *EVERYDAY_WORDS]))
 
 
-# ---------------------------------------------------------------------------- conversations
-
-
 def data_of(task: str, read: Inputs, seed: int) -> tuple[object, ...]:
-    """What the problems of a task depend on: files, or what they are generated from."""
+    """The data that the problems of a task depend on: files, or what they are generated from."""
     if task in read.chat:
         return tuple(file.sha256 for files in read.chat[task].values() for file in files)
     return (seed, json.dumps(read.persona, sort_keys=True), sha256_text(*read.words))
@@ -307,11 +244,11 @@ def data_of(task: str, read: Inputs, seed: int) -> tuple[object, ...]:
 def downloaded(name: str, hub: Hub) -> dict[str, tuple[Path, ...]]:
     """Split -> files of a dataset of conversations, of those splits that have been downloaded.
 
-    Nobody is asked for them. Raises ArtifactError when none has been.
+    No server is asked. Raises ArtifactError when none has been.
     """
     source = registry.find(name)
     found = {}
-    for split in source.splits if hub.kept(source) else ():
+    for split in source.splits if hub.saved(source) else ():
         files = hub.files(source, splits=[split])
         if all(cache.is_here(file) for file in files):
             found[split] = tuple(file.local for file in files)
@@ -332,7 +269,7 @@ def chat_names(config: RunConfig) -> list[str]:
     stages = {s: train for s, train in stages.items() if config.imported.trains(s)}
     trained = {name: s for s, train in stages.items() for name in train.epochs}
     for name, stage in trained.items():
-        chat_source(name, f"{stage}.epochs")
+        registry.chat_source(name, f"{stage}.epochs")
     tasks = (*config.eval.tasks, config.rl.task)
     problems = [n for n in tasks if n in registry.SOURCES and registry.SOURCES[n].kind == "chat"]
     return sorted({*trained, *problems})  # a run's own configuration has them in another order
@@ -344,34 +281,99 @@ Chat = dict[str, dict[str, tuple[RemoteFile, ...]]]  # dataset of the hub -> spl
 def _chat_files(config: RunConfig, hub: Hub) -> Chat:
     found: Chat = {}
     for name in chat_names(config):
-        if not is_own(name):
+        if not registry.is_own(name):
             source = registry.find(name)
             found[name] = {split: hub.files(source, splits=[split]) for split in source.splits}
     return found
 
 
-def _named(chat: Chat) -> dict[str, dict[str, tuple[InputFile, ...]]]:
+def _named(chat: Chat) -> dict[str, Splits]:
     return {
         name: {split: tuple(_hashed(files)) for split, files in splits.items()}
         for name, splits in chat.items()
     }
 
 
-def _own_files(mine: Own, home: Path) -> dict[str, dict[str, tuple[InputFile, ...]]]:
+def _own_files(mine: Own, home: Path) -> dict[str, Splits]:
     """The user's own conversations, every line checked."""
-    found: dict[str, dict[str, tuple[InputFile, ...]]] = {}
+    found: dict[str, Splits] = {}
     for role, name in mine.talks.items():
-        path = own.path_of(name)
-        if not path.is_file():
-            stage = role.partition(",")[0]
-            raise ConfigError(f"{path} does not exist; {stage}.epochs names it.")
-        told = Custom([path]).told_unused
-        if told and name not in found:  # both stages may name it
-            print(told, flush=True)
-        found[name] = {"train": (own_file(path, home),)}
+        path = registry.own_file(name, f"{role.partition(',')[0]}.epochs")
+        unused = Custom([path]).unused_message
+        if unused and name not in found:  # both stages may name it
+            own.say(unused)
+        found[name] = {"train": (_own_file(path, home),)}
     return found
 
 
-def own_file(path: Path, home: Path) -> InputFile:
+def _own_file(path: Path, home: Path) -> InputFile:
     """A file of conversations of the user's own."""
     return InputFile(path.name, own.digest(path, home), path.stat().st_size, (path,))
+
+
+def own_files_changed(config: RunConfig, folder: Path) -> bool:
+    """Whether the user's own files have other content than when `gather` read them.
+
+    A missing file does not count: what was made of it is there, and a run can be moved. Where a
+    file has only moved, its new place is recorded. Raises ConfigError for a name without a file.
+    """
+    if not own.named(config):
+        return False
+    read = read_inputs(folder)
+    found = _found_again(config, read, _home(folder))
+    if found not in (None, read):
+        write_inputs(folder, found)
+    return found is None
+
+
+def _found_again(config: RunConfig, read: Inputs, home: Path) -> Inputs | None:
+    """Inputs with the user's own files at their places now; None where one has other content.
+
+    Where a run has no record of its text's content, it is recorded now.
+    """
+    now = own.named(config)
+    before = read.own or now  # nothing: of a run made before they were recorded
+    there = now.persona and not _is_gone(now.persona, before.persona)
+    if there and own.persona(config) != read.persona:
+        return None
+    chat = {n: splits for n, splits in read.chat.items() if n not in before.talks.values()}
+    for role, name in now.talks.items():
+        old = before.talks.get(role)
+        if old is None:
+            return None
+        splits = read.chat[old]
+        if not _is_gone(name, old):
+            file = _own_file(own.path_of(name), home)
+            if [file.sha256] != [one.sha256 for one in splits["train"]]:
+                return None
+            splits = {"train": (file,)}
+        chat[name] = splits
+    text, content = read.text, before.content
+    if now.folder and not _is_gone(now.folder, before.folder):
+        found = tuple(own.text(config, home))
+        hashes = tuple(file.sha256 for file in found)
+        same = hashes == tuple(file.sha256 for file in text)
+        if content and hashes != content:
+            return None
+        if not content:
+            own.say(_recorded(now.folder, sum(len(file.paths) for file in found), same))
+        text, content = found if same else text, hashes
+    return replace(read, chat=chat, text=text, own=replace(now, content=content))
+
+
+def _is_gone(name: str, before: str) -> bool:
+    """Whether a file is missing. Raises ConfigError where it was not so named before."""
+    path = own.path_of(name)
+    if name != before and not path.exists():
+        raise ConfigError(f"{path} does not exist; correct its name.")
+    return not path.exists()
+
+
+def _recorded(folder: str, files: int, same: bool) -> str:
+    recorded = f"{own.path_of(folder)}: what it holds now ({files:,} files) is recorded"
+    if same:
+        return f"{recorded}; it is what the run was made of."
+    return (
+        f"{recorded}; the run was made of something else, before that was recorded, and stays "
+        "as it is: --force data restarts with what is there now."
+    )

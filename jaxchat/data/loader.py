@@ -1,22 +1,26 @@
-"""Endless rows out of a folder of shards, which may still be growing (I/O; layer 2).
+"""Batches of rows: out of a folder of shards, which may still be growing, or of a folder of rows.
 
-Rows are shuffled within windows of consecutive shards, and the windows come in their order, so that
-training can begin when the first window is whole. Which row an index means depends on the seed
-alone: not on time, on restarts or on how many processes read.
+Rows of shards are shuffled within windows of consecutive shards, and the windows come in their
+order, so that training can begin when the first window is whole. Which row an index means depends
+on the seed alone: not on time, on restarts or on the number of processes.
 """
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
+import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import grain
 import numpy as np
 import numpy.typing as npt
 
@@ -26,13 +30,15 @@ from jaxchat.errors import ArtifactError
 from jaxchat.progress import PLAIN_INTERVAL
 
 WINDOW = 8  # shards
-ORDERS = 4  # windows whose order is kept at hand
+ORDERS = 4  # windows whose order stays in memory
 POLL = 0.2  # seconds
-PATIENCE = 3.0  # seconds of waiting that nobody is told of
+PATIENCE = 3.0  # seconds of waiting before it is reported
+AHEAD = 2  # batches that are ready while a step runs
 
-# Says why shards that are missing will never come; None while somebody makes them.
+# Returns why missing shards will never come; None while they are being prepared.
 Alive = Callable[[], str | None]
 Found = TypeVar("Found")
+Batch = TypeVar("Batch")
 Indices = npt.NDArray[np.int64]
 
 
@@ -44,9 +50,11 @@ class Shards:
 
     def __init__(self, path: Path, tokenizer_hash: str, alive: Alive | None = None) -> None:
         """Waits for the folder's manifest. Raises ArtifactError for one of another tokenizer."""
-        self._alive = alive or (lambda: "nobody prepares them now")
-        found = partial(_folder_if_there, path)
-        self.folder = self._wait(found, f"the manifest of the shards in {path}")
+        self._alive = alive or (lambda: "they are not being prepared")
+        there = (path / shard_folder.MANIFEST).exists
+        self.folder = self._wait(
+            lambda: ShardFolder(path) if there() else None, f"the manifest of the shards in {path}"
+        )
         self.manifest: FolderManifest = self.folder.manifest
         if self.manifest.tokenizer != tokenizer_hash:
             raise ArtifactError(
@@ -90,13 +98,13 @@ class Shards:
                     if self.known(number) is not None:
                         self.array(number)
                 except (ArtifactError, OSError):
-                    return  # told when it is used
+                    return  # raised again when it is used
 
         threading.Thread(target=check, name="checksums", daemon=True).start()
 
     def _wait(self, look: Callable[[], Found | None], what: str) -> Found:
         began = time.monotonic()
-        tell = began + min(PATIENCE, PLAIN_INTERVAL)
+        report = began + min(PATIENCE, PLAIN_INTERVAL)
         while True:
             ended = self._alive()  # before looking: what it made last is found
             if (found := look()) is not None:
@@ -105,23 +113,14 @@ class Shards:
                 raise ArtifactError(
                     f"{what} is missing and will not come ({ended}); {shard_folder.AGAIN}."
                 )
-            if (now := time.monotonic()) >= tell:
-                tell = now + PLAIN_INTERVAL
+            if (now := time.monotonic()) >= report:
+                report = now + PLAIN_INTERVAL
                 print(f"waiting for {what}, {now - began:.0f}s", file=sys.stderr, flush=True)
             time.sleep(POLL)
 
 
-def _folder_if_there(path: Path) -> ShardFolder | None:
-    return ShardFolder(path) if (path / shard_folder.MANIFEST).exists() else None
-
-
 class ShardedRows:
-    """The rows of all shards but the held-out one, pass after pass, without end.
-
-    Attributes:
-        shards: where they come from.
-        manifest: what the shards have in common.
-    """
+    """The rows of all shards but the held-out one, pass after pass, without end."""
 
     def __init__(
         self,
@@ -152,7 +151,7 @@ class ShardedRows:
         if missing:
             raise ArtifactError(
                 f"{missing} of {len(numbers)} shards in {self.shards.folder.path} are not "
-                "prepared yet, so nobody knows how many rows a pass has; set base.steps, or "
+                "prepared yet, so the number of rows in a pass is unknown; set base.steps, or "
                 "wait until they are."
             )
         return sum(map(self.shards.rows, numbers))
@@ -188,7 +187,7 @@ class ShardedRows:
             while index >= self._starts[-1] and len(self._starts) <= len(self._windows):
                 numbers = self._windows[len(self._starts) - 1]
                 self._starts.append(self._starts[-1] + sum(map(self.shards.rows, numbers)))
-            # Only who has seen all shards can be beyond the first pass.
+            # Beyond the first pass, all shards have been seen.
             total = self._starts[-1]
             if total == 0:
                 raise ArtifactError(f"the shards in {self.shards.folder.path} hold no rows.")
@@ -222,21 +221,152 @@ class ShardedRows:
             rows[into[here]] = self.shards.array(numbers[n])[places[here] - first]
 
 
-class HeldOutRows:
-    """The rows of the held-out shard, in order: {"tokens": [T+1], "mask": [T+1]}."""
+class Rows:
+    """A random-access Grain source of rows: {"tokens": [T+1], "mask": [T+1]}."""
 
-    def __init__(self, folder: Path, tokenizer_hash: str, *, alive: Alive | None = None) -> None:
-        """Waits for the shard while `alive` returns None. Raises ArtifactError when damaged."""
-        shards = Shards(folder, tokenizer_hash, alive)
-        self.manifest = shards.manifest
-        self.tokens = shards.array(self.manifest.validation)
+    def __init__(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> None:
+        """Arrays of [N, T+1]; without a mask, every token has the weight 1."""
+        self.tokens, self.mask = tokens, mask
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         tokens = np.asarray(self.tokens[index], dtype=np.int32)
+        if self.mask is None:
+            return {"tokens": tokens, "mask": np.ones(tokens.shape, np.float32)}
+        return {"tokens": tokens, "mask": np.asarray(self.mask[index], dtype=np.float32)}
+
+
+class RowSource(Rows):
+    """The rows of a folder that `write_rows` wrote."""
+
+    def __init__(self, folder: Path, tokenizer_hash: str) -> None:
+        """Raises ArtifactError when the folder is damaged or of another tokenizer."""
+        self.manifest, tokens, mask = shard_folder.open_rows(folder, tokenizer_hash)
+        super().__init__(tokens, mask)
+
+
+class HeldOutRows(Rows):
+    """The rows of the held-out shard, in order."""
+
+    def __init__(self, folder: Path, tokenizer_hash: str, *, alive: Alive | None = None) -> None:
+        """Waits for the shard while `alive` returns None. Raises ArtifactError when damaged."""
+        shards = Shards(folder, tokenizer_hash, alive)
+        self.manifest = shards.manifest
+        super().__init__(shards.array(self.manifest.validation))
+
+
+class _EndlessBatches:
+    """A Grain source whose item `n` is a process's share of the batch of step `n`.
+
+    Gathering a batch at once is many times faster than row by row (bench/data.py).
+    """
+
+    def __init__(
+        self, source: ShardedRows, rows: int, seed: int, process: int, processes: int
+    ) -> None:
+        self.source, self.rows, self.seed = source, rows, seed
+        self.share = np.arange(process, rows, processes)
+
+    def __len__(self) -> int:
+        return 1 << 40  # steps: as good as endless
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        tokens = self.source.take(step * self.rows + self.share, self.seed)
         return {"tokens": tokens, "mask": np.ones(tokens.shape, np.float32)}
+
+
+def training_batches(
+    source: RowSource | ShardedRows, rows: int, seed: int, process: int = 0, processes: int = 1
+) -> grain.MapDataset:
+    """Endless shuffled batches of `rows` rows; item `n` is the batch of step `n`.
+
+    The position in the data is the step's number, so a resume is exact. With several processes
+    each takes its share of every batch.
+    """
+    _check_share(rows, processes)
+    if not isinstance(source, RowSource):
+        return grain.MapDataset.source(_EndlessBatches(source, rows, seed, process, processes))
+    dataset: Any = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    return dataset[process::processes].batch(rows // processes)
+
+
+def validation_batches(
+    source: Rows, rows: int, limit: int, process: int = 0, processes: int = 1
+) -> grain.MapDataset:
+    """The first `limit` rows in order, in batches of exactly `rows`; a partial last one is left.
+
+    Where all are fewer than a batch, it is filled up with rows whose mask is 0: they count nowhere.
+    With several processes each takes its share of every batch. Raises ArtifactError for no rows.
+    """
+    _check_share(rows, processes)
+    there = min(limit, len(source))
+    if there == 0:
+        raise ArtifactError("there is not one held-out row.")
+    if there < rows:
+        filled = [source[place % there] for place in range(rows)]
+        tokens, mask = (np.stack([row[name] for row in filled]) for name in ("tokens", "mask"))
+        mask[there:] = 0
+        source, there = Rows(tokens, mask), rows
+    dataset: Any = grain.MapDataset.source(source)
+    return dataset[: there // rows * rows][process::processes].batch(rows // processes)
+
+
+def _check_share(rows: int, processes: int) -> None:
+    if rows % processes:
+        raise ValueError(f"{rows} rows a step do not divide by {processes} processes.")
+
+
+@contextlib.contextmanager
+def prefetched(
+    batch_of: Callable[[int], Batch],
+    steps: range,
+    *,
+    ahead: int = AHEAD,
+    give_up: Callable[[], object] = lambda: False,
+) -> Iterator[Iterator[Batch]]:
+    """Yields an iterator over `batch_of(step)` for the steps in order, made ahead by a thread.
+
+    `batch_of` reads a batch and puts it on the device. An error is raised where its batch is asked
+    for. The iterator ends early when no batch is ready and `give_up` returns true: a stage that has
+    to stop need not wait for data.
+    """
+    ready: queue.Queue[Future[Batch]] = queue.Queue(maxsize=ahead)
+    stop = threading.Event()
+
+    def read() -> None:
+        for step in steps:
+            made: Future[Batch] = Future()
+            try:
+                made.set_result(batch_of(step))
+            except BaseException as error:
+                made.set_exception(error)
+            while not stop.is_set():
+                with contextlib.suppress(queue.Full):
+                    ready.put(made, timeout=POLL)
+                    break
+            if stop.is_set() or made.exception():
+                return
+
+    def batches() -> Iterator[Batch]:
+        for _ in steps:
+            while True:
+                try:
+                    made = ready.get(timeout=POLL)
+                    break
+                except queue.Empty:
+                    if give_up():
+                        return
+            yield made.result()
+
+    thread = threading.Thread(target=read, name="batches", daemon=True)
+    thread.start()
+    try:
+        yield batches()
+    finally:
+        stop.set()
+        thread.join(timeout=1.0)  # a batch that waits for its data is not waited for
 
 
 def permutation(size: int, *key: int) -> Indices:

@@ -1,4 +1,4 @@
-"""Packing token sequences into rows of a fixed length (pure; layer 1).
+"""Packing token sequences into rows of a fixed length.
 
 Every row begins with BOS. Text is packed best-fit and its documents are split rather than thrown
 away; conversations stay whole, are padded, and are cut only when longer than a row.
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ _SERIAL = (1 << _SERIAL_BITS) - 1
 
 @dataclass(frozen=True)
 class TextStatistics:
-    """What became of some documents; BOS is counted apart from the documents' own tokens."""
+    """Counts of packing documents; BOS is counted apart from the documents' own tokens."""
 
     documents: int = 0  # those with any token of their own
     tokens: int = 0  # that they have
@@ -51,13 +52,7 @@ class TextStatistics:
         return self.kept / max(self.tokens, 1)
 
     def __add__(self, other: TextStatistics) -> TextStatistics:
-        return TextStatistics(
-            self.documents + other.documents,
-            self.tokens + other.tokens,
-            self.kept + other.kept,
-            self.bos + other.bos,
-            self.rows + other.rows,
-        )
+        return TextStatistics(*map(add, astuple(self), astuple(other)))
 
     def __str__(self) -> str:
         return (
@@ -68,7 +63,7 @@ class TextStatistics:
 
 @dataclass(frozen=True)
 class ChatStatistics:
-    """What became of some conversations."""
+    """Counts of packing conversations."""
 
     conversations: int
     tokens: int  # that they have
@@ -81,13 +76,6 @@ class ChatStatistics:
     def share_padding(self) -> float:
         """Of all places in rows."""
         return self.padding / max(self.padding + self.kept, 1)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.conversations:,} conversations of {self.tokens:,} tokens in {self.rows:,} "
-            f"rows; {self.cut:,} cut, which lost {self.tokens - self.kept:,} tokens; "
-            f"{self.share_padding:.1%} padding"
-        )
 
 
 def pack_text(

@@ -1,4 +1,4 @@
-"""From the files that a run reads: its tokenizer, and its tasks (I/O; layer 2)."""
+"""A run's tokenizer and tasks, made from the files that it reads."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from jaxchat.config.schema import RunConfig, TrainConfig
 from jaxchat.data.inputs import Inputs, read_texts
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.progress import Progress
-from jaxchat.tasks import Problem, Task, make_tasks
+from jaxchat.tasks import Problem, Task, make_tasks, open_source
 from jaxchat.tasks.base import Split
 from jaxchat.tasks.dataset import FileProblems, FixedTask
 from jaxchat.tasks.persona import make_persona
-from jaxchat.tasks.sources import open_source
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer import training as bpe
 
@@ -35,14 +34,16 @@ def run_tasks(
     names = list(names)
     generated = [name for name in names if name not in inputs.chat]
     words = inputs.words
+    known = always_train(words, tokenizer)
+    persona = make_persona(inputs.persona, "the persona of this run")
     try:
-        made = make_tasks(
-            generated, seed, words, always_train=always_train(words, tokenizer),
-            persona=make_persona(inputs.persona, "the persona of this run"),
-        )  # fmt: skip
+        made = make_tasks(generated, seed, words, always_train=known, persona=persona)
     except ValueError as error:
         raise ConfigError(f"{error} (a mixture, eval.tasks or rl.task names it).") from error
-    return {name: made[name] if name in made else _task_of(name, inputs) for name in names}
+    for name in [name for name in names if name not in made]:
+        files = {split: inputs.paths(name, split) for split in inputs.chat[name]}
+        made[name] = open_task(name, files, "eval.tasks and rl.task")
+    return {name: made[name] for name in names}
 
 
 def open_task(name: str, files: Mapping[str, Sequence[Path]], named_by: str) -> Task:
@@ -52,27 +53,20 @@ def open_task(name: str, files: Mapping[str, Sequence[Path]], named_by: str) -> 
     """
     train = next((split for split in ("train", "auxiliary_train") if split in files), None)
     splits = {"train": train, "test": "test" if "test" in files else train}
-    opened = {
+    problems: dict[str, Any] = {
         role: open_source(name, files[split])
         for role, split in splits.items()
         if split is not None and split in files
     }
-    for dataset in opened.values():
-        if not isinstance(dataset, FileProblems):
-            raise ConfigError(
-                f"{name} has conversations but no answers to check; take it out of {named_by}."
-            )
-    problems: dict[str, Any] = opened
+    if not all(isinstance(dataset, FileProblems) for dataset in problems.values()):
+        raise ConfigError(
+            f"{name} has conversations but no answers to check; take it out of {named_by}."
+        )
     return FixedTask(problems.get("train"), problems.get("test"))
 
 
-def _task_of(name: str, inputs: Inputs) -> Task:
-    files = {split: inputs.paths(name, split) for split in inputs.chat[name]}
-    return open_task(name, files, "eval.tasks and rl.task")
-
-
 def always_train(words: Iterable[str], tokenizer: Tokenizer) -> list[str]:
-    """Words that are one token: their letters cannot be worked out from pieces, only be told."""
+    """Words that are one token: their letters must be learned by heart, not from pieces."""
     return [word for word in words if len(tokenizer.encode(f" {word}")) == 1]
 
 
@@ -92,7 +86,7 @@ def mixture(
 
 
 def spoken(mid: TrainConfig) -> tuple[object, ...]:
-    """What of midtraining's settings decides which conversations the tokenizer sees."""
+    """The settings of midtraining that decide which conversations the tokenizer sees."""
     return min(mid.conversations, SPOKEN), sorted(mid.mixture.items())
 
 
@@ -105,7 +99,7 @@ def train_tokenizer(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str
     shares = dict(config.mid.mixture)
     tasks = make_tasks(shares, config.seed, inputs.words)
     problems = mixture(shares, tasks, "train", min(config.mid.conversations, SPOKEN))
-    spoken = ("\n".join(_said(problem)) for problem in problems)
+    spoken = ("\n".join([p.prompt, *(part["text"] for part in p.solution)]) for p in problems)
     text = read_texts(inputs, config.tokenizer.max_chars)
     with Progress("training tokenizer", config.tokenizer.vocab_size, "token") as progress:
         tokenizer = bpe.train_tokenizer(
@@ -123,7 +117,7 @@ def train_tokenizer(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: RunConfig) -> None:
-    """Raises ConfigError where the model would have rows for ids that there are not."""
+    """Raises ConfigError where the model would have rows for ids that do not exist."""
     found, asked = tokenizer.vocab_size, config.tokenizer.vocab_size
     if found < asked:
         raise ConfigError(
@@ -131,10 +125,6 @@ def _check_vocabulary(tokenizer: Tokenizer, config: RunConfig) -> None:
             f"tokenizer.vocab_size is {asked:,}; give more text, or set "
             f"tokenizer.vocab_size={found}."
         )
-
-
-def _said(problem: Problem) -> list[str]:
-    return [problem.prompt, *(part["text"] for part in problem.solution)]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -1,63 +1,54 @@
-"""The data that runs are made of: each source by name, where it is, its licence, size and format.
+"""The datasets that runs read, and the names by which the `epochs` of a stage choose among them.
 
-A source is a dataset repository of the hub at a fixed commit.
-Facts and where they are from:
+A source is a dataset repository of the hub at a fixed commit. Facts and where they are from:
 
     fineweb_edu, climbmix: names, counts    nanochat/dataset.py, November 2025 and July 2026
     the others: names, rows; all licences   the cards of the repositories
     commits                                 what public projects pin; `main` where none does
 
-`size` is about; what is downloaded is checked against the repository's own listing (`data.hub`).
+`size` is approximate; downloads are checked against the repository's own listing (`download.hub`).
+
+Files of the user's own have a role in `epochs`, by which hashes know them: where they are, and what
+they are called, decides nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from jaxchat.config.schema import RunConfig, TrainConfig
+from jaxchat.data.files.folders import TALKS, kind_of
 from jaxchat.errors import ConfigError
 
 Kind = Literal["text", "chat"]
 
 TEXT_SPLIT = "text"  # the one split of a text source: shards, of which one is for validation
-LAST = -1  # which one, where nothing else is said
+LAST = -1  # the default one for validation
+EPOCHS = "mid.epochs or sft.epochs"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one dataset.
-
-    Attributes:
-        kind: `text` has shards of documents (a column `text`), one of which, mostly the last in
-            order of name, is for validation; `chat` has conversations or problems.
-        repo: owner/name of the dataset repository on the hub.
-        revision: a commit, or a branch, which is looked up once and then kept (`data.hub`).
-        licence: as the repository's page states it.
-        splits: name -> pattern of the paths of its files, as `fnmatch` has them.
-        rows: name of a split -> conversations or problems in it; empty where not counted.
-        files: names known beforehand, for a server that cannot list its files.
-        size: bytes of all files, about.
-        characters_per_file: of a text source, about; 0 where not known.
-        space: what kind of repository it is, as the hub's addresses have it: datasets or models.
-        again: the command that downloads it; "": jaxchat data download NAME.
-    """
+    """Files of one dataset: shards of text, or conversations and problems."""
 
     name: str
-    kind: Kind
+    kind: Kind  # text: documents, in a column `text`
     title: str
-    repo: str
-    revision: str
-    licence: str
-    splits: Mapping[str, str]
-    files: tuple[str, ...]
-    size: int
-    rows: Mapping[str, int] = field(default_factory=dict)
-    characters_per_file: int = 0
+    repo: str  # owner/name on the hub
+    revision: str  # a commit, or a branch, which is looked up once and then pinned (`download.hub`)
+    licence: str  # as the repository's page states it
+    splits: Mapping[str, str]  # name -> pattern of the paths of its files, for `fnmatch`
+    files: tuple[str, ...]  # names known beforehand, for a server that cannot list its files
+    size: int  # bytes of all files, about
+    rows: Mapping[str, int] = field(default_factory=dict)  # split -> rows; {}: not counted
+    characters_per_file: int = 0  # of text, about; 0: unknown
     format: str = "parquet"
-    space: str = "datasets"
-    again: str = ""
+    space: str = "datasets"  # kind of repository in the hub's addresses: datasets or models
+    again: str = ""  # the command that downloads it; "": jaxchat data download NAME
 
     def files_of(self, split: str, paths: Iterable[str] | None = None) -> tuple[str, ...]:
         """The paths of a split, in order of name, among `paths` or the names known beforehand.
@@ -86,9 +77,9 @@ def choose(
 ) -> tuple[str, ...]:
     """Which of a source's paths a run needs, in the order it needs them.
 
-    Of a text source the first `shards` (None: all) of those to train on, and then the one that is
-    held out for validation, number `held_out`; of a chat source the files of `splits` (None: all),
-    the others have no meaning. Raises ConfigError when there are not so many shards.
+    Of a text source the first `shards` (None: all) of those to train on, then the one that is held
+    out for validation, number `held_out`; of a chat source the files of `splits` (None: all), and
+    `shards` and `held_out` then mean nothing. Raises ConfigError for shards that there are not.
     """
     if source.kind == "chat":
         named = tuple(source.splits) if splits is None else splits
@@ -117,142 +108,205 @@ def find(name: str) -> Source:
     return SOURCES[name]
 
 
-def _text(name: str, title: str, repo: str, revision: str, licence: str, shards: int) -> Source:
+def _text(*, shards: int, **facts: Any) -> Source:
     """Shards as nanochat's repackage_data_reference.py writes them: 250M characters, zstd."""
     return Source(
-        name=name,
         kind="text",
-        title=title,
-        repo=repo,
-        revision=revision,
-        licence=licence,
         splits={TEXT_SPLIT: "shard_*.parquet"},
         files=tuple(f"shard_{index:05d}.parquet" for index in range(shards)),
         size=shards * 100_000_000,
         characters_per_file=250_000_000,
+        **facts,
     )
 
 
-def _chat(
-    name: str,
-    title: str,
-    repo: str,
-    revision: str,
-    licence: str,
-    splits: Mapping[str, tuple[str, int, int]],
-    size: int,
-) -> Source:
-    """`splits`: name -> what its files' names begin with, how many files, how many rows."""
+def _chat(*, parts: Mapping[str, tuple[str, int, int]], **facts: Any) -> Source:
+    """`parts`: split -> what its files' names begin with, number of files, number of rows."""
     return Source(
-        name=name,
         kind="chat",
-        title=title,
-        repo=repo,
-        revision=revision,
-        licence=licence,
-        splits={split: f"{stem}-*.parquet" for split, (stem, _, _) in splits.items()},
+        splits={split: f"{stem}-*.parquet" for split, (stem, _, _) in parts.items()},
         files=tuple(
             f"{stem}-{index:05d}-of-{count:05d}.parquet"
-            for stem, count, _ in splits.values()
+            for stem, count, _ in parts.values()
             for index in range(count)
         ),
-        size=size,
-        rows={split: rows for split, (_, _, rows) in splits.items()},
+        rows={split: rows for split, (_, _, rows) in parts.items()},
+        **facts,
     )
 
 
-def _arc(name: str, title: str, folder: str, rows: tuple[int, int, int], size: int) -> Source:
+def _arc(folder: str, train: int, validation: int, test: int, **facts: Any) -> Source:
+    rows = {"train": train, "validation": validation, "test": test}
     return _chat(
-        name,
-        title,
-        "allenai/ai2_arc",
-        "210d026faf9955653af8916fad021475a3f00453",
-        "cc-by-sa-4.0",
-        {
-            split: (f"{folder}/{split}", 1, count)
-            for split, count in zip(("train", "validation", "test"), rows, strict=True)
-        },
-        size,
+        repo="allenai/ai2_arc",
+        revision="210d026faf9955653af8916fad021475a3f00453",
+        licence="cc-by-sa-4.0",
+        parts={split: (f"{folder}/{split}", 1, count) for split, count in rows.items()},
+        **facts,
     )
 
 
-# About, in bytes: CORE's tasks (`data.eval_bundle`), GPT-2's and GPT-4's vocabularies (tiktoken's)
+# Bytes, about: CORE's tasks (`download.eval_bundle`); GPT-2's and GPT-4's vocabularies (tiktoken's)
 BUNDLE_SIZE = 162_000_000
 VOCABULARIES_SIZE = 2_100_000
 
-SOURCES: Mapping[str, Source] = {
-    source.name: source
-    for source in (
-        _text(
-            "fineweb_edu",
-            "FineWeb-EDU, 100B tokens of educational web pages, shuffled",
-            "karpathy/fineweb-edu-100b-shuffle",
-            "main",
-            "odc-by",
-            1_823,
-        ),
-        _text(
-            "climbmix",
-            "ClimbMix, 400B tokens of mixed web text, shuffled",
-            "karpathy/climbmix-400b-shuffle",
-            "915333b4f8b8684f39aeaafea600fea6f43fb703",
-            "mit; its origin nvidia/Nemotron-ClimbMix is cc-by-nc-4.0",
-            6_543,
-        ),
-        _chat(
-            "smoltalk",
-            "SmolTalk for small models: conversations",
-            "HuggingFaceTB/smol-smoltalk",
-            "f73fe857d519ff6ac5af2ea67c4d3834da7b8bcc",
-            "apache-2.0",
-            {"train": ("data/train", 4, 460_341), "test": ("data/test", 1, 24_229)},
-            971_000_000,
-        ),
-        _chat(
-            "mmlu",
-            "MMLU: multiple choice in 57 subjects",
-            "cais/mmlu",
-            "c30699e8356da336a370243923dbaf21066bb9fe",
-            "mit",
-            {
-                "auxiliary_train": ("all/auxiliary_train", 1, 99_842),
-                "test": ("all/test", 1, 14_042),
-                "validation": ("all/validation", 1, 1_531),
-                "dev": ("all/dev", 1, 285),
-            },
-            51_503_402,
-        ),
-        _chat(
-            "gsm8k",
-            "GSM8K: grade-school mathematics, solved in steps",
-            "openai/gsm8k",
-            "740312add88f781978c0658806c59bc2815b9866",
-            "mit",
-            {"train": ("main/train", 1, 7_473), "test": ("main/test", 1, 1_319)},
-            2_730_000,
-        ),
-        _arc(
-            "arc_easy",
-            "ARC-Easy: multiple choice in science",
-            "ARC-Easy",
-            (2_251, 570, 2_376),
-            763_000,
-        ),
-        _arc(
-            "arc_challenge",
-            "ARC-Challenge: the harder questions of ARC",
-            "ARC-Challenge",
-            (1_119, 299, 1_172),
-            449_000,
-        ),
-        _chat(
-            "humaneval",
-            "HumanEval: Python functions to be written",
-            "openai/openai_humaneval",
-            "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
-            "mit",
-            {"test": ("openai_humaneval/test", 1, 164)},
-            84_000,
-        ),
+_SOURCES = (
+    _text(
+        name="fineweb_edu",
+        title="FineWeb-EDU, 100B tokens of educational web pages, shuffled",
+        repo="karpathy/fineweb-edu-100b-shuffle",
+        revision="main",
+        licence="odc-by",
+        shards=1_823,
+    ),
+    _text(
+        name="climbmix",
+        title="ClimbMix, 400B tokens of mixed web text, shuffled",
+        repo="karpathy/climbmix-400b-shuffle",
+        revision="915333b4f8b8684f39aeaafea600fea6f43fb703",
+        licence="mit; its origin nvidia/Nemotron-ClimbMix is cc-by-nc-4.0",
+        shards=6_543,
+    ),
+    _chat(
+        name="smoltalk",
+        title="SmolTalk for small models: conversations",
+        repo="HuggingFaceTB/smol-smoltalk",
+        revision="f73fe857d519ff6ac5af2ea67c4d3834da7b8bcc",
+        licence="apache-2.0",
+        parts={"train": ("data/train", 4, 460_341), "test": ("data/test", 1, 24_229)},
+        size=971_000_000,
+    ),
+    _chat(
+        name="mmlu",
+        title="MMLU: multiple choice in 57 subjects",
+        repo="cais/mmlu",
+        revision="c30699e8356da336a370243923dbaf21066bb9fe",
+        licence="mit",
+        parts={
+            "auxiliary_train": ("all/auxiliary_train", 1, 99_842),
+            "test": ("all/test", 1, 14_042),
+            "validation": ("all/validation", 1, 1_531),
+            "dev": ("all/dev", 1, 285),
+        },
+        size=51_503_402,
+    ),
+    _chat(
+        name="gsm8k",
+        title="GSM8K: grade-school mathematics, solved in steps",
+        repo="openai/gsm8k",
+        revision="740312add88f781978c0658806c59bc2815b9866",
+        licence="mit",
+        parts={"train": ("main/train", 1, 7_473), "test": ("main/test", 1, 1_319)},
+        size=2_730_000,
+    ),
+    _arc(
+        *("ARC-Easy", 2_251, 570, 2_376),
+        name="arc_easy",
+        title="ARC-Easy: multiple choice in science",
+        size=763_000,
+    ),
+    _arc(
+        *("ARC-Challenge", 1_119, 299, 1_172),
+        name="arc_challenge",
+        title="ARC-Challenge: the harder questions of ARC",
+        size=449_000,
+    ),
+    _chat(
+        name="humaneval",
+        title="HumanEval: Python functions to be written",
+        repo="openai/openai_humaneval",
+        revision="7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
+        licence="mit",
+        parts={"test": ("openai_humaneval/test", 1, 164)},
+        size=84_000,
+    ),
+)
+SOURCES: Mapping[str, Source] = {source.name: source for source in _SOURCES}
+
+
+def is_own(name: str) -> bool:
+    """Whether a name in `epochs` is a file of the user's own, by its ending."""
+    return bool(kind_of(name, TALKS))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names in `epochs` in the order in which they are mixed: datasets, then one's own files."""
+    return sorted(names, key=lambda name: (is_own(name), name))
+
+
+def own_conversations(config: RunConfig) -> dict[str, str]:
+    """Role -> name of the user's own files of conversations that a run trains on."""
+    stages = {"mid": config.mid, "sft": config.sft}
+    return {
+        role: name
+        for stage, train in stages.items()
+        if config.imported.trains(stage)
+        for name, role in _roles(stage, train).items()
+    }
+
+
+def _roles(stage: str, train: TrainConfig) -> dict[str, str]:
+    own = [name for name in in_order(train.epochs) if is_own(name)]
+    return {name: f"{stage}, own file {number}.jsonl" for number, name in enumerate(own, 1)}
+
+
+def without_places(config: RunConfig) -> RunConfig:
+    """A configuration that does not say where the user's own files are: only that there are some.
+
+    What is in them is part of what is made of them, so hashes are of this configuration.
+    """
+
+    def nameless(stage: str) -> TrainConfig:
+        train: TrainConfig = getattr(config, stage)
+        roles = _roles(stage, train)
+        return replace(train, epochs={roles.get(n, n): e for n, e in train.epochs.items()})
+
+    def there(name: str) -> str:
+        return "own" if name else ""
+
+    data = replace(
+        config.data, folder=there(config.data.folder), persona=there(config.data.persona)
     )
-}
+    evaluated = replace(config.eval, bundle=there(config.eval.bundle))
+    return replace(config, data=data, eval=evaluated, mid=nameless("mid"), sft=nameless("sft"))
+
+
+def chat_source(name: str, where: str = EPOCHS) -> Source | None:
+    """The dataset that `epochs`, which is `where`, names; None for a file of the user's own.
+
+    Raises ConfigError for what is neither.
+    """
+    if is_own(name):
+        return None
+    chats = {source.name: source for source in SOURCES.values() if source.kind == "chat"}
+    if name not in chats:
+        raise ConfigError(
+            f"there is no dataset of conversations {name!r} ({where} names it); "
+            f"there are {', '.join(chats)}, and files of your own whose names end in "
+            f"{', '.join(TALKS)}."
+        )
+    return chats[name]
+
+
+def own_file(name: str, where: str = EPOCHS) -> Path:
+    """The file of the user's own that `where` names. Raises ConfigError when it isn't there."""
+    path = Path(name).expanduser().absolute()
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; {where} names it.")
+    return path
+
+
+def train_split(source: Source) -> str:
+    """The split of a dataset that is trained on: MMLU has none of its own."""
+    for name in ("train", "auxiliary_train"):
+        if name in source.splits:
+            return name
+    raise ConfigError(
+        f"{source.name} has nothing to train on, only {', '.join(source.splits)}; take it out of "
+        f"{EPOCHS}."
+    )
+
+
+def train_rows(source: Source) -> int:
+    """How many conversations of a dataset there are to train on."""
+    return source.rows[train_split(source)]

@@ -1,6 +1,6 @@
-"""Preparing shards: files of text become rows of tokens, one shard for each (I/O; layer 2).
+"""Preparing shards: files of text become rows of tokens, one shard for each.
 
-Killed at any moment, the same call goes on with what is whole and gives the same bytes. Shards are
+Killed at any moment, the same call resumes with what is whole and gives the same bytes. Shards are
 prepared by threads: reading Parquet, encoding and hashing release the interpreter lock.
 """
 
@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
+from jaxchat.config.schema import RunConfig
 from jaxchat.data import packing, shard_folder
+from jaxchat.data.download.cache import RemoteFile
+from jaxchat.data.download.hub import Hub
+from jaxchat.data.download.transfer import download
+from jaxchat.data.files.textfiles import TextFiles
+from jaxchat.data.inputs import Inputs, text_files
+from jaxchat.data.own import InputFile, hash_of
 from jaxchat.data.shard_folder import FORMAT, DamagedShard, FolderManifest, InputName, ShardFolder
-from jaxchat.data.textfiles import TextFiles
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.paths import atomic_open, sha256_file, sha256_text, sweep
+from jaxchat.paths import atomic_open, remove, sha256_text, sweep
 from jaxchat.progress import Progress
 from jaxchat.tokenizer import Tokenizer
 
@@ -34,30 +39,15 @@ BATCH_CHARACTERS = 1 << 20  # encoded at a time
 SEGMENT_TOKENS = 1 << 24  # packed at a time: what bounds memory, to about 200 MB a worker
 MOST_WORKERS = 8  # that are of use: str and plans of rows are made under the interpreter lock
 POLL = 0.2  # seconds
-SMALL_BYTES = 64_000_000  # files below this share a shard, or below a twentieth of all
-SMALL_ROWS = 16  # but at least so many rows a shard, of four bytes of text a token
+TEXT_FOLDER = "text"  # of a run
+AHEAD = 8  # files that are downloaded before they are needed
 
-
-@dataclass(frozen=True)
-class ShardInput:
-    """What a shard is made of.
-
-    Attributes:
-        name: what it is called in manifests and messages.
-        sha256: of its file; of several, `sha256_text` of their hashes.
-        paths: its files; empty when it has to be fetched first.
-        size: bytes of its files, for the time left; 0 when unknown.
-    """
-
-    name: str
-    sha256: str
-    paths: tuple[Path, ...] = ()
-    size: int = 0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a folder of shards holds when it is whole."""
+    """A whole folder of shards."""
 
     shards: int  # the held-out one among them
     made: int  # by this call; the others were there
@@ -67,12 +57,11 @@ class Prepared:
     artifact: str  # hash
 
 
-Fetch = Callable[[ShardInput], Path]
-Checksum = Callable[[Path], str]  # the sha256 of a file's bytes
+Fetch = Callable[[InputFile], Path]
 
 
 def prepare_shards(
-    inputs: Sequence[ShardInput],
+    inputs: Sequence[InputFile],
     tokenizer: Tokenizer,
     row_tokens: int,
     folder: Path,
@@ -83,9 +72,8 @@ def prepare_shards(
     """Makes a shard of rows of `row_tokens` = T+1 ids of each input; the last is held out.
 
     `fetch` returns the file of an input that has no path, when it is there; it is called by the
-    workers, in order. The held-out shard comes first, then the others in their order.
-
-    More than MOST_WORKERS `workers` are of no use, and are not started.
+    workers, in order. The held-out shard comes first, then the others in their order. At most
+    MOST_WORKERS `workers` are started: more are of no use.
 
     Raises ConfigError for fewer than two inputs, and ArtifactError when the folder holds other
     shards, when another process works on it, and when an input is not what its hash says.
@@ -137,7 +125,7 @@ class _Maker:
 
     folder: ShardFolder
     tokenizer: Tokenizer
-    inputs: Sequence[ShardInput]
+    inputs: Sequence[InputFile]
     fetch: Fetch | None
     statistics: dict[int, packing.TextStatistics] = field(default_factory=dict)
     hashes: dict[int, str] = field(default_factory=dict)
@@ -171,14 +159,14 @@ class _Maker:
                 raise
 
     def show(self, bar: Progress) -> None:
-        """Bytes of files, for the time left, and characters, for the speed."""
+        """Shows bytes of files, for the time left, and characters, for the speed."""
         bar.start = self.found // 1_000_000
         rate = self.characters / 1e6 / max(time.monotonic() - bar.began, 1e-9)
-        told = f"{rate:.1f} million characters/s, shard {len(self.statistics)}/{len(self.inputs)}"
-        bar.update((self.found + sum(list(self.read.values()))) // 1_000_000, told)
+        note = f"{rate:.1f} million characters/s, shard {len(self.statistics)}/{len(self.inputs)}"
+        bar.update((self.found + sum(list(self.read.values()))) // 1_000_000, note)
 
     def prepare(self, number: int) -> None:
-        """One shard, unless it is there and whole. An error stops the other workers too."""
+        """Makes a shard, unless it is there and whole. An error stops the other workers too."""
         try:
             if not self.stop.is_set():
                 self.ensure(number)
@@ -211,7 +199,9 @@ class _Maker:
         paths = self.inputs[number].paths
         if not paths:
             if self.fetch is None:
-                raise ValueError(f"{self.folder.name(number)} has no path, and nobody fetches it.")
+                raise ValueError(
+                    f"{self.folder.name(number)} has no path, and there is no `fetch`."
+                )
             paths = (self.fetch(self.inputs[number]),)
         self.check_input(number, paths)
         statistics = packing.TextStatistics()
@@ -220,7 +210,8 @@ class _Maker:
             dtype = np.dtype(self.folder.manifest.dtype)
             _write_header(file, dtype, (0, row))
             begin, texts = file.tell(), TextFiles.of(paths)
-            for batches in self.segments(number, texts):
+            encoded = self.encoded(number, texts)
+            for batches in _chunks(encoded, lambda batch: len(batch[0]), SEGMENT_TOKENS):
                 rows, counts = packing.pack_text(*packing.join(batches), row, self.tokenizer.bos)
                 statistics += counts
                 file.write(rows.data)
@@ -242,103 +233,41 @@ class _Maker:
                 "folder."
             )
 
-    def segments(
+    def encoded(
         self, number: int, files: TextFiles
-    ) -> Iterator[list[tuple[packing.Ids, packing.Offsets]]]:
-        """The documents of a shard, encoded, in parts of about SEGMENT_TOKENS tokens."""
-        segment: list[tuple[packing.Ids, packing.Offsets]] = []
-        tokens = 0
-        for texts in _batches(files):
+    ) -> Iterator[tuple[packing.Ids, packing.Offsets]]:
+        """The documents of a shard, encoded, a batch at a time."""
+        for texts in _chunks(files, len, BATCH_CHARACTERS):
             if self.stop.is_set():
                 raise _Stopped
             # One thread: the other cores have shards of their own.
             encoded = self.tokenizer.encode_batch(texts, prepend="<|bos|>", threads=1)
-            segment.append(encoded)
-            tokens += len(encoded[0])
             self.read[number] = files.done
             with self.lock:
                 self.characters += sum(map(len, texts))
-            if tokens >= SEGMENT_TOKENS:
-                yield segment
-                segment, tokens = [], 0
-        if segment:
-            yield segment
+            yield encoded
 
 
 class _Stopped(Exception):
-    """Somebody else failed, or the process is to end."""
+    """Another worker failed, or the process is to end."""
 
 
-def hash_of(paths: Sequence[Path], checksum: Checksum = sha256_file) -> str:
-    """The hash of an input's files, of which `checksum` gives each one's."""
-    hashes = [checksum(path) for path in paths]
-    return hashes[0] if len(hashes) == 1 else sha256_text(*hashes)
-
-
-def local_inputs(
-    folder: Path,
-    row_tokens: int,
-    checksum: Checksum = sha256_file,
-    tell: Callable[[str], object] = lambda summary: None,
-) -> list[ShardInput]:
-    """The text files below a folder, in the order of their names, as inputs of shards.
-
-    Small files next to each other share a shard: each shard drops what fills no row. A file may
-    stand for a folder that holds it alone. `tell` gets a line that says which files are read and
-    which are not. Raises ConfigError for neither, and for no text.
-    """
-    if not folder.exists():
-        raise ConfigError(f"{folder} does not exist; name the folder that holds the text.")
-    files = TextFiles([str(folder)])
-    tell(files.listing.summary())
-    paths = [path for path in files.paths if path is not None]
-    top = folder if folder.is_dir() else folder.parent
-    inputs = []
-    done = 0
-    with Progress("reading checksums", files.size // 1_000_000, "MB") as bar:
-        for group in grouped(files.sizes, row_tokens):
-            members = tuple(paths[group.start : group.stop])
-            names = [path.relative_to(top).as_posix() for path in (members[0], members[-1])]
-            name = names[0] if len(members) == 1 else " to ".join(names)
-            size = sum(files.sizes[group.start : group.stop])
-            inputs.append(ShardInput(name, hash_of(members, checksum), members, size))
-            done += size
-            bar.update(done // 1_000_000)
-    return inputs
-
-
-def grouped(sizes: Sequence[int], row_tokens: int) -> list[range]:
-    """Which files share a shard: neighbours, until they have enough bytes together.
-
-    The last group is held out, so that there are two at least where there are two files.
-    """
-    enough = max(min(sum(sizes) // 20, SMALL_BYTES), SMALL_ROWS * row_tokens * 4)
-    bounds, begun = [0], 0  # begun: bytes of the group that is open
-    for number, size in enumerate(sizes):
-        if begun >= enough:
-            bounds.append(number)
-            begun = 0
-        begun += size
-    if len(bounds) == 1 and len(sizes) > 1:
-        bounds.append(len(sizes) - 1)
-    return [range(*ends) for ends in itertools.pairwise([*bounds, len(sizes)])]
-
-
-def _batches(texts: TextFiles) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _chunks(items: Iterable[T], size: Callable[[T], int], enough: int) -> Iterator[list[T]]:
+    """Items in lists that end as soon as their sizes sum up to `enough`."""
+    chunk: list[T] = []
+    total = 0
+    for item in items:
+        chunk.append(item)
+        total += size(item)
+        if total >= enough:
+            yield chunk
+            chunk, total = [], 0
+    if chunk:
+        yield chunk
 
 
 def _write_header(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, int]) -> None:
-    """NumPy leaves room in it for any first dimension."""
+    """Writes an .npy header, in which NumPy leaves room for any first dimension."""
     descr = np.lib.format.dtype_to_descr(dtype)
     header = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
@@ -357,3 +286,76 @@ def _locked(folder: Path) -> Iterator[None]:
                 "another folder."
             ) from error
         yield  # the lock goes with the file, even when the process is killed
+
+
+def text_hash(inputs: Inputs, tokenizer: Tokenizer, row_tokens: int) -> str:
+    """The hash of all that decides the rows of text: known before they are there."""
+    files = (file.sha256 for file in inputs.text)
+    return sha256_text(str(packing.VERSION), tokenizer.hash, str(row_tokens), *files)
+
+
+def text_folder(run: Path, inputs: Inputs, tokenizer: Tokenizer, row_tokens: int) -> Path:
+    """The folder of a run's rows of text: other text or another tokenizer has another one.
+
+    It is none of a stage's, so that what else the stage `rows` makes can be made again alone.
+    """
+    return run / TEXT_FOLDER / text_hash(inputs, tokenizer, row_tokens)[:16]
+
+
+def delete_other_rows(folder: Path) -> None:
+    """Deletes the rows of text that the run had before."""
+    for path in folder.parent.iterdir() if folder.parent.exists() else ():
+        if path.is_dir() and path != folder:
+            remove(path)
+
+
+def prepare_text(
+    config: RunConfig,
+    inputs: Inputs,
+    tokenizer: Tokenizer,
+    folder: Path,
+    hub: Hub,
+    *,
+    workers: int,
+) -> Prepared:
+    """Makes the shards of a run's text in `folder`, downloading what is missing; resumes.
+
+    Raises as `prepare_shards` and `download` do.
+    """
+    here = all(path.exists() for file in inputs.text for path in file.paths)
+    fetch = None if here else _Fetcher(config, inputs, hub)
+    shards = [file if here else replace(file, paths=()) for file in inputs.text]
+    return prepare_shards(
+        shards, tokenizer, config.model.sequence_len + 1, folder, workers=workers, fetch=fetch
+    )
+
+
+class _Fetcher:
+    """Downloads files in the order in which shards are prepared, some ahead of their use."""
+
+    def __init__(self, config: RunConfig, inputs: Inputs, hub: Hub) -> None:
+        """Raises ArtifactError when the files are no longer those that the run began with."""
+        remote = {file.path: file for file in text_files(config.data, hub)}
+        order = (inputs.text[-1], *inputs.text[:-1])
+        files = [_same(remote, file) for file in order]
+        self._coming = download(files, hub.web, ahead=AHEAD, offline=hub.offline)
+        self._paths: dict[str, Path] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, shard: InputFile) -> Path:
+        """The file of a shard, waiting until it is there."""
+        with self._lock:
+            while shard.name not in self._paths:
+                file, path = next(self._coming)
+                self._paths[file.path] = path
+            return self._paths[shard.name]
+
+
+def _same(remote: Mapping[str, RemoteFile], wanted: InputFile) -> RemoteFile:
+    file = remote.get(wanted.name)
+    if file is None or file.sha256 not in (None, wanted.sha256):
+        raise ArtifactError(
+            f"{wanted.name} is no longer what it was when the run began; begin with the new files "
+            "with --force data."
+        )
+    return file

@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 
 from jaxchat.config import loading
 from jaxchat.config.schema import MODELS, MeshConfig
-from jaxchat.data import inputs, prepare, text_rows
+from jaxchat.data import inputs, prepare
+from jaxchat.data.shards import text_hash
 from jaxchat.evals import humaneval, samples
 from jaxchat.evals.chat import (
     Sampling,
@@ -167,7 +168,7 @@ def _bits(bench: Bench, stage: str, split: TextSplit) -> Part:
     config, context = bench.config, bench.context
     row_tokens = config.model.sequence_len
     limit = -(-config.eval.text_tokens // row_tokens) or config.base.eval_rows
-    text = text_rows.text_hash(bench.read, bench.tokenizer, row_tokens + 1)
+    text = text_hash(bench.read, bench.tokenizer, row_tokens + 1)
 
     def measure() -> Found:
         rows = TextRows(text_folder(context), bench.tokenizer.hash, split, config.seed)

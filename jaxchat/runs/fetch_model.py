@@ -13,11 +13,10 @@ from jaxchat.checkpoints import huggingface, native
 from jaxchat.data.download import cache
 from jaxchat.data.download.cache import RemoteFile
 from jaxchat.data.download.hub import Hub, open_hub
-from jaxchat.data.download.transfer import download
+from jaxchat.data.download.transfer import download_all
 from jaxchat.data.registry import Source
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import offline_by
-from jaxchat.progress import Progress
 
 # All that any format of a model has; nothing else is asked for.
 _PATTERNS = (
@@ -83,10 +82,4 @@ def _download(files: Sequence[RemoteFile], hub: Hub, again: str) -> None:
             f"{missing[0]} is not here, and {offline_by()} forbids asking for it; where there "
             f"is a network, run: {again}"
         )
-    total = sum(file.size or 0 for file in files)
-    with Progress("downloading", total // 10**6, "MB") as bar:
-        done = download(
-            files, hub.web, offline=hub.offline, progress=lambda here: bar.update(here // 10**6)
-        )
-        for _ in done:
-            pass
+    download_all(files, hub.web, offline=hub.offline)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxchat.data import inputs, prepare, text_rows
+from jaxchat.data import inputs, prepare, shards
 from jaxchat.data.download.hub import Hub, open_hub
 from jaxchat.data.loader import HeldOutRows, ShardedRows
 from jaxchat.data.shard_folder import is_whole
@@ -81,7 +81,7 @@ def text_folder(context: Context) -> Path:
     """Where the rows of the run's text are."""
     read = inputs.read_inputs(context.folder("data"))
     row_tokens = context.config.model.sequence_len + 1
-    return text_rows.text_folder(context.root, read, tokenizer_of(context), row_tokens)
+    return shards.text_folder(context.root, read, tokenizer_of(context), row_tokens)
 
 
 def _prepare_arguments(context: Context) -> list[str]:

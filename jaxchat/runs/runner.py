@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from jaxchat.config.loading import to_json
 from jaxchat.config.schema import RunConfig, hashed_settings
-from jaxchat.data.conversations import without_places
+from jaxchat.data.registry import without_places
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.process_group import ALONE, Group
 from jaxchat.paths import read_json, remove, sha256_text, sweep, write_json

@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from jaxchat.checkpoints.save import remove_checkpoints, save_params
 from jaxchat.config.machine import cores
 from jaxchat.config.schema import MODELS, ModelConfig, RunConfig, TrainConfig
-from jaxchat.data import inputs, prepare, text_rows
-from jaxchat.data.changes import own_files_changed
+from jaxchat.data import inputs, prepare
 from jaxchat.data.chat import build_chat_rows
-from jaxchat.data.rows import RowSource
+from jaxchat.data.inputs import own_files_changed
+from jaxchat.data.loader import RowSource
+from jaxchat.data.shards import delete_other_rows, prepare_text, text_hash
 from jaxchat.errors import ConfigError
 from jaxchat.evals import compression, vocabularies
 from jaxchat.inference.multihost import Spread
@@ -92,7 +93,7 @@ def run_rows(context: Context) -> dict[str, Any]:
     read = inputs.read_inputs(context.folder("data"))
     told: dict[str, Any] = {}
     if config.data.source == "machine":
-        prepared = text_rows.prepare_text(
+        prepared = prepare_text(
             config, read, tokenizer, text_folder(context), hub_of(context),
             workers=cores(),
         )  # fmt: skip
@@ -100,7 +101,7 @@ def run_rows(context: Context) -> dict[str, Any]:
             "base_train": text_counts(prepared.training.rows, config.model),
             "base_heldout": text_counts(prepared.held_out.rows, config.model),
         }
-    text_rows.forget_others(text_folder(context))
+    delete_other_rows(text_folder(context))
     rows = text_of(context)
     if not len(rows.held_out):
         raise ConfigError(no_held_out(config, read))
@@ -111,7 +112,7 @@ def run_rows(context: Context) -> dict[str, Any]:
         rows.train.take(np.arange(1), config.seed)  # waits until training can begin
     else:
         context.close()  # nobody reads further shards
-    digest = text_rows.text_hash(read, tokenizer, config.model.sequence_len + 1)
+    digest = text_hash(read, tokenizer, config.model.sequence_len + 1)
     parts = {"text": digest, **chat.pop("parts")}
     return {**told, **chat, "parts": parts, "artifact": sha256_text(*parts.values())}
 

@@ -1,36 +1,51 @@
 """Problems and conversations: for training, evaluation and RL.
 
-Here are the tasks whose problems the project's own seeded code generates. What comes out of files
-is in `sources`, mixtures of both in `mixture`.
+Here are the registries: the tasks whose problems the project's own seeded code generates, and the
+data sets that are read from files. Mixtures of both are in `mixture`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from jaxchat.errors import ConfigError
 from jaxchat.tasks.arithmetic import ArithmeticTask, TwoStepArithmeticTask
 from jaxchat.tasks.base import Problem, Split, Task
-from jaxchat.tasks.choice import ChoiceTask
-from jaxchat.tasks.counting import CountingTask
-from jaxchat.tasks.facts import FactTask
+from jaxchat.tasks.conversations import Custom, SmolTalk
+from jaxchat.tasks.dataset import Dataset
+from jaxchat.tasks.facts import ChoiceTask, FactTask
+from jaxchat.tasks.gsm8k import GSM8K
+from jaxchat.tasks.humaneval import HumanEval
 from jaxchat.tasks.identity import DEFAULT_PERSONA, IdentityTask, Persona
-from jaxchat.tasks.repeat import RepeatTask
-from jaxchat.tasks.spelling import EVERYDAY_WORDS, SpellingTask, WordTask, select_words
+from jaxchat.tasks.multiple_choice import MMLU, ARCChallenge, ARCEasy
+from jaxchat.tasks.words import (
+    EVERYDAY_WORDS,
+    CountingTask,
+    RepeatTask,
+    SpellingTask,
+    WordTask,
+    select_words,
+)
 
 __all__ = ["EVERYDAY_WORDS", "TASKS", "Problem", "Split", "Task", "make_tasks", "select_words"]
 
-TASKS: dict[str, Callable[..., Task]] = {
-    task.name: task
-    for task in (
-        IdentityTask,
-        ArithmeticTask,
-        TwoStepArithmeticTask,
-        SpellingTask,
-        CountingTask,
-        ChoiceTask,
-        FactTask,
-        RepeatTask,
-    )
+_GENERATED: tuple[type[Any], ...] = (  # differing constructors: `make_tasks` knows them
+    IdentityTask,
+    ArithmeticTask,
+    TwoStepArithmeticTask,
+    SpellingTask,
+    CountingTask,
+    ChoiceTask,
+    FactTask,
+    RepeatTask,
+)
+TASKS: Mapping[str, type[Any]] = {task.name: task for task in _GENERATED}
+
+_FROM_FILES = (SmolTalk, MMLU, GSM8K, ARCEasy, ARCChallenge, HumanEval, Custom)
+FILE_SOURCES: Mapping[str, Callable[[Iterable[Path]], Dataset]] = {
+    source.name: source for source in _FROM_FILES
 }
 
 
@@ -42,7 +57,7 @@ def make_tasks(
     always_train: Collection[str] = (),
     persona: Persona = DEFAULT_PERSONA,
 ) -> dict[str, Task]:
-    """The named tasks, in the order of `names`.
+    """The named generated tasks, in the order of `names`.
 
     `words` and `always_train` are for the tasks on words, see `WordTask`; `persona` is for
     identity. Raises ValueError for an unknown name.
@@ -51,10 +66,23 @@ def make_tasks(
     for name in names:
         if name not in TASKS:
             raise ValueError(f"there is no task {name!r}; the tasks are {', '.join(TASKS)}")
-        make = TASKS[name]
-        if make is IdentityTask:
-            tasks[name] = IdentityTask(seed, persona)
-            continue
-        on_words = isinstance(make, type) and issubclass(make, WordTask | RepeatTask)
-        tasks[name] = make(seed, words, always_train=always_train) if on_words else make(seed)
+        task = TASKS[name]
+        if task is IdentityTask:
+            tasks[name] = task(seed, persona)
+        elif issubclass(task, WordTask | RepeatTask):
+            tasks[name] = task(seed, words, always_train=always_train)
+        else:
+            tasks[name] = task(seed)
     return tasks
+
+
+def open_source(name: str, paths: Iterable[Path]) -> Dataset:
+    """The data set of a name, read from the files of one split.
+
+    Raises ConfigError for an unknown name, and the errors of opening the files.
+    """
+    if name not in FILE_SOURCES:
+        raise ConfigError(
+            f"there is no source {name!r}; the sources are {', '.join(FILE_SOURCES)}."
+        )
+    return FILE_SOURCES[name](paths)

@@ -91,7 +91,7 @@ class _CalculatorTask(GeneratedTask):
     def solved(self, key: str, user: str, expression: str) -> Problem:
         """The problem with its reference solution."""
         answer = calculate(expression)
-        conversation = say_with_tool(user, expression, answer, _sentence(answer))
+        conversation = say_with_tool(user, expression, answer, f"The answer is {answer}.")
         return Problem(self.name, key, conversation, answer)
 
     def is_test(self, key: str) -> bool:
@@ -131,14 +131,10 @@ class TwoStepArithmeticTask(_CalculatorTask):
         if form.startswith("{a} -"):
             a, b = max(a, b), min(a, b)
         in_hand = a * b if form.startswith("{a} *") else a + b
-        c = rng.randint(2, min(99, in_hand))  # nobody loses more than there is
+        c = rng.randint(2, min(99, in_hand))  # not more is lost than there is
         user = _fill(rng.choice(_TWO_STEPS[form]), rng, a=a, b=b, c=c)
         expression = form.format(a=a, b=b, c=c)
         return self.solved(expression, user, expression)
-
-
-def _sentence(answer: str) -> str:
-    return f"The answer is {answer}."
 
 
 def _operands(op: str, bare: bool, rng: random.Random) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What a task is: an endless, seeded supply of problems, split once and for all by their keys."""
+"""Tasks: an endless, seeded supply of problems, split once and for all by their keys."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ _EXHAUSTED = 2_000  # draws without a new key: the test split has no more
 class Problem:
     """One problem with its reference solution.
 
-    `key` says which problem it is, whatever its wording: the split is decided on the key, so what
-    is held out never appears in training in other words. `answer` is the canonical answer.
+    The split is decided on the key, so what is held out never appears in training in other words.
     """
 
     task: str
-    key: str
+    key: str  # identifies the problem, whatever its wording
     conversation: Conversation
-    answer: str
+    answer: str  # canonical
 
     @property
     def prompt(self) -> str:
@@ -45,7 +44,7 @@ class Problem:
 
 
 class Task(Protocol):
-    """A supply of problems, and the judge of answers to them."""
+    """A supply of problems that grades answers to them."""
 
     name: str
 
@@ -54,14 +53,14 @@ class Task(Protocol):
         ...
 
     def grade(self, problem: Problem, parts: Sequence[Part]) -> bool:
-        """Whether the parts of a completion solve the problem. Exact match, no half points."""
+        """Whether the parts of a completion solve the problem. Exact match, no partial credit."""
         ...
 
 
-def held_out(key: str) -> bool:
-    """Whether a key belongs to the test split: a tenth of all keys, whatever the seed."""
-    digest = hashlib.sha256(key.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < TEST_SHARE * 2**64
+def held_out(key: str, share: float = TEST_SHARE) -> bool:
+    """Whether a key is among a share of all keys, by its hash: the test split, for any seed."""
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 class GeneratedTask(ABC):
@@ -130,8 +129,8 @@ class GeneratedTask(ABC):
         return self._tests[index % len(self._tests)]
 
 
-def say(user: str, reply: str) -> Conversation:
-    """A question answered in plain text."""
+def say(user: str, reply: str | list[Part]) -> Conversation:
+    """A question answered by text, or by parts."""
     return {
         "messages": [
             {"role": "user", "content": user},
@@ -147,14 +146,9 @@ def say_with_tool(user: str, expression: str, output: str, reply: str) -> Conver
         {"type": "python_output", "text": output},
         {"type": "text", "text": reply},
     ]
-    return {
-        "messages": [
-            {"role": "user", "content": user},
-            {"role": "assistant", "content": parts},
-        ]
-    }
+    return say(user, parts)
 
 
 def _essence(parts: Sequence[Part]) -> list[tuple[str, str]]:
-    """What a grade looks at: the kinds of parts in order, and every text but the tool's input."""
+    """What is graded: the kinds of parts in order, and every text but the tool's input."""
     return [(part["type"], "" if part["type"] == "python" else part["text"]) for part in parts]

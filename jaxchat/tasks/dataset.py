@@ -1,4 +1,4 @@
-"""What a data set is: conversations by index, and for most of them a problem with its answer."""
+"""Data sets: conversations by index, and for most of them a problem with its answer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from jaxchat.data.files.table import Row, Table
 from jaxchat.errors import ArtifactError
 from jaxchat.tasks.base import Problem, Split, Task
-from jaxchat.tasks.table import Row, Table
 from jaxchat.tokenizer.chat_format import DELIMITERS, Conversation, Part
 
 
@@ -28,7 +28,7 @@ class Dataset(Protocol):
 
 
 class ProblemSet(Dataset, Protocol):
-    """A data set of problems, and the judge of answers to them."""
+    """A data set of problems that grades answers to them."""
 
     def __getitem__(self, index: int) -> Problem: ...
 
@@ -37,19 +37,27 @@ class ProblemSet(Dataset, Protocol):
         ...
 
 
-class FileProblems(ABC):
-    """Problems out of files; a subclass says which fields they have and reads a row."""
+class FileData(ABC):
+    """The rows of files; a subclass says which fields they have."""
 
     name: str
     columns: ClassVar[tuple[str, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()  # columns that are read where they are
 
     def __init__(self, paths: Iterable[Path]) -> None:
         """Opens the files of one split. Raises as `Table` does."""
-        self.table = Table(paths, self.columns)
+        self.table = Table(paths, self.columns, self.optional)
 
     def __len__(self) -> int:
-        """The number of problems."""
         return len(self.table)
+
+    @abstractmethod
+    def conversation(self, index: int) -> Conversation:
+        """One conversation; RowError (naming file, row and field) for a bad row."""
+
+
+class FileProblems(FileData):
+    """Problems from files; a subclass reads a row."""
 
     def __getitem__(self, index: int) -> Problem:
         """A problem, in the order of the files.
@@ -59,7 +67,6 @@ class FileProblems(ABC):
         return self.read(self.table[index])
 
     def __iter__(self) -> Iterator[Problem]:
-        """All problems."""
         return (self[index] for index in range(len(self)))
 
     def conversation(self, index: int) -> Conversation:
@@ -80,7 +87,6 @@ class Drawn:
         self.task, self.size, self.split, self.first = task, size, split, first
 
     def __len__(self) -> int:
-        """Its size."""
         return self.size
 
     def __getitem__(self, index: int) -> Problem:
@@ -94,7 +100,6 @@ class Drawn:
         return self[index].conversation
 
     def grade(self, problem: Problem, parts: Sequence[Part]) -> bool:
-        """As the task does."""
         return self.task.grade(problem, parts)
 
 
@@ -106,7 +111,6 @@ class Slice:
         self.dataset, self.rows = dataset, rows
 
     def __len__(self) -> int:
-        """How many they are."""
         return len(self.rows)
 
     def conversation(self, index: int) -> Conversation:
@@ -146,12 +150,11 @@ class FixedTask:
         return 0 if problems is None else len(problems)
 
     def grade(self, problem: Problem, parts: Sequence[Part]) -> bool:
-        """See ProblemSet."""
         return self._judge.grade(problem, parts)
 
 
 def said(parts: Iterable[Part]) -> str:
-    """All that the parts say, with the delimiters of calls and outputs, as it was generated."""
+    """The text of all parts, with the delimiters of calls and outputs, as it was generated."""
     pieces = []
     for part in parts:
         start, end = DELIMITERS.get(part["type"], ("", ""))

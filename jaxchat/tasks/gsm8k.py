@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from jaxchat.tasks.base import Problem
+from jaxchat.data.files.table import Row
+from jaxchat.tasks.base import Problem, say
 from jaxchat.tasks.dataset import FileProblems, said
-from jaxchat.tasks.table import Row
 from jaxchat.tokenizer.chat_format import Part
 
 _CALL = re.compile(r"<<([^>]+)>>")
@@ -25,23 +25,12 @@ class GSM8K(FileProblems):
     columns = ("question", "answer")
 
     def read(self, row: Row) -> Problem:
-        """The problem of a row."""
         question, solution = row.text("question"), row.text("answer")
         parts = parse_solution(solution)
         answer = final_number(said(parts[-1:]))
         if answer is None:
             row.fail('has an answer that does not end with "#### " and a number')
-        return Problem(
-            self.name,
-            question,
-            {
-                "messages": [
-                    {"role": "user", "content": question},
-                    {"role": "assistant", "content": parts},
-                ]
-            },
-            answer,
-        )
+        return Problem(self.name, question, say(question, parts), answer)
 
     def grade(self, problem: Problem, parts: Sequence[Part]) -> bool:
         """Whether the number after the first "####" is the answer, commas aside.

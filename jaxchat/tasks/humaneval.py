@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxchat.data.files.table import Row
 from jaxchat.tasks.base import Problem, say
 from jaxchat.tasks.dataset import FileProblems
-from jaxchat.tasks.table import Row
 
 
 @dataclass(frozen=True)
 class CodeProblem(Problem):
-    """`prompt` is the head of a program; `answer` is the body that the authors wrote.
+    """`prompt` is the head of a program; `answer` is the body that the authors wrote."""
 
-    `test` defines a function `check`, to be called with what `entry_point` names.
-    """
-
-    entry_point: str
-    test: str
+    entry_point: str  # the name of what `check` is called with
+    test: str  # defines the function `check`
 
 
 class HumanEval(FileProblems):
-    """The key is the task's id. There is no `grade`: programs are run by the sandbox."""
+    """The key is the task's id. There is no `grade`: programs run in the sandbox."""
 
     name = "humaneval"
     columns = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 
     def read(self, row: Row) -> CodeProblem:
-        """The problem of a row; the reference reply is the whole program."""
+        # the reference reply is the whole program
         prompt, body = row.text("prompt"), row.text("canonical_solution")
         conversation = say(prompt, f"{prompt}\n{body}")
-        return CodeProblem(
-            self.name, row.text("task_id"), conversation, body,
-            entry_point=row.text("entry_point"), test=row.text("test"),
-        )  # fmt: skip
+        entry_point, test = row.text("entry_point"), row.text("test")
+        return CodeProblem(self.name, row.text("task_id"), conversation, body, entry_point, test)

@@ -12,7 +12,7 @@ NAME = "{name}"
 
 @dataclass(frozen=True)
 class Intent:
-    """What the user wants: the bare wordings without their last mark, and the answer.
+    """An intent of the user: the bare wordings without their last mark, and the answer.
 
     `{name}` stands in an answer for the name of the model.
     """
@@ -176,7 +176,7 @@ _CHAT_TAILS = (", {name}", ", my friend", ", little model", ", robot")
 
 @dataclass(frozen=True)
 class Persona:
-    """Who the model is to be."""
+    """The model's name and answers about itself."""
 
     name: str = "jaxchat"
     intents: tuple[Intent, ...] = INTENTS

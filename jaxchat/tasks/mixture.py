@@ -16,7 +16,7 @@ _MAX = 2**31  # rows are counted in 32 bits
 
 @dataclass(frozen=True)
 class Ingredient:
-    """How much of a data set: so many of its rows (None: all), so many times.
+    """An amount of a data set: a number of its rows (None: all), for a number of epochs.
 
     Rows are taken at random; a data set that has fewer gives all it has. With 2.5 epochs each of
     them comes twice, and half of them a third time.
@@ -27,7 +27,7 @@ class Ingredient:
     epochs: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for nothing of a data set."""
+        """Raises ValueError for an empty amount."""
         if not 0 < self.epochs < _MAX or (self.rows is not None and self.rows < 1):
             raise ValueError(
                 f"{self.rows} rows and {self.epochs} epochs of {self.dataset.name}; both must be "
@@ -94,7 +94,7 @@ class Mixture:
         return counts
 
     def place(self, index: int) -> tuple[Dataset, int]:
-        """Where a conversation comes from: a data set, and the index in it."""
+        """The data set of a conversation, and the index in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"conversation {index} of a mixture of {len(self)}")
         return self.ingredients[self._which[index]].dataset, int(self._row[index])

@@ -1,4 +1,4 @@
-"""A persona of the user's own: a TOML file with a name, answers and further questions (layer 2).
+"""A persona of the user's own: a TOML file with a name, answers and further questions.
 
 name = "Ada"
 
@@ -30,7 +30,7 @@ _MORE_KEYS = ["questions", "answer"]
 
 
 def read_persona(path: Path) -> dict[str, Any]:
-    """The document in a file, checked. Raises ConfigError for what is no persona."""
+    """The document in a file, checked. Raises ConfigError for an invalid one."""
     try:
         document = tomllib.loads(read_text(path))
     except OSError as error:
@@ -48,17 +48,14 @@ def make_persona(document: Mapping[str, Any], where: str) -> Persona:
 
     Raises ConfigError for unknown keys, empty texts, and a question with two answers.
     """
-    for key in document:
-        if key not in _KEYS:
-            raise unknown_key(where, key, _KEYS)
+    _check_keys(document, _KEYS, where)
     name = _text(document.get("name", DEFAULT_PERSONA.name), f"{where}: name")
     answers = document.get("answers", {})
     if not isinstance(answers, Mapping):
         raise ConfigError(f"{where}: answers is {answers!r}; it must be a table, [answers].")
     known = [intent.name for intent in INTENTS]
+    _check_keys(answers, known, f"{where} [answers]")
     for key, answer in answers.items():
-        if key not in known:
-            raise unknown_key(f"{where} [answers]", key, known)
         _text(answer, f"{where}: answers.{key}")
     intents = [replace(one, answer=answers.get(one.name, one.answer)) for one in INTENTS]
     more = document.get("more", [])
@@ -71,9 +68,7 @@ def make_persona(document: Mapping[str, Any], where: str) -> Persona:
 
 def _intent(table: Mapping[str, Any], number: int, where: str) -> Intent:
     place = f"{where}, [[more]] number {number}"
-    for key in table:
-        if key not in _MORE_KEYS:
-            raise unknown_key(place, key, _MORE_KEYS)
+    _check_keys(table, _MORE_KEYS, place)
     questions = table.get("questions")
     if not isinstance(questions, list) or not questions:
         raise ConfigError(
@@ -85,6 +80,12 @@ def _intent(table: Mapping[str, Any], number: int, where: str) -> Intent:
         raise ConfigError(f"{place}: a question has no words; write out what is asked.")
     mark = texts[0][-1] if texts[0][-1] in MARKS else "?"
     return Intent(f"more {number}", _text(table.get("answer"), f"{place}: answer"), mark, bare)
+
+
+def _check_keys(table: Mapping[str, Any], known: list[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise unknown_key(where, key, known)
 
 
 def _check_once(intents: list[Intent], where: str) -> None:

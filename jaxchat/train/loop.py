@@ -26,9 +26,14 @@ from jaxchat.config.schema import (
     OptimConfig,
     TrainConfig,
 )
-from jaxchat.data.loader import HeldOutRows, ShardedRows
-from jaxchat.data.prefetch import prefetched
-from jaxchat.data.rows import RowSource, training_batches, validation_batches
+from jaxchat.data.loader import (
+    HeldOutRows,
+    RowSource,
+    ShardedRows,
+    prefetched,
+    training_batches,
+    validation_batches,
+)
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.bpb import bits_per_byte, check_bytes
 from jaxchat.model.backend import choose_compute

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jaxchat.tasks.smoltalk import SmolTalk
+from jaxchat.tasks.conversations import SmolTalk
 from jaxchat.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[2]

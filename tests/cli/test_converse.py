@@ -21,7 +21,7 @@ from jaxchat.cli.main import main
 from jaxchat.cli.session import Chat, Sampling, load
 from jaxchat.inference.transcript import Scribe, as_text, printable
 from jaxchat.signals import Interrupted
-from jaxchat.tasks.custom import Custom
+from jaxchat.tasks.conversations import Custom
 from jaxchat.tokenizer import render_prompt
 
 LONG = "x " * 200

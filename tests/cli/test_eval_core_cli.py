@@ -16,9 +16,9 @@ from jaxchat.cli import main
 from jaxchat.cli.eval_bpb import add_bpb
 from jaxchat.cli.eval_core import add_core
 from jaxchat.config import loading
-from jaxchat.data.inputs import InputFile, Inputs, read_inputs, write_inputs
-from jaxchat.data.shards import ShardInput, hash_of, prepare_shards
-from jaxchat.data.text_rows import text_folder
+from jaxchat.data.inputs import Inputs, read_inputs, write_inputs
+from jaxchat.data.own import InputFile, hash_of
+from jaxchat.data.shards import prepare_shards, text_folder
 from jaxchat.errors import guarded
 from jaxchat.evals.core import evaluate
 from jaxchat.model.gpt import forward, init_params
@@ -48,9 +48,8 @@ def write_texts(folder):
 
 def write_shards(run, tokenizer):
     read = read_inputs(run / "data")
-    shards = [ShardInput(f.name, f.sha256, f.paths, f.size) for f in read.text]
     folder = text_folder(run, read, tokenizer, CONTEXT + 1)
-    prepare_shards(shards, tokenizer, CONTEXT + 1, folder, workers=1)
+    prepare_shards(read.text, tokenizer, CONTEXT + 1, folder, workers=1)
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from tiny_shards import TOKENIZER
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.data.chat import HELD_OUT_PROBLEMS, build_chat_rows
-from jaxchat.data.inputs import InputFile, Inputs
-from jaxchat.data.loader import HeldOutRows
-from jaxchat.data.rows import RowSource
+from jaxchat.data.inputs import Inputs
+from jaxchat.data.loader import HeldOutRows, RowSource
+from jaxchat.data.own import InputFile
 from jaxchat.errors import ConfigError
 from jaxchat.tasks import EVERYDAY_WORDS
 
@@ -91,34 +91,34 @@ def said(folder: Path, stage: str) -> str:
 def test_generated_problems_alone_come_one_to_three_in_a_conversation(
     tmp_path: Path, read: Inputs
 ) -> None:
-    told = build(tmp_path, read)
-    assert told["mid_train"]["conversations"] == 24  # 40 problems by 1, 2, 1 and 3
-    assert told["mid_heldout"]["conversations"] == HELD_OUT_PROBLEMS
+    reported = build(tmp_path, read)
+    assert reported["mid_train"]["conversations"] == 24  # 40 problems by 1, 2, 1 and 3
+    assert reported["mid_heldout"]["conversations"] == HELD_OUT_PROBLEMS
     rows = said(tmp_path, "mid_train")
     assert rows.count("<|assistant_start|>") == 40
     assert rows.count("<|bos|><|user_start|>") == 24
     again = build(tmp_path, read)
-    assert again["artifact"] == told["artifact"], "the same configuration gave other rows"
-    assert build(tmp_path, read, "run.seed=1")["artifact"] != told["artifact"]
+    assert again["artifact"] == reported["artifact"], "the same configuration gave other rows"
+    assert build(tmp_path, read, "run.seed=1")["artifact"] != reported["artifact"]
 
 
 def test_datasets_come_as_often_as_their_epochs_say_and_test_splits_are_held_out(
     tmp_path: Path, read: Inputs
 ) -> None:
-    told = build(tmp_path, read, "mid.epochs.gsm8k=1.5", "sft.epochs.gsm8k=1")
-    assert told["mid_train"]["conversations"] == 90 + 30 + 10  # 60 problems; then the generated
+    reported = build(tmp_path, read, "mid.epochs.gsm8k=1.5", "sft.epochs.gsm8k=1")
+    assert reported["mid_train"]["conversations"] == 90 + 30 + 10  # 60 problems; then the generated
     rows = said(tmp_path, "mid_train")
     assert rows.count("#### ") == 90
     assert rows.count("<|python_start|>") >= 90
     held_out = said(tmp_path, "mid_heldout")
     assert held_out.count("#### ") == 20  # all that the test split has
-    assert told["sft_train"]["conversations"] == 60 + 20
+    assert reported["sft_train"]["conversations"] == 60 + 20
 
 
 def test_some_of_ones_own_conversations_are_held_out(tmp_path: Path, read: Inputs) -> None:
-    told = build(tmp_path, read, 'mid.epochs."own.jsonl"=2', "mid.conversations=0")
-    assert told["mid_train"]["conversations"] == 2 * 49
-    assert told["mid_heldout"]["conversations"] == 1
+    reported = build(tmp_path, read, 'mid.epochs."own.jsonl"=2', "mid.conversations=0")
+    assert reported["mid_train"]["conversations"] == 2 * 49
+    assert reported["mid_heldout"]["conversations"] == 1
     trained, held_out = said(tmp_path, "mid_train"), said(tmp_path, "mid_heldout")
     counts = [trained.count(f"Hi {n}<") for n in range(50)]
     assert counts == [2] * 49 + [0]
@@ -145,7 +145,7 @@ def test_an_own_file_says_what_is_learned_and_how_much(tmp_path: Path, read: Inp
             file.write(json.dumps({"messages": talk}) + "\n")
     paths = {"train": (InputFile(own.name, "", 0, (own,)),)}
     read = replace(read, chat={own.name: paths})
-    told = build(tmp_path, read, f'mid.epochs."{own.name}"=1', "mid.conversations=0")
+    reported = build(tmp_path, read, f'mid.epochs."{own.name}"=1', "mid.conversations=0")
     learned = {weight: [] for weight in (0.5, 1.0)}
     source = RowSource(tmp_path / "mid_train", TOKENIZER.hash)
     for row in (source[i] for i in range(len(source))):
@@ -155,7 +155,7 @@ def test_an_own_file_says_what_is_learned_and_how_much(tmp_path: Path, read: Inp
     ends = "<|assistant_end|>"
     assert TOKENIZER.decode(learned[1.0]) == "Ho 2" + ends
     assert TOKENIZER.decode(learned[0.5]) == "Ho 3" + ends
-    assert told["mid_train"]["trained_tokens"] == sum(map(len, learned.values()))
+    assert reported["mid_train"]["trained_tokens"] == sum(map(len, learned.values()))
     held_out = RowSource(tmp_path / "mid_heldout", TOKENIZER.hash)[0]
     assert TOKENIZER.decode(held_out["tokens"][held_out["mask"] == 1].tolist()) == "Ho 49" + ends
 
@@ -164,12 +164,12 @@ def test_weights_by_groups_are_for_training_alone_and_text_weighs_as_much(
     tmp_path: Path, read: Inputs
 ) -> None:
     plain = build(tmp_path / "plain", read, "mid.text_share=0.5")
-    told = build(tmp_path / "groups", read, "mid.text_share=0.5", "mid.loss_group=4")
+    reported = build(tmp_path / "groups", read, "mid.text_share=0.5", "mid.loss_group=4")
     for name in ("sft_train", "sft_heldout", "mid_heldout"):
-        assert told[name] == plain[name]
-    assert told["parts"]["sft"] == plain["parts"]["sft"]
-    assert told["mid_train"] == plain["mid_train"], "it tells numbers of tokens, not weights"
-    assert told["parts"]["mid"] != plain["parts"]["mid"]
+        assert reported[name] == plain[name]
+    assert reported["parts"]["sft"] == plain["parts"]["sft"]
+    assert reported["mid_train"] == plain["mid_train"], "it tells numbers of tokens, not weights"
+    assert reported["parts"]["mid"] != plain["parts"]["mid"]
     flags, weights = (
         RowSource(tmp_path / name / "mid_train", TOKENIZER.hash) for name in ("plain", "groups")
     )
@@ -184,15 +184,15 @@ def test_weights_by_groups_are_for_training_alone_and_text_weighs_as_much(
 
 def test_a_share_of_text_is_added_and_all_of_it_is_learned(tmp_path: Path, read: Inputs) -> None:
     plain = build(tmp_path, read)["mid_train"]["rows"]
-    told = build(tmp_path, read, "mid.text_share=0.5")["mid_train"]
+    reported = build(tmp_path, read, "mid.text_share=0.5")["mid_train"]
     source = RowSource(tmp_path / "mid_train", TOKENIZER.hash)
     text = [i for i in range(len(source)) if (source[i]["tokens"] == 7).all()]
-    assert told["rows"] == len(source) == plain + len(text)
+    assert reported["rows"] == len(source) == plain + len(text)
     assert len(text) == round(plain / 2)
     assert all(source[i]["mask"].all() for i in text)
 
 
-def test_no_conversation_at_all_is_told_with_what_to_set(tmp_path: Path, read: Inputs) -> None:
+def test_no_conversation_at_all_is_reported_with_what_to_set(tmp_path: Path, read: Inputs) -> None:
     path = tmp_path / "none.toml"
     path.write_text('[run]\nname = "none"\ndepth = 2\n')
     text = {"train": Text(), "test": Text()}
@@ -216,11 +216,11 @@ def talks_of(folder: Path, read: Inputs, questions: list[str]) -> Inputs:
 OWN_ALONE = ('sft.epochs."own.jsonl"=1', "sft.conversations=0")
 
 
-def test_replies_beyond_the_row_are_counted_and_told(
+def test_replies_beyond_the_row_are_counted_and_reported(
     tmp_path: Path, read: Inputs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = talks_of(tmp_path, read, ["Hi " * 300] * 29 + ["Hi", "Hi"])
-    told = build(tmp_path, own, *OWN_ALONE)
+    reported = build(tmp_path, own, *OWN_ALONE)
     said = capsys.readouterr().out
     assert "sft_train: 29 of 30 conversations teach nothing; of 29 the reply begins beyond" in said
     needed = int(said.partition("model.sequence_len=")[2].partition(" ")[0])
@@ -228,11 +228,11 @@ def test_replies_beyond_the_row_are_counted_and_told(
         capsys.readouterr()
         build(tmp_path, own, *OWN_ALONE, f"model.sequence_len={length}")
         assert ("teach nothing" in capsys.readouterr().out) == silent, length
-    assert told["sft_train"]["conversations"] == 30
+    assert reported["sft_train"]["conversations"] == 30
 
 
 @pytest.mark.parametrize(("silent", "where"), [("train", 0), ("heldout", -1)])
-def test_where_all_replies_are_beyond_the_row_it_is_told_before_any_training(
+def test_where_all_replies_are_beyond_the_row_it_is_reported_before_any_training(
     tmp_path: Path, read: Inputs, silent: str, where: int
 ) -> None:
     questions = ["Hi", "Hi"]
@@ -247,11 +247,11 @@ def test_where_all_replies_are_beyond_the_row_it_is_told_before_any_training(
 def test_of_what_is_named_one_is_taken_at_least(
     tmp_path: Path, read: Inputs, setting: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = build(tmp_path, read, 'sft.epochs."own.jsonl"=1', setting)
+    reported = build(tmp_path, read, 'sft.epochs."own.jsonl"=1', setting)
     name, _, value = setting.partition("=")
     assert f"{name}={float(value):g} is less than half a" in capsys.readouterr().out
     own = 1 if "epochs" in setting else 49
-    assert told["sft_train"]["conversations"] == 20 + own + ("mixture" in setting)
+    assert reported["sft_train"]["conversations"] == 20 + own + ("mixture" in setting)
 
 
 def test_own_files_come_after_the_datasets_wherever_they_are(tmp_path: Path, read: Inputs) -> None:

@@ -3,14 +3,18 @@
 import hashlib
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from jaxchat.data import corpus, documents
-from jaxchat.data.documents import Document, Paths
-from jaxchat.data.quality import Deduplicator, is_worthwhile
+from jaxchat.data import corpus
+from jaxchat.data.files.textfiles import TextFiles
+from jaxchat.data.inputs import Inputs, read_texts
+from jaxchat.data.own import InputFile
+from jaxchat.data.text import MAX_CHARS, Deduplicator, Document, Paths, is_worthwhile, sources
 from jaxchat.errors import ArtifactError
+from jaxchat.paths import read_json
 
 _TEXT = (
     "the value of a name is read from the file and it can be used by all that have this list as "
@@ -74,20 +78,24 @@ def tree(tmp_path: Path) -> Paths:
     return Paths(stdlib, (site,))
 
 
+def read(folder: Path, split: str) -> list[str]:
+    return list(TextFiles.of([folder / f"{split}.jsonl"]))
+
+
 def all_text(folder: Path) -> str:
-    return "\n".join([*corpus.read(folder, "train"), *corpus.read(folder, "heldout")])
+    return "\n".join([*read(folder, "train"), *read(folder, "heldout")])
 
 
 def test_builds_and_reads_back(tree: Paths, tmp_path: Path) -> None:
     manifest = corpus.build(tmp_path / "out", max_chars=10**9, paths=tree)
     for split in ("train", "heldout"):
-        texts = list(corpus.read(tmp_path / "out", split))
+        texts = read(tmp_path / "out", split)
         assert len(texts) == manifest.splits[split].documents
         assert sum(map(len, texts)) == manifest.splits[split].chars
     assert sorted(manifest.sources) == ["code", "packages", "python", "readme", "stdlib"]
     assert manifest.sources["python"].documents == 5
     assert manifest.chars == sum(counts.chars for counts in manifest.sources.values())
-    assert corpus.load_manifest(tmp_path / "out") == manifest
+    assert read_json(tmp_path / "out" / "manifest.json") == asdict(manifest)
 
 
 def test_reads_what_it_should_and_leaves_out_what_it_should(tree: Paths, tmp_path: Path) -> None:
@@ -102,7 +110,7 @@ def test_reads_what_it_should_and_leaves_out_what_it_should(tree: Paths, tmp_pat
 
 
 def test_docstrings_stand_under_their_names(tree: Paths) -> None:
-    found = [d for d in documents.sources(tree)["packages"] if d.origin == "pack7/__init__.py"]
+    found = [d for d in sources(tree)["packages"] if d.origin == "pack7/__init__.py"]
     titles = ["pack7", "Thing", "Thing.act(when, how)"]
     texts = [prose(seed).strip() for seed in (107, 1107, 2107)]
     expected = "\n\n".join(f"{title}\n\n{text}" for title, text in zip(titles, texts, strict=True))
@@ -118,7 +126,7 @@ def test_copies_are_counted_and_left_out(tree: Paths, tmp_path: Path) -> None:
 
 
 def test_a_file_of_the_library_is_code_or_docstrings_and_not_both(tree: Paths) -> None:
-    found = documents.sources(tree)
+    found = sources(tree)
     code = {document.origin for document in found["code"]}
     docs = {document.origin for document in found["stdlib"]}
     assert code | docs == {f"mod{n}.py" for n in range(40)}
@@ -138,54 +146,34 @@ def test_the_same_files_give_the_same_bytes_wherever_they_are(tree: Paths, tmp_p
 
 def test_a_cap_keeps_the_mixture_and_the_held_out_share(tree: Paths, tmp_path: Path) -> None:
     manifest = corpus.build(tmp_path / "out", max_chars=40_000, paths=tree)
-    assert 40_000 <= manifest.chars <= 40_000 + documents.MAX_CHARS
+    assert 40_000 <= manifest.chars <= 40_000 + MAX_CHARS
     assert all(manifest.sources[name].documents for name in manifest.sources)
     whole = corpus.build(tmp_path / "whole", max_chars=10**9, paths=tree)
     assert whole.chars > 2 * manifest.chars
 
 
-def test_progress_is_told_the_characters_so_far(tree: Paths, tmp_path: Path) -> None:
-    told: list[int] = []
-    manifest = corpus.build(tmp_path / "out", max_chars=20_000, progress=told.append, paths=tree)
-    assert told == sorted(set(told))
-    assert told[-1] == manifest.chars
+def test_progress_is_reported_the_characters_so_far(tree: Paths, tmp_path: Path) -> None:
+    reported: list[int] = []
+    manifest = corpus.build(
+        tmp_path / "out", max_chars=20_000, progress=reported.append, paths=tree
+    )
+    assert reported == sorted(set(reported))
+    assert reported[-1] == manifest.chars
 
 
 def test_a_changed_file_is_refused(tree: Paths, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    corpus.build(folder, max_chars=20_000, paths=tree)
+    splits = corpus.build(folder, max_chars=20_000, paths=tree).splits
+    paths = [folder / f"{split}.jsonl" for split in ("train", "heldout")]
+    text = [InputFile(p.name, splits[p.stem].sha256, p.stat().st_size, (p,)) for p in paths]
+    inputs = Inputs(tuple(text), {}, first=1)
     with (folder / "train.jsonl").open("a") as file:
         file.write('{"text": "slipped in", "source": "code"}\n')
     with pytest.raises(ArtifactError, match=r"train\.jsonl is missing or damaged"):
-        corpus.read(folder, "train")
+        list(read_texts(inputs, 10**9))
     (folder / "heldout.jsonl").unlink()
     with pytest.raises(ArtifactError, match=r"heldout\.jsonl is missing or damaged"):
-        corpus.read(folder, "heldout")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "is damaged"),
-        ("[]", "has format None, this version reads 'jaxchat-corpus-1'"),
-        ('{"format": "jaxchat-corpus-0"}', "has format 'jaxchat-corpus-0'"),
-        ('{"format": "jaxchat-corpus-1"}', "is damaged"),
-    ],
-)
-def test_a_foreign_manifest_is_refused(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(ArtifactError, match=message):
-        corpus.read(tmp_path, "train")
-
-
-def test_an_empty_folder_is_no_corpus(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="does not exist"):
-        corpus.read(tmp_path, "train")
-
-
-def test_a_split_of_another_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'train' or 'heldout', not 'test'"):
-        corpus.read(tmp_path, "test")  # type: ignore[arg-type]
+        list(read_texts(inputs, 10**9, held_out=True))
 
 
 def test_a_build_that_stops_midway_leaves_the_old_corpus(tree: Paths, tmp_path: Path) -> None:
@@ -203,8 +191,8 @@ def test_a_build_that_stops_midway_leaves_the_old_corpus(tree: Paths, tmp_path: 
     old = corpus.build(folder, max_chars=20_000, paths=tree)
     with pytest.raises(StopError):
         corpus.build(folder, max_chars=50_000, paths=tree, progress=stop)
-    assert corpus.load_manifest(folder) == old
-    assert list(corpus.read(folder, "train"))
+    assert read_json(folder / "manifest.json") == asdict(old)
+    assert read(folder, "train")
     assert {path.name for path in tmp_path.iterdir()} == {"stdlib", "site-packages", "out"}
 
 
@@ -224,9 +212,9 @@ def test_a_long_text_is_cut_at_blank_lines_and_stays_on_one_side(tmp_path: Path)
     (tmp_path / "lib" / "pydoc_data").mkdir(parents=True)
     topic = "\n\n".join(paragraphs)
     (tmp_path / "lib" / "pydoc_data" / "topics.py").write_text(f"topics = {{'long': {topic!r}}}")
-    found = list(documents.sources(Paths(tmp_path / "lib", ()))["python"])
+    found = list(sources(Paths(tmp_path / "lib", ()))["python"])
     assert len(found) > 2
-    assert max(len(document.text) for document in found) <= documents.MAX_CHARS
+    assert max(len(document.text) for document in found) <= MAX_CHARS
     assert len({document.origin for document in found}) == 1
     pieces = [piece for document in found for piece in document.text.split("\n\n")]
     assert [piece.strip() for piece in pieces] == [text.strip() for text in paragraphs]

@@ -20,13 +20,13 @@ from jaxchat.data.download import cache
 from jaxchat.data.download.cache import RemoteFile
 from jaxchat.data.download.hub import Hub
 from jaxchat.data.download.transfer import bytes_here, download
-from jaxchat.data.download.web import Patience, Web, WebError
+from jaxchat.data.download.web import RetryPolicy, Web, WebError
 from jaxchat.data.registry import Source
 from jaxchat.errors import ArtifactError
 
 REPO = "someone/shards"
 # not quick to see a stall: a busy machine may do nothing for seconds
-QUICK = Patience(tries=4, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
+QUICK = RetryPolicy(tries=4, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
 SIZE = 200_000
 
 
@@ -46,13 +46,13 @@ def server():
         yield server
 
 
-def open_hub(server, root, patience=QUICK, **options):
-    return Hub(root, Web(patience=patience), endpoint=server.url, **options)
+def open_hub(server, root, policy=QUICK, **options):
+    return Hub(root, Web(policy=policy), endpoint=server.url, **options)
 
 
-def get(server, root, patience=QUICK, **options):
+def get(server, root, policy=QUICK, **options):
     """Downloads all shards and returns their paths."""
-    hub = open_hub(server, root, patience)
+    hub = open_hub(server, root, policy)
     return [path for _, path in download(hub.files(source()), hub.web, **options)]
 
 
@@ -70,9 +70,9 @@ def test_files_come_whole_and_in_order_from_the_store_behind_the_hub(server, tmp
     files = shards(5)
     server.add(REPO, files)
     server.fail("shard_00000.parquet", Fault(pause=0.02))  # the first is the slowest
-    told = []
-    assert_same(get(server, tmp_path, progress=told.append), files)
-    assert told[-1] == 5 * SIZE
+    reported = []
+    assert_same(get(server, tmp_path, progress=reported.append), files)
+    assert reported[-1] == 5 * SIZE
     # and are not asked for again
     before = len(server.asked)
     assert_same(get(server, tmp_path), files)
@@ -99,9 +99,9 @@ def test_a_server_without_ranges_starts_from_the_beginning(server, tmp_path):
     files = shards(1)
     server.add(REPO, files)
     server.fail("shard_00000.parquet", Fault(cut=70_000), Fault(no_range=True))
-    told = []
-    assert_same(get(server, tmp_path, progress=told.append), files)
-    assert told[-1] == SIZE
+    reported = []
+    assert_same(get(server, tmp_path, progress=reported.append), files)
+    assert reported[-1] == SIZE
 
 
 def test_a_server_without_ranges_that_breaks_off_is_given_up(server, tmp_path):
@@ -214,14 +214,14 @@ def test_a_server_that_asks_for_hours_is_an_error(server, tmp_path):
         get(server, tmp_path)
 
 
-def test_a_signed_address_that_ran_out_is_made_anew(server, tmp_path):
+def test_a_signed_address_that_ran_out_is_made_again(server, tmp_path):
     files = shards(1)
     server.add(REPO, files)
     server.fail("shard_00000.parquet", Fault(403))  # of the store, not of the hub
     assert_same(get(server, tmp_path), files)
 
 
-def test_a_part_longer_than_the_file_starts_anew(server, tmp_path):
+def test_a_part_longer_than_the_file_restarts(server, tmp_path):
     files = shards(1)
     server.add(REPO, files)
     (file,) = open_hub(server, tmp_path).files(source())
@@ -230,7 +230,7 @@ def test_a_part_longer_than_the_file_starts_anew(server, tmp_path):
     assert_same(get(server, tmp_path), files)
 
 
-def test_416_starts_anew(server, tmp_path):
+def test_416_restarts(server, tmp_path):
     files = shards(1)
     server.add(REPO, files)
     server.fail("shard_00000.parquet", Fault(cut=70_000), Fault(416))
@@ -238,7 +238,7 @@ def test_416_starts_anew(server, tmp_path):
     assert [asked.start for asked in server.of("shard_00000.parquet")] == [0, 70_000, 0]
 
 
-def test_a_part_of_other_content_is_not_gone_on_with(server, tmp_path):
+def test_a_part_of_other_content_is_not_resumed(server, tmp_path):
     server.add(REPO, shards(1))
     server.fail("shard_00000.parquet", Fault(cut=70_000), *[Fault(status=404)] * 2)
     with pytest.raises(WebError):
@@ -280,11 +280,11 @@ def test_several_workers_download_at_the_same_time(server, tmp_path):
     server.wait = lambda seconds: barrier.wait() < 0 or wait(0) if seconds == 7 else wait(seconds)
     for index in range(3):
         server.fail(f"shard_{index:05d}.parquet", Fault(pause=7, cut=1), *[Fault()] * 3)
-    get(server, tmp_path, Patience(wait=0.01), workers=3)
+    get(server, tmp_path, RetryPolicy(wait=0.01), workers=3)
     assert not barrier.broken
 
 
-def test_no_more_than_so_many_files_ahead(server, tmp_path):
+def test_at_most_n_files_ahead(server, tmp_path):
     files = shards(6, 1_000)
     server.add(REPO, files)
     hub = open_hub(server, tmp_path)
@@ -338,7 +338,7 @@ def test_leaving_the_loop_stops_the_workers_and_keeps_the_parts(server, tmp_path
     assert_same(get(server, tmp_path), files)
 
 
-def test_too_small_a_disk_is_told_before_anything_is_asked(server, tmp_path):
+def test_too_small_a_disk_is_reported_before_anything_is_asked(server, tmp_path):
     server.add(REPO, shards(2))
     hub = open_hub(server, tmp_path)
     huge = [replace(file, size=10**17) for file in hub.files(source())]
@@ -354,7 +354,7 @@ def test_offline_uses_what_is_there_and_tells_what_is_missing(server, tmp_path):
     files = shards(2, 1_000)
     server.add(REPO, files)
     paths = get(server, tmp_path)
-    offline = Hub(tmp_path, Web(patience=QUICK), endpoint="http://127.0.0.1:1", offline=True)
+    offline = Hub(tmp_path, Web(policy=QUICK), endpoint="http://127.0.0.1:1", offline=True)
     wanted = offline.files(source())
     asked = len(server.asked)
     assert_same([p for _, p in download(wanted, offline.web, offline=True)], files)
@@ -362,9 +362,9 @@ def test_offline_uses_what_is_there_and_tells_what_is_missing(server, tmp_path):
     assert not list(paths[0].parent.glob("*00001*"))
     with pytest.raises(
         ArtifactError, match=r"1 file is not there, the first is shard_00001"
-    ) as told:
+    ) as reported:
         download(wanted, offline.web, offline=True)
-    assert "jaxchat data download shards" in str(told.value)
+    assert "jaxchat data download shards" in str(reported.value)
     assert len(server.asked) == asked
 
 
@@ -419,7 +419,7 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a job in the background
 sys.path.insert(0, sys.argv[3])
 from test_download import Hub, QUICK, Web, download, source
-hub = Hub(Path(sys.argv[2]), Web(patience=QUICK), endpoint=sys.argv[1])
+hub = Hub(Path(sys.argv[2]), Web(policy=QUICK), endpoint=sys.argv[1])
 for file, path in download(hub.files(source()), hub.web):
     print(path, flush=True)
 """
@@ -435,7 +435,7 @@ def start_child(server, root):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_process_goes_on_where_it_was(server, tmp_path, number):
+def test_a_killed_process_resumes_where_it_was(server, tmp_path, number):
     files = shards(2)
     server.add(REPO, files)
     server.fail("shard_00001.parquet", Fault(cut=80_000, stall=True))

@@ -69,7 +69,7 @@ def test_a_cache_that_may_only_be_read_is_good(tmp_path):
     assert cache.is_whole(file)
 
 
-def test_a_damaged_record_is_made_anew(tmp_path):
+def test_a_damaged_record_is_made_again(tmp_path):
     file = remote(tmp_path)
     file.local.write_bytes(DATA)
     record_of(file).write_text("{")
@@ -147,7 +147,7 @@ def test_parts_of_older_versions_are_dropped_but_not_while_somebody_writes_them(
         assert not cache.part_path(old).exists()
 
 
-def test_an_unknown_version_has_no_part_to_go_on_with(tmp_path):
+def test_an_unknown_version_has_no_part_to_resume(tmp_path):
     file = replace(remote(tmp_path, tag="1"), tag=None)
     cache.part_path(file).write_bytes(b"x")
     assert cache.part_size(file) == 0

@@ -16,12 +16,12 @@ from hub_server import Fault, HubServer, until
 from jaxchat.data.download import eval_bundle
 from jaxchat.data.download.eval_bundle import check_bundle, fetch_bundle, unpack
 from jaxchat.data.download.hub import Hub
-from jaxchat.data.download.web import Patience, Web, WebError
+from jaxchat.data.download.web import RetryPolicy, Web, WebError
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.paths import sha256_file
 
-QUICK = Patience(tries=2, first_tries=1, wait=0.01, longest_wait=0.02, stall=120)
+QUICK = RetryPolicy(tries=2, first_tries=1, wait=0.01, longest_wait=0.02, stall=120)
 FETCH = """
 import sys
 from pathlib import Path
@@ -37,7 +37,7 @@ def serve(server, path):
 
 
 def fetch(home, server):
-    return fetch_bundle(home, bundle_url(server), Web(patience=QUICK))
+    return fetch_bundle(home, bundle_url(server), Web(policy=QUICK))
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_the_bundle_comes_once_and_leaves_no_zip_file(server, tmp_path):
 
 def test_an_address_without_a_bundle_says_so(server, tmp_path):
     with pytest.raises(WebError, match="is not there"):
-        fetch_bundle(tmp_path / "home", f"{bundle_url(server)}.7z", Web(patience=QUICK))
+        fetch_bundle(tmp_path / "home", f"{bundle_url(server)}.7z", Web(policy=QUICK))
     assert not list((tmp_path / "home").glob("eval_bundle*"))
 
 

@@ -13,13 +13,13 @@ from jaxchat.data import registry
 from jaxchat.data.download import cache
 from jaxchat.data.download.hub import Hub, open_hub
 from jaxchat.data.download.transfer import download
-from jaxchat.data.download.web import Patience, Web, WebError
+from jaxchat.data.download.web import RetryPolicy, Web, WebError
 from jaxchat.data.registry import SOURCES, Source
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import DEFAULT_HUB, hub_token, sha256_file
 
 REPO = "someone/problems"
-QUICK = Patience(tries=3, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
+QUICK = RetryPolicy(tries=3, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
 FILES = {
     "README.md": b"of no source",
     "main/train-00000-of-00002.parquet": b"a" * 100,
@@ -48,7 +48,7 @@ def server():
 
 
 def hub_of(server, root, **options):
-    web = options.pop("web", None) or Web(patience=QUICK)
+    web = options.pop("web", None) or Web(policy=QUICK)
     return Hub(root, web, **{"endpoint": server.url, **options})
 
 
@@ -111,11 +111,11 @@ def test_offline_the_list_comes_from_the_cache_whatever_the_endpoint(server, tmp
 
 
 def test_no_network_is_one_sentence(server, tmp_path):
-    with pytest.raises(WebError, match="cannot be reached") as told:
+    with pytest.raises(WebError, match="cannot be reached") as reported:
         hub_of(server, tmp_path, endpoint="http://127.0.0.1:1").files(SOURCE)
-    assert "--offline" in str(told.value)
-    assert "--data-dir" in str(told.value)
-    assert "someone/problems" in str(told.value)
+    assert "--offline" in str(reported.value)
+    assert "--data-dir" in str(reported.value)
+    assert "someone/problems" in str(reported.value)
     with pytest.raises(WebError, match=r"no-such-host.invalid cannot be reached"):
         hub_of(server, tmp_path, endpoint="http://no-such-host.invalid").files(SOURCE)
 
@@ -131,10 +131,10 @@ def test_a_private_repository_wants_a_token(server, tmp_path):
     server.token = "secret"
     with pytest.raises(WebError, match=r"problems cannot be had: .* 401 .* set HF_TOKEN"):
         hub_of(server, tmp_path).files(SOURCE)
-    wrong = Web(token="other", token_for=server.url, patience=QUICK)
+    wrong = Web(token="other", token_for=server.url, policy=QUICK)
     with pytest.raises(WebError, match="check that HF_TOKEN has access"):
         hub_of(server, tmp_path, web=wrong).files(SOURCE)
-    right = hub_of(server, tmp_path, web=Web(token="secret", token_for=server.url, patience=QUICK))
+    right = hub_of(server, tmp_path, web=Web(token="secret", token_for=server.url, policy=QUICK))
     assert len(list(download(right.files(SOURCE), right.web))) == 3
     stored = [asked for asked in server.asked if asked.host == "store"]
     assert len(stored) == 3
@@ -166,7 +166,7 @@ def test_a_page_that_wants_you_to_log_in_is_no_list(server, tmp_path):
         hub_of(server, tmp_path).files(SOURCE)
 
 
-def test_a_damaged_list_in_the_cache_is_told(server, tmp_path):
+def test_a_damaged_list_in_the_cache_is_reported(server, tmp_path):
     hub = hub_of(server, tmp_path)
     hub.files(SOURCE)
     (path,) = hub.folder(SOURCE).glob("list-*.json")
@@ -201,7 +201,7 @@ def test_a_plain_server_without_index_pages_has_the_files_that_the_registry_know
 
 
 @pytest.mark.parametrize("tags", [True, False])
-def test_a_part_from_a_plain_server_is_gone_on_with_only_if_it_can_be_known(server, tmp_path, tags):
+def test_a_part_from_a_plain_server_is_resumed_only_if_it_can_be_known(server, tmp_path, tags):
     server.tags = tags
     name = "main/test-00000-of-00001.parquet"
     server.fail(name, Fault(cut=100))
@@ -211,7 +211,7 @@ def test_a_part_from_a_plain_server_is_gone_on_with_only_if_it_can_be_known(serv
     assert starts == ([0, 100] if tags else [0, 0])
 
 
-def test_a_plain_file_that_changed_meanwhile_comes_anew(server, tmp_path):
+def test_a_plain_file_that_changed_meanwhile_comes_again(server, tmp_path):
     name = "main/test-00000-of-00001.parquet"
     server.fail(name, Fault(cut=100), Fault(404))
     hub = plain(server, tmp_path)
@@ -250,7 +250,7 @@ def test_a_folder_that_pythons_own_server_serves(tmp_path):
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         base_url = f"http://127.0.0.1:{server.server_port}"
-        hub = Hub(tmp_path / "home", Web(patience=QUICK), base_url=base_url)
+        hub = Hub(tmp_path / "home", Web(policy=QUICK), base_url=base_url)
         files = hub.files(SOURCE)
         assert files[0].tag.endswith(" GMT")  # it has no ETag
         got = {file.path: path.read_bytes() for file, path in download(files, hub.web)}

@@ -14,9 +14,9 @@ from hub_server import HubServer
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.data import inputs, prepare
-from jaxchat.data.changes import own_files_changed
 from jaxchat.data.download.hub import Hub
 from jaxchat.data.download.web import Web
+from jaxchat.data.inputs import own_files_changed
 from jaxchat.errors import ArtifactError, ConfigError
 
 CONFIG = """
@@ -228,7 +228,7 @@ def test_a_vocabulary_that_the_text_cannot_fill_stops_the_run(tmp_path: Path) ->
     assert made["vocabulary"] == int(found[2])
 
 
-def test_fields_of_talks_that_are_not_used_are_told_once(
+def test_fields_of_talks_that_are_not_used_are_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where both stages read them."""

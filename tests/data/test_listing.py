@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxchat.data.files.folders import find, kind_of, shown
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.errors import ConfigError
 
 
@@ -47,11 +47,11 @@ def test_links_are_followed_each_real_file_once_and_circles_named(tmp_path: Path
     os.link(texts / "b.txt", texts / "z.txt")
     assert names(texts) == ["alone.txt", "b.txt", "more/d.txt", "sub/c.txt"]
     assert list(TextFiles([str(texts)])) == ["e", "b", "d", "c"]
-    told = find([str(texts)]).summary()
-    assert "1 link that leads nowhere (gone.txt)" in told
-    assert "2 links that lead in a circle (self, sub/up)" in told
+    reported = find([str(texts)]).summary()
+    assert "1 link that leads nowhere (gone.txt)" in reported
+    assert "2 links that lead in a circle (self, sub/up)" in reported
     twice = "a.txt, more/back, more/deep/e.txt, and 2 more"
-    assert f"5 second names of files or folders ({twice})" in told
+    assert f"5 second names of files or folders ({twice})" in reported
 
 
 def test_a_name_that_is_given_twice_is_read_once(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import pytest
 
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
-from jaxchat.data import checksums, inputs
+from jaxchat.data import inputs, own
 from jaxchat.data.download.hub import Hub
 from jaxchat.data.download.web import Web
 from jaxchat.data.files.folders import Listing
-from jaxchat.data.shards import local_inputs
+from jaxchat.data.own import Checksums, local_inputs
 from jaxchat.errors import ConfigError
 from jaxchat.paths import read_json, sha256_text, write_json
 from jaxchat.runs.runner import FORMAT, Context, Stage, _as_text, run_stages
@@ -211,7 +211,7 @@ def test_other_conversations_leave_the_text_alone(run: Run, what: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["texts", "talks", "persona"])
-def test_another_name_of_nothing_is_told_and_nothing_is_lost(run: Run, field: str) -> None:
+def test_another_name_of_nothing_is_reported_and_nothing_is_lost(run: Run, field: str) -> None:
     right = getattr(run, field)
     setattr(run, field, run.root / "missing.jsonl")
     with pytest.raises(ConfigError, match=r"missing\.jsonl does not exist"):
@@ -229,9 +229,9 @@ def test_files_that_nothing_says_have_changed_are_not_read_again(
         read.append(path.name)
         return sha(path)
 
-    sha = checksums.sha256_file
-    monkeypatch.setattr(checksums, "sha256_file", reading)
-    monkeypatch.setattr(checksums, "YOUNG", -60.0)  # they have just been written
+    sha = own.sha256_file
+    monkeypatch.setattr(own, "sha256_file", reading)
+    monkeypatch.setattr(own, "YOUNG", -60.0)  # they have just been written
     touched(run)
     run.go()
     assert sorted(read) == ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl", "talks.jsonl"]
@@ -246,11 +246,11 @@ def test_files_that_nothing_says_have_changed_are_not_read_again(
 def test_a_young_file_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("a")
-    with checksums.Checksums(tmp_path / "kept.json", tmp_path) as known:
+    with Checksums(tmp_path / "kept.json", tmp_path) as known:
         known.of(path)
     assert not (tmp_path / "kept.json").exists()
     os.utime(path, (1, 1))  # its ctime is young all the same
-    with checksums.Checksums(tmp_path / "kept.json", tmp_path) as known:
+    with Checksums(tmp_path / "kept.json", tmp_path) as known:
         known.of(path)
     assert not (tmp_path / "kept.json").exists()
 
@@ -259,8 +259,8 @@ def test_a_young_file_is_read_again(tmp_path: Path) -> None:
 def test_kept_checksums_that_are_damaged_are_computed_again(tmp_path: Path, content: str) -> None:
     (tmp_path / "kept.json").write_bytes(content.encode("latin-1"))
     (tmp_path / "a.txt").write_text("a")
-    with checksums.Checksums(tmp_path / "kept.json", tmp_path) as known:
-        assert known.of(tmp_path / "a.txt") == checksums.sha256_file(tmp_path / "a.txt")
+    with Checksums(tmp_path / "kept.json", tmp_path) as known:
+        assert known.of(tmp_path / "a.txt") == own.sha256_file(tmp_path / "a.txt")
 
 
 # ----- runs made before content was kept -----
@@ -272,7 +272,7 @@ def make_old(run: Run) -> None:
     kept = read_json(root / "data" / "inputs.json")
     del kept["own"]
     write_json(root / "data" / "inputs.json", kept)
-    shutil.rmtree(run.root / checksums.FOLDER, ignore_errors=True)
+    shutil.rmtree(run.root / own.CHECKSUMS, ignore_errors=True)
     done: dict[str, Any] = {}
     for stage in STAGES:
         if not (root / stage.name / "done.json").exists():
@@ -299,8 +299,10 @@ def test_a_complete_run_made_before_stays_and_what_is_there_is_recorded(
     make_old(run)
     capsys.readouterr()
     assert run.go() == []
-    told = capsys.readouterr().out
-    assert f"{run.texts}: what it holds now (4 files) is recorded; it is what the run was" in told
+    reported = capsys.readouterr().out
+    assert (
+        f"{run.texts}: what it holds now (4 files) is recorded; it is what the run was" in reported
+    )
     assert run.go() == []
     assert "recorded" not in capsys.readouterr().out
     moved(run)
@@ -315,9 +317,9 @@ def test_an_old_run_of_other_files_stays_and_says_so(
     make_old(run)
     added(run)
     assert run.go() == []
-    told = capsys.readouterr().out
-    assert "(5 files) is recorded; the run was made of something else" in told
-    assert "--force data begins with what is there now" in told
+    reported = capsys.readouterr().out
+    assert "(5 files) is recorded; the run was made of something else" in reported
+    assert "--force data restarts with what is there now" in reported
     grown(run)
     assert run.go() == STAGES_OF_TEXT
 
@@ -338,7 +340,7 @@ class Counted(int):
 
 
 class ManyFiles:
-    """Stands for a folder of so many small files."""
+    """Stands for a folder of `count` small files."""
 
     count = 0
     listing = Listing((), {})
@@ -358,8 +360,8 @@ class Listed(type(Path())):  # type: ignore[misc]
 
 
 def additions(count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr("jaxchat.data.shards.TextFiles", ManyFiles)
-    monkeypatch.setattr("jaxchat.data.shards.hash_of", lambda paths, *_: "same")
+    monkeypatch.setattr("jaxchat.data.own.TextFiles", ManyFiles)
+    monkeypatch.setattr("jaxchat.data.own.hash_of", lambda paths, *_: "same")
     monkeypatch.setattr(ManyFiles, "count", count)
     Counted.added = 0
     found = local_inputs(folder, 17)
@@ -379,12 +381,12 @@ def test_many_small_files_are_grouped_in_linear_time(
 def test_a_rewrite_with_size_and_date_put_back_is_noticed_however_old_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody can put back when the file's entry changed, and that is looked at, too."""
-    monkeypatch.setattr(checksums, "YOUNG", -3600.0)  # every file counts as old
+    """It cannot be put back when the file's entry changed, and that is looked at, too."""
+    monkeypatch.setattr(own, "YOUNG", -3600.0)  # every file counts as old
     file, kept = tmp_path / "a.txt", tmp_path / "kept.json"
 
     def checksum() -> str:
-        with checksums.Checksums(kept, tmp_path) as known:
+        with Checksums(kept, tmp_path) as known:
             return known.of(file)
 
     file.write_text("words")

@@ -88,13 +88,13 @@ def test_documents_can_be_put_together_again_from_the_rows(
 
 @given(lengths, rows_of, pools)
 def test_the_statistics_are_those_of_the_rows(lengths: list[int], row: int, pool: int) -> None:
-    rows, told = pack_text(*numbered(lengths), row, BOS, pool)
-    assert told.documents == sum(length > 0 for length in lengths)
-    assert told.tokens == sum(lengths)
-    assert told.rows == len(rows)
-    assert told.bos == (rows == BOS).sum()
-    assert told.kept == (rows != BOS).sum()
-    assert told.dropped == told.tokens - told.kept
+    rows, reported = pack_text(*numbered(lengths), row, BOS, pool)
+    assert reported.documents == sum(length > 0 for length in lengths)
+    assert reported.tokens == sum(lengths)
+    assert reported.rows == len(rows)
+    assert reported.bos == (rows == BOS).sum()
+    assert reported.kept == (rows != BOS).sum()
+    assert reported.dropped == reported.tokens - reported.kept
 
 
 @given(lengths, rows_of, pools)
@@ -104,9 +104,9 @@ def test_the_same_documents_give_the_same_rows(lengths: list[int], row: int, poo
 
 def test_at_least_99_percent_of_a_corpus_are_kept() -> None:
     lengths = np.random.default_rng(0).lognormal(5, 1.5, 500).astype(int).tolist()
-    _, told = pack_text(*numbered(lengths), 257, BOS)
-    assert told.share_kept > 0.99
-    assert told.bos < 0.02 * 257 * told.rows
+    _, reported = pack_text(*numbered(lengths), 257, BOS)
+    assert reported.share_kept > 0.99
+    assert reported.bos < 0.02 * 257 * reported.rows
 
 
 def test_documents_that_fit_are_not_cut() -> None:
@@ -130,16 +130,16 @@ def test_the_shortest_is_cut_where_none_fits() -> None:
 
 def test_empty_documents_are_left_out() -> None:
     documents = flat([[BOS], [], [BOS, 1, 2], [BOS]])
-    rows, told = pack_text(*documents, 3, BOS)
+    rows, reported = pack_text(*documents, 3, BOS)
     assert rows.tolist() == [[BOS, 1, 2]]
-    assert told == TextStatistics(documents=1, tokens=2, kept=2, bos=1, rows=1)
+    assert reported == TextStatistics(documents=1, tokens=2, kept=2, bos=1, rows=1)
     assert len(pack_text(*flat([[BOS], [BOS, 1]]), 3, BOS)[0]) == 0, "a lone BOS filled a row"
 
 
 def test_no_documents_are_no_rows_of_the_right_width() -> None:
-    rows, told = pack_text(*join([]), 5, BOS)
+    rows, reported = pack_text(*join([]), 5, BOS)
     assert rows.shape == (0, 5)
-    assert told == TextStatistics()
+    assert reported == TextStatistics()
 
 
 def test_a_row_too_short_for_text_is_refused() -> None:
@@ -187,15 +187,18 @@ def test_conversations_stay_whole_with_their_masks_or_are_cut_at_the_rows_end(
     masks: list[list[int]], row: int, pool: int
 ) -> None:
     all_of_them = conversations(masks)
-    rows, flags, told = pack_conversations(*joined(all_of_them), row, PAD, pool)
-    assert rows.shape == flags.shape == (told.rows, row)
-    assert (told.padding, told.tokens) == ((rows == PAD).sum(), sum(map(len, masks)))
-    assert (told.kept, told.cut) == ((rows != PAD).sum(), sum(len(mask) > row for mask in masks))
+    rows, flags, reported = pack_conversations(*joined(all_of_them), row, PAD, pool)
+    assert rows.shape == flags.shape == (reported.rows, row)
+    assert (reported.padding, reported.tokens) == ((rows == PAD).sum(), sum(map(len, masks)))
+    assert (reported.kept, reported.cut) == (
+        (rows != PAD).sum(),
+        sum(len(mask) > row for mask in masks),
+    )
     left = [(ids[:row], mask[:row]) for ids, mask in all_of_them]
     for ids, mask in zip(rows.tolist(), flags.tolist(), strict=True):
         while ids and ids[0] != PAD:
             match = [(i, m) for i, m in left if ids[: len(i)] == i and mask[: len(i)] == m]
-            assert match, f"a row goes on with {ids}, {mask}, which begins no conversation"
+            assert match, f"a row continues with {ids}, {mask}, which begins no conversation"
             longest = max(match)
             left.remove(longest)
             ids, mask = ids[len(longest[0]) :], mask[len(longest[0]) :]
@@ -207,8 +210,8 @@ def test_conversations_stay_whole_with_their_masks_or_are_cut_at_the_rows_end(
 def test_little_of_packed_conversations_is_padding() -> None:
     lengths = np.random.default_rng(0).integers(10, 60, 500)
     pairs = conversations([[1] * int(n) for n in lengths])
-    _, _, told = pack_conversations(*joined(pairs), 129, PAD)
-    assert told.share_padding < 0.02
+    _, _, reported = pack_conversations(*joined(pairs), 129, PAD)
+    assert reported.share_padding < 0.02
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])
@@ -217,6 +220,6 @@ def test_rows_take_two_bytes_a_token_while_the_vocabulary_allows(vocab: int, dty
 
 
 def test_no_conversations_are_no_rows_of_the_right_width() -> None:
-    rows, mask, told = pack_conversations(*joined([]), 5, PAD)
+    rows, mask, reported = pack_conversations(*joined([]), 5, PAD)
     assert rows.shape == mask.shape == (0, 5)
-    assert told.share_padding == 0
+    assert reported.share_padding == 0

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from jaxchat.data.prefetch import prefetched
+from jaxchat.data.loader import prefetched
 
 
 def test_batches_come_in_order_from_any_step() -> None:

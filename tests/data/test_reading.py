@@ -1,4 +1,4 @@
-"""Bytes of files as text: byte order marks, long lines, damage told as what it is."""
+"""Bytes of files as text: byte order marks, long lines, damage reported as what it is."""
 
 import errno
 import gzip
@@ -18,10 +18,10 @@ from pyarrow import parquet
 from jaxchat.cli.serve import read_key
 from jaxchat.config import loading
 from jaxchat.data.files import compressed, text
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.errors import ArtifactError, ConfigError, explain
 from jaxchat.evals.core.bundle import read_bundle, read_examples
-from jaxchat.tasks.custom import Custom
+from jaxchat.tasks.conversations import Custom
 from jaxchat.tasks.persona import read_persona
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "core_bundle"
@@ -116,7 +116,7 @@ def test_a_line_without_end_comes_in_pieces_of_whole_characters(
     assert max(len(piece.encode()) for piece in found) <= 2 * 16 + 3
 
 
-def test_a_character_that_is_cut_off_at_the_end_is_told(tmp_path: Path) -> None:
+def test_a_character_that_is_cut_off_at_the_end_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "good 🙂".encode()[:-1])
     with pytest.raises(ArtifactError, match=r"a\.txt is not UTF-8 text \(byte 5\)"):
         list(TextFiles([str(path)]))
@@ -133,7 +133,7 @@ def test_lines_are_cut_where_they_were(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
 def test_a_record_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    for module in (text, sys.modules["jaxchat.tasks.table"]):
+    for module in (text, sys.modules["jaxchat.data.files.table"]):
         monkeypatch.setattr(module, "MAX_RECORD", len(LINE))
     path = write(tmp_path / name, LINE + b"\n" + LINE[:-1] + b" \n")
     said = r"line 3 of .*a\.jsonl.* is longer than 0 MiB, the most that one record may have"
@@ -152,7 +152,9 @@ def zstd_frame(window_log: int, payload: bytes = LINE) -> bytes:
 
 
 @pytest.mark.parametrize("before", [b"", b"\x50\x2a\x4d\x18\x02\0\0\0ab", zstd_frame(20)])
-def test_a_window_that_is_too_large_is_told_with_the_command(tmp_path: Path, before: bytes) -> None:
+def test_a_window_that_is_too_large_is_reported_with_the_command(
+    tmp_path: Path, before: bytes
+) -> None:
     path = tmp_path / "my texts.jsonl.zst"
     path.write_bytes(before + zstd_frame(27))
     assert len(list(TextFiles([str(path)]))) == 1 + before.startswith(b"\x28")
@@ -160,10 +162,12 @@ def test_a_window_that_is_too_large_is_told_with_the_command(tmp_path: Path, bef
     for read in (lambda: list(TextFiles([str(path)])), lambda: Custom([path])):
         with pytest.raises(ArtifactError, match="at most 128 MiB are read") as caught:
             read()
-        told = str(caught.value)
-        assert f"zstd -d --long=31 -c {shlex.quote(str(path))} | zstd -19 -o NEW.jsonl.zst" in told
-        assert ("2,048 MiB" in told) == (not before.startswith(b"\x28"))
-        assert "fetch it again" not in told
+        reported = str(caught.value)
+        assert (
+            f"zstd -d --long=31 -c {shlex.quote(str(path))} | zstd -19 -o NEW.jsonl.zst" in reported
+        )
+        assert ("2,048 MiB" in reported) == (not before.startswith(b"\x28"))
+        assert "fetch it again" not in reported
 
 
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="the program zstd is not installed")
@@ -204,10 +208,10 @@ def test_a_damaged_page_names_the_file_and_not_the_home(tmp_path: Path, codec: s
     path = damaged_parquet(tmp_path / "page.parquet", codec)
     with pytest.raises(ArtifactError) as caught:
         list(TextFiles([str(path)]))
-    told, code = explain(caught.value, tmp_path / "home") or ("", 0)
+    reported, code = explain(caught.value, tmp_path / "home") or ("", 0)
     assert code == 1
-    assert told.startswith(f"jaxchat: {path} is damaged (")
-    assert "home" not in told
+    assert reported.startswith(f"jaxchat: {path} is damaged (")
+    assert "home" not in reported
 
 
 @pytest.mark.parametrize(
@@ -225,7 +229,7 @@ def test_a_damaged_page_names_the_file_and_not_the_home(tmp_path: Path, codec: s
         ("a.jsonl", b"%PDF-1.7\n%\xe2\xe3", "is no JSON object|it looks like a PDF"),
     ],
 )
-def test_every_failure_is_told_as_what_it_is(
+def test_every_failure_is_reported_as_what_it_is(
     tmp_path: Path, name: str, data: bytes, said: str
 ) -> None:
     path = tmp_path / name
@@ -303,11 +307,11 @@ def test_packed_parquet_and_talks_are_read(tmp_path: Path, packed: str) -> None:
 
 
 def test_an_error_without_a_file_names_none(tmp_path: Path) -> None:
-    told, code = explain(OSError("Corrupt snappy compressed data."), tmp_path) or ("", 0)
+    reported, code = explain(OSError("Corrupt snappy compressed data."), tmp_path) or ("", 0)
     assert code == 1
-    assert "Corrupt snappy compressed data." in told
-    assert "it is not said which" in told
+    assert "Corrupt snappy compressed data." in reported
+    assert "it is not said which" in reported
     gone = FileNotFoundError(errno.ENOENT, "No such file or directory", "/nowhere/file")
-    told, _ = explain(gone, tmp_path) or ("", 0)
-    assert told.startswith("jaxchat: /nowhere/file cannot be used")
-    assert "--home" not in told, "it is no file of the home"
+    reported, _ = explain(gone, tmp_path) or ("", 0)
+    assert reported.startswith("jaxchat: /nowhere/file cannot be used")
+    assert "--home" not in reported, "it is no file of the home"

@@ -67,7 +67,7 @@ def test_files_of_a_split():
         smoltalk.files_of("dev")
 
 
-def test_an_unknown_source_is_told_with_the_known_ones():
+def test_an_unknown_source_is_reported_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"no source 'mnist'; there are fineweb_edu, climbmix"):
         registry.find("mnist")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxchat.data.rows import RowSource, training_batches, validation_batches, write_rows
+from jaxchat.data.loader import RowSource, training_batches, validation_batches
+from jaxchat.data.shard_folder import write_rows
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import read_json, write_json
 

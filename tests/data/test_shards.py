@@ -16,24 +16,25 @@ import tiny_shards
 from tiny_shards import ROW, TOKENIZER, contents, prepare, write_texts
 
 from jaxchat.data import shards
+from jaxchat.data.files.textfiles import TextFiles
+from jaxchat.data.own import InputFile, local_inputs
 from jaxchat.data.packing import join, pack_text
 from jaxchat.data.shard_folder import ShardFolder
-from jaxchat.data.shards import ShardInput, local_inputs, prepare_shards
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.shards import prepare_shards
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import read_json, write_json
 from jaxchat.tokenizer import Tokenizer
 
 
 @pytest.fixture
-def inputs(tmp_path: Path) -> list[ShardInput]:
+def inputs(tmp_path: Path) -> list[InputFile]:
     return write_texts(tmp_path / "text")
 
 
 def test_a_shard_holds_the_packed_documents_of_its_file(
-    inputs: list[ShardInput], tmp_path: Path
+    inputs: list[InputFile], tmp_path: Path
 ) -> None:
-    told = prepare(inputs, tmp_path / "out")
+    reported = prepare(inputs, tmp_path / "out")
     folder = ShardFolder(tmp_path / "out")
     total = 0
     for number, entry in enumerate(inputs):
@@ -47,18 +48,18 @@ def test_a_shard_holds_the_packed_documents_of_its_file(
         assert manifest.statistics == statistics
         assert manifest.input.name == entry.name
         total += len(rows)
-    assert told.training.rows + told.held_out.rows == total
-    assert told.held_out == statistics, "the last file is held out"
-    assert (told.shards, told.made, folder.manifest.validation) == (6, 6, 5)
+    assert reported.training.rows + reported.held_out.rows == total
+    assert reported.held_out == statistics, "the last file is held out"
+    assert (reported.shards, reported.made, folder.manifest.validation) == (6, 6, 5)
 
 
-def test_the_number_of_workers_changes_nothing(inputs: list[ShardInput], tmp_path: Path) -> None:
-    told = [prepare(inputs, tmp_path / str(n), workers=n) for n in (1, 3)]
+def test_the_number_of_workers_changes_nothing(inputs: list[InputFile], tmp_path: Path) -> None:
+    reported = [prepare(inputs, tmp_path / str(n), workers=n) for n in (1, 3)]
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
-    assert told[0].artifact == told[1].artifact
+    assert reported[0].artifact == reported[1].artifact
 
 
-def test_what_is_whole_is_not_made_again(inputs: list[ShardInput], tmp_path: Path) -> None:
+def test_what_is_whole_is_not_made_again(inputs: list[InputFile], tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = prepare(inputs, out)
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -68,13 +69,13 @@ def test_what_is_whole_is_not_made_again(inputs: list[ShardInput], tmp_path: Pat
 
 
 def test_a_long_file_is_packed_in_segments(
-    inputs: list[ShardInput], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: list[InputFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "BATCH_CHARACTERS", 100)
     monkeypatch.setattr(shards, "SEGMENT_TOKENS", 400)
-    told = prepare(inputs, tmp_path / "out")
-    assert told.training.documents == sum(30 + 5 * n for n in range(5))
-    assert 0 < told.training.dropped < told.training.tokens / 20
+    reported = prepare(inputs, tmp_path / "out")
+    assert reported.training.documents == sum(30 + 5 * n for n in range(5))
+    assert 0 < reported.training.dropped < reported.training.tokens / 20
     for number in range(6):
         array = np.load(tmp_path / "out" / f"shard_{number:05d}.npy")
         assert (array[:, 0] == TOKENIZER.bos).all()
@@ -112,7 +113,7 @@ tiny_shards.prepare(inputs, folder / "out", workers=1)
 
 
 @pytest.mark.parametrize("where", ["while a shard is written", "before a shard is declared whole"])
-def test_a_killed_process_is_gone_on_with_to_the_same_bytes(
+def test_a_killed_process_is_resumed_to_the_same_bytes(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flag = tmp_path / "reached"
@@ -137,18 +138,18 @@ def test_a_killed_process_is_gone_on_with_to_the_same_bytes(
     monkeypatch.setattr(shards, "BATCH_CHARACTERS", 100)
     monkeypatch.setattr(shards, "SEGMENT_TOKENS", 400)
     inputs = write_texts(tmp_path / "text")
-    told = prepare(inputs, out)
-    assert 0 < told.made < 6
-    assert told.artifact == prepare(inputs, tmp_path / "uninterrupted").artifact
+    reported = prepare(inputs, out)
+    assert 0 < reported.made < 6
+    assert reported.artifact == prepare(inputs, tmp_path / "uninterrupted").artifact
     assert contents(out) == contents(tmp_path / "uninterrupted")
 
 
 def test_the_held_out_shard_comes_first_then_the_others_in_order(
-    inputs: list[ShardInput], tmp_path: Path
+    inputs: list[InputFile], tmp_path: Path
 ) -> None:
     asked = []
 
-    def fetch(entry: ShardInput) -> Path:
+    def fetch(entry: InputFile) -> Path:
         assert (tmp_path / "out" / "manifest.json").exists(), "nothing to begin reading with"
         asked.append(entry.name)
         return tmp_path / "text" / entry.name
@@ -161,11 +162,11 @@ def test_the_held_out_shard_comes_first_then_the_others_in_order(
 
 
 def test_an_error_of_one_shard_ends_all_and_keeps_what_is_whole(
-    inputs: list[ShardInput], tmp_path: Path
+    inputs: list[InputFile], tmp_path: Path
 ) -> None:
     others = threading.Event()
 
-    def fetch(entry: ShardInput) -> Path:
+    def fetch(entry: InputFile) -> Path:
         if entry.name == "c.jsonl":
             raise ArtifactError("the server has gone")
         if entry.name > "c.jsonl" and entry.name != "f.jsonl":
@@ -175,8 +176,8 @@ def test_an_error_of_one_shard_ends_all_and_keeps_what_is_whole(
     remote = [replace(entry, paths=()) for entry in inputs]
     with pytest.raises(ArtifactError, match="the server has gone"):
         prepare(remote, tmp_path / "out", workers=1, fetch=fetch)
-    told = prepare(inputs, tmp_path / "out")
-    assert told.made == 3
+    reported = prepare(inputs, tmp_path / "out")
+    assert reported.made == 3
     assert not others.is_set(), "shards after the failed one were begun"
 
 
@@ -184,7 +185,7 @@ def test_an_error_of_one_shard_ends_all_and_keeps_what_is_whole(
 
 
 def test_a_folder_made_for_something_else_is_refused_with_what_differs(
-    inputs: list[ShardInput], tmp_path: Path
+    inputs: list[InputFile], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     prepare(inputs, out)
@@ -214,7 +215,7 @@ def test_a_folder_made_for_something_else_is_refused_with_what_differs(
     ],
 )
 def test_a_shard_of_another_folder_is_refused_with_what_differs(
-    inputs: list[ShardInput], tmp_path: Path, field: str, value: object, said: str
+    inputs: list[InputFile], tmp_path: Path, field: str, value: object, said: str
 ) -> None:
     prepare(inputs, tmp_path / "out")
     path = tmp_path / "out" / "shard_00001.json"
@@ -227,7 +228,7 @@ def test_a_shard_of_another_folder_is_refused_with_what_differs(
     "damage", ["flipped bit", "cut off", "gone", "no manifest", "odd manifest"]
 )
 def test_a_damaged_shard_is_named_and_made_again(
-    inputs: list[ShardInput], tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+    inputs: list[InputFile], tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     prepare(inputs, out)
@@ -247,40 +248,67 @@ def test_a_damaged_shard_is_named_and_made_again(
         path.write_bytes(data if damage == "flipped bit" else data[:-1])
     assert prepare(inputs, out).made == 1
     assert contents(out) == before
-    told = capsys.readouterr().err
-    assert "shard_00003" in told
-    assert "It is made again now." in told
+    reported = capsys.readouterr().err
+    assert "shard_00003" in reported
+    assert "It is made again now." in reported
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "jaxchat-shards-0"}'])
 def test_a_folder_manifest_that_is_none_is_refused(
-    inputs: list[ShardInput], tmp_path: Path, content: str
+    inputs: list[InputFile], tmp_path: Path, content: str
 ) -> None:
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"manifest\.json is no manifest of shards .* delete"):
         prepare(inputs, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("row_tokens", "33", "row_tokens: Input should be a valid integer"),
+        ("row_tokens", True, "row_tokens: Input should be a valid integer"),
+        ("tokenizer", None, "tokenizer: Input should be a valid string"),
+        ("inputs", [{"name": "a.txt", "sha256": 1}], "inputs.0.sha256: Input should be a valid"),
+        (
+            "inputs",
+            [{"name": "a.txt"}],
+            r"inputs.0.sha256: .*[Mm]issing|inputs.0.sha256: .*required",
+        ),
+        ("surprise", 1, "surprise: Unexpected keyword"),
+        ("format", "jaxchat-shards-0", "its format is jaxchat-shards-0, not jaxchat-shards-1"),
+        ("validation", 9, "it holds out shard 9 of 6"),
+    ],
+)
+def test_a_folder_manifest_with_a_bad_field_is_refused_by_its_name(
+    inputs: list[InputFile], tmp_path: Path, key: str, value: object, reason: str
+) -> None:
+    prepare(inputs, tmp_path)
+    path = tmp_path / "manifest.json"
+    write_json(path, read_json(path) | {key: value})
+    with pytest.raises(ArtifactError, match=rf"is no manifest of shards \(.*({reason}).*delete"):
+        prepare(inputs, tmp_path)
+
+
 def test_a_file_that_is_not_what_was_announced_is_refused(
-    inputs: list[ShardInput], tmp_path: Path
+    inputs: list[InputFile], tmp_path: Path
 ) -> None:
     inputs[1].paths[0].write_text('{"text": "something else"}\n')
     with pytest.raises(ArtifactError, match=r"shard 2 of 6 \(b\.jsonl\) is not what was announced"):
         prepare(inputs, tmp_path / "out")
 
 
-def test_too_few_files_are_refused(inputs: list[ShardInput], tmp_path: Path) -> None:
+def test_too_few_files_are_refused(inputs: list[InputFile], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is 1 file .* at least 2"):
         prepare(inputs[:1], tmp_path / "out")
 
 
-def test_text_that_fills_no_row_is_refused(inputs: list[ShardInput], tmp_path: Path) -> None:
+def test_text_that_fills_no_row_is_refused(inputs: list[InputFile], tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not fill one row of 100000 tokens"):
         prepare_shards(inputs, TOKENIZER, 100_000, tmp_path / "out", workers=1)
 
 
 def test_two_processes_do_not_prepare_into_one_folder(
-    inputs: list[ShardInput], tmp_path: Path
+    inputs: list[InputFile], tmp_path: Path
 ) -> None:
     prepare(inputs, tmp_path / "out")
     with (tmp_path / "out" / ".lock").open("a") as file:
@@ -302,9 +330,9 @@ def test_small_files_of_a_folder_share_shards_in_the_order_of_names(tmp_path: Pa
     assert [len(entry.paths) for entry in inputs] == [7, 7, 7, 7, 7, 6]
     assert inputs[0].name == "00.txt to 06.txt"
     assert inputs[-1].name == "35.txt to 99.txt"
-    told = prepare_shards(inputs, TOKENIZER, 257, tmp_path / "out", workers=2)
-    assert told.training.share_kept > 0.95
-    assert told.training.documents == 35
+    reported = prepare_shards(inputs, TOKENIZER, 257, tmp_path / "out", workers=2)
+    assert reported.training.share_kept > 0.95
+    assert reported.training.documents == 35
 
 
 def test_two_small_files_are_one_to_train_on_and_one_held_out(tmp_path: Path) -> None:

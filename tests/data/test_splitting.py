@@ -8,9 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from jaxchat.data.shards import ShardInput, local_inputs
-from jaxchat.data.splitting import Split, divided, split_file
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.files.textfiles import TextFiles
+from jaxchat.data.own import InputFile, Split, divided, local_inputs, split_file
 from jaxchat.errors import ConfigError
 
 ROW = 9
@@ -33,7 +32,7 @@ def write(folder: Path, kind: str) -> Path:
     return path
 
 
-def only(path: Path) -> ShardInput:
+def only(path: Path) -> InputFile:
     (found,) = local_inputs(path, ROW)
     return found
 
@@ -61,7 +60,7 @@ def test_the_last_twentieth_of_the_only_file_is_held_out(
     )
 
 
-def test_a_split_that_is_whole_is_kept_and_another_file_is_split_anew(tmp_path: Path) -> None:
+def test_a_split_that_is_whole_is_kept_and_another_file_is_split_again(tmp_path: Path) -> None:
     path, folder = write(tmp_path, "jsonl"), tmp_path / "split"
     first = split_file(only(path), folder, ROW)
     made = folder.stat().st_ino

@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 from tiny_shards import ROW, TOKENIZER, contents, prepare, write_texts
 
 from jaxchat.data import loader
-from jaxchat.data.loader import HeldOutRows, ShardedRows, permutation
-from jaxchat.data.prefetch import prefetched
-from jaxchat.data.rows import training_batches, validation_batches
+from jaxchat.data.loader import (
+    HeldOutRows,
+    ShardedRows,
+    permutation,
+    prefetched,
+    training_batches,
+    validation_batches,
+)
 from jaxchat.data.shard_folder import ShardFolder
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import write_json
@@ -167,14 +172,15 @@ def test_training_begins_with_the_first_window_and_waits_for_the_next(
     got: list[np.ndarray] = []
     reader = threading.Thread(target=lambda: got.append(source.take(np.arange(first + 9), 0)))
     reader.start()
-    began, told = time.monotonic(), ""
-    while told.count("\n") < 3:
-        assert time.monotonic() < began + 30, f"it does not say what it waits for: {told!r}"
+    began, reported = time.monotonic(), ""
+    while reported.count("\n") < 3:
+        assert time.monotonic() < began + 30, f"it does not say what it waits for: {reported!r}"
         time.sleep(0.05)
-        told += capsys.readouterr().err
+        reported += capsys.readouterr().err
     assert time.monotonic() > began + 0.5, "it says so too often"
     assert all(
-        line.startswith("waiting for shard 3 of 6 (c.jsonl), ") for line in told.split("\n")[:-1]
+        line.startswith("waiting for shard 3 of 6 (c.jsonl), ")
+        for line in reported.split("\n")[:-1]
     )
     assert reader.is_alive()
     assert not got
@@ -185,9 +191,12 @@ def test_training_begins_with_the_first_window_and_waits_for_the_next(
     assert (got[0] == expected.take(np.arange(first + 9), 0)).all()
 
 
-def test_shards_that_nobody_makes_any_more_are_told(whole: Path, tmp_path: Path) -> None:
+def test_shards_that_are_not_made_any_more_are_reported(whole: Path, tmp_path: Path) -> None:
     folder = copied(whole, tmp_path / "out", "shard_0000[01].*")
-    for alive, reason in [(None, "nobody prepares"), (lambda: "process 7 was killed", "process 7")]:
+    for alive, reason in [
+        (None, "they are not being prepared"),
+        (lambda: "process 7 was killed", "process 7"),
+    ]:
         source = ShardedRows(folder, TOKENIZER.hash, window=WINDOW, alive=alive)
         source.take(np.arange(5), 0)
         said = rf"shard 3 of 6 \(c\.jsonl\) is missing and will not come \({reason}.*again"
@@ -222,7 +231,7 @@ def test_how_many_rows_a_pass_has_is_not_known_while_shards_are_missing(
 # ----- damage -----
 
 
-def test_a_damaged_shard_is_told_when_it_is_first_used(whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_reported_when_it_is_first_used(whole: Path, tmp_path: Path) -> None:
     folder = copied(whole, tmp_path / "out")
     path = folder / "shard_00003.npy"
     data = bytearray(path.read_bytes())

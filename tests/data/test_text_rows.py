@@ -10,12 +10,12 @@ from tiny_shards import TOKENIZER
 
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
-from jaxchat.data import text_rows
+from jaxchat.data import packing
 from jaxchat.data.download.hub import Hub
 from jaxchat.data.download.web import Web
 from jaxchat.data.inputs import Inputs, gather, read_inputs
 from jaxchat.data.shard_folder import is_whole
-from jaxchat.data.text_rows import prepare_text, text_hash
+from jaxchat.data.shards import prepare_text, text_hash
 from jaxchat.errors import ArtifactError
 
 CONFIG = """
@@ -77,7 +77,7 @@ def test_the_hash_is_that_of_all_that_decides_the_rows(server: HubServer, tmp_pa
     fewer = Inputs(read.text[1:], read.chat, read.first)
     assert text_hash(fewer, TOKENIZER, 65) != first
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_rows, "VERSION", -1)
+        patch.setattr(packing, "VERSION", -1)
         assert text_hash(read, TOKENIZER, 65) != first
 
 

@@ -10,9 +10,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from jaxchat.data import textfiles
-from jaxchat.data.files import text
-from jaxchat.data.textfiles import TextFiles
+from jaxchat.data.files import text, textfiles
+from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.errors import ArtifactError, ConfigError
 
 

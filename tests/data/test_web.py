@@ -14,8 +14,8 @@ from jaxchat import paths
 from jaxchat.data.download.hub import Hub
 from jaxchat.data.download.transfer import download
 from jaxchat.data.download.web import (
-    Passing,
-    Patience,
+    RetryPolicy,
+    TransientError,
     Web,
     WebError,
     _Redirects,
@@ -25,7 +25,7 @@ from jaxchat.data.download.web import (
 from jaxchat.data.registry import Source
 from jaxchat.errors import ConfigError
 
-QUICK = Patience(tries=3, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
+QUICK = RetryPolicy(tries=3, first_tries=2, wait=0.01, longest_wait=0.02, stall=120)
 REPO = "someone/things"
 
 
@@ -93,7 +93,7 @@ def test_everything_goes_through_the_proxy_that_the_environment_names(
     server, proxy, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("http_proxy", proxy.url)
-    hub = Hub(tmp_path, Web(proxies=paths.proxies(), patience=QUICK), endpoint=server.url)
+    hub = Hub(tmp_path, Web(proxies=paths.proxies(), policy=QUICK), endpoint=server.url)
     ((_, path),) = download(hub.files(source()), hub.web)
     assert path.read_bytes() == b"abc"
     asked = [
@@ -104,20 +104,20 @@ def test_everything_goes_through_the_proxy_that_the_environment_names(
 
 def test_no_proxy_is_heeded(server, proxy, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    web = Web(proxies={"http": proxy.url}, patience=QUICK)
+    web = Web(proxies={"http": proxy.url}, policy=QUICK)
     fetch_text(web, f"{server.url}/plain/{REPO}/a.parquet", "it")
     assert not proxy.seen
 
 
-def test_a_proxy_that_refuses_is_told(proxy):
-    web = Web(proxies={"https": proxy.url}, patience=QUICK)
+def test_a_proxy_that_refuses_is_reported(proxy):
+    web = Web(proxies={"https": proxy.url}, policy=QUICK)
     with pytest.raises(WebError, match=r"hub.invalid cannot be reached .*403 Forbidden"):
         fetch_text(web, "https://hub.invalid/x", "it")
     assert proxy.seen == ["CONNECT hub.invalid:443"] * QUICK.first_tries
 
 
 def test_the_token_stays_with_its_server(server):
-    web = Web(token="secret", token_for=server.url, patience=QUICK)
+    web = Web(token="secret", token_for=server.url, policy=QUICK)
     with web.open(f"{server.url}/datasets/{REPO}/resolve/{COMMIT}/a.parquet", "it") as answer:
         assert answer.text() == "abc"
     assert [a.headers.get("authorization") for a in server.asked] == ["Bearer secret", None]
@@ -149,7 +149,7 @@ def test_a_redirect_away_from_https_is_refused():
 
 
 def test_a_server_that_is_not_there_is_given_up_sooner_than_one_that_failed(server):
-    web = Web(patience=QUICK)
+    web = Web(policy=QUICK)
     with pytest.raises(WebError, match=r"it is wanted, but 127.0.0.1:1 cannot be reached"):
         fetch_text(web, "http://127.0.0.1:1/x", "it")
     assert not web.reached
@@ -162,14 +162,14 @@ def test_a_server_that_is_not_there_is_given_up_sooner_than_one_that_failed(serv
 def test_an_answer_that_breaks_off_is_passing(server):
     server.fail("a.parquet", Fault(cut=1), Fault())
     url = f"{server.url}/plain/{REPO}/a.parquet"
-    with Web().open(url, "it") as answer, pytest.raises(Passing, match="after 1 of 3 bytes"):
+    with Web().open(url, "it") as answer, pytest.raises(TransientError, match="after 1 of 3 bytes"):
         answer.text()
     server.fail("a.parquet", Fault(cut=1), Fault())
-    assert fetch_text(Web(patience=QUICK), url, "it")[0] == "abc"
+    assert fetch_text(Web(policy=QUICK), url, "it")[0] == "abc"
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "reported"),
     [
         (400, "cannot be had: .* 400"),
         (404, "is not there"),
@@ -177,14 +177,14 @@ def test_an_answer_that_breaks_off_is_passing(server):
         (410, "not there"),
     ],
 )
-def test_what_will_not_pass_is_not_tried_again(server, status, told):
+def test_what_will_not_pass_is_not_tried_again(server, status, reported):
     server.fail("a.parquet", *[Fault(status)] * 9)
-    with pytest.raises(WebError, match=told):
-        fetch_text(Web(patience=QUICK), f"{server.url}/plain/{REPO}/a.parquet", "it")
+    with pytest.raises(WebError, match=reported):
+        fetch_text(Web(policy=QUICK), f"{server.url}/plain/{REPO}/a.parquet", "it")
     assert len(server.asked) == 1
 
 
 def test_a_password_in_an_address_is_refused():
-    with pytest.raises(ConfigError, match="HF_ENDPOINT has a password in it") as told:
+    with pytest.raises(ConfigError, match="HF_ENDPOINT has a password in it") as reported:
         check_address("HF_ENDPOINT", "http://user:secret@127.0.0.1:1/x")
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(reported.value)

@@ -6,14 +6,15 @@ import json
 import random
 from pathlib import Path
 
-from jaxchat.data.shards import Fetch, Prepared, ShardInput, hash_of, prepare_shards
+from jaxchat.data.own import InputFile, hash_of
+from jaxchat.data.shards import Fetch, Prepared, prepare_shards
 from jaxchat.tokenizer import Tokenizer
 
 ROW = 17
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
 
 
-def write_texts(folder: Path, files: int = 6) -> list[ShardInput]:
+def write_texts(folder: Path, files: int = 6) -> list[InputFile]:
     """Files a.jsonl, b.jsonl, ... of documents that no other file has."""
     folder.mkdir(exist_ok=True)
     inputs = []
@@ -25,12 +26,12 @@ def write_texts(folder: Path, files: int = 6) -> list[ShardInput]:
         ]
         path = folder / f"{'abcdefghijklmnop'[number]}.jsonl"
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        inputs.append(ShardInput(path.name, hash_of([path]), (path,), path.stat().st_size))
+        inputs.append(InputFile(path.name, hash_of([path]), path.stat().st_size, (path,)))
     return inputs
 
 
 def prepare(
-    inputs: list[ShardInput], folder: Path, workers: int = 2, fetch: Fetch | None = None
+    inputs: list[InputFile], folder: Path, workers: int = 2, fetch: Fetch | None = None
 ) -> Prepared:
     return prepare_shards(inputs, TOKENIZER, ROW, folder, workers=workers, fetch=fetch)
 

@@ -9,11 +9,11 @@ import pytest
 from hub_server import Fault, HubServer
 
 from jaxchat.data.download.hub import Hub
-from jaxchat.data.download.web import Patience, Web
+from jaxchat.data.download.web import RetryPolicy, Web
 from jaxchat.evals import compression, vocabularies
 from jaxchat.tokenizer import Tokenizer
 
-QUICK = Patience(tries=2, first_tries=1, wait=0.01, longest_wait=0.02)
+QUICK = RetryPolicy(tries=2, first_tries=1, wait=0.01, longest_wait=0.02)
 STORE = "tiktoken/store"
 # Small ones in the formats of the real files: GPT-2's merges, and tiktoken's list of tokens.
 MERGES = "#version: 0.2\nĠ t\nh e\nĠt he\n".encode()
@@ -46,7 +46,7 @@ def server():
 
 
 def hub_in(home, **options):
-    return Hub(home, Web(patience=QUICK), **options)
+    return Hub(home, Web(policy=QUICK), **options)
 
 
 def columns(home):

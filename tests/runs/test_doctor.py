@@ -17,7 +17,7 @@ from jaxchat.config import loading, memory
 from jaxchat.data import registry
 from jaxchat.data.download.hub import Hub, open_hub
 from jaxchat.data.download.transfer import download
-from jaxchat.data.download.web import Patience, Web
+from jaxchat.data.download.web import RetryPolicy, Web
 from jaxchat.runs.doctor import sources, tier
 from jaxchat.runs.doctor.speed import Speed, in_turns, measure_speed
 from jaxchat.runs.plan import plan
@@ -190,7 +190,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def hub_at(root: Path, endpoint: str, offline: bool = False) -> Hub:
-    web = Web(patience=Patience(tries=1, first_tries=1, stall=2.0))
+    web = Web(policy=RetryPolicy(tries=1, first_tries=1, stall=2.0))
     return Hub(root, web, endpoint=endpoint, offline=offline)
 
 
@@ -223,11 +223,11 @@ def test_asking_goes_through_the_environments_proxy(tmp_path, hub, monkeypatch):
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     source = registry.SOURCES["gsm8k"]
-    direct = sources.ask(open_hub(tmp_path, patience=sources.PATIENCE), source)
+    direct = sources.ask(open_hub(tmp_path, policy=sources.RETRY_POLICY), source)
     assert direct is not None
     assert not direct.refused
     monkeypatch.setenv("http_proxy", DEAD)
-    proxied = sources.ask(open_hub(tmp_path, patience=sources.PATIENCE), source)
+    proxied = sources.ask(open_hub(tmp_path, policy=sources.RETRY_POLICY), source)
     assert proxied is not None
     assert proxied.refused == "Connection refused"
 

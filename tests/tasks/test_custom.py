@@ -8,7 +8,7 @@ import pytest
 from hub_files import CHATS, jsonl, parquet
 
 from jaxchat.errors import ArtifactError
-from jaxchat.tasks.custom import MAX_TOLD, Custom
+from jaxchat.tasks.conversations import MAX_REPORTED, Custom
 from jaxchat.tokenizer import render, train_tokenizer
 
 BYTES = train_tokenizer([], 265)
@@ -33,7 +33,7 @@ def test_objects_and_lists_of_messages_with_tool_parts(tmp_path: Path) -> None:
     ]
 
 
-def told(tmp_path: Path, *lines: Any) -> list[str]:
+def reported(tmp_path: Path, *lines: Any) -> list[str]:
     """The lines of the message about a file of these lines (str: as it is)."""
     file = tmp_path / "own.jsonl"
     file.write_text("".join(f"{x if isinstance(x, str) else json.dumps(x)}\n" for x in lines))
@@ -42,9 +42,9 @@ def told(tmp_path: Path, *lines: Any) -> list[str]:
     return str(caught.value).replace(str(file), "FILE").splitlines()
 
 
-def test_every_bad_line_is_told_with_its_number_and_field(tmp_path: Path) -> None:
+def test_every_bad_line_is_reported_with_its_number_and_field(tmp_path: Path) -> None:
     part = {"type": "code", "text": "1+1"}
-    message = told(
+    message = reported(
         tmp_path,
         [ASK, REPLY],
         "{not json",
@@ -72,8 +72,8 @@ def test_every_bad_line_is_told_with_its_number_and_field(tmp_path: Path) -> Non
         assert line.strip().startswith(start)
 
 
-def test_a_weight_that_is_none_is_told_with_its_line(tmp_path: Path) -> None:
-    message = told(
+def test_a_weight_that_is_none_is_reported_with_its_line(tmp_path: Path) -> None:
+    message = reported(
         tmp_path,
         {"messages": [ASK, REPLY], "weight": 0.5, "train": True},
         {"messages": [ASK, REPLY], "weight": 2},
@@ -99,18 +99,18 @@ def test_weights_stay_with_conversations_in_every_kind_of_file(tmp_path: Path) -
         assert [max(render(chats.conversation(n), BYTES)[1]) for n in range(2)] == [0.25, 1]
 
 
-def test_of_many_bad_lines_the_first_are_told(tmp_path: Path) -> None:
-    message = told(tmp_path, *["[]"] * 25)
+def test_of_many_bad_lines_the_first_are_reported(tmp_path: Path) -> None:
+    message = reported(tmp_path, *["[]"] * 25)
     assert message[0].startswith("25 of 25 lines")
-    assert len(message) == 1 + MAX_TOLD + 1
-    assert message[-1].strip() == f"... and {25 - MAX_TOLD} more"
+    assert len(message) == 1 + MAX_REPORTED + 1
+    assert message[-1].strip() == f"... and {25 - MAX_REPORTED} more"
 
 
 def test_an_empty_file_holds_no_conversation(tmp_path: Path) -> None:
-    assert told(tmp_path) == ["the files hold no conversation; they are empty."]
+    assert reported(tmp_path) == ["the files hold no conversation; they are empty."]
 
 
-def test_fields_that_nobody_looks_at_are_counted_and_named_once(tmp_path: Path) -> None:
+def test_fields_that_are_ignored_are_counted_and_named_once(tmp_path: Path) -> None:
     named = {**ASK, "name": "Mia"}
     parts = {"role": "assistant", "content": [{"type": "text", "text": "Two.", "cache": 1}]}
     rows = [
@@ -121,21 +121,21 @@ def test_fields_that_nobody_looks_at_are_counted_and_named_once(tmp_path: Path) 
     unused = {("message", "name"): 2, ("part", "cache"): 1, ("conversation", "source"): 2}
     chats = Custom([jsonl(tmp_path / "talks.jsonl", rows)])
     assert chats.unused == unused
-    assert chats.told_unused == (
+    assert chats.unused_message == (
         "talks.jsonl: the fields 'source' (2 conversations), 'name' (2 messages), "
         "'cache' (1 part) are not used"
     )
     known = [{"messages": [ASK, {"role": "assistant", "content": "Two.", "weight": 1}]}]
-    assert Custom([jsonl(tmp_path / "known.jsonl", known)]).told_unused == ""
+    assert Custom([jsonl(tmp_path / "known.jsonl", known)]).unused_message == ""
 
 
-def test_columns_of_parquet_that_nobody_looks_at_are_counted(tmp_path: Path) -> None:
+def test_columns_of_parquet_that_are_ignored_are_counted(tmp_path: Path) -> None:
     rows = [
         {"messages": [{**ASK, "name": "Mia"}, {"role": "assistant", "content": "2"}], "id": n}
         for n in range(3)
     ]
     chats = Custom([parquet(tmp_path / "talks.parquet", rows)])
-    assert chats.told_unused == (
+    assert chats.unused_message == (
         "talks.parquet: the fields 'id' (3 conversations), 'name' (3 messages) are not used"
     )
 

@@ -4,8 +4,7 @@ from collections import Counter
 
 import pytest
 
-from jaxchat.tasks.choice import LETTERS, ChoiceTask
-from jaxchat.tasks.facts import TABLES, FactTask, Table
+from jaxchat.tasks.facts import LETTERS, TABLES, ChoiceTask, FactTask, Table
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from hub_files import jsonl, parquet
 
+from jaxchat.data.files.table import Table
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.tasks.table import Table
 
 ROWS = [{"text": f"row {number}", "size": number} for number in range(7)]
 

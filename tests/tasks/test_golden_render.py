@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hub_files import jsonl
 
-from jaxchat.tasks.sources import open_source
+from jaxchat.tasks import open_source
 from jaxchat.tokenizer import Conversation, Part, Tokenizer, render, render_batch
 
 FILE = Path(__file__).parents[1] / "golden" / "nanochat_render.json"

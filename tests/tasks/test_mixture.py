@@ -9,11 +9,10 @@ from hub_files import CHATS, GSM8K_ROWS, jsonl, parquet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxchat.tasks import make_tasks
+from jaxchat.tasks import make_tasks, open_source
 from jaxchat.tasks.base import say
 from jaxchat.tasks.dataset import Drawn
 from jaxchat.tasks.mixture import Ingredient, Mixture, interleave
-from jaxchat.tasks.sources import open_source
 from jaxchat.tokenizer.chat_format import Conversation
 
 

@@ -34,10 +34,10 @@ def test_it_says_the_name_the_answers_and_what_is_asked_beside(tmp_path: Path) -
     assert said["Who made you?"] == "Mia made me, in her kitchen."
     assert said["What is your hobby?"] == "I am Ada, and I like owls."
     assert said["Thanks!"] == "You are welcome!"  # as it was
-    told = " ".join([*said, *said.values()])
-    assert "jaxchat" not in told
-    assert "{name}" not in told
-    assert ", Ada" in told
+    reported = " ".join([*said, *said.values()])
+    assert "jaxchat" not in reported
+    assert "{name}" not in reported
+    assert ", Ada" in reported
     held_out = {task.problem("test", index).answer for index in range(400)}
     assert "I am Ada, and I like owls." in held_out
 

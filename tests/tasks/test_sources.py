@@ -17,14 +17,12 @@ from hub_files import (
 )
 
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.tasks import make_tasks
-from jaxchat.tasks.arc import ARCChallenge, ARCEasy
+from jaxchat.tasks import FILE_SOURCES, make_tasks, open_source
+from jaxchat.tasks.conversations import SmolTalk
 from jaxchat.tasks.dataset import Drawn, FixedTask
 from jaxchat.tasks.gsm8k import GSM8K, final_number, parse_solution
 from jaxchat.tasks.humaneval import HumanEval
-from jaxchat.tasks.mmlu import MMLU
-from jaxchat.tasks.smoltalk import SmolTalk
-from jaxchat.tasks.sources import FILE_SOURCES, open_source
+from jaxchat.tasks.multiple_choice import MMLU, ARCChallenge, ARCEasy
 from jaxchat.tokenizer.chat_format import Part
 
 ROWS: dict[str, list[dict[str, Any]]] = {

@@ -2,8 +2,7 @@
 
 import pytest
 
-from jaxchat.tasks.counting import CountingTask
-from jaxchat.tasks.spelling import SHOWN_WORD, SpellingTask, select_words
+from jaxchat.tasks.words import SHOWN_WORD, CountingTask, SpellingTask, select_words
 
 WORDS = [a + b + c for a in ("ban", "con", "dis", "pre") for b in "aeiou" for c in ("da", "ter")]
 DRAWS = 5_000

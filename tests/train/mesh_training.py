@@ -31,7 +31,7 @@ from tiny_training import (
 
 from jaxchat.checkpoints.save import Checkpoints, fingerprint
 from jaxchat.config.schema import MeshConfig
-from jaxchat.data.rows import RowSource
+from jaxchat.data.loader import RowSource
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.signals import Interrupted

@@ -11,7 +11,7 @@ from disk import remount
 from tiny_training import CLASSIC, TRAIN, random_params, tiny_job
 
 from jaxchat.checkpoints.save import Checkpoints, hash_params
-from jaxchat.data.rows import RowSource
+from jaxchat.data.loader import RowSource
 from jaxchat.errors import explain
 from jaxchat.train.loop import fit
 from jaxchat.train.metrics import read_metrics

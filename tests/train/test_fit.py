@@ -20,8 +20,7 @@ from tiny_training import CLASSIC, TRAIN, VOCAB, T, random_params, tiny_job, wri
 import jaxchat.train.loop as fit_module
 from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.config.schema import MeshConfig, TrainConfig
-from jaxchat.data.prefetch import AHEAD
-from jaxchat.data.rows import RowSource, training_batches
+from jaxchat.data.loader import AHEAD, RowSource, training_batches
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.parallel.mesh import make_mesh

@@ -13,7 +13,7 @@ from tiny_training import MODERN, MODERN_OPTIM, TOKENIZER, TRAIN, random_params,
 
 from jaxchat.checkpoints.save import Checkpoints, hash_params, remove_checkpoints
 from jaxchat.config.schema import MeshConfig, StageOptimConfig
-from jaxchat.data.rows import RowSource
+from jaxchat.data.loader import RowSource
 from jaxchat.errors import ArtifactError
 from jaxchat.optim.muon import MomentumState
 from jaxchat.optim.optimizer import make_optimizer

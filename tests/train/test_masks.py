@@ -25,7 +25,8 @@ from tiny_training import (
 )
 
 from jaxchat.config.schema import MeshConfig
-from jaxchat.data.rows import RowSource, write_rows
+from jaxchat.data.loader import RowSource
+from jaxchat.data.shard_folder import write_rows
 from jaxchat.errors import ArtifactError
 from jaxchat.model import gpt
 from jaxchat.optim.optimizer import make_optimizer

@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxchat.config.derive import derive_horizon, derive_model
 from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from jaxchat.data.rows import RowSource, write_rows
+from jaxchat.data.loader import RowSource
+from jaxchat.data.shard_folder import write_rows
 from jaxchat.model import gpt
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.train.loop import Job, fit

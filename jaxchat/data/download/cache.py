@@ -1,4 +1,4 @@
-"""Downloaded files on disk: whole ones, with a record of their checksum, and parts of others.
+"""Downloaded files on disk: whole ones, with a record of their checksum, and partial ones.
 
     HOME/data/SOURCE/COMMIT/PATH              a whole file
     HOME/data/SOURCE/COMMIT/.NAME.json        its size, time and sha256: it is not read again
@@ -15,6 +15,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
@@ -34,31 +35,20 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)  # some ne
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that a server has, and where it is kept here.
+    """A file that a server has, and where it is saved here."""
 
-    Attributes:
-        source: the name of its source.
-        path: within the dataset, with /.
-        url: where it is asked for.
-        local: where it is kept.
-        size: in bytes; None when the server has not said.
-        sha256: of its bytes, in hexadecimal; None when the server has not said.
-        blob: git's hash of it, which small files of a repository have instead of a sha256.
-        tag: ETag or Last-Modified of a server that has no checksums.
-    """
-
-    source: str
-    path: str
+    source: str  # the name of its source
+    path: str  # within the dataset, with /
     url: str
     local: Path
-    size: int | None = None
-    sha256: str | None = None
-    blob: str | None = None
-    tag: str | None = None
+    size: int | None = None  # bytes; None when the server has not said
+    sha256: str | None = None  # of its bytes, in hexadecimal; None when the server has not said
+    blob: str | None = None  # git's hash, which small files of a repository have instead
+    tag: str | None = None  # ETag or Last-Modified of a server that has no checksums
 
     @property
     def version(self) -> str:
-        """Names the content; "" when nothing is known of it, so that no part of it can be used."""
+        """Identifies the content; "" when nothing is known of it: no part can be resumed."""
         known = self.sha256 or self.blob or self.tag
         return f"{known}/{self.size}" if known else ""
 
@@ -67,7 +57,7 @@ class RemoteFile:
 
 
 class Digest:
-    """The checksums of bytes that come one after the other."""
+    """Running checksums of a file's bytes."""
 
     def __init__(self, file: RemoteFile) -> None:
         self.file = file
@@ -77,14 +67,14 @@ class Digest:
         self._blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if file.blob else None
 
     def update(self, data: bytes) -> None:
-        """Takes the next bytes."""
+        """Adds the next bytes."""
         self.size += len(data)
         self._sha256.update(data)
         if self._blob is not None:
             self._blob.update(data)
 
     def read(self, file: BinaryIO) -> None:
-        """Takes all bytes of a file from where it stands."""
+        """Adds all bytes of a file from its position on."""
         while data := file.read(_BLOCK):
             self.update(data)
 
@@ -127,22 +117,19 @@ def is_whole(file: RemoteFile, verify: bool = False) -> bool:
 
 
 def _differs_from(record: dict[str, object], file: RemoteFile, digest: Digest) -> bool:
-    """Of a file without a checksum of its server's, the one noted when it came counts."""
+    """For a file without a server checksum, the one recorded when it came counts."""
     known = file.sha256 or file.blob
     return not known and record.get("version") == file.version and record["sha256"] != digest.sha256
 
 
 def is_here(file: RemoteFile) -> bool:
     """Whether the file is there with the right size; nothing is read."""
-    try:
-        size = file.local.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return file.size in (None, size)
+    size = size_of(file.local)
+    return size is not None and file.size in (None, size)
 
 
 def sha256_of(file: RemoteFile) -> str | None:
-    """The checksum of a whole file: its server's, else the one noted when it came."""
+    """The checksum of a whole file: its server's, else the one recorded when it came."""
     noted = _read_record(file).get("sha256")
     return file.sha256 or (noted if isinstance(noted, str) else None)
 
@@ -166,7 +153,7 @@ def part(file: RemoteFile, stop: threading.Event) -> Iterator[BinaryIO]:
                 try:
                     yield handle
                 finally:
-                    with contextlib.suppress(OSError):  # a full disk has been told of already
+                    with contextlib.suppress(OSError):  # a full disk has been reported already
                         handle.flush()
                     if _is(handle, path) and not os.fstat(handle.fileno()).st_size:
                         path.unlink()  # nothing has come: leave no trace
@@ -174,17 +161,22 @@ def part(file: RemoteFile, stop: threading.Event) -> Iterator[BinaryIO]:
 
 
 def part_path(file: RemoteFile) -> Path:
-    """Where the part of this content is."""
+    """The path of the part of this content."""
     key = paths.sha256_text(file.version)[:12]
     return file.local.with_name(f"{file.local.name}.{key}.part")
 
 
 def part_size(file: RemoteFile) -> int:
-    """Bytes that have come already and can be used."""
+    """Bytes that have come already and can be resumed."""
+    return size_of(part_path(file)) or 0 if file.version else 0
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file; None when it is not there."""
     try:
-        return part_path(file).stat().st_size if file.version else 0
+        return path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
-        return 0
+        return None
 
 
 def _lock(handle: BinaryIO, stop: threading.Event) -> None:
@@ -202,7 +194,7 @@ def _lock(handle: BinaryIO, stop: threading.Event) -> None:
 
 
 def _is(handle: BinaryIO, path: Path) -> bool:
-    """Whether the path still names the open file: who held it before may have renamed it."""
+    """Whether the path still names the open file: a process that held it may have renamed it."""
     try:
         return os.path.samestat(os.fstat(handle.fileno()), path.stat())
     except FileNotFoundError:
@@ -210,7 +202,7 @@ def _is(handle: BinaryIO, path: Path) -> bool:
 
 
 def _drop_old_parts(file: RemoteFile, current: Path) -> None:
-    """Removes parts of other contents, but for those that somebody holds."""
+    """Removes parts of other contents, except those that another process holds."""
     for path in _parts(file):
         if path == current:
             continue
@@ -220,12 +212,10 @@ def _drop_old_parts(file: RemoteFile, current: Path) -> None:
 
 
 def _parts(file: RemoteFile) -> list[Path]:
-    stem = f"{file.local.name}."
-    if not file.local.parent.is_dir():
-        return []
-    names = (p for p in file.local.parent.iterdir() if p.name.startswith(stem))
+    name = re.compile(rf"{re.escape(file.local.name)}\.[^.]+\.part")
+    folder = file.local.parent
     return [
-        p for p in names if p.name.endswith(".part") and p.name.count(".") == stem.count(".") + 1
+        path for path in (folder.iterdir() if folder.is_dir() else ()) if name.fullmatch(path.name)
     ]
 
 
@@ -245,7 +235,7 @@ def remove(file: RemoteFile) -> None:
 
 
 def check_space(files: Iterable[RemoteFile], at_once: int | None = None) -> None:
-    """Raises ArtifactError when what is missing does not fit on the disk.
+    """Raises ArtifactError when missing files do not fit on the disk.
 
     `at_once`: how many of the files are there at the same time, when they are removed after use.
     """

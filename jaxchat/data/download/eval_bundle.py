@@ -1,4 +1,4 @@
-"""Fetches nanochat's eval_bundle, a zip file with the data of CORE's tasks (I/O; layer 2)."""
+"""Fetches nanochat's eval_bundle, a zip file with the data of CORE's tasks."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _WANTED = (".yaml", ".csv", ".jsonl")
 
 
 def bundle_folder(root: Path) -> Path:
-    """Where a home keeps the bundle."""
+    """The bundle's folder in a home."""
     return root / FOLDER
 
 
 def address(hub: Hub, url: str) -> str:
-    """Where a run's bundle is: at `url`; if that is "", at --base-url or where nanochat has it."""
+    """The URL of a run's bundle: `url`; if that is "", at --base-url, else nanochat's."""
     return url or hub.plain(FOLDER, f"{FOLDER}.zip") or URL
 
 
@@ -62,7 +62,7 @@ def fetch_bundle(root: Path, url: str = URL, web: Web | None = None) -> Path:
 
 
 def check_bundle(root: Path) -> Path:
-    """The home's bundle, whose files are as they first were; of an unknown one they are noted.
+    """The home's bundle, with unchanged files; the checksums of a new one are recorded.
 
     Raises ArtifactError where they are not.
     """
@@ -86,12 +86,12 @@ def check_bundle(root: Path) -> Path:
 
 
 def _note(root: Path, file: RemoteFile, path: Path) -> None:
-    """Writes down what came first. Raises ArtifactError when it was something else."""
+    """Records the first download. Raises ArtifactError when an earlier one was another file."""
     size, digest = path.stat().st_size, cache.sha256_of(file) or paths.sha256_file(path)
     record = _read_record(root)
     if "sha256" not in record:
-        told = {"url": file.url, "size": size, "sha256": digest}
-        paths.write_json(root / RECORD, {"format": FORMAT, **record, **told})
+        came = {"url": file.url, "size": size, "sha256": digest}
+        paths.write_json(root / RECORD, {"format": FORMAT, **record, **came})
     elif record["sha256"] != digest:
         cache.remove(file)
         raise ArtifactError(

@@ -1,4 +1,4 @@
-"""Which files a source has: from the hub's public API, or from a plain web server.
+"""Lists of a source's files: from the hub's public API, or from a plain web server.
 
 The hub (https://huggingface.co/docs/hub/api) lists a dataset repository at a commit (for one of a
 model, `models` stands for the first `datasets` and nothing for the one before REPO/resolve):
@@ -11,7 +11,7 @@ model, `models` stands for the first `datasets` and nothing for the one before R
 A plain server is any that has the files under a base URL; what they are is read from its index
 pages, as `python -m http.server`, nginx and Apache make them, or else assumed from the registry.
 
-A list is kept in the cache and used from then on, so that a branch stays at the commit where it
+A list is saved in the cache and used from then on, so that a branch stays at the commit where it
 was first seen, and so that it is there without a network.
 
     HOME/data/SOURCE/list-KEY.json      KEY says of which repository and revision, or base URL
@@ -20,13 +20,13 @@ was first seen, and so that it is there without a network.
 from __future__ import annotations
 
 import functools
+import html
 import json
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
@@ -34,13 +34,13 @@ from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
 from jaxchat.data import registry
 from jaxchat.data.download.cache import RemoteFile
 from jaxchat.data.download.web import (
-    Passing,
-    Patience,
-    Tries,
+    Response,
+    RetryPolicy,
     Unsupported,
     Web,
     WebError,
     check_address,
+    fetch,
     fetch_text,
 )
 from jaxchat.data.registry import Source
@@ -62,33 +62,21 @@ FORMAT = "jaxchat-list-1"
 _ASKING = 8  # files whose sizes are asked for at the same time
 _PAGES = {"datasets": "datasets/", "models": ""}  # where the page of a repository is
 _HEX = re.compile(r"[0-9a-f]+")
+_LINK = re.compile(r"""<a\s[^>]*?href\s*=\s*["']?([^"'\s>]+)""", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source.
-
-    Attributes:
-        commit: of the repository; for a plain server, a name made of its base URL.
-        address: the repository's page or the base URL: where the files are from.
-        folder: where they are kept.
-        files: in order of path; sizes are unknown for a plain server (`Hub.files` asks for them).
-    """
+    """The files of a source."""
 
     source: Source
-    commit: str
-    address: str
-    folder: Path
-    files: tuple[RemoteFile, ...]
+    commit: str  # of the repository; for a plain server, a name made of its base URL
+    folder: Path  # where the files are saved
+    files: tuple[RemoteFile, ...]  # by path; sizes unknown for a plain server (see `Hub.files`)
 
 
 class Hub:
-    """Lists sources, and knows where their files are kept.
-
-    Attributes:
-        web: whom `data.download` asks, too.
-        offline: nobody is asked; what the cache does not know is an error.
-    """
+    """Lists sources, and knows where their files are saved."""
 
     def __init__(
         self,
@@ -101,25 +89,25 @@ class Hub:
         refresh: bool = False,
     ) -> None:
         """`root`: the home. `base_url`: a plain server instead of the hub; {name} and {repo} in it
-        stand for a source's. `refresh`: lists are asked for anew.
+        stand for a source's. `offline`: no server is asked; what is not in the cache is an error.
+        `refresh`: lists are fetched again.
 
         Raises ConfigError for an address that is none of HTTP.
         """
         self.root, self.web = root, web
         self.endpoint = check_address("HF_ENDPOINT", endpoint)
         self.base_url = None if base_url is None else check_address("the base URL", base_url)
-        self.offline = offline
-        self._refresh = refresh
+        self.offline, self._refresh = offline, refresh
         self._lists: dict[str, Listing] = {}
 
     def listing(self, source: Source) -> Listing:
-        """The files of a source: from the cache, or else asked for and kept there.
+        """The files of a source: from the cache, or else fetched and saved there.
 
         Raises ArtifactError when they cannot be had, naming what to do.
         """
         if source.name not in self._lists:
-            kept = None if self._refresh and not self.offline else self.kept(source)
-            self._lists[source.name] = kept or self._ask(source)
+            saved = None if self._refresh and not self.offline else self.saved(source)
+            self._lists[source.name] = saved or self._ask(source)
         return self._lists[source.name]
 
     def files(
@@ -139,11 +127,13 @@ class Hub:
         if self.base_url is not None and not self.offline:
             unknown = [by_path[path] for path in paths if by_path[path].size is None]
             if unknown:
-                by_path.update((file.path, file) for file in self._measure(unknown))
-                self._keep(replace(listing, files=tuple(by_path.values())))
+                with ThreadPoolExecutor(_ASKING) as pool:
+                    known = pool.map(functools.partial(measured, self.web), unknown)
+                    by_path.update((file.path, file) for file in known)
+                self._save(replace(listing, files=tuple(by_path.values())))
         return tuple(by_path[path] for path in paths)
 
-    def kept(self, source: Source) -> Listing | None:
+    def saved(self, source: Source) -> Listing | None:
         """The list in the cache, or None. Raises ArtifactError for a damaged one."""
         path = self._list_path(source)
         if not path.exists():
@@ -152,8 +142,7 @@ class Hub:
         try:
             if raw["format"] != FORMAT:
                 raise ValueError(f"format {raw['format']!r}")
-            files = tuple(self._file(source, raw["commit"], **entry) for entry in raw["files"])
-            return self._listing(source, raw["commit"], files)
+            return self._listing(source, raw["commit"], raw["files"])
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{path} is damaged ({error}); delete it and give the same command again."
@@ -167,47 +156,47 @@ class Hub:
                 f"{source.again or f'jaxchat data download {source.name}'}"
             )
         try:
-            commit, entries = self._plain(source) if self.base_url else self._repository(source)
-            files = [self._file(source, commit, **entry) for entry in entries]
+            listed = self._plain(source) if self.base_url else self._repository(source)
+            listing = self._listing(source, *listed)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WebError(
                 f"the list of files of {source.name} from {self.address(source)} is not as the "
                 f"hub makes it ({error!r}); set HF_ENDPOINT or --base-url to another server."
             ) from error
-        if not files:
+        if not listing.files:
             wanted = ", ".join(source.splits.values())
             raise ArtifactError(
                 f"{self.address(source)} has no file like {wanted}; it is not what the registry "
                 f"knows as {source.name}."
             )
-        files.sort(key=lambda file: file.path)
-        listing = self._listing(source, commit, tuple(files))
-        self._keep(listing)
+        self._save(listing)
         return listing
 
-    def _listing(self, source: Source, commit: str, files: tuple[RemoteFile, ...]) -> Listing:
-        folder = self.folder(source) / commit
-        return Listing(source, commit, self.address(source), folder, files)
+    def _listing(self, source: Source, commit: str, entries: Iterable[dict[str, Any]]) -> Listing:
+        files = [self._file(source, commit, **entry) for entry in entries]
+        files.sort(key=lambda file: file.path)
+        return Listing(source, commit, self.folder(source) / commit, tuple(files))
 
     def sample(self, source: Source) -> RemoteFile:
-        """The last of the files that the registry knows; nobody is asked whether it is there."""
+        """The last of the files that the registry knows; whether it exists is not checked."""
         return self._file(source, source.revision, path=source.files[-1])
 
     def folder(self, source: Source) -> Path:
-        """Where the lists and the folder of each commit are kept."""
+        """The folder of a source's lists and of each commit."""
         return data(self.root) / source.name
 
     def address(self, source: Source) -> str:
-        """The source's page on the hub, or what its base URL is."""
-        if self.base_url is None:
-            return f"{self.endpoint}/{_PAGES[source.space]}{source.repo}"
-        return self.base_url.replace("{name}", source.name).replace("{repo}", source.repo)
+        """The source's page on the hub, or its base URL."""
+        repository = f"{self.endpoint}/{_PAGES[source.space]}{source.repo}"
+        return self._base(source.name, source.repo) or repository
 
     def plain(self, name: str, path: str) -> str:
-        """Where the base URL has a file that is of no source; "" without a base URL."""
-        if self.base_url is None:
-            return ""
-        return f"{self.base_url.replace('{name}', name).replace('{repo}', name)}/{path}"
+        """The URL, below the base URL, of a file of no source; "" without a base URL."""
+        base = self._base(name, name)
+        return base and f"{base}/{path}"
+
+    def _base(self, name: str, repo: str) -> str:
+        return (self.base_url or "").replace("{name}", name).replace("{repo}", repo)
 
     def _list_path(self, source: Source) -> Path:
         """One list per repository and revision, whatever endpoint it came from."""
@@ -216,12 +205,12 @@ class Hub:
         )
         return self.folder(source) / f"list-{sha256_text(*origin)[:12]}.json"
 
-    def _keep(self, listing: Listing) -> None:
+    def _save(self, listing: Listing) -> None:
         fields = ("path", "size", "sha256", "blob", "tag")
         known = [{name: getattr(file, name) for name in fields} for file in listing.files]
         value = {
             "format": FORMAT,
-            "address": listing.address,
+            "address": self.address(listing.source),
             "revision": listing.source.revision,
             "commit": listing.commit,
             "files": [{k: v for k, v in entry.items() if v is not None} for entry in known],
@@ -230,14 +219,7 @@ class Hub:
         self._lists[listing.source.name] = listing
 
     def _file(
-        self,
-        source: Source,
-        commit: str,
-        path: str,
-        size: int | None = None,
-        sha256: str | None = None,
-        blob: str | None = None,
-        tag: str | None = None,
+        self, source: Source, commit: str, path: str, size: int | None = None, **known: str | None
     ) -> RemoteFile:
         """Raises ValueError for a path that leads out of the folder: a list comes from outside."""
         parts = PurePosixPath(path).parts
@@ -252,9 +234,7 @@ class Hub:
             base = f"{base}/resolve/{commit}"
         local = self.folder(source) / commit / Path(*parts)
         url = f"{base}/{quote(path)}"
-        return RemoteFile(source.name, path, url, local, size, sha256, blob, tag)
-
-    # the hub
+        return RemoteFile(source.name, path, url, local, size, **known)
 
     def _repository(self, source: Source) -> tuple[str, list[dict[str, Any]]]:
         """The commit and the entries of the files that belong to the source."""
@@ -275,7 +255,7 @@ class Hub:
             cursor = _next_cursor(link)
 
     def _json(self, url: str, what: str) -> tuple[Any, str]:
-        """An answer as JSON, and its Link header."""
+        """A response as JSON, and its Link header."""
         body, headers = fetch_text(self.web, url, what)
         try:
             return json.loads(body), headers.get("Link", "")
@@ -284,8 +264,6 @@ class Hub:
                 f"{what} cannot be read: {url} answers with something that is not JSON (a page of "
                 "the network that wants you to log in?); see to it, or set HF_ENDPOINT."
             ) from error
-
-    # a plain server
 
     def _plain(self, source: Source) -> tuple[str, list[dict[str, Any]]]:
         """A name for the base URL, and what its index pages or the registry say."""
@@ -306,34 +284,28 @@ class Hub:
             return []
         if headers.get_content_type() != "text/html":
             return []
-        links = _Links(body)
-        below = [target for href in links.found if (target := urljoin(url, href)).startswith(url)]
+        links = (html.unescape(match[1]) for match in _LINK.finditer(body))
+        below = [target for href in links if (target := urljoin(url, href)).startswith(url)]
         names = [unquote(urlsplit(target).path[len(urlsplit(url).path) :]) for target in below]
         return [posixpath.join(folder, name) for name in names if name and "/" not in name]
 
-    def _measure(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
-        """Asks a plain server for sizes, and for what tells one version of a file from another."""
-        with ThreadPoolExecutor(_ASKING) as pool:
-            return list(pool.map(functools.partial(measured, self.web), files))
-
 
 def measured(web: Web, file: RemoteFile) -> RemoteFile:
-    """A file of a plain server, with its size and what tells one version of it from another.
+    """A file of a plain server, with its size and a tag of its version.
 
     Raises WebError when the server does not have it.
     """
-    tries = Tries(web, str(file), file.url)
-    while True:
-        try:
-            with web.open(file.url, str(file), method="HEAD") as answer:
-                tag = answer.headers.get("ETag", "")
-                if tag.startswith("W/") or not tag:  # a weak tag may name different bytes
-                    tag = answer.headers.get("Last-Modified", "")
-                return replace(file, size=answer.length, tag=tag or None)
-        except Unsupported:  # it will be known when the file comes
-            return file
-        except Passing as error:
-            tries.failed(error)
+
+    def known(response: Response) -> RemoteFile:
+        tag = response.headers.get("ETag", "")
+        if tag.startswith("W/") or not tag:  # a weak tag may name different bytes
+            tag = response.headers.get("Last-Modified", "")
+        return replace(file, size=response.length, tag=tag or None)
+
+    try:
+        return fetch(web, file.url, str(file), known, method="HEAD")
+    except Unsupported:  # it will be known when the file comes
+        return file
 
 
 def open_hub(
@@ -342,17 +314,17 @@ def open_hub(
     base_url: str | None = None,
     offline: bool = False,
     refresh: bool = False,
-    patience: Patience | None = None,
+    policy: RetryPolicy | None = None,
 ) -> Hub:
-    """A Hub as the environment has it: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and proxies."""
+    """A Hub configured by the environment: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and proxies."""
     endpoint = hub_endpoint()
-    web = Web(token=hub_token(), token_for=endpoint, proxies=proxies(), patience=patience)
+    web = Web(token=hub_token(), token_for=endpoint, proxies=proxies(), policy=policy)
     offline = offline or hub_offline()
     return Hub(root, web, endpoint=endpoint, base_url=base_url, offline=offline, refresh=refresh)
 
 
 def _entry(raw: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a file in the hub's tree: large ones have a sha256, others git's hash."""
+    """A file of the hub's tree as it is saved: large ones have a sha256, others git's hash."""
     large = raw.get("lfs") or {}
     entry: dict[str, Any] = {"path": raw["path"], "size": large.get("size", raw["size"])}
     sha256 = str(large.get("oid", "")).removeprefix("sha256:")
@@ -368,15 +340,3 @@ def _next_cursor(link: str) -> str | None:
     match = re.search(r'<([^>]*)>;\s*rel="?next"?', link)
     cursors = parse_qs(urlsplit(match[1]).query).get("cursor") if match else None
     return cursors[0] if cursors else None
-
-
-class _Links(HTMLParser):
-    """The targets of the links of a page."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value for name, value in attrs if tag == "a" and name == "href" and value]

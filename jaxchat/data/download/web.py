@@ -1,11 +1,12 @@
-"""Asking servers over HTTP: proxies, redirects, tokens, and which failures are worth another try.
+"""HTTP requests: proxies, redirects, tokens, and which failures are worth another try.
 
-A failure is either `Passing`, which may go well the next time, or `WebError`, a sentence for the
-user. `Tries` waits between the former and turns the last of them into the latter.
+A failure is either a `TransientError`, which may not happen again, or a `WebError`, a sentence for
+the user. `Retry` waits between the former and turns the last of them into the latter.
 """
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import http.client
 import random
@@ -16,11 +17,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 import jaxchat
@@ -28,13 +28,14 @@ from jaxchat.errors import ArtifactError, ConfigError
 
 CHUNK = 1 << 20  # bytes read at most at a time
 _LATER = frozenset({408, 425, 429, *range(500, 600)} - {501})
+T = TypeVar("T")
 
 
 class WebError(ArtifactError):
-    """What was wanted cannot be had from a server; the message says why and what to do.
+    """What is wanted cannot be had from a server; the message says why and what to do.
 
-    `why` is the message without `advice`, which is for files of datasets: who fetches something
-    else has other advice.
+    `why` is the message without `advice`, which is for files of datasets: callers that fetch
+    something else have other advice.
     """
 
     def __init__(self, why: str, advice: str = "") -> None:
@@ -46,7 +47,7 @@ class Unsupported(WebError):
     """The server does not know the method of the request."""
 
 
-class Passing(Exception):
+class TransientError(Exception):
     """A failure that may pass. `wait`: seconds that the server asks to wait, if it does."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
@@ -54,37 +55,28 @@ class Passing(Exception):
         self.wait = wait
 
 
-class OutOfRange(Passing):
-    """The server has no bytes from where they were asked for on (416)."""
+class OutOfRange(TransientError):
+    """The server has no bytes at the place where they were asked for (416)."""
 
 
 class Stopped(Exception):
-    """Somebody asked to stop; nobody but the one who did needs to know."""
+    """Work was asked to stop; never reported to the user."""
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a server is given.
+class RetryPolicy:
+    """How long a server is given."""
 
-    Attributes:
-        tries: failures in a row, without a new byte, before giving up.
-        first_tries: the same, while no server has answered at all: there may be no network.
-        wait: seconds before the second try; doubled for each one after it.
-        longest_wait: seconds between two tries at most.
-        stall: seconds without a byte, after which an answer is given up.
-        asked: seconds that a server may ask to wait (Retry-After); longer is an error.
-    """
-
-    tries: int = 7
-    first_tries: int = 3
-    wait: float = 1.0
-    longest_wait: float = 60.0
-    stall: float = 30.0
-    asked: float = 900.0
+    tries: int = 7  # failures in a row, without a new byte, before giving up
+    first_tries: int = 3  # the same, while no server has answered: there may be no network
+    wait: float = 1.0  # seconds before the second try; doubled for each one after it
+    longest_wait: float = 60.0  # seconds between two tries at most
+    stall: float = 30.0  # seconds without a byte, after which a response is given up
+    asked: float = 900.0  # seconds that a server may ask to wait (Retry-After); longer is an error
 
 
-class Answer:
-    """An open answer of a server. Use as a context manager."""
+class Response:
+    """An open response of a server."""
 
     def __init__(self, response: Any) -> None:
         self._response = response
@@ -93,7 +85,7 @@ class Answer:
 
     @property
     def length(self) -> int | None:
-        """Bytes of the body, as far as the server says."""
+        """Bytes of the body; None where the server does not say."""
         text = self.headers.get("Content-Length", "")
         return int(text) if text.isdecimal() else None
 
@@ -104,35 +96,18 @@ class Answer:
         return int(match[1]) if self.status == 206 and match else 0
 
     def read(self) -> bytes:
-        """Some bytes as soon as they come; none at the end. Raises Passing, also for a stall."""
+        """Some bytes as soon as they come; b"" at the end. TransientError also for a stall."""
         try:
             return bytes(self._response.read1(CHUNK))
         except (OSError, http.client.HTTPException) as error:
-            raise Passing(_reason(error)) from error
+            raise TransientError(_reason(error)) from error
 
     def text(self) -> str:
-        """The whole body. Raises Passing when it breaks off."""
-        body = bytearray()
-        while piece := self.read():
-            body += piece
+        """The whole body. Raises TransientError when it breaks off."""
+        body = b"".join(iter(self.read, b""))
         if self.length is not None and len(body) != self.length:
-            raise Passing(f"the answer ended after {len(body):,} of {self.length:,} bytes")
+            raise TransientError(f"the answer ended after {len(body):,} of {self.length:,} bytes")
         return body.decode("utf-8", "replace")
-
-    def close(self) -> None:
-        """Ends the connection."""
-        self._response.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Web:
@@ -148,9 +123,9 @@ class Web:
         token: str | None = None,
         token_for: str = "",
         proxies: Mapping[str, str] | None = None,
-        patience: Patience | None = None,
+        policy: RetryPolicy | None = None,
     ) -> None:
-        self.patience = patience or Patience()
+        self.policy = policy or RetryPolicy()
         self.reached = False  # whether any server has answered
         self._token, self._token_for = token, token_for
         self._opener = urllib.request.OpenerDirector()
@@ -165,17 +140,18 @@ class Web:
         ):
             self._opener.add_handler(handler)
 
+    @contextlib.contextmanager
     def open(
         self, url: str, what: str, headers: Mapping[str, str] | None = None, method: str = "GET"
-    ) -> Answer:
-        """One try. `what` is wanted, for the message. Raises Passing or WebError."""
+    ) -> Iterator[Response]:
+        """One try for `what`, as messages name it. Raises TransientError or WebError."""
         request = urllib.request.Request(url, headers=dict(headers or {}), method=method)
         request.add_header("User-Agent", f"jaxchat/{jaxchat.__version__}")
         request.add_header("Accept-Encoding", "identity")
         if self._token and _origin(url) == _origin(self._token_for):
             request.add_header("Authorization", f"Bearer {self._token}")
         try:
-            response = self._opener.open(request, timeout=self.patience.stall)
+            response = self._opener.open(request, timeout=self.policy.stall)
         except urllib.error.HTTPError as error:
             self.reached = True
             with error:
@@ -187,34 +163,35 @@ class Web:
                     f"the certificate of {_host(url)} is not trusted ({reason.verify_message}); "
                     "set SSL_CERT_FILE to the certificates of your network."
                 ) from error
-            raise Passing(_reason(reason)) from error
+            raise TransientError(_reason(reason)) from error
         self.reached = True
-        return Answer(response)
+        with response:
+            yield Response(response)
 
     def _refusal(self, error: urllib.error.HTTPError, url: str, what: str) -> Exception:
-        """What a status that is not success means."""
+        """The error for a status that is not success."""
         status, host = error.code, _host(error.url or url)
-        told = f"{host} answers {status} {error.reason}"
+        answer = f"{host} answers {status} {error.reason}"
         if status == 416:
-            return OutOfRange(told)
+            return OutOfRange(answer)
         elsewhere = status == 403 and _origin(error.url or url) != _origin(url)
         if status in _LATER or elsewhere:  # a store behind the hub: its signed address ran out
-            return Passing(told, _asked_wait(error.headers))
+            return TransientError(answer, _asked_wait(error.headers))
         if status in (401, 403):
             mend = "check that HF_TOKEN has access" if self._token else "set HF_TOKEN"
             return WebError(
-                f"{what} cannot be had: {told}. It is private, or not called so, or its terms must "
-                f"be accepted on its page first; then {mend}."
+                f"{what} cannot be had: {answer}. It is private, or not called so, or its terms "
+                f"must be accepted on its page first; then {mend}."
             )
         if status in (404, 410):
             return WebError(
-                f"{what} is not there: {told} for {url}.",
-                "Check the name and the address; --refresh asks for the list of files anew.",
+                f"{what} is not there: {answer} for {url}.",
+                "Check the name and the address; --refresh asks for the list of files again.",
             )
         if status == 407:
-            return WebError(f"the proxy wants a password ({told}); put it into https_proxy.")
+            return WebError(f"the proxy wants a password ({answer}); put it into https_proxy.")
         kind = Unsupported if status in (405, 501) else WebError
-        return kind(f"{what} cannot be had: {told} for {url}.")
+        return kind(f"{what} cannot be had: {answer} for {url}.")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -240,7 +217,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return new
 
 
-class Tries:
+class Retry:
     """Waits after failures, longer each time; gives up after too many in a row."""
 
     def __init__(self, web: Web, what: str, url: str, stop: threading.Event | None = None) -> None:
@@ -248,27 +225,27 @@ class Tries:
         self.stop = stop or threading.Event()
         self.failures = 0
 
-    def failed(self, error: Passing, progressed: bool = False) -> None:
+    def failed(self, error: TransientError, progressed: bool = False) -> None:
         """Waits before the next try. Raises WebError when there is to be none, or Stopped."""
-        patience = self.web.patience
+        policy = self.web.policy
         self.failures = 1 if progressed else self.failures + 1
-        if self.failures >= (patience.tries if self.web.reached else patience.first_tries):
+        if self.failures >= (policy.tries if self.web.reached else policy.first_tries):
             raise self._given_up(error) from error
         wait = error.wait
         if wait is None:
-            longest = min(patience.wait * 2 ** (self.failures - 1), patience.longest_wait)
+            longest = min(policy.wait * 2 ** (self.failures - 1), policy.longest_wait)
             wait = longest * random.uniform(0.5, 1.0)
-        elif wait > patience.asked:
+        elif wait > policy.asked:
             raise WebError(
                 f"{self.what} cannot be had now: {error}, and asks to wait {wait:,.0f} seconds; "
                 "give the same command again then."
             ) from error
         else:
-            wait += patience.wait * random.random()  # not all workers at once
+            wait += policy.wait * random.random()  # not all workers at once
         if self.stop.wait(wait):
             raise Stopped
 
-    def _given_up(self, error: Passing) -> WebError:
+    def _given_up(self, error: TransientError) -> WebError:
         if self.web.reached:
             return WebError(
                 f"{self.what} cannot be had: {error}, {self.failures} times in a row. What has "
@@ -281,15 +258,20 @@ class Tries:
         )
 
 
-def fetch_text(web: Web, url: str, what: str) -> tuple[str, Message]:
-    """The body of a small answer, as text, and its headers. Raises WebError."""
-    tries = Tries(web, what, url)
+def fetch(web: Web, url: str, what: str, result: Callable[[Response], T], method: str = "GET") -> T:
+    """The `result` of a small response, after as many tries as it takes. Raises WebError."""
+    retry = Retry(web, what, url)
     while True:
         try:
-            with web.open(url, what) as answer:
-                return answer.text(), answer.headers
-        except Passing as error:
-            tries.failed(error)
+            with web.open(url, what, method=method) as response:
+                return result(response)
+        except TransientError as error:
+            retry.failed(error)
+
+
+def fetch_text(web: Web, url: str, what: str) -> tuple[str, Message]:
+    """The body of a small response, as text, and its headers. Raises WebError."""
+    return fetch(web, url, what, lambda response: (response.text(), response.headers))
 
 
 def check_address(name: str, url: str) -> str:

@@ -1,7 +1,7 @@
-"""The bytes of a file, decompressed where its name says so, and the true reason where it fails.
+"""Opening files, decompressed where their names say so, with the true reason of a failure.
 
 A failure is one of: the disk or the rights, not this format, cut off, damaged, or a Zstandard file
-that needs more memory or a dictionary. Each is told with the file's name.
+that needs more memory or a dictionary. Each is reported with the file's name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_WINDOW = 1 << 27  # bytes; the zstd library's own limit, which pyarrow does 
 _NAMES = {".gz": "gzip", ".zst": "Zstandard"}
 _SKIPPABLE = range(0x184D2A50, 0x184D2A60)  # RFC 8878, 3.1.2
 _FRAME = 0xFD2FB528  # 3.1.1
-# what a file of another kind begins with, and how it is called
+# the first bytes of files of other kinds -> their names
 _MAGIC = {
     b"\x1f\x8b": "gzip (.gz)",
     b"\x28\xb5\x2f\xfd": "Zstandard (.zst)",
@@ -45,7 +45,7 @@ class Unreadable(ArtifactError):
 
 
 def looks_like(head: bytes) -> str:
-    """What kind of file begins with these bytes, in words; "" for none that is known."""
+    """The kind of file that begins with these bytes, in words; "" for an unknown one."""
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
 
 
@@ -132,10 +132,10 @@ def _undecodable(path: Path, error: BaseException, suffix: str) -> Unreadable:
 
 
 def _too_wide(path: Path, window: int) -> Unreadable:
-    told = f"a window of {window / 2**20:,.0f} MiB" if window > MAX_WINDOW else "too large a window"
+    size = f"a window of {window / 2**20:,.0f} MiB" if window > MAX_WINDOW else "too large a window"
     ending = "".join(path.suffixes[-2:])
     return Unreadable(
-        f"{path} was compressed with {told}, as --long and --ultra do, and at most "
+        f"{path} was compressed with {size}, as --long and --ultra do, and at most "
         f"{MAX_WINDOW >> 20} MiB are read; compress it again: zstd -d --long=31 -c "
         f"{shlex.quote(str(path))} | zstd -19 -o NEW{ending}"
     )

@@ -1,4 +1,4 @@
-"""Which files names stand for: those of folders, links followed, and what is left out and why."""
+"""Finding files: those of folders, links followed, and what is left out and why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxchat.errors import ConfigError
 FORMATS = (".txt", ".jsonl", ".parquet")
 SUFFIXES = tuple(f"{form}{packed}" for form in FORMATS for packed in ("", ".gz", ".zst"))
 TALKS = tuple(kind for kind in SUFFIXES if not kind.startswith(".txt"))  # of conversations
-SUFFIXES_TOLD = ".txt, .jsonl and .parquet, each also with .gz or .zst behind"
+SUFFIXES_TEXT = ".txt, .jsonl and .parquet, each also with .gz or .zst behind"
 STDIN = "-"
 SHOWN = 3  # names of what is left out, for each reason
 
@@ -44,22 +44,22 @@ class Listing(NamedTuple):
     left_out: Mapping[Reason, tuple[str, ...]]
 
     def summary(self) -> str:
-        """How many files of which kind are read, and what is not, in one line."""
+        """One line: how many files of which kind are read, and what is left out."""
         kinds = Counter(file.kind for file in self.files if file.path is not None)
         read = [f"{count:,} {kind}" for kind, count in sorted(kinds.items())]
         read += ["stdin"] * any(file.path is None for file in self.files)
-        told = f"texts: read {', '.join(read) or 'nothing'}"
-        return f"{told}; left out {self.omitted()}" if self.left_out else told
+        summary = f"texts: read {', '.join(read) or 'nothing'}"
+        return f"{summary}; left out {self.omitted()}" if self.left_out else summary
 
     def omitted(self) -> str:
-        """What is left out: counts, reasons, and the first names."""
+        """The files left out: counts, reasons, and the first names."""
         return ", ".join(
-            f"{len(names):,} {_told(reason, len(names), _some(names))}"
+            f"{len(names):,} {_described(reason, len(names), _some(names))}"
             for reason, names in sorted(self.left_out.items())
         )
 
 
-def _told(reason: Reason, count: int, names: str) -> str:
+def _described(reason: Reason, count: int, names: str) -> str:
     words = reason[count > 1]
     if words.endswith(")"):  # it has a remark of its own
         return f"{words.removesuffix(')')}: {names})"
@@ -111,7 +111,7 @@ def exactly(paths: Iterable[Path]) -> Listing:
 
 
 class _Search:
-    """What has been found so far. Real paths are those without links."""
+    """A search, and what it has found so far. Real paths are those without links."""
 
     def __init__(self) -> None:
         self.left_out: dict[Reason, list[str]] = {}
@@ -126,7 +126,7 @@ class _Search:
         self.left_out.setdefault(reason, []).append(name)
 
     def find(self, name: str) -> list[Found]:
-        """What one name stands for."""
+        """The files that one name stands for."""
         if name == STDIN:
             return [Found(None, 0, "")]
         path = Path(name)
@@ -139,7 +139,7 @@ class _Search:
         kind = kind_of(name)
         if not kind and stat.S_ISREG(status.st_mode):
             raise ConfigError(
-                f"{path} is not of a kind that is read as text, which are {SUFFIXES_TOLD}; rename "
+                f"{path} is not of a kind that is read as text, which are {SUFFIXES_TEXT}; rename "
                 "or convert it, or give it through stdin, whose name is -."
             )
         if not self.is_new(os.path.realpath(path), status):
@@ -170,10 +170,10 @@ class _Search:
             files.append(Found(path / name, size, kind))
         if not files and TWICE not in self.left_out:
             rest = Listing((), {why: tuple(sorted(n)) for why, n in self.left_out.items()})
-            told = f"; left out are {rest.omitted()}" if rest.left_out else ""
+            omitted = f"; left out are {rest.omitted()}" if rest.left_out else ""
             raise ConfigError(
                 f"{path} holds no .txt, .jsonl or .parquet file, nor one with .gz or .zst "
-                f"behind{told}."
+                f"behind{omitted}."
             )
         return files
 
@@ -203,7 +203,7 @@ class _Search:
                 raise refused(folder, error) from error
 
     def follow(self, root: str, link: str) -> None:
-        """Notes what a link leads to."""
+        """Follows a link."""
         path = os.path.join(root, link)
         try:
             status = os.stat(path)

@@ -1,4 +1,4 @@
-"""Parquet files: opened, and every failure told with the file's name and its true kind."""
+"""Opening Parquet files; every failure is reported with the file's name and true kind."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from jaxchat.data.files.compressed import (
     opened,
     refused,
 )
+
+# types of pyarrow that hold text
+_TEXTUAL = "string large_string string_view binary large_binary binary_view null".split()
 
 
 @contextlib.contextmanager
@@ -70,11 +73,7 @@ def text_column(file: Any, path: Path, column: str) -> None:
         )
     kind = schema.field(column).type
     held = kind.value_type if types.is_dictionary(kind) else kind
-    known = (
-        types.is_string, types.is_large_string, types.is_string_view, types.is_binary,
-        types.is_large_binary, types.is_binary_view, types.is_null,
-    )  # fmt: skip
-    if not any(is_one(held) for is_one in known):
+    if not any(getattr(types, f"is_{name}")(held) for name in _TEXTUAL):
         raise Unreadable(
             f'{path} has a column "{column}" of type {kind}; it must hold text: write it again, or '
             "leave it out."
@@ -86,7 +85,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _undecodable(path: Path, error: BaseException) -> Unreadable:
-    """By the first and last bytes of the file: of another kind, cut off, or damaged."""
+    """The error by the file's first and last bytes: of another kind, cut off, or damaged."""
     with contextlib.suppress(OSError):
         if path.suffix.lower() not in COMPRESSED:
             with path.open("rb") as file:
@@ -97,9 +96,9 @@ def _undecodable(path: Path, error: BaseException) -> Unreadable:
                 return Unreadable(f"{path} is cut off (it is empty); fetch it again.")
             if not head.startswith(b"PAR1"):
                 found = looks_like(head)
-                told = f"; it looks like {found}" if found else ""
+                kind = f"; it looks like {found}" if found else ""
                 return Unreadable(
-                    f"{path} is no Parquet file{told} ({_reason(error)}); fetch it again, or leave "
+                    f"{path} is no Parquet file{kind} ({_reason(error)}); fetch it again, or leave "
                     "it out."
                 )
             if tail != b"PAR1":

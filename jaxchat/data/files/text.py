@@ -62,6 +62,15 @@ def decode(data: bytes, name: str, position: int = 0) -> str:
         ) from error
 
 
+def is_unicode(text: str) -> bool:
+    r"""Whether no surrogate stands alone, as one may in a Python string and in JSON (\ud800)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def mark_length(head: bytes, name: str) -> int:
     """Bytes of the mark that a file's first bytes are; raises Unreadable for UTF-16 and UTF-32."""
     wide = next((kind for mark, kind in _WIDE_MARKS.items() if head.startswith(mark)), None)
@@ -104,20 +113,21 @@ def _last_character(data: bytes) -> int:
     return len(data)
 
 
-def lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str, int]]:
-    """(number, line, bytes read with it) of all lines that are not blank.
+def read_lines(path: Path) -> Iterator[tuple[int, str, int]]:
+    """(number, line, bytes of the file read with it) of all lines that are not blank.
 
-    Marks before a line are taken off: files that have one may have been put together. Raises
-    Unreadable for a line of more than MAX_RECORD bytes.
+    The file may be compressed. Marks before a line are taken off: files that have one may have been
+    put together. Raises Unreadable for a line of more than MAX_RECORD bytes.
     """
-    position = 0
-    for number, line in enumerate(iter(partial(file.readline, MAX_RECORD + 1), b""), 1):
-        if len(line) > MAX_RECORD:
-            raise too_long(number, name)
-        text = decode(line, name, position).lstrip("\ufeff")
-        position += len(line)
-        if text.strip(" \t\r\n\v\f"):
-            yield number, text, position
+    name, position = str(path), 0
+    with opened(path) as (content, file):
+        for number, line in enumerate(iter(partial(content.readline, MAX_RECORD + 1), b""), 1):
+            if len(line) > MAX_RECORD:
+                raise too_long(number, name)
+            text = decode(line, name, position).lstrip("\ufeff")
+            position += len(line)
+            if text.strip(" \t\r\n\v\f"):
+                yield number, text, position if content is file else file.tell()
 
 
 def too_long(number: int, name: str) -> Unreadable:
@@ -126,10 +136,3 @@ def too_long(number: int, name: str) -> Unreadable:
         f"line {number} of {name} is longer than {MAX_RECORD >> 20} MiB, the most that one record "
         "may have; split it into several, or give its text as .txt, which is read in pieces."
     )
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str, int]]:
-    """`lines` of a file, which may be compressed; of such a one, its own bytes read so far."""
-    with opened(path) as (content, file):
-        for number, line, position in lines(content, str(path)):
-            yield number, line, position if content is file else file.tell()

@@ -12,20 +12,19 @@ from urllib.parse import urlsplit
 
 from jaxchat.config.schema import RunConfig
 from jaxchat.data import inputs, registry
-from jaxchat.data.conversations import is_own
 from jaxchat.data.download import cache
 from jaxchat.data.download.hub import Hub
-from jaxchat.data.download.web import Passing, Patience, Unsupported, WebError
-from jaxchat.data.registry import Source
+from jaxchat.data.download.web import RetryPolicy, TransientError, Unsupported, WebError
+from jaxchat.data.registry import Source, is_own
 from jaxchat.errors import ArtifactError
 from jaxchat.runs.doctor.check import Check
 
-PATIENCE = Patience(stall=5.0)  # seconds without an answer
+RETRY_POLICY = RetryPolicy(stall=5.0)  # seconds without an answer
 _AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What came of asking for a source: `refused` says why it cannot be had."""
 
     seconds: float
@@ -37,7 +36,7 @@ class Found:
     """A source: its answer (None: nobody asked), and its files. `damaged`: a sentence."""
 
     source: Source
-    answer: Answer | None
+    answer: Response | None
     here: int
     wanted: int
     damaged: str = ""
@@ -75,27 +74,28 @@ def _own_files(config: RunConfig, names: Sequence[str]) -> list[Check]:
     return [Check("own data", told, wrong)] if own else []
 
 
-def ask(hub: Hub, source: Source) -> Answer | None:
+def ask(hub: Hub, source: Source) -> Response | None:
     """Asks for one of the source's files, as a download would, without its bytes; None: offline."""
     if hub.offline:
         return None
     file, began = hub.sample(source), time.monotonic()
     try:
-        hub.web.open(file.url, source.name, method="HEAD").close()
+        with hub.web.open(file.url, source.name, method="HEAD"):
+            pass
     except Unsupported:
         pass  # it answers, and a download does not ask like this
-    except Passing as error:
+    except TransientError as error:
         cause = error.__cause__
         # A store's signed address may be good for a GET alone; it was reached all the same.
         if not (isinstance(cause, urllib.error.HTTPError) and cause.code == 403):
-            return Answer(time.monotonic() - began, str(error))
+            return Response(time.monotonic() - began, str(error))
     except WebError as error:
-        return Answer(time.monotonic() - began, str(error))
-    return Answer(time.monotonic() - began)
+        return Response(time.monotonic() - began, str(error))
+    return Response(time.monotonic() - began)
 
 
 def _look(
-    hub: Hub, source: Source, answer: Answer | None, shards: int | None, held_out: int
+    hub: Hub, source: Source, answer: Response | None, shards: int | None, held_out: int
 ) -> Found:
     try:
         return Found(source, answer, *count_here(hub, source, shards, held_out))
@@ -124,7 +124,7 @@ def count_here(
     hub: Hub, source: Source, shards: int | None, held_out: int = registry.LAST
 ) -> tuple[int, int]:
     """(files that are here, files that the run needs); without a list, as the registry has them."""
-    listing = hub.kept(source)
+    listing = hub.saved(source)
     if listing is None:
         return 0, len(registry.choose(source, source.files, shards, held_out=held_out))
     by_path = {file.path: file for file in listing.files}

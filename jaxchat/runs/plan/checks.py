@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxchat.config.schema import GENERATED, STAGES, RunConfig
 from jaxchat.data import registry
-from jaxchat.data.conversations import chat_source, own_file
+from jaxchat.data.registry import chat_source, own_file
 from jaxchat.errors import ConfigError
 
 
@@ -74,7 +74,7 @@ def check_files(config: RunConfig) -> None:
         read_persona(_path(data.persona))
     for name in _talks(config):
         if chat_source(name) is None:
-            from jaxchat.tasks.custom import Custom
+            from jaxchat.tasks.conversations import Custom
 
             Custom([own_file(name)])
 

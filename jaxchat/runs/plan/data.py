@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jaxchat.config.schema import NOWHERE, RunConfig, TrainConfig
 from jaxchat.data import registry
-from jaxchat.data.conversations import chat_source, train_rows
+from jaxchat.data.registry import chat_source, train_rows
 
 CHARACTERS_PER_TOKEN = {"machine": 3.0}  # of its small vocabulary
 _CHARACTERS_PER_TOKEN = 4.8  # of English web pages with a vocabulary of 65,536

@@ -1,4 +1,8 @@
-"""Documents out of installed Python files: docstrings, help topics, readmes and source code."""
+"""Documents of installed Python files, and which of them are worth training on.
+
+Documents are docstrings, help topics, readmes and source code; worthwhile are readable English and
+code that have not been seen before.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,10 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from jaxchat.data.files.text import is_unicode
+from jaxchat.tasks.base import held_out
 
 MAX_FILE_BYTES = 1_000_000  # a larger file is data, not documentation
 MAX_CHARS = 20_000  # of a document; longer text is cut into several at blank lines
@@ -31,26 +39,39 @@ _DOC_SUFFIXES = frozenset({".md", ".rst", ".txt"})
 _ORNAMENT = re.compile(r"^\s*(\[?!\[|<|\.\. |\|[ -|]|:\w+:|[-=~^*#+_|]{4,})")  # badges, html, rules
 _MIN_DOCSTRING = 30
 
+MIN_CHARS = 200
+NEAR_SHARE = 0.5  # of its long lines seen before make a document a near-duplicate
+_LONG_LINE = 40  # characters
+
+_WORD = re.compile("[A-Za-z]+")
+_SMALL_WORDS = """
+    the of to a is in and for be that this with by are as or if on it not an from which can you
+    will when at use used all has have no may one return returns value
+"""
+_COMMON = frozenset(_SMALL_WORDS.split())
+
+Verdict = Literal["documents", "duplicates", "near_duplicates"]
+
 
 @dataclass(frozen=True)
 class Document:
-    """A text. `origin` names the file it came from, the same on every machine."""
+    """A text."""
 
     text: str
     source: str
-    origin: str
+    origin: str  # the file it came from, the same on every machine
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where to read: the folder of the standard library, and the folders of packages."""
+    """Where documents are read from."""
 
-    stdlib: Path
-    packages: tuple[Path, ...]
+    stdlib: Path  # the folder of the standard library
+    packages: tuple[Path, ...]  # folders of packages
 
     @classmethod
     def of_this_python(cls) -> Paths:
-        """Those of the running interpreter; in a virtual environment, its own packages."""
+        """The paths of the running interpreter; in a virtual environment, its own packages."""
         packages = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
         return cls(Path(sysconfig.get_path("stdlib")), tuple(sorted(packages)))
 
@@ -95,7 +116,7 @@ def _digest(name: str) -> bytes:
 
 
 def _is_code(name: str) -> bool:
-    return int.from_bytes(_digest(f"code/{name}")[:8], "big") < CODE_SHARE * 2**64
+    return held_out(f"code/{name}", CODE_SHARE)
 
 
 def _topics(path: Path) -> Iterator[Document]:
@@ -159,7 +180,7 @@ def _readmes(files: list[tuple[Path, str]]) -> Iterator[Document]:
 
 
 def _code(files: list[tuple[Path, str]]) -> Iterator[Document]:
-    """Source files that parse."""
+    """Source files that can be parsed."""
     for path, name in files:
         text = _text(path)
         if text is not None and _parse(text) is not None:
@@ -206,3 +227,51 @@ def _cut(text: str, source: str, origin: str) -> Iterator[Document]:
         text = text[end:].strip("\n")
     if text:
         yield Document(text, source, origin)
+
+
+def is_worthwhile(document: Document) -> bool:
+    """Whether a document is long enough, printable, and reads as English prose or as code."""
+    text = document.text
+    if not is_unicode(text):
+        return False
+    if len(text) < MIN_CHARS or len(text) > 200 * (text.count("\n") + 1):  # data in long lines
+        return False
+    solid = "".join(text.split())
+    odd = sum(not (c.isascii() and c.isprintable()) for c in solid) if not solid.isascii() else 0
+    printable = solid.isprintable() or sum(map(str.isprintable, solid)) > 0.99 * len(solid)
+    if odd > 0.02 * len(solid) or not printable:
+        return False
+    words = _WORD.findall(text)
+    letters = sum(map(len, words))
+    if document.source == "code":
+        return letters > 0.5 * len(solid)
+    common = sum(word.lower() in _COMMON for word in words)
+    return (
+        letters > 0.65 * len(solid) and 3 <= letters / len(words) <= 8 and common > 0.1 * len(words)
+    )
+
+
+class Deduplicator:
+    """Finds documents that were seen before, and near-duplicates of them."""
+
+    def __init__(self) -> None:
+        self._texts: set[bytes] = set()
+        self._lines: set[str] = set()
+
+    def see(self, document: Document) -> Verdict:
+        """The verdict on a document, which is remembered when it is new.
+
+        Equal but for white space is a duplicate; half of its long lines seen before, a
+        near-duplicate.
+        """
+        words = document.text.split()
+        digest = hashlib.sha256(" ".join(words).encode()).digest()
+        if digest in self._texts:
+            return "duplicates"
+        lines = {line.strip() for line in document.text.splitlines()}
+        lines = {line for line in lines if len(line) >= _LONG_LINE}
+        if lines and len(lines & self._lines) > NEAR_SHARE * len(lines):
+            return "near_duplicates"
+        self._texts.add(digest)
+        self._lines |= lines
+        return "documents"

@@ -1,4 +1,4 @@
-"""Texts out of files: plain text, JSON lines with a field `text`, Parquet with a column `text`.
+"""Texts from files: plain text, JSON lines with a field `text`, Parquet with a column `text`.
 
 All may be compressed (.gz, .zst). Texts are read as they are asked for, never held all at once;
 which files are read, and what is wrong with one, `jaxchat.data.files` says.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from jaxchat.data.files.compressed import Unreadable, opened
 from jaxchat.data.files.folders import STDIN, SUFFIXES, Found, Listing, exactly, find, shown
 from jaxchat.data.files.parquet import open_parquet, text_column
-from jaxchat.data.files.text import MAX_RECORD, pieces, read_lines
+from jaxchat.data.files.text import MAX_RECORD, is_unicode, pieces, read_lines
 
 __all__ = ["STDIN", "SUFFIXES", "TextFiles"]
 
@@ -24,25 +25,16 @@ ROWS = 1_024  # of a Parquet file at a time
 
 
 class TextFiles:
-    """The texts of files and of folders' files, in the order of their names; "-" is stdin.
-
-    Attributes:
-        listing: the files, and what is left out of folders.
-        paths: the files; None is stdin.
-        sizes: bytes of each of `paths`; 0 for stdin.
-        size: bytes of all files; 0 when stdin is among them.
-        done: bytes of files read so far, while iterating.
-        nulls: file -> rows without a text (null) that were left out, while iterating.
-    """
+    """The texts of files and of folders' files, in the order of their names; "-" is stdin."""
 
     def __init__(self, names: Iterable[str] | Listing) -> None:
         """Raises ConfigError for what does not exist or cannot hold texts."""
         self.listing = names if isinstance(names, Listing) else find(names)
-        self.paths = [file.path for file in self.listing.files]
-        self.sizes = [file.size for file in self.listing.files]
-        self.size = sum(self.sizes) if None not in self.paths else 0
-        self.done = 0
-        self.nulls: dict[str, int] = {}
+        self.paths = [file.path for file in self.listing.files]  # None: stdin
+        self.sizes = [file.size for file in self.listing.files]  # bytes; 0 for stdin
+        self.size = sum(self.sizes) if None not in self.paths else 0  # 0 with stdin
+        self.done = 0  # bytes of files read so far, while iterating
+        self.nulls: Counter[str] = Counter()  # file -> rows without a text that were left out
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> TextFiles:
@@ -58,7 +50,7 @@ class TextFiles:
             for text, position in _read(file):
                 self.done = before + position
                 if text is None:
-                    self.nulls[str(file.path)] = self.nulls.get(str(file.path), 0) + 1
+                    self.nulls[str(file.path)] += 1
                 else:
                     yield text
             self.done = before + file.size
@@ -91,21 +83,12 @@ def _text_of(line: str, number: int, path: Path) -> str:
         value = json.loads(line)[COLUMN]
     except (ValueError, TypeError, KeyError, RecursionError):
         value = None
-    if not isinstance(value, str) or not _is_unicode(value):
+    if not isinstance(value, str) or not is_unicode(value):
         raise Unreadable(
             f'line {number} of {path} is no JSON object whose "{COLUMN}" is valid Unicode; mend '
             "the file, or leave it out."
         )
     return value
-
-
-def _is_unicode(text: str) -> bool:
-    r"""Whether no surrogate stands alone, as JSON's \ud800 does."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str | None, int]]:

@@ -1,4 +1,4 @@
-"""The rows of local files, by index: Parquet as the hub has it, or JSON lines.
+"""Random access to the rows of local files: Parquet as the hub has it, or JSON lines.
 
 A JSON file's lines are found once and parsed when asked for. A Parquet file's named columns stay
 in memory as Arrow has them (about the size of their text), and a row becomes Python's when asked
@@ -12,11 +12,10 @@ import bisect
 import itertools
 import json
 import mmap
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from jaxchat.data.files import folders
 from jaxchat.data.files.compressed import COMPRESSED, opened, refused
@@ -26,7 +25,7 @@ from jaxchat.errors import ArtifactError, ConfigError
 
 
 class RowError(ArtifactError):
-    """A row that is not what it must be; `what` says where and why."""
+    """An invalid row; `what` says where and why."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}. Mend the file, or download it again.")
@@ -34,7 +33,7 @@ class RowError(ArtifactError):
 
 
 class Row:
-    """One row: its fields, and where it stands, for messages."""
+    """One row: its fields, and its place, for messages."""
 
     def __init__(self, value: Any, where: Callable[[], str]) -> None:
         """`where`: "line 7 of train.jsonl"; asked only when something is wrong."""
@@ -134,19 +133,18 @@ def _open(path: Path, columns: Sequence[str], optional: Sequence[str]) -> _File:
     raise ConfigError(f"{path} is of no known kind; they are {', '.join(folders.TALKS)}.")
 
 
-class _File(ABC):
-    path: Path
-    unread: Sequence[str] = ()  # columns
+class _File(Protocol):
+    unread: Sequence[str]  # columns
 
-    @abstractmethod
     def __len__(self) -> int: ...
 
-    @abstractmethod
     def row(self, index: int) -> Row: ...
 
 
-class _Lines(_File):
+class _Lines:
     """JSON lines, as bytes mapped into memory; blank lines do not count."""
+
+    unread: Sequence[str] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -189,7 +187,7 @@ class _Lines(_File):
 
 
 def _contents(path: Path) -> bytes | mmap.mmap:
-    """Mapped into memory; of a compressed file, what it holds."""
+    """The bytes of a file, mapped into memory; of a compressed one, decompressed."""
     try:
         with opened(path) as (content, _):
             if path.suffix.lower() in COMPRESSED:
@@ -200,7 +198,7 @@ def _contents(path: Path) -> bytes | mmap.mmap:
         raise refused(path, error) from error
 
 
-class _Parquet(_File):
+class _Parquet:
     """A Parquet file. Its footer is read at once, its columns with the first row."""
 
     def __init__(self, path: Path, columns: Sequence[str], optional: Sequence[str]) -> None:
@@ -218,7 +216,7 @@ class _Parquet(_File):
             )
         wanted = [*columns, *(name for name in optional if name in names)]
         self._columns = names if self._inside else wanted
-        self.unread = [name for name in names if name not in self._columns]
+        self.unread: Sequence[str] = [name for name in names if name not in self._columns]
 
     def __len__(self) -> int:
         return self._rows
