@@ -29,8 +29,7 @@ from jaxchat.checkpoints.tokenizers import find_tokenizer
 from jaxchat.config import loading
 from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.model.gpt import Params
-from jaxchat.model.vocabulary import cut_vocabulary
+from jaxchat.model.gpt import Params, cut_vocabulary
 from jaxchat.paths import read_json, sha256_file, write_json
 from jaxchat.tokenizer import Tokenizer
 

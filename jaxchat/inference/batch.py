@@ -9,18 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.inference.jitted import Emitted, Rows
+from jaxchat.inference.jitted import DecodeOutput, Rows
 from jaxchat.inference.request import MAX_ALTERNATIVES, Alternatives
 from jaxchat.inference.sampling import Sampling
-from jaxchat.inference.sequence import Row
+from jaxchat.inference.sequence import SequenceState
+from jaxchat.model.backend import bucket
 
 MIN_PROMPT = 64  # tokens a prompt is padded to; longer ones to the next power of two
-MIN_SPAN = 64  # slots of the cache that decoding looks at; then powers of two
-
-
-def bucket(size: int, least: int, most: int) -> int:
-    """The smallest power of two, from `least`, that holds `size`; at most `most`."""
-    return min(max(least, 1 << max(size - 1, 0).bit_length()), most)
+MIN_CACHE = 64  # positions of the cache that decoding looks at; then powers of two
 
 
 def buckets(least: int, most: int) -> list[int]:
@@ -32,7 +28,7 @@ def buckets(least: int, most: int) -> list[int]:
 
 
 def slots_to_fill(slots: Sequence[int], total: int) -> npt.NDArray[np.int32]:
-    """Slots as [total], filled up with one that there is not."""
+    """Slots as [total], padded with a number past the last slot."""
     filled = np.full(total, total, np.int32)
     filled[: len(slots)] = slots
     return filled
@@ -45,14 +41,14 @@ def padded(tokens: Sequence[int], length: int) -> tuple[npt.NDArray[np.int32], .
     return row, np.array([len(tokens)], np.int32)
 
 
-def rows_for(slots: Sequence[Row | None], steps: int) -> Rows:
-    """The slots as the device needs to know them; a row that waits for a tool is not active."""
+def rows_for(slots: Sequence[SequenceState | None], steps: int) -> Rows:
+    """The slots in the form that the device gets; a row that waits for a tool is not active."""
     forced = np.zeros((len(slots), steps), np.int32)
     token, remaining, count = np.zeros((3, len(slots)), np.int32)
     for slot, row in enumerate(slots):
         if row is None:
             continue
-        queue = list(row.forced)[:steps]
+        queue = list(row.forced_tokens)[:steps]
         forced[slot, : len(queue)] = queue
         count[slot] = len(queue)
         token[slot] = row.last
@@ -61,7 +57,7 @@ def rows_for(slots: Sequence[Row | None], steps: int) -> Rows:
     return Rows(token, active, remaining, forced, count, sampling_of(slots))
 
 
-def sampling_of(slots: Sequence[Row | None]) -> Sampling:
+def sampling_of(slots: Sequence[SequenceState | None]) -> Sampling:
     """The settings of rows; an empty slot is greedy."""
     requests = [row.request if row is not None else None for row in slots]
     settings: Any = (
@@ -74,20 +70,20 @@ def sampling_of(slots: Sequence[Row | None]) -> Sampling:
     return Sampling(*settings)
 
 
-def truncates(rows: Iterable[Row]) -> bool:
-    """Whether a row looks at top_k or top_p."""
+def truncates(rows: Iterable[SequenceState]) -> bool:
+    """Whether a row uses top_k or top_p."""
     return any(row.request.top_k > 0 or row.request.top_p < 1.0 for row in rows)
 
 
-def alternatives_for(rows: Iterable[Row], config: ModelConfig) -> int:
+def alternatives_for(rows: Iterable[SequenceState], config: ModelConfig) -> int:
     """How many alternatives the device computes: none or all, so that little is compiled."""
     wanted = any(row.request.alternatives for row in rows)
     return min(MAX_ALTERNATIVES, config.vocab_size) if wanted else 0
 
 
-def picks_of(emitted: Emitted) -> list[list[tuple[int, float, Alternatives]]]:
+def picks_of(output: DecodeOutput) -> list[list[tuple[int, float, Alternatives]]]:
     """For every slot its tokens of a dispatch: id, log-probability and alternatives."""
-    arrays = [np.asarray(array) for array in emitted]
+    arrays = [np.asarray(array) for array in output]
     counts = arrays[2].sum(axis=0).tolist()
     tokens, logprobs, _, others, values = (array.swapaxes(0, 1).tolist() for array in arrays)
     return [

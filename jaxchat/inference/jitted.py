@@ -5,8 +5,8 @@ rows of a step are always as many as there are slots, and attention adds its blo
 (`model.attention.cached_attention`). Barriers keep the variants of a program from being fused in
 different ways.
 
-Axes: B slots of the engine, N decode steps of a dispatch, V vocabulary, A alternatives told of each
-token.
+Axes: B slots of the engine, N decode steps of a dispatch, V vocabulary, A alternatives reported for
+each token.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference.sampling import Sampling, likeliest, sample, uniforms
 from jaxchat.model import gpt
-from jaxchat.model.attention import Implementation
-from jaxchat.model.kernels.matmul import Products
-from jaxchat.model.kv_cache import Cache, init_cache, place, resize
-from jaxchat.model.view import View, view_of
+from jaxchat.model.backend import Compute
+from jaxchat.model.kv_cache import Cache, View, init_cache, place, resize, view_of
 
 
 class Rows(NamedTuple):
-    """What the host says of every slot before a dispatch."""
+    """What the device gets from the host for every slot before a dispatch."""
 
     token: Any  # [B] int32, the last of each row, not yet in the cache
     active: Any  # [B] bool
@@ -56,7 +54,7 @@ def _unpacked(packed: Array) -> Rows:
     return Rows(token, active != 0, remaining, packed[:, 9:], forced_count, sampling)
 
 
-class Emitted(NamedTuple):
+class DecodeOutput(NamedTuple):
     """The tokens of a dispatch; those of row b are the leading ones, where `active` is True."""
 
     token: Array  # [N,B] int32
@@ -66,29 +64,19 @@ class Emitted(NamedTuple):
     other_logprobs: Array  # [N,B,A] float32
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "attention", "products"))
-def read_prompt(
-    params: Any,
-    tokens: ArrayLike,
-    length: ArrayLike,
-    *,
-    config: ModelConfig,
-    dtype: DTypeLike,
-    attention: Implementation,
-    products: Products,
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def prefill(
+    params: Any, tokens: ArrayLike, length: ArrayLike, *, config: ModelConfig, compute: Compute
 ) -> Cache:
     """The cache after a prompt [1,T] of `length` [1], padded on the right."""
     tokens, length = jnp.asarray(tokens), jnp.asarray(length)
-    cache = init_cache(config, 1, tokens.shape[1], dtype)
-    _, cache = gpt.prefill(
-        params, tokens, length, cache, config, dtype=dtype, attention=attention, products=products
-    )
-    return cache
+    cache = init_cache(config, 1, tokens.shape[1], compute.dtype)
+    return gpt.prefill(params, tokens, length, cache, config, compute)[1]
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
-def place_prompt(cache: Cache, prompt: Cache, slots: ArrayLike) -> Cache:
-    """The engine's cache with a prompt in slots [B], of which those past the last are none."""
+def insert(cache: Cache, prompt: Cache, slots: ArrayLike) -> Cache:
+    """The engine's cache with a prompt in slots [B]; numbers past the last slot are dropped."""
     return place(cache, prompt, jnp.asarray(slots))
 
 
@@ -100,7 +88,7 @@ def resize_cache(cache: Cache, *, slots: tuple[int, ...]) -> Cache:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "dtype", "products", "pauses", "truncate", "alternatives"),
+    static_argnames=("config", "compute", "pauses", "truncate", "alternatives"),
     donate_argnames="cache",
 )
 def decode_steps(
@@ -109,46 +97,43 @@ def decode_steps(
     rows: ArrayLike,
     *,
     config: ModelConfig,
-    dtype: DTypeLike,
-    products: Products,
+    compute: Compute,
     pauses: tuple[int, ...],
     truncate: bool,
     alternatives: int,
-) -> tuple[Cache, Emitted]:
-    """N tokens for every active row of `Rows.packed`, or fewer for one that comes to its end.
+) -> tuple[Cache, DecodeOutput]:
+    """N tokens for every active row of `Rows.packed`, or fewer for one that ends.
 
-    A row stands still after it has sampled one of `pauses` or has none remaining. No
-    row in a slot may come to have more positions than the cache has slots.
+    A row pauses after it has sampled one of `pauses` or has none remaining. No row may grow to more
+    positions than the cache has slots.
     """
     token, active, remaining, forced, forced_count, settings = _unpacked(jnp.asarray(rows))
 
     def step(
         carry: tuple[Cache, Array, Array, Array], now: tuple[Array, Array, View]
-    ) -> tuple[Any, Emitted]:
+    ) -> tuple[Any, DecodeOutput]:
         (cache, token, active, remaining), (number, uniform, view) = carry, now
-        logits, cache = gpt.decode(
-            params, token, cache, config, active=active, view=view, dtype=dtype, products=products
-        )
+        logits, cache = gpt.decode(params, token, cache, config, compute, active=active, view=view)
         logits = lax.optimization_barrier(logits)
         sampled, logprob = sample(logits, settings, uniform, truncate=truncate)
         choose = number >= forced_count
         token = jnp.where(active, jnp.where(choose, sampled, forced[:, number]), token)
         others = likeliest(logits, alternatives)
-        emitted = Emitted(token, logprob, active, *others)
+        output = DecodeOutput(token, logprob, active, *others)
         remaining = remaining - active.astype(remaining.dtype)
         paused = choose & jnp.isin(token, jnp.array(pauses, token.dtype))
-        return (cache, token, active & ~paused & (remaining > 0), remaining), emitted
+        return (cache, token, active & ~paused & (remaining > 0), remaining), output
 
     # A scan of known length: of a loop that stops early, the host would wait for every step.
     start = (cache, token, active, remaining)
     numbers = jnp.arange(forced.shape[1], dtype=jnp.int32)
     # All at once: a step of a small model would take a fifth of its time for its own.
     # In a step XLA would take every cosine again for each layer and head, and find out for each
-    # what is visible. The positions are those of rows that go on: what is written for others is
-    # never seen.
+    # what is visible. The positions are those of active rows: what is written for others is never
+    # seen.
     positions = cache.length[:, None] + numbers[None, :]
     slots = [k.shape[2] for k in cache.k]
-    views = jax.vmap(lambda position: view_of(position, slots, config, dtype))(positions.T)
+    views = jax.vmap(lambda position: view_of(position, slots, config, compute.dtype))(positions.T)
     now = (numbers, uniforms(settings, positions + 1).T, views)
-    end, emitted = lax.scan(step, start, now)
-    return end[0], emitted
+    end, output = lax.scan(step, start, now)
+    return end[0], output

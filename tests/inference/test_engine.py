@@ -10,6 +10,7 @@ import pytest
 from compilation import compilations
 
 from jaxchat.inference.engine import Engine, EngineError, Request
+from jaxchat.model.backend import Compute
 from jaxchat.model.gpt import forward
 from jaxchat.tokenizer.chat_format import parse_completion
 from jaxchat.tools.calculator import run_tool
@@ -351,7 +352,7 @@ def test_a_second_engine_and_any_mix_of_requests_compile_little(make_engine, con
 def test_half_precision_gives_nearly_the_same_probabilities(make_engine, params, config):
     prompt = random_prompts(1)[0]
     request = Request(prompt, max_tokens=30, temperature=1.0)
-    ((completion,),) = make_engine(dtype=jnp.bfloat16).generate([request])
+    ((completion,),) = make_engine(compute=Compute(dtype=jnp.bfloat16)).generate([request])
     ids = jnp.array([[*prompt, *completion.tokens]], jnp.int32)
     logprobs = jax.nn.log_softmax(forward(params, ids, config))[0, len(prompt) - 1 : -1]
     want = [float(logprobs[i, token]) for i, token in enumerate(completion.tokens)]

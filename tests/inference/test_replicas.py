@@ -67,14 +67,14 @@ def test_all_are_at_work_between_two_steps_and_one_waits_for_no_other(pool, monk
         monkeypatch.setattr(Engine, name, told)
     jobs = [pool.submit(request) for request in random_requests(6, seed=5)]
     pool.step()
-    assert all(engine.flying for engine in pool.engines)
+    assert all(engine.in_flight for engine in pool.engines)
     done.clear()
     pool.step()
     assert done == [(name, number) for number in range(3) for name in ("finish", "start")]
     for job in jobs:
         pool.cancel(job)
     pool.step()
-    assert not any(engine.flying for engine in pool.engines)
+    assert not any(engine.in_flight for engine in pool.engines)
 
 
 def test_engines_side_by_side_on_one_device_give_what_one_gives(params, config, tokenizer, one):

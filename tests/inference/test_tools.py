@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxchat.inference.engine import Engine, Request
-from jaxchat.tools.executor import TOOL_FAILED, Calls
+from jaxchat.tools.executor import TOOL_FAILED, ToolExecutor
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_only_so_many_calls_run_at_once_and_their_time_counts_from_their_beginni
             running -= 1
         return code
 
-    calls = Calls(tool, timeout=10.0, at_once=2)
+    calls = ToolExecutor(tool, timeout=10.0, at_once=2)
     started = [calls.start(str(number)) for number in range(9)]
     dropped = started.pop()
     calls.drop(dropped)
@@ -142,7 +142,7 @@ def test_only_so_many_calls_run_at_once_and_their_time_counts_from_their_beginni
 
 def test_a_call_that_is_late_leaves_room_for_the_next():
     never = threading.Event()
-    calls = Calls(lambda code: str(never.wait(60)), timeout=0.02, at_once=1)
+    calls = ToolExecutor(lambda code: str(never.wait(60)), timeout=0.02, at_once=1)
     first, second = calls.start("a"), calls.start("b")
     while second.output is None:
         calls.wait(0.01)

@@ -5,14 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.model.attention import (
-    blocked_attention,
-    cached_attention,
-    causal_attention,
-    choose_attention,
-)
+from jaxchat.model.attention import cached_attention, causal_attention
+from jaxchat.model.capabilities import choose_attention
 from jaxchat.model.kernels import banded
 from jaxchat.model.kernels.banded import banded_attention
+from jaxchat.model.kernels.blocked import blocked_attention
 
 B, H, G, K = 2, 4, 2, 8
 

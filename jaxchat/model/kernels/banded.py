@@ -3,8 +3,8 @@
 Queries are cut into blocks. With a short window every block sees equally many keys, and all blocks
 are one product of a stack; else one block comes after the other, each with the keys up to its end.
 The gradient is by hand: scores are computed again, transposed, so that only one matrix of a block
-has to be transposed in memory (see `products`). As in FlashAttention-2 (arXiv 2307.08691), the
-weights' own sum is never differentiated: the gradient of a score is w (dw - sum(y dy)).
+has to be transposed in memory (see `kernels.matmul`). As in FlashAttention-2 (arXiv 2307.08691),
+the weights' own sum is never differentiated: the gradient of a score is w (dw - sum(y dy)).
 
 Axes: N rows of the batch times key/value heads, R query heads of each, T time, K head size,
 Q queries of a block, S keys that it sees, C blocks.
