@@ -34,7 +34,7 @@ _NO_BYTE = "bits per byte cannot be measured: in the held-out rows every token i
 @functools.cache
 def _sums_over(mesh: Mesh, model: ModelConfig, compute: Compute) -> Any:
     """The jitted (params, bytes of each token [V]), batch [1, B, T+1] -> (nats, bytes)."""
-    shares = Shares(mesh, jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model)))
+    shares = Shares(mesh, gpt.param_shapes(model))
     gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
     compute = mesh_compute(mesh, model, compute)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.inference.jitted import DecodeOutput, Rows
+from jaxchat.inference.jitted import SLOT, DecodeOutput
 from jaxchat.inference.request import MAX_ALTERNATIVES, Alternatives
-from jaxchat.inference.sampling import Sampling
 from jaxchat.inference.sequence import SequenceState
 from jaxchat.model.backend import bucket
 
@@ -41,33 +39,19 @@ def padded(tokens: Sequence[int], length: int) -> tuple[npt.NDArray[np.int32], .
     return row, np.array([len(tokens)], np.int32)
 
 
-def rows_for(slots: Sequence[SequenceState | None], steps: int) -> Rows:
-    """The slots in the form that the device gets; a row that waits for a tool is not active."""
-    forced = np.zeros((len(slots), steps), np.int32)
-    token, remaining, count = np.zeros((3, len(slots)), np.int32)
+def packed_slots(slots: Sequence[SequenceState | None], steps: int) -> npt.NDArray[np.int32]:
+    """The slots as the device gets them, [B,9+steps]; a row that waits for a tool is not active."""
+    packed = np.zeros(len(slots), [*SLOT, ("forced", "i4", (steps,))])
+    packed["top_p"] = 1.0  # an empty slot is greedy
     for slot, row in enumerate(slots):
-        if row is None:
-            continue
-        queue = list(row.forced_tokens)[:steps]
-        forced[slot, : len(queue)] = queue
-        count[slot] = len(queue)
-        token[slot] = row.last
-        remaining[slot] = row.limit - len(row.tokens)
-    active = np.array([row is not None and not row.waits for row in slots])
-    return Rows(token, active, remaining, forced, count, sampling_of(slots))
-
-
-def sampling_of(slots: Sequence[SequenceState | None]) -> Sampling:
-    """The settings of rows; an empty slot is greedy."""
-    requests = [row.request if row is not None else None for row in slots]
-    settings: Any = (
-        np.array([r.temperature if r else 0.0 for r in requests], np.float32),
-        np.array([r.top_k if r else 0 for r in requests], np.int32),
-        np.array([r.top_p if r else 1.0 for r in requests], np.float32),
-        np.array([r.seed % 2**32 if r else 0 for r in requests], np.uint32),
-        np.array([row.stream if row else 0 for row in slots], np.int32),
-    )
-    return Sampling(*settings)
+        if row is not None:
+            forced, r = list(row.forced_tokens)[:steps], row.request
+            packed[slot] = (
+                row.last, not row.waits, row.limit - len(row.tokens), len(forced),
+                r.temperature, r.top_k, r.top_p, r.seed % 2**32, row.stream,
+                forced + [0] * (steps - len(forced)),
+            )  # fmt: skip
+    return packed.view(np.int32).reshape(len(slots), -1)
 
 
 def truncates(rows: Iterable[SequenceState]) -> bool:

@@ -24,9 +24,9 @@ from jaxchat.inference.batch import (
     MIN_PROMPT,
     alternatives_for,
     buckets,
+    packed_slots,
     padded,
     picks_of,
-    rows_for,
     slots_to_fill,
     truncates,
 )
@@ -303,7 +303,7 @@ class Engine(Service):
         self._cache, output = jitted.decode_steps(
             self.params,
             self._cache,
-            rows_for(self._rows, self._steps).packed(),
+            packed_slots(self._rows, self._steps),
             config=self.config,
             compute=self.compute,
             pauses=self._pauses,
@@ -340,6 +340,10 @@ class Engine(Service):
 
     def _programs(self) -> Iterator[Callable[[], object]]:
         """Calls that together compile everything; they change no row."""
+
+        def insert(prompt: tuple[int, ...]) -> None:
+            self._insert(self.prefill(prompt), [0])
+
         prompts = [(0,) * length for length in buckets(MIN_PROMPT, self.max_len)]
         most = min(MAX_ALTERNATIVES, self.config.vocab_size)
         for prompt in prompts:
@@ -350,17 +354,14 @@ class Engine(Service):
                     yield partial(lambda *lengths: [*map(self._resize, lengths)], other, length)
             for prompt in prompts:
                 if self._length_for(len(prompt)) <= length:
-                    yield partial(self._insert_at, length, prompt)
-            for truncate, alternatives in product((False, True), (0, most)):
-                yield partial(self._dispatch_at, length, truncate, alternatives)
+                    yield partial(self._at, length, partial(insert, prompt))
+            for settings in product((False, True), (0, most)):
+                yield partial(self._at, length, partial(self._dispatch, *settings))
 
-    def _insert_at(self, length: int, prompt: tuple[int, ...]) -> None:
+    def _at(self, length: int, program: Callable[[], object]) -> None:
+        """Runs a program with a cache of this length."""
         self._resize(length)
-        self._insert(self.prefill(prompt), [0])
-
-    def _dispatch_at(self, length: int, truncate: bool, alternatives: int) -> None:
-        self._resize(length)
-        self._dispatch(truncate, alternatives)
+        program()
 
     def _make_cache(self) -> None:
         self._cache_length, self._underused_steps = self._cache_lengths[0], 0

@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import numpy.typing as npt
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -27,31 +25,23 @@ from jaxchat.model import gpt
 from jaxchat.model.backend import Compute
 from jaxchat.model.kv_cache import Cache, View, init_cache, place, resize, view_of
 
-
-class Rows(NamedTuple):
-    """What the device gets from the host for every slot before a dispatch."""
-
-    token: Any  # [B] int32, the last of each row, not yet in the cache
-    active: Any  # [B] bool
-    remaining: Any  # [B] int32, tokens it may still have
-    forced: Any  # [B,N] int32, tokens to take before any is sampled
-    forced_count: Any  # [B] int32
-    sampling: Sampling
-
-    def packed(self) -> npt.NDArray[np.int32]:
-        """All of it as one array [B,9+N]: every array handed over costs as much as a product."""
-        one = (*self[:3], self.forced_count, *self.sampling)
-        columns = [np.ascontiguousarray(column) for column in one]
-        whole = [c.view(np.int32) if c.itemsize == 4 else c.astype(np.int32) for c in columns]
-        return np.concatenate([np.stack(whole, axis=1), self.forced], axis=1)
+# What the device gets from the host for a slot before a dispatch, as 32-bit columns of one array:
+# every array handed over costs as much as a product. Behind them stand N forced tokens.
+SLOT = (
+    ("token", "i4"),  # the last one, not yet in the cache
+    ("active", "i4"),  # 0 or 1
+    ("remaining", "i4"),  # tokens it may still have
+    ("forced_count", "i4"),  # tokens to take before any is sampled
+    *zip(Sampling._fields, ("f4", "i4", "f4", "u4", "i4"), strict=True),
+)
 
 
-def _unpacked(packed: Array) -> Rows:
-    token, active, remaining, forced_count, *settings = packed[:, :9].T
-    kinds = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.int32)
+def _unpacked(packed: Array) -> tuple[Array, Array, Array, Array, Array, Sampling]:
+    """Packed slots [B,9+N] -> token, active, remaining, forced_count, forced [B,N], sampling."""
+    token, active, remaining, forced_count, *settings = packed[:, : len(SLOT)].T
+    kinds = [jnp.dtype(kind) for _, kind in SLOT[-len(settings) :]]
     casts = (lax.bitcast_convert_type(x, kind) for x, kind in zip(settings, kinds, strict=True))
-    sampling = Sampling(*casts)
-    return Rows(token, active != 0, remaining, packed[:, 9:], forced_count, sampling)
+    return token, active != 0, remaining, forced_count, packed[:, len(SLOT) :], Sampling(*casts)
 
 
 class DecodeOutput(NamedTuple):
@@ -94,7 +84,7 @@ def resize_cache(cache: Cache, *, slots: tuple[int, ...]) -> Cache:
 def decode_steps(
     params: Any,
     cache: Cache,
-    rows: ArrayLike,
+    slots: ArrayLike,
     *,
     config: ModelConfig,
     compute: Compute,
@@ -102,12 +92,12 @@ def decode_steps(
     truncate: bool,
     alternatives: int,
 ) -> tuple[Cache, DecodeOutput]:
-    """N tokens for every active row of `Rows.packed`, or fewer for one that ends.
+    """N tokens for every active row of packed slots [B,9+N], or fewer for one that ends.
 
     A row pauses after it has sampled one of `pauses` or has none remaining. No row may grow to more
     positions than the cache has slots.
     """
-    token, active, remaining, forced, forced_count, settings = _unpacked(jnp.asarray(rows))
+    token, active, remaining, forced_count, forced, settings = _unpacked(jnp.asarray(slots))
 
     def step(
         carry: tuple[Cache, Array, Array, Array], now: tuple[Array, Array, View]
@@ -132,8 +122,8 @@ def decode_steps(
     # what is visible. The positions are those of active rows: what is written for others is never
     # seen.
     positions = cache.length[:, None] + numbers[None, :]
-    slots = [k.shape[2] for k in cache.k]
-    views = jax.vmap(lambda position: view_of(position, slots, config, compute.dtype))(positions.T)
+    sizes = [k.shape[2] for k in cache.k]
+    views = jax.vmap(lambda position: view_of(position, sizes, config, compute.dtype))(positions.T)
     now = (numbers, uniforms(settings, positions + 1).T, views)
     end, output = lax.scan(step, start, now)
     return end[0], output

@@ -21,13 +21,13 @@ from jaxchat.config.schema import ComputeConfig, ModelConfig
 from jaxchat.errors import ConfigError
 from jaxchat.model.attention import causal_attention
 from jaxchat.model.backend import (
+    Backend,
     Candidate,
     Compute,
     Implementation,
     MatmulPrecision,
     Option,
     backend,
-    platform,
 )
 from jaxchat.model.kernels import fp8
 from jaxchat.model.kernels.matmul import count_products, rounded_matmul
@@ -39,23 +39,28 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def choose_compute(
-    config: ComputeConfig, model: ModelConfig, dtype: DTypeLike | None = None, devices: int = 1
+    config: ComputeConfig,
+    model: ModelConfig,
+    dtype: DTypeLike | None = None,
+    devices: int = 1,
+    *,
+    on: Backend | None = None,
 ) -> Compute:
     """The fastest way to compute a step of this model over `devices` that works on this machine.
 
-    `dtype` of activations is the backend's by default. What was tried and does not work is left
-    out, with a RuntimeWarning where that makes it slower. Raises ConfigError where `config` asks
-    for what the machine does not have.
+    `dtype` of activations is by default that of the backend `on`, and this the one JAX runs on.
+    What was tried and does not work is left out, with a RuntimeWarning where that makes it slower.
+    Raises ConfigError where `config` asks for what the machine does not have.
     """
-    here = backend()
-    dtype = here.dtype if dtype is None else dtype
-    matmul = choose_matmul(config, model, dtype)
-    overlap = here.overlap if devices > 1 else ()  # on one device there is nothing to hide
+    on = on or backend()
+    dtype = on.dtype if dtype is None else dtype
+    matmul = choose_matmul(config, model, dtype, on)
+    overlap = on.overlap if devices > 1 else ()  # on one device there is nothing to hide
     options, dropped = choose_options(overlap, config.compiler_options)
     return Compute(
         dtype=dtype,
-        attention=choose_attention(model.head_dim, dtype, matmul),
-        chunk_rows=config.loss_chunk_rows or here.chunk_rows,
+        attention=choose_attention(model.head_dim, dtype, matmul, on),
+        chunk_rows=config.loss_chunk_rows or on.chunk_rows,
         matmul=matmul,
         options=options,
         dropped=dropped,
@@ -75,7 +80,7 @@ def evaluation_compute(
 
 
 def choose_attention(
-    head_dim: int, dtype: DTypeLike, matmul: MatmulPrecision = "default"
+    head_dim: int, dtype: DTypeLike, matmul: MatmulPrecision, on: Backend
 ) -> Implementation:
     """The fastest implementation that works here: the backend's, or "banded" for bfloat16 matmuls.
 
@@ -84,26 +89,28 @@ def choose_attention(
     """
     if matmul == "bfloat16":
         return "banded"
-    chosen = backend().attention
-    if chosen != "cudnn":
-        return chosen
-    return "cudnn" if jnp.dtype(dtype).itemsize == 2 and _try_cudnn(head_dim, dtype) else "blocked"
+    if on.attention != "cudnn":
+        return on.attention
+    half = jnp.dtype(dtype).itemsize == 2
+    return "cudnn" if half and _cudnn_works(head_dim, dtype) else "blocked"
 
 
-def choose_matmul(config: ComputeConfig, model: ModelConfig, dtype: DTypeLike) -> MatmulPrecision:
+def choose_matmul(
+    config: ComputeConfig, model: ModelConfig, dtype: DTypeLike, on: Backend
+) -> MatmulPrecision:
     """How large matrices are multiplied. "bfloat16" is for float32 activations alone.
 
     By default it is chosen on a CPU that is made for it, if XLA computes it there as it should.
     """
     if config.fp8:
-        check_fp8(model)
+        check_fp8(model, on)
         return "fp8"
     if jnp.dtype(dtype) != jnp.float32 or config.products == "plain":
         return "default"
     if config.products == "bfloat16":
         return "bfloat16"
-    able = platform() == "cpu" and bool(processor_flags() & BFLOAT16_FLAGS)
-    return "bfloat16" if able and _try_bfloat16() else "default"
+    able = on.shares_host and bool(processor_flags() & BFLOAT16_FLAGS)
+    return "bfloat16" if able and _bfloat16_works() else "default"
 
 
 def processor_flags() -> set[str]:
@@ -115,46 +122,49 @@ def processor_flags() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def _try_cudnn(head_dim: int, dtype: DTypeLike) -> bool:
-    """Whether cudnn computes attention and its gradient; else a RuntimeWarning says why."""
+def _works(trial: Callable[[], str], message: str) -> bool:
+    """Whether a trial finds no problem; else a RuntimeWarning says `message` and the problem."""
+    try:
+        problem = trial()
+    except Exception as error:  # whatever the backend raises, training can do without it
+        problem = str(error) or type(error).__name__
+    if problem:
+        warnings.warn(f"{message}: {problem}", RuntimeWarning, stacklevel=4)
+    return not problem
+
+
+def _cudnn_works(head_dim: int, dtype: DTypeLike) -> bool:
     x = jnp.ones((1, 64, 1, head_dim), dtype)
 
     def total(q: Array) -> Array:
         y = causal_attention(q, x, x, window=16, implementation="cudnn")
         return jnp.sum(y.astype(jnp.float32))
 
-    try:
+    def trial() -> str:
         jax.jit(jax.grad(total))(x).block_until_ready()
-    except Exception as error:  # whatever the backend raises, training can do without it
-        return _warn(
-            "cudnn attention does not work on this machine, so the slower blocked one is used: "
-            f"{error}"
-        )
-    return True
+        return ""
+
+    message = "cudnn attention does not work on this machine, so the slower blocked one is used"
+    return _works(trial, message)
 
 
-def _try_bfloat16() -> bool:
-    """Whether XLA does a layer's three products in bfloat16; else a RuntimeWarning says why."""
-    try:
+def _bfloat16_works() -> bool:
+    """Whether XLA does a layer's three products in bfloat16."""
+
+    def trial() -> str:
         program = _layer_program(rounded_matmul, jnp.float32)
         done = count_products(program.as_text() or "")
         jax.block_until_ready(program(jnp.ones((1024, 512)), jnp.ones((512, 1024))))
-        problem = "" if done == 3 else f"it does {done} of a layer's 3 products in bfloat16"
-    except Exception as error:  # whatever the backend raises, training can do without it
-        problem = str(error)
-    return not problem or _warn(
-        "this processor multiplies bfloat16 faster than float32, but XLA does not make use of "
-        f"it, so products are in float32, and slower: {problem}"
+        return "" if done == 3 else f"it does {done} of a layer's 3 products in bfloat16"
+
+    return _works(
+        trial,
+        "this processor multiplies bfloat16 faster than float32, but XLA does not make use of it, "
+        "so products are in float32, and slower",
     )
 
 
-def _warn(message: str) -> bool:
-    """False, after a RuntimeWarning."""
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
-    return False
-
-
-def check_fp8(model: ModelConfig) -> None:
+def check_fp8(model: ModelConfig, on: Backend) -> None:
     """Raises ConfigError where fp8 cannot be; warns where XLA would not do it in fp8.
 
     A CPU computes it with float32 products of the rounded values: slow, but the same.
@@ -164,15 +174,17 @@ def check_fp8(model: ModelConfig) -> None:
             f"compute.fp8 is on, but takes matrices of sides of at least {fp8.SMALLEST}, multiples "
             f"of {fp8.MULTIPLE}, and model.n_embd is {model.n_embd}; turn it off."
         )
-    if platform() == "cpu":
+    if on.shares_host:
         return
     device = jax.devices()[0]
     check_capability(device.device_kind, str(getattr(device, "compute_capability", "")))
     done = count_products(str(_layer_program(fp8.matmul, jnp.bfloat16).as_text()), "f8")
     if done < 3:
-        _warn(
+        warnings.warn(
             f"compute.fp8 is on, but of the 3 products of a layer XLA does {done} in fp8 on this "
-            f"{device.device_kind}; the others are rounded to fp8 and not faster for it."
+            f"{device.device_kind}; the others are rounded to fp8 and not faster for it.",
+            RuntimeWarning,
+            stacklevel=2,
         )
 
 

@@ -239,6 +239,12 @@ def init_params(key: Array, config: ModelConfig) -> Params:
     return {**params["params"], "lm_head": {"kernel": kernel}}
 
 
+def param_shapes(config: ModelConfig) -> Params:
+    """Shapes and types of the parameters; none is made."""
+    shapes: Params = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
+    return shapes
+
+
 def _see_itself(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, None]:
     """The shape of attention, for the initialisation."""
     del layer, k, v

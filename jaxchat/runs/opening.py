@@ -32,7 +32,7 @@ TALKERS = ("rl", "sft", "mid")  # stages whose models talk, best first
 
 def abstract_params(model: ModelConfig) -> Any:
     """Shapes and types of a model's parameters, on one device."""
-    shapes = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
+    shapes = gpt.param_shapes(model)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
 

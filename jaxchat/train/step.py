@@ -135,7 +135,7 @@ def make_train_step(
     the shares of `optim.shares`. Metrics: `loss` (mean over weight), `weight` and `grad_norm`.
     """
     compute = mesh_compute(mesh, model, compute)
-    abstract = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
+    abstract = gpt.param_shapes(model)
     shares = Shares(mesh, abstract)
     specs = _state_specs(abstract, optimizer, shares)
     gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)

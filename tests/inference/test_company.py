@@ -44,9 +44,12 @@ def engine(request, tokenizer):
     engine = Engine(
         params, config, tokenizer, slots=31, max_len=256, steps_per_dispatch=4, compute=compute
     )
-    told = []
-    engine.warm_up(lambda done, count: told.append((done, count)))
-    assert told[-1] == (27, 27)  # see test_a_second_engine_and_any_mix_of_requests_compile_little
+    progress = []
+    engine.warm_up(lambda done, count: progress.append((done, count)))
+    assert progress[-1] == (
+        27,
+        27,
+    )  # see test_a_second_engine_and_any_mix_of_requests_compile_little
     return engine
 
 
@@ -165,11 +168,11 @@ def test_warm_up_is_for_an_idle_engine(engine):
     engine.cancel(job)
 
 
-def test_the_cache_grows_for_a_long_text_and_shrinks_beside_one_that_goes_on(engine):
+def test_the_cache_grows_for_a_long_text_and_shrinks_beside_one_that_continues(engine):
     long = Request((5,) * 150, max_tokens=8, temperature=1.0, seed=1)
     others = [Request((7, 8, 9), max_tokens=120, temperature=1.0, seed=seed) for seed in range(16)]
     ends = [len(samples[0].tokens) for samples in engine.generate(others)]
-    other = others[ends.index(120)]  # one that goes on after the cache can shrink
+    other = others[ends.index(120)]  # one that continues after the cache can shrink
     alone = [engine.generate([request]) for request in (long, other)]
     for _ in range(PATIENCE + 2):
         engine.generate([Request((1,), max_tokens=1)])
@@ -188,7 +191,7 @@ def test_the_cache_grows_for_a_long_text_and_shrinks_beside_one_that_goes_on(eng
 
 
 def test_the_cache_is_donated_and_never_copied_whole(engine):
-    rows = batch.rows_for([None] * engine.slots, 4).packed()
+    rows = batch.packed_slots([None] * engine.slots, 4)
     engine._resize(256)
     size = sum(array.nbytes for array in jax.tree.leaves(engine._cache))
     decode = jitted.decode_steps.lower(
@@ -208,7 +211,7 @@ def test_no_step_copies_a_layer_of_the_cache(config, params, slots):
     """One row once did, four times each, as XLA wrote it otherwise than two."""
     cache = init_cache(config, slots, 128)
     decode = jitted.decode_steps.lower(
-        params, cache, batch.rows_for([None] * slots, 4).packed(), config=config,
+        params, cache, batch.packed_slots([None] * slots, 4), config=config,
         compute=Compute(), pauses=(1,), truncate=False, alternatives=0,
     ).compile()  # fmt: skip
     program = decode.as_text()

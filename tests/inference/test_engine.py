@@ -205,11 +205,13 @@ def test_alternatives_are_the_likeliest_tokens_of_the_model(engine, params, conf
         logits = forward(params, ids, config)[0, len(request.tokens) - 1 : -1]
         logprobs = np.asarray(jax.nn.log_softmax(logits))
         assert len(completion.alternatives) == len(completion.tokens)
-        for row, mask, told in zip(logprobs, completion.mask, completion.alternatives, strict=True):
-            assert len(told) == (request.alternatives if mask else 0)
-            want = np.sort(row)[::-1][: len(told)]
-            np.testing.assert_allclose([value for _, value in told], want, atol=1e-4)
-            np.testing.assert_allclose([row[token] for token, _ in told], want, atol=1e-4)
+        for row, mask, others in zip(
+            logprobs, completion.mask, completion.alternatives, strict=True
+        ):
+            assert len(others) == (request.alternatives if mask else 0)
+            want = np.sort(row)[::-1][: len(others)]
+            np.testing.assert_allclose([value for _, value in others], want, atol=1e-4)
+            np.testing.assert_allclose([row[token] for token, _ in others], want, atol=1e-4)
     (plain,) = engine.generate([dataclasses.replace(requests[2], alternatives=0)])
     assert plain[0].tokens == completion.tokens
 

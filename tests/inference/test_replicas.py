@@ -60,11 +60,11 @@ def test_all_are_at_work_between_two_steps_and_one_waits_for_no_other(pool, monk
     for name in ("start", "finish"):
         old = getattr(Engine, name)
 
-        def told(engine, *args, name=name, old=old, **kwargs):
+        def noted(engine, *args, name=name, old=old, **kwargs):
             done.append((name, pool.engines.index(engine)))
             return old(engine, *args, **kwargs)
 
-        monkeypatch.setattr(Engine, name, told)
+        monkeypatch.setattr(Engine, name, noted)
     jobs = [pool.submit(request) for request in random_requests(6, seed=5)]
     pool.step()
     assert all(engine.in_flight for engine in pool.engines)

@@ -1,4 +1,4 @@
-"""Tools that take time: nobody waits but who asked, and when the answer comes changes nothing."""
+"""Slow tools: only the row that called waits, and when the output comes changes nothing."""
 
 import dataclasses
 import random
@@ -54,7 +54,7 @@ def test_a_tool_that_dawdles_gives_the_same_as_a_quick_one(make_engine):
     assert make_engine(slow).generate(random_requests()) == want
 
 
-def test_others_go_on_while_one_waits_for_its_tool(make_engine):
+def test_others_continue_while_one_waits_for_its_tool(make_engine):
     answer = threading.Event()
 
     def blocked(code):
@@ -115,7 +115,7 @@ def test_a_cancelled_request_that_waits_for_a_tool_frees_its_slot(make_engine):
     answer.set()
 
 
-def test_only_so_many_calls_run_at_once_and_their_time_counts_from_their_beginning():
+def test_at_most_n_calls_run_at_once_and_their_time_counts_from_their_beginning():
     running, most, lock = 0, 0, threading.Lock()
 
     def tool(code):

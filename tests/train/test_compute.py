@@ -105,6 +105,15 @@ def test_a_gpu_takes_large_chunks() -> None:
     assert backend("cpu").chunk_rows == Compute().chunk_rows
 
 
+def test_a_tpu_computes_in_bfloat16_with_xlas_attention_and_has_no_fp8() -> None:
+    tpu = backend("tpu")
+    chosen = choose_compute(ComputeConfig(), WIDE, devices=8, on=tpu)
+    assert chosen == Compute(jnp.bfloat16, "xla", tpu.chunk_rows)
+    with pytest.raises(ConfigError, match=r"compute\.fp8 is on, but .* compute capability none"):
+        choose_compute(ComputeConfig(fp8=True), WIDE, on=tpu)
+    assert backend("an unknown one") == backend("cpu")
+
+
 def test_the_line_says_everything() -> None:
     mesh = make_mesh(MeshConfig(fsdp=2))
     assert Compute().describe(list(mesh.devices.flat), mesh.shape) == (

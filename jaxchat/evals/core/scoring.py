@@ -65,7 +65,7 @@ class ChoiceScore:
 @functools.cache
 def _scores_over(mesh: Mesh, model: ModelConfig, compute: Compute, head: int) -> Any:
     """The jitted params, batch of [1, B, ...] -> (log p [B,R], whether it is the highest [B,R])."""
-    shares = Shares(mesh, jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model)))
+    shares = Shares(mesh, gpt.param_shapes(model))
     gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
     compute = mesh_compute(mesh, model, compute)
 

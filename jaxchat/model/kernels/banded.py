@@ -65,7 +65,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _some_at_once(function: Callable[..., Any], window: int, arrays: tuple[Array, ...]) -> Any:
-    """`function` of all N, so many at once that their scores stay in the cache."""
+    """`function` of all N, in parts whose scores stay in the cache."""
     count, repeats, time, _ = arrays[0].shape
     block, short = _block_size(time, window)
     keys = block + window if short else time

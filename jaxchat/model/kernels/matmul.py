@@ -47,7 +47,7 @@ def widened_matmul(x: Array, kernel: Array, precision: MatmulPrecision = "defaul
 
 
 def round_kernels(params: Any) -> Any:
-    """Parameters whose kernels are kept as `rounded_matmul` would round them: for inference."""
+    """Parameters whose kernels are rounded in advance as `rounded_matmul` would: for inference."""
 
     def round_one(path: tuple[Any, ...], x: Array) -> Array:
         is_large = path[-1] == jax.tree_util.DictKey("kernel") and takes(*x.shape)
@@ -60,7 +60,7 @@ def round_kernels(params: Any) -> Any:
 def rounded_matmul(x: Array, kernel: Array) -> Array:
     """x [..., D] times kernel [D, F] -> [..., F]: bfloat16 operands, forward and backward.
 
-    What is kept for the gradients is bfloat16 too: half the memory.
+    What is saved for the gradients is bfloat16 too: half the memory.
     """
     return _forward(x, kernel)[0]
 
