@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from jaxchat.config.schema import ModelConfig
 from jaxchat.inference.jitted import SLOT, DecodeOutput
-from jaxchat.inference.request import MAX_ALTERNATIVES, Alternatives
+from jaxchat.inference.request import Alternatives
 from jaxchat.inference.sequence import SequenceState
 from jaxchat.model.backend import bucket
 
@@ -52,17 +51,6 @@ def packed_slots(slots: Sequence[SequenceState | None], steps: int) -> npt.NDArr
                 forced + [0] * (steps - len(forced)),
             )  # fmt: skip
     return packed.view(np.int32).reshape(len(slots), -1)
-
-
-def truncates(rows: Iterable[SequenceState]) -> bool:
-    """Whether a row uses top_k or top_p."""
-    return any(row.request.top_k > 0 or row.request.top_p < 1.0 for row in rows)
-
-
-def alternatives_for(rows: Iterable[SequenceState], config: ModelConfig) -> int:
-    """How many alternatives the device computes: none or all, so that little is compiled."""
-    wanted = any(row.request.alternatives for row in rows)
-    return min(MAX_ALTERNATIVES, config.vocab_size) if wanted else 0
 
 
 def picks_of(output: DecodeOutput) -> list[list[tuple[int, float, Alternatives]]]:

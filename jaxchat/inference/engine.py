@@ -22,13 +22,11 @@ from jaxchat.inference import jitted
 from jaxchat.inference.batch import (
     MIN_CACHE,
     MIN_PROMPT,
-    alternatives_for,
     buckets,
     packed_slots,
     padded,
     picks_of,
     slots_to_fill,
-    truncates,
 )
 from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request, cut_prompt
 from jaxchat.inference.sequence import SequenceState, Specials
@@ -116,6 +114,7 @@ class Engine(Service):
         self.config = replace(config, vocab_size=tokenizer.vocab_size)
         self.compute = compute if slots >= ROUNDED_SLOTS else compute.unrounded()
         self.slots, self.max_len = slots, max_len or config.sequence_len
+        self._most = min(MAX_ALTERNATIVES, self.config.vocab_size)  # alternatives
         self._steps = steps_per_dispatch
         self.device = device or jax.local_devices()[0]
         self._tokenizer, self._specials = tokenizer, Specials.of(tokenizer)
@@ -283,7 +282,11 @@ class Engine(Service):
         """Begins one dispatch of decode steps for all slots."""
         reach = max(row.position for row in rows) + self._steps
         self._fit(self._length_for(reach))
-        self._dispatch(truncates(rows), alternatives_for(rows, self.config))
+        requests = [row.request for row in rows]
+        truncate = any(request.top_k > 0 or request.top_p < 1.0 for request in requests)
+        # none or all, so that little is compiled
+        alternatives = self._most if any(request.alternatives for request in requests) else 0
+        self._dispatch(truncate, alternatives)
 
     def _length_for(self, positions: int) -> int:
         return bucket(positions, MIN_CACHE, self._cache_lengths[-1])
@@ -345,7 +348,6 @@ class Engine(Service):
             self._insert(self.prefill(prompt), [0])
 
         prompts = [(0,) * length for length in buckets(MIN_PROMPT, self.max_len)]
-        most = min(MAX_ALTERNATIVES, self.config.vocab_size)
         for prompt in prompts:
             yield partial(self.prefill, prompt)
         for length in self._cache_lengths:
@@ -355,7 +357,7 @@ class Engine(Service):
             for prompt in prompts:
                 if self._length_for(len(prompt)) <= length:
                     yield partial(self._at, length, partial(insert, prompt))
-            for settings in product((False, True), (0, most)):
+            for settings in product((False, True), (0, self._most)):
                 yield partial(self._at, length, partial(self._dispatch, *settings))
 
     def _at(self, length: int, program: Callable[[], object]) -> None:

@@ -43,22 +43,14 @@ class MultiHostEngine:
         for request in requests:
             self.local.check(request)
         own = self.local.generate(requests[self.group.index :: size], scaled)
-        shares = self.group.gather([[_to_json(c) for c in row] for row in own])
+        # numbers come back as they were: JSON has every float's shortest exact form
+        shares = self.group.gather([[list(vars(c).values()) for c in row] for row in own])
         found: list[list[Completion]] = [[]] * len(requests)
         for index, share in enumerate(shares):
-            found[index::size] = [[_from_json(c) for c in row] for row in share]
+            found[index::size] = [[Completion(*map(_tuples, c)) for c in row] for row in share]
         return found
 
 
-def _to_json(completion: Completion) -> list[Any]:
-    """Numbers come back as they were: JSON has every float's shortest exact form."""
-    c = completion
-    return [c.tokens, c.mask, c.logprobs, c.finish_reason, c.alternatives]
-
-
-def _from_json(value: list[Any]) -> Completion:
-    return Completion(*map(_tuples, value))
-
-
 def _tuples(value: Any) -> Any:
+    """Lists of JSON, at any depth, as tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

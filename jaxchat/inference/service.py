@@ -23,9 +23,8 @@ class Job:
     def __init__(self, request: Request, limit: int, tokenizer: Tokenizer) -> None:
         self.request = request
         self.rows = [SequenceState(request, stream, limit) for stream in range(request.n)]
-        if request.stop:
-            for row in self.rows:
-                row.stops = StopWatch(request.stop, tokenizer)
+        for row in self.rows:
+            row.stops = StopWatch(request.stop, tokenizer) if request.stop else None
 
     @property
     def done(self) -> bool:

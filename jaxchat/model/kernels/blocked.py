@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -69,25 +70,33 @@ def _one_head(q: Array, k: Array, v: Array, window: int) -> Array:
     block = max(MIN_BLOCK, math.ceil(time / MAX_BLOCKS))
     q = q * jnp.asarray(size**-0.5, q.dtype)
     outputs = []
-    for start in range(0, time, block):
-        stop, first = min(start + block, time), max(0, start - window)
+    for own, seen in spans(time, block, window):
         scores = jnp.einsum(
-            "brtk,bsk->brts",
-            q[:, :, start:stop],
-            k[:, first:stop],
-            preferred_element_type=jnp.float32,
+            "brtk,bsk->brts", q[:, :, own], k[:, seen], preferred_element_type=jnp.float32
         )
-        back = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)[None, :]
-        visible = (back >= 0) & (back <= window)
-        weights = jnp.where(visible[None, None], jnp.exp(scores), 0.0)
+        weights = jnp.where(visible(own, seen, window)[None, None], jnp.exp(scores), 0.0)
         y = jnp.einsum(
             "brts,bsk->brtk",
             weights.astype(v.dtype),
-            v[:, first:stop],
+            v[:, seen],
             preferred_element_type=jnp.float32,
         )
         outputs.append(y / jnp.sum(weights, axis=-1, keepdims=True))  # here is least to divide
     return jnp.concatenate(outputs, axis=2).astype(q.dtype)
+
+
+def spans(time: int, block: int, window: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of queries, and the keys that they see."""
+    for start in range(0, time, block):
+        stop = min(start + block, time)
+        yield slice(start, stop), slice(max(0, start - window), stop)
+
+
+def visible(queries: slice, keys: slice, window: int) -> Array:
+    """Whether a query sees a key, [Q,S]."""
+    own, seen = jnp.arange(queries.start, queries.stop), jnp.arange(keys.start, keys.stop)
+    back = own[:, None] - seen[None, :]
+    return (back >= 0) & (back <= window)
 
 
 def sum_in_order(blocks: Array) -> Array:
