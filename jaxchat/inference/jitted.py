@@ -40,7 +40,7 @@ def _unpacked(packed: Array) -> tuple[Array, Array, Array, Array, Array, Samplin
     """Packed slots [B,9+N] -> token, active, remaining, forced_count, forced [B,N], sampling."""
     token, active, remaining, forced_count, *settings = packed[:, : len(SLOT)].T
     kinds = [jnp.dtype(kind) for _, kind in SLOT[-len(settings) :]]
-    casts = (lax.bitcast_convert_type(x, kind) for x, kind in zip(settings, kinds, strict=True))
+    casts = [lax.bitcast_convert_type(x, kind) for x, kind in zip(settings, kinds, strict=True)]
     return token, active != 0, remaining, forced_count, packed[:, len(SLOT) :], Sampling(*casts)
 
 

@@ -94,8 +94,8 @@ def spans(time: int, block: int, window: int) -> Iterator[tuple[slice, slice]]:
 
 def visible(queries: slice, keys: slice, window: int) -> Array:
     """Whether a query sees a key, [Q,S]."""
-    own, seen = jnp.arange(queries.start, queries.stop), jnp.arange(keys.start, keys.stop)
-    back = own[:, None] - seen[None, :]
+    own = jnp.arange(queries.start, queries.stop)[:, None]
+    back = own - jnp.arange(keys.start, keys.stop)[None, :]
     return (back >= 0) & (back <= window)
 
 
