@@ -45,7 +45,7 @@ def native_name(path: tuple[str, ...]) -> str:
 def of_tokenizer(
     params: Params, config: RunConfig, tokenizer: Tokenizer
 ) -> tuple[Params, RunConfig]:
-    """A model and its run without ids that the tokenizer does not have (`model.vocabulary`)."""
+    """A model and its run without ids that the tokenizer does not have (`gpt.cut_vocabulary`)."""
     params, model = cut_vocabulary(params, config.model, tokenizer.vocab_size)
     if model == config.model:
         return params, config
