@@ -35,7 +35,8 @@ from jaxchat.checkpoints.nanochat_names import params_from_nanochat
 from jaxchat.config.derive import DATA_RATIO, derive_horizon, derive_model
 from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig
 from jaxchat.evals.bpb import bits_per_byte
-from jaxchat.model.backend import PLAIN, Compute, choose_compute
+from jaxchat.model.backend import PLAIN, Compute
+from jaxchat.model.capabilities import choose_compute
 from jaxchat.model.gpt import init_params
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch

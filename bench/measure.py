@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxchat.model.kernels.matmul import count_products
+
 BENCH = Path(__file__).resolve().parent
 HEAD_DIM = 128
 
@@ -99,7 +101,7 @@ class Step:
         import numpy as np
 
         from jaxchat.config.schema import ComputeConfig, MeshConfig
-        from jaxchat.model.backend import choose_compute
+        from jaxchat.model.capabilities import choose_compute
         from jaxchat.optim.optimizer import make_optimizer
         from jaxchat.parallel.mesh import make_mesh, put_batch
         from jaxchat.train.step import make_train_step
@@ -144,9 +146,8 @@ class Step:
 
     def fp8_products(self) -> int:
         """Products in fp8 in the compiled step; those in a loop count once."""
-        from jaxchat.model.kernels import fp8
 
-        return fp8.count_products(str(self.compiled.as_text()))
+        return count_products(str(self.compiled.as_text()), "f8")
 
     def measure(self, state: Any, steps: int, peak: float) -> tuple[Any, Figures]:
         """Times `steps` steps; returns the state after them."""

@@ -27,7 +27,7 @@ from jaxchat.config.schema import ComputeConfig, ModelConfig
 from jaxchat.inference.engine import Request
 from jaxchat.inference.replicas import make_service
 from jaxchat.inference.service import Service
-from jaxchat.model.backend import choose_products
+from jaxchat.model.capabilities import choose_compute
 from jaxchat.runs.run_dir import read_config
 from jaxchat.tasks.arithmetic import ArithmeticTask
 from jaxchat.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ def main() -> int:
     slots = args.slots or (read_config(args.run).eval.slots if args.run else 64)
     engine = make_service(
         params, model, tokenizer, slots=slots, lanes=args.lanes or lanes(),
-        products=choose_products(ComputeConfig(products=args.products), model, jnp.float32),
+        compute=choose_compute(ComputeConfig(products=args.products), model, jnp.float32),
     )  # fmt: skip
     rates = {"ours": show("ours", *fastest(args, engine, prompts))}
     del engine

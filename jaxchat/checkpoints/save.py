@@ -216,7 +216,7 @@ def _checkpointer() -> ocp.StandardCheckpointer:
 def save_params(folder: Path, params: Any, meta: Mapping[str, Any]) -> str:
     """Writes weights alone, atomically, with their hash, which is returned.
 
-    They are whole on a device of this process (`infer.weights.gathered`).
+    They are whole on a device of this process (`parallel.mesh.gathered`).
     """
     digest = hash_params(params)
     with atomic_folder(folder) as temporary:

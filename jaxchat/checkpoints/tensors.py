@@ -6,7 +6,6 @@ Theirs are named by one string and their matrices are [out, in]; ours are named 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.model.gpt import Params, init_params
+from jaxchat.model.gpt import Params, param_shapes
 
 VOCAB_TILE = 64  # to a multiple of which vocabularies are padded
 WEIGHTS = tuple(np.dtype(t) for t in (np.float32, np.float16, jnp.bfloat16))  # float32 holds each
@@ -60,7 +59,7 @@ def to_params(
             raise ValueError(f"the tensor {name} holds numbers that are not finite.")
         return value
 
-    params: Params = jax.tree_util.tree_map_with_path(convert, shapes_of(config))
+    params: Params = jax.tree_util.tree_map_with_path(convert, param_shapes(config))
     if left:
         raise ValueError(
             f"the checkpoint has tensors that the config has no place for: {_some(left)}; "
@@ -79,11 +78,6 @@ def from_params(
         value = np.asarray(leaf).astype(dtype, copy=False)
         found[name_of(keys)] = value.T if flip and keys[-1] == "kernel" else value
     return found
-
-
-def shapes_of(config: ModelConfig) -> Any:
-    """The tree of shapes of a model's parameters; none is made."""
-    return jax.eval_shape(functools.partial(init_params, config=config), jax.random.key(0))
 
 
 def _some(names: set[str]) -> str:

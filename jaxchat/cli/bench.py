@@ -72,7 +72,7 @@ def inference_command(args: argparse.Namespace) -> int:
     from jaxchat.cli.nanochat_peer import check_checkout
     from jaxchat.inference.engine import ROUNDED_SLOTS
     from jaxchat.inference.measure import device_bandwidth, measure
-    from jaxchat.model.backend import choose_products, compute_dtype
+    from jaxchat.model.capabilities import inference_compute
     from jaxchat.progress import Progress
 
     title, model, params, tokenizer = _model(args, root)
@@ -80,19 +80,20 @@ def inference_command(args: argparse.Namespace) -> int:
     if args.nanochat is not None:
         check_checkout(args.nanochat)
     bandwidth, source = device_bandwidth()
-    dtype = compute_dtype()
-    products = choose_products(ComputeConfig(products=args.products), model, dtype)
+    compute = inference_compute(ComputeConfig(products=args.products), model)
     readings = []
     with Progress("inference", total=len(args.batch), unit="batch sizes") as progress:
         for number, batch in enumerate(args.batch):
             reading = measure(
                 params, model, tokenizer, batch=batch, prompt=args.prompt, tokens=args.tokens,
-                dtype=dtype, products=products, bandwidth=bandwidth, repeats=args.repeats,
+                compute=compute, bandwidth=bandwidth, repeats=args.repeats,
             )  # fmt: skip
             readings.append(reading)
             progress.update(number + 1)
     theirs = _theirs(args, model, params)
-    told = "plain" if products == "plain" else f"{products} from {ROUNDED_SLOTS} at once"
+    told = (
+        "plain" if compute.matmul == "default" else f"{compute.matmul} from {ROUNDED_SLOTS} at once"
+    )
     print(
         f"{title}; {args.prompt} + {args.tokens} tokens; large products {told}; "
         f"{bandwidth / 1e9:.1f} GB/s ({source})\n"

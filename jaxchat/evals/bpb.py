@@ -26,7 +26,7 @@ from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.loss import cross_entropy
 from jaxchat.optim.zero import Shares
 from jaxchat.parallel.mesh import make_mesh, put, put_batch, replicated
-from jaxchat.parallel.spmd import mesh_attention, over_rows, over_tensor
+from jaxchat.parallel.spmd import mesh_compute, over_rows, over_tensor
 
 _NO_BYTE = "bits per byte cannot be measured: in the held-out rows every token is masked or special"
 
@@ -34,9 +34,9 @@ _NO_BYTE = "bits per byte cannot be measured: in the held-out rows every token i
 @functools.cache
 def _sums_over(mesh: Mesh, model: ModelConfig, compute: Compute) -> Any:
     """The jitted (params, bytes of each token [V]), batch [1, B, T+1] -> (nats, bytes)."""
-    shares = Shares(mesh, jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model)))
+    shares = Shares(mesh, gpt.param_shapes(model))
     gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
-    attention = mesh_attention(mesh, model, compute.attention)
+    compute = mesh_compute(mesh, model, compute)
 
     def local(
         weights: tuple[Any, jax.Array], batch: dict[str, jax.Array]
@@ -46,11 +46,9 @@ def _sums_over(mesh: Mesh, model: ModelConfig, compute: Compute) -> Any:
         learned = batch["mask"][0, :, 1:] > 0
         size = token_bytes[targets].astype(jnp.float32) * learned.astype(jnp.float32)
         counted = (size > 0).astype(jnp.float32)
-        x = gpt.features(params, tokens[:, :-1], model, dtype=compute.dtype, attention=attention)
-        nats, _ = cross_entropy(
-            x, params["lm_head"]["kernel"], targets, counted, softcap=model.softcap,
-            chunk_rows=compute.chunk_rows,
-        )  # fmt: skip
+        x = gpt.features(params, tokens[:, :-1], model, compute)
+        kernel, softcap = params["lm_head"]["kernel"], model.softcap
+        nats, _ = cross_entropy(x, kernel, targets, counted, softcap=softcap, compute=compute)
         sums = nats, jnp.sum(size)
         return jax.lax.psum(sums, shares.axes) if shares.axes else sums
 

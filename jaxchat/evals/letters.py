@@ -18,12 +18,10 @@ import numpy as np
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
-from jaxchat.model.backend import PLAIN, Compute
+from jaxchat.model.backend import PLAIN, Compute, backend, bucket
 from jaxchat.tasks.multiple_choice import ChoiceProblem
 from jaxchat.tokenizer import Tokenizer, render_prompt
 
-BATCH_TOKENS = {"cpu": 4_096}
-GPU_BATCH_TOKENS = 131_072
 SMALLEST = 32  # tokens of a row
 
 
@@ -43,7 +41,7 @@ def choose_letters(
     """
     prompts = [_prompt(problem, tokenizer, model.sequence_len) for problem in problems]
     letters = [[_token(letter, tokenizer) for letter in problem.letters] for problem in problems]
-    budget = BATCH_TOKENS.get(jax.default_backend(), GPU_BATCH_TOKENS)
+    budget = backend().letter_tokens
     chosen = [""] * len(problems)
     done = 0
     for places, size in _batches(list(map(len, prompts)), budget, model.sequence_len):
@@ -68,11 +66,8 @@ def _last_logits(
     params: Any, tokens: jax.Array, last: jax.Array, *, model: ModelConfig, compute: Compute
 ) -> jax.Array:
     """Logits [B,V] after token `last` [B] of rows [B,T]."""
-    x = gpt.features(
-        params, tokens, model, dtype=compute.dtype, attention=compute.attention,
-        products=compute.products,
-    )  # fmt: skip
-    return gpt.unembed(params, x[jnp.arange(len(last)), last], model, compute.products)
+    x = gpt.features(params, tokens, model, compute)
+    return gpt.unembed(params, x[jnp.arange(len(last)), last], model, compute)
 
 
 def _prompt(problem: ChoiceProblem, tokenizer: Tokenizer, limit: int) -> list[int]:
@@ -91,8 +86,7 @@ def _batches(lengths: Sequence[int], budget: int, longest: int) -> Iterator[tupl
     """Places of rows that go together, and the size they are padded to: a power of two."""
     sizes: dict[int, list[int]] = {}
     for place, length in enumerate(lengths):
-        size = max(SMALLEST, 1 << (length - 1).bit_length())
-        sizes.setdefault(min(size, max(longest, length)), []).append(place)
+        sizes.setdefault(bucket(length, SMALLEST, max(longest, length)), []).append(place)
     for size, places in sorted(sizes.items()):
         rows = max(1, budget // size)
         for start in range(0, len(places), rows):

@@ -13,14 +13,11 @@ from jaxchat.config.schema import ModelConfig
 from jaxchat.data.loader import HeldOutRows, ShardedRows
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.bpb import bits_per_byte
-from jaxchat.model.backend import Compute
+from jaxchat.model.backend import Compute, backend
 from jaxchat.parallel.mesh import batch_shards
 from jaxchat.progress import Progress
 
 TextSplit = Literal["train", "heldout"]
-
-BATCH_TOKENS = {"cpu": 4_096}  # on each device at once
-GPU_BATCH_TOKENS = 65_536
 
 
 class TextRows:
@@ -74,8 +71,7 @@ def bits_of_text(
             "there are no rows of the text to measure bits per byte on; prepare them with: jaxchat "
             "data prepare"
         )
-    platform, shards = mesh.devices.flat[0].platform, batch_shards(mesh)
-    tokens = BATCH_TOKENS.get(platform, GPU_BATCH_TOKENS)
+    tokens, shards = backend(mesh.devices.flat[0].platform).eval_tokens, batch_shards(mesh)
     size = shards * max(1, tokens // model.sequence_len)
     size = min(size, -(-count // shards) * shards)
     with Progress(title, count, "row") as progress:

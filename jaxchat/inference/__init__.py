@@ -1,5 +1,5 @@
 """Inference: `engine` turns requests into completions, many at once.
 
-`request` has what goes in and comes out, `row` the host's side of one completion and its tool
-calls, `device` the compiled functions.
+`request` has what goes in and comes out, `sequence` the host's state of one completion and its tool
+calls, `jitted` the compiled functions.
 """

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from jaxchat.config.schema import ModelConfig
-from jaxchat.inference.jitted import Emitted, Rows
-from jaxchat.inference.request import MAX_ALTERNATIVES, Alternatives
-from jaxchat.inference.sampling import Sampling
-from jaxchat.inference.sequence import Row
+from jaxchat.inference.jitted import SLOT, DecodeOutput
+from jaxchat.inference.request import Alternatives
+from jaxchat.inference.sequence import SequenceState
+from jaxchat.model.backend import bucket
 
 MIN_PROMPT = 64  # tokens a prompt is padded to; longer ones to the next power of two
-MIN_SPAN = 64  # slots of the cache that decoding looks at; then powers of two
-
-
-def bucket(size: int, least: int, most: int) -> int:
-    """The smallest power of two, from `least`, that holds `size`; at most `most`."""
-    return min(max(least, 1 << max(size - 1, 0).bit_length()), most)
+MIN_CACHE = 64  # positions of the cache that decoding looks at; then powers of two
 
 
 def buckets(least: int, most: int) -> list[int]:
@@ -32,7 +25,7 @@ def buckets(least: int, most: int) -> list[int]:
 
 
 def slots_to_fill(slots: Sequence[int], total: int) -> npt.NDArray[np.int32]:
-    """Slots as [total], filled up with one that there is not."""
+    """Slots as [total], padded with a number past the last slot."""
     filled = np.full(total, total, np.int32)
     filled[: len(slots)] = slots
     return filled
@@ -45,49 +38,24 @@ def padded(tokens: Sequence[int], length: int) -> tuple[npt.NDArray[np.int32], .
     return row, np.array([len(tokens)], np.int32)
 
 
-def rows_for(slots: Sequence[Row | None], steps: int) -> Rows:
-    """The slots as the device needs to know them; a row that waits for a tool is not active."""
-    forced = np.zeros((len(slots), steps), np.int32)
-    token, remaining, count = np.zeros((3, len(slots)), np.int32)
+def packed_slots(slots: Sequence[SequenceState | None], steps: int) -> npt.NDArray[np.int32]:
+    """The slots as the device gets them, [B,9+steps]; a row that waits for a tool is not active."""
+    packed = np.zeros(len(slots), [*SLOT, ("forced", "i4", (steps,))])
+    packed["top_p"] = 1.0  # an empty slot is greedy
     for slot, row in enumerate(slots):
-        if row is None:
-            continue
-        queue = list(row.forced)[:steps]
-        forced[slot, : len(queue)] = queue
-        count[slot] = len(queue)
-        token[slot] = row.last
-        remaining[slot] = row.limit - len(row.tokens)
-    active = np.array([row is not None and not row.waits for row in slots])
-    return Rows(token, active, remaining, forced, count, sampling_of(slots))
+        if row is not None:
+            forced, r = list(row.forced_tokens)[:steps], row.request
+            packed[slot] = (
+                row.last, not row.waits, row.limit - len(row.tokens), len(forced),
+                r.temperature, r.top_k, r.top_p, r.seed % 2**32, row.stream,
+                forced + [0] * (steps - len(forced)),
+            )  # fmt: skip
+    return packed.view(np.int32).reshape(len(slots), -1)
 
 
-def sampling_of(slots: Sequence[Row | None]) -> Sampling:
-    """The settings of rows; an empty slot is greedy."""
-    requests = [row.request if row is not None else None for row in slots]
-    settings: Any = (
-        np.array([r.temperature if r else 0.0 for r in requests], np.float32),
-        np.array([r.top_k if r else 0 for r in requests], np.int32),
-        np.array([r.top_p if r else 1.0 for r in requests], np.float32),
-        np.array([r.seed % 2**32 if r else 0 for r in requests], np.uint32),
-        np.array([row.stream if row else 0 for row in slots], np.int32),
-    )
-    return Sampling(*settings)
-
-
-def truncates(rows: Iterable[Row]) -> bool:
-    """Whether a row looks at top_k or top_p."""
-    return any(row.request.top_k > 0 or row.request.top_p < 1.0 for row in rows)
-
-
-def alternatives_for(rows: Iterable[Row], config: ModelConfig) -> int:
-    """How many alternatives the device computes: none or all, so that little is compiled."""
-    wanted = any(row.request.alternatives for row in rows)
-    return min(MAX_ALTERNATIVES, config.vocab_size) if wanted else 0
-
-
-def picks_of(emitted: Emitted) -> list[list[tuple[int, float, Alternatives]]]:
+def picks_of(output: DecodeOutput) -> list[list[tuple[int, float, Alternatives]]]:
     """For every slot its tokens of a dispatch: id, log-probability and alternatives."""
-    arrays = [np.asarray(array) for array in emitted]
+    arrays = [np.asarray(array) for array in output]
     counts = arrays[2].sum(axis=0).tolist()
     tokens, logprobs, _, others, values = (array.swapaxes(0, 1).tolist() for array in arrays)
     return [

@@ -1,66 +1,85 @@
-"""The engine: many requests at once through one model, with tools (layer 3).
+"""The engine: many requests at once through one model, with tools.
 
-It has a fixed number of slots. A request waits until slots are free, its prompt is read once for
-all its samples, and each sample then decodes in a slot of its own beside whatever the other slots
-hold, until it ends and gives the slot to the next. Every shape is one of a few buckets, so that
-little is compiled; what a request gets does not depend on its company, to the last bit.
+It has a fixed number of slots. A request waits until slots are free, its prompt is prefilled once
+for all its samples, and each sample then decodes in a slot of its own beside whatever the other
+slots hold, until it ends and frees the slot for the next. Every shape is one of a few buckets, so
+that little is compiled; what a request gets does not depend on its company, to the last bit.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from jaxchat.config.schema import ModelConfig
+from jaxchat.inference import jitted
 from jaxchat.inference.batch import (
+    MIN_CACHE,
     MIN_PROMPT,
-    MIN_SPAN,
-    alternatives_for,
-    bucket,
     buckets,
+    packed_slots,
     padded,
     picks_of,
-    rows_for,
     slots_to_fill,
-    truncates,
 )
-from jaxchat.inference.jitted import Emitted, decode_steps, place_prompt, read_prompt, resize_cache
 from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request, cut_prompt
-from jaxchat.inference.sequence import Row
+from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job, Service
-from jaxchat.inference.shared import Shared
-from jaxchat.inference.tool_dispatch import TOOL_SECONDS, Toolbox
-from jaxchat.inference.weights import on_device
-from jaxchat.model.attention import choose_attention
-from jaxchat.model.backend import Compute
-from jaxchat.model.kernels.matmul import Products
+from jaxchat.model.backend import PLAIN, Compute, bucket
+from jaxchat.model.gpt import cut_vocabulary
+from jaxchat.model.kernels.matmul import round_kernels
 from jaxchat.model.kv_cache import Cache, init_cache, slots_of, whole_blocks
-from jaxchat.model.vocabulary import cut_vocabulary
+from jaxchat.parallel.mesh import gathered
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tools.calculator import run_tool
-from jaxchat.tools.executor import Tool
+from jaxchat.tools.executor import TOOL_SECONDS, Tool, ToolExecutor
 
 __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
 # Dispatches for which fewer slots would do, before the cache is made smaller. To make it smaller
 # and larger again moves it twice; a dispatch would read what is too much in each of its steps.
 PATIENCE = 2
 ROUNDED_SLOTS = 8  # XLA multiplies a row or a few faster in float32: docs/log.md, 2026-11-24
+WAIT = 0.05  # seconds that a step waits where all rows wait for tools
+
+
+class DeviceState:
+    """What the engines of one device share: its weights, and the prompt that was prefilled last.
+
+    One request's samples may go to several engines; its prompt is prefilled once all the same.
+    """
+
+    def __init__(self) -> None:
+        self.params: Any = None  # None: not set yet
+        self._prompt: tuple[Request, Cache] | None = None
+
+    def set_params(self, params: Any) -> None:
+        """Takes other weights; what was prefilled with the old ones is of no use."""
+        self.params = params
+        self.forget()
+
+    def prompt(self, request: Request, prefill: Callable[[], Cache]) -> Cache:
+        """The cache after a request's prompt; `prefill` makes it where another was the last."""
+        if self._prompt is None or self._prompt[0] is not request:
+            self._prompt = request, prefill()
+        return self._prompt[1]
+
+    def forget(self) -> None:
+        """Drops the prompt: the weights are others, or an error may have taken it."""
+        self._prompt = None
 
 
 class Engine(Service):
     """Serves requests with one set of weights, on one device."""
 
     _cache: Cache  # donated by every dispatch that gives a new one
-    _span: int  # its slots: as many as its rows need, of `_spans`
-    _roomy: int  # dispatches for which fewer would have done
+    _cache_length: int  # its positions: as many as its rows need, of `_cache_lengths`
+    _underused_steps: int  # dispatches for which fewer would have done
 
     def __init__(
         self,
@@ -70,22 +89,21 @@ class Engine(Service):
         *,
         slots: int = 64,
         max_len: int | None = None,
-        dtype: DTypeLike = jnp.float32,
-        products: Products = "plain",
+        compute: Compute = PLAIN,
         tools: Tool = run_tool,
         tool_timeout: float = TOOL_SECONDS,
         steps_per_dispatch: int = 8,
         device: jax.Device | None = None,
-        shared: Shared | None = None,
+        shared: DeviceState | None = None,
     ) -> None:
         """`max_len` (the model's context by default) holds a prompt and its completion.
 
         The calculator answers at once; any other of the `tools` is called in a thread, at most for
-        `tool_timeout` seconds. Engines of one device may have a `shared`; where that has weights,
-        `params` are not looked at. Ids that the tokenizer does not have are never given. Raises
+        `tool_timeout` seconds. Engines of one device may have a `shared` state; where that has
+        weights, `params` are ignored. Ids that the tokenizer does not have are never given. Raises
         EngineError when it has ids that the model does not know.
 
-        `products` of bfloat16 are for ROUNDED_SLOTS and more; fewer are decoded in `dtype`.
+        Rounded matmuls are for ROUNDED_SLOTS and more; fewer are decoded in `compute.dtype`.
         """
         if tokenizer.vocab_size > config.vocab_size:
             raise EngineError(
@@ -94,72 +112,66 @@ class Engine(Service):
             )
         self._trained = config  # which may have more ids than the tokenizer
         self.config = replace(config, vocab_size=tokenizer.vocab_size)
-        self.dtype, self.slots = jnp.dtype(dtype), slots
-        self._products: Products = products if slots >= ROUNDED_SLOTS else "plain"
-        self.max_len = max_len or config.sequence_len
+        self.compute = compute if slots >= ROUNDED_SLOTS else compute.unrounded()
+        self.slots, self.max_len = slots, max_len or config.sequence_len
+        self._most = min(MAX_ALTERNATIVES, self.config.vocab_size)  # alternatives
         self._steps = steps_per_dispatch
         self.device = device or jax.local_devices()[0]
-        self._toolbox = Toolbox(tools, tokenizer, timeout=tool_timeout)
-        specials = self._toolbox.specials
-        self._pauses = (*specials.stops, specials.python_end)
-        self._shared = shared or Shared()
-        self._attention = choose_attention(config.head_dim, self.dtype, self._products)
-        self._spans = buckets(MIN_SPAN, whole_blocks(self.max_len))  # slots the cache may have
-        self._rows: list[Row | None] = [None] * slots
-        self._waiting: deque[Row] = deque()
-        self._flying: tuple[Emitted, list[Row | None]] | None = None
+        self._tokenizer, self._specials = tokenizer, Specials.of(tokenizer)
+        self._tools = ToolExecutor(tools, timeout=tool_timeout)
+        self._pauses = (*self._specials.stops, self._specials.python_end)
+        self._shared = shared or DeviceState()
+        self._cache_lengths = buckets(MIN_CACHE, whole_blocks(self.max_len))
+        self._rows: list[SequenceState | None] = [None] * slots
+        self._waiting: deque[SequenceState] = deque()
+        self._in_flight: tuple[jitted.DecodeOutput, list[SequenceState | None]] | None = None
         if self._shared.params is None:
             self.set_params(params)
         self._make_cache()
 
     @property
     def params(self) -> Any:
-        """The weights, in the engine's dtype."""
         return self._shared.params
 
     @property
-    def compute(self) -> Compute:
-        """How whole rows are computed."""
-        return Compute(dtype=self.dtype, attention=self._attention, products=self._products)
-
-    @property
     def free(self) -> int:
-        """Slots that neither a row nor one that is queued will take."""
         return self._rows.count(None) - len(self._waiting)
 
     @property
     def max_compilations(self) -> int:
-        """How many programs of the engine's shapes there are: to read, to place and to decode."""
+        """How many programs of the engine's shapes there are: to prefill, insert and decode."""
         return sum(1 for _ in self._programs())
 
     def set_params(self, params: Any) -> None:
-        """Takes other weights of the same shapes; nothing is compiled again (see `Service`).
+        """See `Service`. Engines that share the device's state get them too.
 
-        Those who share them have them too.
+        What lies on the device in the engine's dtype is used without a copy.
         """
-        placed = on_device(params, self.device, self.dtype, self._products)
-        known, _ = cut_vocabulary(placed, self._trained, self.config.vocab_size)
-        self._shared.set_params(known)
+
+        def place(x: Any) -> Any:
+            if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+                shards = {shard.device: shard.data for shard in x.addressable_shards}
+                x = shards.get(self.device, next(iter(shards.values())))
+            return jax.device_put(x, self.device).astype(self.compute.dtype)
+
+        placed = jax.tree.map(place, gathered(params))
+        if self.compute.matmul == "bfloat16":
+            placed = round_kernels(placed)
+        self._shared.set_params(cut_vocabulary(placed, self._trained, self.config.vocab_size)[0])
 
     def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
-        """Compiles every program, so that no request waits for that.
-
-        `progress` is told how many are there and of how many. Raises EngineError while requests are
-        under way.
-        """
         if any(self._rows) or self._waiting:
             raise EngineError("warm_up was called with requests under way; call it before them.")
         programs = list(self._programs())
         for number, program in enumerate(programs):
             program()
-            self._flying = None
+            self._in_flight = None
             jax.block_until_ready(self._cache.length)
             if progress is not None:
                 progress(number + 1, len(programs))
         self._make_cache()
 
     def submit(self, request: Request) -> Job:
-        """Queues a request; `step` then works on it. Raises EngineError if it does not fit."""
         job = self.make_job(request)
         self._waiting.extend(job.rows)
         return job
@@ -168,25 +180,22 @@ class Engine(Service):
         """A job that is not queued. Raises EngineError if the request does not fit."""
         self.check(request)
         if request.cut:
-            bos = self._toolbox.specials.bos
             size = {"max_tokens": request.max_tokens, "context": self.max_len}
-            request = replace(request, tokens=cut_prompt(request.tokens, bos=bos, **size))
+            tokens = cut_prompt(request.tokens, bos=self._specials.bos, **size)
+            request = replace(request, tokens=tokens)
         limit = min(request.max_tokens, self.max_len - len(request.tokens))
-        return Job(request, limit, self._toolbox.tokenizer)
+        return Job(request, limit, self._tokenizer)
 
-    def queue(self, row: Row) -> None:
+    def queue(self, row: SequenceState) -> None:
         """Queues one row of a job."""
         self._waiting.append(row)
 
     def cancel(self, job: Job) -> None:
-        """Drops what is unfinished of a job, at once."""
-        for row in job.rows:
-            self._toolbox.forget(row)
+        self._drop_calls(job.rows)
         self._rows = [None if row in job.rows else row for row in self._rows]
         self._waiting = deque(row for row in self._waiting if row not in job.rows)
 
     def step(self) -> bool:
-        """One dispatch: see `Service`."""
         self.start()
         return self.finish()
 
@@ -196,20 +205,20 @@ class Engine(Service):
         return any(self._rows) or bool(self._waiting)
 
     @property
-    def flying(self) -> bool:
+    def in_flight(self) -> bool:
         """Whether there is a dispatch to `finish`."""
-        return self._flying is not None
+        return self._in_flight is not None
 
     def wait(self) -> None:
         """A moment, or until a tool has answered."""
-        self._toolbox.wait()
+        self._tools.wait(WAIT)
 
     def start(self, *, wait: bool = True) -> None:
         """The first half of `step`, which waits for tools at most, and not for the device."""
         try:
             self._admit()
             rows = [row for row in self._rows if row is not None]
-            self._toolbox.collect(rows)
+            self._collect(rows)
             if any(not row.waits for row in rows):
                 self._decode(rows)
             elif rows and wait:
@@ -219,20 +228,19 @@ class Engine(Service):
             raise
 
     def finish(self) -> bool:
-        """The second half of `step`: takes what the device has found."""
+        """The second half of `step`: reads what the device has decoded."""
         try:
-            if self._flying is not None:
-                (emitted, rows), self._flying = self._flying, None
-                for slot, (row, picks) in enumerate(zip(rows, picks_of(emitted), strict=True)):
+            if self._in_flight is not None:
+                (output, rows), self._in_flight = self._in_flight, None
+                for slot, (row, picks) in enumerate(zip(rows, picks_of(output), strict=True)):
                     if row is not None and row is self._rows[slot]:  # else it was cancelled
-                        self._take(slot, row, picks)
+                        self._append(slot, row, picks)
         except BaseException:
             self._abandon()
             raise
         return self.busy
 
     def check(self, request: Request) -> None:
-        """Raises EngineError if a request does not fit."""
         length = len(request.tokens)
         if length > self.max_len - 1 and not request.cut:
             raise EngineError(
@@ -245,116 +253,126 @@ class Engine(Service):
                 "encode it with the model's tokenizer."
             )
 
-    def read(self, tokens: tuple[int, ...]) -> Cache:
+    def prefill(self, tokens: tuple[int, ...]) -> Cache:
         """The cache after `tokens`: a prompt but its last one, which is decoded like its answer."""
         length = bucket(len(tokens), MIN_PROMPT, self.max_len)
-        prompt: Cache = read_prompt(
-            self.params,
-            *padded(tokens, length),
-            config=self.config,
-            dtype=self.dtype,
-            attention=self._attention,
-            products=self._products,
+        prompt: Cache = jitted.prefill(
+            self.params, *padded(tokens, length), config=self.config, compute=self.compute
         )
         return prompt
 
     def _admit(self) -> None:
-        """Fills free slots from the queue; samples of one request share what is read."""
+        """Fills free slots from the queue; samples of one request share its prefilled prompt."""
         free = deque(slot for slot, row in enumerate(self._rows) if row is None)
         while free and self._waiting:
             request, slots = self._waiting[0].request, []
             while free and self._waiting and self._waiting[0].request is request:
                 slots.append(free.popleft())
                 self._rows[slots[-1]] = self._waiting.popleft()
-            read = partial(self.read, request.tokens[:-1])
-            self._place(self._shared.prompt(request, read), slots)
+            prefill = partial(self.prefill, request.tokens[:-1])
+            self._insert(self._shared.prompt(request, prefill), slots)
 
-    def _place(self, prompt: Cache, slots: Sequence[int]) -> None:
+    def _insert(self, prompt: Cache, slots: Sequence[int]) -> None:
         length = max(layer.shape[2] for layer in prompt.k)
-        if length > self._span:
-            self._resize(self._span_for(length))
-        self._cache = place_prompt(self._cache, prompt, slots_to_fill(slots, self.slots))
+        if length > self._cache_length:
+            self._resize(self._length_for(length))
+        self._cache = jitted.insert(self._cache, prompt, slots_to_fill(slots, self.slots))
 
-    def _decode(self, rows: list[Row]) -> None:
+    def _decode(self, rows: list[SequenceState]) -> None:
         """Begins one dispatch of decode steps for all slots."""
         reach = max(row.position for row in rows) + self._steps
-        self._fit(self._span_for(reach))
-        self._dispatch(truncates(rows), alternatives_for(rows, self.config))
+        self._fit(self._length_for(reach))
+        requests = [row.request for row in rows]
+        truncate = any(request.top_k > 0 or request.top_p < 1.0 for request in requests)
+        # none or all, so that little is compiled
+        alternatives = self._most if any(request.alternatives for request in requests) else 0
+        self._dispatch(truncate, alternatives)
 
-    def _span_for(self, positions: int) -> int:
-        return bucket(positions, MIN_SPAN, self._spans[-1])
+    def _length_for(self, positions: int) -> int:
+        return bucket(positions, MIN_CACHE, self._cache_lengths[-1])
 
-    def _fit(self, span: int) -> None:
-        """Gives the cache more slots where rows need them; fewer only when that lasts."""
-        self._roomy = self._roomy + 1 if span < self._span else 0
-        if span > self._span or self._roomy > PATIENCE:
-            self._resize(span)
+    def _fit(self, length: int) -> None:
+        """Lengthens the cache where rows need it; shortens it only when that lasts."""
+        self._underused_steps = self._underused_steps + 1 if length < self._cache_length else 0
+        if length > self._cache_length or self._underused_steps > PATIENCE:
+            self._resize(length)
 
-    def _resize(self, span: int) -> None:
-        if span != self._span:
-            self._cache = resize_cache(self._cache, slots=slots_of(self.config, span))
-        self._span, self._roomy = span, 0
+    def _resize(self, length: int) -> None:
+        if length != self._cache_length:
+            self._cache = jitted.resize_cache(self._cache, slots=slots_of(self.config, length))
+        self._cache_length, self._underused_steps = length, 0
 
     def _dispatch(self, truncate: bool, alternatives: int) -> None:
-        self._cache, emitted = decode_steps(
+        self._cache, output = jitted.decode_steps(
             self.params,
             self._cache,
-            rows_for(self._rows, self._steps).packed(),
+            packed_slots(self._rows, self._steps),
             config=self.config,
-            dtype=self.dtype,
-            products=self._products,
+            compute=self.compute,
             pauses=self._pauses,
             truncate=truncate,
             alternatives=alternatives,
         )
-        self._flying = emitted, list(self._rows)
+        self._in_flight = output, list(self._rows)
 
-    def _take(self, slot: int, row: Row, picks: list[Any]) -> None:
+    def _append(self, slot: int, row: SequenceState, picks: list[Any]) -> None:
         """Gives a row its tokens; past a stop text, which the device does not see, none."""
         for token, logprob, others in picks:
-            code = row.take(token, logprob, others, self._toolbox.specials)
+            code = row.append(token, logprob, others, self._specials)
             if code is not None:
-                self._toolbox.ask(row, code)
+                row.call = self._tools.start(self._tokenizer.decode(code))
+                row.answer(self._tokenizer, self._specials)
             if row.finish_reason:
                 self._rows[slot] = None
                 return
 
+    def _collect(self, rows: Iterable[SequenceState]) -> None:
+        """Gives rows the outputs of tools that have come."""
+        waiting = [row for row in rows if row.waits]
+        if waiting:
+            self._tools.poll()
+        for row in waiting:
+            row.answer(self._tokenizer, self._specials)
+
+    def _drop_calls(self, rows: Iterable[SequenceState | None]) -> None:
+        """The rows are gone; their tool calls are not waited for."""
+        for row in rows:
+            if row is not None and row.call is not None:
+                self._tools.drop(row.call)
+                row.call = None
+
     def _programs(self) -> Iterator[Callable[[], object]]:
         """Calls that together compile everything; they change no row."""
 
-        lengths = buckets(MIN_PROMPT, self.max_len)
-        prompts = [(0,) * length for length in lengths]
-        most = min(MAX_ALTERNATIVES, self.config.vocab_size)
+        def insert(prompt: tuple[int, ...]) -> None:
+            self._insert(self.prefill(prompt), [0])
+
+        prompts = [(0,) * length for length in buckets(MIN_PROMPT, self.max_len)]
         for prompt in prompts:
-            yield partial(self.read, prompt)
-        for span in self._spans:
-            for other in self._spans:  # from there to here
-                if other != span:
-                    yield partial(lambda *spans: [*map(self._resize, spans)], other, span)
+            yield partial(self.prefill, prompt)
+        for length in self._cache_lengths:
+            for other in self._cache_lengths:  # from there to here
+                if other != length:
+                    yield partial(lambda *lengths: [*map(self._resize, lengths)], other, length)
             for prompt in prompts:
-                if self._span_for(len(prompt)) <= span:
-                    yield partial(self._place_at, span, prompt)
-            for truncate, alternatives in product((False, True), (0, most)):
-                yield partial(self._dispatch_at, span, truncate, alternatives)
+                if self._length_for(len(prompt)) <= length:
+                    yield partial(self._at, length, partial(insert, prompt))
+            for settings in product((False, True), (0, self._most)):
+                yield partial(self._at, length, partial(self._dispatch, *settings))
 
-    def _place_at(self, span: int, prompt: tuple[int, ...]) -> None:
-        self._resize(span)
-        self._place(self.read(prompt), [0])
-
-    def _dispatch_at(self, span: int, truncate: bool, alternatives: int) -> None:
-        self._resize(span)
-        self._dispatch(truncate, alternatives)
+    def _at(self, length: int, program: Callable[[], object]) -> None:
+        """Runs a program with a cache of this length."""
+        self._resize(length)
+        program()
 
     def _make_cache(self) -> None:
-        self._span, self._roomy = self._spans[0], 0
-        cache = init_cache(self.config, self.slots, self._span, self.dtype)
+        self._cache_length, self._underused_steps = self._cache_lengths[0], 0
+        cache = init_cache(self.config, self.slots, self._cache_length, self.compute.dtype)
         self._cache = jax.device_put(cache, self.device)
 
     def _abandon(self) -> None:
         """After an error, when the donated cache may be gone: all slots are empty and fresh."""
-        for row in self._rows:
-            if row is not None:
-                self._toolbox.forget(row)
-        self._rows, self._flying = [None] * self.slots, None
+        self._drop_calls(self._rows)
+        self._rows, self._in_flight = [None] * self.slots, None
         self._shared.forget()
         self._make_cache()

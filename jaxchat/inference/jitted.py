@@ -5,8 +5,8 @@ rows of a step are always as many as there are slots, and attention adds its blo
 (`model.attention.cached_attention`). Barriers keep the variants of a program from being fused in
 different ways.
 
-Axes: B slots of the engine, N decode steps of a dispatch, V vocabulary, A alternatives told of each
-token.
+Axes: B slots of the engine, N decode steps of a dispatch, V vocabulary, A alternatives reported for
+each token.
 """
 
 from __future__ import annotations
@@ -16,47 +16,35 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import numpy.typing as npt
 from jax import Array, lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference.sampling import Sampling, likeliest, sample, uniforms
 from jaxchat.model import gpt
-from jaxchat.model.attention import Implementation
-from jaxchat.model.kernels.matmul import Products
-from jaxchat.model.kv_cache import Cache, init_cache, place, resize
-from jaxchat.model.view import View, view_of
+from jaxchat.model.backend import Compute
+from jaxchat.model.kv_cache import Cache, View, init_cache, place, resize, view_of
+
+# What the device gets from the host for a slot before a dispatch, as 32-bit columns of one array:
+# every array handed over costs as much as a product. Behind them stand N forced tokens.
+SLOT = (
+    ("token", "i4"),  # the last one, not yet in the cache
+    ("active", "i4"),  # 0 or 1
+    ("remaining", "i4"),  # tokens it may still have
+    ("forced_count", "i4"),  # tokens to take before any is sampled
+    *zip(Sampling._fields, ("f4", "i4", "f4", "u4", "i4"), strict=True),
+)
 
 
-class Rows(NamedTuple):
-    """What the host says of every slot before a dispatch."""
-
-    token: Any  # [B] int32, the last of each row, not yet in the cache
-    active: Any  # [B] bool
-    remaining: Any  # [B] int32, tokens it may still have
-    forced: Any  # [B,N] int32, tokens to take before any is sampled
-    forced_count: Any  # [B] int32
-    sampling: Sampling
-
-    def packed(self) -> npt.NDArray[np.int32]:
-        """All of it as one array [B,9+N]: every array handed over costs as much as a product."""
-        one = (*self[:3], self.forced_count, *self.sampling)
-        columns = [np.ascontiguousarray(column) for column in one]
-        whole = [c.view(np.int32) if c.itemsize == 4 else c.astype(np.int32) for c in columns]
-        return np.concatenate([np.stack(whole, axis=1), self.forced], axis=1)
+def _unpacked(packed: Array) -> tuple[Array, Array, Array, Array, Array, Sampling]:
+    """Packed slots [B,9+N] -> token, active, remaining, forced_count, forced [B,N], sampling."""
+    token, active, remaining, forced_count, *settings = packed[:, : len(SLOT)].T
+    kinds = [jnp.dtype(kind) for _, kind in SLOT[-len(settings) :]]
+    casts = [lax.bitcast_convert_type(x, kind) for x, kind in zip(settings, kinds, strict=True)]
+    return token, active != 0, remaining, forced_count, packed[:, len(SLOT) :], Sampling(*casts)
 
 
-def _unpacked(packed: Array) -> Rows:
-    token, active, remaining, forced_count, *settings = packed[:, :9].T
-    kinds = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.int32)
-    casts = (lax.bitcast_convert_type(x, kind) for x, kind in zip(settings, kinds, strict=True))
-    sampling = Sampling(*casts)
-    return Rows(token, active != 0, remaining, packed[:, 9:], forced_count, sampling)
-
-
-class Emitted(NamedTuple):
+class DecodeOutput(NamedTuple):
     """The tokens of a dispatch; those of row b are the leading ones, where `active` is True."""
 
     token: Array  # [N,B] int32
@@ -66,29 +54,19 @@ class Emitted(NamedTuple):
     other_logprobs: Array  # [N,B,A] float32
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "attention", "products"))
-def read_prompt(
-    params: Any,
-    tokens: ArrayLike,
-    length: ArrayLike,
-    *,
-    config: ModelConfig,
-    dtype: DTypeLike,
-    attention: Implementation,
-    products: Products,
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def prefill(
+    params: Any, tokens: ArrayLike, length: ArrayLike, *, config: ModelConfig, compute: Compute
 ) -> Cache:
     """The cache after a prompt [1,T] of `length` [1], padded on the right."""
     tokens, length = jnp.asarray(tokens), jnp.asarray(length)
-    cache = init_cache(config, 1, tokens.shape[1], dtype)
-    _, cache = gpt.prefill(
-        params, tokens, length, cache, config, dtype=dtype, attention=attention, products=products
-    )
-    return cache
+    cache = init_cache(config, 1, tokens.shape[1], compute.dtype)
+    return gpt.prefill(params, tokens, length, cache, config, compute)[1]
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
-def place_prompt(cache: Cache, prompt: Cache, slots: ArrayLike) -> Cache:
-    """The engine's cache with a prompt in slots [B], of which those past the last are none."""
+def insert(cache: Cache, prompt: Cache, slots: ArrayLike) -> Cache:
+    """The engine's cache with a prompt in slots [B]; numbers past the last slot are dropped."""
     return place(cache, prompt, jnp.asarray(slots))
 
 
@@ -100,55 +78,52 @@ def resize_cache(cache: Cache, *, slots: tuple[int, ...]) -> Cache:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "dtype", "products", "pauses", "truncate", "alternatives"),
+    static_argnames=("config", "compute", "pauses", "truncate", "alternatives"),
     donate_argnames="cache",
 )
 def decode_steps(
     params: Any,
     cache: Cache,
-    rows: ArrayLike,
+    slots: ArrayLike,
     *,
     config: ModelConfig,
-    dtype: DTypeLike,
-    products: Products,
+    compute: Compute,
     pauses: tuple[int, ...],
     truncate: bool,
     alternatives: int,
-) -> tuple[Cache, Emitted]:
-    """N tokens for every active row of `Rows.packed`, or fewer for one that comes to its end.
+) -> tuple[Cache, DecodeOutput]:
+    """N tokens for every active row of packed slots [B,9+N], or fewer for one that ends.
 
-    A row stands still after it has sampled one of `pauses` or has none remaining. No
-    row in a slot may come to have more positions than the cache has slots.
+    A row pauses after it has sampled one of `pauses` or has none remaining. No row may grow to more
+    positions than the cache has slots.
     """
-    token, active, remaining, forced, forced_count, settings = _unpacked(jnp.asarray(rows))
+    token, active, remaining, forced_count, forced, settings = _unpacked(jnp.asarray(slots))
 
     def step(
         carry: tuple[Cache, Array, Array, Array], now: tuple[Array, Array, View]
-    ) -> tuple[Any, Emitted]:
+    ) -> tuple[Any, DecodeOutput]:
         (cache, token, active, remaining), (number, uniform, view) = carry, now
-        logits, cache = gpt.decode(
-            params, token, cache, config, active=active, view=view, dtype=dtype, products=products
-        )
+        logits, cache = gpt.decode(params, token, cache, config, compute, active=active, view=view)
         logits = lax.optimization_barrier(logits)
         sampled, logprob = sample(logits, settings, uniform, truncate=truncate)
         choose = number >= forced_count
         token = jnp.where(active, jnp.where(choose, sampled, forced[:, number]), token)
         others = likeliest(logits, alternatives)
-        emitted = Emitted(token, logprob, active, *others)
+        output = DecodeOutput(token, logprob, active, *others)
         remaining = remaining - active.astype(remaining.dtype)
         paused = choose & jnp.isin(token, jnp.array(pauses, token.dtype))
-        return (cache, token, active & ~paused & (remaining > 0), remaining), emitted
+        return (cache, token, active & ~paused & (remaining > 0), remaining), output
 
     # A scan of known length: of a loop that stops early, the host would wait for every step.
     start = (cache, token, active, remaining)
     numbers = jnp.arange(forced.shape[1], dtype=jnp.int32)
     # All at once: a step of a small model would take a fifth of its time for its own.
     # In a step XLA would take every cosine again for each layer and head, and find out for each
-    # what is visible. The positions are those of rows that go on: what is written for others is
-    # never seen.
+    # what is visible. The positions are those of active rows: what is written for others is never
+    # seen.
     positions = cache.length[:, None] + numbers[None, :]
-    slots = [k.shape[2] for k in cache.k]
-    views = jax.vmap(lambda position: view_of(position, slots, config, dtype))(positions.T)
+    sizes = [k.shape[2] for k in cache.k]
+    views = jax.vmap(lambda position: view_of(position, sizes, config, compute.dtype))(positions.T)
     now = (numbers, uniforms(settings, positions + 1).T, views)
-    end, emitted = lax.scan(step, start, now)
-    return end[0], emitted
+    end, output = lax.scan(step, start, now)
+    return end[0], output

@@ -1,4 +1,4 @@
-"""How fast the engine is, and how near to what the device's memory allows (layer 3).
+"""How fast the engine is, and how near to what the device's memory allows .
 
 Decoding reads all weights and what the rows see of the cache for every step, so the device's memory
 bandwidth is its limit. MBU is the share of it that is used (Databricks, "LLM Inference Performance
@@ -15,13 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from jaxchat.config.derive import windows
 from jaxchat.config.peaks import memory_bandwidth
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference.engine import Engine, Request
-from jaxchat.model.kernels.matmul import Products
+from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.tokenizer import Tokenizer
 
 MEASURED_BYTES = 2**28  # read to find a memory bandwidth that is not known
@@ -30,7 +29,7 @@ LOOKED_UP = ("wte", "value_embeds")  # tables of which a token reads a row
 
 @dataclass(frozen=True)
 class Reading:
-    """What was measured with so many requests at once. Seconds, bytes; the best of the repeats."""
+    """What was measured with `batch` requests at once: seconds, bytes; the best of the repeats."""
 
     batch: int
     prefill_tokens_per_second: float
@@ -58,8 +57,7 @@ def measure(
     batch: int,
     prompt: int,
     tokens: int,
-    dtype: DTypeLike,
-    products: Products = "plain",
+    compute: Compute = PLAIN,
     bandwidth: float,
     repeats: int = 3,
 ) -> Reading:
@@ -67,10 +65,8 @@ def measure(
 
     `bandwidth` is the device's, in bytes a second.
     """
-    engine = Engine(
-        params, config, tokenizer, slots=batch, max_len=prompt + tokens, dtype=dtype,
-        products=products,
-    )  # fmt: skip
+    length = prompt + tokens
+    engine = Engine(params, config, tokenizer, slots=batch, max_len=length, compute=compute)
     rng = np.random.default_rng(0)
 
     def requests(count: int) -> list[Request]:
@@ -85,7 +81,7 @@ def measure(
     read = min(_read(engine, requests(batch)) for _ in range(repeats))
     rate = max(_answer(engine, requests(batch))[1] for _ in range(repeats))
     weights = weight_bytes(engine.params)
-    held = batch * cache_bytes(config, prompt + tokens // 2, engine.dtype.itemsize)
+    held = batch * cache_bytes(config, prompt + tokens // 2, jnp.dtype(compute.dtype).itemsize)
     return Reading(
         batch=batch,
         prefill_tokens_per_second=batch * (prompt - 1) / read,
@@ -115,7 +111,7 @@ def _read(engine: Engine, requests: Sequence[Request]) -> float:
     """Seconds to read the prompts, one after the other as the engine does."""
     began = time.perf_counter()
     for request in requests:
-        last = engine.read(request.tokens[:-1])
+        last = engine.prefill(request.tokens[:-1])
     jax.block_until_ready(last)
     return time.perf_counter() - began
 

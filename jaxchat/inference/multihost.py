@@ -1,4 +1,4 @@
-"""The engines of several processes as one: each answers its share of the requests (layer 3).
+"""The engines of several processes as one: each answers its share of the requests.
 
 A request gets the same, to the last bit, from any engine, so it does not matter from which.
 """
@@ -6,98 +6,51 @@ A request gets the same, to the last bit, from any engine, so it does not matter
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from jaxchat.inference.request import Completion, Request
-from jaxchat.inference.service import Job, Service
-from jaxchat.model.backend import Compute
+from jaxchat.inference.service import Service
 from jaxchat.parallel.process_group import Group
 
 
-class Spread(Service):
-    """Shares out what `generate` is given, which all processes must call with the same requests.
+class MultiHostEngine:
+    """Divides what `generate` gets, which all processes must call with the same requests.
 
     All else is the local engine's: what is submitted to it, it serves for its own process.
     """
 
     def __init__(self, group: Group, local: Service) -> None:
         self.group, self.local = group, local
-        self.config, self.slots, self.max_len = local.config, local.slots, local.max_len
 
     @classmethod
     def over(cls, group: Group, local: Service) -> Service:
         """The local engine itself where there is one process."""
-        return local if group.size == 1 else cls(group, local)
+        return local if group.size == 1 else cast(Service, cls(group, local))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.local, name)
 
     def generate(
         self, requests: Sequence[Request], progress: Callable[[int], object] | None = None
     ) -> list[list[Completion]]:
-        """The completions of every request, as everywhere; `progress` is that of this process."""
+        """The completions of every request, in every process; `progress` is that of this one."""
         size = self.group.size
 
-        def told(done: int) -> None:
+        def scaled(done: int) -> None:
             if progress is not None:
                 progress(min(done * size, len(requests)))
 
         for request in requests:
-            self.check(request)
-        mine = self.local.generate(requests[self.group.index :: size], told)
-        shares = self.group.gather([[_to_json(c) for c in row] for row in mine])
+            self.local.check(request)
+        own = self.local.generate(requests[self.group.index :: size], scaled)
+        # numbers come back as they were: JSON has every float's shortest exact form
+        shares = self.group.gather([[list(vars(c).values()) for c in row] for row in own])
         found: list[list[Completion]] = [[]] * len(requests)
         for index, share in enumerate(shares):
-            found[index::size] = [[_from_json(c) for c in row] for row in share]
+            found[index::size] = [[Completion(*map(_tuples, c)) for c in row] for row in share]
         return found
-
-    @property
-    def params(self) -> Any:
-        """The weights, as they are computed with."""
-        return self.local.params
-
-    @property
-    def compute(self) -> Compute:
-        """How whole rows are computed."""
-        return self.local.compute
-
-    @property
-    def free(self) -> int:
-        """Free slots of this process."""
-        return self.local.free
-
-    def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
-        """Compiles this process's programs."""
-        self.local.warm_up(progress)
-
-    def set_params(self, params: Any) -> None:
-        """Takes other weights; where they are split over processes, all must call this."""
-        self.local.set_params(params)
-
-    def check(self, request: Request) -> None:
-        """Raises EngineError if a request does not fit."""
-        self.local.check(request)
-
-    def submit(self, request: Request) -> Job:
-        """Queues a request of this process."""
-        return self.local.submit(request)
-
-    def cancel(self, job: Job) -> None:
-        """Drops what is unfinished of a job of this process."""
-        self.local.cancel(job)
-
-    def step(self) -> bool:
-        """A step of this process's engine."""
-        return self.local.step()
-
-
-def _to_json(completion: Completion) -> list[Any]:
-    """Numbers come back as they were: JSON has every float's shortest exact form."""
-    c = completion
-    return [c.tokens, c.mask, c.logprobs, c.finish_reason, c.alternatives]
-
-
-def _from_json(value: list[Any]) -> Completion:
-    tokens, mask, logprobs, reason, alternatives = value
-    return Completion(tuple(tokens), tuple(mask), tuple(logprobs), reason, _tuples(alternatives))
 
 
 def _tuples(value: Any) -> Any:
+    """Lists of JSON, at any depth, as tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

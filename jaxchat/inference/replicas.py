@@ -1,4 +1,4 @@
-"""Several engines of this process as one: on each device, or side by side on a CPU (layer 3).
+"""Several engines of this process as one: on each device, or side by side on a CPU.
 
 A request is queued here and goes to the engine with most free slots. All have the same shapes, so a
 request gets the same, to the last bit, on any.
@@ -14,13 +14,12 @@ from typing import Any
 import jax
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.inference.engine import Engine
+from jaxchat.inference.engine import DeviceState, Engine
 from jaxchat.inference.request import EngineError, Request
-from jaxchat.inference.sequence import Row
+from jaxchat.inference.sequence import SequenceState
 from jaxchat.inference.service import Job, Service
-from jaxchat.inference.shared import Shared
-from jaxchat.inference.weights import gathered
-from jaxchat.model.backend import Compute
+from jaxchat.model.backend import backend
+from jaxchat.parallel.mesh import gathered
 from jaxchat.tokenizer.bpe import Tokenizer
 
 LANE_STEPS = 4  # of a dispatch: fewer are wasted behind the end of a row, and the host keeps up
@@ -33,7 +32,7 @@ def serving_devices(lanes: int = 1) -> list[jax.Device]:
     shared by cores, so two engines side by side give almost twice the tokens of one.
     """
     devices: list[jax.Device] = jax.local_devices()
-    return devices[:1] * lanes if devices[0].platform == "cpu" else devices
+    return devices[:1] * lanes if backend(devices[0].platform).shares_host else devices
 
 
 def make_service(
@@ -69,80 +68,61 @@ class Replicas(Service):
         if not devices:
             raise EngineError("devices is empty; name at least one, or leave it out for all.")
         params = gathered(params)
-        shared = {device: Shared() for device in devices}
+        shared = {device: DeviceState() for device in devices}
         self.engines = tuple(
             Engine(params, config, tokenizer, device=device, shared=shared[device], **settings)
             for device in devices
         )
-        self.config, self.slots = (
-            self.engines[0].config,
-            sum(engine.slots for engine in self.engines),
-        )
-        self.max_len = self.engines[0].max_len
-        self._waiting: deque[Row] = deque()
+        first = self.engines[0]
+        self.config, self.max_len, self.compute = first.config, first.max_len, first.compute
+        self.slots = sum(engine.slots for engine in self.engines)
+        self._waiting: deque[SequenceState] = deque()
         firsts = {engine.device: engine for engine in reversed(self.engines)}
         self._firsts = tuple(firsts.values())  # one of each device: others share its weights
         self._lanes = [ThreadPoolExecutor(1, "engine") for _ in self.engines]
 
     @property
     def params(self) -> Any:
-        """The weights on the first device."""
         return self.engines[0].params
 
     @property
-    def compute(self) -> Compute:
-        """How whole rows are computed."""
-        return self.engines[0].compute
-
-    @property
     def free(self) -> int:
-        """Slots that neither a row nor one that is queued will take."""
         return sum(engine.free for engine in self.engines) - len(self._waiting)
 
     @property
     def max_compilations(self) -> int:
-        """Of all devices: JAX compiles for each."""
+        """The programs of all devices: JAX compiles for each."""
         return len(self._firsts) * self.engines[0].max_compilations
 
     def set_params(self, params: Any) -> None:
-        """Takes other weights (see `Service`); those that are split over a mesh are put together.
-
-        What lies on a device of its own is used there without a copy.
-        """
         params = gathered(params)
         for engine in self._firsts:
             engine.set_params(params)
 
     def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
-        """`Engine.warm_up` on every device, once."""
-        before = 0
-        for engine in self._firsts:
+        for number, engine in enumerate(self._firsts):
 
-            def told(done: int, _: int, before: int = before) -> None:
+            def count(done: int, of: int, number: int = number) -> None:
                 if progress is not None:
-                    progress(before + done, self.max_compilations)
+                    progress(number * of + done, len(self._firsts) * of)
 
-            engine.warm_up(told)
-            before += engine.max_compilations
+            engine.warm_up(count)
 
     def check(self, request: Request) -> None:
-        """Raises EngineError if a request does not fit."""
         self.engines[0].check(request)
 
     def submit(self, request: Request) -> Job:
-        """Queues a request; `step` then works on it. Raises EngineError if it does not fit."""
         job = self.engines[0].make_job(request)
         self._waiting.extend(job.rows)
         return job
 
     def cancel(self, job: Job) -> None:
-        """Drops what is unfinished of a job, at once."""
         self._waiting = deque(row for row in self._waiting if row not in job.rows)
         for engine in self.engines:
             engine.cancel(job)
 
     def step(self) -> bool:
-        """One dispatch of every engine, each begun as soon as its last one was read.
+        """One dispatch of every engine (see `Service`), each begun once its last one was read.
 
         So what is begun here is read in the next step, and the host's work for one engine is done
         while the others compute.
@@ -153,7 +133,7 @@ class Replicas(Service):
             self._share_out()
             _call(lane, engine)
             busy |= engine.busy
-        if busy and not any(engine.flying for engine in self.engines):
+        if busy and not any(engine.in_flight for engine in self.engines):
             next(engine for engine in self.engines if engine.busy).wait()
         return busy or bool(self._waiting)
 
@@ -171,7 +151,7 @@ class Replicas(Service):
 
 
 def _call(lane: ThreadPoolExecutor, engine: Engine) -> None:
-    """`engine.start` in the engine's thread; comes back only when that has."""
+    """`engine.start` in the engine's thread; returns only when that has."""
     future = lane.submit(engine.start, wait=False)
     try:
         future.result()

@@ -10,9 +10,9 @@ from jaxchat.config import numbers
 FinishReason = Literal["stop", "length"]
 Alternatives = tuple[tuple[int, float], ...]  # (id, log-probability), likeliest first
 
-ROOM = 4  # 1 / ROOM of the context is kept for the answer to a prompt that is cut
+ROOM = 4  # 1 / ROOM of the context is reserved for the answer to a prompt that is cut
 MAX_STOPS = 16  # stop texts of a request
-MAX_ALTERNATIVES = 20  # told of each token
+MAX_ALTERNATIVES = 20  # reported for each token
 RANGES = {
     "max_tokens": numbers.COUNT,
     "temperature": numbers.TEMPERATURE,
@@ -29,7 +29,7 @@ class EngineError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, and how to go on from it.
+    """A prompt, and how to continue it.
 
     Sample j of `n` depends on the tokens, the sampling settings, the seed and j alone.
     Raises EngineError when a value makes no sense.
@@ -45,10 +45,10 @@ class Request:
     # Texts at which an answer ends, the token that completes one included; only what the assistant
     # says is looked at, not calls of tools and what they answer.
     stop: tuple[str, ...] = ()
-    alternatives: int = 0  # of each sampled token: so many of the likeliest in its place
+    alternatives: int = 0  # for each sampled token: the n likeliest in its place
     # Where a prompt leaves less than a quarter of the context for the answer (or than max_tokens,
     # if that is less), its oldest tokens are dropped, but not a `<|bos|>` at its start. Without
-    # this a prompt that fits is kept whole, and one that does not is refused.
+    # this a prompt that fits is left whole, and one that does not is refused.
     cut: bool = False
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
-"""The host's side of one completion: what it has so far, and its tool calls.
+"""The host's state of one completion: its tokens so far, and its tool calls.
 
-A model calls a tool by sampling `<|python_start|>`, code, `<|python_end|>`. The row then stands
-still until the host has run the tool and queued `<|output_start|>`, the output and
+A model calls a tool by sampling `<|python_start|>`, code, `<|python_end|>`. The sequence then
+pauses until the host has run the tool and queued `<|output_start|>`, the output and
 `<|output_end|>`; these are fed through decode steps like sampled tokens, but were not chosen.
 """
 
@@ -11,10 +11,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from jaxchat.errors import TokenizerError
 from jaxchat.inference.request import Alternatives, Completion, FinishReason, Request
 from jaxchat.inference.stop_strings import StopWatch
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tools.executor import Call
+from jaxchat.tools.executor import TOOL_FAILED, Call
 
 
 class Specials(NamedTuple):
@@ -39,7 +40,7 @@ class Specials(NamedTuple):
 
 
 @dataclass(eq=False)
-class Row:
+class SequenceState:
     """One sample of a request while it grows."""
 
     request: Request
@@ -52,7 +53,7 @@ class Row:
     stops: StopWatch | None = None
     code: list[int] | None = None  # the tool call being sampled
     call: Call | None = None  # the tool call that it waits for
-    forced: deque[int] = field(default_factory=deque)  # tokens the tool put in the queue
+    forced_tokens: deque[int] = field(default_factory=deque)  # the tool's, not yet decoded
     finish_reason: FinishReason | None = None
 
     @property
@@ -67,31 +68,30 @@ class Row:
 
     @property
     def waits(self) -> bool:
-        """Whether it stands still until a tool has answered."""
+        """Whether it is paused until a tool has answered."""
         return self.call is not None
 
     @property
     def completion(self) -> Completion:
         """The finished completion."""
         assert self.finish_reason is not None
-        return Completion(
-            tuple(self.tokens), tuple(self.mask), tuple(self.logprobs), self.finish_reason,
-            tuple(self.alternatives),
-        )  # fmt: skip
+        mask, logprobs = tuple(self.mask), tuple(self.logprobs)
+        others = tuple(self.alternatives)
+        return Completion(tuple(self.tokens), mask, logprobs, self.finish_reason, others)
 
-    def take(
+    def append(
         self, token: int, logprob: float, alternatives: Alternatives, specials: Specials
     ) -> list[int] | None:
-        """Adds the next token, and notices the end; the code of a call of a tool it completes."""
-        chosen = not self.forced
-        if self.forced:
-            self.forced.popleft()
+        """Adds the next token, and notices the end; the code of a tool call that it completes."""
+        chosen = not self.forced_tokens
+        if self.forced_tokens:
+            self.forced_tokens.popleft()
         self.tokens.append(token)
         self.mask.append(int(chosen))
         self.logprobs.append(logprob if chosen else 0.0)
         self.alternatives.append(alternatives[: self.request.alternatives] if chosen else ())
-        said_stop = self.stops is not None and self.stops.feed(token)
-        if said_stop or (chosen and token in specials.stops):
+        stopped = self.stops is not None and self.stops.feed(token)
+        if stopped or (chosen and token in specials.stops):
             self.finish_reason = "stop"
         elif len(self.tokens) >= self.limit:
             self.finish_reason = "length"
@@ -103,3 +103,14 @@ class Row:
         elif self.code is not None:
             self.code.append(token)
         return None
+
+    def answer(self, tokenizer: Tokenizer, specials: Specials) -> None:
+        """Queues the output of its tool call, if that has ended."""
+        if self.call is None or self.call.output is None:
+            return
+        try:
+            ids = tokenizer.encode(self.call.output)
+        except TokenizerError:  # half of a surrogate pair
+            ids = tokenizer.encode(TOOL_FAILED)
+        self.forced_tokens.extend([specials.output_start, *ids, specials.output_end])
+        self.call = None

@@ -1,4 +1,4 @@
-"""What an engine and a pool of engines have in common: jobs, and ways to wait for them."""
+"""What an engine and several engines as one have in common: jobs, and ways to wait for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference.request import Completion, EngineError, Request
-from jaxchat.inference.sequence import Row
+from jaxchat.inference.sequence import SequenceState
 from jaxchat.inference.stop_strings import StopWatch
 from jaxchat.model.backend import Compute
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -22,10 +22,9 @@ class Job:
 
     def __init__(self, request: Request, limit: int, tokenizer: Tokenizer) -> None:
         self.request = request
-        self.rows = [Row(request, stream, limit) for stream in range(request.n)]
-        if request.stop:
-            for row in self.rows:
-                row.stops = StopWatch(request.stop, tokenizer)
+        self.rows = [SequenceState(request, stream, limit) for stream in range(request.n)]
+        for row in self.rows:
+            row.stops = StopWatch(request.stop, tokenizer) if request.stop else None
 
     @property
     def done(self) -> bool:
@@ -34,21 +33,17 @@ class Job:
 
 
 class Service(ABC):
-    """Serves requests. One thread at a time may use it."""
+    """Serves requests: an engine, or several as one. One thread at a time may use it."""
 
     config: ModelConfig
     slots: int
     max_len: int  # of a prompt and its completion
+    compute: Compute  # how whole rows are computed
 
     @property
     @abstractmethod
     def params(self) -> Any:
-        """The weights, as they are computed with."""
-
-    @property
-    @abstractmethod
-    def compute(self) -> Compute:
-        """How whole rows are computed."""
+        """The weights in the dtype in which they are computed."""
 
     @property
     @abstractmethod
@@ -59,7 +54,7 @@ class Service(ABC):
     def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Compiles every program, so that no request waits for that.
 
-        `progress` is told how many are there and of how many. Raises EngineError while requests are
+        `progress` gets how many are compiled and of how many. Raises EngineError while requests are
         under way.
         """
 
@@ -67,8 +62,9 @@ class Service(ABC):
     def set_params(self, params: Any) -> None:
         """Takes other weights of the same shapes; nothing is compiled again.
 
-        They may share memory with `params`: whoever donates those must give a copy. Requests that
-        are under way go on with the new weights.
+        They may share memory with `params`: a caller that donates those must give a copy. Requests
+        that are under way continue with the new weights. Weights that are split over a mesh are
+        put together; where that is one of several processes, all must call this.
         """
 
     @abstractmethod
@@ -85,11 +81,11 @@ class Service(ABC):
 
     @abstractmethod
     def step(self) -> bool:
-        """Gives free slots to who waits, then decodes one dispatch. False: nothing is left.
+        """Gives free slots to queued rows, then decodes one dispatch. False: nothing is left.
 
         Where all rows wait for tools it waits a moment too. Whatever is raised in it, a device's
         error or an interrupt: what was in slots is dropped as by `cancel`, what is queued stays,
-        and the engine can go on.
+        and the engine remains usable.
         """
 
     def generate(
@@ -97,7 +93,7 @@ class Service(ABC):
     ) -> list[list[Completion]]:
         """The completions of every request, `n` each, in the order of the requests.
 
-        `progress` is told how many requests are done. Raises EngineError, before anything runs, for
+        `progress` gets how many requests are done. Raises EngineError, before anything runs, for
         a request that does not fit.
         """
         for request in requests:

@@ -1,4 +1,4 @@
 """The transformer: pure functions over plain nested dicts of arrays.
 
-`gpt` has the forward pass, `cache` what decoding remembers, `attention` the ways to compute it.
+`gpt` has the forward pass, `attention` and `kv_cache` what it stands on, `backend` the devices.
 """

@@ -6,15 +6,13 @@ heads, G key/value heads, K head size.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import DTypeLike
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.model.attention import Implementation, causal_attention
-from jaxchat.model.gpt import GPT, Params, layer_specs
+from jaxchat.model.attention import causal_attention
+from jaxchat.model.backend import PLAIN, Compute
+from jaxchat.model.gpt import Params, apply, layer_specs
 from jaxchat.model.rope import rope_table
 
 
@@ -25,9 +23,7 @@ def branch_features(
     branch: Array,
     positions: Array,
     config: ModelConfig,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    attention: Implementation = "blocked",
+    compute: Compute = PLAIN,
 ) -> Array:
     """Normalised features [B,T,D] of `tokens` [B,T]: a trunk [B,P] and behind it branches [B,R].
 
@@ -43,21 +39,16 @@ def branch_features(
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, None]:
         window = specs[layer].window
-        trunk = causal_attention(
-            q[:, :time], k[:, :time], v[:, :time], window=window, implementation=attention
-        )
+        parts = (x[:, :time] for x in (q, k, v))
+        trunk = causal_attention(*parts, window=window, implementation=compute.attention)
         visible = _visible(lengths, branch, positions, time, window)
         return jnp.concatenate([trunk, _branch_attention(q[:, time:], k, v, visible)], axis=1), None
 
-    batch = tokens.shape[0]
-    trunk = jnp.broadcast_to(jnp.arange(time, dtype=positions.dtype), (batch, time))
+    trunk = jnp.arange(time, dtype=positions.dtype)
+    trunk = jnp.broadcast_to(trunk, (tokens.shape[0], time))
     where = jnp.concatenate([trunk, positions], axis=1)
-    previous = jnp.zeros((batch, config.n_embd), dtype)
-    model = GPT(config, dtype)
-    rope = rope_table(where, config, dtype)
-    result: Any = model.apply({"params": params}, tokens, rope, previous, attend)
-    features: Array = result[0]
-    return features
+    rope = rope_table(where, config, compute.dtype)
+    return apply(params, tokens, rope, None, attend, config, compute)[0]
 
 
 def _visible(lengths: Array, branch: Array, positions: Array, time: int, window: int) -> Array:

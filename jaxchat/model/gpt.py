@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -34,21 +34,21 @@ from jaxchat.config.derive import (
     windows,
 )
 from jaxchat.config.schema import ModelConfig
-from jaxchat.model.attention import MAX_SCORE, Implementation, cached_attention, causal_attention
+from jaxchat.model.attention import MAX_SCORE, cached_attention, causal_attention
+from jaxchat.model.backend import PLAIN, Compute, MatmulPrecision
 from jaxchat.model.init import Initializer, init_table
-from jaxchat.model.kernels.matmul import Products, matmul, widened_matmul
-from jaxchat.model.kv_cache import Cache, fill, write
+from jaxchat.model.kernels.matmul import matmul, widened_matmul
+from jaxchat.model.kv_cache import Cache, View, fill, view_of, write
 from jaxchat.model.rope import Rope, rope_table, rotate
-from jaxchat.model.view import View, view_of
 
 Params = dict[str, Any]
-# (layer, q [B,T,H,K], k [B,T,G,K], v [B,T,G,K]) -> (attended [B,T,H,K], what the mode keeps)
+# (layer, q [B,T,H,K], k [B,T,G,K], v [B,T,G,K]) -> (attended [B,T,H,K], what the mode saves)
 Attend = Callable[[int, Array, Array, Array], tuple[Array, Any]]
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What one layer is like."""
+    """What distinguishes one layer from another."""
 
     window: int  # keys it sees to the left of its own
     value_embedding: bool
@@ -65,9 +65,6 @@ def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
     )
 
 
-# ---------------------------------------------------------------------------- modules
-
-
 def rms_norm(x: Array, config: ModelConfig) -> Array:
     """Divides by the root mean square of the last axis; computed in float32."""
     wide = x.astype(jnp.float32)
@@ -76,11 +73,11 @@ def rms_norm(x: Array, config: ModelConfig) -> Array:
 
 
 class Linear(nn.Module):
-    """A matrix in float32, multiplied in the dtype of its input, or a large one in `products`."""
+    """A float32 matrix, multiplied in the dtype of its input, or a large one in `precision`."""
 
     out: int
     initializer: Initializer
-    products: Products = "plain"
+    precision: MatmulPrecision = "default"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -88,7 +85,7 @@ class Linear(nn.Module):
         if self.out == 1:  # as a product, XLA on a CPU rounds some rows otherwise than others
             column = kernel.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
             return jnp.sum(x * column, axis=-1, keepdims=True)
-        return matmul(x, kernel, self.products)
+        return matmul(x, kernel, self.precision)
 
 
 class Embedding(nn.Module):
@@ -110,7 +107,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     layer: int
-    products: Products = "plain"
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(
@@ -120,7 +117,7 @@ class Attention(nn.Module):
         size, groups = config.head_dim, config.n_kv_head
 
         def heads(name: str, count: int) -> Array:
-            y = Linear(count * size, init[name], self.products, name=name)(x)
+            y = Linear(count * size, init[name], self.compute.matmul, name=name)(x)
             return y.reshape(*y.shape[:-1], count, size)
 
         q, k, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
@@ -129,23 +126,23 @@ class Attention(nn.Module):
             gate = 3.0 * nn.sigmoid(Linear(groups, init["ve_gate"], name="ve_gate")(channels))
             v = v + gate[..., None] * value.reshape(v.shape)
         q, k = (config.qk_scale * rms_norm(rotate(a, *rope), config) for a in (q, k))
-        y, kept = attend(self.layer, q, k, v)
+        y, saved = attend(self.layer, q, k, v)
         y = y.reshape(*y.shape[:-2], -1)
-        return Linear(config.n_embd, init["c_proj"], self.products, name="c_proj")(y), kept
+        return Linear(config.n_embd, init["c_proj"], self.compute.matmul, name="c_proj")(y), saved
 
 
 class MLP(nn.Module):
     """D -> F = 4D -> D with relu^2 between."""
 
     config: ModelConfig
-    products: Products = "plain"
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         init = init_table(self.config)
-        x = Linear(4 * self.config.n_embd, init["c_fc"], self.products, name="c_fc")(x)
+        x = Linear(4 * self.config.n_embd, init["c_fc"], self.compute.matmul, name="c_fc")(x)
         x = jnp.square(nn.relu(x))
-        return Linear(self.config.n_embd, init["c_proj"], self.products, name="c_proj")(x)
+        return Linear(self.config.n_embd, init["c_proj"], self.compute.matmul, name="c_proj")(x)
 
 
 class Block(nn.Module):
@@ -153,24 +150,23 @@ class Block(nn.Module):
 
     config: ModelConfig
     layer: int
-    products: Products = "plain"
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(
         self, x: Array, value: Array | None, rope: Rope, attend: Attend
     ) -> tuple[Array, Any]:
-        attention = Attention(self.config, self.layer, self.products, name="attn")
-        y, kept = attention(rms_norm(x, self.config), value, rope, attend)
+        attention = Attention(self.config, self.layer, self.compute, name="attn")
+        y, saved = attention(rms_norm(x, self.config), value, rope, attend)
         x = x + y
-        return x + MLP(self.config, self.products, name="mlp")(rms_norm(x, self.config)), kept
+        return x + MLP(self.config, self.compute, name="mlp")(rms_norm(x, self.config)), saved
 
 
 class GPT(nn.Module):
     """Tokens [B,T] -> normalised features [B,T,D]; the head is `unembed`."""
 
     config: ModelConfig
-    dtype: DTypeLike = jnp.float32
-    products: Products = "plain"
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(
@@ -178,7 +174,7 @@ class GPT(nn.Module):
     ) -> tuple[Array, Array, list[Any]]:
         """`rope` is of positions [1 or B,T]; `previous` [B,D] is the embedding before, or 0.
 
-        Returns features, embeddings [B,T,D] before smear, and what `attend` kept of each layer.
+        Returns features, embeddings [B,T,D] before smear, and what `attend` saved of each layer.
         """
         config, init = self.config, init_table(self.config)
         embedded = rms_norm(self._table("wte", config.n_embd, "wte")(tokens), config)
@@ -190,7 +186,7 @@ class GPT(nn.Module):
             shape = (config.n_layer,)
             residual = self.param("resid_lambdas", init["resid_lambdas"], shape).astype(x.dtype)
             first = self.param("x0_lambdas", init["x0_lambdas"], shape).astype(x.dtype)
-        kept = []
+        saved = []
         middle = x
         for layer, spec in enumerate(layer_specs(config)):
             if config.residual_scalars:
@@ -199,19 +195,19 @@ class GPT(nn.Module):
             if spec.value_embedding:
                 width = config.n_kv_head * config.head_dim
                 value = self._table(f"value_embeds_{layer}", width, "value_embeds")(tokens)
-            block = Block(config, layer, self.products, name=f"h_{layer}")
+            block = Block(config, layer, self.compute, name=f"h_{layer}")
             x, state = block(x, value, rope, attend)
-            kept.append(state)
+            saved.append(state)
             if layer == config.n_layer // 2:
                 middle = x
         if config.backout:
             share = self.param("backout_lambda", init["backout_lambda"], ())
             x = x - share.astype(x.dtype) * middle
-        return rms_norm(x, config), embedded, kept
+        return rms_norm(x, config), embedded, saved
 
     def _table(self, name: str, width: int, init: str) -> Embedding:
         table = init_table(self.config)[init]
-        return Embedding(self.config.vocab_size, width, table, self.dtype, name=name)
+        return Embedding(self.config.vocab_size, width, table, self.compute.dtype, name=name)
 
     def _smear(self, x: Array, previous: Array) -> Array:
         """Adds a gated share of the embedding before each."""
@@ -221,9 +217,6 @@ class GPT(nn.Module):
         gate = strength * nn.sigmoid(Linear(1, init["smear_gate"], name="smear_gate")(channels))
         before = jnp.concatenate([previous[:, None, :], x[:, :-1]], axis=1)
         return x + gate * before
-
-
-# ---------------------------------------------------------------------------- pure functions
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -246,81 +239,64 @@ def init_params(key: Array, config: ModelConfig) -> Params:
     return {**params["params"], "lm_head": {"kernel": kernel}}
 
 
+def param_shapes(config: ModelConfig) -> Params:
+    """Shapes and types of the parameters; none is made."""
+    shapes: Params = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
+    return shapes
+
+
 def _see_itself(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, None]:
     """The shape of attention, for the initialisation."""
     del layer, k, v
     return q, None
 
 
-def _apply(
+def apply(
     params: Params,
     tokens: Array,
     rope: Rope,
-    previous: Array,
+    previous: Array | None,
     attend: Attend,
     config: ModelConfig,
-    dtype: DTypeLike,
-    products: Products = "plain",
+    compute: Compute,
 ) -> tuple[Array, Array, list[Any]]:
-    """`GPT.__call__` with these parameters."""
-    model = GPT(config, dtype, products)
+    """`GPT.__call__` with these parameters; `previous` is 0 by default."""
+    if previous is None:
+        previous = jnp.zeros((tokens.shape[0], config.n_embd), compute.dtype)
+    model = GPT(config, compute)
     result: Any = model.apply({"params": params}, tokens, rope, previous, attend)
     return result  # type: ignore[no-any-return]
 
 
-def _run_rows(
-    params: Params,
-    tokens: Array,
-    config: ModelConfig,
-    dtype: DTypeLike,
-    attention: Implementation,
-    products: Products = "plain",
+def _whole_rows(
+    params: Params, tokens: Array, config: ModelConfig, compute: Compute
 ) -> tuple[Array, Array, list[Any]]:
-    """The network over whole rows [B,T] from position 0; keeps each layer's (k, v)."""
+    """`apply` to whole rows [B,T] from position 0; saves each layer's (k, v)."""
     specs = layer_specs(config)
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
         window = specs[layer].window
-        return causal_attention(q, k, v, window=window, implementation=attention), (k, v)
+        return causal_attention(q, k, v, window=window, implementation=compute.attention), (k, v)
 
-    rope = rope_table(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], config, dtype)
-    previous = jnp.zeros((tokens.shape[0], config.n_embd), dtype)
-    return _apply(params, tokens, rope, previous, attend, config, dtype, products)
-
-
-def features(
-    params: Params,
-    tokens: Array,
-    config: ModelConfig,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    attention: Implementation = "blocked",
-    products: Products = "plain",
-) -> Array:
-    """Tokens [B,T] -> normalised features [B,T,D] in `dtype`, for `unembed` or a loss.
-
-    The blocks' large matrices are multiplied in `products`.
-    """
-    return _run_rows(params, tokens, config, dtype, attention, products)[0]
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    rope = rope_table(positions, config, compute.dtype)
+    return apply(params, tokens, rope, None, attend, config, compute)
 
 
-def unembed(params: Params, x: Array, config: ModelConfig, products: Products = "plain") -> Array:
+def features(params: Params, tokens: Array, config: ModelConfig, compute: Compute = PLAIN) -> Array:
+    """Tokens [B,T] -> normalised features [B,T,D] in compute.dtype, for `unembed` or a loss."""
+    return _whole_rows(params, tokens, config, compute)[0]
+
+
+def unembed(params: Params, x: Array, config: ModelConfig, compute: Compute = PLAIN) -> Array:
     """Features [...,D] -> capped logits [...,V] in float32."""
-    logits = widened_matmul(x, params["lm_head"]["kernel"], products)
+    logits = widened_matmul(x, params["lm_head"]["kernel"], compute.matmul)
     return config.softcap * jnp.tanh(logits / config.softcap)
 
 
-def forward(
-    params: Params,
-    tokens: Array,
-    config: ModelConfig,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    attention: Implementation = "blocked",
-) -> Array:
+def forward(params: Params, tokens: Array, config: ModelConfig, compute: Compute = PLAIN) -> Array:
     """Tokens [B,T] -> logits [B,T,V] in float32."""
-    x = features(params, tokens, config, dtype=dtype, attention=attention)
-    return unembed(params, x, config)
+    return unembed(params, features(params, tokens, config, compute), config, compute)
 
 
 def prefill(
@@ -329,10 +305,7 @@ def prefill(
     lengths: Array,
     cache: Cache,
     config: ModelConfig,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    attention: Implementation = "blocked",
-    products: Products = "plain",
+    compute: Compute = PLAIN,
 ) -> tuple[Array, Cache]:
     """Reads prompts into an empty cache: logits [B,V] after each row's last token, and the cache.
 
@@ -340,20 +313,20 @@ def prefill(
     is 0 the logits mean nothing. What the cache held before is forgotten. It must have room for T
     positions.
     """
-    x, embedded, kept = _run_rows(params, tokens, config, dtype, attention, products)
+    x, embedded, saved = _whole_rows(params, tokens, config, compute)
     rows = jnp.arange(tokens.shape[0])
     store = cache.previous.dtype
 
     def layers(side: int) -> tuple[Array, ...]:
         return tuple(
             fill(pair[side].astype(store), lengths, old.shape[2])
-            for pair, old in zip(kept, cache.k, strict=True)
+            for pair, old in zip(saved, cache.k, strict=True)
         )
 
     last = jnp.maximum(lengths - 1, 0)
     previous = jnp.where(lengths[:, None] > 0, embedded[rows, last], 0.0)
     new = Cache(layers(0), layers(1), lengths, previous.astype(store))
-    return unembed(params, x[rows, last], config, products), new
+    return unembed(params, x[rows, last], config, compute), new
 
 
 def decode(
@@ -361,11 +334,10 @@ def decode(
     tokens: Array,
     cache: Cache,
     config: ModelConfig,
+    compute: Compute = PLAIN,
     *,
     active: Array | None = None,
     view: View | None = None,
-    dtype: DTypeLike = jnp.float32,
-    products: Products = "plain",
 ) -> tuple[Array, Cache]:
     """One more token [B] in each row: logits [B,V], and the cache with the token in it.
 
@@ -373,7 +345,7 @@ def decode(
     is False stay as they are: their logits mean nothing, and what was written for them lies beyond
     what they see.
     """
-    position, store = cache.length, cache.previous.dtype
+    position, dtype, store = cache.length, compute.dtype, cache.previous.dtype
     if view is None:
         view = view_of(position, [k.shape[2] for k in cache.k], config, dtype)
 
@@ -385,14 +357,33 @@ def decode(
         return y[:, None], (keys, values)
 
     previous = cache.previous.astype(dtype)
-    x, embedded, kept = _apply(
-        params, tokens[:, None], view.rope, previous, attend, config, dtype, products
+    x, embedded, saved = apply(
+        params, tokens[:, None], view.rope, previous, attend, config, compute
     )
-    going = jnp.ones_like(position, bool) if active is None else active
+    grows = jnp.ones_like(position, bool) if active is None else active
     new = Cache(
-        k=tuple(k for k, _ in kept),
-        v=tuple(v for _, v in kept),
-        length=position + going.astype(position.dtype),
-        previous=jnp.where(going[:, None], embedded[:, 0].astype(store), cache.previous),
+        k=tuple(k for k, _ in saved),
+        v=tuple(v for _, v in saved),
+        length=position + grows.astype(position.dtype),
+        previous=jnp.where(grows[:, None], embedded[:, 0].astype(store), cache.previous),
     )
-    return unembed(params, x[:, 0], config, products), new
+    return unembed(params, x[:, 0], config, compute), new
+
+
+def cut_vocabulary(params: Any, config: ModelConfig, ids: int) -> tuple[Any, ModelConfig]:
+    """Parameters with only the first `ids` rows of every table [V,...] and columns of lm_head
+    [D,V], and their configuration; unchanged where there are no more.
+
+    Models of older runs may have more rows than their tokenizer has ids. Those stand for nothing,
+    and are left out wherever such a model answers or is exported.
+    """
+    if ids >= config.vocab_size:
+        return params, config
+
+    def cut(path: tuple[Any, ...], leaf: Any) -> Any:
+        names = [key.key for key in path]
+        if names[0] == "lm_head":
+            return leaf[:, :ids]
+        return leaf[:ids] if names[-1] == "embedding" else leaf
+
+    return jax.tree_util.tree_map_with_path(cut, params), replace(config, vocab_size=ids)

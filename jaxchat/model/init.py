@@ -1,7 +1,7 @@
-"""How parameters begin: one table, equal in distribution to nanochat's.
+"""Initializers of every parameter: one table, equal in distribution to nanochat's.
 
-`classic` is the table of November 2025, `modern` that of July 2026. A switch that `classic` did not
-have yet begins as in `modern`.
+`classic` is the table of November 2025, `modern` that of July 2026. What
+`classic` did not have yet is initialised as in `modern`.
 """
 
 from __future__ import annotations
@@ -12,26 +12,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.nn.initializers import constant, normal
 from jax.typing import DTypeLike
 
 from jaxchat.config.schema import ModelConfig
 
 Initializer = Callable[..., Array]  # (key, shape, dtype) -> array
-
-
-def _constant(value: float) -> Initializer:
-    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-        del key
-        return jnp.full(shape, value, dtype)
-
-    return init
-
-
-def _normal(std: float) -> Initializer:
-    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-        return jax.random.normal(key, shape, dtype) * std
-
-    return init
 
 
 def _uniform(low: float, high: float) -> Initializer:
@@ -60,25 +46,26 @@ def _ramp(start: float, stop: float) -> Initializer:
 
 
 def init_table(config: ModelConfig) -> dict[str, Initializer]:
-    """How each parameter begins, by the last name in its path that stands here."""
+    """The initializer of each parameter, by the last name in its path that is listed here."""
     bound = (3.0 / config.n_embd) ** 0.5  # a uniform of this bound has std 1/sqrt(D)
-    table = {
-        "wte": _normal(0.8),
-        "lm_head": _normal(0.001),
+    table: dict[str, Initializer] = {
+        "wte": normal(0.8),
+        "lm_head": normal(0.001),
         "c_q": _uniform(-bound, bound),
         "c_k": _uniform(-bound, bound),
         "c_v": _uniform(-bound, bound),
         "c_fc": _uniform(-0.4 * bound, 0.4 * bound),
-        "c_proj": _constant(0.0),
+        "c_proj": constant(0.0),
         "value_embeds": _uniform(-bound, bound),
         "ve_gate": _uniform(0.0, 0.02),  # slightly above the neutral 3 * sigmoid(0) = 1.5
         "smear_gate": _uniform(0.0, 0.02),
-        "smear_lambda": _constant(0.0),
+        "smear_lambda": constant(0.0),
         "resid_lambdas": _ramp(1.15, 1.05),
         "x0_lambdas": _ramp(0.20, 0.05),
-        "backout_lambda": _constant(0.2),
+        "backout_lambda": constant(0.2),
     }
     if config.init == "classic":
-        table |= {"wte": _normal(1.0), "lm_head": _constant(0.0)}
-        table |= dict.fromkeys(("c_q", "c_k", "c_v", "c_fc"), _fan)
+        table |= {"wte": normal(1.0), "lm_head": constant(0.0)}
+        for name in ("c_q", "c_k", "c_v", "c_fc"):
+            table[name] = _fan
     return table

@@ -1,4 +1,4 @@
-"""What decoding remembers: an explicit pytree of fixed shapes, new cache out for old cache in.
+"""The key/value cache: an explicit pytree of fixed shapes, new cache out for old cache in.
 
 Axes: B batch, T time, S slots of a layer, G key/value heads, K head size, D width.
 
@@ -11,6 +11,7 @@ as long on a CPU (256 rows, 256 slots), all of it transposing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,12 +21,13 @@ from jax.typing import DTypeLike
 
 from jaxchat.config.derive import windows
 from jaxchat.config.schema import ModelConfig
+from jaxchat.model.rope import Rope, rope_table
 
 BLOCK = 64  # slots that attention sums over at once, see `attention.cached_attention`
 
 
 class Cache(NamedTuple):
-    """Keys and values of every layer, and how far each row has come."""
+    """Keys and values of every layer, and the length of each row."""
 
     k: tuple[Array, ...]  # per layer [B,G,S,K]
     v: tuple[Array, ...]
@@ -58,7 +60,7 @@ def slots_of(config: ModelConfig, length: int) -> tuple[int, ...]:
 
 
 def whole_blocks(slots: int) -> int:
-    """So many slots, or the few more that make whole blocks."""
+    """`slots` rounded up to whole blocks."""
     return -(-slots // BLOCK) * BLOCK
 
 
@@ -81,9 +83,8 @@ def write(layer: Array, new: Array, position: Array) -> Array:
     In a layer that is full the oldest key gives way.
     """
     batch, _, slots, _ = layer.shape
-    # One row stands here twice, the second time as one that is not there and is passed over: a
-    # scatter of one alone becomes an update that XLA fuses into what reads the layer, and for that
-    # it copies the layer, four times a step.
+    # A single row is duplicated with a dropped index: XLA turns a one-row scatter into an update
+    # that it fuses into what reads the layer, and for that it copies the layer, four times a step.
     count = max(batch, 2)
     slot = jnp.broadcast_to(position % slots, (count,))
     new = jnp.broadcast_to(new, (count, *new.shape[1:]))
@@ -102,8 +103,23 @@ def visible_slots(position: Array, slots: int, window: int) -> Array:
     return (held >= 0) & (held >= position[:, None] - window)
 
 
+class View(NamedTuple):
+    """What decoding knows of a position before its token: rotation, and visible slots."""
+
+    rope: Rope  # [B,1,1,K/2]
+    visible: tuple[Array, ...]  # per layer [B,S] bool
+
+
+def view_of(position: Array, slots: Sequence[int], config: ModelConfig, dtype: DTypeLike) -> View:
+    """The View from `position` [B] in a cache with `slots` in each layer."""
+    kinds = list(zip(slots, windows(config), strict=True))
+    visible = {kind: visible_slots(position, *kind) for kind in kinds}  # most layers are alike
+    rope = rope_table(position[:, None], config, dtype)
+    return View(rope, tuple(visible[kind] for kind in kinds))
+
+
 def resize(cache: Cache, slots: tuple[int, ...]) -> Cache:
-    """The cache with so many slots in each layer (see `slots_of`); all rows must fit in them.
+    """The cache with `slots` in each layer (see `slots_of`); all rows must fit in them.
 
     A layer grows or shrinks only while its rows have no more positions than slots, so that each
     position stays where it is.
@@ -119,7 +135,7 @@ def resize(cache: Cache, slots: tuple[int, ...]) -> Cache:
 def place(cache: Cache, prompt: Cache, rows: Array) -> Cache:
     """Copies a cache of one row, which may have fewer slots, to `rows` [N] of `cache`.
 
-    Rows that there are come first; numbers past the last are passed over.
+    Valid rows come first; numbers past the last are dropped.
     """
     placed: Cache = lax.platform_dependent(
         cache, prompt, rows, cpu=copy_to_rows, default=scatter_to_rows

@@ -8,21 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
-from jax.typing import DTypeLike
 
-from jaxchat.model.kernels.matmul import Products, dot
-
-CHUNK_ROWS = 1_024  # tokens whose logits are held at once: on a CPU they fit its cache
-GPU_CHUNK_ROWS = 8_192  # a product of fewer rows leaves multiprocessors of a GPU idle
-
-
-def default_chunk_rows(backend: str) -> int:
-    """The chunk of `cross_entropy` for a backend of JAX: "cpu", "gpu", ..."""
-    return CHUNK_ROWS if backend == "cpu" else GPU_CHUNK_ROWS
+from jaxchat.model.backend import PLAIN, Compute
+from jaxchat.model.kernels.matmul import dot
 
 
 def cross_entropy(
@@ -33,8 +27,7 @@ def cross_entropy(
     *,
     softcap: float,
     weights: Array | None = None,
-    chunk_rows: int = CHUNK_ROWS,
-    products: Products = "plain",
+    compute: Compute = PLAIN,
 ) -> tuple[Array, Array]:
     """Sum of mask * weights * -log p(target) in nats, and sum of mask, both float32 scalars.
 
@@ -42,20 +35,20 @@ def cross_entropy(
     weighs; 0: it is not counted), weights [B,T] float of either sign (1 when None), which the
     second sum does not have. Where the mask is all zero both sums are 0.
 
-    The gradient, with respect to x and kernel only, is computed together with the value, a chunk of
-    rows at a time: neither logits nor probabilities of the whole batch ever exist. With `products`
-    of bfloat16 the operands of the head's products are rounded.
+    The gradient, with respect to x and kernel only, is computed together with the value,
+    compute.chunk_rows rows at a time: neither logits nor probabilities of the whole batch ever
+    exist. With compute.matmul of bfloat16 the operands of the head's products are rounded.
     """
     mask = mask.astype(jnp.float32)
     factor = mask if weights is None else mask * weights.astype(jnp.float32)
-    chunk = max(1, chunk_rows // x.shape[0])
-    dtype = jnp.bfloat16 if products == "bfloat16" else x.dtype
-    total = _weighted_nll(softcap, chunk, dtype, x, kernel, targets, lax.stop_gradient(factor))
+    dtype = jnp.bfloat16 if compute.matmul == "bfloat16" else x.dtype
+    how = _Head(softcap, max(1, compute.chunk_rows // x.shape[0]), jnp.dtype(dtype))
+    total = _weighted_nll(how, x, kernel, targets, lax.stop_gradient(factor))
     return total, jnp.sum(mask)
 
 
 def token_logprobs(
-    x: Array, kernel: Array, targets: Array, *, softcap: float, chunk_rows: int = CHUNK_ROWS
+    x: Array, kernel: Array, targets: Array, *, softcap: float, chunk_rows: int = PLAIN.chunk_rows
 ) -> Array:
     """log p(target) in nats, [B,T] float32, from features x [B,T,D] and the head [D,V]."""
 
@@ -72,7 +65,7 @@ def token_logprobs(
 def bits_per_byte(nats: float, size: float) -> float:
     """Bits per byte of text, from summed nats and bytes. Raises ValueError for no bytes."""
     if not size:
-        raise ValueError("there are no bits per byte of no byte")
+        raise ValueError("bits per byte are not defined for no bytes")
     return nats / size / math.log(2.0)
 
 
@@ -109,33 +102,28 @@ def _nll(
     return jnp.log(total) + softcap - hit, tanh, exp, total
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _weighted_nll(
-    softcap: float,
-    chunk: int,
-    dtype: DTypeLike,
-    x: Array,
-    kernel: Array,
-    targets: Array,
-    factor: Array,
-) -> Array:
-    """Sum of factor * -log p(target), multiplied in `dtype`; see `cross_entropy`."""
-    logprobs = token_logprobs(
-        x.astype(dtype), kernel, targets, softcap=softcap, chunk_rows=chunk * x.shape[0]
-    )
+class _Head(NamedTuple):
+    """How logits are computed."""
+
+    softcap: float
+    chunk: int  # positions of every row at once
+    dtype: np.dtype[Any]  # of the operands
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted_nll(how: _Head, x: Array, kernel: Array, targets: Array, factor: Array) -> Array:
+    """Sum of factor * -log p(target); see `cross_entropy`."""
+    rows = how.chunk * x.shape[0]
+    x = x.astype(how.dtype)
+    logprobs = token_logprobs(x, kernel, targets, softcap=how.softcap, chunk_rows=rows)
     return jnp.sum(factor * -logprobs)
 
 
 def _forward(
-    softcap: float,
-    chunk: int,
-    dtype: DTypeLike,
-    x: Array,
-    kernel: Array,
-    targets: Array,
-    factor: Array,
+    how: _Head, x: Array, kernel: Array, targets: Array, factor: Array
 ) -> tuple[Array, tuple[Array, Array]]:
     """The value, and the gradients as they are for a cotangent of 1."""
+    softcap, chunk, dtype = how
     head = kernel.astype(dtype)
 
     def one(
@@ -160,10 +148,10 @@ def _forward(
 
 
 def _backward(
-    softcap: float, chunk: int, dtype: DTypeLike, grads: tuple[Array, Array], cotangent: Array
+    how: _Head, grads: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array, None, None]:
     """Scales what the forward pass computed."""
-    del softcap, chunk, dtype
+    del how
     x_grad, kernel_grad = grads
     scale = cotangent.astype(x_grad.dtype)
     return x_grad * scale, kernel_grad * cotangent.astype(kernel_grad.dtype), None, None

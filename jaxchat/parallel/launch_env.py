@@ -71,9 +71,10 @@ def memory_told() -> str:
     """What JAX may take of each GPU, for people; "" on a CPU. Starts JAX."""
     import jax
 
+    from jaxchat.model.backend import memory_limit
+
     device = jax.local_devices()[0]
-    limit = int((device.memory_stats() or {}).get("bytes_limit", 0))
-    if device.platform == "cpu" or not limit:
+    if not (limit := memory_limit(device)):
         return ""
     return f"JAX may take {limit / 1e9:.1f} GB of each {device.device_kind}"
 

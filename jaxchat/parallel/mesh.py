@@ -146,6 +146,21 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(place, tree, shardings)
 
 
+def gathered(params: Any) -> Any:
+    """Arrays split over a mesh, whole on each of its devices; others as they are.
+
+    With several processes, all of them must call this.
+    """
+
+    def gather(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_replicated:
+            return x
+        assert isinstance(x.sharding, NamedSharding)
+        return jax.device_put(x, NamedSharding(x.sharding.mesh, P()))
+
+    return jax.tree.map(gather, params)
+
+
 def batch_shards(mesh: Mesh) -> int:
     """How many ways the rows of a batch are split."""
     return int(mesh.shape["data"] * mesh.shape["fsdp"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxchat.config.schema import ModelConfig, check_heads
-from jaxchat.model.attention import Implementation, causal_attention
+from jaxchat.model.attention import causal_attention
+from jaxchat.model.backend import Compute
 from jaxchat.parallel.mesh import RULES, keep, sharding
 
 
@@ -57,19 +59,19 @@ def _shard_map(
     )
 
 
-def mesh_attention(mesh: Mesh, model: ModelConfig, chosen: Implementation) -> Implementation:
-    """The chosen attention, by heads where a tensor axis splits them.
+def mesh_compute(mesh: Mesh, model: ModelConfig, compute: Compute) -> Compute:
+    """`compute` with attention by heads where a tensor axis splits them.
 
     Raises ConfigError where it cannot split them.
     """
     check_heads(model, mesh.shape["tensor"])
     if mesh.shape["tensor"] == 1:
-        return chosen
+        return compute
 
     def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, window: int) -> jax.Array:
         heads = P(None, None, RULES["heads"])
-        local = functools.partial(causal_attention, window=window, implementation=chosen)
+        local = functools.partial(causal_attention, window=window, implementation=compute.attention)
         y: jax.Array = over_tensor(local, mesh, (heads, heads, heads), heads)(q, k, v)
         return y
 
-    return attention
+    return replace(compute, attention=attention)

@@ -6,12 +6,10 @@ It is a part with a key of its own: a bundle that comes later, or another one, r
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from jaxchat.config.schema import NOWHERE, RunConfig
 from jaxchat.data.download import eval_bundle
@@ -19,7 +17,7 @@ from jaxchat.data.download.web import WebError
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core import kept
 from jaxchat.evals.core.bundle import Bundle, read_bundle
-from jaxchat.model.backend import Compute, choose_compute
+from jaxchat.model.backend import Compute
 from jaxchat.paths import offline_by
 from jaxchat.runs.inputs import home_of, hub_of, tokenizer_of
 from jaxchat.runs.report import core_record
@@ -134,12 +132,6 @@ def evaluate_base(
     )  # fmt: skip
     seconds = sum(task.seconds for task in result.tasks)  # of earlier sessions, too
     return core_record(result.to_json()) | {"bundle": bundle.hash, "seconds": seconds}
-
-
-def plain_compute(config: RunConfig, dtype: DTypeLike) -> Compute:
-    """How a model is evaluated: in full precision, whatever it was trained in."""
-    exact = replace(config.compute, fp8=False, products="plain")
-    return choose_compute(exact, config.model, dtype)
 
 
 def is_outdated(context: Context) -> bool:

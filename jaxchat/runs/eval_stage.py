@@ -36,7 +36,8 @@ from jaxchat.evals.chat import (
 from jaxchat.evals.parts import PARTS, TASK, Found, Part, Parts, record
 from jaxchat.evals.text_bits import TextRows, TextSplit, bits_of_text
 from jaxchat.inference.service import Service
-from jaxchat.model.backend import Compute, compute_dtype
+from jaxchat.model.backend import Compute
+from jaxchat.model.capabilities import evaluation_compute
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.paths import sha256_text, sweep
 from jaxchat.runs import core_stage
@@ -122,7 +123,7 @@ class Bench:
     @cached_property
     def compute(self) -> Compute:
         """How whole rows are computed."""
-        return core_stage.plain_compute(self.config, compute_dtype())
+        return evaluation_compute(self.config.compute, self.config.model)
 
     @cached_property
     def read(self) -> inputs.Inputs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ from jax.sharding import Mesh
 
 from jaxchat.checkpoints.save import load_params
 from jaxchat.config.machine import lanes
-from jaxchat.config.schema import MODELS, MeshConfig, ModelConfig, RunConfig
+from jaxchat.config.schema import MODELS, ComputeConfig, MeshConfig, ModelConfig, RunConfig
 from jaxchat.data.prepare import load_tokenizer
 from jaxchat.errors import ArtifactError
 from jaxchat.inference.replicas import make_service
 from jaxchat.inference.service import Service
 from jaxchat.model import gpt
-from jaxchat.model.backend import Compute, choose_compute, compute_dtype
-from jaxchat.model.kernels.matmul import Products
+from jaxchat.model.backend import Compute
+from jaxchat.model.capabilities import evaluation_compute, inference_compute
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.runs import run_dir
 from jaxchat.runs.inputs import tokenizer_of
@@ -32,7 +32,7 @@ TALKERS = ("rl", "sft", "mid")  # stages whose models talk, best first
 
 def abstract_params(model: ModelConfig) -> Any:
     """Shapes and types of a model's parameters, on one device."""
-    shapes = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
+    shapes = gpt.param_shapes(model)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
 
@@ -43,18 +43,19 @@ def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
 
 
 def make_engine(
-    context: Context, params: Any, *, slots: int = 0, products: Products = "plain"
+    context: Context, params: Any, *, slots: int = 0, compute: Compute | None = None
 ) -> Service:
     """What evaluates and samples, with `slots` on each device or lane (0: as configured)."""
     config = context.config
+    if compute is None:
+        compute = inference_compute(ComputeConfig(products="plain"), config.model)
     return make_service(
         params,
         config.model,
         tokenizer_of(context),
         slots=slots or config.eval.slots,
         lanes=lanes(),
-        dtype=compute_dtype(),
-        products=products,
+        compute=compute,
     )
 
 
@@ -153,8 +154,6 @@ def open_model(root: Path, name: str | None, stage: str) -> Opened:
         config=config,
         params=put(params, param_shardings(mesh, params)),
         tokenizer=load_tokenizer(run / "tokenizer"),
-        compute=choose_compute(
-            replace(config.compute, fp8=False, products="plain"), config.model, compute_dtype()
-        ),
+        compute=evaluation_compute(config.compute, config.model),
         mesh=mesh,
     )

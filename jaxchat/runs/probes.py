@@ -13,12 +13,13 @@ import jax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxchat.config.schema import TrainConfig
+from jaxchat.config.schema import ComputeConfig, TrainConfig
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
 from jaxchat.inference.engine import Engine
-from jaxchat.inference.weights import gathered
+from jaxchat.model.capabilities import choose_compute, evaluation_compute
+from jaxchat.parallel.mesh import gathered
 from jaxchat.runs import core_stage
 from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.runner import Context
@@ -71,7 +72,7 @@ def core_of(
         config.model,
         tokenizer_of(context),
         read_bundle(folder),
-        compute=core_stage.plain_compute(config, dtype),
+        compute=evaluation_compute(config.compute, config.model, dtype),
         mesh=mesh,
         max_problems=train.core_examples or None,
         title=f"{stage}: CORE",
@@ -87,8 +88,9 @@ def samples_of(context: Context, stage: str, dtype: DTypeLike, params: Any) -> d
     tokenizer, device = tokenizer_of(context), jax.local_devices()[0]
     prompts = COMPLETIONS if stage == "base" else QUESTIONS
     model = context.config.model
+    compute = choose_compute(ComputeConfig(products="plain"), model, dtype)
     engine = Engine(
-        whole, model, tokenizer, device=device, dtype=dtype, slots=len(prompts),
+        whole, model, tokenizer, device=device, compute=compute, slots=len(prompts),
         max_len=min(model.sequence_len, MAX_LEN),
     )  # fmt: skip
     ask = text_samples if stage == "base" else chat_samples

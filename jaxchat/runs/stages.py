@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,11 +19,11 @@ from jaxchat.data.loader import RowSource
 from jaxchat.data.shards import delete_other_rows, prepare_text, text_hash
 from jaxchat.errors import ConfigError
 from jaxchat.evals import compression, vocabularies
-from jaxchat.inference.multihost import Spread
-from jaxchat.inference.weights import gathered
+from jaxchat.inference.multihost import MultiHostEngine
 from jaxchat.model import gpt
-from jaxchat.model.backend import choose_products, compute_dtype
-from jaxchat.parallel.mesh import make_mesh
+from jaxchat.model.backend import backend
+from jaxchat.model.capabilities import inference_compute
+from jaxchat.parallel.mesh import gathered, make_mesh
 from jaxchat.paths import remove, sha256_text
 from jaxchat.runs import core_stage
 from jaxchat.runs.eval_stage import run_eval
@@ -149,7 +148,7 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
             RowSource(rows / f"{stage}_train", tokenizer.hash),
             RowSource(rows / f"{stage}_heldout", tokenizer.hash),
         )
-    mesh, dtype = mesh_of(context), compute_dtype()
+    mesh, dtype = mesh_of(context), backend().dtype
     job = Job(
         title=stage,
         folder=folder,
@@ -229,8 +228,8 @@ def run_rl(context: Context) -> dict[str, Any]:
     read, folder = inputs.read_inputs(context.folder("data")), context.folder("rl")
     params = load_model(context.root, "sft", config.model)
     tasks = prepare.run_tasks([config.rl.task], config.seed, read, tokenizer)
-    trained = replace(config.compute, fp8=False)  # what samples is computed as what is trained
-    products = choose_products(trained, config.model, compute_dtype())
+    # what samples is computed as what is trained
+    sampling = inference_compute(config.compute, config.model)
     job = RLJob(
         folder=folder,
         model=config.model,
@@ -239,9 +238,9 @@ def run_rl(context: Context) -> dict[str, Any]:
         task=tasks[config.rl.task],
         tokenizer=tokenizer,
         mesh=mesh_of(context),
-        engine=Spread.over(context.group, make_engine(context, params, products=products)),
+        engine=MultiHostEngine.over(context.group, make_engine(context, params, compute=sampling)),
         seed=config.seed,
-        dtype=compute_dtype(),
+        dtype=backend().dtype,
         compute=config.compute,
         profile=capture_of(context, "rl"),
         trackers=config.track.trackers,

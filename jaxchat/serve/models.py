@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from jaxchat.config.schema import ModelConfig, ServeConfig
 from jaxchat.errors import OutOfMemory
 from jaxchat.inference.replicas import make_service
 from jaxchat.inference.service import Service
-from jaxchat.model.backend import choose_products, compute_dtype
+from jaxchat.model.backend import backend
+from jaxchat.model.capabilities import inference_compute
 from jaxchat.model.kv_cache import init_cache
 from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.opening import find_model, load_model
@@ -109,7 +110,7 @@ def _load(
     """Opens a model that shares the free memory with `left - 1` others."""
     context, chosen = find_model(root, run, stage)
     model, tokenizer = context.config.model, tokenizer_of(context)
-    dtype = compute_dtype()
+    dtype = backend().dtype
     params = load_model(context.root, chosen, model)
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     name = f"{context.root.name}/{chosen}"
@@ -128,15 +129,15 @@ def _load(
         fingerprint="fp_" + str(record["results"]["artifact"])[:12],
         context=model.sequence_len,
         open_engine=partial(
-            make_service, params, model, tokenizer, slots=slots, dtype=dtype,
-            products=choose_products(replace(context.config.compute, fp8=False), model, dtype),
+            make_service, params, model, tokenizer, slots=slots,
+            compute=inference_compute(context.config.compute, model),
         ),
     )  # fmt: skip
 
 
 def default_slots() -> int:
     """Answers that a device decodes about as fast as one; measured, see docs/log.md."""
-    return GPU_SLOTS if jax.default_backend() == "gpu" else max(4, 2 * cores())
+    return max(4, 2 * cores()) if backend().shares_host else GPU_SLOTS
 
 
 def slot_bytes(model: ModelConfig, item: int) -> int:

@@ -1,7 +1,4 @@
-"""Calls of tools that take time, each in a thread, so that nobody waits but who asked.
-
-One thread at a time may use a `Calls`.
-"""
+"""Runs slow tool calls in a bounded number of threads; quick ones are answered at once."""
 
 from __future__ import annotations
 
@@ -10,39 +7,60 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxchat.tools.calculator import run_tool
 
 Tool = Callable[[str], str]  # code -> output
 TOOL_FAILED = "error"  # the output of a tool that raises or takes too long
+TOOL_SECONDS = 30.0  # a tool that takes longer has failed
+TOOLS_AT_ONCE = 4  # threads
+
+
+@runtime_checkable
+class QuickTool(Protocol):
+    """A tool that answers some calls so quickly that they need no thread."""
+
+    def quick(self, code: str) -> str | None:
+        """The output; None: it takes a thread."""
 
 
 @dataclass(eq=False)
 class Call:
-    """One call; `output` is there once it has ended."""
+    """One call; `output` is set once it has ended."""
 
     code: str
     output: str | None = None
     deadline: float | None = None  # of time.monotonic(), once it runs
 
 
-class Calls:
-    """Runs calls of one tool, a few at a time. A call's time counts from when it begins to run."""
+class ToolExecutor:
+    """Runs calls of one tool, a few at a time. One thread at a time may use it.
 
-    def __init__(self, tool: Tool, *, timeout: float, at_once: int) -> None:
-        """`timeout` in seconds. A thread cannot be stopped: one that is late is left behind."""
+    The calculator answers at once. A call's time counts from when it begins to run.
+    """
+
+    def __init__(
+        self, tool: Tool, *, timeout: float = TOOL_SECONDS, at_once: int = TOOLS_AT_ONCE
+    ) -> None:
+        """`timeout` in seconds. A thread cannot be stopped: one that is late is abandoned."""
         self._tool, self._timeout, self._at_once = tool, timeout, at_once
         self._queue: deque[Call] = deque()
         self._running: list[Call] = []
         self._ended = threading.Condition()
 
     def start(self, code: str) -> Call:
-        """A new call, run as soon as others leave room."""
-        call = Call(code)
-        self._queue.append(call)
-        self.poll()
+        """A new call: answered if it is quick, else run as soon as others leave room."""
+        if self._tool is run_tool:
+            return Call(code, answer(run_tool, code))
+        call = Call(code, self._tool.quick(code) if isinstance(self._tool, QuickTool) else None)
+        if call.output is None:
+            self._queue.append(call)
+            self.poll()
         return call
 
     def drop(self, call: Call) -> None:
-        """Nobody waits for this call any more: it does not begin, if it has not yet."""
+        """The output of this call is no longer wanted; it does not begin, if it has not yet."""
         if call in self._queue:
             self._queue.remove(call)
 
@@ -76,9 +94,9 @@ class Calls:
 
 
 def answer(tool: Tool, code: str) -> str:
-    """What a tool says; "error" where it raises."""
+    """The output of a tool; "error" where it raises."""
     try:
         output = tool(code)
-    except Exception:  # the tool may be anyone's: whatever it raises, the row goes on
+    except Exception:  # the tool may be anyone's: whatever it raises, the completion continues
         return TOOL_FAILED
     return output if isinstance(output, str) else TOOL_FAILED

@@ -34,7 +34,8 @@ from jaxchat.config.memory import Step
 from jaxchat.config.schema import DEFAULT_COMPUTE, ComputeConfig, ModelConfig, OptimConfig, RLConfig
 from jaxchat.evals.chat import pass_rates, sampled_right
 from jaxchat.inference.service import Service
-from jaxchat.model.backend import choose_compute
+from jaxchat.model.backend import bucket
+from jaxchat.model.capabilities import choose_compute
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import announce, batch_shards, put_batch, row_share
 from jaxchat.parallel.stop_consensus import Agreement
@@ -47,8 +48,8 @@ from jaxchat.train.metrics import MetricsLog
 from jaxchat.train.oom import explained, step_of
 from jaxchat.train.profiling.capture import Capture, recorded
 from jaxchat.train.rollouts import (
+    MIN_ROW,
     Rollouts,
-    bucket,
     figures,
     make_batch,
     plan_rows,
@@ -181,7 +182,7 @@ def _train(
         count, rows = plan_rows(
             rollouts.rewards.size, job.config.micro_rows, batch_shards(job.mesh)
         )
-        row = bucket(rollouts.longest - 1, job.model.sequence_len)
+        row = bucket(rollouts.longest - 1, MIN_ROW, job.model.sequence_len)
         batch = make_batch(
             rollouts, row + 1, count * rows, job.tokenizer.bos, job.config.samples_averaged
         )

@@ -36,7 +36,7 @@ from jaxchat.data.loader import (
 )
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.bpb import bits_per_byte, check_bytes
-from jaxchat.model.backend import choose_compute
+from jaxchat.model.capabilities import choose_compute
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.optim.warm_start import carry_over
 from jaxchat.parallel.mesh import announce, batch_shards, put_batch, row_share

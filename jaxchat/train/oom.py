@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxchat.config import memory
 from jaxchat.config.schema import ModelConfig, OptimConfig
 from jaxchat.errors import OutOfMemory
-from jaxchat.model.backend import device_memory
+from jaxchat.model.backend import backend, device_memory
 from jaxchat.parallel.mesh import batch_shards
 
 WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # of XLA's many
@@ -40,7 +40,7 @@ def step_of(
         rows=micro // batch_shards(mesh),
         accumulation=accumulation,
         mesh=memory.Mesh(*(int(size) for size in mesh.devices.shape)),
-        platform="cpu" if mesh.devices.flat[0].platform == "cpu" else "gpu",
+        platform=backend(mesh.devices.flat[0].platform).sizes,
         compute_bytes=jnp.dtype(dtype).itemsize,
         chunk_rows=chunk_rows,
     )

@@ -128,14 +128,6 @@ def _group_weights(sampled: np.ndarray, group: int) -> np.ndarray:
     return np.repeat(mean / np.maximum(of_group, 1), group).astype(np.float32)
 
 
-def bucket(longest: int, limit: int) -> int:
-    """The row length for rollouts of at most `longest` tokens: few shapes, so few compilations."""
-    size = MIN_ROW
-    while size < longest:
-        size *= 2
-    return min(size, limit)
-
-
 def plan_rows(rollouts: int, micro_rows: int, shards: int) -> tuple[int, int]:
     """(A, rows): A micro-batches of `rows` rows over all shards hold a step's rollouts.
 

@@ -19,13 +19,12 @@ from jax.sharding import PartitionSpec as P
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
-from jaxchat.model.attention import Implementation
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.loss import cross_entropy
 from jaxchat.optim.stacking import stack
 from jaxchat.optim.zero import Shares
 from jaxchat.parallel.mesh import put, replicated, sharding
-from jaxchat.parallel.spmd import mesh_attention, over_rows, over_tensor
+from jaxchat.parallel.spmd import mesh_compute, over_rows, over_tensor
 
 Params = Any
 Batch = dict[str, jax.Array]
@@ -81,25 +80,20 @@ def batch_loss(
     batch: Batch,
     model: ModelConfig,
     compute: Compute = PLAIN,
-    attention: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(sum, weight) of the loss over rows [B, T+1]; the caller divides once.
 
     `batch` holds `tokens` [B, T+1], `mask` [B, T+1] (what a token weighs where it is predicted)
-    and optionally `advantage` [B], which multiplies each row's loss but not its weight. `attention`
-    (if given: `mesh_attention`) takes the place of that of `compute`.
+    and optionally `advantage` [B], which multiplies each row's loss but not its weight.
     """
     tokens, mask = batch["tokens"], batch["mask"][:, 1:]
     weights = None
     if "advantage" in batch:
         weights = jnp.broadcast_to(batch["advantage"][:, None], mask.shape)
-    x = gpt.features(
-        params, tokens[:, :-1], model, dtype=compute.dtype, products=compute.products,
-        attention=attention or compute.attention,
-    )  # fmt: skip
+    x = gpt.features(params, tokens[:, :-1], model, compute)
     return cross_entropy(
         x, params["lm_head"]["kernel"], tokens[:, 1:], mask, softcap=model.softcap,
-        weights=weights, chunk_rows=compute.chunk_rows, products=compute.products,
+        weights=weights, compute=compute,
     )  # fmt: skip
 
 
@@ -108,13 +102,12 @@ def loss_and_grads(
     batch: Batch,
     model: ModelConfig,
     compute: Compute = PLAIN,
-    attention: Implementation | None = None,
 ) -> tuple[Params, jax.Array, jax.Array]:
     """Sums over the A micro-batches of [A, B, ...]: gradients, loss, weight. Nothing is divided."""
 
     def one(micro: Batch) -> tuple[Params, jax.Array, jax.Array]:
         def loss(params: Params) -> tuple[jax.Array, jax.Array]:
-            return batch_loss(params, micro, model, compute, attention)
+            return batch_loss(params, micro, model, compute)
 
         (total, weight), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return grads, total, weight
@@ -141,8 +134,8 @@ def make_train_step(
     Gradients are summed on each device over its micro-batches [A, B, ...] and reduced once, into
     the shares of `optim.shares`. Metrics: `loss` (mean over weight), `weight` and `grad_norm`.
     """
-    attention = mesh_attention(mesh, model, compute.attention)
-    abstract = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
+    compute = mesh_compute(mesh, model, compute)
+    abstract = gpt.param_shapes(model)
     shares = Shares(mesh, abstract)
     specs = _state_specs(abstract, optimizer, shares)
     gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
@@ -155,7 +148,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         whole = gather(state.params)
-        sums = loss_and_grads(whole, batch, model, compute, attention)
+        sums = loss_and_grads(whole, batch, model, compute)
         result: tuple[TrainState, dict[str, jax.Array]] = update(state, whole, *sums)
         return result
 

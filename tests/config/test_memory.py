@@ -11,9 +11,9 @@ from jaxchat.config import memory
 from jaxchat.config.derive import derive_horizon, derive_model
 from jaxchat.config.memory import Step, largest_rows, predict, with_rows
 from jaxchat.config.schema import MeshConfig, TrainConfig
-from jaxchat.model import attention, gpt
-from jaxchat.model.backend import Compute
-from jaxchat.model.loss import default_chunk_rows
+from jaxchat.model import gpt
+from jaxchat.model.backend import Compute, backend
+from jaxchat.model.kernels import blocked
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import batch_shards, make_mesh, sharding
 from jaxchat.train.loop import plan_batch
@@ -151,9 +151,9 @@ def test_real_models_are_within_15_percent_of_what_xla_reports(case, preset, com
 
 def test_constants_are_those_of_the_loss_and_of_attention():
     for platform, rows in memory.CHUNK_ROWS.items():
-        assert rows == default_chunk_rows(platform)
-    assert memory.MIN_BLOCK == attention.MIN_BLOCK
-    assert memory.MAX_BLOCKS == attention.MAX_BLOCKS
+        assert rows == backend(platform).chunk_rows
+    assert memory.MIN_BLOCK == blocked.MIN_BLOCK
+    assert memory.MAX_BLOCKS == blocked.MAX_BLOCKS
 
 
 def test_a_device_with_more_rows_needs_more():

@@ -73,7 +73,7 @@ def test_batches_are_weighted_by_their_bytes_not_averaged(params: gpt.Params) ->
 
 
 def test_what_training_rounds_is_not_rounded(params: gpt.Params) -> None:
-    rounded = Compute(products="bfloat16", attention="banded")
+    rounded = Compute(matmul="bfloat16", attention="banded")
     batches = [batch(8, 8)]
     params = jax.tree.map(lambda x: x + 0.3, params)  # what is attended counts: it was times zero
     assert bits_per_byte(params, batches, SIZES, MODEL, rounded) == bits_per_byte(

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.evals.core.batches import make_batches, size_up
+from jaxchat.evals.core.batches import make_batches
 from jaxchat.evals.core.bundle import read_bundle, read_examples
 from jaxchat.evals.core.prompts import draw_shots, prompts
 from jaxchat.evals.core.result import CoreResult, Judged, TaskResult, judge
 from jaxchat.evals.core.sequences import Choice, Row, find_scored, split_rows, task_rows
+from jaxchat.model.backend import bucket
 from jaxchat.tokenizer import Tokenizer
 
 BUNDLE = Path(__file__).parents[1] / "golden" / "core_bundle"
@@ -197,8 +198,15 @@ def test_batches_hold_every_token_of_every_row_once(shards, copies):
 
 
 def test_sizes_double_in_steps():
-    assert [size_up(n) for n in (1, 32, 33, 64, 65, 400)] == [32, 32, 64, 64, 128, 512]
-    assert [size_up(n, 2) for n in (33, 49, 65, 97, 400, 1025)] == [48, 64, 96, 128, 512, 1536]
+    assert [bucket(n, 32) for n in (1, 32, 33, 64, 65, 400)] == [32, 32, 64, 64, 128, 512]
+    assert [bucket(n, 32, steps=2) for n in (33, 49, 65, 97, 400, 1025)] == [
+        48,
+        64,
+        96,
+        128,
+        512,
+        1536,
+    ]
 
 
 def result(label, right, total, baseline):

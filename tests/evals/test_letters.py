@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from jaxchat.config.schema import ModelConfig
 from jaxchat.evals import letters
 from jaxchat.evals.letters import choose_letters
+from jaxchat.model.backend import BACKENDS
 from jaxchat.model.gpt import forward, init_params
 from jaxchat.tasks.base import say
 from jaxchat.tasks.multiple_choice import ChoiceProblem, wording
@@ -52,7 +55,9 @@ def problems(count: int) -> list[ChoiceProblem]:
 def test_many_at_once_answer_as_one_at_a_time(
     tokenizer: Tokenizer, model: ModelConfig, params: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(letters.BATCH_TOKENS, "cpu", 512)  # several batches a size
+    monkeypatch.setitem(
+        BACKENDS, "cpu", replace(BACKENDS["cpu"], letter_tokens=512)
+    )  # several batches a size
     asked = problems(23)
     seen: list[int] = []
     got = choose_letters(params, asked, tokenizer, model, progress=seen.append)

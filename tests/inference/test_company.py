@@ -13,6 +13,8 @@ from compilation import compilations
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import batch, jitted
 from jaxchat.inference.engine import PATIENCE, Engine, EngineError, Request
+from jaxchat.inference.jitted import insert
+from jaxchat.model.backend import Compute
 from jaxchat.model.gpt import features, init_params, unembed
 from jaxchat.model.kv_cache import init_cache
 
@@ -23,6 +25,7 @@ SETTINGS = (
     {"temperature": 1.0, "alternatives": 3},
     {},  # greedy
 )
+ROUNDED = Compute(matmul="bfloat16", attention="banded")
 MODERN = {"window_pattern": "SL", "smear": True, "value_embeds": True, "residual_scalars": True}
 
 
@@ -30,7 +33,7 @@ MODERN = {"window_pattern": "SL", "smear": True, "value_embeds": True, "residual
 def engine(request, tokenizer):
     """With a short window of 128 in the modern one, shorter than the texts; in `rounded` a classic
     one whose products are of bfloat16."""
-    products = "bfloat16" if request.param == "rounded" else "plain"
+    compute = ROUNDED if request.param == "rounded" else Compute()
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size, sequence_len=512, n_layer=2, n_head=4, n_kv_head=2,
         n_embd=64, backout=request.param == "modern",
@@ -39,11 +42,14 @@ def engine(request, tokenizer):
     params = init_params(jax.random.key(0), config)
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
     engine = Engine(
-        params, config, tokenizer, slots=31, max_len=256, steps_per_dispatch=4, products=products
+        params, config, tokenizer, slots=31, max_len=256, steps_per_dispatch=4, compute=compute
     )
-    told = []
-    engine.warm_up(lambda done, count: told.append((done, count)))
-    assert told[-1] == (27, 27)  # see test_a_second_engine_and_any_mix_of_requests_compile_little
+    progress = []
+    engine.warm_up(lambda done, count: progress.append((done, count)))
+    assert progress[-1] == (
+        27,
+        27,
+    )  # see test_a_second_engine_and_any_mix_of_requests_compile_little
     return engine
 
 
@@ -120,11 +126,7 @@ def test_200_requests_that_join_and_leave_decode_as_full_forward_passes_do(engin
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
 def whole(params, tokens, config, compute):
     """Logits of whole rows, computed as the engine does."""
-    x = features(
-        params, tokens, config, dtype=compute.dtype, attention=compute.attention,
-        products=compute.products,
-    )  # fmt: skip
-    return unembed(params, x, config, compute.products)
+    return unembed(params, features(params, tokens, config, compute), config, compute)
 
 
 def assert_greedy(engine, tokenizer, prompt, completion):
@@ -134,7 +136,7 @@ def assert_greedy(engine, tokenizer, prompt, completion):
     ids[0, : len(text)] = text
     logits = np.asarray(whole(engine.params, jnp.asarray(ids), engine.config, engine.compute))[0]
     # a prompt and what follows are attended to by different formulas, in different roundings
-    slack = 1e-4 if engine.compute.products == "plain" else 5e-2
+    slack = 1e-4 if engine.compute.matmul == "default" else 5e-2
     logits = logits[len(prompt) - 1 : len(text) - 1]
     chosen = logits[np.arange(len(completion.tokens)), completion.tokens]
     sampled = np.array(completion.mask) == 1
@@ -152,11 +154,11 @@ def assert_greedy(engine, tokenizer, prompt, completion):
 
 def test_few_slots_are_not_rounded(engine, tokenizer):
     few, many = (
-        Engine(engine.params, engine.config, tokenizer, slots=n, max_len=64, products="bfloat16")
+        Engine(engine.params, engine.config, tokenizer, slots=n, max_len=64, compute=ROUNDED)
         for n in (7, 8)
     )
-    assert (few.compute.products, few.compute.attention) == ("plain", "blocked")
-    assert (many.compute.products, many.compute.attention) == ("bfloat16", "banded")
+    assert (few.compute.matmul, few.compute.attention) == ("default", "blocked")
+    assert (many.compute.matmul, many.compute.attention) == ("bfloat16", "banded")
 
 
 def test_warm_up_is_for_an_idle_engine(engine):
@@ -166,38 +168,38 @@ def test_warm_up_is_for_an_idle_engine(engine):
     engine.cancel(job)
 
 
-def test_the_cache_grows_for_a_long_text_and_shrinks_beside_one_that_goes_on(engine):
+def test_the_cache_grows_for_a_long_text_and_shrinks_beside_one_that_continues(engine):
     long = Request((5,) * 150, max_tokens=8, temperature=1.0, seed=1)
     others = [Request((7, 8, 9), max_tokens=120, temperature=1.0, seed=seed) for seed in range(16)]
     ends = [len(samples[0].tokens) for samples in engine.generate(others)]
-    other = others[ends.index(120)]  # one that goes on after the cache can shrink
+    other = others[ends.index(120)]  # one that continues after the cache can shrink
     alone = [engine.generate([request]) for request in (long, other)]
     for _ in range(PATIENCE + 2):
         engine.generate([Request((1,), max_tokens=1)])
-    assert engine._span == engine._spans[0]
+    assert engine._cache_length == engine._cache_lengths[0]
     job = engine.submit(other)
     engine.step()
     assert engine.generate([long]) == alone[0]
-    assert engine._span == 256
+    assert engine._cache_length == 256
     spans = []
     while not job.done:
         engine.step()
-        spans.append(engine._span)
+        spans.append(engine._cache_length)
     assert spans[0] == 256
     assert spans[-1] == 128
     assert [row.completion for row in job.rows] == alone[1][0]
 
 
 def test_the_cache_is_donated_and_never_copied_whole(engine):
-    rows = batch.rows_for([None] * engine.slots, 4).packed()
+    rows = batch.packed_slots([None] * engine.slots, 4)
     engine._resize(256)
     size = sum(array.nbytes for array in jax.tree.leaves(engine._cache))
     decode = jitted.decode_steps.lower(
-        engine.params, engine._cache, rows, config=engine.config, dtype=engine.dtype,
-        products=engine.compute.products, pauses=(1,), truncate=False, alternatives=0,
+        engine.params, engine._cache, rows, config=engine.config, compute=engine.compute,
+        pauses=(1,), truncate=False, alternatives=0,
     ).compile()  # fmt: skip
     slots = batch.slots_to_fill([0], engine.slots)
-    place = jitted.place_prompt.lower(engine._cache, engine.read((1,)), slots).compile()
+    place = insert.lower(engine._cache, engine.prefill((1,)), slots).compile()
     for program in (decode, place):
         plan = program.memory_analysis()
         assert plan.alias_size_in_bytes >= size
@@ -209,8 +211,8 @@ def test_no_step_copies_a_layer_of_the_cache(config, params, slots):
     """One row once did, four times each, as XLA wrote it otherwise than two."""
     cache = init_cache(config, slots, 128)
     decode = jitted.decode_steps.lower(
-        params, cache, batch.rows_for([None] * slots, 4).packed(), config=config,
-        dtype=jnp.dtype("float32"), products="plain", pauses=(1,), truncate=False, alternatives=0,
+        params, cache, batch.packed_slots([None] * slots, 4), config=config,
+        compute=Compute(), pauses=(1,), truncate=False, alternatives=0,
     ).compile()  # fmt: skip
     program = decode.as_text()
     for shape in {",".join(map(str, layer.shape)) for layer in cache.k}:

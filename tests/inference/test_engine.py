@@ -10,6 +10,7 @@ import pytest
 from compilation import compilations
 
 from jaxchat.inference.engine import Engine, EngineError, Request
+from jaxchat.model.backend import Compute
 from jaxchat.model.gpt import forward
 from jaxchat.tokenizer.chat_format import parse_completion
 from jaxchat.tools.calculator import run_tool
@@ -204,11 +205,13 @@ def test_alternatives_are_the_likeliest_tokens_of_the_model(engine, params, conf
         logits = forward(params, ids, config)[0, len(request.tokens) - 1 : -1]
         logprobs = np.asarray(jax.nn.log_softmax(logits))
         assert len(completion.alternatives) == len(completion.tokens)
-        for row, mask, told in zip(logprobs, completion.mask, completion.alternatives, strict=True):
-            assert len(told) == (request.alternatives if mask else 0)
-            want = np.sort(row)[::-1][: len(told)]
-            np.testing.assert_allclose([value for _, value in told], want, atol=1e-4)
-            np.testing.assert_allclose([row[token] for token, _ in told], want, atol=1e-4)
+        for row, mask, others in zip(
+            logprobs, completion.mask, completion.alternatives, strict=True
+        ):
+            assert len(others) == (request.alternatives if mask else 0)
+            want = np.sort(row)[::-1][: len(others)]
+            np.testing.assert_allclose([value for _, value in others], want, atol=1e-4)
+            np.testing.assert_allclose([row[token] for token, _ in others], want, atol=1e-4)
     (plain,) = engine.generate([dataclasses.replace(requests[2], alternatives=0)])
     assert plain[0].tokens == completion.tokens
 
@@ -351,7 +354,7 @@ def test_a_second_engine_and_any_mix_of_requests_compile_little(make_engine, con
 def test_half_precision_gives_nearly_the_same_probabilities(make_engine, params, config):
     prompt = random_prompts(1)[0]
     request = Request(prompt, max_tokens=30, temperature=1.0)
-    ((completion,),) = make_engine(dtype=jnp.bfloat16).generate([request])
+    ((completion,),) = make_engine(compute=Compute(dtype=jnp.bfloat16)).generate([request])
     ids = jnp.array([[*prompt, *completion.tokens]], jnp.int32)
     logprobs = jax.nn.log_softmax(forward(params, ids, config))[0, len(prompt) - 1 : -1]
     want = [float(logprobs[i, token]) for i, token in enumerate(completion.tokens)]

@@ -1,7 +1,6 @@
 """What the engine's benchmark counts, against counts by hand."""
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from jaxchat.config.derive import windows
@@ -33,8 +32,7 @@ def test_a_step_reads_all_weights_but_the_tables(config):
 
 def test_figures_belong_together(params, config, tokenizer):
     reading = measure(
-        params, config, tokenizer, batch=4, prompt=20, tokens=30, dtype=jnp.float32,
-        bandwidth=1e9, repeats=1,
+        params, config, tokenizer, batch=4, prompt=20, tokens=30, bandwidth=1e9, repeats=1,
     )  # fmt: skip
     steps = reading.decode_tokens_per_second / 4
     read = reading.weight_bytes + reading.cache_bytes

@@ -60,21 +60,21 @@ def test_all_are_at_work_between_two_steps_and_one_waits_for_no_other(pool, monk
     for name in ("start", "finish"):
         old = getattr(Engine, name)
 
-        def told(engine, *args, name=name, old=old, **kwargs):
+        def noted(engine, *args, name=name, old=old, **kwargs):
             done.append((name, pool.engines.index(engine)))
             return old(engine, *args, **kwargs)
 
-        monkeypatch.setattr(Engine, name, told)
+        monkeypatch.setattr(Engine, name, noted)
     jobs = [pool.submit(request) for request in random_requests(6, seed=5)]
     pool.step()
-    assert all(engine.flying for engine in pool.engines)
+    assert all(engine.in_flight for engine in pool.engines)
     done.clear()
     pool.step()
     assert done == [(name, number) for number in range(3) for name in ("finish", "start")]
     for job in jobs:
         pool.cancel(job)
     pool.step()
-    assert not any(engine.flying for engine in pool.engines)
+    assert not any(engine.in_flight for engine in pool.engines)
 
 
 def test_engines_side_by_side_on_one_device_give_what_one_gives(params, config, tokenizer, one):

@@ -1,4 +1,4 @@
-"""Tools that take time: nobody waits but who asked, and when the answer comes changes nothing."""
+"""Slow tools: only the row that called waits, and when the output comes changes nothing."""
 
 import dataclasses
 import random
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxchat.inference.engine import Engine, Request
-from jaxchat.tools.executor import TOOL_FAILED, Calls
+from jaxchat.tools.executor import TOOL_FAILED, ToolExecutor
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_tool_that_dawdles_gives_the_same_as_a_quick_one(make_engine):
     assert make_engine(slow).generate(random_requests()) == want
 
 
-def test_others_go_on_while_one_waits_for_its_tool(make_engine):
+def test_others_continue_while_one_waits_for_its_tool(make_engine):
     answer = threading.Event()
 
     def blocked(code):
@@ -115,7 +115,7 @@ def test_a_cancelled_request_that_waits_for_a_tool_frees_its_slot(make_engine):
     answer.set()
 
 
-def test_only_so_many_calls_run_at_once_and_their_time_counts_from_their_beginning():
+def test_at_most_n_calls_run_at_once_and_their_time_counts_from_their_beginning():
     running, most, lock = 0, 0, threading.Lock()
 
     def tool(code):
@@ -128,7 +128,7 @@ def test_only_so_many_calls_run_at_once_and_their_time_counts_from_their_beginni
             running -= 1
         return code
 
-    calls = Calls(tool, timeout=10.0, at_once=2)
+    calls = ToolExecutor(tool, timeout=10.0, at_once=2)
     started = [calls.start(str(number)) for number in range(9)]
     dropped = started.pop()
     calls.drop(dropped)
@@ -142,7 +142,7 @@ def test_only_so_many_calls_run_at_once_and_their_time_counts_from_their_beginni
 
 def test_a_call_that_is_late_leaves_room_for_the_next():
     never = threading.Event()
-    calls = Calls(lambda code: str(never.wait(60)), timeout=0.02, at_once=1)
+    calls = ToolExecutor(lambda code: str(never.wait(60)), timeout=0.02, at_once=1)
     first, second = calls.start("a"), calls.start("b")
     while second.output is None:
         calls.wait(0.01)

@@ -18,7 +18,7 @@ from tiny_rl import CONFIG, lively_params, tiny_job
 
 from jaxchat.checkpoints.save import fingerprint
 from jaxchat.config.schema import MeshConfig
-from jaxchat.inference.multihost import Spread
+from jaxchat.inference.multihost import MultiHostEngine
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.runs import processes
 from jaxchat.train.grpo import train_rl
@@ -32,7 +32,7 @@ def main(folder: Path, devices: int) -> None:
     with processes.joined(folder) as group:
         connect_devices(group)
         job = tiny_job(folder, replace(CONFIG, steps=6, micro_rows=1))
-        engine = Spread.over(group, job.engine)
+        engine = MultiHostEngine.over(group, job.engine)
         params = lively_params()
         result = train_rl(replace(job, engine=engine, mesh=make_mesh(MeshConfig())), params)
         group.gather(None)  # the log is whole

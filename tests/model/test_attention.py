@@ -5,14 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.model.attention import (
-    blocked_attention,
-    cached_attention,
-    causal_attention,
-    choose_attention,
-)
+from jaxchat.model.attention import cached_attention, causal_attention
+from jaxchat.model.backend import backend
+from jaxchat.model.capabilities import choose_attention
 from jaxchat.model.kernels import banded
 from jaxchat.model.kernels.banded import banded_attention
+from jaxchat.model.kernels.blocked import blocked_attention
 
 B, H, G, K = 2, 4, 2, 8
 
@@ -85,6 +83,13 @@ def test_banded_attention_of_exact_operands_is_exact():
     np.testing.assert_allclose(got, plain(q, k, v, 50), atol=2e-6)
 
 
+@pytest.mark.parametrize(("time", "window"), [(1, 0), (64, 1), (200, 50), (200, 1000)])
+def test_xlas_attention_is_the_plain_one(time, window):
+    q, k, v, _ = random_qkv(time)
+    got = causal_attention(q, k, v, window=window, implementation="xla")
+    np.testing.assert_allclose(got, plain(q, k, v, window), atol=2e-5)
+
+
 def test_attention_is_chosen_by_name():
     q, k, v, _ = random_qkv(100)
     got = causal_attention(q, k, v, window=30, implementation="banded")
@@ -110,10 +115,17 @@ def test_one_query_against_a_cache_is_the_last_row_of_attention():
 
 
 def test_a_cpu_gets_the_implementation_that_runs_on_it():
-    assert jax.default_backend() == "cpu"
-    assert choose_attention(64, jnp.bfloat16) == "blocked"
-    assert choose_attention(64, jnp.float32) == "blocked"
-    assert choose_attention(64, jnp.float32, "bfloat16") == "banded"
+    assert backend() == backend("cpu")
+    assert choose_attention(64, jnp.bfloat16, "default", backend()) == "blocked"
+    assert choose_attention(64, jnp.float32, "default", backend()) == "blocked"
+    assert choose_attention(64, jnp.float32, "bfloat16", backend()) == "banded"
+
+
+def test_other_platforms_get_theirs_and_cudnn_only_where_a_trial_succeeds():
+    assert choose_attention(64, jnp.bfloat16, "default", backend("tpu")) == "xla"
+    assert choose_attention(64, jnp.float32, "default", backend("gpu")) == "blocked"
+    with pytest.warns(RuntimeWarning, match="cudnn attention does not work on this machine"):
+        assert choose_attention(64, jnp.bfloat16, "default", backend("gpu")) == "blocked"
 
 
 @pytest.mark.parametrize("heads", [2, 4, 8])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxchat.model.kernels import fp8
+from jaxchat.model.kernels.matmul import count_products
 
 # fraction bits, exponent of the smallest normal number, largest value
 E4M3 = (3, -6, 448.0)
@@ -79,11 +80,11 @@ def test_the_program_multiplies_8_bit_floats():
         draw((64, 128), 5), draw((128, 256), 6)
     )
     text = lowered.as_text(dialect="hlo")
-    assert fp8.count_products(text) == 3
+    assert count_products(text, "f8") == 3
     assert "f8e4m3fn[64,128]" in text
     assert "f8e5m2[64,256]" in text
     plain = jax.jit(jnp.matmul).lower(draw((64, 128), 5), draw((128, 256), 6))
-    assert fp8.count_products(plain.as_text(dialect="hlo")) == 0
+    assert count_products(plain.as_text(dialect="hlo"), "f8") == 0
 
 
 def test_products_are_counted_in_what_a_gpu_compiles():
@@ -96,9 +97,9 @@ def test_products_are_counted_in_what_a_gpu_compiles():
     %y = (bf16[8,8], s8[99]) custom-call(%a, %b.1), custom_call_target="__cublas$lt$matmul$f8"
     %z = (bf16[8,8], s8[99]) custom-call(%c, %c), custom_call_target="__cublas$lt$matmul"
     """
-    assert fp8.count_products(text) == 2
+    assert count_products(text, "f8") == 2
     shapes_in_place = " dot(f8e4m3fn[64,128]{1,0} %a, f8e5m2[64,256]{1,0} %b.1), lhs"
-    assert fp8.count_products(text + shapes_in_place) == 3
+    assert count_products(text + shapes_in_place, "f8") == 3
 
 
 def test_only_large_matrices_are_taken():

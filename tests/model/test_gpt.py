@@ -13,11 +13,11 @@ from model_variants import CLASSIC, MODERN, VARIANTS, lively_params
 from jaxchat.config.derive import count_params, derive_model
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
+from jaxchat.model.backend import Compute
 from jaxchat.model.gpt import init_params, layer_specs
-from jaxchat.model.kv_cache import init_cache
-from jaxchat.model.view import view_of
+from jaxchat.model.kv_cache import init_cache, view_of
 
-forward = jax.jit(gpt.forward, static_argnames=("config", "dtype"))
+forward = jax.jit(gpt.forward, static_argnames=("config", "compute"))
 prefill = jax.jit(gpt.prefill, static_argnames="config")
 every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
 
@@ -136,7 +136,7 @@ def test_a_short_window_sees_its_own_token_and_128_to_the_left():
 
 def test_bfloat16_stays_near_float32():
     params, tokens = lively_params(MODERN), random_tokens(MODERN, 2, 50)
-    half = forward(params, tokens, MODERN, dtype=jnp.bfloat16)
+    half = forward(params, tokens, MODERN, Compute(dtype=jnp.bfloat16))
     assert half.dtype == jnp.float32
     exact = forward(params, tokens, MODERN)
     assert float(jnp.abs(half - exact).mean()) < 0.1 * float(jnp.abs(exact).mean())

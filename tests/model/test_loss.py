@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxchat.model.backend import Compute
 from jaxchat.model.loss import bits_per_byte, cross_entropy, token_logprobs
 
 SOFTCAP = 15.0
@@ -39,7 +40,13 @@ def test_value_and_gradients_are_those_of_the_plain_loss(chunk_rows):
 
     def chunked(x, kernel):
         total, _ = cross_entropy(
-            x, kernel, targets, mask, softcap=SOFTCAP, weights=weights, chunk_rows=chunk_rows
+            x,
+            kernel,
+            targets,
+            mask,
+            softcap=SOFTCAP,
+            weights=weights,
+            compute=Compute(chunk_rows=chunk_rows),
         )
         return 0.37 * total  # a cotangent that is not 1
 
@@ -59,17 +66,17 @@ def test_rounded_products_give_the_value_and_gradients_of_rounded_operands(chunk
     x, kernel, targets, mask, weights = make_batch()
     near = [a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, kernel)]
 
-    def run(products, x, kernel):
+    def run(matmul, x, kernel):
         def loss(x, kernel):
             return cross_entropy(
-                x, kernel, targets, mask, softcap=SOFTCAP, weights=weights, chunk_rows=chunk_rows,
-                products=products,
+                x, kernel, targets, mask, softcap=SOFTCAP, weights=weights,
+                compute=Compute(chunk_rows=chunk_rows, matmul=matmul),
             )[0]  # fmt: skip
 
         return jax.value_and_grad(loss, argnums=(0, 1))(x, kernel), loss(x, kernel)
 
     (got, got_grads), alone = run("bfloat16", x, kernel)
-    (want, want_grads), _ = run("plain", *near)
+    (want, want_grads), _ = run("default", *near)
     np.testing.assert_allclose([got, alone], want, rtol=1e-5)
     for a, b in zip(got_grads, want_grads, strict=True):  # those of logits are rounded, too
         assert a.dtype == jnp.float32

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.model.backend import BFLOAT16_FLAGS, processor_flags
+from jaxchat.model.capabilities import BFLOAT16_FLAGS, processor_flags
 from jaxchat.model.kernels.matmul import count_products, dot, matmul, rounded_matmul, transposed
 
 

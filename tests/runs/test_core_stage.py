@@ -17,6 +17,7 @@ from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core import evaluate, kept
 from jaxchat.evals.core.bundle import read_bundle
+from jaxchat.model.capabilities import evaluation_compute
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.runs import core_stage, report, runner
 from jaxchat.runs.eval_stage import Bench, core_of
@@ -257,7 +258,7 @@ def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, confi
     kept.evaluate_kept(
         kept.folder_of(run, "base"), lambda: put(params, param_shardings(mesh, params)), "base",
         config.model, tokenizer, read_bundle(TASKS), mesh=mesh,
-        compute=core_stage.plain_compute(config, jnp.float32),
+        compute=evaluation_compute(config.compute, config.model, jnp.float32),
     )  # fmt: skip
     found = report.write_run(run)
     assert not found["core_missing"]

@@ -13,9 +13,9 @@ from tiny_training import CLASSIC, CLASSIC_OPTIM, MODERN, T, random_params, tiny
 
 from jaxchat.config.schema import ComputeConfig, MeshConfig
 from jaxchat.errors import ConfigError
-from jaxchat.model.backend import Compute, check_capability, choose_compute
-from jaxchat.model.kernels import fp8
-from jaxchat.model.loss import CHUNK_ROWS, default_chunk_rows
+from jaxchat.model.backend import Compute, backend
+from jaxchat.model.capabilities import check_capability, choose_compute
+from jaxchat.model.kernels.matmul import count_products
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.train.loop import fit
@@ -23,7 +23,7 @@ from jaxchat.train.step import init_state, loss_and_grads, make_train_step
 
 WIDE = replace(MODERN, n_embd=128)  # the least that fp8 takes
 OPTION = "xla_cpu_enable_fast_min_max"
-ROUNDED = Compute(products="bfloat16", attention="banded")
+ROUNDED = Compute(matmul="bfloat16", attention="banded")
 
 
 def batch_of(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -52,7 +52,7 @@ def losses_of(compute: Compute, steps: int, shape: tuple[int, int, int] = (1, 1,
 def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What Linux tells of the processor, as a file of the test's own."""
     path = tmp_path / "cpuinfo"
-    monkeypatch.setattr("jaxchat.model.backend.CPUINFO", path)
+    monkeypatch.setattr("jaxchat.model.capabilities.CPUINFO", path)
     return path
 
 
@@ -69,18 +69,18 @@ def test_a_cpu_computes_in_float32(cpuinfo: Path) -> None:
 def test_a_cpu_that_is_made_for_it_multiplies_bfloat16(cpuinfo: Path, flag: str) -> None:
     cpuinfo.write_text(f"processor : 0\nflags : fpu {flag} sse\nflags :\n", encoding="utf-8")
     compute = choose_compute(ComputeConfig(), CLASSIC, jnp.float32)
-    assert compute == Compute(products="bfloat16", attention="banded")
+    assert compute == Compute(matmul="bfloat16", attention="banded")
     assert (compute.dtype, compute.muon_dtype) == (jnp.float32, jnp.bfloat16)
     assert compute.unrounded() == Compute()
     half = choose_compute(ComputeConfig(), CLASSIC, jnp.bfloat16)  # they are bfloat16 anyway
-    assert (half.products, half.attention) == ("plain", "blocked")
+    assert (half.matmul, half.attention) == ("default", "blocked")
 
 
 def test_products_that_xla_does_in_float32_are_not_asked_for(
     cpuinfo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpuinfo.write_text("flags : avx512_bf16\n", encoding="utf-8")
-    monkeypatch.setattr("jaxchat.model.backend.count_products", lambda text: 1 if text else 0)
+    monkeypatch.setattr("jaxchat.model.capabilities.count_products", lambda text: 1 if text else 0)
     with pytest.warns(RuntimeWarning, match="it does 1 of a layer's 3 products in bfloat16"):
         assert choose_compute(ComputeConfig(), CLASSIC, jnp.float32) == Compute()
 
@@ -88,7 +88,7 @@ def test_products_that_xla_does_in_float32_are_not_asked_for(
 def test_products_may_be_asked_for_anywhere(cpuinfo: Path) -> None:
     assert not cpuinfo.exists()
     config = ComputeConfig(products="bfloat16")
-    assert choose_compute(config, CLASSIC, jnp.float32).products == "bfloat16"
+    assert choose_compute(config, CLASSIC, jnp.float32).matmul == "bfloat16"
     with pytest.raises(ConfigError, match=r"compute\.products is 'fp4'"):
         ComputeConfig(products="fp4")
 
@@ -101,8 +101,17 @@ def test_sizes_and_options_are_as_configured() -> None:
 
 
 def test_a_gpu_takes_large_chunks() -> None:
-    assert default_chunk_rows("gpu") >= 8_192
-    assert default_chunk_rows("cpu") == CHUNK_ROWS == Compute().chunk_rows
+    assert backend("gpu").chunk_rows >= 8_192
+    assert backend("cpu").chunk_rows == Compute().chunk_rows
+
+
+def test_a_tpu_computes_in_bfloat16_with_xlas_attention_and_has_no_fp8() -> None:
+    tpu = backend("tpu")
+    chosen = choose_compute(ComputeConfig(), WIDE, devices=8, on=tpu)
+    assert chosen == Compute(jnp.bfloat16, "xla", tpu.chunk_rows)
+    with pytest.raises(ConfigError, match=r"compute\.fp8 is on, but .* compute capability none"):
+        choose_compute(ComputeConfig(fp8=True), WIDE, on=tpu)
+    assert backend("an unknown one") == backend("cpu")
 
 
 def test_the_line_says_everything() -> None:
@@ -131,7 +140,7 @@ def test_training_says_it_once(tmp_path: Path, capsys: Any) -> None:
 def test_fp8_is_refused_where_it_cannot_be() -> None:
     with pytest.raises(ConfigError, match=r"at least 128, multiples of 16, .*n_embd is 32"):
         choose_compute(ComputeConfig(fp8=True), CLASSIC, jnp.float32)
-    assert choose_compute(ComputeConfig(fp8=True), WIDE, jnp.float32).products == "fp8"
+    assert choose_compute(ComputeConfig(fp8=True), WIDE, jnp.float32).matmul == "fp8"
     for capability in ("8.6", "8.0", "7.5", ""):
         with pytest.raises(ConfigError, match=f"NVIDIA X has the compute capability {capability}"):
             check_capability("NVIDIA X", capability)
@@ -156,13 +165,13 @@ def test_every_large_matrix_of_a_step_is_multiplied_in_fp8() -> None:
     params, batch = random_params(WIDE), batch_of(4)
 
     def program(on: bool) -> str:
-        compute = Compute(products="fp8" if on else "plain")
+        compute = Compute(matmul="fp8" if on else "default")
         step = jax.jit(lambda p: loss_and_grads(p, batch, WIDE, compute))
         return step.lower(params).as_text(dialect="hlo")
 
     # q and c_proj of 128 x 128, k and v of 128 x 64 (too small), MLP twice: forward, two backward
-    assert fp8.count_products(program(True)) == WIDE.n_layer * 4 * 3
-    assert fp8.count_products(program(False)) == 0
+    assert count_products(program(True), "f8") == WIDE.n_layer * 4 * 3
+    assert count_products(program(False), "f8") == 0
 
 
 @pytest.mark.usefixtures("optax_promotion")
@@ -175,7 +184,7 @@ def test_rounded_products_work_on_a_mesh() -> None:
 @pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.parametrize("products", ["bfloat16", "fp8"])
 def test_a_model_learns_with_narrow_products_what_it_learns_without(products: Any) -> None:
-    narrow = ROUNDED if products == "bfloat16" else Compute(products=products)
+    narrow = ROUNDED if products == "bfloat16" else Compute(matmul=products)
     plain, rounded = losses_of(Compute(), 40), losses_of(narrow, 40)
     assert rounded != plain, "the switch does nothing"
     assert abs(rounded[0] / plain[0] - 1) < 0.01, "the same weights have another loss"

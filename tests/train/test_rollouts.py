@@ -17,13 +17,14 @@ from jaxchat.config.schema import MeshConfig
 from jaxchat.evals.chat import prompts_of
 from jaxchat.inference.engine import Completion
 from jaxchat.model import gpt
+from jaxchat.model.backend import bucket
 from jaxchat.model.loss import token_logprobs
 from jaxchat.parallel.mesh import batch_shards, make_mesh, put_batch
 from jaxchat.tasks.base import say
 from jaxchat.tokenizer.chat_format import render_prompt
 from jaxchat.train.rollouts import (
+    MIN_ROW,
     Rollouts,
-    bucket,
     figures,
     make_batch,
     plan_rows,
@@ -107,7 +108,7 @@ def test_the_ids_in_the_rows_are_those_that_were_sampled() -> None:
 
 @pytest.mark.parametrize(("longest", "size"), [(1, 64), (64, 64), (65, 128), (200, 250)])
 def test_rows_come_in_few_lengths(longest: int, size: int) -> None:
-    assert bucket(longest, limit=250) == size
+    assert bucket(longest, MIN_ROW, 250) == size
 
 
 @pytest.mark.parametrize("shards", [1, 2, 8])

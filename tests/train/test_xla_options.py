@@ -3,14 +3,15 @@
 import pytest
 
 from jaxchat.errors import ConfigError
-from jaxchat.model.xla_options import CANDIDATES, candidates, choose_options, parse_option, refusal
+from jaxchat.model.backend import OVERLAP, backend
+from jaxchat.model.capabilities import choose_options, parse_option, refusal
 
 REAL = "xla_cpu_enable_fast_min_max"  # an option that this compiler has
 
 
 def test_a_cpu_and_a_single_gpu_try_nothing_and_several_try_all():
-    assert candidates("cpu", 8) == candidates("gpu", 1) == ()
-    assert candidates("gpu", 8) == CANDIDATES
+    assert backend("cpu").overlap == backend("tpu").overlap == ()
+    assert backend("gpu").overlap == OVERLAP
     assert choose_options(()) == ((), ())
 
 
@@ -41,10 +42,10 @@ def test_what_is_wanted_and_refused_is_an_error_with_the_compilers_words(wanted)
 
 def test_the_candidates_are_known_here_by_one_of_their_names():
     # the options of all backends are one list, so that a CPU's compiler knows a GPU's names
-    kept, dropped = choose_options(CANDIDATES)
+    kept, dropped = choose_options(OVERLAP)
     assert not dropped, "find the new names of these options, and put them first in CANDIDATES"
     assert refusal(kept) is None
-    assert len(kept) == len(CANDIDATES)
+    assert len(kept) == len(OVERLAP)
 
 
 def test_values_are_read_as_toml_would():

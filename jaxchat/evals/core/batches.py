@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxchat.evals.core.sequences import Row
+from jaxchat.model.backend import bucket
 
 SMALLEST = 32  # positions of a trunk, and of branches
 
@@ -62,14 +63,6 @@ def make_batches(
             yield _batch(part, size, (trunk, branches), shards, int(copies))
 
 
-def size_up(length: int, steps: int = 1) -> int:
-    """The next size: with one step 32, 64, 128, 256; with two 32, 48, 64, 96, 128, 192, 256."""
-    if length <= SMALLEST:
-        return SMALLEST
-    step = (1 << ((length - 1).bit_length() - 1)) // steps
-    return -(-length // step) * step
-
-
 def _batch_rows(shape: Shape, tokens: int, shards: int) -> int:
     return shards * max(1, tokens // sum(shape))
 
@@ -83,8 +76,9 @@ def _groups(
     """
     groups: dict[Shape, list[Row]] = {}
     for row in rows:
-        branches = size_up(row.size + extra * len(row.branches))
-        groups.setdefault((size_up(len(row.trunk), steps), branches), []).append(row)
+        branches = bucket(row.size + extra * len(row.branches), SMALLEST)
+        trunk = bucket(len(row.trunk), SMALLEST, steps=steps)
+        groups.setdefault((trunk, branches), []).append(row)
     shapes = sorted(groups)
     for number, shape in enumerate(shapes):
         size = _batch_rows(shape, tokens, shards)

@@ -23,11 +23,11 @@ from jaxchat.evals.core.batches import Batch, make_batches
 from jaxchat.evals.core.sequences import Row
 from jaxchat.evals.in_flight import in_flight
 from jaxchat.model import gpt
-from jaxchat.model.backend import PLAIN, Compute
+from jaxchat.model.backend import PLAIN, Compute, backend
 from jaxchat.model.branches import branch_features
 from jaxchat.optim.zero import Shares
 from jaxchat.parallel.mesh import RULES, batch_shards, make_mesh, put, replicated, sharding
-from jaxchat.parallel.spmd import mesh_attention, over_rows, over_tensor
+from jaxchat.parallel.spmd import mesh_compute, over_rows, over_tensor
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,14 @@ class ChoiceScore:
 @functools.cache
 def _scores_over(mesh: Mesh, model: ModelConfig, compute: Compute, head: int) -> Any:
     """The jitted params, batch of [1, B, ...] -> (log p [B,R], whether it is the highest [B,R])."""
-    shares = Shares(mesh, jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model)))
+    shares = Shares(mesh, gpt.param_shapes(model))
     gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
-    attention = mesh_attention(mesh, model, compute.attention)
+    compute = mesh_compute(mesh, model, compute)
 
     def local(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         params, one = gather(params), {name: x[0] for name, x in batch.items()}
         x = branch_features(
-            params, one["tokens"], one["lengths"], one["branch"], one["positions"], model,
-            dtype=compute.dtype, attention=attention,
+            params, one["tokens"], one["lengths"], one["branch"], one["positions"], model, compute
         )  # fmt: skip
         x = x.reshape(-1, x.shape[-1])[one["at"].reshape(-1)]
         scores = _head(params, x, one["targets"].reshape(-1), one["count"][0], model, head)
@@ -131,7 +130,7 @@ def score_rows(
     number of rows of each batch that is done.
     """
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-    sizes = sizes or (CPU if mesh.devices.flat[0].platform == "cpu" else GPU)
+    sizes = sizes or (CPU if backend(mesh.devices.flat[0].platform).sizes == "cpu" else GPU)
     scores_over = _scores_over(mesh, model, compute, sizes.head)
     layout, shards = sharding(mesh, "accumulation", "batch"), batch_shards(mesh)
     batches = make_batches(

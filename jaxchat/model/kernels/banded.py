@@ -3,8 +3,8 @@
 Queries are cut into blocks. With a short window every block sees equally many keys, and all blocks
 are one product of a stack; else one block comes after the other, each with the keys up to its end.
 The gradient is by hand: scores are computed again, transposed, so that only one matrix of a block
-has to be transposed in memory (see `products`). As in FlashAttention-2 (arXiv 2307.08691), the
-weights' own sum is never differentiated: the gradient of a score is w (dw - sum(y dy)).
+has to be transposed in memory (see `kernels.matmul`). As in FlashAttention-2 (arXiv 2307.08691),
+the weights' own sum is never differentiated: the gradient of a score is w (dw - sum(y dy)).
 
 Axes: N rows of the batch times key/value heads, R query heads of each, T time, K head size,
 Q queries of a block, S keys that it sees, C blocks.
@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxchat.model.kernels.blocked import spans, visible
 from jaxchat.model.kernels.matmul import dot
 
 BLOCK = 64  # queries of a block with a short window
@@ -65,7 +66,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _some_at_once(function: Callable[..., Any], window: int, arrays: tuple[Array, ...]) -> Any:
-    """`function` of all N, so many at once that their scores stay in the cache."""
+    """`function` of all N, in parts whose scores stay in the cache."""
     count, repeats, time, _ = arrays[0].shape
     block, short = _block_size(time, window)
     keys = block + window if short else time
@@ -94,8 +95,8 @@ def _attend_some(window: int, q: Array, k: Array, v: Array) -> tuple[Array, Arra
         y, total = _tile(stack.cut(q), stack.seen(k), stack.seen(v), stack.visible())
         return stack.join(y), stack.join(total)
     parts = [
-        _tile(q[:, :, own], k[:, seen], v[:, seen], _visible(own, seen, window))
-        for own, seen in _spans(time, block, window)
+        _tile(q[:, :, own], k[:, seen], v[:, seen], visible(own, seen, window)[None])
+        for own, seen in spans(time, block, window)
     ]
     y, total = (jnp.concatenate(side, axis=2) for side in zip(*parts, strict=True))
     return y, total
@@ -115,9 +116,9 @@ def _pull_some(
         dq, dk, dv = _pull_tile(*queries, stack.seen(k), stack.seen(v), stack.visible())
         return stack.join(dq), stack.add(dk), stack.add(dv)
     dqs, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for own, seen in _spans(time, block, window):
+    for own, seen in spans(time, block, window):
         queries = q[:, :, own], dy[:, :, own], delta[:, :, own]
-        dq, *pair = _pull_tile(*queries, k[:, seen], v[:, seen], _visible(own, seen, window))
+        dq, *pair = _pull_tile(*queries, k[:, seen], v[:, seen], visible(own, seen, window)[None])
         edges = ((0, 0), (seen.start, time - seen.stop), (0, 0))
         dqs.append(dq)
         dk, dv = (x + jnp.pad(part, edges) for x, part in zip((dk, dv), pair, strict=True))
@@ -148,20 +149,6 @@ def _pull_tile(
     by_scores = (weights * by_weights).astype(jnp.bfloat16)
     dq = dot(by_scores, k, over=(-2, -2))
     return dq.reshape(count, repeats, block, size), dot(by_scores, q), dot(weights, dy)
-
-
-def _spans(time: int, block: int, window: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of queries, and the keys that they see."""
-    for start in range(0, time, block):
-        stop = min(start + block, time)
-        yield slice(start, stop), slice(max(0, start - window), stop)
-
-
-def _visible(queries: slice, keys: slice, window: int) -> Array:
-    """Whether a query sees a key, [1,Q,S]."""
-    own, seen = jnp.arange(queries.start, queries.stop), jnp.arange(keys.start, keys.stop)
-    back = own[:, None] - seen[None, :]
-    return ((back >= 0) & (back <= window))[None]
 
 
 class _Stack:

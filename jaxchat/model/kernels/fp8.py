@@ -15,8 +15,6 @@ With rows split over devices, each device scales its own.
 
 from __future__ import annotations
 
-import re
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -82,12 +80,3 @@ def _product(
     return lax.dot_general(
         a, b, dimensions, precision=precision, preferred_element_type=jnp.dtype(dtype)
     )
-
-
-def count_products(hlo: str) -> int:
-    """How many products of 8-bit floats a program does, by its text (`as_text()`, before or after
-    compilation): cuBLASLt's fp8 call, and products of 8-bit operands, as in Triton's fusions.
-    """
-    small = set(re.findall(r"(%?[\w.\-]+) = f8e\w+\[", hlo))
-    dots = re.findall(r" dot\((?:f8\S+ )?(%?[\w.\-]+), (?:f8\S+ )?(%?[\w.\-]+)\)", hlo)
-    return hlo.count("__cublas$lt$matmul$f8") + sum(a in small and b in small for a, b in dots)

@@ -1,8 +1,8 @@
-"""Matrix products whose operands are rounded to bfloat16 and whose sums are float32.
+"""Matrix products by precision; those of operands rounded to bfloat16 with float32 sums.
 
-This is for processors that multiply bfloat16 faster than float32 (AVX-512 BF16, AMX): twice as fast
-in XLA 0.10 on a CPU, and arrays stay float32 between products. What is rounded, and what not, is
-what a GPU's matrix units do with bfloat16 activations, whose results are rounded once more.
+The latter are for processors that multiply bfloat16 faster than float32 (AVX-512 BF16, AMX): twice
+as fast in XLA 0.10 on a CPU, and arrays stay float32 between products. What is rounded, and what
+not, is what a GPU's matrix units do with bfloat16 activations, whose results are rounded once more.
 
 XLA on a CPU has such a product only where the left operand is contracted over its last axis and
 lies in memory row by row; any other it computes in float32, and warns of nothing. So an operand is
@@ -12,17 +12,16 @@ transposed in memory where it has to be.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jaxchat.model.backend import MatmulPrecision, platform
 from jaxchat.model.kernels import fp8
 
-# How large matrices are multiplied: in the dtype of the activations, or narrower.
-Products = Literal["plain", "bfloat16", "fp8"]
 SMALLEST = 64  # side of a matrix: rounding costs more than a smaller product gains
 
 
@@ -31,24 +30,24 @@ def takes(rows: int, columns: int) -> bool:
     return min(rows, columns) >= SMALLEST
 
 
-def matmul(x: Array, kernel: Array, products: Products = "plain") -> Array:
-    """x [..., D] times kernel [D, F], as x's dtype [..., F]; a large one in `products`."""
-    if products == "fp8" and fp8.takes(*kernel.shape):
+def matmul(x: Array, kernel: Array, precision: MatmulPrecision = "default") -> Array:
+    """x [..., D] times kernel [D, F], as x's dtype [..., F]; a large one in `precision`."""
+    if precision == "fp8" and fp8.takes(*kernel.shape):
         return fp8.matmul(x, kernel)
-    if products == "bfloat16" and takes(*kernel.shape):
+    if precision == "bfloat16" and takes(*kernel.shape):
         return rounded_matmul(x, kernel)
     return x @ kernel.astype(x.dtype)
 
 
-def widened_matmul(x: Array, kernel: Array, products: Products = "plain") -> Array:
+def widened_matmul(x: Array, kernel: Array, precision: MatmulPrecision = "default") -> Array:
     """`matmul` whose result is float32 whatever x is; never in fp8."""
-    if products == "bfloat16" and takes(*kernel.shape):
+    if precision == "bfloat16" and takes(*kernel.shape):
         return rounded_matmul(x, kernel).astype(jnp.float32)
     return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 def round_kernels(params: Any) -> Any:
-    """Parameters whose kernels are kept as `rounded_matmul` would round them: for inference."""
+    """Parameters whose kernels are rounded in advance as `rounded_matmul` would: for inference."""
 
     def round_one(path: tuple[Any, ...], x: Array) -> Array:
         is_large = path[-1] == jax.tree_util.DictKey("kernel") and takes(*x.shape)
@@ -61,7 +60,7 @@ def round_kernels(params: Any) -> Any:
 def rounded_matmul(x: Array, kernel: Array) -> Array:
     """x [..., D] times kernel [D, F] -> [..., F]: bfloat16 operands, forward and backward.
 
-    What is kept for the gradients is bfloat16 too: half the memory.
+    What is saved for the gradients is bfloat16 too: half the memory.
     """
     return _forward(x, kernel)[0]
 
@@ -93,7 +92,7 @@ def dot(
     """
     a, b = a.astype(dtype), b.astype(dtype)
     left, right = over
-    if left == -2 and jnp.dtype(dtype).itemsize == 2 and jax.default_backend() == "cpu":
+    if left == -2 and jnp.dtype(dtype).itemsize == 2 and platform() == "cpu":
         a, left = transposed(a), -1
     stack = tuple(range(a.ndim - 2))
     dimensions = (((a.ndim + left,), (b.ndim + right,)), (stack, stack))
@@ -110,13 +109,14 @@ def transposed(a: Array) -> Array:
     return flat.reshape(*a.shape[:-2], a.shape[-1], a.shape[-2])
 
 
-def count_products(hlo: str) -> int:
-    """How many products of bfloat16 operands a compiled program does, by its text."""
-    count = 0
+def count_products(hlo: str, kind: str = "bf16") -> int:
+    """How many products of operands of `kind`, "bf16" or "f8", a program does, by its text
+    (`as_text()`, before or after compilation): as in Triton's fusions, and by cuBLASLt's fp8 call.
+    """
+    count = hlo.count("__cublas$lt$matmul$f8") if kind == "f8" else 0
+    operand = rf"(?:{kind}\S+ )?(%?[\w.\-]+)"
     for computation in hlo.split("\n}"):
-        narrow = set(re.findall(r"(%?[\w.\-]+) = bf16\[", computation))
-        dots = re.findall(
-            r" dot\((?:bf16\S+ )?(%?[\w.\-]+), (?:bf16\S+ )?(%?[\w.\-]+)\)", computation
-        )
+        narrow = set(re.findall(rf"(%?[\w.\-]+) = {kind}\w*\[", computation))
+        dots = re.findall(rf" dot\({operand}, {operand}\)", computation)
         count += sum(a in narrow and b in narrow for a, b in dots)
     return count

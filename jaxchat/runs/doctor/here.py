@@ -129,9 +129,10 @@ def check_compute(config: RunConfig) -> tuple[Check, Check]:
     import jax
     import jax.numpy as jnp
 
-    from jaxchat.model.backend import choose_compute, compute_dtype
+    from jaxchat.model.backend import backend
+    from jaxchat.model.capabilities import choose_compute
 
-    dtype = compute_dtype()
+    dtype = backend().dtype
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
@@ -144,12 +145,12 @@ def check_compute(config: RunConfig) -> tuple[Check, Check]:
     notes = tuple(
         dict.fromkeys(str(w.message) for w in said if issubclass(w.category, RuntimeWarning))
     )
-    on_gpu, half = jax.default_backend() == "gpu", jnp.dtype(dtype).itemsize == 2
+    on_gpu, half = backend().attention == "cudnn", jnp.dtype(dtype).itemsize == 2
     if chosen.attention == "cudnn":
         why = "it worked on a trial"
     elif on_gpu and half:
         why = "cudnn was tried and does not work here"
-    elif chosen.products == "bfloat16":
+    elif chosen.matmul == "bfloat16":
         why = "with products of bfloat16, which this processor is made for"
     else:
         why = "cudnn needs a GPU and half precision"

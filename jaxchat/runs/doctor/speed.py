@@ -15,7 +15,8 @@ from jaxchat.config import loading
 from jaxchat.config.derive import flops_per_token
 from jaxchat.config.schema import DEFAULT_COMPUTE, MeshConfig, RunConfig
 from jaxchat.model import gpt
-from jaxchat.model.backend import choose_compute, compute_dtype
+from jaxchat.model.backend import backend
+from jaxchat.model.capabilities import choose_compute
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.runs.doctor.check import Check
@@ -88,7 +89,7 @@ def measure_speed(platform: str, seconds: float = SECONDS) -> Speed:
 
     It takes about `seconds` beside the compilation. Rates are medians over the turns.
     """
-    config, dtype = small_config(platform), compute_dtype()
+    config, dtype = small_config(platform), backend().dtype
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     compute = choose_compute(DEFAULT_COMPUTE, config.model, dtype)
     optimizer = make_optimizer(config.model, config.optim, 1_000, muon_dtype=compute.muon_dtype)

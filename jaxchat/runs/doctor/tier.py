@@ -52,13 +52,13 @@ def find_here() -> Here:
     """
     import jax
 
-    from jaxchat.model.backend import device_memory
+    from jaxchat.model.backend import backend, device_memory
 
     device, count = jax.devices()[0], len(jax.devices())
     limit = float(device_memory(device))
-    if device.platform == "cpu":
+    if backend(device.platform).shares_host:
         limit = plan.room(free_memory_bytes()) / count
-    return Here(device.platform, device.device_kind, count, limit)
+    return Here(backend(device.platform).sizes, device.device_kind, count, limit)
 
 
 def lacks_gpu(config: RunConfig, here: Here) -> bool:

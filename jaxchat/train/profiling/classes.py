@@ -13,7 +13,7 @@ OTHER = "other programs"
 CLASSES = (MATMUL, ATTENTION, ELEMENTWISE, LOOKUP, COPY, COLLECTIVE, OTHER)
 
 PRODUCTS_FILE = "/jaxchat/model/kernels/matmul.py"
-ATTENTION_FILE = "model/attention.py"
+ATTENTION_FILES = re.compile(r"model/(attention|kernels/blocked|kernels/banded)\.py")
 _COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
     "collective-broadcast", "ragged-all-to-all", "send", "recv",
@@ -131,7 +131,7 @@ def _chief(module: Module, instruction: Instruction) -> Instruction:
 def _class_of(module: Module, instruction: Instruction, chief: Instruction) -> str:
     if _is_collective(module, instruction):
         return COLLECTIVE
-    if "fmha" in chief.target or any(ATTENTION_FILE in frame.file for frame in chief.frames):
+    if "fmha" in chief.target or any(ATTENTION_FILES.search(frame.file) for frame in chief.frames):
         return ATTENTION
     if _is_product(chief):
         return MATMUL

@@ -76,7 +76,7 @@ def test_products_of_attention_are_not_those_of_its_projections() -> None:
     products = [o for o in found if o.flops]
     attention = [o for o in products if o.kind == ATTENTION]
     assert {o.kind for o in products} == {MATMUL, ATTENTION}
-    assert all(o.source.startswith("jaxchat/model/attention.py:") for o in attention)
+    assert all(o.source.startswith("jaxchat/model/kernels/blocked.py:") for o in attention)
     assert all(o.flops == 2 * 2 * 64 * 16 * 16 for o in products if o.kind == MATMUL)
 
 
