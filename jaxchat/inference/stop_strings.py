@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat_format import DELIMITERS
+from jaxchat.tokenizer.chat_format import PartParser
 
 
 class StopFinder:
@@ -52,22 +52,13 @@ class StopWatch:
     def __init__(self, stops: Sequence[str], tokenizer: Tokenizer) -> None:
         """Raises ValueError for an empty stop text."""
         self._finder = StopFinder(stops)
-        self._tokenizer = tokenizer
-        self._starts = {tokenizer.special(start) for start, _ in DELIMITERS.values()}
-        self._ends = {tokenizer.special(end) for _, end in DELIMITERS.values()}
-        self._stream = tokenizer.decode_stream()
-        self._is_text = True
+        self._parser = PartParser(tokenizer)
 
     def feed(self, token: int) -> bool:
         """Whether a stop text is complete, after the next id."""
-        text = ""
-        if token in self._starts or token in self._ends:
-            text = self._stream.close()
-            self._stream = self._tokenizer.decode_stream()
-            self._is_text = token in self._ends
-        elif self._is_text and self._tokenizer.is_ordinary(token):
-            text = self._stream.feed([token])
-        self._finder.feed(text)
+        added = self._parser.feed(token)[0]
+        if added["type"] == "text":
+            self._finder.feed(added["text"])
         return self._finder.found is not None
 
 

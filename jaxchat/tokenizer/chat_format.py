@@ -180,26 +180,58 @@ def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
 
 
 def parse_completion(ids: Sequence[int], tokenizer: Tokenizer) -> list[Part]:
-    """The parts of what the assistant said after `<|assistant_start|>`; never an error.
+    """The parts of a completion, what the assistant said after `<|assistant_start|>`; no errors.
 
-    The completion ends at `<|assistant_end|>` or `<|bos|>`. A part that was cut off before its end
-    is given as it stands; delimiters that match nothing are left out, and so is empty text.
+    A part that was cut off before its end is given as it stands; delimiters that match nothing are
+    left out, and so is empty text.
     """
-    starts = {tokenizer.special(start): kind for kind, (start, _) in DELIMITERS.items()}
-    ends = {tokenizer.special(end) for _, end in DELIMITERS.values()}
-    stops = {tokenizer.special("<|assistant_end|>"), tokenizer.bos}
-    open_part: tuple[PartType, list[int]] = ("text", [])
-    found = [open_part]
+    parser = PartParser(tokenizer)
+    parts: list[Part] = [{"type": "text", "text": ""}]
     for token in ids:
-        if token in stops:
-            break
-        if token in starts or token in ends:
-            open_part = (starts.get(token, "text"), [])
-            found.append(open_part)
-        elif tokenizer.is_ordinary(token):
-            open_part[1].append(token)
-    parts: list[Part] = [{"type": kind, "text": tokenizer.decode(body)} for kind, body in found]
+        added, *opened = parser.feed(token)
+        parts[-1]["text"] += added["text"]
+        parts += opened
+    parts[-1]["text"] += parser.close()["text"]
     return [part for part in parts if part["text"] or part["type"] != "text"]
+
+
+class PartParser:
+    """Cuts the ids of a completion into its parts while they arrive.
+
+    It ends at `<|assistant_end|>` or `<|bos|>`; ids after that add nothing. Characters of several
+    tokens come whole, with their last token, and bytes that never become one as U+FFFD.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._is_ordinary = tokenizer.is_ordinary
+        self._stream = tokenizer.decode_stream()
+        self._opens: dict[int, PartType] = {}  # what begins after a delimiter
+        for kind, (start, end) in DELIMITERS.items():
+            self._opens |= {tokenizer.special(start): kind, tokenizer.special(end): "text"}
+        self._stops = {tokenizer.special("<|assistant_end|>"), tokenizer.bos}
+        self._kind: PartType = "text"
+        self._ended = False
+
+    def feed(self, token: int) -> list[Part]:
+        """What an id adds to the open part and, after a delimiter, the part that it opens, empty.
+
+        The first may be without text.
+        """
+        added: Part = {"type": self._kind, "text": ""}
+        if token in self._stops:
+            self._ended = True
+        if self._ended or token in self._opens:
+            added = self.close()
+        elif self._is_ordinary(token):
+            added["text"] = self._stream.feed([token])
+        if self._ended or token not in self._opens:
+            return [added]
+        self._kind = self._opens[token]
+        return [added, {"type": self._kind, "text": ""}]
+
+    def close(self) -> Part:
+        """What is left of an unfinished character, once no more ids come."""
+        return {"type": self._kind, "text": self._stream.close()}
 
 
 def opening(system: str) -> str:
