@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.special import SPECIAL_TOKENS
+from jaxchat.tokenizer.patterns import SPECIAL_TOKENS
 
 PartType = Literal["text", "python", "python_output"]
 

@@ -24,7 +24,7 @@ from jaxchat.model.gpt import forward
 from jaxchat.runs import import_run, run_dir, runner
 from jaxchat.runs.opening import open_model
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
-from jaxchat.tokenizer.special import SPECIAL_TOKENS
+from jaxchat.tokenizer.patterns import SPECIAL_TOKENS
 
 jitted = jax.jit(forward, static_argnums=2)
 GOLDEN = Path(__file__).parent.parent / "golden"
