@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Literal, NotRequired, TypedDict, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "message": ("role", "content", *WEIGHTS),
     "part": ("type", "text"),
 }
+_INSIDE = {"conversation": ("messages", "message"), "message": ("content", "part")}
 _CALLS = "a call of Python is a part of the type python, another cannot be learned"
 _MEDIA = "only text can be learned"
 _LEARNED = "what is learned is said by weight or train"
@@ -147,20 +148,21 @@ def render_batch(
 
 def check_conversation(value: object) -> Conversation:
     """The value, if it can be rendered. Raises ConversationError, which names the field."""
-    messages = _messages(value)
-    _refuse(value, "")
+    whole = _whole(value)
+    messages: list[Message] = whole["messages"]
+    _refuse(whole, "")
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         _refuse(message, f"messages[{index}].")
     _turns(messages)
     for index, message in enumerate(messages):
-        content = message["content"]
+        content, where = message["content"], f"messages[{index}].content"
         if isinstance(content, str):
-            _check_unicode(content, f"messages[{index}].content")
+            _check_unicode(content, where)
             continue
         for number, part in enumerate(content):
-            _check_unicode(part["text"], f"messages[{index}].content[{number}].text")
+            _check_unicode(part["text"], f"{where}[{number}].text")
     checked: Conversation = {"messages": messages}
-    if (weight := _conversation_weight(value)) != 1:
+    if (weight := _weight(whole, "")) != 1:
         checked["weight"] = weight
     return checked
 
@@ -242,16 +244,11 @@ def opening(system: str) -> str:
     return f"{system}\n\n" if system.strip() else ""
 
 
-def _messages(conversation: object) -> list[Message]:
-    if not isinstance(conversation, Mapping) or "messages" not in conversation:
+def _whole(value: object) -> Mapping[str, Any]:
+    """A conversation, once it is seen to be one."""
+    if not isinstance(value, Mapping) or "messages" not in value:
         raise ConversationError('a conversation must be a dict with the key "messages".')
-    messages: list[Message] = conversation["messages"]
-    return messages
-
-
-def _conversation_weight(conversation: object) -> float:
-    """What a conversation as a whole weighs."""
-    return _weight(conversation, "") if isinstance(conversation, Mapping) else 1
+    return value
 
 
 def _weight(fields: Mapping[str, object], where: str) -> float:
@@ -287,25 +284,21 @@ def _refuse(fields: object, where: str) -> None:
             )
 
 
-def unused_fields(value: object) -> Iterator[tuple[str, str]]:
-    """The fields of a conversation that nobody looks at: (of what in FIELDS, name) of each.
+def unused_fields(value: object, kind: str = "conversation") -> Iterator[tuple[str, str]]:
+    """The fields of a conversation that are ignored: (of what in FIELDS, name) of each.
 
     A field that is null is none: columns of a Parquet file are in every row.
     """
-    messages = value.get("messages") if isinstance(value, Mapping) else value
-    yield from _unused("conversation", value)
-    for message in messages if isinstance(messages, list) else ():
-        yield from _unused("message", message)
-        content = message.get("content") if isinstance(message, Mapping) else None
-        for part in content if isinstance(content, list) else ():
-            yield from _unused("part", part)
-
-
-def _unused(kind: str, fields: object) -> Iterator[tuple[str, str]]:
+    fields = value if isinstance(value, Mapping) else {}
     known = (*FIELDS[kind], *(() if kind == "part" else REFUSED))
-    for name in fields if isinstance(fields, Mapping) else ():
-        if fields[name] is not None and name not in known:  # type: ignore[index]
+    for name, said in fields.items():
+        if said is not None and name not in known:
             yield kind, str(name)
+    if kind != "part":
+        field, inner = _INSIDE[kind]
+        items = fields.get(field, value)
+        for item in items if isinstance(items, list) else ():
+            yield from unused_fields(item, inner)
 
 
 def _check_unicode(text: str, where: str) -> None:
@@ -337,8 +330,8 @@ def _segments(conversation: object) -> Iterator[tuple[str, bool, float]]:
 
     Each is a text or the name of a special token, whether it is a name, and its weight in the loss.
     """
-    turns = _turns(_messages(conversation))
-    of_all = _conversation_weight(conversation)
+    whole = _whole(conversation)
+    turns, of_all = _turns(whole["messages"]), _weight(whole, "")
     yield "<|bos|>", True, 0
     for role, parts, weight in turns:
         said = of_all * weight if role == "assistant" else 0
@@ -379,8 +372,15 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, list[Part], float]]:
     turns: list[tuple[str, list[Part], float]] = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
-        role = _check_role(message, where, len(turns), first=index == 0)
-        parts = _check_content(message.get("content"), role, where)
+        if not isinstance(message, Mapping):
+            raise _of_wrong_type(where, message, "it must be a dict with role and content")
+        role, expected = message.get("role"), "assistant" if len(turns) % 2 else "user"
+        if role != expected and not (role == "system" and index == 0):
+            raise ConversationError(
+                f"{where}.role is {role!r}; it must be {expected!r}: user and assistant take "
+                "turns, after at most one system message."
+            )
+        parts = _parts(message.get("content"), role, f"{where}.content")
         weight = _weight(message, f"{where}.")
         if role == "system":
             system = opening(parts[0]["text"])
@@ -393,46 +393,23 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, list[Part], float]]:
     return turns
 
 
-def _check_role(message: object, where: str, turn: int, *, first: bool) -> str:
-    if not isinstance(message, Mapping):
-        raise ConversationError(
-            f"{where} is of type {type(message).__name__}; it must be a dict with role and content."
-        )
-    role = message.get("role")
-    if role == "system" and first:
-        return "system"
-    expected = "user" if turn % 2 == 0 else "assistant"
-    if role != expected:
-        raise ConversationError(
-            f"{where}.role is {role!r}; it must be {expected!r}: user and assistant take turns, "
-            "after at most one system message."
-        )
-    return expected
-
-
-def _check_content(content: object, role: str, where: str) -> list[Part]:
+def _parts(content: object, role: str, where: str) -> list[Part]:
+    """The parts of a message's content, checked; `where` names it in errors."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if role != "assistant" or not isinstance(content, list | tuple):
         expected = "a str or a list of parts" if role == "assistant" else "a str"
-        raise ConversationError(
-            f"{where}.content is of type {type(content).__name__}; for the {role} it must be "
-            f"{expected}."
-        )
+        raise _of_wrong_type(where, content, f"for the {role} it must be {expected}")
     for index, part in enumerate(content):
-        _check_part(part, f"{where}.content[{index}]")
+        at = f"{where}[{index}]"
+        if not isinstance(part, Mapping):
+            raise _of_wrong_type(at, part, "it must be a dict with type and text")
+        if (kind := part.get("type")) not in PART_TYPES:
+            raise ConversationError(f"{at}.type is {kind!r}; it must be one of {PART_TYPES}.")
+        if not isinstance(text := part.get("text"), str):
+            raise _of_wrong_type(f"{at}.text", text, "it must be a str")
     return list(content)
 
 
-def _check_part(part: object, where: str) -> None:
-    if not isinstance(part, Mapping):
-        raise ConversationError(
-            f"{where} is of type {type(part).__name__}; it must be a dict with type and text."
-        )
-    kind = part.get("type")
-    if kind not in PART_TYPES:
-        raise ConversationError(f"{where}.type is {kind!r}; it must be one of {PART_TYPES}.")
-    if not isinstance(part.get("text"), str):
-        raise ConversationError(
-            f"{where}.text is of type {type(part.get('text')).__name__}; it must be a str."
-        )
+def _of_wrong_type(where: str, value: object, expected: str) -> ConversationError:
+    return ConversationError(f"{where} is of type {type(value).__name__}; {expected}.")
