@@ -1,4 +1,4 @@
-"""Text to token ids and back (`bpe`), and conversations to token ids and back (`chat`)."""
+"""Text to token ids and back (`bpe`), and conversations to token ids and back (`chat_format`)."""
 
 from jaxchat.errors import TokenizerError
 from jaxchat.tokenizer.bpe import Tokenizer, TrainingReport, train_tokenizer

@@ -146,8 +146,8 @@ def change_tensors(folder, change):
 
 
 def change_json(path, **changed):
-    told = json.loads(path.read_text()) | changed
-    path.write_text(json.dumps({key: value for key, value in told.items() if value is not ...}))
+    content = json.loads(path.read_text()) | changed
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
 
 
 def without(name):
