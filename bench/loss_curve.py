@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxchat.checkpoints.nanochat_names import params_from_nanochat
+from jaxchat.checkpoints.nanochat import params_from_nanochat
 from jaxchat.config.derive import DATA_RATIO, derive_horizon, derive_model
 from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig
 from jaxchat.evals.bpb import bits_per_byte

@@ -32,7 +32,7 @@ from jaxchat.runs.run_dir import read_config
 from jaxchat.tasks.arithmetic import ArithmeticTask
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer.chat_format import render_prompt
-from jaxchat.tokenizer.special import SPECIAL_TOKENS
+from jaxchat.tokenizer.patterns import SPECIAL_TOKENS
 
 PEER = Path(__file__).resolve().parent / "nanochat_peer" / "rollouts.py"
 THEIR_BATCH = 8  # device_batch_size of its chat_rl.py

@@ -44,7 +44,7 @@ from jaxchat.model import gpt
 from jaxchat.runs import run_dir, runner
 from jaxchat.runs.stages import MODELS, STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
-from jaxchat.tokenizer.special import SPECIAL_TOKENS
+from jaxchat.tokenizer.patterns import SPECIAL_TOKENS
 
 PEER = Path(__file__).resolve().parent / "nanochat_peer" / "serve.py"
 CONTEXT = 512

@@ -25,8 +25,8 @@ def train(
     The list is shorter than `vocab_size` only when the texts run out of pairs. Texts are read in
     chunks of 32 MB, never held all at once. When more than `max_words` distinct pre-tokens (0: no
     limit) are held after a chunk, the rarest are dropped until at most half as many are left; words
-    of one count go together. `progress` is told the number of merges done about ten times a second,
-    and at the end; what it raises stops the training.
+    of one count go together. `progress` is called about ten times a second, and at the end, with
+    the number of merges done; what it raises stops the training.
 
     The counts are those of `jaxchat.tokenizer.TrainingReport`.
 

@@ -1,8 +1,8 @@
-//! The ids of pre-tokens seen lately.
+//! A cache of the ids of recent pre-tokens.
 
 use rustc_hash::FxHashMap;
 
-use crate::merge::Id;
+use crate::Id;
 use crate::word::ShortWord;
 
 /// 4 MB of slots.

@@ -3,9 +3,9 @@ use std::sync::Mutex;
 use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
 
+use crate::Id;
+use crate::apply_merges::Merges;
 use crate::cache::Cache;
-use crate::merge::Id;
-use crate::merges::Merges;
 use crate::{Error, Splitter};
 
 /// Texts are encoded in units of about this many bytes, one thread each.
@@ -109,12 +109,16 @@ impl Encoder {
     }
 
     fn with_cache<R>(&self, work: impl FnOnce(&mut Cache) -> R) -> R {
-        let free = self.caches.lock().expect("nobody panics holding it").pop();
+        let free = self
+            .caches
+            .lock()
+            .expect("no thread panics while it holds the lock")
+            .pop();
         let mut cache = free.unwrap_or_default();
         let result = work(&mut cache);
         self.caches
             .lock()
-            .expect("nobody panics holding it")
+            .expect("no thread panics while it holds the lock")
             .push(cache);
         result
     }

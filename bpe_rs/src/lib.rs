@@ -2,15 +2,15 @@
 //!
 //! A [`Trainer`] is fed texts, counts their distinct pre-tokens (pieces cut by a pattern), and
 //! then merges the most frequent pair of adjacent tokens again and again. An [`Encoder`] cuts texts
-//! by the same pattern and merges by rank. Nothing here knows
-//! Python: the bindings are in `python.rs`, behind the feature `python`.
+//! by the same pattern and merges by rank. Nothing here knows Python: the bindings are in
+//! `python.rs`, behind the feature `python`.
 
+mod apply_merges;
 mod cache;
 mod count;
 mod encode;
 mod error;
-mod merge;
-mod merges;
+mod learn_merges;
 #[cfg(feature = "python")]
 mod python;
 mod scan;
@@ -25,3 +25,6 @@ pub use error::Error;
 pub use scan::known_patterns;
 pub use split::Splitter;
 pub use train::Trainer;
+
+/// A token's place in the vocabulary: 0..=255 are the bytes.
+pub(crate) type Id = u32;

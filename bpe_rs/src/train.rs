@@ -1,7 +1,8 @@
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::Id;
 use crate::count::{Summary, WordCounts};
-use crate::merge::{Id, Merger};
+use crate::learn_merges::MergeLearner;
 use crate::{Error, Splitter};
 
 const BYTES: u32 = 256;
@@ -64,18 +65,20 @@ impl Trainer {
     /// Merges, and returns the bytes of every token in rank order: the 256 bytes, then one token
     /// per merge. There are fewer than `vocab_size` only when the texts ran out of pairs.
     ///
-    /// `progress` is told the number of merges done after each one; its error stops the training.
+    /// `progress` is called after each merge, with the number done; its error stops the training.
     pub fn finish<E>(
         self,
         mut progress: impl FnMut(u32) -> Result<(), E>,
     ) -> Result<Vec<Vec<u8>>, E> {
-        let mut merger = Merger::new(&self.counts);
+        let mut learner = MergeLearner::new(&self.counts);
         drop(self.counts);
         let mut tokens: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();
         for new in BYTES..self.vocab_size {
-            let Some(best) = merger.pop_best() else { break };
+            let Some(best) = learner.pop_best() else {
+                break;
+            };
             let (left, right) = best.pair;
-            merger.merge(best, new);
+            learner.merge(best, new);
             tokens.push([token(&tokens, left), token(&tokens, right)].concat());
             progress(new + 1 - BYTES)?;
         }

@@ -103,12 +103,12 @@ fn training_ends_when_no_pair_is_left() {
 fn progress_counts_merges_and_its_error_stops_the_training() {
     let mut trainer = Trainer::new(PATTERN, 1000, 1, 0).unwrap();
     trainer.feed(&["abcdefgh"]).unwrap();
-    let mut told = Vec::new();
+    let mut calls = Vec::new();
     let stopped = trainer.finish(|merges| {
-        told.push(merges);
+        calls.push(merges);
         if merges == 3 { Err("enough") } else { Ok(()) }
     });
-    assert_eq!((stopped.unwrap_err(), told), ("enough", vec![1, 2, 3]));
+    assert_eq!((stopped.unwrap_err(), calls), ("enough", vec![1, 2, 3]));
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn fed(texts: &[Vec<&str>], threads: usize, max_words: usize) -> (Summary, Vec<V
 }
 
 #[test]
-fn what_was_counted_is_told() {
+fn the_summary_has_every_count() {
     let texts = [vec!["one two two", ""], vec!["é"]];
     let (summary, _) = fed(&texts, 2, 0);
     let expected = Summary {

@@ -1,1 +1,1 @@
-"""Weights on disk: our own checkpoints, and models of other projects in and out."""
+"""Weights on disk: our own checkpoints, and models of other projects, imported and exported."""

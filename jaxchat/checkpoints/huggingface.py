@@ -1,12 +1,12 @@
-"""Models in the files of transformers' class NanoChatForCausalLM: what `classic` is called there.
+"""Models in the files of transformers' class NanoChatForCausalLM, which is our `classic` preset.
 
     config.json                architecture, and the hash of the tokenizer
     generation_config.json     where an answer ends
     model.safetensors          the tensors; its metadata has the hashes of weights and tokenizer
     tokenizer.json, tokenizer_config.json, chat_template.jinja
 
-Its defaults are not ours, so that all of them are written down. What the class cannot hold is
-refused, never left out: without it the weights would be another model.
+Its defaults are not ours, so all of them are written down. What the class cannot hold is refused,
+never left out: without it the weights would be another model.
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxchat.checkpoints import safetensors
-from jaxchat.checkpoints.foreign import ForeignModel
 from jaxchat.checkpoints.save import hash_params
-from jaxchat.checkpoints.tensors import VOCAB_TILE, from_params, to_params
-from jaxchat.checkpoints.tokenizers import find_tokenizer
+from jaxchat.checkpoints.tensors import (
+    SAFETENSORS,
+    VOCAB_TILE,
+    ForeignModel,
+    NameOf,
+    find_tokenizer,
+    from_params,
+    read_tensors,
+    to_params,
+    write_safetensors,
+)
 from jaxchat.config.derive import windows
 from jaxchat.config.schema import MODELS, ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
@@ -51,17 +58,17 @@ _FIXED = {
     "rope_scaling": None,
     "quantization_config": None,
 }
-_SHAPE = {
-    "vocab_size": 50_304,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 6,
-    "intermediate_size": 8_192,
-    "max_position_embeddings": 2_048,
+# The fields of their configuration that are fields of ours, and the defaults of transformers.
+_SIZES = {
+    "vocab_size": ("vocab_size", 50_304),
+    "hidden_size": ("n_embd", 768),
+    "num_hidden_layers": ("n_layer", 12),
+    "num_attention_heads": ("n_head", 6),
+    "max_position_embeddings": ("sequence_len", 2_048),
 }
 _READ = {
-    *_FIXED, *_SHAPE, "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters",
-    "rope_theta", "final_logit_softcapping", "architectures", TOKENIZER_HASH,
+    *_FIXED, *_SIZES, "intermediate_size", "num_key_value_heads", "head_dim", "rms_norm_eps",
+    "rope_parameters", "rope_theta", "final_logit_softcapping", "architectures", TOKENIZER_HASH,
 }  # fmt: skip
 # What transformers writes into every configuration, and nothing of it changes the logits.
 _HARMLESS = set(
@@ -73,7 +80,7 @@ _HARMLESS = set(
 
 
 def huggingface_name(path: tuple[str, ...]) -> str:
-    """What transformers calls the parameter at a path of our tree."""
+    """transformers' name of the parameter at a path of our tree."""
     if path[0] == "wte":
         return "model.embed_tokens.weight"
     if path[0] == "lm_head":
@@ -97,7 +104,7 @@ def obstacles(model: ModelConfig) -> list[str]:
 
 
 def refuse_obstacles(model: ModelConfig) -> None:
-    """Raises ConfigError, with what stands in the way, for a model that is not classic."""
+    """Raises ConfigError for a model that is not classic, with the settings that prevent it."""
     if found := obstacles(model):
         raise ConfigError(
             f"{ARCHITECTURE} of transformers cannot hold this model: {'; '.join(found)}; only the "
@@ -116,59 +123,41 @@ def write_huggingface_model(
     """Writes a classic model into a folder, in `dtype`. Raises ConfigError for all others."""
     refuse_obstacles(model)
     tensors = from_params(params, huggingface_name, dtype)
-    rounded = to_params(tensors, model, huggingface_name)  # what an import will find
     metadata = {
         "format": "pt",  # transformers wants it; the layout is that of PyTorch
-        WEIGHTS_HASH: hash_params(rounded),
+        # of the rounded weights, which an import will find
+        WEIGHTS_HASH: hash_params(to_params(tensors, model, huggingface_name)),
         TOKENIZER_HASH: tokenizer.hash,
         STAGE: stage,
     }
-    tokenizer.to_huggingface(folder)
-    safetensors.write_safetensors(folder / safetensors.FILE, tensors, metadata)
-    write_json(folder / "generation_config.json", _generation(tokenizer))
-    write_json(folder / CONFIG, _config(model, tokenizer, dtype))
-
-
-def _tokens(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Where text and answers begin and end; what pads is masked, so it may be any."""
-    return {
+    tokens = {
         "bos_token_id": tokenizer.bos,
         "eos_token_id": [tokenizer.special("<|assistant_end|>"), tokenizer.bos],
-        "pad_token_id": tokenizer.bos,
+        "pad_token_id": tokenizer.bos,  # padding is masked, so it may be any token
     }
-
-
-def _config(model: ModelConfig, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> dict[str, Any]:
-    return {
+    tokenizer.to_huggingface(folder)
+    write_safetensors(folder / SAFETENSORS, tensors, metadata)
+    write_json(folder / "generation_config.json", {**tokens, "do_sample": False})
+    config = {
         "architectures": [ARCHITECTURE],
-        "model_type": "nanochat",
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.n_embd,
+        **{name: value for name, value in _FIXED.items() if value is not None},
+        **{name: getattr(model, ours) for name, (ours, _) in _SIZES.items()},
         "intermediate_size": 4 * model.n_embd,
-        "num_hidden_layers": model.n_layer,
-        "num_attention_heads": model.n_head,
         "num_key_value_heads": model.n_kv_head,
-        "max_position_embeddings": model.sequence_len,
-        "hidden_act": "relu2",
         "attention_dropout": 0.0,
-        "attention_bias": False,
         "rms_norm_eps": model.norm_epsilon,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_base},
         "final_logit_softcapping": model.softcap,
-        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_base},
         "use_cache": True,
-        **_tokens(tokenizer),
+        **tokens,
         "dtype": str(dtype),
         TOKENIZER_HASH: tokenizer.hash,
     }
-
-
-def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
-    return {**_tokens(tokenizer), "do_sample": False}
+    write_json(folder / CONFIG, config)
 
 
 def read_huggingface_model(folder: Path, tokenizer_folder: Path | None) -> ForeignModel:
-    """The model of a folder as transformers writes it.
+    """The model of a folder in the layout of transformers.
 
     Raises ArtifactError, in one sentence, for another architecture, and for files that are damaged
     or do not belong together.
@@ -186,14 +175,9 @@ def read_huggingface_model(folder: Path, tokenizer_folder: Path | None) -> Forei
         model = _model(config, tokenizer)
     except (ValueError, TypeError) as error:  # ConfigError, too
         raise ArtifactError(f"{path} cannot be imported: {error}") from error
-    tensors, metadata = safetensors.read_model(folder)
-    try:
-        params = to_params(tensors, model, huggingface_name)
-    except ValueError as error:
-        raise ArtifactError(f"the tensors in {folder} cannot be imported: {error}") from error
-    noted = {h for h in (config.get(TOKENIZER_HASH), metadata.get(TOKENIZER_HASH)) if h}
-    check_tokenizer(tokenizer, noted, tokenizer_file, folder)
-    check_weights(params, metadata, folder)
+    params, notes = read_weights(
+        folder, model, huggingface_name, tokenizer, tokenizer_file, noted=config
+    )
     params, model = cut_vocabulary(params, model, tokenizer.vocab_size)
     read = [path, tokenizer_file, *sorted(folder.glob("*.safetensors"))]
     unproven = (
@@ -205,30 +189,46 @@ def read_huggingface_model(folder: Path, tokenizer_folder: Path | None) -> Forei
         params=params,
         model=model,
         tokenizer=tokenizer,
-        stage=metadata.get(STAGE, "") if metadata.get(STAGE) in MODELS else "",
+        stage=notes[STAGE] if notes.get(STAGE) in MODELS else "",
         files={file.name: sha256_file(file) for file in read},
-        notes=() if noted else (unproven,),
+        notes=() if notes.get(TOKENIZER_HASH) else (unproven,),
     )
 
 
-def check_tokenizer(tokenizer: Tokenizer, noted: set[str], file: Path, folder: Path) -> None:
-    """Raises ArtifactError when the weights were exported with another tokenizer."""
-    if noted and noted != {tokenizer.hash}:
+def read_weights(
+    folder: Path,
+    model: ModelConfig,
+    name_of: NameOf,
+    tokenizer: Tokenizer,
+    tokenizer_file: Path,
+    *,
+    noted: Mapping[str, Any],
+    flip: bool = True,
+) -> tuple[Params, Mapping[str, Any]]:
+    """The weights in a folder's safetensors, and their metadata over what was `noted` beside them.
+
+    Raises ArtifactError when they are not a model of this architecture, or when they or the
+    tokenizer are not those whose hashes are noted.
+    """
+    tensors, metadata = read_tensors(folder)
+    hashes = {str(h) for notes in (noted, metadata) if (h := notes.get(TOKENIZER_HASH))}
+    if hashes - {tokenizer.hash}:
+        theirs = ", ".join(sorted(h[:12] for h in hashes))
         raise ArtifactError(
-            f"the tokenizer in {file} is not the one of the weights in {folder} (its hash is "
-            f"{tokenizer.hash[:12]}, theirs {', '.join(sorted(str(h)[:12] for h in noted))}); "
-            "get both from one place."
+            f"the tokenizer in {tokenizer_file} is not the one of the weights in {folder} (its "
+            f"hash is {tokenizer.hash[:12]}, theirs {theirs}); get both from one place."
         )
-
-
-def check_weights(params: Params, metadata: Mapping[str, str], folder: Path) -> None:
-    """Raises ArtifactError when the weights are not those whose hash the file notes."""
-    noted = metadata.get(WEIGHTS_HASH)
-    if noted is not None and noted != hash_params(params):
+    try:
+        params = to_params(tensors, model, name_of, flip=flip)
+    except ValueError as error:
+        raise ArtifactError(f"the tensors in {folder} cannot be imported: {error}") from error
+    notes = {**noted, **metadata}
+    if notes.get(WEIGHTS_HASH) is not None and notes[WEIGHTS_HASH] != hash_params(params):
         raise ArtifactError(
             f"the weights in {folder} are damaged or were changed: their hash is not the one they "
             "were exported with; get them again."
         )
+    return params, notes
 
 
 def _model(config: Mapping[str, Any], tokenizer: Tokenizer) -> ModelConfig:
@@ -241,32 +241,27 @@ def _model(config: Mapping[str, Any], tokenizer: Tokenizer) -> ModelConfig:
             raise ValueError(f"its {name} is {str(config[name])[:60]!r}; only {value!r} can be.")
     if ARCHITECTURE not in (config.get("architectures") or [ARCHITECTURE]):
         raise ValueError(f"its architecture is {config['architectures']!r}, not {ARCHITECTURE}.")
-    shape = {name: config.get(name, default) for name, default in _SHAPE.items()}
-    heads = shape["num_attention_heads"]
-    groups = config.get("num_key_value_heads")
-    if any(type(size) is not int or size < 1 for size in (*shape.values(), groups or 1)):
+    sizes = {ours: config.get(name, default) for name, (ours, default) in _SIZES.items()}
+    groups, hidden = config.get("num_key_value_heads"), config.get("intermediate_size", 8_192)
+    if any(type(size) is not int or size < 1 for size in (*sizes.values(), groups or 1, hidden)):
         raise ValueError("its sizes are not whole numbers of 1 or more.")
-    if shape["intermediate_size"] != 4 * shape["hidden_size"]:
+    if hidden != 4 * sizes["n_embd"]:
         raise ValueError(
-            f"its intermediate_size is {shape['intermediate_size']:,}; only 4 times its "
-            f"hidden_size of {shape['hidden_size']:,} can be."
+            f"its intermediate_size is {hidden:,}; only 4 times its hidden_size of "
+            f"{sizes['n_embd']:,} can be."
         )
-    rows, vocab_size = shape["vocab_size"], tokenizer.vocab_size
+    rows, vocab_size = sizes["vocab_size"], tokenizer.vocab_size
     padded = -(-vocab_size // VOCAB_TILE) * VOCAB_TILE
     # our own exports could once have more rows than their tokenizer has ids (`gpt.cut_vocabulary`)
-    ours = rows > padded and config.get(TOKENIZER_HASH) == tokenizer.hash
-    if rows not in (vocab_size, padded) and not ours:
+    is_ours = rows > padded and config.get(TOKENIZER_HASH) == tokenizer.hash
+    if rows not in (vocab_size, padded) and not is_ours:
         raise ValueError(
             f"its vocabulary has {rows:,} tokens, but its tokenizer {vocab_size:,}: they do not "
             "belong together."
         )
     model = ModelConfig(
-        vocab_size=rows if ours else vocab_size,
-        sequence_len=shape["max_position_embeddings"],
-        n_layer=shape["num_hidden_layers"],
-        n_head=heads,
-        n_kv_head=heads if groups is None else groups,
-        n_embd=shape["hidden_size"],
+        **{**sizes, "vocab_size": rows if is_ours else vocab_size},
+        n_kv_head=sizes["n_head"] if groups is None else groups,
         rope_base=_rope_base(config),
         softcap=_number(config, "final_logit_softcapping", 15.0),
         norm_epsilon=_number(config, "rms_norm_eps", 1e-6),

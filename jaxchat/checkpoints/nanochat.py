@@ -1,12 +1,13 @@
-"""nanochat's own checkpoints: meta_STEP.json and model_STEP.pt, of either age.
+"""nanochat's own checkpoints: meta_STEP.json and model_STEP.pt, of November 2025 or July 2026.
 
-Its configuration has sizes only; the rest of the architecture is in its code. Which code it was,
-the tensors tell: those of November 2025 have none of the additions of 2026, those of July 2026
-have them all. What is between is refused, for nothing says which constants it was trained with.
+Its configuration has sizes only; the rest of the architecture is in its code, whose version is
+recognized by the tensors: those of November 2025 have none of the additions of 2026, those of July
+2026 have them all. Versions between are refused, for nothing says which constants they had.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxchat.checkpoints.foreign import ForeignModel
-from jaxchat.checkpoints.nanochat_names import params_from_nanochat
-from jaxchat.checkpoints.tokenizers import find_tokenizer
+from jaxchat.checkpoints.tensors import ForeignModel, find_tokenizer, to_params
 from jaxchat.checkpoints.torch_file import read_torch
 from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ArtifactError
+from jaxchat.model.gpt import Params
 from jaxchat.paths import read_json, sha256_file
 
 # The folders that its scripts write into, and what they are here.
@@ -36,25 +36,45 @@ _AGES = {"classic": "of November 2025", "modern": "of July 2026"}
 _MODEL = re.compile(r"model_(\d+)\.pt")
 
 
-def steps_in(folder: Path) -> list[int]:
-    """The steps of which a folder has a checkpoint, in order."""
-    names = (_MODEL.fullmatch(path.name) for path in folder.glob("model_*.pt"))
-    return sorted(int(match[1]) for match in names if match)
+def nanochat_name(path: tuple[str, ...]) -> str:
+    """nanochat's name of the parameter at a path of our tree."""
+    if len(path) == 1:  # a scalar, or one scalar a layer
+        return path[0]
+    *modules, _ = path  # the last is "kernel" or "embedding", always "weight" there
+    modules[0] = re.sub(r"^(h|value_embeds)_(\d+)$", r"\1.\2", modules[0])
+    trunk = modules[0] == "wte" or modules[0].startswith("h.")
+    return ".".join([*(["transformer"] if trunk else []), *modules, "weight"])
+
+
+def params_from_nanochat(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
+    """nanochat's state dict as our tree of float32 NumPy arrays.
+
+    Its matrices are [out, in]; its two lone scalars are vectors of one; since 2026 it pads the
+    vocabulary to a multiple of 64, with rows that no token reaches.
+
+    Raises ValueError when a tensor is missing, left over, or not as `config` has it.
+    """
+    return to_params(tensors, config, nanochat_name)
+
+
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """The weights files of a folder, by their step, in order."""
+    matches = ((_MODEL.fullmatch(path.name), path) for path in folder.glob("model_*.pt"))
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
 def read_nanochat(folder: Path, step: int | None, tokenizer_folder: Path | None) -> ForeignModel:
-    """The checkpoint of a step, or the last, and the tokenizer beside or above it.
+    """The checkpoint of a step, by default the last, and the tokenizer beside or above it.
 
-    Raises ArtifactError, in one sentence, for what is missing, damaged, or of another age.
+    Raises ArtifactError, in one sentence, for what is missing, damaged, or of another version.
     """
-    steps = steps_in(folder)
-    if not steps:
+    files = checkpoints_in(folder)
+    if not files:
         raise ArtifactError(f"{folder} has no checkpoint of nanochat: no model_STEP.pt.")
-    found = steps[-1] if step is None else step
-    if found not in steps:
-        there = ", ".join(map(str, steps))
+    if step is not None and step not in files:
+        there = ", ".join(map(str, files))
         raise ArtifactError(f"{folder} has no checkpoint of step {step}; it has {there}.")
-    weights = next(p for p in folder.glob("model_*.pt") if _step(p) == found)
+    weights = files[max(files) if step is None else step]
     meta = weights.with_name(weights.name.replace("model_", "meta_", 1)).with_suffix(".json")
     sizes = _sizes(meta)
     # beside it, or where nanochat keeps it: BASE/tokenizer for BASE/STAGE_checkpoints/MODEL
@@ -73,9 +93,8 @@ def read_nanochat(folder: Path, step: int | None, tokenizer_folder: Path | None)
         params = params_from_nanochat(tensors, model)
     except ValueError as error:  # ConfigError, too
         raise ArtifactError(f"{weights} cannot be imported: {error}") from error
-    stage = FOLDERS.get(folder.absolute().parent.name, "")
     constants = (
-        f"the checkpoint does not say of which version of nanochat it is; by its tensors it is one "
+        f"the checkpoint does not say which version of nanochat wrote it; by its tensors it is one "
         f"{_AGES[preset]}, so rope base {model.rope_base:,.0f} and q/k scale {model.qk_scale}."
     )
     return ForeignModel(
@@ -83,36 +102,31 @@ def read_nanochat(folder: Path, step: int | None, tokenizer_folder: Path | None)
         params=params,
         model=model,
         tokenizer=tokenizer,
-        stage=stage,
+        stage=FOLDERS.get(folder.absolute().parent.name, ""),
         files={path.name: sha256_file(path) for path in (weights, meta, tokenizer_file)},
         notes=(constants,),
     )
 
 
-def _step(path: Path) -> int | None:
-    match = _MODEL.fullmatch(path.name)
-    return int(match[1]) if match else None
-
-
 def _sizes(meta: Path) -> dict[str, Any]:
     """The model_config of a meta file. Raises ArtifactError for fields that are not known."""
-    told = read_json(meta)
-    config = told.get("model_config") if isinstance(told, dict) else None
+    content = read_json(meta)
+    config = content.get("model_config") if isinstance(content, dict) else None
     if not isinstance(config, dict):
         raise ArtifactError(f"{meta} has no model_config; it is not of nanochat's checkpoints.")
     unknown = sorted(config.keys() - {*_SIZES, "window_pattern"})
     missing = [name for name in _SIZES if type(config.get(name)) is not int]
     if unknown or missing:
-        told = f"does not know {unknown[0]!r}" if unknown else f"needs a whole {missing[0]}"
+        odd = f"does not know {unknown[0]!r}" if unknown else f"needs a whole {missing[0]}"
         raise ArtifactError(
-            f"the model_config in {meta} is of another version of nanochat: jaxchat {told}; only "
+            f"the model_config in {meta} is of another version of nanochat: jaxchat {odd}; only "
             "checkpoints of November 2025 and of July 2026 can be imported."
         )
     return config
 
 
 def _preset(tensors: Mapping[str, np.ndarray], path: Path) -> str:
-    """The age of a checkpoint. Raises ArtifactError for one between the two that are known."""
+    """The preset of a checkpoint's version. Raises ArtifactError for one between the two."""
     has = {name: name in tensors for name in _NEW}
     for name in ("value_embeds.", ".ve_gate."):
         has[f"*{name}*"] = any(name in tensor for tensor in tensors)
@@ -127,19 +141,12 @@ def _preset(tensors: Mapping[str, np.ndarray], path: Path) -> str:
 
 
 def _model(sizes: Mapping[str, Any], preset: str) -> ModelConfig:
-    """The architecture of that age with these sizes. Raises ConfigError for impossible ones."""
-    reference = derive_model(2, preset, 512)  # for what an age has whatever the size
+    """A preset's architecture with these sizes. Raises ConfigError for impossible ones."""
     pattern = sizes.get("window_pattern", "L")
     if preset == "classic" and set(str(pattern).upper()) != {"L"}:
         raise ValueError(f"its window_pattern is {pattern!r}, which November 2025 did not have.")
-    return ModelConfig(
+    return dataclasses.replace(
+        derive_model(2, preset, 512),  # what a preset has whatever the size
         **{name: sizes[name] for name in _SIZES},
-        rope_base=reference.rope_base,
-        qk_scale=reference.qk_scale,
         window_pattern=str(pattern).upper(),
-        value_embeds=reference.value_embeds,
-        residual_scalars=reference.residual_scalars,
-        smear=reference.smear,
-        backout=reference.backout,
-        init=reference.init,
     )

@@ -1,4 +1,4 @@
-"""Models in jaxchat's own portable format, which holds every one of them, bit for bit.
+"""Models of any architecture in jaxchat's own portable format, bit for bit.
 
 jaxchat.json          the configuration of the whole run, the stage, its results, hashes
 model.safetensors     our tree of parameters in float32; a name is its path with /
@@ -15,17 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxchat.checkpoints import safetensors
-from jaxchat.checkpoints.foreign import ForeignModel
-from jaxchat.checkpoints.huggingface import (
-    TOKENIZER_HASH,
-    WEIGHTS_HASH,
-    check_tokenizer,
-    check_weights,
-)
+from jaxchat.checkpoints.huggingface import TOKENIZER_HASH, WEIGHTS_HASH, read_weights
 from jaxchat.checkpoints.save import hash_params
-from jaxchat.checkpoints.tensors import from_params, to_params
-from jaxchat.checkpoints.tokenizers import find_tokenizer
+from jaxchat.checkpoints.tensors import (
+    SAFETENSORS,
+    ForeignModel,
+    find_tokenizer,
+    from_params,
+    write_safetensors,
+)
 from jaxchat.config import loading
 from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.errors import ArtifactError, ConfigError
@@ -38,7 +36,7 @@ FORMAT = "jaxchat-model-1"
 
 
 def native_name(path: tuple[str, ...]) -> str:
-    """What the parameter at a path of our tree is called in the file."""
+    """The name in the file of the parameter at a path of our tree."""
     return "/".join(path)
 
 
@@ -65,15 +63,15 @@ def write_native(
     hashes = {WEIGHTS_HASH: hash_params(params), TOKENIZER_HASH: tokenizer.hash}
     tokenizer.save(folder)
     tensors = from_params(params, native_name, np.dtype(np.float32), flip=False)
-    safetensors.write_safetensors(folder / safetensors.FILE, tensors, {"format": "np", **hashes})
-    told = {
+    write_safetensors(folder / SAFETENSORS, tensors, {"format": "np", **hashes})
+    description = {
         "format": FORMAT,
         "stage": stage,
         **hashes,
         "results": dict(results),
         "config": json.loads(loading.to_json(config)),
     }
-    write_json(folder / FILE, told)
+    write_json(folder / FILE, description)
 
 
 def read_native(folder: Path, tokenizer_folder: Path | None) -> ForeignModel:
@@ -82,33 +80,27 @@ def read_native(folder: Path, tokenizer_folder: Path | None) -> ForeignModel:
     Raises ArtifactError, in one sentence, for files that are damaged or do not belong together.
     """
     path = folder / FILE
-    told = read_json(path)
+    description = read_json(path)
     try:
-        if told["format"] != FORMAT or told["stage"] not in MODELS:
-            raise ConfigError(f"its format is {str(told['format'])[:60]!r}, not {FORMAT!r}")
-        config = loading.from_json(json.dumps(told["config"]))
+        if description["format"] != FORMAT or description["stage"] not in MODELS:
+            raise ConfigError(f"its format is {str(description['format'])[:60]!r}, not {FORMAT!r}")
+        config = loading.from_json(json.dumps(description["config"]))
     except (KeyError, TypeError, ConfigError) as error:
         reason = str(error).removesuffix(".")
         raise ArtifactError(f"{path} describes no model of this version ({reason}).") from error
     tokenizer, tokenizer_file = find_tokenizer([tokenizer_folder or folder])
-    tensors, metadata = safetensors.read_model(folder)
-    check_tokenizer(
-        tokenizer, {str(told.get(TOKENIZER_HASH)), metadata.get(TOKENIZER_HASH, "")},
-        tokenizer_file, folder,
-    )  # fmt: skip
-    try:
-        params = to_params(tensors, config.model, native_name, flip=False)
-    except ValueError as error:
-        raise ArtifactError(f"the tensors in {folder} cannot be imported: {error}") from error
-    check_weights(params, {WEIGHTS_HASH: told.get(WEIGHTS_HASH, "")} | metadata, folder)
+    noted = {name: str(description.get(name)) for name in (WEIGHTS_HASH, TOKENIZER_HASH)}
+    params, _ = read_weights(
+        folder, config.model, native_name, tokenizer, tokenizer_file, noted=noted, flip=False
+    )
     params, config = of_tokenizer(params, config, tokenizer)
-    read = [path, tokenizer_file, folder / safetensors.FILE]
+    read = [path, tokenizer_file, folder / SAFETENSORS]
     return ForeignModel(
         format="jaxchat",
         params=params,
         model=config.model,
         tokenizer=tokenizer,
-        stage=told["stage"],
+        stage=description["stage"],
         files={file.name: sha256_file(file) for file in read},
         config=config,
     )

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from jaxchat.errors import TokenizerError
+from jaxchat.tokenizer import Tokenizer
+
 MAX_BYTES = 64 << 20  # of a pickle: tensors are not in it
+PICKLED_TOKENIZER = "tokenizer.pkl"  # nanochat's, a pickled tiktoken.Encoding
+_ENCODING = {"name": str, "pat_str": str, "mergeable_ranks": dict, "special_tokens": dict}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = frozenset(
     "BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 "
     "BININT BININT1 BININT2 LONG1 BINFLOAT".split()
 )
-_EMPTY: Mapping[str, Callable[[], Any]] = {
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_IGNORED = frozenset({"PROTO", "FRAME"})
 
 
 class RefusedPickle(ValueError):
@@ -42,7 +41,7 @@ class Name:
 class Record:
     """An object of a class that the table knows, with what the pickle says of it."""
 
-    state: Any = field(default=None)
+    state: Any = None
 
 
 # What stands for a call of a name with these arguments; None where it may only be mentioned.
@@ -64,7 +63,7 @@ def read_pickle(data: bytes, names: Names, persistent: Callable[[Any], Any] | No
     try:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name == "STOP":
-                return machine.pop()
+                return machine.stack.pop()
             machine.step(opcode.name, argument)
     except RefusedPickle:
         raise
@@ -74,137 +73,151 @@ def read_pickle(data: bytes, names: Names, persistent: Callable[[Any], Any] | No
 
 
 class _Machine:
-    """The stack, the marks on it and the memo."""
+    """The stack, the stacks below each mark, and the memo."""
 
     def __init__(self, names: Names, persistent: Callable[[Any], Any] | None) -> None:
         self.names, self.persistent = names, persistent
         self.stack: list[Any] = []
-        self.marked: list[list[Any]] = []  # the stacks below each mark
+        self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
 
-    def pop(self) -> Any:
-        return self.stack.pop()
+    def step(self, opcode: str, argument: Any) -> None:
+        """Executes one opcode, if it is one of those that only describe data."""
+        match opcode:
+            case "PROTO" | "FRAME":
+                pass
+            case "MARK":
+                self.marked.append(self.stack)
+                self.stack = []
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.stack[-1]
+            case "APPEND" | "SETITEM":
+                self.add(self.pop(1 if opcode == "APPEND" else 2), opcode)
+            case "APPENDS" | "SETITEMS":
+                self.add(self.pop_mark(), opcode)
+            case "BUILD":
+                self.build()
+            case _:
+                value = self.value(opcode, argument)  # may exchange the stack
+                self.stack.append(value)
+
+    def value(self, opcode: str, argument: Any) -> Any:
+        """What an opcode puts on the stack, for the things that it takes from there."""
+        match opcode:
+            case "EMPTY_DICT":
+                return {}
+            case "EMPTY_LIST":
+                return []
+            case "EMPTY_TUPLE":
+                return ()
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                return tuple(self.pop(int(opcode[-1])))
+            case "TUPLE":
+                return tuple(self.pop_mark())
+            case "BINGET" | "LONG_BINGET":
+                return self.memo[argument]
+            case "GLOBAL":
+                return self.name(argument)
+            case "STACK_GLOBAL":
+                words = self.pop(2)
+                if not all(type(word) is str for word in words):
+                    raise TypeError
+                return self.name(" ".join(words))
+            case "REDUCE" | "NEWOBJ":
+                return self.call(*self.pop(2))
+            case "BINPERSID":
+                if self.persistent is None:
+                    raise RefusedPickle("its pickle refers to something outside of it")
+                return self.persistent(self.stack.pop())
+        if opcode in _CONSTANTS:
+            return _CONSTANTS[opcode]
+        if opcode in _LITERALS:
+            return argument
+        raise RefusedPickle(f"its pickle has the opcode {opcode}, which no weights need")
+
+    def pop(self, count: int) -> list[Any]:
+        """The last `count` values."""
+        return [self.stack.pop() for _ in range(count)][::-1]
 
     def pop_mark(self) -> list[Any]:
         """What is above the last mark."""
         above, self.stack = self.stack, self.marked.pop()
         return above
 
-    def step(self, opcode: str, argument: Any) -> None:
-        """Executes one opcode, if it is one of those that only describe data."""
-        if opcode in _IGNORED:
+    def add(self, items: list[Any], opcode: str) -> None:
+        """Adds items to the list, or keys and values in turns to the dict, on top of the stack."""
+        target = self.stack[-1]
+        if type(target) is not (list if opcode.startswith("APPEND") else dict):
+            raise TypeError
+        if type(target) is list:
+            target.extend(items)
             return
-        if opcode in _LITERALS:
-            self.stack.append(argument)
-        elif opcode in _CONSTANTS:
-            self.stack.append(_CONSTANTS[opcode])
-        elif opcode in _EMPTY:
-            self.stack.append(_EMPTY[opcode]())
-        elif opcode in _TUPLES:
-            count = _TUPLES[opcode]
-            if len(self.stack) < count:
-                raise IndexError
-            self.stack[-count:] = [tuple(self.stack[-count:])]
-        elif opcode in _HANDLERS:
-            _HANDLERS[opcode](self, argument)
-        else:
-            raise RefusedPickle(f"its pickle has the opcode {opcode}, which no weights need")
-
-    def mark(self, _: Any) -> None:
-        self.marked.append(self.stack)
-        self.stack = []
-
-    def tuple_from_mark(self, _: Any) -> None:
-        items = self.pop_mark()
-        self.stack.append(tuple(items))
-
-    def put(self, index: Any) -> None:
-        self.memo[index] = self.stack[-1]
-
-    def memoize(self, _: Any) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
-
-    def get(self, index: Any) -> None:
-        self.stack.append(self.memo[index])
-
-    def extend(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) is not list:
-            raise TypeError
-        target.extend(items)
-
-    def set_items(self, flat: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) is not dict or len(flat) % 2:
-            raise TypeError
-        for key, value in zip(flat[::2], flat[1::2], strict=True):
+        for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, bytes, int):  # the hash of nested tuples may take for ever
                 raise TypeError
             target[key] = value
 
-    def append(self, _: Any) -> None:
-        self.extend([self.pop()])
-
-    def appends(self, _: Any) -> None:
-        self.extend(self.pop_mark())
-
-    def set_item(self, _: Any) -> None:
-        value, key = self.pop(), self.pop()
-        self.set_items([key, value])
-
-    def set_all(self, _: Any) -> None:
-        self.set_items(self.pop_mark())
-
-    def global_(self, text: Any) -> None:
+    def name(self, text: str) -> Name:
+        """A name, where the table has it."""
         if text not in self.names:
-            told = str(text)[:100].replace(" ", ".", 1)
+            named = str(text)[:100].replace(" ", ".", 1)
             raise RefusedPickle(
-                f"its pickle names {told!r}, which no weights need; nothing of it was executed"
+                f"its pickle names {named!r}, which no weights need; nothing of it was executed"
             )
-        self.stack.append(Name(text))
+        return Name(text)
 
-    def stack_global(self, _: Any) -> None:
-        name, module = self.pop(), self.pop()
-        if type(name) is not str or type(module) is not str:
-            raise TypeError
-        self.global_(f"{module} {name}")
-
-    def call(self, _: Any) -> None:
-        arguments, called = self.pop(), self.pop()
+    def call(self, called: Any, arguments: Any) -> Any:
+        """What stands for a call."""
         stands = self.names[called.text] if type(called) is Name else None
         if stands is None or type(arguments) is not tuple:
             raise RefusedPickle("its pickle calls what cannot be called; nothing was executed")
-        self.stack.append(stands(arguments))
+        return stands(arguments)
 
-    def build(self, _: Any) -> None:
-        state, target = self.pop(), self.stack[-1]
+    def build(self) -> None:
+        """Gives an object its state."""
+        state, target = self.stack.pop(), self.stack[-1]
         if type(target) is Record:
             target.state = state
         elif type(target) is not dict:  # of an OrderedDict, torch notes versions of modules
             raise TypeError
 
-    def persistent_id(self, _: Any) -> None:
-        if self.persistent is None:
-            raise RefusedPickle("its pickle refers to something outside of it")
-        self.stack.append(self.persistent(self.pop()))
+
+def read_pickled_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in nanochat's tokenizer.pkl. Raises TokenizerError for anything else in there.
+
+    It holds a name, a pattern, ranks and special tokens: plain values. What an Encoding does when
+    it is unpickled is never done.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise RefusedPickle(f"it has more than {MAX_BYTES:,} bytes")
+        value = read_pickle(path.read_bytes(), {"tiktoken.core Encoding": _encoding})
+        return Tokenizer.from_ranks(*_fields(value.state if type(value) is Record else None))
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read ({error.strerror}).") from error
+    except ValueError as error:  # TokenizerError, too
+        raise TokenizerError(
+            f"{path} cannot be used: {str(error).removesuffix('.')}. Name a folder that has a "
+            "tokenizer.json with --tokenizer."
+        ) from error
 
 
-_HANDLERS: Mapping[str, Callable[[_Machine, Any], None]] = {
-    "MARK": _Machine.mark,
-    "TUPLE": _Machine.tuple_from_mark,
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
-    "MEMOIZE": _Machine.memoize,
-    "BINGET": _Machine.get,
-    "LONG_BINGET": _Machine.get,
-    "APPEND": _Machine.append,
-    "APPENDS": _Machine.appends,
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": _Machine.set_all,
-    "GLOBAL": _Machine.global_,
-    "STACK_GLOBAL": _Machine.stack_global,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
-    "BUILD": _Machine.build,
-    "BINPERSID": _Machine.persistent_id,
-}
+def _encoding(arguments: tuple[Any, ...]) -> Record:
+    if arguments:
+        raise RefusedPickle("its Encoding is made in an unusual way")
+    return Record()
+
+
+def _fields(state: Any) -> tuple[dict[bytes, int], str, dict[str, int]]:
+    """Ranks, pattern and special tokens of an Encoding's state, with their types checked."""
+    if type(state) is not dict or state.keys() != _ENCODING.keys():
+        raise RefusedPickle("it holds no tiktoken.Encoding with its ranks")
+    if any(type(state[name]) is not kind for name, kind in _ENCODING.items()):
+        raise RefusedPickle("its Encoding has fields of other types")
+    for field, kind in (("mergeable_ranks", bytes), ("special_tokens", str)):
+        entries = state[field].items()
+        if any(type(key) is not kind or type(rank) is not int for key, rank in entries):
+            raise RefusedPickle(f"its {field} are not names and numbers")
+    return state["mergeable_ranks"], state["pat_str"], state["special_tokens"]

@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: everything a stage needs to go on, in one atomic save."""
+"""Writes and reads checkpoints by Orbax: all that a stage needs to resume, in one atomic save."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0) -> None:
         """Keeps the newest `keep`, and those of steps that are multiples of `keep_every`."""
-        # Orbax tells every save at length, and every error, which it also raises, with tracebacks.
+        # Orbax logs every save at length, and every error, which it also raises, with tracebacks.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = folder
         options = ocp.CheckpointManagerOptions(
@@ -66,12 +66,12 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Starts saving; the arrays are copied first, so they may be donated afterwards."""
         # Orbax does not notice every damaged file when it restores: the fingerprint does.
-        told = {"format": FORMAT, "step": step, "fingerprint": fingerprint(state), **meta}
+        described = {"format": FORMAT, "step": step, "fingerprint": fingerprint(state), **meta}
         with self._in_time():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(told)
+                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(described)
                 ),
             )
 
@@ -83,8 +83,8 @@ class Checkpoints:
     def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """State and meta of the newest checkpoint that can be read; None where there is none.
 
-        A damaged one that is newer is named and put aside. Raises ArtifactError where none can be
-        read: to begin anew is for the user to say.
+        A damaged one that is newer is reported and renamed. Raises ArtifactError where none can be
+        read: only the user may restart the stage.
         """
         errors: dict[int, ArtifactError] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -113,9 +113,14 @@ class Checkpoints:
         """The state and meta saved at `step`, with the shapes and shardings of `like`.
 
         The mesh may be another than the one it was saved on: what fills the optimizer's stacks up
-        (`optim.stacks`) is added or left out. Raises ArtifactError for a checkpoint that is damaged
-        or of another model.
+        (`optim.stacking`) is added or left out. Raises ArtifactError for a checkpoint that is
+        damaged or of another model.
         """
+        path = self.folder / str(step)
+        unreadable = (
+            f"the checkpoint {path} cannot be read (%s); delete that folder to resume from the one "
+            "before, or use --force to restart the stage."
+        )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
             restored = self._manager.restore(
@@ -126,38 +131,32 @@ class Checkpoints:
                 ),
             )
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise ArtifactError(
-                f"the checkpoint {self.folder / str(step)} cannot be read ({reason}); delete that "
-                "folder to go on from the one before, or use --force to start the stage again."
-            ) from error
+            raise ArtifactError(unreadable % _reason(error)) from error
         meta = dict(restored["meta"])
         if meta.get("format") != FORMAT:
             raise ArtifactError(
-                f"the checkpoint {self.folder / str(step)} has format {meta.get('format')!r}, "
-                f"not {FORMAT!r}; it was made by another version: use --force to start again."
+                f"the checkpoint {path} has format {meta.get('format')!r}, not {FORMAT!r}; it was "
+                "made by another version: use --force to restart the stage."
             )
         if meta.get("fingerprint") != fingerprint(restored["state"]):
-            raise ArtifactError(
-                f"the checkpoint {self.folder / str(step)} cannot be read (it is damaged or of "
-                "another model: its fingerprint is not the one it was saved with); delete that "
-                "folder to go on from the one before, or use --force to start the stage again."
-            )
+            changed = "its fingerprint is not the one it was saved with"
+            raise ArtifactError(unreadable % f"it is damaged or of another model: {changed}")
         return restored["state"], meta
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def remove_checkpoints(folder: Path, *, last: bool) -> None:
     """Removes a stage's checkpoints, with or without the `last`."""
-    if last:
-        return remove(folder)
     steps = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
-    for path in steps[:-1]:
+    for path in [folder] if last else steps[:-1]:
         remove(path)
-    return None
 
 
 def fingerprint(state: Any) -> str:
-    """Tells states apart, whatever the mesh they lie on; a flipped bit always changes it.
+    """A hash of a state, the same on every mesh; a flipped bit always changes it.
 
     Computed on the devices, so no process needs to see all of the state, and in integers, so the
     order of sums does not matter. The zeros that fill the optimizer's stacks up do not count.
@@ -224,8 +223,8 @@ def save_params(folder: Path, params: Any, meta: Mapping[str, Any]) -> str:
             checkpointer.save(temporary / "params", jax.device_get(params))
         files = sorted(path for path in (temporary / "params").rglob("*") if path.is_file())
         checksums = {str(path.relative_to(temporary)): sha256_file(path) for path in files}
-        told = {"format": FORMAT, "sha256": digest, "checksums": checksums, **meta}
-        write_json(temporary / "meta.json", told)
+        described = {"format": FORMAT, "sha256": digest, "checksums": checksums, **meta}
+        write_json(temporary / "meta.json", described)
     return digest
 
 
@@ -234,29 +233,7 @@ def load_params(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
 
     Raises ArtifactError when they are missing, damaged, or of another model.
     """
-    meta = _read_meta(folder)
-    # Before Orbax sees them: it does not notice every damaged file, and is loud about the others.
-    for name, checksum in meta["checksums"].items():
-        path = folder / name
-        if not path.exists() or sha256_file(path) != checksum:
-            raise ArtifactError(
-                f"the weights file {path} is missing or damaged (its checksum is not the one it "
-                "was saved with); make them again with --force and the stage's name."
-            )
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    try:
-        with _checkpointer() as checkpointer:
-            params = checkpointer.restore(folder / "params", abstract)
-    except Exception as error:  # Orbax and TensorStore raise many kinds
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ArtifactError(
-            f"the weights in {folder} cannot be read ({reason}); make them again with "
-            "--force and the stage's name."
-        ) from error
-    return params, meta
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
+    advice = "make them again with --force and the stage's name."
     try:
         meta = read_json(folder / "meta.json")
         if meta["format"] != FORMAT or not isinstance(meta["checksums"], dict):
@@ -264,7 +241,22 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     except (ArtifactError, KeyError, TypeError, ValueError) as error:
         reason = str(error).split(";")[0].removesuffix(".")
         raise ArtifactError(
-            f"{folder / 'meta.json'} does not describe weights ({reason}); make them again with "
-            "--force and the stage's name."
+            f"{folder / 'meta.json'} does not describe weights ({reason}); {advice}"
         ) from error
-    return dict(meta)
+    # Before Orbax sees them: it does not notice every damaged file, and is loud about the others.
+    for name, checksum in meta["checksums"].items():
+        path = folder / name
+        if not path.exists() or sha256_file(path) != checksum:
+            raise ArtifactError(
+                f"the weights file {path} is missing or damaged (its checksum is not the one it "
+                f"was saved with); {advice}"
+            )
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+        with _checkpointer() as checkpointer:
+            params = checkpointer.restore(folder / "params", abstract)
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise ArtifactError(
+            f"the weights in {folder} cannot be read ({_reason(error)}); {advice}"
+        ) from error
+    return params, meta

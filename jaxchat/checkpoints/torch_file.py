@@ -2,7 +2,7 @@
 
 The format (torch 1.6 and later) is a zip archive, not compressed: `NAME/data.pkl`, a pickle of the
 dictionary, and `NAME/data/KEY`, the bytes of each storage that it refers to. The pickle is read by
-`interop.pickles`, which knows the few names that a state dict needs.
+`checkpoints.pickles`, which knows the few names that a state dict needs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,8 +164,8 @@ def _ordered_dict(arguments: tuple[Any, ...]) -> dict[str, Any]:
     return {}
 
 
-_CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
+_NAMES: Names = {
     "collections OrderedDict": _ordered_dict,
     "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
+    **dict.fromkeys(_STORAGES),
 }
-_NAMES: Names = {**_CALLS, **dict.fromkeys(_STORAGES)}

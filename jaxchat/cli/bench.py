@@ -125,7 +125,7 @@ def _model(args: argparse.Namespace, root: Path) -> tuple[str, ModelConfig, Any,
     from jaxchat.config.derive import derive_model
     from jaxchat.model.gpt import init_params
     from jaxchat.tokenizer import Tokenizer
-    from jaxchat.tokenizer.special import MIN_VOCAB_SIZE
+    from jaxchat.tokenizer.patterns import MIN_VOCAB_SIZE
 
     model = derive_model(args.depth, args.preset, VOCAB_SIZE)
     pairs = [bytes(divmod(n, 256)) for n in range(VOCAB_SIZE - MIN_VOCAB_SIZE)]

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import jaxchat
-from jaxchat.checkpoints.nanochat_names import nanochat_name
+from jaxchat.checkpoints.nanochat import nanochat_name
 from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ConfigError
 

@@ -15,8 +15,7 @@ from jaxchat.tasks import Problem, Task, make_tasks, open_source
 from jaxchat.tasks.base import Split
 from jaxchat.tasks.dataset import FileProblems, FixedTask
 from jaxchat.tasks.persona import make_persona
-from jaxchat.tokenizer import Tokenizer
-from jaxchat.tokenizer import training as bpe
+from jaxchat.tokenizer import Tokenizer, bpe
 
 HELD_OUT_CHARACTERS = 2_000_000  # of held-out text that the tokenizer is measured on
 SPOKEN = 5_000  # generated problems that the tokenizer sees

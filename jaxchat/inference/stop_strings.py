@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxchat.inference.transcript import PartStream
 from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tokenizer.chat_format import PartParser
 
 
 class StopFinder:
@@ -52,13 +52,13 @@ class StopWatch:
     def __init__(self, stops: Sequence[str], tokenizer: Tokenizer) -> None:
         """Raises ValueError for an empty stop text."""
         self._finder = StopFinder(stops)
-        self._parts = PartStream(tokenizer)
+        self._parser = PartParser(tokenizer)
 
     def feed(self, token: int) -> bool:
         """Whether a stop text is complete, after the next id."""
-        for part in self._parts.feed([token]):
-            if part["type"] == "text":
-                self._finder.feed(part["text"])
+        added = self._parser.feed(token)[0]
+        if added["type"] == "text":
+            self._finder.feed(added["text"])
         return self._finder.found is not None
 
 

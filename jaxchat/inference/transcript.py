@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat_format import DELIMITERS, Part, PartType
+from jaxchat.tokenizer.chat_format import Part, PartParser, PartType
 
 
 def as_text(parts: Sequence[Part]) -> str:
@@ -35,42 +35,21 @@ class PartStream:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._starts: dict[int, PartType] = {
-            tokenizer.special(start): kind for kind, (start, _) in DELIMITERS.items()
-        }
-        self._ends = {tokenizer.special(end) for _, end in DELIMITERS.values()}
-        self._stops = {tokenizer.special("<|assistant_end|>"), tokenizer.bos}
-        self._stream = tokenizer.decode_stream()
-        self._kind: PartType = "text"
-        self._ended = False
+        self._parser = PartParser(tokenizer)
 
     def feed(self, ids: Sequence[int]) -> list[Part]:
         """The pieces that new ids add."""
         pieces: list[Part] = []
         for token in ids:
-            if self._ended:
-                break
-            if token in self._stops:
-                pieces += self.close()
-            elif token in self._starts or token in self._ends:
-                pieces += self._piece(self._stream.close())
-                self._kind = self._starts.get(token, "text")
-                if self._kind != "text":
-                    pieces.append({"type": self._kind, "text": ""})
-            elif self._tokenizer.is_ordinary(token):
-                pieces += self._piece(self._stream.feed([token]))
+            added, *opened = self._parser.feed(token)
+            pieces += [added] if added["text"] else []
+            pieces += [part for part in opened if part["type"] != "text"]
         return pieces
 
     def close(self) -> list[Part]:
         """The pieces that are left once no more ids come."""
-        if self._ended:
-            return []
-        self._ended = True
-        return self._piece(self._stream.close())
-
-    def _piece(self, text: str) -> list[Part]:
-        return [{"type": self._kind, "text": text}] if text else []
+        rest = self._parser.close()
+        return [rest] if rest["text"] else []
 
 
 class Scribe:

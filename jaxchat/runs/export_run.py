@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxchat.checkpoints import huggingface, native, safetensors
+from jaxchat.checkpoints import huggingface, native
+from jaxchat.checkpoints.tensors import SAFETENSORS
 from jaxchat.config.schema import MODELS
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import atomic_folder, atomic_open
@@ -24,7 +25,7 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 README = "README.md"
 # All that an export writes: a folder that holds anything else is never replaced.
 FILES = {
-    README, safetensors.FILE, "tokenizer.json", huggingface.CONFIG, "generation_config.json",
+    README, SAFETENSORS, "tokenizer.json", huggingface.CONFIG, "generation_config.json",
     "tokenizer_config.json", "chat_template.jinja", native.FILE, OWN_FILE,
 }  # fmt: skip
 

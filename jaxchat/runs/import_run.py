@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxchat.checkpoints import huggingface, nanochat, native
-from jaxchat.checkpoints.foreign import ForeignModel
 from jaxchat.checkpoints.save import hash_params, save_params
+from jaxchat.checkpoints.tensors import ForeignModel
 from jaxchat.config import loading
 from jaxchat.config.schema import ImportedConfig, RunConfig
 from jaxchat.errors import ArtifactError, ConfigError
@@ -33,7 +33,7 @@ def read_model(folder: Path, step: int | None, tokenizer: Path | None) -> Foreig
     """
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is no folder.")
-    of_nanochat = bool(nanochat.steps_in(folder))
+    of_nanochat = bool(nanochat.checkpoints_in(folder))
     if step is not None and not of_nanochat:
         raise ConfigError(f"--step names a checkpoint of nanochat, and {folder} holds none.")
     if (folder / native.FILE).exists():

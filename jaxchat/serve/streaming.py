@@ -20,7 +20,7 @@ from jaxchat.inference.stop_strings import StopFinder
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.schema import ApiError, ChatRequest
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat_format import DELIMITERS, Part, PartType
+from jaxchat.tokenizer.chat_format import Part, PartParser, PartType
 
 LOWEST_LOGPROB = -9999.0  # for a probability of 0: JSON has no infinity, and so OpenAI writes it
 DONE = b"data: [DONE]\n\n"
@@ -123,11 +123,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], *, logprobs: bool) -> None:
         self._tokenizer, self._logprobs = tokenizer, logprobs
-        self._starts: dict[int, PartType] = {
-            tokenizer.special(start): kind for kind, (start, _) in DELIMITERS.items()
-        }
-        self._ends = {tokenizer.special(end) for _, end in DELIMITERS.values()}
-        self._stream = tokenizer.decode_stream()
+        self._parser = PartParser(tokenizer)
         self._finder = StopFinder(stop)
         self._kind: PartType = "text"
 
@@ -135,26 +131,23 @@ class Detokenizer:
         """The text of new tokens; the last of them with all that was held back."""
         deltas = [Delta(self._kind)]
         for number, token in enumerate(new.tokens):
-            if token in self._starts or token in self._ends:
-                deltas[-1].text += self._flush()
-                deltas += self._switch(self._starts.get(token, "text"))
-            elif self._tokenizer.is_ordinary(token):
-                deltas[-1].text += self._pass(self._stream.feed([token]))
+            added, *opened = self._parser.feed(token)
+            deltas[-1].text += self._pass(added["text"])
+            for part in opened:
+                deltas[-1].text += self._release()
+                deltas += self._switch(part["type"])
             if self._logprobs:
                 deltas[-1].logprobs.append(self._entry(new, number))
         if new.finish_reason is not None:
-            deltas[-1].text += self._flush()
+            deltas[-1].text += self._pass(self._parser.close()["text"]) + self._release()
         return [delta for delta in deltas if delta.text or delta.opens or delta.logprobs]
 
     def _pass(self, text: str) -> str:
         return self._finder.feed(text) if self._kind == "text" else text
 
-    def _flush(self) -> str:
-        """What is left of the part."""
-        rest = self._pass(self._stream.close())
-        if self._kind == "text" and self._finder.found is None:
-            rest += self._finder.close()
-        return rest
+    def _release(self) -> str:
+        """What was held back of a text that ends here."""
+        return self._finder.close() if self._kind == "text" else ""
 
     def _switch(self, kind: PartType) -> list[Delta]:
         # Between two calls in a row an empty text separates them.

@@ -1,7 +1,7 @@
-"""Text to token ids and back (`bpe`), and conversations to token ids and back (`chat`)."""
+"""Text to token ids and back (`bpe`), and conversations to token ids and back (`chat_format`)."""
 
 from jaxchat.errors import TokenizerError
-from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tokenizer.bpe import Tokenizer, TrainingReport, train_tokenizer
 from jaxchat.tokenizer.chat_format import (
     Conversation,
     ConversationError,
@@ -13,9 +13,7 @@ from jaxchat.tokenizer.chat_format import (
     render_batch,
     render_prompt,
 )
-from jaxchat.tokenizer.patterns import PATTERNS, SPLIT_PATTERN, find_pattern
-from jaxchat.tokenizer.special import SPECIAL_TOKENS
-from jaxchat.tokenizer.training import TrainingReport, train_tokenizer
+from jaxchat.tokenizer.patterns import PATTERNS, SPECIAL_TOKENS, SPLIT_PATTERN, find_pattern
 
 __all__ = [
     "PATTERNS",

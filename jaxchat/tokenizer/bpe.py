@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +24,14 @@ import numpy.typing as npt
 from jaxchat import _bpe
 from jaxchat.errors import TokenizerError
 from jaxchat.paths import atomic_open, sha256_text, write_json
-from jaxchat.tokenizer.huggingface import write_huggingface
-from jaxchat.tokenizer.huggingface_read import read_huggingface
-from jaxchat.tokenizer.patterns import SPLIT_PATTERN, covering, uncovered
-from jaxchat.tokenizer.special import SPECIAL_TOKENS
-from jaxchat.tokenizer.stream import DecodeStream
+from jaxchat.tokenizer.huggingface import read_huggingface, write_huggingface
+from jaxchat.tokenizer.patterns import (
+    MIN_VOCAB_SIZE,
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    covering,
+    uncovered,
+)
 
 if TYPE_CHECKING:
     import tiktoken
@@ -137,11 +141,8 @@ class Tokenizer:
         """
         before, after = ([self.special(name)] if name else [] for name in (prepend, append))
         wide = self.vocab_size > 1 << 16
-        threads = min(threads or 0, os.cpu_count() or 1)
         try:
-            return self._encoder.encode_batch(
-                texts, before, after, wide, min(threads or 0, os.cpu_count() or 1)
-            )
+            return self._encoder.encode_batch(texts, before, after, wide, _threads(threads))
         except ValueError as error:
             raise TokenizerError(str(error)) from error
 
@@ -236,6 +237,90 @@ class Tokenizer:
             "special_tokens": self._specials,
             "hash": self.hash,
         }
+
+
+class DecodeStream:
+    """Turns ids into text as they arrive, whole UTF-8 characters only.
+
+    `decode_bytes` gives the bytes of ids. What `feed` and `close` return, joined, is the text of
+    all ids: a character of several tokens comes with its last one, and bytes that never become a
+    character as U+FFFD.
+    """
+
+    def __init__(self, decode_bytes: Callable[[Sequence[int]], bytes]) -> None:
+        self._decode_bytes = decode_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, ids: Sequence[int]) -> str:
+        """The text that new ids complete. Raises what `decode_bytes` raises."""
+        return self._decoder.decode(self._decode_bytes(ids))
+
+    def close(self) -> str:
+        """What is left of an unfinished character; the stream starts afresh."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
+
+
+class TrainingReport(NamedTuple):
+    """Counts of what the trainer read, and with `max_words` of what it dropped."""
+
+    texts: int
+    bytes: int
+    pretokens: int  # every occurrence
+    distinct: int  # what was left to merge
+    dropped: int  # rare pre-tokens, each as often as it was dropped
+    dropped_pretokens: int  # their occurrences
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    pattern: str = SPLIT_PATTERN,
+    *,
+    progress: Callable[[int], object] | None = None,
+    report: Callable[[TrainingReport], object] | None = None,
+    threads: int | None = None,
+    max_words: int | None = None,
+) -> Tokenizer:
+    """Learns a vocabulary of `vocab_size` ids; texts are streamed, never held all at once.
+
+    The result depends on the texts alone, not on `threads` (None: one per core, and never more);
+    how ties are broken is said in `_bpe.train`. The vocabulary comes out smaller than asked when
+    the texts have too few pairs to merge. Memory grows with the distinct pre-tokens; beyond
+    `max_words` of them the rarest are dropped until half as many are left, which changes merges of
+    rare pairs only.
+
+    `progress` is called about ten times a second and at the end, with the number of merges done,
+    of `vocab_size - MIN_VOCAB_SIZE`. `report` is called once, with the counts.
+
+    Raises TokenizerError for a vocabulary under MIN_VOCAB_SIZE and a pattern that does not compile,
+    TypeError for an item that is not str, ValueError for one with lone surrogates.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise TokenizerError(
+            f"vocab_size is {vocab_size}; the 256 bytes and {len(SPECIAL_TOKENS)} special "
+            f"tokens need at least {MIN_VOCAB_SIZE}."
+        )
+    try:
+        tokens, counts = _bpe.train(
+            texts,
+            vocab_size - len(SPECIAL_TOKENS),
+            pattern,
+            progress,
+            _threads(threads),
+            max_words or 0,
+        )
+    except _bpe.PatternError as error:
+        raise TokenizerError(str(error)) from error
+    if report is not None:
+        report(TrainingReport(*counts))
+    return Tokenizer(tokens, pattern)
+
+
+def _threads(threads: int | None) -> int:
+    """For the crate, where 0 is one thread per core; never more than that."""
+    return min(threads or 0, os.cpu_count() or 1)
 
 
 def _read(path: Path) -> str:

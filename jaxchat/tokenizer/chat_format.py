@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Literal, NotRequired, TypedDict, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.special import SPECIAL_TOKENS
+from jaxchat.tokenizer.patterns import SPECIAL_TOKENS
 
 PartType = Literal["text", "python", "python_output"]
 
@@ -61,6 +61,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "message": ("role", "content", *WEIGHTS),
     "part": ("type", "text"),
 }
+_INSIDE = {"conversation": ("messages", "message"), "message": ("content", "part")}
 _CALLS = "a call of Python is a part of the type python, another cannot be learned"
 _MEDIA = "only text can be learned"
 _LEARNED = "what is learned is said by weight or train"
@@ -147,20 +148,21 @@ def render_batch(
 
 def check_conversation(value: object) -> Conversation:
     """The value, if it can be rendered. Raises ConversationError, which names the field."""
-    messages = _messages(value)
-    _refuse(value, "")
+    whole = _whole(value)
+    messages: list[Message] = whole["messages"]
+    _refuse(whole, "")
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         _refuse(message, f"messages[{index}].")
     _turns(messages)
     for index, message in enumerate(messages):
-        content = message["content"]
+        content, where = message["content"], f"messages[{index}].content"
         if isinstance(content, str):
-            _check_unicode(content, f"messages[{index}].content")
+            _check_unicode(content, where)
             continue
         for number, part in enumerate(content):
-            _check_unicode(part["text"], f"messages[{index}].content[{number}].text")
+            _check_unicode(part["text"], f"{where}[{number}].text")
     checked: Conversation = {"messages": messages}
-    if (weight := _conversation_weight(value)) != 1:
+    if (weight := _weight(whole, "")) != 1:
         checked["weight"] = weight
     return checked
 
@@ -180,26 +182,58 @@ def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
 
 
 def parse_completion(ids: Sequence[int], tokenizer: Tokenizer) -> list[Part]:
-    """The parts of what the assistant said after `<|assistant_start|>`; never an error.
+    """The parts of a completion, what the assistant said after `<|assistant_start|>`; no errors.
 
-    The completion ends at `<|assistant_end|>` or `<|bos|>`. A part that was cut off before its end
-    is given as it stands; delimiters that match nothing are left out, and so is empty text.
+    A part that was cut off before its end is given as it stands; delimiters that match nothing are
+    left out, and so is empty text.
     """
-    starts = {tokenizer.special(start): kind for kind, (start, _) in DELIMITERS.items()}
-    ends = {tokenizer.special(end) for _, end in DELIMITERS.values()}
-    stops = {tokenizer.special("<|assistant_end|>"), tokenizer.bos}
-    open_part: tuple[PartType, list[int]] = ("text", [])
-    found = [open_part]
+    parser = PartParser(tokenizer)
+    parts: list[Part] = [{"type": "text", "text": ""}]
     for token in ids:
-        if token in stops:
-            break
-        if token in starts or token in ends:
-            open_part = (starts.get(token, "text"), [])
-            found.append(open_part)
-        elif tokenizer.is_ordinary(token):
-            open_part[1].append(token)
-    parts: list[Part] = [{"type": kind, "text": tokenizer.decode(body)} for kind, body in found]
+        added, *opened = parser.feed(token)
+        parts[-1]["text"] += added["text"]
+        parts += opened
+    parts[-1]["text"] += parser.close()["text"]
     return [part for part in parts if part["text"] or part["type"] != "text"]
+
+
+class PartParser:
+    """Cuts the ids of a completion into its parts while they arrive.
+
+    It ends at `<|assistant_end|>` or `<|bos|>`; ids after that add nothing. Characters of several
+    tokens come whole, with their last token, and bytes that never become one as U+FFFD.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._is_ordinary = tokenizer.is_ordinary
+        self._stream = tokenizer.decode_stream()
+        self._opens: dict[int, PartType] = {}  # what begins after a delimiter
+        for kind, (start, end) in DELIMITERS.items():
+            self._opens |= {tokenizer.special(start): kind, tokenizer.special(end): "text"}
+        self._stops = {tokenizer.special("<|assistant_end|>"), tokenizer.bos}
+        self._kind: PartType = "text"
+        self._ended = False
+
+    def feed(self, token: int) -> list[Part]:
+        """What an id adds to the open part and, after a delimiter, the part that it opens, empty.
+
+        The first may be without text.
+        """
+        added: Part = {"type": self._kind, "text": ""}
+        if token in self._stops:
+            self._ended = True
+        if self._ended or token in self._opens:
+            added = self.close()
+        elif self._is_ordinary(token):
+            added["text"] = self._stream.feed([token])
+        if self._ended or token not in self._opens:
+            return [added]
+        self._kind = self._opens[token]
+        return [added, {"type": self._kind, "text": ""}]
+
+    def close(self) -> Part:
+        """What is left of an unfinished character, once no more ids come."""
+        return {"type": self._kind, "text": self._stream.close()}
 
 
 def opening(system: str) -> str:
@@ -210,16 +244,11 @@ def opening(system: str) -> str:
     return f"{system}\n\n" if system.strip() else ""
 
 
-def _messages(conversation: object) -> list[Message]:
-    if not isinstance(conversation, Mapping) or "messages" not in conversation:
+def _whole(value: object) -> Mapping[str, Any]:
+    """A conversation, once it is seen to be one."""
+    if not isinstance(value, Mapping) or "messages" not in value:
         raise ConversationError('a conversation must be a dict with the key "messages".')
-    messages: list[Message] = conversation["messages"]
-    return messages
-
-
-def _conversation_weight(conversation: object) -> float:
-    """What a conversation as a whole weighs."""
-    return _weight(conversation, "") if isinstance(conversation, Mapping) else 1
+    return value
 
 
 def _weight(fields: Mapping[str, object], where: str) -> float:
@@ -255,25 +284,21 @@ def _refuse(fields: object, where: str) -> None:
             )
 
 
-def unused_fields(value: object) -> Iterator[tuple[str, str]]:
-    """The fields of a conversation that nobody looks at: (of what in FIELDS, name) of each.
+def unused_fields(value: object, kind: str = "conversation") -> Iterator[tuple[str, str]]:
+    """The fields of a conversation that are ignored: (of what in FIELDS, name) of each.
 
     A field that is null is none: columns of a Parquet file are in every row.
     """
-    messages = value.get("messages") if isinstance(value, Mapping) else value
-    yield from _unused("conversation", value)
-    for message in messages if isinstance(messages, list) else ():
-        yield from _unused("message", message)
-        content = message.get("content") if isinstance(message, Mapping) else None
-        for part in content if isinstance(content, list) else ():
-            yield from _unused("part", part)
-
-
-def _unused(kind: str, fields: object) -> Iterator[tuple[str, str]]:
+    fields = value if isinstance(value, Mapping) else {}
     known = (*FIELDS[kind], *(() if kind == "part" else REFUSED))
-    for name in fields if isinstance(fields, Mapping) else ():
-        if fields[name] is not None and name not in known:  # type: ignore[index]
+    for name, said in fields.items():
+        if said is not None and name not in known:
             yield kind, str(name)
+    if kind != "part":
+        field, inner = _INSIDE[kind]
+        items = fields.get(field, value)
+        for item in items if isinstance(items, list) else ():
+            yield from unused_fields(item, inner)
 
 
 def _check_unicode(text: str, where: str) -> None:
@@ -305,8 +330,8 @@ def _segments(conversation: object) -> Iterator[tuple[str, bool, float]]:
 
     Each is a text or the name of a special token, whether it is a name, and its weight in the loss.
     """
-    turns = _turns(_messages(conversation))
-    of_all = _conversation_weight(conversation)
+    whole = _whole(conversation)
+    turns, of_all = _turns(whole["messages"]), _weight(whole, "")
     yield "<|bos|>", True, 0
     for role, parts, weight in turns:
         said = of_all * weight if role == "assistant" else 0
@@ -347,8 +372,15 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, list[Part], float]]:
     turns: list[tuple[str, list[Part], float]] = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
-        role = _check_role(message, where, len(turns), first=index == 0)
-        parts = _check_content(message.get("content"), role, where)
+        if not isinstance(message, Mapping):
+            raise _of_wrong_type(where, message, "it must be a dict with role and content")
+        role, expected = message.get("role"), "assistant" if len(turns) % 2 else "user"
+        if role != expected and not (role == "system" and index == 0):
+            raise ConversationError(
+                f"{where}.role is {role!r}; it must be {expected!r}: user and assistant take "
+                "turns, after at most one system message."
+            )
+        parts = _parts(message.get("content"), role, f"{where}.content")
         weight = _weight(message, f"{where}.")
         if role == "system":
             system = opening(parts[0]["text"])
@@ -361,46 +393,23 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, list[Part], float]]:
     return turns
 
 
-def _check_role(message: object, where: str, turn: int, *, first: bool) -> str:
-    if not isinstance(message, Mapping):
-        raise ConversationError(
-            f"{where} is of type {type(message).__name__}; it must be a dict with role and content."
-        )
-    role = message.get("role")
-    if role == "system" and first:
-        return "system"
-    expected = "user" if turn % 2 == 0 else "assistant"
-    if role != expected:
-        raise ConversationError(
-            f"{where}.role is {role!r}; it must be {expected!r}: user and assistant take turns, "
-            "after at most one system message."
-        )
-    return expected
-
-
-def _check_content(content: object, role: str, where: str) -> list[Part]:
+def _parts(content: object, role: str, where: str) -> list[Part]:
+    """The parts of a message's content, checked; `where` names it in errors."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if role != "assistant" or not isinstance(content, list | tuple):
         expected = "a str or a list of parts" if role == "assistant" else "a str"
-        raise ConversationError(
-            f"{where}.content is of type {type(content).__name__}; for the {role} it must be "
-            f"{expected}."
-        )
+        raise _of_wrong_type(where, content, f"for the {role} it must be {expected}")
     for index, part in enumerate(content):
-        _check_part(part, f"{where}.content[{index}]")
+        at = f"{where}[{index}]"
+        if not isinstance(part, Mapping):
+            raise _of_wrong_type(at, part, "it must be a dict with type and text")
+        if (kind := part.get("type")) not in PART_TYPES:
+            raise ConversationError(f"{at}.type is {kind!r}; it must be one of {PART_TYPES}.")
+        if not isinstance(text := part.get("text"), str):
+            raise _of_wrong_type(f"{at}.text", text, "it must be a str")
     return list(content)
 
 
-def _check_part(part: object, where: str) -> None:
-    if not isinstance(part, Mapping):
-        raise ConversationError(
-            f"{where} is of type {type(part).__name__}; it must be a dict with type and text."
-        )
-    kind = part.get("type")
-    if kind not in PART_TYPES:
-        raise ConversationError(f"{where}.type is {kind!r}; it must be one of {PART_TYPES}.")
-    if not isinstance(part.get("text"), str):
-        raise ConversationError(
-            f"{where}.text is of type {type(part.get('text')).__name__}; it must be a str."
-        )
+def _of_wrong_type(where: str, value: object, expected: str) -> ConversationError:
+    return ConversationError(f"{where} is of type {type(value).__name__}; {expected}.")

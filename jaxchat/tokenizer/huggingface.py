@@ -1,30 +1,38 @@
-"""A tokenizer in the files of Hugging Face's `tokenizers` and `transformers` libraries.
+"""A tokenizer in the files of Hugging Face's `tokenizers` and `transformers`: written and read.
 
 `tokenizers` then gives our ids for any text, but for one thing: in text it reads the name of a
-special token as that token, unless told `encode_special_tokens = True` (transformers:
+special token as that token, unless `encode_special_tokens = True` is set (transformers:
 `split_special_tokens=True`). And `apply_chat_template` of transformers renders a conversation to
 text first, where what a user wrote and what the template wrote look alike. So our template refuses
-with a sentence what it cannot render to exactly the ids of `chat.render`: text that holds the name
-of a special token, and two parts of text side by side.
+with a sentence what it cannot render to exactly the ids of `chat_format.render`: text that holds
+the name of a special token, and two parts of text side by side.
+
+Our encoder merges by rank, as tiktoken does; `tokenizers` merges by the order of a list. They agree
+when the list is in the order of ranks and has, for each token, the pair that its bytes are merged
+from last (see `merges`). A `tokenizer.json` whose ids may differ is refused.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxchat.errors import TokenizerError
 from jaxchat.paths import atomic_open, write_json
-from jaxchat.tokenizer.special import SPECIAL_TOKENS
+from jaxchat.tokenizer.patterns import PATTERNS, SPECIAL_TOKENS
+
+Json = Mapping[str, Any]
 
 OWN_FILE = "tokenizer.tiktoken"  # a folder with it is ours, and its tokenizer.json too
 
-# The same conversations, checks and ids as `chat.render`; `add_generation_prompt` as
-# `chat.render_prompt`. Each tag eats the white space around it, so that what is left is text. Where
-# a user's or the system's content is a list of parts of text, as servers make of every content that
-# a template iterates over, it is their texts one after the other.
+# The same conversations, checks and ids as `chat_format.render`; `add_generation_prompt` as
+# `chat_format.render_prompt`. Each tag eats the white space around it, so that what is left is
+# text. Where a user's or the system's content is a list of parts of text, as servers make of every
+# content that a template iterates over, it is their texts one after the other.
 CHAT_TEMPLATE = """\
 {%- set ns = namespace(turn=0, system='', after_text=false) -%}
 {%- macro checked(text) -%}
@@ -122,7 +130,17 @@ def write_huggingface(tokens: Sequence[bytes], pattern: str, folder: Path) -> No
             "export into another folder."
         )
     settings = _settings(tokens, pattern)  # may raise, before anything is written
-    write_json(folder / "tokenizer_config.json", _config())
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|bos|>",
+        "eos_token": "<|assistant_end|>",
+        # Not the end token: what stands for padding is masked, and the end is to be learned.
+        "pad_token": "<|bos|>",
+        "additional_special_tokens": list(SPECIAL_TOKENS),
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,  # transformers before 4.50 does not read the .jinja file
+    }
+    write_json(folder / "tokenizer_config.json", config)
     with atomic_open(folder / "chat_template.jinja") as file:
         file.write(CHAT_TEMPLATE)
     write_json(folder / "tokenizer.json", settings)
@@ -130,34 +148,23 @@ def write_huggingface(tokens: Sequence[bytes], pattern: str, folder: Path) -> No
 
 def _settings(tokens: Sequence[bytes], pattern: str) -> dict[str, Any]:
     """The content of `tokenizer.json`."""
-    names = {byte: chr(point) for byte, point in byte_alphabet().items()}
-    spelled = ["".join(names[byte] for byte in token) for token in tokens]
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": False,
-        "use_regex": False,
-    }
+    spelled = [_spell(token) for token in tokens]
+    off = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    split = {"pattern": {"Regex": to_oniguruma(pattern)}, "behavior": "Isolated", "invert": False}
+    switches = dict.fromkeys(("add_prefix_space", "trim_offsets", "use_regex"), False)
+    byte_level = {"type": "ByteLevel", **switches}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": token, "content": name, **_ADDED_TOKEN}
+            {"id": token, "content": name, **off, "special": True}
             for token, name in enumerate(SPECIAL_TOKENS, start=len(tokens))
         ],
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": to_oniguruma(pattern)},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-                byte_level,
-            ],
+            "pretokenizers": [{"type": "Split", **split}, byte_level],
         },
         "post_processor": None,
         "decoder": byte_level,
@@ -177,29 +184,6 @@ def _settings(tokens: Sequence[bytes], pattern: str) -> dict[str, Any]:
     }
 
 
-_ADDED_TOKEN = {
-    "single_word": False,
-    "lstrip": False,
-    "rstrip": False,
-    "normalized": False,
-    "special": True,
-}
-
-
-def _config() -> dict[str, Any]:
-    """The content of `tokenizer_config.json`."""
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|bos|>",
-        "eos_token": "<|assistant_end|>",
-        # Not the end token: what stands for padding is masked, and the end is to be learned.
-        "pad_token": "<|bos|>",
-        "additional_special_tokens": list(SPECIAL_TOKENS),
-        "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,  # transformers before 4.50 does not read the .jinja file
-    }
-
-
 def byte_alphabet() -> dict[int, int]:
     """GPT-2's code points for bytes: printable ones for themselves, the others from U+0100 on.
 
@@ -208,6 +192,14 @@ def byte_alphabet() -> dict[int, int]:
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {byte: byte for byte in plain} | {byte: 256 + i for i, byte in enumerate(others)}
+
+
+_BYTES = {chr(point): byte for byte, point in byte_alphabet().items()}
+
+
+def _spell(token: bytes) -> str:
+    """The bytes of a token in GPT-2's alphabet."""
+    return token.decode("latin-1").translate(byte_alphabet())
 
 
 def merges(tokens: Sequence[bytes]) -> list[tuple[int, int]]:
@@ -262,3 +254,102 @@ def to_oniguruma(pattern: str) -> str:
         return {"$": r"\z", "^": r"\A"}[match["anchor"]] if match["anchor"] else match[0]
 
     return _TRANSLATED.sub(translate, pattern)
+
+
+def read_huggingface(path: Path) -> tuple[dict[bytes, int], str, dict[str, int]]:
+    """The ranks of the tokens, the pattern, and the special tokens of a `tokenizer.json`.
+
+    Raises TokenizerError for a file that is missing or damaged, and for a tokenizer whose ids our
+    encoder would not give.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8-sig"))
+        special = {token["content"]: token["id"] for token in settings["added_tokens"]}
+        _check(settings)
+        ranks = _ranks(settings["model"]["vocab"], special)
+        _check_merges(settings["model"], ranks)
+        return ranks, _pattern(settings["pre_tokenizer"]), special
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read ({error.strerror}).") from error
+    except TokenizerError as error:
+        raise TokenizerError(f"{path} cannot be used: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise TokenizerError(
+            f"{path} is damaged or no tokenizer.json of tokenizers ({type(error).__name__})."
+        ) from error
+
+
+def _check(settings: Json) -> None:
+    """Raises TokenizerError for what changes text or ids and our encoder does not do."""
+    model = settings["model"]
+    if model.get("type", "BPE") != "BPE":
+        raise TokenizerError(f"its model is {model.get('type')!r}; it must be BPE.")
+    unwanted = {
+        "a normalizer": settings.get("normalizer"),
+        "dropout": model.get("dropout"),
+        "a prefix of subwords": model.get("continuing_subword_prefix"),
+        "a suffix of words": model.get("end_of_word_suffix"),
+        "byte fallback": model.get("byte_fallback"),
+    }
+    found = [name for name, value in unwanted.items() if value]
+    if found:
+        raise TokenizerError(f"it has {' and '.join(found)}, so that its ids would be others.")
+
+
+def _ranks(vocab: Json, special: Json) -> dict[bytes, int]:
+    """Tokens as bytes; those of the special tokens, which may stand among them, left out."""
+    ranks: dict[bytes, int] = {}
+    for text, rank in vocab.items():
+        if text in special:
+            continue
+        if type(rank) is not int:
+            raise TypeError
+        if not set(text) <= _BYTES.keys():
+            raise TokenizerError(f"its token {text[:40]!r} is not spelled in bytes.")
+        ranks[bytes(_BYTES[character] for character in text)] = rank
+    missing = [name for name in SPECIAL_TOKENS if name not in special]
+    if missing:
+        raise TokenizerError(f"it has no special token {missing[0]}.")
+    return ranks
+
+
+def _check_merges(model: Json, ranks: Mapping[bytes, int]) -> None:
+    """Raises TokenizerError where merging by the list and by rank may differ."""
+    tokens = sorted(ranks, key=lambda token: ranks[token])
+    spelled = [_spell(token) for token in tokens]
+    place = {text: rank for rank, text in enumerate(spelled)}
+    pairs = [tuple(p.split(" ") if isinstance(p, str) else p) for p in model["merges"]]
+    made = [place.get(left + right, -1) for left, right in pairs]
+    wanted = [(spelled[left], spelled[right]) for left, right in merges(tokens)]
+    in_order = all(a <= b for a, b in itertools.pairwise(made)) and -1 not in made
+    unreached = sum(len(token) > 1 for token in tokens) - len(wanted)
+    if not in_order or not set(wanted) <= set(pairs):
+        raise TokenizerError("its merges are not in the order of its ids: ours would be others.")
+    if unreached and not model.get("ignore_merges"):
+        raise TokenizerError("some of its tokens are made by no merge: our ids would be others.")
+
+
+def _pattern(pre: Json) -> str:
+    """Our spelling of the pattern that cuts text into words."""
+    steps = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
+    kinds = [step["type"] for step in steps]
+    last = steps[-1]
+    if kinds[-1] != "ByteLevel" or last.get("add_prefix_space"):
+        raise TokenizerError("it does not cut text into bytes as it is.")
+    if kinds == ["ByteLevel"] and last.get("use_regex", True):
+        return PATTERNS["gpt2"]
+    split = steps[0]
+    cuts = kinds == ["Split", "ByteLevel"] and not last.get("use_regex", True)
+    if not cuts or split["behavior"] != "Isolated" or split.get("invert"):
+        raise TokenizerError(f"it cuts text by {', '.join(kinds)} in a way that ours does not.")
+    regex = split["pattern"]["Regex"]
+    for candidate in (*PATTERNS.values(), _from_oniguruma(regex)):
+        if to_oniguruma(candidate) == regex:
+            return candidate
+    raise TokenizerError(f"its pattern has no equal here: {regex[:200]!r}.")
+
+
+def _from_oniguruma(regex: str) -> str:
+    """Undoes `to_oniguruma`, for what it makes."""
+    regex = re.sub(r"\(\?>((?:\\.|\[[^\]]*\]|\\[pP]\{\w+\}|\w)\{\d+(?:,\d*)?\})\)", r"\1+", regex)
+    return regex.replace(r"\z", "$").replace(r"\A", "^")

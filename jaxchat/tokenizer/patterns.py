@@ -1,4 +1,4 @@
-"""The patterns that cut text into pre-tokens, the pieces that merges never cross."""
+"""Special tokens, and the patterns that cut text into pre-tokens, which merges never cross."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ import re
 from collections.abc import Mapping
 
 from jaxchat.errors import TokenizerError
+
+SPECIAL_TOKENS = (
+    "<|bos|>",
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|output_start|>",
+    "<|output_end|>",
+)
+MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 
 # GPT-4's pattern (cl100k_base) with numbers cut into at most two digits instead of three: small
 # vocabularies have better uses for a thousand tokens. The pattern and the tokens are nanochat's.
@@ -41,7 +54,7 @@ PATTERNS: Mapping[str, str] = {
     ),
 }
 
-_WORD = re.compile(r"[\w .-]*\w[\w .-]*")  # what says how no text but itself is cut
+_WORD = re.compile(r"[\w .-]*\w[\w .-]*")  # as a regular expression it finds itself alone
 
 
 def find_pattern(given: str) -> str:

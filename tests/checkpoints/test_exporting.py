@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from finished_run import finish_run, random_params, tiny_tokenizer
 
-from jaxchat.checkpoints import huggingface, native, safetensors
+from jaxchat.checkpoints import huggingface, native
 from jaxchat.checkpoints.huggingface import obstacles
 from jaxchat.checkpoints.save import save_params
+from jaxchat.checkpoints.tensors import SAFETENSORS, read_tensors, write_safetensors
 from jaxchat.config import loading
 from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import ModelConfig
@@ -91,7 +92,7 @@ def test_the_configuration_leaves_nothing_to_transformers_defaults(exported):
     assert wanted.items() <= config.items()
     generation = json.loads((exported / "classic-hf" / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["do_sample"]) == ([276, 272], False)
-    tensors, metadata = safetensors.read_model(exported / "classic-hf")
+    tensors, metadata = read_tensors(exported / "classic-hf")
     assert len(tensors) == 6 * 2 + 2
     assert metadata["format"] == "pt"  # or transformers does not load it
     assert config["jaxchat_tokenizer_sha256"] == metadata["jaxchat_tokenizer_sha256"]
@@ -153,13 +154,10 @@ def test_an_export_that_fails_leaves_nothing(home, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors, "write_safetensors", full)
+    monkeypatch.setattr(huggingface, "write_safetensors", full)
     with pytest.raises(OSError, match="No space"):
         export_model(home, "classic", "mid", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-
-
-# ---------------------------------------------------------------------------- exchanged parts
 
 
 @pytest.fixture
@@ -190,7 +188,7 @@ def test_a_tokenizer_of_the_same_size_that_is_not_the_models_is_refused(copy, na
 @pytest.mark.parametrize("name", ["classic-hf", "modern-jaxchat"])
 def test_weights_that_are_not_those_that_were_exported_are_refused(copy, name):
     folder = copy(name)
-    path = folder / safetensors.FILE
+    path = folder / SAFETENSORS
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.write_bytes(data)
@@ -200,10 +198,10 @@ def test_weights_that_are_not_those_that_were_exported_are_refused(copy, name):
 def test_what_transformers_fine_tuned_and_saved_again_is_taken(copy):
     """It drops our metadata and keeps what config.json says of the tokenizer."""
     folder = copy("classic-hf")
-    tensors = {name: np.array(a) for name, a in safetensors.read_model(folder)[0].items()}
+    tensors = {name: np.array(a) for name, a in read_tensors(folder)[0].items()}
     tensors["lm_head.weight"] += 1
-    (folder / safetensors.FILE).unlink()
-    safetensors.write_safetensors(folder / safetensors.FILE, tensors, {"format": "pt"})
+    (folder / SAFETENSORS).unlink()
+    write_safetensors(folder / SAFETENSORS, tensors, {"format": "pt"})
     assert import_run.read_model(folder, None, None).notes == ()
 
 

@@ -33,8 +33,8 @@ def paths(server):
 
 
 def test_a_model_of_transformers_is_fetched_and_read(hub, tmp_path):
-    folder, told = fetch_model(tmp_path, "owner/hugging", "main")
-    assert told == f"owner/hugging@{COMMIT[:12]}"
+    folder, label = fetch_model(tmp_path, "owner/hugging", "main")
+    assert label == f"owner/hugging@{COMMIT[:12]}"
     assert folder == tmp_path / "data" / "models" / "owner--hugging" / COMMIT
     assert import_run.read_model(folder, None, None).format == "transformers"
     assert "logits.npz" not in paths(hub)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from torch_writer import save
 
-from jaxchat.checkpoints import safetensors
+from jaxchat.checkpoints.tensors import SAFETENSORS, read_tensors, write_safetensors
 from jaxchat.checkpoints.torch_file import read_torch
 from jaxchat.cli import session
 from jaxchat.errors import ArtifactError, ConfigError, TokenizerError
@@ -24,7 +24,7 @@ from jaxchat.model.gpt import forward
 from jaxchat.runs import import_run, run_dir, runner
 from jaxchat.runs.opening import open_model
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
-from jaxchat.tokenizer.special import SPECIAL_TOKENS
+from jaxchat.tokenizer.patterns import SPECIAL_TOKENS
 
 jitted = jax.jit(forward, static_argnums=2)
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -116,10 +116,10 @@ def hugging(tmp_path):
     """A copy of transformers' model to take apart, in one file."""
     folder = tmp_path / "hugging"
     shutil.copytree(FOLDERS["transformers"], folder)
-    tensors, _ = safetensors.read_model(FOLDERS["transformers"])
+    tensors, _ = read_tensors(FOLDERS["transformers"])
     for path in folder.glob("model*"):
         path.unlink()
-    safetensors.write_safetensors(folder / safetensors.FILE, tensors, {})
+    write_safetensors(folder / SAFETENSORS, tensors, {})
     return folder
 
 
@@ -133,13 +133,11 @@ def refused(folder, step=None, tokenizer=None, error=ArtifactError):
 
 def change_tensors(folder, change):
     """Changes the tensors of a folder of either kind."""
-    if (path := folder / safetensors.FILE).exists():
-        tensors = {
-            name: np.array(array) for name, array in safetensors.read_model(folder)[0].items()
-        }
+    if (path := folder / SAFETENSORS).exists():
+        tensors = {name: np.array(array) for name, array in read_tensors(folder)[0].items()}
         change(tensors)
         path.unlink()
-        safetensors.write_safetensors(path, tensors, {})
+        write_safetensors(path, tensors, {})
     else:
         path = folder / "model_000007.pt"
         tensors = {name: np.array(array) for name, array in read_torch(path).items()}
@@ -148,8 +146,8 @@ def change_tensors(folder, change):
 
 
 def change_json(path, **changed):
-    told = json.loads(path.read_text()) | changed
-    path.write_text(json.dumps({key: value for key, value in told.items() if value is not ...}))
+    content = json.loads(path.read_text()) | changed
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
 
 
 def without(name):
@@ -217,10 +215,10 @@ def test_other_architectures_are_refused(hugging, changed, sentence):
 
 
 def test_files_that_are_cut_off_or_missing_are_refused(hugging, nanochat):
-    for path in (hugging / safetensors.FILE, nanochat / "model_000007.pt"):
+    for path in (hugging / SAFETENSORS, nanochat / "model_000007.pt"):
         path.write_bytes(path.read_bytes()[:-100])
         assert "damaged, cut off" in refused(path.parent)
-    (hugging / safetensors.FILE).unlink()
+    (hugging / SAFETENSORS).unlink()
     assert "does not exist" in refused(hugging)
     (nanochat / "meta_000007.json").unlink()
     assert "does not exist" in refused(nanochat)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat.checkpoints.nanochat_names import nanochat_name, params_from_nanochat
+from jaxchat.checkpoints.nanochat import nanochat_name, params_from_nanochat
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model.gpt import init_params
 

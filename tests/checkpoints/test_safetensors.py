@@ -1,4 +1,4 @@
-"""Our reader and writer of safetensors, beside the reference's."""
+"""Files of safetensors: what we write and read, beside what the package does."""
 
 import json
 
@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.checkpoints.safetensors import (
-    FILE,
+from jaxchat.checkpoints.tensors import (
     INDEX,
-    read_model,
+    SAFETENSORS,
     read_safetensors,
+    read_tensors,
     write_safetensors,
 )
 from jaxchat.errors import ArtifactError
@@ -56,6 +56,14 @@ def test_what_is_written_is_read(tmp_path):
     assert int.from_bytes((tmp_path / "a").read_bytes()[:8], "little") % 8 == 0
 
 
+def test_every_bfloat16_comes_back_to_the_bit(tmp_path):
+    bits = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    write_safetensors(tmp_path / "a", {"x": bits.view(jnp.bfloat16).T}, {})
+    found = read_safetensors(tmp_path / "a")[0]["x"]
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found.view(np.uint16), bits.T)
+
+
 def test_no_tensors_at_all(tmp_path):
     write_safetensors(tmp_path / "a", {}, {})
     assert read_safetensors(tmp_path / "a") == ({}, {})
@@ -78,26 +86,30 @@ def test_the_reference_reads_ours_and_ours_the_references(tmp_path):
 @pytest.mark.parametrize(
     ("header", "size", "sentence"),
     [
-        ({"x": entry(0, 4)}, 3, "take 4 bytes, but 3 are there"),
-        ({"x": entry(0, 4)}, 5, "take 4 bytes, but 5 are there"),
-        ({"x": entry(4, 8)}, 8, "does not begin where"),
-        ({"x": entry(0, 4), "y": entry(0, 4)}, 4, "does not begin where"),
-        ({"x": entry(0, 4), "y": entry(8, 12)}, 12, "does not begin where"),
-        ({"x": entry(0, 8)}, 8, "more or fewer bytes"),
-        ({"x": entry(0, 4, (2**40, 2**40))}, 4, "more or fewer bytes"),
-        ({"x": entry(0, 4, (-1,))}, 4, "not whole numbers"),
-        ({"x": entry(0, 4, (1.0,))}, 4, "not whole numbers"),
-        ({"x": entry(0, 4, (True,))}, 4, "not whole numbers"),
-        ({"x": entry(8, 4)}, 4, "more or fewer bytes"),
-        ({"x": entry(0, 4, dtype="F8_E4M3")}, 4, "the type 'F8_E4M3'"),
-        ({"x": {"dtype": "F32", "shape": [1]}}, 4, "no type, shape or place"),
-        ({"x": 1}, 0, "no type, shape or place"),
-        ({"__metadata__": {"a": 1}}, 0, "no table of strings"),
-        ([], 0, "no table"),
-        (b"{", 0, "header is longer"),
-        (b"{{", 0, "Expecting"),
+        ({"x": entry(0, 4)}, 3, "not fully covered"),
+        ({"x": entry(0, 4)}, 5, "not fully covered"),
+        ({"x": entry(4, 8)}, 8, "invalid offset for tensor"),
+        ({"x": entry(0, 4), "y": entry(0, 4)}, 4, "invalid offset for tensor"),
+        ({"x": entry(0, 4), "y": entry(8, 12)}, 12, "invalid offset for tensor"),
+        ({"x": entry(0, 8)}, 8, "invalid shape, data type, or offset"),
+        ({"x": entry(0, 4, (2**40, 2**40))}, 4, "overflow computing buffer size"),
+        ({"x": entry(0, 4, (-1,))}, 4, "integer `-1`, expected usize"),
+        ({"x": entry(0, 4, (1.0,))}, 4, "floating point `1.0`, expected usize"),
+        ({"x": entry(0, 4, (True,))}, 4, "boolean `true`, expected usize"),
+        ({"x": entry(8, 4)}, 4, "invalid offset for tensor"),
+        ({"x": entry(0, 4, (4,), "F8_E4M3")}, 4, "the type F8_E4M3"),
+        ({"x": entry(0, 4, dtype="F8_E4M3")}, 4, "invalid shape, data type, or offset"),
+        ({"x": {"dtype": "F32", "shape": [1]}}, 4, "missing field `data_offsets`"),
+        ({"x": 1}, 0, "invalid type: integer `1`"),
+        ({"__metadata__": {"a": 1}}, 0, "expected a string"),
+        ([], 0, "invalid type: sequence"),
+        (b"{", 0, "EOF while parsing"),
+        (b"{{", 0, "key must be a string"),
         (b'{"a":' * 9_000, 0, "damaged"),
-        (b'{"x":1,"x":2}', 0, "a name twice"),
+        (b'{"x":1,"x":2}', 0, "invalid type: integer `1`"),
+        (b"{%s,%s}" % ((b'"x":' + json.dumps(entry(0, 4)).encode(),) * 2), 4, "a name twice"),
+        ({"x": entry(0, 4, (1,) * 70)}, 4, "maximum supported dimension"),
+        ({"x": entry(0, 0, (0, 2**62))}, 0, "array is too big"),
     ],
 )
 def test_headers_that_are_wrong_are_refused(tmp_path, header, size, sentence):
@@ -106,7 +118,8 @@ def test_headers_that_are_wrong_are_refused(tmp_path, header, size, sentence):
 
 def test_lengths_that_are_wrong_are_refused(tmp_path):
     path = tmp_path / "a"
-    for data in (b"", b"\x05", (2**63).to_bytes(8, "little") + b"{}", bytes(8)):
+    lengths = (2**63, 101 << 20, 3, 0)
+    for data in (b"", b"\x05", *(n.to_bytes(8, "little") + b"{}" for n in lengths), bytes(8)):
         path.write_bytes(data)
         refused(path)
     assert "does not exist" in refused(tmp_path / "b")
@@ -125,7 +138,7 @@ def in_two(folder, **changed):
 
 def test_a_model_in_several_files_is_read(tmp_path):
     in_two(tmp_path)
-    assert read_model(tmp_path)[0].keys() == TENSORS.keys()
+    assert read_tensors(tmp_path)[0].keys() == TENSORS.keys()
 
 
 @pytest.mark.parametrize(
@@ -142,14 +155,14 @@ def test_a_model_in_several_files_is_read(tmp_path):
 def test_an_index_that_lies_is_refused(tmp_path, changed, sentence):
     in_two(tmp_path, **changed)
     with pytest.raises(ArtifactError, match=sentence):
-        read_model(tmp_path)
+        read_tensors(tmp_path)
 
 
 def test_an_index_that_is_none_is_refused(tmp_path):
     for text in ("[]", "{}", '{"weight_map": []}', "{"):
         (tmp_path / INDEX).write_text(text)
         with pytest.raises(ArtifactError):
-            read_model(tmp_path)
+            read_tensors(tmp_path)
     (tmp_path / INDEX).unlink()
-    with pytest.raises(ArtifactError, match=f"{FILE} does not exist"):
-        read_model(tmp_path)
+    with pytest.raises(ArtifactError, match=f"{SAFETENSORS} does not exist"):
+        read_tensors(tmp_path)

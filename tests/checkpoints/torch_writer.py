@@ -26,10 +26,10 @@ class Tensor:
 
     def __init__(self, key, array, **changed):
         stride = tuple(n // array.itemsize for n in np.ascontiguousarray(array).strides)
-        told = {"offset": 0, "size": array.shape, "stride": stride, "count": array.size}
-        told |= changed
-        self.storage = _Storage(str(key), str(array.dtype), told["count"])
-        self.arguments = (told["offset"], told["size"], told["stride"], False, OrderedDict())
+        fields = {"offset": 0, "size": array.shape, "stride": stride, "count": array.size}
+        fields |= changed
+        self.storage = _Storage(str(key), str(array.dtype), fields["count"])
+        self.arguments = (fields["offset"], fields["size"], fields["stride"], False, OrderedDict())
 
     def __reduce__(self):
         return _fake("torch._utils", "_rebuild_tensor_v2"), (self.storage, *self.arguments)

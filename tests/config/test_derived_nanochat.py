@@ -12,7 +12,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jaxchat.checkpoints.nanochat_names import nanochat_name
+from jaxchat.checkpoints.nanochat import nanochat_name
 from jaxchat.config.derive import count_params, flops_per_token, scaling_params
 from jaxchat.config.loading import from_document
 from jaxchat.config.schema import ModelConfig, OptimConfig

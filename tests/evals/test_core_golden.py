@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.checkpoints.nanochat_names import params_from_nanochat
+from jaxchat.checkpoints.nanochat import params_from_nanochat
 from jaxchat.config.derive import derive_model, windows
 from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.evals.core.bundle import read_bundle, read_examples

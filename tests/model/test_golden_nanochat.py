@@ -16,7 +16,7 @@ import optax
 import pytest
 from gpt_reference import logits_of
 
-from jaxchat.checkpoints.nanochat_names import params_from_nanochat
+from jaxchat.checkpoints.nanochat import params_from_nanochat
 from jaxchat.config.derive import derive_horizon, derive_model
 from jaxchat.config.schema import OptimConfig
 from jaxchat.evals.bpb import bits_per_byte

@@ -84,10 +84,10 @@ def test_the_corpus_is_never_held() -> None:
 
 
 def test_progress_counts_the_merges() -> None:
-    told: list[int] = []
-    tokenizer = train_tokenizer(DOCUMENTATION, 4096, progress=told.append)
-    assert told == sorted(told)
-    assert told[-1] == tokenizer.vocab_size - 265 == 4096 - 265
+    calls: list[int] = []
+    tokenizer = train_tokenizer(DOCUMENTATION, 4096, progress=calls.append)
+    assert calls == sorted(calls)
+    assert calls[-1] == tokenizer.vocab_size - 265 == 4096 - 265
 
 
 def test_an_error_of_the_progress_callback_stops_the_training() -> None:

@@ -270,11 +270,11 @@ def test_any_conversation_has_the_ids_of_render_or_is_refused(both_ours, system,
     try:
         found = template_ids(both_ours, messages)
     except TemplateRefusal as refusal:
-        found, told = expected, str(refusal)
+        found, message = expected, str(refusal)
     else:
-        told = ""
+        message = ""
     assert found == expected
-    assert not told or "become a special token" in told or "side by side" in told
+    assert not message or "become a special token" in message or "side by side" in message
 
 
 @pytest.mark.parametrize(

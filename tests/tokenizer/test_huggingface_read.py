@@ -21,9 +21,9 @@ def folder(tmp_path):
 
 def change(folder, edit):
     path = folder / "tokenizer.json"
-    told = json.loads(path.read_text())
-    edit(told)
-    path.write_text(json.dumps(told))
+    settings = json.loads(path.read_text())
+    edit(settings)
+    path.write_text(json.dumps(settings))
     return path
 
 
@@ -43,17 +43,17 @@ def test_what_transformers_converted_from_tiktoken_is_read():
 
 
 def test_gpt2s_own_cutting_is_known(folder):
-    def edit(told):
-        told["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False}
+    def edit(settings):
+        settings["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False}
 
     assert Tokenizer.from_huggingface(change(folder, edit)).pattern == PATTERNS["gpt2"]
 
 
 def setting(*keys, value):
-    def edit(told):
+    def edit(settings):
         for key in keys[:-1]:
-            told = told[key]
-        told[keys[-1]] = value
+            settings = settings[key]
+        settings[keys[-1]] = value
 
     return edit
 
@@ -66,14 +66,14 @@ def setting(*keys, value):
         (setting("model", "byte_fallback", value=True), "byte fallback"),
         (setting("model", "type", value="Unigram"), "'Unigram'; it must be BPE"),
         (setting("model", "merges", value=[]), "not in the order of its ids"),
-        (lambda told: told["model"]["merges"].reverse(), "not in the order of its ids"),
-        (lambda told: told["model"]["merges"].append(["q", "q"]), "not in the order of its ids"),
-        (lambda told: told["added_tokens"].pop(), "no special token <|output_end|>"),
-        (lambda told: told["added_tokens"][0].update(id=0), "numbers or order"),
-        (lambda told: told["added_tokens"].append({"content": "<pad>", "id": 999}), "'<pad>'"),
-        (lambda told: told["model"]["vocab"].update({"\u4e00": 281}), "not spelled in bytes"),
-        (lambda told: told["model"]["vocab"].update(a=1.5), "damaged"),
-        (lambda told: told["model"]["vocab"].update(a=3), "0, 1, 2 and so on"),
+        (lambda spec: spec["model"]["merges"].reverse(), "not in the order of its ids"),
+        (lambda spec: spec["model"]["merges"].append(["q", "q"]), "not in the order of its ids"),
+        (lambda spec: spec["added_tokens"].pop(), "no special token <|output_end|>"),
+        (lambda spec: spec["added_tokens"][0].update(id=0), "numbers or order"),
+        (lambda spec: spec["added_tokens"].append({"content": "<pad>", "id": 999}), "'<pad>'"),
+        (lambda spec: spec["model"]["vocab"].update({"\u4e00": 281}), "not spelled in bytes"),
+        (lambda spec: spec["model"]["vocab"].update(a=1.5), "damaged"),
+        (lambda spec: spec["model"]["vocab"].update(a=3), "0, 1, 2 and so on"),
         (setting("pre_tokenizer", value=None), "damaged"),
         (setting("pre_tokenizer", value={"type": "Whitespace"}), "into bytes as it is"),
         (

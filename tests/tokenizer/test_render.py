@@ -179,7 +179,7 @@ some_text = any_text.filter(bool)
 
 
 def apart(parts: list[Part]) -> bool:
-    """No two texts side by side: they cannot be told from one."""
+    """No two texts side by side: they cannot be distinguished from one."""
     return all((a["type"], b["type"]) != ("text", "text") for a, b in pairwise(parts))
 
 

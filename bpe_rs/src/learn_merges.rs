@@ -1,17 +1,18 @@
+//! Training: finds the most frequent pair of adjacent tokens and merges it, again and again.
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
 use rustc_hash::FxHashMap;
 
+use crate::Id;
 use crate::count::WordCounts;
 
-/// A token's place in the vocabulary: 0..=255 are the bytes.
-pub type Id = u32;
 /// Two adjacent tokens.
 pub type Pair = (Id, Id);
 
-/// One distinct pre-token: a stretch of `Merger::ids`, and how often it was seen.
+/// One distinct pre-token: a stretch of `MergeLearner::ids`, and how often it was seen.
 struct Word {
     start: u32,
     len: u32,
@@ -36,7 +37,7 @@ struct Place {
 ///
 /// The heap is lazy: the count of a pair never rises after the merge that made it, so an entry
 /// is an upper bound, and one that is found out of date goes back with the exact count.
-pub struct Merger {
+pub struct MergeLearner {
     ids: Vec<Id>,
     words: Vec<Word>,
     places: FxHashMap<Pair, Place>,
@@ -44,10 +45,10 @@ pub struct Merger {
     heap: BinaryHeap<(u64, Reverse<Pair>)>,
 }
 
-impl Merger {
+impl MergeLearner {
     /// Cuts the words into bytes and indexes their pairs.
     pub fn new(counts: &WordCounts) -> Self {
-        let mut merger = Self {
+        let mut learner = Self {
             ids: Vec::new(),
             words: Vec::new(),
             places: FxHashMap::default(),
@@ -56,14 +57,14 @@ impl Merger {
         counts.for_each(|word, count| {
             // A word of one byte has no pair.
             if word.len() > 1 {
-                merger.add_word(word, count);
+                learner.add_word(word, count);
             }
         });
-        let entries = merger.places.iter();
-        merger.heap = entries
+        let entries = learner.places.iter();
+        learner.heap = entries
             .map(|(&pair, place)| (place.count, Reverse(pair)))
             .collect();
-        merger
+        learner
     }
 
     fn add_word(&mut self, bytes: &[u8], count: u64) {
@@ -200,7 +201,7 @@ mod tests {
         assert_eq!(merged(&[1, 2, 3], (3, 1)), [1, 2, 3]);
     }
 
-    /// After every merge the index must equal one counted afresh.
+    /// After every merge the index must equal a new count.
     #[test]
     fn counts_stay_exact() {
         let words = ["aaaa", "abab", "aabaab", "banana", "aaaaaaa", "b"];
@@ -209,20 +210,20 @@ mod tests {
         for (word, count) in words.iter().zip(1..) {
             counts.add(&vec![word; count], &splitter).unwrap();
         }
-        let mut merger = Merger::new(&counts);
+        let mut learner = MergeLearner::new(&counts);
         let mut next = 256;
-        while let Some(best) = merger.pop_best() {
-            merger.merge(best, next);
+        while let Some(best) = learner.pop_best() {
+            learner.merge(best, next);
             next += 1;
             let mut fresh: FxHashMap<Pair, u64> = FxHashMap::default();
-            for word in &merger.words {
-                for pair in merger.ids[word.place()].windows(2) {
+            for word in &learner.words {
+                for pair in learner.ids[word.place()].windows(2) {
                     *fresh.entry((pair[0], pair[1])).or_default() += word.count;
                 }
             }
-            let kept = merger.places.iter().filter(|(_, place)| place.count > 0);
-            let kept: FxHashMap<Pair, u64> = kept.map(|(&pair, p)| (pair, p.count)).collect();
-            assert_eq!(kept, fresh);
+            let held = learner.places.iter().filter(|(_, place)| place.count > 0);
+            let held: FxHashMap<Pair, u64> = held.map(|(&pair, p)| (pair, p.count)).collect();
+            assert_eq!(held, fresh);
         }
         assert!(next > 260, "only {} merges were made", next - 256);
     }

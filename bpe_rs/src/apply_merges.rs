@@ -1,4 +1,4 @@
-//! Encoding one pre-token: merging its bytes by rank, exactly as tiktoken does.
+//! Encoding: merges the bytes of one pre-token by rank, exactly as tiktoken does.
 //!
 //! Again and again the adjacent pair whose joined bytes have the lowest rank becomes one token, the
 //! leftmost of equals first.
@@ -8,8 +8,7 @@ use std::collections::BinaryHeap;
 
 use rustc_hash::FxHashMap;
 
-use crate::Error;
-use crate::merge::Id;
+use crate::{Error, Id};
 
 /// Longer pre-tokens are merged with a queue, shorter ones by looking at every pair each time.
 const SCANNED: usize = 48;
