@@ -15,7 +15,8 @@ from typing import Any
 from jaxchat import paths
 from jaxchat.cli.args import port, positive, real, seconds, whole
 from jaxchat.config import numbers
-from jaxchat.config.schema import ServeConfig, build
+from jaxchat.config.fields import build
+from jaxchat.config.operations import ServeConfig
 from jaxchat.data.files.compressed import Unreadable
 from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError

@@ -1,13 +1,13 @@
-"""What a training step holds in a device's memory, term by term, before anything is compiled.
+"""Estimated memory of a training step on a device, term by term, before anything is compiled.
 
-Pure arithmetic, without jax (layer 1). Sizes are bytes of one device. What a step is given (the
-state and the batch) is exact: the cuts are those of `sharding` and `optim.shares`, and a test
-compares. The rest follows from what `model.gpt`, `model.attention` and `losses` keep for the
-backward pass, and from reading the buffers that XLA 0.10.2 assigns on a CPU: numbers that only the
-compiler can explain stand below as "measured". On a CPU a peak is within 15% of XLA's own
-(tests/config/test_memory.py). On a GPU the terms are those that XLA cannot do without. Large products of
-bfloat16 over float32 activations (`compute.products`) are not told apart: such a step takes about
-as much, and less, by a quarter at most, where the optimizer is its peak.
+Pure arithmetic, without jax. Sizes are bytes of one device. The arguments of a step (state and
+batch) are exact: partitions are those of `parallel.mesh` and `optim.zero`, and a test compares. The
+rest follows from what `model.gpt`, `model.attention` and `model.loss` save for the backward pass,
+and from reading the buffers that XLA 0.10.2 assigns on a CPU: numbers that only the compiler can
+explain are marked "measured" below. On a CPU a peak is within 15% of XLA's own
+(tests/config/test_memory.py). On a GPU the terms are those that XLA cannot do without. Large
+products of bfloat16 over float32 activations (`compute.products`) are not distinguished: such a
+step takes about as much, and less, by a quarter at most, where the optimizer is its peak.
 
 Axes: T time, D width, H query heads, G key/value heads, K head size, F = 4D hidden, V vocabulary,
 L layers. Meshes are (data, fsdp, tensor).

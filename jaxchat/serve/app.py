@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 import jaxchat
-from jaxchat.config.schema import ServeConfig
+from jaxchat.config.operations import ServeConfig
 from jaxchat.serve import metrics, models, page_files, prompt, schema
 from jaxchat.serve.answer import Answer, EventStream
 from jaxchat.serve.failures import ApiError, bad_request, unavailable

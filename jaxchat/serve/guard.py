@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxchat.config.schema import LOOPBACK, ServeConfig
+from jaxchat.config.operations import LOOPBACK, ServeConfig
 from jaxchat.serve.failures import ApiError
 from jaxchat.serve.metrics import Metrics
 

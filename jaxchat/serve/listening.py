@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from jaxchat.config.schema import ServeConfig
+from jaxchat.config.operations import ServeConfig
 from jaxchat.errors import ConfigError
 
 BACKLOG = 512

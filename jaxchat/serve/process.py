@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from jaxchat.config.schema import ServeConfig
+from jaxchat.config.operations import ServeConfig
 from jaxchat.serve.scheduler import Scheduler
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

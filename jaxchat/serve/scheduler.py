@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from jaxchat.config.schema import ServeConfig
+from jaxchat.config.operations import ServeConfig
 from jaxchat.inference.request import EngineError
 from jaxchat.inference.service import Job, Service
 from jaxchat.serve.failures import ApiError, bad_request, busy, unavailable

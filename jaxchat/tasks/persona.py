@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config.schema import unknown_key
+from jaxchat.config.fields import check_keys
 from jaxchat.data.files.compressed import Unreadable
 from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError
@@ -48,17 +48,14 @@ def make_persona(document: Mapping[str, Any], where: str) -> Persona:
 
     Raises ConfigError for unknown keys, empty texts, and a question with two answers.
     """
-    for key in document:
-        if key not in _KEYS:
-            raise unknown_key(where, key, _KEYS)
+    check_keys(document, _KEYS, where)
     name = _text(document.get("name", DEFAULT_PERSONA.name), f"{where}: name")
     answers = document.get("answers", {})
     if not isinstance(answers, Mapping):
         raise ConfigError(f"{where}: answers is {answers!r}; it must be a table, [answers].")
     known = [intent.name for intent in INTENTS]
+    check_keys(answers, known, f"{where} [answers]")
     for key, answer in answers.items():
-        if key not in known:
-            raise unknown_key(f"{where} [answers]", key, known)
         _text(answer, f"{where}: answers.{key}")
     intents = [replace(one, answer=answers.get(one.name, one.answer)) for one in INTENTS]
     more = document.get("more", [])
@@ -71,9 +68,7 @@ def make_persona(document: Mapping[str, Any], where: str) -> Persona:
 
 def _intent(table: Mapping[str, Any], number: int, where: str) -> Intent:
     place = f"{where}, [[more]] number {number}"
-    for key in table:
-        if key not in _MORE_KEYS:
-            raise unknown_key(place, key, _MORE_KEYS)
+    check_keys(table, _MORE_KEYS, place)
     questions = table.get("questions")
     if not isinstance(questions, list) or not questions:
         raise ConfigError(
