@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxchat.signals import NOTICES, REQUEUE, Interrupted, raise_interrupted
+from jaxchat.signals import REQUEUE, Interrupted, install_handlers
 
 
 class ConfigError(ValueError):
@@ -54,8 +54,7 @@ def guarded(work: Callable[[], int], home: Path) -> int:
 
     Any other exception is a bug of ours and keeps its traceback. `home` is where files are written.
     """
-    for number in NOTICES:  # training, which saves first, notes them itself
-        signal.signal(number, raise_interrupted)
+    install_handlers()
     try:
         return work()
     except BrokenPipeError:  # whoever read our output has left

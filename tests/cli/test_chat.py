@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from finished_run import finish_run, random_params, tiny_config, tiny_tokenizer
 
-from jaxchat.cli import session
+from jaxchat.cli import conversation
+from jaxchat.cli.conversation import Chat, MessageTooLongError, Sampling
 from jaxchat.cli.main import main
-from jaxchat.cli.session import Chat, MessageTooLongError, Sampling
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
@@ -68,23 +68,23 @@ def joined(pieces) -> list[Part]:
 
 
 def test_the_last_complete_stage_talks(root):
-    assert session.load(root, None, None, Sampling()).stage == "rl"
+    assert conversation.load(root, None, None, Sampling()).stage == "rl"
     (root / "runs" / "tiny" / "rl" / "done.json").unlink()
-    loaded = session.load(root, "tiny", None, Sampling())
+    loaded = conversation.load(root, "tiny", None, Sampling())
     assert (loaded.stage, loaded.name) == ("sft", "tiny/sft")
-    assert session.load(root, None, "mid", Sampling()).stage == "mid"
+    assert conversation.load(root, None, "mid", Sampling()).stage == "mid"
 
 
 def test_a_stage_that_is_not_complete_says_which_are(root):
     (root / "runs" / "tiny" / "rl" / "done.json").unlink()
     with pytest.raises(ArtifactError, match=r"no model rl \(complete there: sft, mid\)"):
-        session.load(root, None, "rl", Sampling())
+        conversation.load(root, None, "rl", Sampling())
 
 
 def test_a_run_without_any_model_says_what_to_do(root):
     (root / "runs" / "tiny" / "base" / "done.json").unlink()
     with pytest.raises(ArtifactError, match=r"no model to talk to .*run_speedrun\.py"):
-        session.load(root, None, None, Sampling())
+        conversation.load(root, None, None, Sampling())
 
 
 def test_models_of_other_settings_are_not_taken_for_this_run(root, config):
@@ -92,7 +92,7 @@ def test_models_of_other_settings_are_not_taken_for_this_run(root, config):
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, n_embd=32))
     run_dir.write_config(run, other)
     with pytest.raises(ArtifactError, match="no model to talk to"):
-        session.load(root, None, None, Sampling())
+        conversation.load(root, None, None, Sampling())
 
 
 def test_a_damaged_model_is_one_sentence(root):
@@ -100,13 +100,13 @@ def test_a_damaged_model_is_one_sentence(root):
         if file.is_file() and file.name != "meta.json":
             file.write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match="--force") as caught:
-        session.load(root, None, None, Sampling())
+        conversation.load(root, None, None, Sampling())
     assert "\n" not in str(caught.value)
 
 
 def test_another_stage_goes_on_with_the_conversation(root):
-    loaded = session.load(root, None, "rl", Sampling(max_tokens=20))
-    alone = session.load(root, None, "sft", Sampling(max_tokens=20))
+    loaded = conversation.load(root, None, "rl", Sampling(max_tokens=20))
+    alone = conversation.load(root, None, "sft", Sampling(max_tokens=20))
     before = joined(loaded.chat.ask("who are you"))
     loaded = loaded.switched("sft")
     assert loaded.name == "tiny/sft"
@@ -201,7 +201,7 @@ def failed_run(root, name="failed"):
 def test_a_run_that_failed_at_once_is_passed_over(root, capsys):
     failed_run(root)
     assert run_dir.find(root, None).name == "failed"
-    assert session.load(root, None, None, Sampling()).name == "tiny/rl"
+    assert conversation.load(root, None, None, Sampling()).name == "tiny/rl"
     assert main(["chat", "--home", str(root), "-p", "who", "--max-tokens", "2"]) == 0
     assert capsys.readouterr().err.startswith(
         "jaxchat: the last run, failed, has no model to talk to; this is tiny.\n"
