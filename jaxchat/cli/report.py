@@ -1,4 +1,4 @@
-"""`jaxchat report`: a run's report as it stands now, or two runs compared (layer 5).
+"""`jaxchat report`: a run's report as it stands now, or two runs compared.
 
 Nothing heavy is imported before the command runs.
 """
@@ -15,17 +15,11 @@ from jaxchat.paths import atomic_open, home
 from jaxchat.runs import run_dir
 
 
-def add_report(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    parents: Sequence[argparse.ArgumentParser] = (),
-) -> None:
-    """Adds report to the subcommands of `jaxchat`; `parents` hold the common arguments."""
-    parser = commands.add_parser(
-        "report",
-        parents=list(parents),
-        help="make a run's report of what there is of it, or compare two",
-        description="Makes report.md, report.html and report.json of the stages a run has, and "
-        "prints the metrics. With two runs: compares them.",
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """The options of `jaxchat report`."""
+    parser.description = (
+        "Makes report.md, report.html and report.json of the stages a run has, and prints the "
+        "metrics. With two runs: compares them."
     )
     parser.add_argument(
         "runs",

@@ -1,13 +1,11 @@
 """`jaxchat data prepare`: what it says, what it goes on with, what it refuses."""
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 
-from jaxchat.cli.data_prepare import add_prepare
-from jaxchat.cli.main import main
+from jaxchat.cli.main import main, parse
 from jaxchat.data.shard_folder import ShardFolder
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.tokenizer import Tokenizer
@@ -26,9 +24,7 @@ def folders(tmp_path: Path) -> list[str]:
 
 
 def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_prepare(parser.add_subparsers(required=True))
-    args = parser.parse_args(["prepare", *arguments])
+    args = parse(["data", "prepare", *arguments])
     args.home = args.out.parent / "home"
     code: int = args.run_command(args)
     return code

@@ -1,14 +1,13 @@
 """`jaxchat data show`: what is learned can be seen, with colours and without."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jaxchat.cli import data_show
 from jaxchat.cli.data_show import lines_of
+from jaxchat.cli.main import parse
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.tokenizer import Conversation, render, train_tokenizer
 
@@ -50,11 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def show(folder: Path, *arguments: str) -> int:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--home", type=Path, default=folder / "home")
-    parser = argparse.ArgumentParser()
-    data_show.add_show(parser.add_subparsers(), [common])
-    args = parser.parse_args(["show", *arguments])
+    args = parse(["--home", str(folder / "home"), "data", "show", *arguments])
     code: int = args.run_command(args)
     return code
 

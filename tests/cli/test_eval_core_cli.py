@@ -1,6 +1,5 @@
 """jaxchat eval core and bpb: over a run, interrupted, and gone on with."""
 
-import argparse
 import dataclasses
 import json
 import math
@@ -13,13 +12,10 @@ import pytest
 
 from jaxchat.checkpoints.save import save_params
 from jaxchat.cli import main
-from jaxchat.cli.eval_bpb import add_bpb
-from jaxchat.cli.eval_core import add_core
 from jaxchat.config import loading
 from jaxchat.data.inputs import InputFile, Inputs, read_inputs, write_inputs
 from jaxchat.data.shards import ShardInput, hash_of, prepare_shards
 from jaxchat.data.text_rows import text_folder
-from jaxchat.errors import guarded
 from jaxchat.evals.core import evaluate
 from jaxchat.model.gpt import forward, init_params
 from jaxchat.runs import report, run_dir, runner
@@ -87,14 +83,7 @@ def home(tmp_path_factory):
 
 def command(home, *arguments):
     """The exit code of `jaxchat eval ...`."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--home", type=Path)
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers(required=True)
-    add_core(commands, [common])
-    add_bpb(commands, [common])
-    args = parser.parse_args([*arguments, "--home", str(home)])
-    return guarded(lambda: args.run_command(args), home)
+    return main.main(["eval", *arguments, "--home", str(home)])
 
 
 def test_core_is_told_kept_dumped_and_goes_on_where_it_stopped(home, tmp_path, capsys, monkeypatch):

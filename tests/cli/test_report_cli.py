@@ -1,23 +1,18 @@
 """`jaxchat report`: one run, or two, by name or by path."""
 
-import argparse
 from pathlib import Path
 
 import pytest
 from report_records import make_config, make_done, write_run
 
 from jaxchat import paths
-from jaxchat.cli.report import add_report
+from jaxchat.cli.main import parse
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.runs import report
 
 
 def command(*arguments: object) -> int:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--home", type=Path)
-    parser = argparse.ArgumentParser("jaxchat")
-    add_report(parser.add_subparsers(required=True), [common])
-    args = parser.parse_args(["report", *map(str, arguments)])
+    args = parse(["report", *map(str, arguments)])
     code: int = args.run_command(args)
     return code
 
