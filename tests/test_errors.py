@@ -29,7 +29,7 @@ def _signals():
         (TokenizerError("no usable tokenizer."), 1),
     ],
 )
-def test_our_own_errors_are_told_as_they_are(error, code, tmp_path):
+def test_our_own_errors_are_printed_as_they_are(error, code, tmp_path):
     assert explain(error, tmp_path) == (f"jaxchat: {error}", code)
 
 
@@ -68,7 +68,7 @@ def test_a_schedulers_notice_ends_what_runs_with_the_code_to_requeue(tmp_path, c
         return 0
 
     assert guarded(work, tmp_path) == REQUEUE == 75  # EX_TEMPFAIL
-    assert capsys.readouterr().err == "Interrupted; give the same command again to go on.\n"
+    assert capsys.readouterr().err == "Interrupted; give the same command again to resume.\n"
 
 
 def test_a_package_that_is_missing_is_no_traceback(tmp_path):

@@ -1,4 +1,4 @@
-"""The commands `jaxchat runs` and `jaxchat watch` (layer 5)."""
+"""`jaxchat runs` and `jaxchat watch`: the runs of a home and their state."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
 def add_watch(parser: argparse.ArgumentParser) -> None:
     """The options of `jaxchat watch`."""
     parser.add_argument("run", nargs="?", metavar="RUN", help="default: the last")
-    parser.add_argument("--once", action="store_true", help="show it as it is, and leave")
+    parser.add_argument("--once", action="store_true", help="show its present state and exit")
     parser.add_argument(
         "--interval", type=seconds, default=2.0, metavar="SECONDS", help="between looks (2)"
     )
@@ -53,7 +53,7 @@ def runs_command(args: argparse.Namespace) -> int:
 
 
 def watch_command(args: argparse.Namespace) -> int:
-    """Shows a run while it works; Ctrl-C leaves, and the run goes on."""
+    """Shows a run while it works; Ctrl-C leaves, and the run continues."""
     from jaxchat.runs.watch import watch
 
     run = run_dir.find(paths.home(args.home), args.run)
@@ -88,18 +88,19 @@ def _print_table(states: list[RunState]) -> None:
     from jaxchat.progress import duration
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (
-        ("run", "left"), ("state", "left"), ("stage", "left"), ("step", "right"),
-        ("loss", "right"), ("bits/byte", "right"), ("reward", "right"), ("age", "right"),
-    ):  # fmt: skip
-        table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True)
+    heads = ("run", "state", "stage", "step", "loss", "bits/byte", "reward", "age")
+    for number, name in enumerate(heads):
+        table.add_column(name, justify="left" if number < 3 else "right", no_wrap=True)
     for state in states:
         values = [state.last(name) for name in ("loss", "bits_per_byte", "reward")]
         table.add_row(
-            state.name, state.state, state.stage, state.progress if state.records else "-",
+            state.name,
+            state.state,
+            state.stage,
+            state.progress if state.records else "-",
             *("-" if value is None else f"{value:.3f}" for value in values),
             duration(max(0.0, time.time() - state.changed)),
-        )  # fmt: skip
+        )
     console = Console()
     if not console.is_terminal:  # a pipe is as wide as its lines: nothing is cut off
         console.width = WIDE

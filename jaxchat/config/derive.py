@@ -1,4 +1,4 @@
-"""The dial: what depth decides, as pure functions (layer 0, no jax).
+"""From depth to all numbers of a model and its training, as pure functions.
 
 Sources: nanochat of November 2025 (`classic`) and July 2026 (`modern`) for the reference values
 and the rules; Power Lines (arXiv 2505.13738) for batch size against horizon; arXiv 2405.13698 for
@@ -127,12 +127,12 @@ def scaling_params(model: ModelConfig, preset: str) -> int:
 
 @dataclass(frozen=True)
 class Horizon:
-    """How long and with what a base model trains."""
+    """Batch, steps and optimizer of a base model."""
 
     batch_tokens: int
     steps: int
     optim: OptimConfig
-    rate_scale: float = 1.0  # what the batch multiplies the rates by
+    rate_scale: float = 1.0  # factor of the batch on the rates
 
     @property
     def tokens(self) -> int:
@@ -143,7 +143,7 @@ class Horizon:
 def derive_horizon(model: ModelConfig, preset: str, ratio: float, batch_tokens: int = 0) -> Horizon:
     """Batch, steps, rates and decay of a base model; `ratio` is tokens per scaling parameter.
 
-    A batch that is given (`batch_tokens`, 0: derive it) decides steps, rates and decay in its turn.
+    A given batch (`batch_tokens`, 0: derive it) decides steps, rates and decay in turn.
     """
     target = ratio * scaling_params(model, preset)
     if preset == "classic":

@@ -23,7 +23,7 @@ from jaxchat.config.derive import VALUE_GATE_CHANNELS, count_params, has_value_e
 from jaxchat.config.schema import MeshConfig, ModelConfig, OptimConfig
 
 WIDE = 4  # bytes of float32: weights, gradients, optimizer state and logits
-CHUNK_ROWS = {"cpu": 1_024, "gpu": 8_192}  # tokens whose logits are held at once: see `losses`
+CHUNK_ROWS = {"cpu": 1_024, "gpu": 8_192}  # tokens whose logits are held at once: see `model.loss`
 CARDS = (8, 12, 24, 80, 141)  # GB of the graphics cards that `--plan` has a line for
 MIN_BLOCK, MAX_BLOCKS = 64, 8  # of queries: see `model.attention`
 MARGIN = 0.08  # of a card, for the compiler's own needs, fragments and other processes
@@ -57,14 +57,14 @@ class Mesh:
 
 
 def mesh_of(config: MeshConfig, devices: int) -> Mesh:
-    """The mesh of so many devices: `data` takes what the other axes leave, as in `sharding`."""
+    """The mesh of `devices`: `data` takes what the other axes leave, as in `parallel.mesh`."""
     rest = config.fsdp * config.tensor
     return Mesh(config.data or max(1, devices // rest), config.fsdp, config.tensor)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is trained, on what; rows are those of one device and micro-batch."""
+    """A training step and its devices; rows are those of one device and micro-batch."""
 
     model: ModelConfig
     optim: OptimConfig
@@ -96,12 +96,12 @@ class Memory:
 
     @property
     def arguments(self) -> int:
-        """What a step is given."""
+        """The arguments of a step."""
         return self.parameters + self.optimizer + self.batch
 
     @property
     def loss(self) -> int:
-        """What is held beside the arguments when the loss is computed."""
+        """Memory beside the arguments when the loss is computed."""
         return self.weights + self.gradients + self.activations + self.logits
 
     @property
@@ -137,7 +137,7 @@ def predict(step: Step) -> Memory:
 def largest_rows(step: Step, device_rows: int, limit: float, *, most: int | None = None) -> int:
     """The most rows of a micro-batch with which a device stays within `limit` bytes; 0 for none.
 
-    They divide `device_rows`, those of one device in a step, as `train.fit.plan_batch` wants it:
+    They divide `device_rows`, those of one device in a step, as `train.loop.plan_batch` wants it:
     accumulation makes up for the rest, so the batch of a step stays as it is.
     """
     for rows in range(device_rows if most is None else most, 0, -1):
@@ -147,7 +147,7 @@ def largest_rows(step: Step, device_rows: int, limit: float, *, most: int | None
 
 
 def with_rows(step: Step, rows: int, device_rows: int) -> Step:
-    """The same step in micro-batches of so many rows a device."""
+    """The same step in micro-batches of `rows` a device."""
     return replace(step, rows=rows, accumulation=device_rows // rows)
 
 
@@ -155,7 +155,7 @@ def with_rows(step: Step, rows: int, device_rows: int) -> Step:
 class _Group:
     """Arrays that are cut alike: a stack of matrices, or tables.
 
-    `fsdp` and `tensor` are the dimension that the axis cuts, where it divides (`sharding.RULES`).
+    `fsdp` and `tensor` are the dimension that the axis cuts, if it divides (`parallel.mesh.RULES`).
     """
 
     count: int
@@ -175,7 +175,7 @@ class _Group:
         return self._bytes(self.count) // self._ways(self.tensor, mesh.tensor)
 
     def stored(self, mesh: Mesh) -> int:
-        """As they are kept between steps."""
+        """As they are stored between steps."""
         return self.gathered(mesh) // self._ways(self.fsdp, mesh.fsdp)
 
     def matrices(self, mesh: Mesh) -> float:
@@ -200,7 +200,7 @@ class _Group:
 
 
 def _groups(model: ModelConfig) -> Iterator[_Group]:
-    """All parameters but the scalars, as `model.gpt` lists them and `optim.stacks` stacks them."""
+    """All parameters but the scalars, as `model.gpt` lists and `optim.stacking` stacks them."""
     layers, d, vocab = model.n_layer, model.n_embd, model.vocab_size
     q, kv = model.n_head * model.head_dim, model.n_kv_head * model.head_dim
     valued = _value_layers(model)
@@ -305,7 +305,7 @@ def _loops(step: Step) -> int:
 
 
 def _logits(step: Step) -> int:
-    """One chunk of `losses.cross_entropy`, which cuts rows along time in equal parts."""
+    """One chunk of `model.loss.cross_entropy`, which cuts rows along time in equal parts."""
     time, vocab = step.model.sequence_len, step.model.vocab_size
     asked = step.chunk_rows or CHUNK_ROWS[step.platform]
     tokens = step.rows * math.ceil(time / math.ceil(time / max(1, asked // step.rows)))

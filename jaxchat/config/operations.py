@@ -79,7 +79,9 @@ class ServeConfig(Settings):
     warm_up: bool = True  # compiles everything before it is ready
     hosts: tuple[str, ...] = ()  # names in the Host header that are accepted beside its own
     # of other sites whose pages may ask (CORS)
-    origins: tuple[Annotated[str, Form("https?://.*[^/]", "like https://example.org")], ...] = ()
+    origins: tuple[
+        Annotated[str, Form("https?://.*[^/]", "of the form https://example.org")], ...
+    ] = ()
     behind_proxy: bool = False  # clients are told apart by what a proxy on this machine says
 
     @property

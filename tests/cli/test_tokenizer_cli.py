@@ -88,7 +88,7 @@ def test_text_that_runs_out_of_pairs_and_dropped_words_are_told(tmp_path, capsys
     assert run("train", words, "--vocab-size", 5000, "--out", out, "--max-words", 10) == 0
     told = capsys.readouterr().out
     assert "no more pairs to merge; 5,000 tokens need more of it" in told
-    assert "to keep to --max-words" in told
+    assert "because of --max-words" in told
 
 
 def test_train_reads_stdin(tmp_path):

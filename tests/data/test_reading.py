@@ -306,7 +306,7 @@ def test_an_error_without_a_file_names_none(tmp_path: Path) -> None:
     told, code = explain(OSError("Corrupt snappy compressed data."), tmp_path) or ("", 0)
     assert code == 1
     assert "Corrupt snappy compressed data." in told
-    assert "it is not said which" in told
+    assert "an unnamed file" in told
     gone = FileNotFoundError(errno.ENOENT, "No such file or directory", "/nowhere/file")
     told, _ = explain(gone, tmp_path) or ("", 0)
     assert told.startswith("jaxchat: /nowhere/file cannot be used")
