@@ -72,63 +72,55 @@ def guarded(work: Callable[[], int], home: Path) -> int:
 def explain(error: BaseException, home: Path) -> tuple[str, int] | None:
     """The sentence and the exit code for an error that the user can fix; None for others."""
     if isinstance(error, Interrupted | KeyboardInterrupt):
-        sentence = "Interrupted; give the same command again to resume."
-        return sentence, getattr(error, "exit_code", 128 + signal.SIGINT)
+        code = getattr(error, "exit_code", 128 + signal.SIGINT)
+        return "Interrupted; give the same command again to resume.", code
     if isinstance(error, ConfigError):
         return f"jaxchat: {error}", 2
     if isinstance(error, _EXPECTED):
         return f"jaxchat: {error}", 1
-    if any(_is_full(cause) for cause in _chain(error)):
-        full = _path(error)
-        # What is written goes to the home, but for --out and for the system's temporary files.
-        where = f"the disk of {full}" if full else f"a disk, most likely the disk of {home},"
-        return (
-            f"jaxchat: {where} is full; free some space, or name another folder with --home, and "
-            "give the same command again: complete parts are saved.",
-            1,
-        )
-    if isinstance(error, ImportError) and _not_installed(error):
-        return (
-            f"jaxchat: this Python lacks a part of jaxchat ({error}); use .venv/bin/python, which "
-            "python3 bootstrap.py run makes.",
-            1,
-        )
-    if (number := _of_tensorstore(error)) is not None:
-        error = OSError(number, os.strerror(number), _named_in(error))
-    if isinstance(error, NotADirectoryError | FileExistsError | IsADirectoryError):
-        return _file_or_folder(error, home), 1
-    return (_refused(error, home), 1) if isinstance(error, OSError) else None
+    sentence = _system_error(error, home)
+    return None if sentence is None else (f"jaxchat: {sentence}", 1)
 
 
-def _refused(error: OSError, home: Path) -> str:
-    """The sentence for an error of the operating system."""
-    path = _path(error)
-    reason = error.strerror or str(error) or type(error).__name__
+def _system_error(error: BaseException, home: Path) -> str | None:
+    """The sentence for an error of the disk or of the installation; None for others."""
+    path, text = _path(error), str(error)
+    if any(map(_is_full, _chain(error))):
+        # Files go to the home, but for --out and the system's temporary files.
+        where = f"the disk of {path}" if path else f"a disk, most likely the disk of {home},"
+        return (
+            f"{where} is full; free some space, or name another folder with --home, and give the "
+            "same command again: complete parts are saved."
+        )
+    if isinstance(error, ImportError):
+        is_ours = (error.name or "").split(".")[0] == "jaxchat"
+        if is_ours and "_bpe" not in text:
+            return None
+        return (
+            f"this Python lacks a part of jaxchat ({error}); use .venv/bin/python, which python3 "
+            "bootstrap.py run makes."
+        )
+    if found := re.search(r"os_error_code='(\d+)'", text):  # TensorStore's, with a path in quotes
+        named = re.search(r'"(/[^"]+)"', text)
+        error = OSError(int(found[1]), os.strerror(int(found[1])), named[1] if named else None)
+        path = _path(error)
+    if not isinstance(error, OSError):
+        return None
+    if path and isinstance(error, NotADirectoryError | FileExistsError | IsADirectoryError):
+        file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+        if file is None:
+            return f"{path} cannot be used: it is a folder, where a file is expected."
+        which = "it" if file == path else str(file)
+        return f"{path} cannot be used: {which} is a file, where a folder is expected."
+    reason = error.strerror or text or type(error).__name__
     if path is None:
         return (
-            f"jaxchat: an unnamed file could not be read or written ({reason}); check the files "
-            f"that this command names, and {home}."
+            f"an unnamed file could not be read or written ({reason}); check the files that this "
+            f"command names, and {home}."
         )
     at_home = path.absolute().is_relative_to(home)
     other = "folder with --home or JAXCHAT_HOME" if at_home else "file or folder"
-    return f"jaxchat: {path} cannot be used ({reason}); fix it, or name another {other}."
-
-
-def _file_or_folder(error: OSError, home: Path) -> str:
-    """The sentence for a file where a folder is expected, or the reverse."""
-    path = _path(error)
-    if path is None:
-        return _refused(error, home)
-    file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
-    if file is None:
-        return f"jaxchat: {path} cannot be used: it is a folder, where a file is expected."
-    which = "it" if file == path else str(file)
-    return f"jaxchat: {path} cannot be used: {which} is a file, where a folder is expected."
-
-
-def _not_installed(error: ImportError) -> bool:
-    ours = (error.name or "").split(".")[0] == "jaxchat"
-    return not ours or "_bpe" in str(error)
+    return f"{path} cannot be used ({reason}); fix it, or name another {other}."
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -143,18 +135,6 @@ def _is_full(error: BaseException) -> bool:
     """Whether an error means a full disk: Orbax and TensorStore say so in texts of many types."""
     by_number = isinstance(error, OSError) and error.errno in _FULL
     return by_number or os.strerror(errno.ENOSPC) in str(error)
-
-
-def _of_tensorstore(error: BaseException) -> int | None:
-    """The errno in the text of an error of TensorStore."""
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(found[1]) if found else None
-
-
-def _named_in(error: BaseException) -> str | None:
-    """The path that TensorStore puts in quotes."""
-    found = re.search(r'"(/[^"]+)"', str(error))
-    return found[1] if found else None
 
 
 def _path(error: BaseException) -> Path | None:

@@ -128,7 +128,7 @@ def list_command(args: argparse.Namespace) -> int:
         )
         for source in registry.SOURCES.values()
     ]
-    print(textwrap.dedent("\n".join(tables.table(rows, numbers=False))))
+    print(textwrap.dedent("\n".join(tables.table(rows, left=len(rows[0])))))
     print(f"\nfiles are in {paths.data(opened.root)}; repositories are at {opened.endpoint}")
     return 0
 

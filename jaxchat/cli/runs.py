@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 import time
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import paths
 from jaxchat.cli.args import seconds
+from jaxchat.progress import duration
 from jaxchat.runs import run_dir
+from jaxchat.runs.tables import table
 
 if TYPE_CHECKING:
     from jaxchat.runs.status import RunState
-
-
-WIDE = 10_000  # columns
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def runs_command(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([_record(state) for state in states], indent=1))
     elif states:
-        _print_table(states)
+        print(_table(states))
     else:
         print(f"There is no run in {root}. Make one with: python run_speedrun.py --tier cpu")
     return 1 if wrong else 0
@@ -81,27 +81,14 @@ def _record(state: RunState) -> dict[str, Any]:
     }
 
 
-def _print_table(states: list[RunState]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from jaxchat.progress import duration
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    heads = ("run", "state", "stage", "step", "loss", "bits/byte", "reward", "age")
-    for number, name in enumerate(heads):
-        table.add_column(name, justify="left" if number < 3 else "right", no_wrap=True)
+def _table(states: list[RunState]) -> str:
+    rows = [("run", "state", "stage", "step", "loss", "bits/byte", "reward", "age")]
     for state in states:
-        values = [state.last(name) for name in ("loss", "bits_per_byte", "reward")]
-        table.add_row(
-            state.name,
-            state.state,
-            state.stage,
-            state.progress if state.records else "-",
-            *("-" if value is None else f"{value:.3f}" for value in values),
-            duration(max(0.0, time.time() - state.changed)),
+        loss, bits, reward = (
+            "-" if value is None else f"{value:.3f}"
+            for value in map(state.last, ("loss", "bits_per_byte", "reward"))
         )
-    console = Console()
-    if not console.is_terminal:  # a pipe is as wide as its lines: nothing is cut off
-        console.width = WIDE
-    console.print(table)
+        step = state.progress if state.records else "-"
+        age = duration(max(0.0, time.time() - state.changed))
+        rows.append((state.name, state.state, state.stage, step, loss, bits, reward, age))
+    return textwrap.dedent("\n".join(table(rows, left=3)))

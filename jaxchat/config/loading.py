@@ -68,21 +68,24 @@ def apply_overrides(document: Mapping[str, Any], overrides: Iterable[str]) -> di
     """A copy of the TOML document with each `table.key=value` set; values are TOML or bare text."""
     result: dict[str, Any] = copy.deepcopy(dict(document))
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
+        key, equals, text = (part.strip() for part in override.partition("="))
+        if not equals or not key:
             raise ConfigError(
                 f"the override {override!r} is not of the form table.key=value, "
                 "for example base.steps=100."
             )
-        *parents, last = _key_path(key.strip(), override)
+        *parents, last = _key_path(key, override)
         node = result
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"the override {override!r} goes into {parent!r}, no table.")
-        value = _parse_value(text.strip())
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except ValueError:  # no TOML, or a number of more digits than Python reads
+            value = text
         is_text = _is_text((*parents, last)) and not isinstance(value, str)
-        node[last] = text.strip() if is_text else value  # run.name=2026-11-27 is a name, no date
+        node[last] = text if is_text else value  # run.name=2026-11-27 is a name, no date
     return result
 
 
@@ -118,13 +121,6 @@ def _key_path(key: str, override: str) -> list[str]:
         ((name, value),) = value.items()
         path.append(name)
     return path
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except ValueError:  # no TOML, or a number of more digits than Python reads
-        return text
 
 
 def _is_text(path: tuple[str, ...]) -> bool:
