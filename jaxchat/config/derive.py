@@ -63,6 +63,12 @@ def has_value_embedding(layer: int, n_layer: int) -> bool:
     return layer % 2 == (n_layer - 1) % 2
 
 
+def value_layers(model: ModelConfig) -> int:
+    """The number of layers with a value embedding."""
+    layers = model.n_layer if model.value_embeds else 0
+    return sum(has_value_embedding(layer, model.n_layer) for layer in range(layers))
+
+
 def short_window(sequence_len: int) -> int:
     """Keys to the left an S layer sees: a quarter of the context, in whole tiles of 128."""
     return math.ceil(sequence_len / 4 / 128) * 128
@@ -87,17 +93,13 @@ SMEAR_GATE_CHANNELS = 24
 def count_params(model: ModelConfig) -> dict[str, int]:
     """Parameters by group, with `total`; no array is made."""
     d, kv = model.n_embd, model.n_kv_head * model.head_dim
-    with_value = [
-        layer
-        for layer in range(model.n_layer)
-        if model.value_embeds and has_value_embedding(layer, model.n_layer)
-    ]
-    gates = len(with_value) * min(VALUE_GATE_CHANNELS, d) * model.n_kv_head
+    valued = value_layers(model)
+    gates = valued * min(VALUE_GATE_CHANNELS, d) * model.n_kv_head
     counts = {
         "wte": model.vocab_size * d,
         "lm_head": model.vocab_size * d,
         "matrices": model.n_layer * (2 * d * d + 2 * d * kv + 8 * d * d) + gates,
-        "value_embeds": len(with_value) * model.vocab_size * kv,
+        "value_embeds": valued * model.vocab_size * kv,
         "scalars": (2 * model.n_layer if model.residual_scalars else 0)
         + (min(SMEAR_GATE_CHANNELS, d) + 1 if model.smear else 0)
         + (1 if model.backout else 0),

@@ -11,19 +11,12 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 from jaxchat.config.numbers import UNBOUNDED, Range, cut
 from jaxchat.errors import ConfigError
 
 INTEGER = Range(-(2**63), UNBOUNDED)
-
-
-class Rule(Protocol):
-    """What the value of a field must be beside its type."""
-
-    def check(self, value: Any, name: str) -> None:
-        """Raises ValueError, in a sentence that begins with the `name` of the setting."""
 
 
 class OneOf(tuple[str, ...]):

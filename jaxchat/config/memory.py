@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from jaxchat.config.derive import VALUE_GATE_CHANNELS, count_params, has_value_embedding, windows
+from jaxchat.config.derive import VALUE_GATE_CHANNELS, count_params, value_layers, windows
 from jaxchat.config.schema import MeshConfig, ModelConfig, OptimConfig
 
 WIDE = 4  # bytes of float32: weights, gradients, optimizer state and logits
@@ -203,7 +203,7 @@ def _groups(model: ModelConfig) -> Iterator[_Group]:
     """All parameters but the scalars, as `model.gpt` lists and `optim.stacking` stacks them."""
     layers, d, vocab = model.n_layer, model.n_embd, model.vocab_size
     q, kv = model.n_head * model.head_dim, model.n_kv_head * model.head_dim
-    valued = _value_layers(model)
+    valued = value_layers(model)
     yield _Group(1, (vocab, d), 1, 0, muon=False)  # wte
     yield _Group(1, (d, vocab), 0, 1, muon=False)  # lm_head
     yield _Group(layers, (d, q), 0, 1, muon=True)  # c_q
@@ -215,13 +215,6 @@ def _groups(model: ModelConfig) -> Iterator[_Group]:
         yield _Group(valued, (vocab, kv), 0, 1, muon=False)  # value_embeds
         channels = min(VALUE_GATE_CHANNELS, d)
         yield _Group(valued, (channels, model.n_kv_head), None, 1, muon=True)  # ve_gate
-
-
-def _value_layers(model: ModelConfig) -> int:
-    """Layers with a value embedding."""
-    if not model.value_embeds:
-        return 0
-    return sum(has_value_embedding(layer, model.n_layer) for layer in range(model.n_layer))
 
 
 def _weights(step: Step, groups: tuple[_Group, ...], stacks: list[_Group]) -> int:
@@ -266,7 +259,7 @@ def _activations(step: Step) -> int:
     q before its norm, and k before and after, and v; the hidden units before and after relu^2.
     """
     model, mesh = step.model, step.mesh
-    d, layers, valued = model.n_embd, model.n_layer, _value_layers(model)
+    d, layers, valued = model.n_embd, model.n_layer, value_layers(model)
     # measured: a CPU holds nearly all in float32
     saved = WIDE if step.platform == "cpu" else step.compute_bytes
     q = model.n_head * model.head_dim // mesh.tensor
