@@ -44,7 +44,7 @@ def add_field(
     """A flag that sets a field of a configuration, in the field's range; unset without it.
 
     A text flag with several values may be given several times; a switch turns the default over.
-    """  # fmt: skip
+    """
     kind, rules = plain(kinds(cls)[field])
     options: dict[str, Any] = {"dest": field, "help": text, "default": argparse.SUPPRESS}
     if kind is bool:

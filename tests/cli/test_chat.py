@@ -104,7 +104,7 @@ def test_a_damaged_model_is_one_sentence(root):
     assert "\n" not in str(caught.value)
 
 
-def test_another_stage_goes_on_with_the_conversation(root):
+def test_another_stage_continues_the_conversation(root):
     loaded = conversation.load(root, None, "rl", Sampling(max_tokens=20))
     alone = conversation.load(root, None, "sft", Sampling(max_tokens=20))
     before = joined(loaded.chat.ask("who are you"))
@@ -128,7 +128,7 @@ def test_what_was_said_is_remembered(engine, tokenizer):
     assert [message["content"] for message in talk.messages[::2]] == ["who are you", "how many"]
 
 
-def test_what_an_answer_took_is_told(engine, tokenizer):
+def test_what_an_answer_took_is_reported(engine, tokenizer):
     talk = make_chat(engine, tokenizer)
     list(talk.ask("who are you"))
     assert talk.last is not None
@@ -140,9 +140,9 @@ def test_what_an_answer_took_is_told(engine, tokenizer):
 
 
 def test_a_system_message_stands_before_the_conversation_and_stays(engine, tokenizer):
-    talk, told = make_chat(engine, tokenizer), make_chat(engine, tokenizer)
+    talk, reported = make_chat(engine, tokenizer), make_chat(engine, tokenizer)
     talk.system = "be brief"
-    assert joined(talk.ask("who are you")) == joined(told.ask("be brief\n\nwho are you"))
+    assert joined(talk.ask("who are you")) == joined(reported.ask("be brief\n\nwho are you"))
     assert [message["role"] for message in talk.messages] == ["user", "assistant"]
     talk.forget()
     assert (talk.messages, talk.system) == ([], "be brief")
@@ -217,8 +217,8 @@ def test_a_run_that_has_none_names_those_that_have_one(root, capsys):
     assert main(["chat", "--home", str(root), "--run", "failed", "-p", "who"]) == 1
     assert "Or name a run that has one: tiny." in capsys.readouterr().err
     assert main(["data", "show", "arithmetic", "--home", str(root), "--run", "failed"]) == 1
-    told = capsys.readouterr().err
-    assert "has no tokenizer yet; name a run that has one with --run: tiny." in told
+    reported = capsys.readouterr().err
+    assert "has no tokenizer yet; name a run that has one with --run: tiny." in reported
 
 
 def test_a_model_that_the_settings_leave_out_is_not_promised() -> None:

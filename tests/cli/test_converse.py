@@ -128,8 +128,8 @@ def json_answers(session, monkeypatch, capsys, data):
     ids=["lines", "no end", "CRLF", "byte order marks and empty lines"],
 )
 def test_a_line_of_a_pipe_is_its_text(session, monkeypatch, capsys, data):
-    code, told = json_answers(session, monkeypatch, capsys, data)
-    assert (code, [one["prompt"] for one in told]) == (0, ["one", "two", "three"])
+    code, reported = json_answers(session, monkeypatch, capsys, data)
+    assert (code, [one["prompt"] for one in reported]) == (0, ["one", "two", "three"])
 
 
 def test_a_line_of_messages_is_a_conversation(session, monkeypatch, capsys):
@@ -137,8 +137,8 @@ def test_a_line_of_messages_is_a_conversation(session, monkeypatch, capsys):
     system = {"role": "system", "content": "be brief"}
     lines = [[*before, {"role": "user", "content": "are you"}]]
     lines += [[system, *lines[0]], [system, lines[0][-1]]]
-    told = "".join(json.dumps({"messages": messages}) + "\n" for messages in lines)
-    code, answers = json_answers(session, monkeypatch, capsys, f"{told}are you\n".encode())
+    reported = "".join(json.dumps({"messages": messages}) + "\n" for messages in lines)
+    code, answers = json_answers(session, monkeypatch, capsys, f"{reported}are you\n".encode())
     sizes = [
         len(render_prompt(messages, session.chat.tokenizer))
         for messages in [*lines, [{"role": "user", "content": "are you"}]]
@@ -167,12 +167,12 @@ def test_a_line_of_messages_is_a_conversation(session, monkeypatch, capsys):
         (LONG.encode(), "Please shorten it"),
     ],
 )
-def test_a_bad_line_is_told_and_the_others_are_answered(session, monkeypatch, capsys, bad, why):
-    code, told = json_answers(session, monkeypatch, capsys, b"one\n" + bad + b"\ntwo\n")
+def test_a_bad_line_is_reported_and_the_others_are_answered(session, monkeypatch, capsys, bad, why):
+    code, reported = json_answers(session, monkeypatch, capsys, b"one\n" + bad + b"\ntwo\n")
     assert code == 1
-    assert ["error" in one for one in told] == [False, True, False]
-    assert why in told[1]["error"]
-    assert [one["line"] for one in told] == [1, 2, 3]
+    assert ["error" in one for one in reported] == [False, True, False]
+    assert why in reported[1]["error"]
+    assert [one["line"] for one in reported] == [1, 2, 3]
     session.as_json = False
     piped(monkeypatch, bad)
     assert converse(session) == 1
@@ -183,22 +183,22 @@ def test_a_bad_line_is_told_and_the_others_are_answered(session, monkeypatch, ca
 
 @pytest.mark.parametrize("text", ['{"a": 1} is what type?', '{"prompt": "hi"}', "{x}", "[1, 2]"])
 def test_other_json_in_a_pipe_is_a_question(session, monkeypatch, capsys, text):
-    code, told = json_answers(session, monkeypatch, capsys, text.encode())
-    assert (code, told[0]["prompt"]) == (0, text)
+    code, reported = json_answers(session, monkeypatch, capsys, text.encode())
+    assert (code, reported[0]["prompt"]) == (0, text)
 
 
 def test_a_line_beyond_all_contexts_is_not_held(session, monkeypatch, capsys):
     monkeypatch.setattr("jaxchat.cli.conversation.LONGEST", 8)
-    code, told = json_answers(session, monkeypatch, capsys, b"one\n" + b"x" * 100 + b"\ntwo")
+    code, reported = json_answers(session, monkeypatch, capsys, b"one\n" + b"x" * 100 + b"\ntwo")
     assert code == 1
-    assert [one.get("prompt") for one in told] == ["one", "", "two"]
-    assert "longer than" in told[1]["error"]
+    assert [one.get("prompt") for one in reported] == ["one", "", "two"]
+    assert "longer than" in reported[1]["error"]
 
 
 def test_lines_of_a_pipe_are_sampled_each_for_itself(session, monkeypatch, capsys):
     session.chat.sampling = Sampling(max_tokens=20, temperature=2.0, seed=2**32 - 1)
-    _, told = json_answers(session, monkeypatch, capsys, b"who\n" * 4)
-    assert len({json.dumps(one["parts"]) for one in told}) > 1
+    _, reported = json_answers(session, monkeypatch, capsys, b"who\n" * 4)
+    assert len({json.dumps(one["parts"]) for one in reported}) > 1
 
 
 def test_a_message_may_have_several_lines(session, monkeypatch):
@@ -210,18 +210,18 @@ def test_a_message_may_have_several_lines(session, monkeypatch):
 def test_an_unknown_command_lists_those_there_are(session, monkeypatch, capsys):
     typed(monkeypatch, session, "/what", "/help")
     assert converse(session) == 0
-    told = notices(capsys)
-    assert told[0] == "(there is no command /what; these are)"
-    assert "\n".join(told).count(HELP) == 2
+    reported = notices(capsys)
+    assert reported[0] == "(there is no command /what; these are)"
+    assert "\n".join(reported).count(HELP) == 2
     assert session.chat.messages == []
 
 
 def test_the_system_message_can_be_set_shown_and_taken_away(session, monkeypatch, capsys):
     typed(monkeypatch, session, "/system be brief", "/system", "/new", "/system off", "/system")
     assert converse(session) == 0
-    told = notices(capsys)
-    assert told[:2] == ["(the system message is: be brief)"] * 2
-    assert told[3:] == ["(there is no system message)"] * 2
+    reported = notices(capsys)
+    assert reported[:2] == ["(the system message is: be brief)"] * 2
+    assert reported[3:] == ["(there is no system message)"] * 2
 
 
 def test_the_temperature_can_be_set(session, monkeypatch, capsys):
@@ -264,13 +264,13 @@ def test_what_is_saved_can_be_trained_on_and_nothing_is_lost(
 def test_the_stage_can_be_changed(session, monkeypatch, capsys):
     typed(monkeypatch, session, "/stage sft", "/stage base", "/stage")
     assert converse(session) == 0
-    told = notices(capsys)
+    reported = notices(capsys)
     assert (
-        told[0]
-        == told[2]
+        reported[0]
+        == reported[2]
         == "(this is tiny/sft, the model of supervised fine-tuning; rl and mid with /stage)"
     )
-    assert "has no model base (complete there: rl, sft, mid)" in told[1]
+    assert "has no model base (complete there: rl, sft, mid)" in reported[1]
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(session, monkeypatch, capsys):
@@ -329,9 +329,9 @@ def test_the_command_answers_a_prompt_from_a_pipe(root, session, monkeypatch, ca
     piped(monkeypatch, mark + text.encode())
     arguments = ["chat", "--home", str(root), "--max-tokens", "20", "-p", "-", "--json"]
     assert main(arguments) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["prompt"], told["model"]) == (text, "tiny/rl")
-    assert printable(as_text(told["parts"])) == expected(session, text)
+    reported = json.loads(capsys.readouterr().out)
+    assert (reported["prompt"], reported["model"]) == (text, "tiny/rl")
+    assert printable(as_text(reported["parts"])) == expected(session, text)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_a_question_that_is_none_is_one_sentence(root, monkeypatch, capsys, data
     assert why in err
 
 
-def test_what_a_person_is_told_does_not_get_into_the_answers(session, monkeypatch, capsys):
+def test_what_a_person_is_notified_of_does_not_get_into_the_answers(session, monkeypatch, capsys):
     """`jaxchat chat --json > file`, typed at a terminal: notices and prompts are not answers."""
     session.as_json, session.colours = True, TERMINAL
     typed(monkeypatch, session, "/help", "who are you", "/temperature")
@@ -417,12 +417,12 @@ class Terminal:
         before, self.seen = self.seen.split(text, 1)
         return before
 
-    def interrupt(self, told):
-        """Ctrl-C, until `told` comes: Python misses one in the instant before it waits for keys."""
+    def interrupt(self, reported):
+        """Ctrl-C, until `reported` comes: Python misses one just before it waits for keys."""
         for _ in range(60):
             self.type("\x03")
             with contextlib.suppress(AssertionError):
-                return self.wait_for(told, seconds=2)
+                return self.wait_for(reported, seconds=2)
         raise AssertionError(f"Ctrl-C did nothing; seen: {self.seen!r}")
 
     def type(self, text):

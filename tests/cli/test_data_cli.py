@@ -79,12 +79,12 @@ def test_what_goes_wrong_is_one_sentence(server, capsys):
     capsys.readouterr()
     server.fail("main/train-00000-of-00001.parquet", *[Fault(404)] * 9)
     assert run("download", "gsm8k") == 1
-    told = capsys.readouterr().err
-    assert "main/train-00000-of-00001.parquet of gsm8k is not there" in told
-    assert len(told.strip().splitlines()) == 1
+    reported = capsys.readouterr().err
+    assert "main/train-00000-of-00001.parquet of gsm8k is not there" in reported
+    assert len(reported.strip().splitlines()) == 1
 
 
-def test_a_server_without_checksums_is_told(server, capsys):
+def test_a_server_without_checksums_is_reported(server, capsys):
     url = f"{server.url}/plain/{{repo}}"
     assert run("download", "arc_easy", "arc_challenge", "--base-url", url) == 0
     assert "no checksums: those of the 6 downloaded files are noted" in capsys.readouterr().out

@@ -120,12 +120,12 @@ def test_a_problem_of_few_samples_is_one_group_of_the_loss() -> None:
 
 def test_the_paid_tiers_weigh_the_loss_and_sample_as_nanochat_and_cpu_as_it_did() -> None:
     tiers = {name: loading.load(path) for name, path in loading.tiers().items()}
-    told = {
+    reported = {
         name: (c.mid.loss_group, c.sft.loss_group, c.rl.loss_group, c.rl.top_k)
         for name, c in tiers.items()
     }
     november, july = (0, 4, 8, 50), (0, 0, 8, 50)
-    assert told == {
+    assert reported == {
         "cpu": (0, 0, 0, 0), "100": november, "300": november, "1000": november, "gpt2": july,
     }  # fmt: skip
 
