@@ -3,8 +3,8 @@
 python run_speedrun.py --tier cpu            # minutes, on any machine, without a GPU or a network
 python run_speedrun.py --tier 100 --plan     # what a run would take; runs nothing
 
-Every stage is skipped when its artefact is complete and nothing it depends on has changed, and a
-run that was interrupted goes on where it was.
+Every stage is skipped when its artefact is complete and nothing it depends on has changed, and an
+interrupted run resumes where it was.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from pathlib import Path
 from jaxchat import errors, paths
 from jaxchat.config import loading
 from jaxchat.config.loading import tiers
-from jaxchat.config.schema import RunConfig
-from jaxchat.parallel.process_group import Group
 from jaxchat.runs import processes, run_dir
 from jaxchat.runs.plan import checks, plan
 from jaxchat.train import trackers
@@ -57,20 +55,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data-dir", metavar="FOLDER", help="pretrain on your text: a folder of files, or a file"
     )
-    parser.add_argument("--offline", action="store_true", help="ask nobody for datasets")
+    parser.add_argument("--offline", action="store_true", help="ask no server for datasets")
     parser.add_argument("--base-url", metavar="URL", help="datasets from here instead of the hub")
     parser.add_argument("--stages", type=lambda s: s.split(","), metavar="A,B", help="only these")
-    parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="do again")
-    parser.add_argument("--plan", action="store_true", help="only say what it would take")
+    parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="repeat")
+    parser.add_argument("--plan", action="store_true", help="only print what it would take")
     parser.add_argument("--profile", action="append", default=[], metavar="A:B", help=request.HELP)
     return parser.parse_args(argv)
 
 
 def speedrun(args: argparse.Namespace, root: Path) -> int:
-    """Reads the configuration, plans or runs."""
+    """Plans the run, or runs its stages in order and prints a summary."""
     own = [] if args.data_dir is None else loading.own_text(args.data_dir)
     config = run_dir.configure(root, loading.find_tier(args.tier), [*args.set, *own])
-    args.profile = [request.parse(text) for text in args.profile]
+    profiles = [request.parse(text) for text in args.profile]
     checks.check_stages([*(args.stages or ()), *args.force])
     checks.check_names(config)
     checks.check_sizes(config)
@@ -81,19 +79,17 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
         return 0
     trackers.check_installed(config.track.trackers)
     run_dir.check_writable(root)
-    with processes.joined(root) as group:
-        return run_all(config, root, group, args)
-
-
-def run_all(config: RunConfig, root: Path, group: Group, args: argparse.Namespace) -> int:
-    """Runs the stages in order, then says what came out."""
     run = run_dir.folder(root, config.name)
-    with processes.working_on(run, config, group), processes.mirrored(run, config, group):
+    with (
+        processes.joined(root) as group,
+        processes.working_on(run, config, group),
+        processes.mirrored(run, config, group),
+    ):
         processes.start_jax(config, root, group)
         from jaxchat.runs import report, runner, stages
 
         net = runner.Network(args.base_url, args.offline)
-        with runner.Context(config, run, args.profile, net, group) as context:
+        with runner.Context(config, run, profiles, net, group) as context:
             runner.run_stages(stages.STAGES, context, only=args.stages, force=args.force)
         if "report" in context.done:
             print(report.farewell(run, "" if args.home is None else f" --home {root}"))

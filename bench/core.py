@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from jaxchat.cli.nanochat_peer import write_model
+from jaxchat.cli.bench import write_model
 from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import ModelConfig
 from jaxchat.evals.core.bundle import Bundle, read_bundle

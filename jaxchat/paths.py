@@ -1,7 +1,7 @@
-"""Where artefacts live: paths, atomic writes and hashes. The one module that reads the environment.
+"""Paths of artefacts, atomic writes and hashes; the one module that reads the environment.
 
-Everything a run makes is under `HOME/runs/NAME/`. A file is written beside its final name and then
-renamed, so that what has its final name is whole.
+A run's artefacts are under `HOME/runs/NAME/`. A file is written beside its final name and then
+renamed, so that a file with its final name is complete.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def hub_endpoint() -> str:
 
 
 def hub_token() -> str | None:
-    """The user's token for the hub, where huggingface_hub looks: HF_TOKEN, else the token file."""
+    """The user's token for the hub as huggingface_hub finds it: HF_TOKEN, else the token file."""
     token = os.environ.get("HF_TOKEN", "").strip()
     if token:
         return token
@@ -51,7 +51,7 @@ def hub_token() -> str | None:
         return None
 
 
-def place() -> tuple[str, str, str]:
+def process_env() -> tuple[str, str, str]:
     """JAXCHAT_COORDINATOR, JAXCHAT_PROCESSES, JAXCHAT_PROCESS; each empty where it is not set."""
     names = ("JAXCHAT_COORDINATOR", "JAXCHAT_PROCESSES", "JAXCHAT_PROCESS")
     coordinator, size, index = (os.environ.get(name, "").strip() for name in names)
@@ -59,7 +59,7 @@ def place() -> tuple[str, str, str]:
 
 
 def api_key() -> str | None:
-    """The key that the server asks its clients for, where JAXCHAT_API_KEY has one."""
+    """The server's key for its clients: JAXCHAT_API_KEY; None where it is empty or unset."""
     return os.environ.get("JAXCHAT_API_KEY", "").strip() or None
 
 
@@ -69,7 +69,7 @@ def hub_offline() -> bool:
 
 
 def offline_by() -> str:
-    """What forbids the network where it is forbidden, for messages."""
+    """The setting that forbids the network, for messages."""
     return "HF_HUB_OFFLINE" if hub_offline() else "--offline"
 
 
@@ -94,7 +94,7 @@ def runs(root: Path) -> Path:
 
 
 def data(root: Path) -> Path:
-    """The folder that holds what was downloaded, one folder per source."""
+    """The folder of downloads, one folder per source."""
     return root / "data"
 
 

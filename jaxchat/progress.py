@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every ten seconds elsewhere (layer 0)."""
+"""Progress of long work: a bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def duration(seconds: float) -> str:
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
-    """Whether a person reads or writes there; None is a stream that was closed (`<&-`)."""
+    """Whether the stream is a terminal; None is a stream that was closed (`<&-`)."""
     return stream is not None and not stream.closed and stream.isatty()
 
 

@@ -1,15 +1,16 @@
-"""Asked to stop: what a signal means, and the exit code after it (layer 1)."""
+"""Graceful shutdown on SIGTERM, SIGUSR1 and SIGINT; exit codes."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# EX_TEMPFAIL of sysexits.h, "try again later": a scheduler that is told so starts the run again.
+# EX_TEMPFAIL of sysexits.h, "try again later": a scheduler that sees it requeues the run.
 REQUEUE = 75
-# A scheduler's: that the time is over, and (SLURM's --signal=USR1@120) that it soon will be.
+# Sent by schedulers: the time is over, or soon will be (SLURM's --signal=USR1@120).
 NOTICES = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -19,7 +20,7 @@ def exit_code(number: int) -> int:
 
 
 class Interrupted(BaseException):
-    """The process was asked to stop; what was done is saved."""
+    """A signal stopped the process; its work is saved."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -27,13 +28,24 @@ class Interrupted(BaseException):
 
 
 def raise_interrupted(number: int, frame: FrameType | None) -> None:
-    """A handler for work that loses nothing when it is left at once."""
+    """A handler for work that can be abandoned at once."""
     del frame
     raise Interrupted(number)
 
 
+def install_handlers() -> None:
+    """Schedulers' signals raise Interrupted, and Ctrl-C at a terminal KeyboardInterrupt.
+
+    The latter also where SIGINT was inherited as ignored, as from `nohup ... &`.
+    """
+    for number in NOTICES:  # training, which saves first, notes them itself
+        signal.signal(number, raise_interrupted)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and os.isatty(0):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class StopRequest:
-    """The number of the signal that asked to stop; 0 while none did."""
+    """The number of the signal received; 0 before one is."""
 
     def __init__(self) -> None:
         self._received = 0
@@ -50,7 +62,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """While open, a request raises Interrupted there and then: for work that may be left."""
+        """While open, a request raises Interrupted immediately: for work that may be abandoned."""
         self._at_once = True
         try:
             if self._received:

@@ -1,4 +1,4 @@
-"""What the user is told, and the exit code, for everything that can go wrong."""
+"""What the user is reported, and the exit code, for everything that can go wrong."""
 
 import errno
 import os
@@ -29,15 +29,15 @@ def _signals():
         (TokenizerError("no usable tokenizer."), 1),
     ],
 )
-def test_our_own_errors_are_told_as_they_are(error, code, tmp_path):
+def test_our_own_errors_are_printed_as_they_are(error, code, tmp_path):
     assert explain(error, tmp_path) == (f"jaxchat: {error}", code)
 
 
 def test_a_full_disk_names_the_file_or_the_home(tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device")
-    told, code = explain(full, tmp_path)
+    reported, code = explain(full, tmp_path)
     assert code == 1
-    assert f"a disk, most likely the disk of {tmp_path}, is full; free some space" in told
+    assert f"a disk, most likely the disk of {tmp_path}, is full; free some space" in reported
     named = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "rows.npy"))
     assert f"the disk of {tmp_path / 'rows.npy'} is full" in explain(named, tmp_path)[0]
 
@@ -49,11 +49,11 @@ def test_a_full_disk_is_recognised_in_the_words_of_other_libraries(tmp_path):
 
 def test_a_read_only_disk_is_named_with_what_to_do(tmp_path):
     error = OSError(errno.EROFS, "Read-only file system", str(tmp_path / "runs"))
-    told, code = explain(error, tmp_path)
+    reported, code = explain(error, tmp_path)
     assert code == 1
-    assert "Read-only file system" in told
-    assert str(tmp_path / "runs") in told
-    assert "--home" in told
+    assert "Read-only file system" in reported
+    assert str(tmp_path / "runs") in reported
+    assert "--home" in reported
 
 
 def test_an_interruption_by_the_user_gives_the_shell_the_signal(tmp_path):
@@ -68,14 +68,14 @@ def test_a_schedulers_notice_ends_what_runs_with_the_code_to_requeue(tmp_path, c
         return 0
 
     assert guarded(work, tmp_path) == REQUEUE == 75  # EX_TEMPFAIL
-    assert capsys.readouterr().err == "Interrupted; give the same command again to go on.\n"
+    assert capsys.readouterr().err == "Interrupted; give the same command again to resume.\n"
 
 
 def test_a_package_that_is_missing_is_no_traceback(tmp_path):
-    told, code = explain(ModuleNotFoundError("No module named 'grain'", name="grain"), tmp_path)
+    reported, code = explain(ModuleNotFoundError("No module named 'grain'", name="grain"), tmp_path)
     assert code == 1
-    assert "No module named 'grain'" in told
-    assert "bootstrap.py" in told
+    assert "No module named 'grain'" in reported
+    assert "bootstrap.py" in reported
 
 
 def test_a_bug_keeps_its_traceback(tmp_path):
@@ -99,7 +99,7 @@ def test_a_file_in_the_place_of_a_folder_is_not_the_homes_fault(tmp_path):
     for work in (lambda: (file / "a" / "b").mkdir(), file.mkdir, lambda: tmp_path.open()):
         with pytest.raises((NotADirectoryError, FileExistsError, IsADirectoryError)) as caught:
             work()
-        told, code = explain(caught.value, tmp_path / "home")
+        reported, code = explain(caught.value, tmp_path / "home")
         assert code == 1
-        assert " cannot be used: " in told
-        assert "--home" not in told
+        assert " cannot be used: " in reported
+        assert "--home" not in reported

@@ -1,45 +1,71 @@
-"""Types of command-line arguments: the ranges of `numbers`, for argparse (layer 5)."""
+"""Number types and options that several commands share."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxchat.config import numbers
+from jaxchat.config.fields import kinds, plain
 from jaxchat.config.numbers import NumberError, Range
 
 
-def integer(allowed: Range) -> Callable[[str], int]:
-    """Reads a whole number of a range."""
-
-    def read(text: str) -> int:
-        return int(_parse(allowed, text))
-
-    return read
-
-
-def real(allowed: Range) -> Callable[[str], float]:
-    """Reads a number of a range."""
+def number(allowed: Range) -> Callable[[str], Any]:
+    """The reader of a number in a range: an int, or a float where it is not of whole numbers."""
 
     def read(text: str) -> float:
-        return float(_parse(allowed, text))
+        try:
+            return allowed.parse(text)
+        except NumberError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
     return read
 
 
-def _parse(allowed: Range, text: str) -> float:
-    try:
-        return allowed.parse(text)
-    except NumberError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+positive = number(numbers.COUNT)
+whole = number(numbers.WHOLE)
+seed = number(numbers.SEED)
+temperature = number(numbers.TEMPERATURE)
+seconds = number(numbers.SECONDS)
+depth = number(numbers.DEPTH)
+row_tokens = number(numbers.ROW_TOKENS)
+at_once = number(numbers.AT_ONCE)
 
 
-positive = integer(numbers.COUNT)
-whole = integer(numbers.WHOLE)
-seed = integer(numbers.SEED)
-temperature = real(numbers.TEMPERATURE)
-seconds = real(numbers.SECONDS)
-port = integer(numbers.PORT)
-depth = integer(numbers.DEPTH)
-row_tokens = integer(numbers.ROW_TOKENS)
-at_once = integer(numbers.AT_ONCE)
+def add_field(
+    parser: argparse.ArgumentParser,
+    cls: type,
+    field: str,
+    metavar: str | None,
+    text: str,
+    flag: str = "",
+) -> None:
+    """A flag that sets a field of a configuration, in the field's range; unset without it.
+
+    A text flag with several values may be given several times; a switch turns the default over.
+    """
+    kind, rules = plain(kinds(cls)[field])
+    options: dict[str, Any] = {"dest": field, "help": text, "default": argparse.SUPPRESS}
+    if kind is bool:
+        options["action"] = "store_false" if getattr(cls, field) else "store_true"
+    else:
+        options["metavar"] = metavar
+        options["type"] = next((number(r) for r in rules if isinstance(r, Range)), None)
+        options["action"] = "store" if kind in (int, float, str) else "append"
+    parser.add_argument(flag or f"--{field.replace('_', '-')}", **options)
+
+
+def add_model(
+    parser: argparse.ArgumentParser, stages: Sequence[str], default: str | None = None
+) -> None:
+    """--run and --stage."""
+    parser.add_argument("--run", metavar="NAME", help="default: the last")
+    text = f"default: {default or 'the last complete'}"
+    parser.add_argument("-i", "--stage", choices=stages, default=default, help=text)
+
+
+def add_hub(parser: argparse.ArgumentParser, offline: str, address: str) -> None:
+    """--offline and --base-url, with their help."""
+    parser.add_argument("--offline", action="store_true", help=offline)
+    parser.add_argument("--base-url", metavar="URL", help=address)

@@ -1,24 +1,35 @@
-"""`jaxchat bench`: how fast this machine is (layer 5). Nothing heavy is imported before it runs."""
+"""`jaxchat bench`: speed of the engine on this machine, and of nanochat's beside it.
+
+nanochat's engine runs in a process of its own, with a Python that has torch; the script for it is
+in the checkout of this project (`bench/nanochat_peer`), not in its packages. Nothing heavy is
+imported before the command runs.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jaxchat
 from jaxchat import paths
-from jaxchat.cli.args import depth, positive
-from jaxchat.config.schema import ComputeConfig, MeshConfig
+from jaxchat.cli.args import add_model, depth, positive
+from jaxchat.config.schema import MODELS, PRESETS, PRODUCTS, ComputeConfig, MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import start_jax
-from jaxchat.runs import run_dir
+from jaxchat.runs import run_dir, tables
 
 if TYPE_CHECKING:
     from jaxchat.config.schema import ModelConfig
     from jaxchat.inference.measure import Reading
     from jaxchat.tokenizer import Tokenizer
 
+SCRIPT = Path(jaxchat.__file__).resolve().parents[1] / "bench" / "nanochat_peer" / "generate.py"
+SETTINGS = "sequence_len vocab_size n_layer n_head n_kv_head n_embd window_pattern".split()
 FORMAT = "jaxchat-bench-inference-1"
 VOCAB_SIZE = 32_768  # of random weights
 
@@ -31,21 +42,16 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         help="tokens a second, time to the first token, and memory bandwidth used",
         description="Measures the engine with a run's model, or with random weights of a depth.",
     )
-    inference.add_argument("--run", metavar="NAME", help="default: the last, unless --depth")
-    inference.add_argument("--stage", choices=("base", "mid", "sft", "rl"))
+    add_model(inference, MODELS)
     inference.add_argument("--depth", type=depth, metavar="N", help="random weights instead")
+    inference.add_argument("--preset", choices=PRESETS, default="modern", help="of random weights")
     inference.add_argument(
-        "--preset", choices=("classic", "modern"), default="modern", help="of random weights"
-    )
-    inference.add_argument(
-        "--batch", type=_numbers, default=(1, 8, 32), metavar="N,N", help="at once (1,8,32)"
+        "--batch", type=_numbers, default=(1, 8, 32), metavar="N,N", help="sequences (1,8,32)"
     )
     inference.add_argument("--prompt", type=positive, default=128, metavar="N", help="tokens (128)")
-    inference.add_argument("--tokens", type=positive, default=128, metavar="N", help="said (128)")
-    inference.add_argument(
-        "--products", choices=("auto", "plain", "bfloat16"), default="auto",
-        help="how large matrices are multiplied (as compute.products)",
-    )  # fmt: skip
+    inference.add_argument("--tokens", type=positive, default=128, metavar="N", help="new (128)")
+    products = "multiplication of large matrices (as compute.products)"
+    inference.add_argument("--products", choices=PRODUCTS, default="auto", help=products)
     inference.add_argument("--repeats", type=positive, default=3, metavar="N", help="best of (3)")
     inference.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     inference.add_argument(
@@ -62,14 +68,13 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def inference_command(args: argparse.Namespace) -> int:
-    """Prints a table of figures, and the ratio to nanochat where that is asked for."""
+    """Prints a table of readings, with --nanochat their ratio to its own."""
     if args.depth and (args.run or args.stage):
         raise ConfigError("--depth takes random weights and --run a run's; give one of them.")
-    root = paths.home(getattr(args, "home", None))
+    root = paths.home(args.home)
     if not args.depth:
-        run_dir.find(root, args.run)  # says what is missing, before JAX starts
+        run_dir.find(root, args.run)  # reports what is missing before JAX starts
     start_jax(MeshConfig(), root / "xla")
-    from jaxchat.cli.nanochat_peer import check_checkout
     from jaxchat.inference.engine import ROUNDED_SLOTS
     from jaxchat.inference.measure import device_bandwidth, measure
     from jaxchat.model.capabilities import inference_compute
@@ -78,7 +83,7 @@ def inference_command(args: argparse.Namespace) -> int:
     title, model, params, tokenizer = _model(args, root)
     _check(args, model)
     if args.nanochat is not None:
-        check_checkout(args.nanochat)
+        _check_checkout(args.nanochat)
     bandwidth, source = device_bandwidth()
     compute = inference_compute(ComputeConfig(products=args.products), model)
     readings = []
@@ -90,12 +95,12 @@ def inference_command(args: argparse.Namespace) -> int:
             )  # fmt: skip
             readings.append(reading)
             progress.update(number + 1)
-    theirs = _theirs(args, model, params)
-    told = (
+    theirs = {} if args.nanochat is None else _nanochat_readings(args, model, params)
+    kind = (
         "plain" if compute.matmul == "default" else f"{compute.matmul} from {ROUNDED_SLOTS} at once"
     )
     print(
-        f"{title}; {args.prompt} + {args.tokens} tokens; large products {told}; "
+        f"{title}; {args.prompt} + {args.tokens} tokens; large products {kind}; "
         f"{bandwidth / 1e9:.1f} GB/s ({source})\n"
     )
     print(table(readings, theirs))
@@ -116,7 +121,7 @@ def _model(args: argparse.Namespace, root: Path) -> tuple[str, ModelConfig, Any,
         from jaxchat.runs.inputs import tokenizer_of
         from jaxchat.runs.opening import find_model, load_model
 
-        context, stage = find_model(root, args.run, args.stage, ("rl", "sft", "mid", "base"))
+        context, stage = find_model(root, args.run, args.stage, MODELS[::-1])
         model = context.config.model
         title = f"run {context.root.name}, stage {stage}"
         return title, model, load_model(context.root, stage, model), tokenizer_of(context)
@@ -142,35 +147,79 @@ def _check(args: argparse.Namespace, model: ModelConfig) -> None:
         )
 
 
-def _theirs(
+def write_model(path: Path, model: ModelConfig, params: Any) -> None:
+    """Writes an .npz of parameters in nanochat's names and layout, and their sizes as JSON."""
+    import jax
+    import numpy as np
+
+    from jaxchat.checkpoints.nanochat import nanochat_name
+
+    arrays = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        names = tuple(str(key.key) for key in keys)
+        value = np.asarray(leaf, np.float32)
+        value = value.T if names[-1] == "kernel" else value
+        arrays[f"weight/{nanochat_name(names)}"] = value.reshape(value.shape or (1,))
+    settings = json.dumps({"model": {name: getattr(model, name) for name in SETTINGS}})
+    np.savez(path, allow_pickle=False, settings=np.array(settings), **arrays)
+
+
+def _check_checkout(checkout: Path) -> None:
+    """Raises ConfigError where there is no checkout of nanochat, or jaxchat is no checkout."""
+    if not SCRIPT.is_file():
+        raise ConfigError(f"--nanochat needs a checkout of jaxchat: there is no {SCRIPT}.")
+    if not (checkout / "nanochat" / "engine.py").is_file():
+        raise ConfigError(
+            f"{checkout} is no checkout of nanochat: it has no nanochat/engine.py; give --nanochat "
+            "the folder that git clone made."
+        )
+
+
+def _nanochat_readings(
     args: argparse.Namespace, model: ModelConfig, params: Any
 ) -> dict[int, dict[str, float]]:
-    if args.nanochat is None:
-        return {}
-    from jaxchat.cli.nanochat_peer import generate
+    """For each batch size `prefill_seconds` and `decode_tokens_per_second` of nanochat's engine.
 
-    return generate(
-        args.nanochat.resolve(), args.nanochat_python, model, params, batches=args.batch,
-        prompt=args.prompt, tokens=args.tokens,
-    )  # fmt: skip
+    Raises ConfigError where there is no such Python or it fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = Path(folder) / "model.npz", Path(folder) / "out.json"
+        write_model(file, model, params)
+        options = {
+            "nanochat": args.nanochat.resolve(),
+            "model": file,
+            "batch": ",".join(map(str, args.batch)),
+            "prompt": args.prompt,
+            "tokens": args.tokens,
+            "out": out,
+        }
+        flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        try:
+            subprocess.run([args.nanochat_python, str(SCRIPT), *flags], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise ConfigError(
+                f"nanochat's engine could not be run ({error}); --nanochat names a checkout of it "
+                "and --nanochat-python a Python that has torch."
+            ) from error
+        readings = json.loads(out.read_text(encoding="utf-8"))
+    return {int(batch): figures for batch, figures in readings.items()}
 
 
 def table(readings: Sequence[Reading], theirs: dict[int, dict[str, float]]) -> str:
-    """The figures as text, a line a batch size."""
+    """The readings, a line each batch size."""
     head = ["batch", "prefill tok/s", "first token ms", "decode tok/s", "MB/token", "MBU"]
-    lines = [head + (["nanochat tok/s", "ratio"] if theirs else [])]
+    rows = [[*head, "nanochat tok/s", "ratio"] if theirs else head]
     for one in readings:
-        line = [
-            str(one.batch), f"{one.prefill_tokens_per_second:,.0f}",
-            f"{1e3 * one.first_token_seconds:.1f}", f"{one.decode_tokens_per_second:,.0f}",
-            f"{one.bytes_per_token / 1e6:.2f}", f"{one.mbu:.1%}",
-        ]  # fmt: skip
+        row = [
+            str(one.batch),
+            f"{one.prefill_tokens_per_second:,.0f}",
+            f"{1e3 * one.first_token_seconds:.1f}",
+            f"{one.decode_tokens_per_second:,.0f}",
+            f"{one.bytes_per_token / 1e6:.2f}",
+            f"{one.mbu:.1%}",
+        ]
         if one.batch in theirs:
             rate = theirs[one.batch]["decode_tokens_per_second"]
-            line += [f"{rate:,.0f}", f"{one.decode_tokens_per_second / rate:.2f}"]
-        lines.append(line + [""] * (len(lines[0]) - len(line)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+            row += [f"{rate:,.0f}", f"{one.decode_tokens_per_second / rate:.2f}"]
+        rows.append(row + [""] * (len(rows[0]) - len(row)))
+    return "\n".join(tables.table(rows))

@@ -1,4 +1,4 @@
-"""`jaxchat data show`: conversations as the model gets them, with what it learns marked (layer 5).
+"""`jaxchat data show`: conversations as the model gets them, with what it learns marked.
 
 Nothing heavy is imported before the command runs.
 """
@@ -33,24 +33,18 @@ _STYLES = {  # (learned, special token)
 }
 
 
-def add_show(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    parents: Sequence[argparse.ArgumentParser] = (),
-) -> None:
-    """Adds show to the subcommands of `jaxchat data`; `parents` hold the common arguments."""
-    show = commands.add_parser(
-        "show", parents=list(parents), help="print examples, coloured by what is learned"
-    )
+def add_show(show: argparse.ArgumentParser) -> None:
+    """The options of `jaxchat data show`."""
     show.add_argument(
         "source",
         metavar="SOURCE",
         help="a source or a generated task by name, or a .jsonl or .parquet file of conversations "
-        "(.gz, .zst, too), whose `weight` and `train` (0 to 1, false or true) are obeyed; other "
+        "(.gz, .zst, too), whose `weight` and `train` (0 to 1, false or true) apply; other "
         "fields are counted",
     )
     show.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the source's files")
-    show.add_argument("-n", type=positive, default=3, metavar="N", help="how many (3)")
-    show.add_argument("--seed", type=seed, default=0, help="which: chosen at random by this (0)")
+    show.add_argument("-n", type=positive, default=3, metavar="N", help="examples (3)")
+    show.add_argument("--seed", type=seed, default=0, help="chooses the examples (0)")
     show.add_argument("--split", choices=("train", "test"), default="train")
     show.add_argument("--tokens", action="store_true", help="every token with its id")
     show.add_argument(
@@ -69,7 +63,7 @@ def show_command(args: argparse.Namespace) -> int:
     from jaxchat.tasks.mixture import Ingredient, Mixture
     from jaxchat.tokenizer import render
 
-    root = paths.home(getattr(args, "home", None))
+    root = paths.home(args.home)
     files = args.files or _downloaded(root, args.source, args.split)
     dataset = find_dataset(args.source, files, args.split, args.seed, args.n)
     if told := getattr(dataset, "unused_message", ""):
@@ -95,13 +89,13 @@ def show_command(args: argparse.Namespace) -> int:
 
 
 def _learned(mask: Sequence[float]) -> str:
-    """How many tokens are learned, and the weights of the conversation's own."""
+    """The number of learned tokens, and the range of their weights where it is not 1."""
     weights = [weight for weight in mask if weight > 0]
-    told = f"{len(weights):,} of them learned"
+    text = f"{len(weights):,} of them learned"
     if set(weights) <= {1}:
-        return told
+        return text
     low, high = f"{min(weights):g}", f"{max(weights):g}"
-    return f"{told}, at weight {low}" + (f" to {high}" if high != low else "")
+    return f"{text}, at weight {low}" + (f" to {high}" if high != low else "")
 
 
 def _tokenizer(root: Path, folder: Path | None, run: str | None) -> Tokenizer:
@@ -116,14 +110,12 @@ def _tokenizer(root: Path, folder: Path | None, run: str | None) -> Tokenizer:
             ) from error
         if not run_dir.has_one(folder.parent, ("tokenizer",)):
             others = ", ".join(run_dir.with_one(root, ("tokenizer",)))
-            raise ArtifactError(
-                f"the run in {folder.parent} has no tokenizer yet; "
-                + (
-                    f"name a run that has one with --run: {others}."
-                    if others
-                    else "name a tokenizer's folder with --tokenizer, or go on with the run."
-                )
+            advice = (
+                f"name a run that has one with --run: {others}."
+                if others
+                else "name a tokenizer's folder with --tokenizer, or resume the run."
             )
+            raise ArtifactError(f"the run in {folder.parent} has no tokenizer yet; {advice}")
     return Tokenizer.load(folder)
 
 
@@ -175,17 +167,14 @@ def lines_of(
     """
     from rich.text import Text
 
-    line, kind = Text(), False  # what is gathered, and whether it is learned
+    line, kind, ended = Text(), False, False  # of pieces that are all learned or all not
     for piece, special, learned, ends in _pieces(ids, mask, tokenizer, with_ids):
         starts = special and "_start|>" in piece
-        if line and (learned != kind or starts):
+        if line and (ended or learned != kind or starts):
             yield Text(LEARNED if kind else NOT_LEARNED) + line
             line = Text()
-        kind = learned
+        kind, ended = learned, ends or (special and not starts)
         line.append(piece, _STYLES[learned, special])
-        if ends or (special and not starts):
-            yield Text(LEARNED if kind else NOT_LEARNED) + line
-            line = Text()
     if line:
         yield Text(LEARNED if kind else NOT_LEARNED) + line
 

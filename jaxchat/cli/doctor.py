@@ -1,4 +1,4 @@
-"""`jaxchat doctor`: whether a tier can run on this machine (layer 5).
+"""`jaxchat doctor`: whether a tier can run on this machine.
 
 Nothing heavy is imported before it runs.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxchat import paths
+from jaxchat.cli.args import add_hub
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.parallel.launch_env import configure_jax
@@ -29,15 +30,14 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tier", default="cpu", help="which is to run here (cpu)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of it")
-    parser.add_argument("--offline", action="store_true", help="ask nobody for datasets")
-    parser.add_argument("--base-url", metavar="URL", help="datasets from here instead of the hub")
+    add_hub(parser, "ask no server for datasets", "datasets from here instead of the hub")
     parser.add_argument("-n", "--no-bench", action="store_true", help="time no training step")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run_command=doctor_command)
 
 
 def doctor_command(args: argparse.Namespace) -> int:
-    """Prints what was found; 1 when the tier cannot run here."""
+    """Prints the checks; 1 when the tier cannot run here."""
     root = paths.home(args.home)
     config = run_dir.configure(root, loading.find_tier(args.tier), args.set)
 
@@ -52,7 +52,7 @@ def doctor_command(args: argparse.Namespace) -> int:
 
 
 def find(args: argparse.Namespace, root: Path, config: RunConfig) -> list[Check]:
-    """Everything that is looked at, in order."""
+    """All checks, in order."""
     from jaxchat.runs.doctor import here
 
     checks = [here.check_python(), here.check_packages(), here.check_tokenizer()]

@@ -1,4 +1,4 @@
-"""`jaxchat eval`: measures the models of a run (layer 5).
+"""`jaxchat eval`: CORE, bits per byte, chat tasks and samples of a run's models.
 
 Nothing heavy is imported before a command runs.
 """
@@ -6,39 +6,45 @@ Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxchat.cli import eval_bpb, eval_core
-from jaxchat.cli.args import positive, seed, temperature
-from jaxchat.config.schema import GENERATED_PROBLEMS
+from jaxchat import paths
+from jaxchat.cli.args import add_model, positive, seed, temperature
+from jaxchat.config.schema import CHAT_STAGES, GENERATED_PROBLEMS, MODELS, NOWHERE, MeshConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.launch_env import start_jax
-from jaxchat.paths import home, read_json, sha256_file, sha256_text, write_json
+from jaxchat.paths import read_json, sha256_file, sha256_text, write_json
 from jaxchat.runs import run_dir
 
 if TYPE_CHECKING:
+    from jaxchat.evals.core.result import CoreResult
+    from jaxchat.evals.text_bits import TextSplit
+    from jaxchat.runs.opening import Opened
     from jaxchat.runs.runner import Context
     from jaxchat.tasks import Task
 
 TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "counting")
 FORMAT = "jaxchat-chat-eval-2"
+SPLITS: tuple[TextSplit, ...] = ("train", "heldout")
+ROWS = 1_024
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Adds core, bpb, chat and samples to the parser of `jaxchat eval`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    eval_core.add_core(commands)
-    eval_bpb.add_bpb(commands)
+    _add_core(commands)
+    _add_bpb(commands)
     chat = commands.add_parser(
         "chat",
-        help="ChatCORE's tasks and counting, or others; what is finished is not done again",
-        description="Evaluates a model on tasks. What is finished is kept and not done again. The "
-        "run's next report (jaxchat report) has it where that is more problems than the run's own "
-        "evaluation took, greedily and at no fewer tokens.",
+        help="ChatCORE's tasks and counting, or others; finished ones are skipped",
+        description="Evaluates a model on tasks. Results are saved, and finished tasks skipped. "
+        "The run's next report (jaxchat report) has a result of more problems than the run's own "
+        "evaluation took, greedy and at no fewer tokens.",
     )
-    _add_model(chat, ("mid", "sft", "rl"))
+    add_model(chat, CHAT_STAGES[::-1])
     chat.add_argument(
         "-a", "--task", action="append", metavar="TASK", help=f"default: {', '.join(TASKS)}"
     )
@@ -47,7 +53,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     chat.add_argument(
         "--temperature", type=temperature, metavar="T", help="default: 0, with several samples 1"
     )
-    chat.add_argument("--max-tokens", type=positive, default=512, metavar="N", help="said (512)")
+    chat.add_argument(
+        "--max-tokens", type=positive, default=512, metavar="N", help="generated (512)"
+    )
     chat.add_argument(
         "--slots", type=positive, default=64, metavar="N", help="decoded at once (64)"
     )
@@ -55,22 +63,68 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     chat.add_argument(
         "--unsafe-exec",
         action="store_true",
-        help="run the model's programs even where they cannot be locked in",
+        help="run the model's programs even where they cannot be sandboxed",
     )
-    chat.add_argument("--force", action="store_true", help="do again what is finished")
+    chat.add_argument("--force", action="store_true", help="repeat finished tasks")
     chat.set_defaults(run_command=chat_command)
-    samples = commands.add_parser("samples", help="what a model says to a few prompts")
-    _add_model(samples, ("base", "mid", "sft", "rl"))
+    samples = commands.add_parser("samples", help="answers of a model to a few prompts")
+    add_model(samples, MODELS)
     samples.set_defaults(run_command=samples_command)
 
 
-def _add_model(parser: argparse.ArgumentParser, stages: Sequence[str]) -> None:
-    parser.add_argument("--run", metavar="NAME", help="default: the last")
-    parser.add_argument("-i", "--stage", choices=stages, help="default: the last complete")
+def _add_core(commands: Any) -> None:
+    core = commands.add_parser(
+        "core",
+        help="CORE: 22 tasks of DCLM",
+        description="Evaluates a model on CORE's tasks. Finished tasks are saved: the same command "
+        "resumes. The run's next report (jaxchat report, or the run's own) has the result.",
+    )
+    add_model(core, MODELS, "base")
+    core.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="with core.yaml (default HOME/eval_bundle)"
+    )
+    core.add_argument(
+        "--download",
+        nargs="?",
+        const="",
+        metavar="URL",
+        help="fetch nanochat's eval_bundle.zip to HOME/eval_bundle first",
+    )
+    core.add_argument(
+        "-a", "--task", action="append", metavar="TASK", help="only this; may be given again"
+    )
+    core.add_argument("--max-problems", type=positive, metavar="N", help="of each task")
+    core.add_argument(
+        "--context",
+        type=positive,
+        metavar="N",
+        help="tokens of a prompt, of which the last are used (default: the model's); beyond the "
+        "training length, a modern model sees what its windows let it, as in nanochat",
+    )
+    core.add_argument("--dump", type=Path, metavar="FILE", help="write every example, a line each")
+    core.set_defaults(run_command=core_command)
+
+
+def _add_bpb(commands: Any) -> None:
+    bpb = commands.add_parser(
+        "bpb",
+        help="bits per byte of text",
+        description="Measures bits per byte on the text that the run trained on, and on the shard "
+        "that it held out. They do not depend on the tokenizer.",
+    )
+    add_model(bpb, MODELS, "base")
+    bpb.add_argument("--split", choices=SPLITS, help="default: both")
+    bpb.add_argument(
+        "--rows",
+        type=positive,
+        metavar="N",
+        help=f"of each split (default: what eval.text_tokens says, else {ROWS:,})",
+    )
+    bpb.set_defaults(run_command=bpb_command)
 
 
 def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]:
-    root = home(args.home)
+    root = paths.home(args.home)
     run = run_dir.find(root, args.run, (args.stage,) if args.stage else among)
     config = run_dir.read_config(run)  # says what is missing, before JAX starts
     start_jax(config.mesh, root / "xla")
@@ -81,7 +135,7 @@ def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]
 
 def samples_command(args: argparse.Namespace) -> int:
     """Prints samples of a model."""
-    context, stage = _open(args, ("rl", "sft", "mid", "base"))
+    context, stage = _open(args, MODELS[::-1])
     from jaxchat.evals import samples
     from jaxchat.runs.inputs import tokenizer_of
     from jaxchat.runs.opening import load_model, make_engine
@@ -89,17 +143,17 @@ def samples_command(args: argparse.Namespace) -> int:
     engine = make_engine(context, load_model(context.root, stage, context.config.model))
     tokenizer = tokenizer_of(context)
     if stage == "base":
-        told = samples.text_samples(engine, tokenizer, samples.COMPLETIONS)
+        said = samples.text_samples(engine, tokenizer, samples.COMPLETIONS)
     else:
-        told = samples.chat_samples(engine, tokenizer, samples.QUESTIONS)
-    for sample in told:
+        said = samples.chat_samples(engine, tokenizer, samples.QUESTIONS)
+    for sample in said:
         print("\n".join(f"{name}: {text}" for name, text in sample.items()) + "\n")
     return 0
 
 
 def chat_command(args: argparse.Namespace) -> int:
     """Evaluates the tasks, one after the other, and prints a table."""
-    context, stage = _open(args, ("rl", "sft", "mid"))
+    context, stage = _open(args, CHAT_STAGES)
     from jaxchat.evals.chatcore import chatcore, chatcore_counting
 
     names = list(dict.fromkeys(map(task_name, args.task or TASKS)))
@@ -111,8 +165,8 @@ def chat_command(args: argparse.Namespace) -> int:
         "ChatCORE": chatcore(accuracies),
         "ChatCORE + counting": chatcore_counting(accuracies),
     }
-    if told := [f"{name} {mean:.4f}" for name, mean in means.items() if mean is not None]:
-        print("\n" + ", ".join(told))
+    if shown := [f"{name} {mean:.4f}" for name, mean in means.items() if mean is not None]:
+        print("\n" + ", ".join(shown))
     return 0
 
 
@@ -121,14 +175,14 @@ def task_name(given: str) -> str:
     return given.lower().replace("-", "_")
 
 
-class Asked(NamedTuple):
-    """A task, and what its problems depend on."""
+class TaskData(NamedTuple):
+    """A task, and the hashes or settings that decide its problems."""
 
     task: Task
     data: tuple[object, ...]
 
 
-def find_tasks(context: Context, names: Sequence[str]) -> dict[str, Asked]:
+def find_tasks(context: Context, names: Sequence[str]) -> dict[str, TaskData]:
     """Tasks by name: of the run's datasets, of what was downloaded, or generated.
 
     Raises ConfigError for a name that is none, ArtifactError for what has not been downloaded.
@@ -147,24 +201,24 @@ def find_tasks(context: Context, names: Sequence[str]) -> dict[str, Asked]:
     own = [name for name in names if name in read.chat or name in GENERATED]
     tasks = prepare.run_tasks(own, context.config.seed, read, tokenizer_of(context))
     hub = hub_of(context, offline=True)
-    found = dict[str, Asked]()
+    found = dict[str, TaskData]()
     for name in names:
         if name in tasks:
             data = inputs.data_of(name, read, context.config.seed)
-            found[name] = Asked(tasks[name], data)
+            found[name] = TaskData(tasks[name], data)
         else:
             splits = inputs.downloaded(name, hub)
             data = tuple(sha256_file(path) for paths in splits.values() for path in paths)
-            found[name] = Asked(prepare.open_task(name, splits, "-a"), data)
+            found[name] = TaskData(prepare.open_task(name, splits, "-a"), data)
     return found
 
 
 def evaluate(
-    context: Context, stage: str, tasks: Mapping[str, Asked], args: argparse.Namespace
+    context: Context, stage: str, tasks: Mapping[str, TaskData], args: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
-    """Task -> result. Each is kept in the run's folder `eval` as soon as it is there.
+    """Task -> result. Each is saved in the run's folder `eval` as soon as it is complete.
 
-    A file is of one set of options: others take nothing of it away.
+    A file holds the result of one set of options: others do not replace it.
     """
     from jaxchat.evals import humaneval
     from jaxchat.evals.chat import Sampling, by_letters, evaluate_task
@@ -188,8 +242,8 @@ def evaluate(
             FORMAT, weights, tokenizer.hash, name, repr(sampling), str(limit), *map(str, data)
         )
         path = chat_file(context.root, stage, name, key)
-        kept = _kept(path, key)
-        if kept is None or args.force:
+        saved = _saved(path, key)
+        if saved is None or args.force:
             if engine is None:
                 params = load_model(context.root, stage, context.config.model)
                 engine = make_engine(context, params, slots=args.slots)
@@ -197,17 +251,17 @@ def evaluate(
                 engine, tokenizer, task, problems=limit, sampling=sampling,
                 title=f"{name}, {stage}", judge=judge,
             )  # fmt: skip
-            kept = result.to_json()
+            saved = result.to_json()
             greedy = sampling.samples == 1 and sampling.temperature == 0
             length = None if by_letters(task) else sampling.max_tokens  # a letter has none
-            told = {"weights": weights, "task": name, "greedy": greedy, "max_tokens": length}
-            write_json(path, {"format": FORMAT, "key": key, **told, "result": kept})
-        results[name] = kept
+            options = {"weights": weights, "task": name, "greedy": greedy, "max_tokens": length}
+            write_json(path, {"format": FORMAT, "key": key, **options, "result": saved})
+        results[name] = saved
     return results
 
 
-def _kept(path: Path, key: str) -> dict[str, Any] | None:
-    """What an evaluation kept; a damaged file is no loss."""
+def _saved(path: Path, key: str) -> dict[str, Any] | None:
+    """The saved result of an evaluation; a damaged file is no loss."""
     try:
         record = read_json(path)
         result: dict[str, Any] = record["result"]
@@ -237,3 +291,119 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             )
         )
     return "\n".join(aligned(rows))
+
+
+def core_command(args: argparse.Namespace) -> int:
+    """Evaluates, and prints the table."""
+    from jaxchat.data.download import eval_bundle
+    from jaxchat.evals.core.bundle import read_bundle
+
+    root = paths.home(args.home)
+    paths.check_folder(args.bundle, "--bundle")
+    if args.download is not None and args.bundle is not None:
+        raise ConfigError("--download fills HOME/eval_bundle; leave --bundle away.")
+    run = run_dir.find(root, args.run, (args.stage,))  # reports what is missing before fetching
+    if args.download is not None:
+        own = run_dir.read_config(run).eval.bundle_url.replace(NOWHERE, "")
+        eval_bundle.fetch_bundle(root, args.download or own or eval_bundle.URL)
+    folder = args.bundle or eval_bundle.bundle_folder(root)
+    if args.bundle is None:
+        if not folder.exists():
+            raise ArtifactError(
+                f"there is no {folder} with CORE's tasks; fetch nanochat's with --download, or "
+                "name a bundle with --bundle DIR."
+            )
+        eval_bundle.check_bundle(root)
+    bundle = read_bundle(folder)
+    bundle.select(args.task)
+    start_jax(MeshConfig(), root / "xla")
+    from jaxchat.evals.core import kept
+    from jaxchat.runs.opening import open_model
+
+    opened = open_model(root, args.run, args.stage)
+    place = kept.folder_of(opened.run, opened.stage)
+    result, path = kept.evaluate_kept(
+        place, lambda: opened.params, opened.digest, opened.config.model, opened.tokenizer, bundle,
+        compute=opened.compute, mesh=opened.mesh, tasks=args.task, max_problems=args.max_problems,
+        context=args.context, widen=opened.config.preset == "classic", title=opened.stage,
+    )  # fmt: skip
+    print(f"run {opened.run.name}, stage {opened.stage}, bundle {folder}\n\n{core_table(result)}")
+    if args.dump is not None:
+        write_dump(args.dump, result)
+        print(f"\nevery example: {args.dump}")
+    print(f"\n{path}")
+    return 0
+
+
+def core_table(result: CoreResult) -> str:
+    """The tasks, a line each, and CORE."""
+    from jaxchat.runs.tables import table as aligned
+
+    rows = [("task", "accuracy", "95% interval", "centred")]
+    for task in result.tasks:
+        low, high = task.score.interval
+        interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
+        rows.append((task.label, f"{task.score.accuracy:.1%}", interval, f"{task.centered:.4f}"))
+    lines = aligned([*rows, (result.name, "", "", f"{result.core:.4f}")])
+    if result.missing:
+        lines.append(f"without data in the bundle: {', '.join(result.missing)}")
+    return "\n".join(lines)
+
+
+def write_dump(path: Path, result: CoreResult) -> None:
+    """One JSON object a line: task, index, prediction, gold, losses."""
+    with paths.atomic_open(path) as file:
+        for task in result.tasks:
+            for index, one in enumerate(task.judged):
+                line = {"task": task.label, "index": index, **one.to_json()}
+                file.write(json.dumps(line) + "\n")
+
+
+def bpb_command(args: argparse.Namespace) -> int:
+    """Measures bits per byte, and prints a line a split."""
+    root = paths.home(args.home)
+    run_dir.find(root, args.run, (args.stage,))  # reports what is missing before JAX starts
+    start_jax(MeshConfig(), root / "xla")
+    from jaxchat.runs.opening import open_model
+
+    opened = open_model(root, args.run, args.stage)
+    model, settings = opened.config.model, opened.config.eval
+    limit = args.rows or -(-settings.text_tokens // model.sequence_len) or ROWS
+    measured = {}
+    for split in SPLITS if args.split is None else (args.split,):
+        bits, rows = measure(opened, split, limit)
+        tokens = rows * model.sequence_len
+        print(f"{split:<8} {bits:.4f} bits per byte over {rows:,} rows, {tokens:,} tokens")
+        measured[split] = {"bits_per_byte": bits, "rows": rows}
+    path = opened.run / "eval" / f"bpb-{opened.stage}.json"
+    saved = paths.read_json(path) if path.exists() else {}
+    if saved.get("model") != opened.digest:
+        saved = {"model": opened.digest}
+    paths.write_json(path, saved | measured)
+    return 0
+
+
+def measure(opened: Opened, split: TextSplit, limit: int) -> tuple[float, int]:
+    """Bits per byte over the first `limit` rows of a split, or all; and how many there were.
+
+    Raises ArtifactError when there are none.
+    """
+    from jaxchat.data.inputs import read_inputs
+    from jaxchat.data.shards import text_folder
+    from jaxchat.evals.text_bits import TextRows, bits_of_text
+
+    model, tokenizer = opened.config.model, opened.tokenizer
+    read = read_inputs(opened.run / "data")
+    folder = text_folder(opened.run, read, tokenizer, model.sequence_len + 1)
+    if not folder.exists():
+        raise ArtifactError(
+            f"the run in {opened.run} has no rows of text in {folder}; make them with: jaxchat "
+            f"data prepare --run {opened.run.name}"
+        )
+    rows = TextRows(folder, tokenizer.hash, split, opened.config.seed)
+    count = min(limit, len(rows))
+    bits = bits_of_text(
+        opened.params, rows, count, token_bytes=tokenizer.token_bytes, model=model,
+        compute=opened.compute, mesh=opened.mesh, title=f"{opened.stage} on {split}",
+    )  # fmt: skip
+    return bits, count

@@ -1,4 +1,4 @@
-"""The `jaxchat` command (layer 5). Nothing heavy is imported before the arguments are read."""
+"""The `jaxchat` command. Nothing heavy is imported before the arguments are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxchat.errors import EXIT_CODES, guarded
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes --home, and so do those of its commands: it may stand anywhere."""
+    """A parser that takes --home, as those of its commands do: it may stand anywhere."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -45,13 +45,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     chat.add_chat(commands.add_parser("chat", help="talk to a model"))
     runs.add_runs(commands.add_parser("runs", help="list the runs"))
     runs.add_watch(commands.add_parser("watch", help="see a run at work"))
-    serve.add_serve(commands)
-    report.add_report(commands)
+    serve.add_serve(commands.add_parser("serve", help="serve models to browsers and programs"))
+    report.add_report(
+        commands.add_parser(
+            "report", help="make a run's report of what there is of it, or compare two"
+        )
+    )
     _add_profile(commands.add_parser("profile", help="say where time went"))
     tokenizer.add_commands(commands.add_parser("tokenizer", help="train and compare tokenizers"))
     data.add_commands(commands.add_parser("data", help="download and prepare datasets"))
     eval.add_commands(commands.add_parser("eval", help="measure models"))
-    models.add_commands(commands)
+    models.add_export(
+        commands.add_parser("export", help="write a model for transformers, or to import elsewhere")
+    )
+    models.add_import(commands.add_parser("import", help="make a run of a model from elsewhere"))
     bench.add_commands(commands.add_parser("bench", help="measure speed"))
     doctor.add_doctor(commands.add_parser("doctor", help="whether a tier can run here"))
     parser.set_defaults(home=None)

@@ -1,4 +1,4 @@
-"""`jaxchat export` and `jaxchat import`: models for others, and models of others (layer 5).
+"""`jaxchat export` and `jaxchat import`: models for others, and models of others.
 
 Nothing heavy is imported before a command runs.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from jaxchat import paths
@@ -21,34 +20,13 @@ FORMATS = ("hf", "jaxchat")
 DTYPES = ("float32", "bfloat16")
 
 
-def add_commands(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    parents: Sequence[argparse.ArgumentParser] = (),
-) -> None:
-    """Adds export and import to the subcommands of `jaxchat`."""
-    _add_export(
-        commands.add_parser(
-            "export",
-            parents=list(parents),
-            help="write a model for transformers, or to import it elsewhere",
-            description="Writes the model of a stage, its tokenizer and a model card into a "
-            "folder. `hf` is the layout of transformers' NanoChatForCausalLM, which holds classic "
-            "models; `jaxchat` holds every one, with the configuration of its run.",
-        )
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """The options of `jaxchat export`."""
+    parser.description = (
+        "Writes the model of a stage, its tokenizer and a model card into a folder. `hf` is the "
+        "layout of transformers' NanoChatForCausalLM, which holds classic models; `jaxchat` holds "
+        "every one, with the configuration of its run."
     )
-    _add_import(
-        commands.add_parser(
-            "import",
-            parents=list(parents),
-            help="make a run of a model from elsewhere",
-            description="Makes a run of a model: from a folder that jaxchat or transformers "
-            "wrote, from nanochat's checkpoints, or from the hub. Nothing in it is executed. Train "
-            "on from it with run_speedrun.py --set run.name=NAME.",
-        )
-    )
-
-
-def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="name of the run")
     parser.add_argument("stage", metavar="STAGE", choices=MODELS, help=", ".join(MODELS))
     parser.add_argument("folder", metavar="DIR", type=Path, help="a new folder")
@@ -61,7 +39,13 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run_command=export_command)
 
 
-def _add_import(parser: argparse.ArgumentParser) -> None:
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """The options of `jaxchat import`."""
+    parser.description = (
+        "Makes a run of a model: from a folder that jaxchat or transformers wrote, from nanochat's "
+        "checkpoints, or from the hub. Nothing in it is executed. Train on from it with "
+        "run_speedrun.py --set run.name=NAME."
+    )
     parser.add_argument(
         "source", metavar="SOURCE", help="a folder, or OWNER/NAME of a model on the hub"
     )
@@ -69,7 +53,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stage",
         choices=MODELS,
-        help="the place it takes; training goes on with the one after it (default: what its files "
+        help="the place it takes; training continues with the next one (default: what its files "
         "say, else sft)",
     )
     parser.add_argument(
@@ -80,14 +64,14 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", default="main", metavar="REV", help="on the hub (main)")
     parser.add_argument("--offline", action="store_true", help="only what was downloaded before")
-    parser.add_argument("--refresh", action="store_true", help="ask the hub for its files anew")
+    parser.add_argument("--refresh", action="store_true", help="ask the hub for its files again")
     parser.set_defaults(run_command=import_command)
 
 
 def export_command(args: argparse.Namespace) -> int:
-    """Exports, and says where to."""
+    """Exports, and prints where to."""
     root = paths.home(args.home)
-    run_dir.find(root, args.run)  # says what is missing, before JAX starts
+    run_dir.find(root, args.run)  # reports what is missing before JAX starts
     if not re.fullmatch(r"[\w.-]*", args.license):
         raise ConfigError(f"--license is {args.license!r}; it must be an identifier, such as mit.")
     if args.dtype and args.format != "hf":
@@ -110,7 +94,7 @@ def export_command(args: argparse.Namespace) -> int:
 
 
 def import_command(args: argparse.Namespace) -> int:
-    """Imports, and says how to talk to it."""
+    """Imports, and prints how to talk to it."""
     root = paths.home(args.home)
     source = Path(args.source)
     on_hub = not source.is_dir()
@@ -124,11 +108,11 @@ def import_command(args: argparse.Namespace) -> int:
     from jaxchat.runs import import_run
 
     import_run.check_name(root, name)  # before anything is read
-    told = str(source.absolute())
+    origin = str(source.absolute())
     if on_hub:
         from jaxchat.runs.fetch_model import fetch_model
 
-        source, told = fetch_model(
+        source, origin = fetch_model(
             root,
             args.source,
             args.revision,
@@ -138,9 +122,9 @@ def import_command(args: argparse.Namespace) -> int:
         )
     found = import_run.read_model(source, args.step, args.tokenizer)
     stage = args.stage or found.stage or import_run.DEFAULT_STAGE
-    config = import_run.make_run(root, name, found, stage, told)
+    config = import_run.make_run(root, name, found, stage, origin)
     size = count_params(config.model)["total"]
-    print(f"{told} ({found.format}): {size:,} parameters, now stage {stage} of the run {name}")
+    print(f"{origin} ({found.format}): {size:,} parameters, now stage {stage} of the run {name}")
     for note in found.notes:
         print(f"Note: {note}")
     command = "eval samples" if stage == "base" else "chat"

@@ -1,4 +1,4 @@
-"""`jaxchat report`: a run's report as it stands now, or two runs compared (layer 5).
+"""`jaxchat report`: a run's report as it stands now, or two runs compared.
 
 Nothing heavy is imported before the command runs.
 """
@@ -8,24 +8,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxchat.errors import ConfigError
 from jaxchat.paths import atomic_open, home
 from jaxchat.runs import run_dir
 
 
-def add_report(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    parents: Sequence[argparse.ArgumentParser] = (),
-) -> None:
-    """Adds report to the subcommands of `jaxchat`; `parents` hold the common arguments."""
-    parser = commands.add_parser(
-        "report",
-        parents=list(parents),
-        help="make a run's report of what there is of it, or compare two",
-        description="Makes report.md, report.html and report.json of the stages a run has, and "
-        "prints the metrics. With two runs: compares them.",
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """The options of `jaxchat report`."""
+    parser.description = (
+        "Makes report.md, report.html and report.json of the stages a run has, and prints the "
+        "metrics. With two runs: compares them."
     )
     parser.add_argument(
         "runs",
@@ -46,8 +39,10 @@ def report_command(args: argparse.Namespace) -> int:
     if len(named) > 2:
         raise ConfigError(f"{len(named)} runs are named; a report is of one, or compares two.")
     if args.out is not None and len(named) != 2:
-        raise ConfigError("--out says where a comparison goes; name two runs.")
-    _on_cpu()
+        raise ConfigError("--out is the folder of a comparison; name two runs.")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # schedules are computed; a GPU may be training
     root = home(args.home)
     if len(named) == 2:
         return _compare([_path(root, name) for name in named], args.out)
@@ -66,13 +61,6 @@ def report_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def _on_cpu() -> None:
-    """Keeps JAX, which computes the schedules, off a GPU that may be training."""
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-
-
 def _path(root: Path, name: str | None) -> Path:
     """A run's folder, or a report.json: by the run's name, or as a path."""
     path = Path(name or "")
@@ -82,10 +70,11 @@ def _path(root: Path, name: str | None) -> Path:
 
 
 def _compare(paths: Sequence[Path], out: Path | None) -> int:
+    from jaxchat.runs import report
     from jaxchat.runs.report import compare
     from jaxchat.runs.tables import table
 
-    a, b = (_report(path) for path in paths)
+    a, b = (report.read_file(p) if p.is_file() else report.gather_run(p) for p in paths)
     compared = compare.compare(a, b)
     folder = out or (paths[1].parent if paths[1].is_file() else paths[1])
     stem = f"compare_{a['run']['name']}_{b['run']['name']}"
@@ -102,10 +91,3 @@ def _compare(paths: Sequence[Path], out: Path | None) -> int:
     for path in reversed(written):
         print(path)
     return 0
-
-
-def _report(path: Path) -> dict[str, Any]:
-    """What a report.json says, or a run as it stands."""
-    from jaxchat.runs import report
-
-    return report.read_file(path) if path.is_file() else report.gather_run(path)

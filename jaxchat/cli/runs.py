@@ -1,22 +1,22 @@
-"""The commands `jaxchat runs` and `jaxchat watch` (layer 5)."""
+"""`jaxchat runs` and `jaxchat watch`: the runs of a home and their state."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import textwrap
 import time
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import paths
 from jaxchat.cli.args import seconds
+from jaxchat.progress import duration
 from jaxchat.runs import run_dir
+from jaxchat.runs.tables import table
 
 if TYPE_CHECKING:
     from jaxchat.runs.status import RunState
-
-
-WIDE = 10_000  # columns
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
 def add_watch(parser: argparse.ArgumentParser) -> None:
     """The options of `jaxchat watch`."""
     parser.add_argument("run", nargs="?", metavar="RUN", help="default: the last")
-    parser.add_argument("--once", action="store_true", help="show it as it is, and leave")
+    parser.add_argument("--once", action="store_true", help="show its present state and exit")
     parser.add_argument(
         "--interval", type=seconds, default=2.0, metavar="SECONDS", help="between looks (2)"
     )
@@ -46,14 +46,14 @@ def runs_command(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([_record(state) for state in states], indent=1))
     elif states:
-        _print_table(states)
+        print(_table(states))
     else:
         print(f"There is no run in {root}. Make one with: python run_speedrun.py --tier cpu")
     return 1 if wrong else 0
 
 
 def watch_command(args: argparse.Namespace) -> int:
-    """Shows a run while it works; Ctrl-C leaves, and the run goes on."""
+    """Shows a run while it works; Ctrl-C leaves, and the run continues."""
     from jaxchat.runs.watch import watch
 
     run = run_dir.find(paths.home(args.home), args.run)
@@ -81,26 +81,14 @@ def _record(state: RunState) -> dict[str, Any]:
     }
 
 
-def _print_table(states: list[RunState]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from jaxchat.progress import duration
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (
-        ("run", "left"), ("state", "left"), ("stage", "left"), ("step", "right"),
-        ("loss", "right"), ("bits/byte", "right"), ("reward", "right"), ("age", "right"),
-    ):  # fmt: skip
-        table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True)
+def _table(states: list[RunState]) -> str:
+    rows = [("run", "state", "stage", "step", "loss", "bits/byte", "reward", "age")]
     for state in states:
-        values = [state.last(name) for name in ("loss", "bits_per_byte", "reward")]
-        table.add_row(
-            state.name, state.state, state.stage, state.progress if state.records else "-",
-            *("-" if value is None else f"{value:.3f}" for value in values),
-            duration(max(0.0, time.time() - state.changed)),
-        )  # fmt: skip
-    console = Console()
-    if not console.is_terminal:  # a pipe is as wide as its lines: nothing is cut off
-        console.width = WIDE
-    console.print(table)
+        loss, bits, reward = (
+            "-" if value is None else f"{value:.3f}"
+            for value in map(state.last, ("loss", "bits_per_byte", "reward"))
+        )
+        step = state.progress if state.records else "-"
+        age = duration(max(0.0, time.time() - state.changed))
+        rows.append((state.name, state.state, state.stage, step, loss, bits, reward, age))
+    return textwrap.dedent("\n".join(table(rows, left=3)))

@@ -1,4 +1,4 @@
-"""`jaxchat serve`: models over HTTP, for browsers and programs (layer 5).
+"""`jaxchat serve`: models over HTTP, for browsers and programs.
 
 Nothing heavy is imported before the arguments are read.
 """
@@ -8,96 +8,81 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxchat import paths
-from jaxchat.cli.args import port, positive, real, seconds, whole
-from jaxchat.config import numbers
-from jaxchat.config.schema import ServeConfig, build
+from jaxchat.cli.args import add_field, add_model
+from jaxchat.config.fields import build
+from jaxchat.config.operations import ServeConfig
+from jaxchat.config.schema import CHAT_STAGES
 from jaxchat.data.files.compressed import Unreadable
 from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import start_jax
 from jaxchat.runs import run_dir
 
-SETTINGS = (
-    "host", "port", "slots", "queue", "temperature", "top_k", "max_tokens", "grace_seconds",
-    "hosts", "origins", "behind_proxy", "warm_up",
-)  # fmt: skip  # flags that are fields of ServeConfig
 LEAST_KEY = 16  # characters of a key: fewer can be guessed
+# flags that are fields of ServeConfig: field, metavar, help, and the flag where it has another name
+FLAGS = (
+    ("host", "ADDRESS", "to listen at (127.0.0.1)"),
+    ("port", "N", "(8000; 0: any that is free)"),
+    ("slots", "N", "answers decoded at once (0: suits the device)"),
+    ("queue", "N", "requests that may wait (256)"),
+    ("temperature", "T", "where a request names none (0.8)"),
+    ("top_k", "K", "likewise (0: all)"),
+    ("max_tokens", "N", "of an answer, at most"),
+    ("grace_seconds", "S", "for answers under way at shutdown (10)"),
+    ("hosts", "NAME", "a host name of the server beside localhost: a proxy's", "--allow-host"),
+    (
+        "origins",
+        "ORIGIN",
+        "of another site whose pages may ask: https://example.org",
+        "--allow-origin",
+    ),
+    ("behind_proxy", None, "tell clients apart by X-Forwarded-For of a proxy on this machine"),
+    ("warm_up", None, "be ready at once, and compile on the first requests", "--no-warm-up"),
+)
 
 
-def add_serve(commands: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> None:
-    """Adds `serve` to the commands."""
-    parser = commands.add_parser(
-        "serve",
-        parents=parents,
-        help="serve models to browsers and programs",
-        description="Serves models of runs: a page to chat with, and OpenAI's chat completions "
-        "under /v1. Only this machine can reach it, unless --host says otherwise.",
-        argument_default=argparse.SUPPRESS,
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """The options of `jaxchat serve`."""
+    parser.description = (
+        "Serves models of runs: a page to chat with, and OpenAI's chat completions under /v1. Only "
+        "this machine can reach it, unless --host says otherwise."
     )
-    parser.add_argument("--run", metavar="NAME", help="default: the last")
-    parser.add_argument("--stage", choices=("mid", "sft", "rl"), help="default: the last complete")
+    add_model(parser, CHAT_STAGES[::-1])
     parser.add_argument(
-        "--model", action="append", metavar="RUN/STAGE", help="several at once; the first is the "
-        "default",
-    )  # fmt: skip
-    parser.add_argument("--host", metavar="ADDRESS", help="to listen at (127.0.0.1)")
-    parser.add_argument("--port", type=port, metavar="N", help="(8000; 0: any that is free)")
-    parser.add_argument("--slots", type=positive, metavar="N", help="answers decoded at once")
-    parser.add_argument("--queue", type=positive, metavar="N", help="requests that may wait (256)")
-    parser.add_argument(
-        "--temperature",
-        type=real(numbers.API_TEMPERATURE),
-        metavar="T",
-        help="where a request names none (0.8)",
+        "--model",
+        action="append",
+        default=[],
+        metavar="RUN/STAGE",
+        help="several at once; the first is the default",
     )
-    parser.add_argument("--top-k", type=whole, metavar="K", help="likewise (0: all)")
-    parser.add_argument("--max-tokens", type=whole, metavar="N", help="of an answer, at most")
+    for flag in FLAGS:
+        add_field(parser, ServeConfig, *flag)
     parser.add_argument(
-        "--grace-seconds", type=seconds, metavar="S", help="for answers under way at the end (10)"
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="with the key that clients must send; else that of the variable JAXCHAT_API_KEY",
     )
-    parser.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="with the key that clients must send; "
-        "else that of the variable JAXCHAT_API_KEY",
-    )  # fmt: skip
     parser.add_argument(
         "--no-key", action="store_true", help="listen elsewhere than on this machine without a key"
     )
-    parser.add_argument(
-        "--allow-host", action="append", dest="hosts", metavar="NAME",
-        help="by which it is asked for, beside localhost: that of a proxy before it",
-    )  # fmt: skip
-    parser.add_argument(
-        "--allow-origin", action="append", dest="origins", metavar="ORIGIN",
-        help="of another site whose pages may ask, such as https://example.org",
-    )  # fmt: skip
-    parser.add_argument(
-        "--behind-proxy", action="store_true",
-        help="tell clients apart by the X-Forwarded-For of a proxy on this machine",
-    )  # fmt: skip
-    parser.add_argument(
-        "--no-warm-up", action="store_false", dest="warm_up",
-        help="be ready at once, and compile when the first requests come",
-    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no line for each request")
     parser.set_defaults(run_command=serve_command)
 
 
 def serve_command(args: argparse.Namespace) -> int:
-    """Serves until a signal ends it."""
-    given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
+    """Serves until a signal."""
+    given = {name: getattr(args, name) for name, *_ in FLAGS if hasattr(args, name)}
     config = build(ServeConfig, given, "serve")
-    key = read_key(getattr(args, "api_key_file", None))
-    check_key(config, key, unless=hasattr(args, "no_key"))
-    root = paths.home(getattr(args, "home", None))
-    names = models_asked(args)
-    talkers = ("mid", "sft", "rl")
+    key = read_key(args.api_key_file)
+    check_key(config, key, unless=args.no_key)
+    root = paths.home(args.home)
+    names = requested_models(args)
     configs = [
-        run_dir.read_config(run_dir.find(root, run, (stage,) if stage else talkers))
+        run_dir.read_config(run_dir.find(root, run, (stage,) if stage else CHAT_STAGES))
         for run, stage in names
     ]
 
@@ -109,28 +94,26 @@ def serve_command(args: argparse.Namespace) -> int:
         from jaxchat.serve.models import load_models
         from jaxchat.serve.process import Server
 
-        start_log(quiet=hasattr(args, "quiet"))
-        models = load_models(root, names, config, tell)
+        start_log(quiet=args.quiet)
+        models = load_models(root, names, config, notify)
         server = Server(create_app(models, config, key=key), config)
-        tell(f"{', '.join(model.id for model in models)}: open {url_of(sock)} (Ctrl-C ends it)")
+        notify(f"{', '.join(model.id for model in models)}: open {url_of(sock)} (Ctrl-C ends it)")
         server.serve_until_signal(sock)
     return 0
 
 
-def tell(sentence: str) -> None:
+def notify(sentence: str) -> None:
     """Prints a sentence at once."""
     print(f"jaxchat: {sentence}", flush=True)
 
 
-def models_asked(args: argparse.Namespace) -> list[tuple[str | None, str | None]]:
+def requested_models(args: argparse.Namespace) -> list[tuple[str | None, str | None]]:
     """The runs and stages to serve. Raises ConfigError where they are named in two ways."""
-    run, stage = getattr(args, "run", None), getattr(args, "stage", None)
-    named = getattr(args, "model", [])
-    if not named:
-        return [(run, stage)]
-    if run or stage:
+    if not args.model:
+        return [(args.run, args.stage)]
+    if args.run or args.stage:
         raise ConfigError("--model is given beside --run or --stage; name all models by --model.")
-    return [parse_name(name) for name in named]
+    return [parse_name(name) for name in args.model]
 
 
 def parse_name(name: str) -> tuple[str, str | None]:
@@ -162,7 +145,7 @@ def read_key(path: Path | None) -> str | None:
 
 
 def check_key(config: ServeConfig, key: str | None, *, unless: bool) -> None:
-    """Raises ConfigError where others could ask without a key and nobody said that they may."""
+    """Raises ConfigError where other machines could ask without a key, unless that is allowed."""
     if key is None and not config.is_local and not unless:
         raise ConfigError(
             f"--host {config.host} lets other machines ask; give them a key by --api-key-file or "
@@ -173,7 +156,7 @@ def check_key(config: ServeConfig, key: str | None, *, unless: bool) -> None:
 def start_log(*, quiet: bool) -> None:
     """Sends warnings to the standard error output and, unless `quiet`, a line for each request.
 
-    What uvicorn says of garbage that it was sent is left out: anyone could fill the disk.
+    uvicorn's lines about malformed requests are left out: anyone could fill the disk.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

@@ -1,4 +1,4 @@
-"""`jaxchat tokenizer`: trains tokenizers, shows what they do to text, and compares them (layer 5).
+"""`jaxchat tokenizer`: trains tokenizers, encodes text, and compares tokenizers.
 
 Nothing heavy is imported before a command runs.
 """
@@ -35,7 +35,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--pattern",
         default="jaxchat",
-        help="what cuts text into words: jaxchat (default), gpt2, gpt4, or a regular expression; "
+        help="splits text into words: jaxchat (default), gpt2, gpt4, or a regular expression; "
         "a stretch that it doesn't match is a word of its own",
     )
     train.add_argument(
@@ -50,7 +50,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     train.set_defaults(run_command=train_command)
     encode = commands.add_parser("encode", help="print the ids of a text")
     encode.add_argument("tokenizer", type=Path, metavar="DIR")
-    encode.add_argument("text", nargs="?", metavar="TEXT", help="default: what stdin says")
+    encode.add_argument("text", nargs="?", metavar="TEXT", help="default: stdin")
     encode.add_argument("--file", metavar=FILES, help=f"encode {_FILES_HELP} instead")
     encode.add_argument("--show", action="store_true", help="a line for each token, and a summary")
     encode.set_defaults(run_command=encode_command)
@@ -69,7 +69,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def train_command(args: argparse.Namespace) -> int:
-    """Trains a tokenizer and tells what it cost."""
+    """Trains a tokenizer and prints what it took."""
     from jaxchat.config.machine import peak_memory_bytes
     from jaxchat.data.files.textfiles import TextFiles
     from jaxchat.errors import TokenizerError
@@ -107,7 +107,7 @@ def train_command(args: argparse.Namespace) -> int:
             f"there is nothing to learn a vocabulary from: {', '.join(args.files)} hold no text."
         )
     tokenizer.save(args.out)
-    print(_told(seen[0], tokenizer, args, time.monotonic() - began, peak_memory_bytes()))
+    print(_summary(seen[0], tokenizer, args, time.monotonic() - began, peak_memory_bytes()))
     return 0
 
 
@@ -119,14 +119,14 @@ def _reading(files: TextFiles) -> Iterator[str]:
                 bar.update(files.done // 1000)
 
 
-def _told(
+def _summary(
     seen: TrainingReport,
     tokenizer: Tokenizer,
     args: argparse.Namespace,
     seconds: float,
     memory: int,
 ) -> str:
-    """What training says at its end."""
+    """The report at the end of training."""
     lines = [
         f"{tokenizer.vocab_size:,} tokens from {seen.texts:,} texts of {seen.bytes / 1e6:,.1f} MB, "
         f"{seen.pretokens:,} words, {seen.distinct:,} of them distinct",
@@ -137,7 +137,7 @@ def _told(
     if seen.dropped:
         lines.insert(
             1,
-            f"to keep to --max-words, {seen.dropped:,} rare words were dropped, which stood "
+            f"because of --max-words, {seen.dropped:,} rare words were dropped, which stood "
             f"{seen.dropped_pretokens:,} times in the text",
         )
     if tokenizer.vocab_size < args.vocab_size:
@@ -192,18 +192,12 @@ def eval_command(args: argparse.Namespace) -> int:
 
     tokenizer = Tokenizer.load(args.tokenizer)
     own = compression.measure(args.tokenizer.name, tokenizer, _texts(args.text))
-    rows = [("", "characters", "bytes", "tokens", "characters/token", "bytes/token")]
-    rows += [
-        (
-            name,
-            f"{sizes.characters:,}",
-            f"{sizes.bytes:,}",
-            f"{sizes.tokens:,}",
-            f"{sizes.characters_per_token:.2f}",
-            f"{sizes.bytes_per_token:.2f}",
-        )
-        for name, sizes in own.texts.items()
+    rows: list[tuple[str, ...]] = [
+        ("", "characters", "bytes", "tokens", "characters/token", "bytes/token")
     ]
+    for name, s in own.texts.items():
+        counts = (f"{count:,}" for count in (s.characters, s.bytes, s.tokens))
+        rows.append((name, *counts, f"{s.characters_per_token:.2f}", f"{s.bytes_per_token:.2f}"))
     print(f"vocabulary {own.vocabulary:,}", *table(rows), sep="\n")
     return 0
 
@@ -217,7 +211,7 @@ def compare_command(args: argparse.Namespace) -> int:
     folders = {path.resolve() for path in args.tokenizers}
     same = len({path.name for path in folders}) < len(folders)
     tokenizers = {str(p) if same else p.resolve().name: Tokenizer.load(p) for p in args.tokenizers}
-    peers = vocabularies.folder_in(paths.home(getattr(args, "home", None)))
+    peers = vocabularies.folder_in(paths.home(args.home))
     print(comparison(compression.survey(tokenizers, _texts(args.text), folder=peers)))
     return 0
 

@@ -1,4 +1,4 @@
-"""The dial: what depth decides, as pure functions (layer 0, no jax).
+"""From depth to all numbers of a model and its training, as pure functions.
 
 Sources: nanochat of November 2025 (`classic`) and July 2026 (`modern`) for the reference values
 and the rules; Power Lines (arXiv 2505.13738) for batch size against horizon; arXiv 2405.13698 for
@@ -63,6 +63,12 @@ def has_value_embedding(layer: int, n_layer: int) -> bool:
     return layer % 2 == (n_layer - 1) % 2
 
 
+def value_layers(model: ModelConfig) -> int:
+    """The number of layers with a value embedding."""
+    layers = model.n_layer if model.value_embeds else 0
+    return sum(has_value_embedding(layer, model.n_layer) for layer in range(layers))
+
+
 def short_window(sequence_len: int) -> int:
     """Keys to the left an S layer sees: a quarter of the context, in whole tiles of 128."""
     return math.ceil(sequence_len / 4 / 128) * 128
@@ -87,17 +93,13 @@ SMEAR_GATE_CHANNELS = 24
 def count_params(model: ModelConfig) -> dict[str, int]:
     """Parameters by group, with `total`; no array is made."""
     d, kv = model.n_embd, model.n_kv_head * model.head_dim
-    with_value = [
-        layer
-        for layer in range(model.n_layer)
-        if model.value_embeds and has_value_embedding(layer, model.n_layer)
-    ]
-    gates = len(with_value) * min(VALUE_GATE_CHANNELS, d) * model.n_kv_head
+    valued = value_layers(model)
+    gates = valued * min(VALUE_GATE_CHANNELS, d) * model.n_kv_head
     counts = {
         "wte": model.vocab_size * d,
         "lm_head": model.vocab_size * d,
         "matrices": model.n_layer * (2 * d * d + 2 * d * kv + 8 * d * d) + gates,
-        "value_embeds": len(with_value) * model.vocab_size * kv,
+        "value_embeds": valued * model.vocab_size * kv,
         "scalars": (2 * model.n_layer if model.residual_scalars else 0)
         + (min(SMEAR_GATE_CHANNELS, d) + 1 if model.smear else 0)
         + (1 if model.backout else 0),
@@ -127,12 +129,12 @@ def scaling_params(model: ModelConfig, preset: str) -> int:
 
 @dataclass(frozen=True)
 class Horizon:
-    """How long and with what a base model trains."""
+    """Batch, steps and optimizer of a base model."""
 
     batch_tokens: int
     steps: int
     optim: OptimConfig
-    rate_scale: float = 1.0  # what the batch multiplies the rates by
+    rate_scale: float = 1.0  # factor of the batch on the rates
 
     @property
     def tokens(self) -> int:
@@ -143,7 +145,7 @@ class Horizon:
 def derive_horizon(model: ModelConfig, preset: str, ratio: float, batch_tokens: int = 0) -> Horizon:
     """Batch, steps, rates and decay of a base model; `ratio` is tokens per scaling parameter.
 
-    A batch that is given (`batch_tokens`, 0: derive it) decides steps, rates and decay in its turn.
+    A given batch (`batch_tokens`, 0: derive it) decides steps, rates and decay in turn.
     """
     target = ratio * scaling_params(model, preset)
     if preset == "classic":

@@ -1,64 +1,34 @@
-"""Reads a run's TOML file and overrides into a RunConfig (layer 0)."""
+"""Reads a run's TOML file and overrides into a RunConfig."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from jaxchat.config import numbers
 from jaxchat.config.derive import DATA_RATIO, derive_horizon, derive_model, derive_stage_optim
+from jaxchat.config.fields import build, check_keys, convert, kinds, plain
 from jaxchat.config.schema import (
     MODELS,
-    PRESETS,
-    ComputeConfig,
-    DataConfig,
-    EvalConfig,
-    HardwareConfig,
-    ImportedConfig,
-    MeshConfig,
-    MirrorConfig,
     ModelConfig,
     OptimConfig,
-    RLConfig,
     RunConfig,
     StageOptimConfig,
     TokenizerConfig,
-    TrackConfig,
     TrainConfig,
-    build,
-    unknown_key,
 )
 from jaxchat.data.files.compressed import Unreadable
 from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"  # of the checkout
-RUN_KEYS = {"name": str, "preset": str, "depth": int, "seed": int, "data_ratio": float}
-TABLES = {
-    "model": ModelConfig,
-    "optim": OptimConfig,
-    "tokenizer": TokenizerConfig,
-    "data": DataConfig,
-    "base": TrainConfig,
-    "mid": TrainConfig,
-    "sft": TrainConfig,
-    "rl": RLConfig,
-    "eval": EvalConfig,
-    "mesh": MeshConfig,
-    "hardware": HardwareConfig,
-    "compute": ComputeConfig,
-    "imported": ImportedConfig,
-    "track": TrackConfig,
-    "mirror": MirrorConfig,
-    "mid_optim": StageOptimConfig,
-    "sft_optim": StageOptimConfig,
-    "rl_optim": StageOptimConfig,
-}
+RUN_KEYS = {name: kind for name, kind in kinds(RunConfig).items() if not isinstance(kind, type)}
+RUN_KEYS["name"] = str
+TABLES = {name: kind for name, kind in kinds(RunConfig).items() if name not in RUN_KEYS}
 
 
 def tiers(folder: Path = CONFIGS) -> dict[str, Path]:
@@ -98,21 +68,24 @@ def apply_overrides(document: Mapping[str, Any], overrides: Iterable[str]) -> di
     """A copy of the TOML document with each `table.key=value` set; values are TOML or bare text."""
     result: dict[str, Any] = copy.deepcopy(dict(document))
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
+        key, equals, text = (part.strip() for part in override.partition("="))
+        if not equals or not key:
             raise ConfigError(
                 f"the override {override!r} is not of the form table.key=value, "
                 "for example base.steps=100."
             )
-        *parents, last = _key_path(key.strip(), override)
+        *parents, last = _key_path(key, override)
         node = result
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"the override {override!r} goes into {parent!r}, no table.")
-        value = _parse_value(text.strip())
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except ValueError:  # no TOML, or a number of more digits than Python reads
+            value = text
         is_text = _is_text((*parents, last)) and not isinstance(value, str)
-        node[last] = text.strip() if is_text else value  # run.name=2026-11-27 is a name, no date
+        node[last] = text if is_text else value  # run.name=2026-11-27 is a name, no date
     return result
 
 
@@ -123,12 +96,12 @@ def own_text(folder: str) -> list[str]:
 
 def of_imported(config: RunConfig) -> list[str]:
     """The overrides that give another configuration the imported model of this one."""
-    tables = {"model": config.model, "imported": config.imported}
+    tables = {"model": asdict(config.model), "imported": asdict(config.imported)}
     values = {
         "run.preset": config.preset,
         "run.depth": config.depth,
         "tokenizer.vocab_size": config.tokenizer.vocab_size,
-        **{f"{n}.{key}": value for n, t in tables.items() for key, value in _as_table(t).items()},
+        **{f"{n}.{key}": value for n, t in tables.items() for key, value in t.items()},
     }
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
@@ -150,140 +123,77 @@ def _key_path(key: str, override: str) -> list[str]:
     return path
 
 
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except ValueError:  # no TOML, or a number of more digits than Python reads
-        return text
-
-
 def _is_text(path: tuple[str, ...]) -> bool:
     """Whether the setting `table.key` is a text."""
     if len(path) != 2:
         return False
     table, key = path
-    if table == "run":
-        return RUN_KEYS.get(key) is str
-    return table in TABLES and get_type_hints(TABLES[table]).get(key) is str
+    known = RUN_KEYS if table == "run" else kinds(TABLES[table]) if table in TABLES else {}
+    return plain(known.get(key))[0] is str
 
 
 def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
     """Builds the RunConfig from a parsed TOML document called `where` in errors."""
+    if "base_optim" in document:
+        raise ConfigError(f"{where} has the unknown key 'base_optim'; base's optimizer is [optim].")
     names = [*TABLES, "run"]
-    for name in document:
-        if name == "base_optim":
-            raise ConfigError(f"{where} has the unknown key {name!r}; base's optimizer is [optim].")
-        if name not in names:
-            raise unknown_key(where, name, names)
+    check_keys(document, names, where)
     tables = {name: document.get(name, {}) for name in names}
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise ConfigError(f"{where}: {name} is {table!r}; it must be a table, [{name}].")
     run = _run_table(tables["run"], where)
-    preset = run["preset"]
+    preset, given = run["preset"], tables["model"]
     tokenizer = build(TokenizerConfig, tables["tokenizer"], "tokenizer")
-    given = tables["model"]
-    if not {field.name for field in dataclasses.fields(ModelConfig)} <= given.keys():
-        given = {**_as_table(derive_model(run["depth"], preset, tokenizer.vocab_size)), **given}
+    if not kinds(ModelConfig).keys() <= given.keys():
+        given = {**asdict(derive_model(run["depth"], preset, tokenizer.vocab_size)), **given}
     model = build(ModelConfig, given, "model")
     if model.vocab_size != tokenizer.vocab_size or model.n_layer != run["depth"]:
         raise ConfigError(
             f"{where}: the model has vocab_size {model.vocab_size} and n_layer {model.n_layer}; "
             "set them as tokenizer.vocab_size and run.depth, from which the model takes them."
         )
-    ratio = run.get("data_ratio", DATA_RATIO[preset])
+    run.setdefault("data_ratio", DATA_RATIO[preset])
     # A batch of the user's own has other rates than the derived one.
-    batch = _train("base", tables["base"]).batch_tokens if "batch_tokens" in tables["base"] else 0
-    horizon = derive_horizon(model, preset, ratio, batch)
-    optim = build(OptimConfig, {**_as_table(horizon.optim), **tables["optim"]}, "optim")
-    base_table = {"batch_tokens": horizon.batch_tokens, "steps": horizon.steps, **tables["base"]}
-    return RunConfig(
-        name=run["name"],
-        preset=preset,
-        depth=run["depth"],
-        seed=run["seed"],
-        data_ratio=ratio,
-        model=model,
-        optim=optim,
-        tokenizer=tokenizer,
-        data=build(DataConfig, tables["data"], "data"),
-        base=_train("base", base_table),
-        mid=_train("mid", tables["mid"]),
-        sft=_train("sft", tables["sft"]),
-        rl=build(RLConfig, tables["rl"], "rl"),
-        eval=build(EvalConfig, tables["eval"], "eval"),
-        mesh=build(MeshConfig, tables["mesh"], "mesh"),
-        hardware=build(HardwareConfig, tables["hardware"], "hardware"),
-        compute=build(ComputeConfig, tables["compute"], "compute"),
-        imported=build(ImportedConfig, tables["imported"], "imported"),
-        track=build(TrackConfig, tables["track"], "track"),
-        mirror=build(MirrorConfig, tables["mirror"], "mirror"),
+    own_batch = "batch_tokens" in tables["base"]
+    batch = build(TrainConfig, tables["base"], "base").batch_tokens if own_batch else 0
+    horizon = derive_horizon(model, preset, run["data_ratio"], batch)
+    optim = build(OptimConfig, {**asdict(horizon.optim), **tables["optim"]}, "optim")
+    derived = {
+        "model": asdict(model),
+        "optim": asdict(optim),
+        "base": {"batch_tokens": horizon.batch_tokens, "steps": horizon.steps},
         **{
-            f"{stage}_optim": _stage_optim(
-                derive_stage_optim(stage, preset, optim, horizon.rate_scale), tables, stage
-            )
+            f"{stage}_optim": asdict(derive_stage_optim(stage, preset, optim, horizon.rate_scale))
             for stage in MODELS[1:]
         },
-    )
-
-
-def _stage_optim(
-    derived: StageOptimConfig, tables: Mapping[str, Any], stage: str
-) -> StageOptimConfig:
-    name = f"{stage}_optim"
-    return build(StageOptimConfig, {**_as_table(derived), **tables[name]}, name)
-
-
-def _train(name: str, table: Mapping[str, Any]) -> TrainConfig:
-    try:
-        return build(TrainConfig, table, name)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("train.", f"{name}.", 1)) from error
-
-
-def _as_table(config: Any) -> dict[str, Any]:
-    return dataclasses.asdict(config)
+    }
+    built = {
+        name: build(cls, {**derived.get(name, {}), **tables[name]}, name)
+        for name, cls in TABLES.items()
+    }
+    return RunConfig(**run, **built)
 
 
 def _run_table(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    run = {"preset": "classic", "seed": 0, **table}
-    for key, value in run.items():
-        if key not in RUN_KEYS:
-            raise unknown_key(f"{where} [run]", key, list(RUN_KEYS))
-        if RUN_KEYS[key] is float and type(value) is int and abs(value) < 2**1023:
-            run[key] = value = float(value)
-        if type(value) is not RUN_KEYS[key]:
-            shown = numbers.cut(repr(value) if isinstance(value, str) else str(value))
-            quote = ": put it in double quotes" if RUN_KEYS[key] is str else ""
-            raise ConfigError(
-                f"run.{key} is {shown}; it must be of type {RUN_KEYS[key].__name__}{quote}."
-            )
+    check_keys(table, RUN_KEYS, f"{where} [run]")
     for key in ("name", "depth"):
-        if key not in run:
+        if key not in table:
             raise ConfigError(f"{where} has no run.{key}; every run needs one.")
-    if run["preset"] not in PRESETS:
-        raise ConfigError(
-            f"run.preset is {run['preset']!r}; it must be one of {', '.join(PRESETS)}."
-        )
-    ranges = {"seed": numbers.SEED, "depth": numbers.DEPTH, "data_ratio": numbers.RATIO}
-    for key, allowed in ranges.items():
-        try:
-            allowed.check(run.get(key, 1), f"run.{key}")
-        except numbers.NumberError as error:
-            raise ConfigError(str(error)) from error
-    return run
+    run = {"preset": "classic", "seed": 0, **table}
+    return {key: convert(value, RUN_KEYS[key], f"run.{key}") for key, value in run.items()}
 
 
 def to_json(config: object) -> str:
     """A config as canonical JSON, for hashes and reports."""
-    return json.dumps(dataclasses.asdict(config), sort_keys=True)  # type: ignore[call-overload]
+    return json.dumps(asdict(config), sort_keys=True)  # type: ignore[call-overload]
 
 
 def from_json(text: str) -> RunConfig:
     """The RunConfig that `to_json` wrote. Raises ConfigError for anything else."""
     try:
         document = json.loads(text)
-        tables: dict[str, Any] = {
+        tables = {
             name: build(cls, document.pop(name), name)
             for name, cls in TABLES.items()
             if name in document  # a run from before a table existed has its defaults

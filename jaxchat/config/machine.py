@@ -13,7 +13,7 @@ MAX_LANES = 8  # each has a cache of its own
 
 
 def processor() -> str:
-    """The processor's name, as the system tells it."""
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -35,7 +35,7 @@ def lanes() -> int:
 
 
 def memory_bytes() -> int:
-    """The machine's memory; 0 where the system does not tell."""
+    """The machine's memory; 0 where it is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -43,17 +43,17 @@ def memory_bytes() -> int:
 
 
 def free_memory_bytes() -> int:
-    """Memory that a process may still take; where the system does not tell, all there is."""
+    """Memory that a process may still take; where it is unknown, all there is."""
     try:
-        told = Path("/proc/meminfo").read_text(encoding="utf-8")
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
     except OSError:
         return memory_bytes()
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", told, re.MULTILINE)
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)
     return int(found[1]) * 1024 if found else memory_bytes()
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has held so far."""
+    """Peak memory of this process so far."""
     # Linux's ru_maxrss also counts what the parent held when it started this process.
     status = Path("/proc/self/status")
     if status.exists():

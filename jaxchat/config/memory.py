@@ -1,13 +1,13 @@
-"""What a training step holds in a device's memory, term by term, before anything is compiled.
+"""Estimated memory of a training step on a device, term by term, before anything is compiled.
 
-Pure arithmetic, without jax (layer 1). Sizes are bytes of one device. What a step is given (the
-state and the batch) is exact: the cuts are those of `sharding` and `optim.shares`, and a test
-compares. The rest follows from what `model.gpt`, `model.attention` and `losses` keep for the
-backward pass, and from reading the buffers that XLA 0.10.2 assigns on a CPU: numbers that only the
-compiler can explain stand below as "measured". On a CPU a peak is within 15% of XLA's own
-(tests/config/test_memory.py). On a GPU the terms are those that XLA cannot do without. Large products of
-bfloat16 over float32 activations (`compute.products`) are not told apart: such a step takes about
-as much, and less, by a quarter at most, where the optimizer is its peak.
+Pure arithmetic, without jax. Sizes are bytes of one device. The arguments of a step (state and
+batch) are exact: partitions are those of `parallel.mesh` and `optim.zero`, and a test compares. The
+rest follows from what `model.gpt`, `model.attention` and `model.loss` save for the backward pass,
+and from reading the buffers that XLA 0.10.2 assigns on a CPU: numbers that only the compiler can
+explain are marked "measured" below. On a CPU a peak is within 15% of XLA's own
+(tests/config/test_memory.py). On a GPU the terms are those that XLA cannot do without. Large
+products of bfloat16 over float32 activations (`compute.products`) are not distinguished: such a
+step takes about as much, and less, by a quarter at most, where the optimizer is its peak.
 
 Axes: T time, D width, H query heads, G key/value heads, K head size, F = 4D hidden, V vocabulary,
 L layers. Meshes are (data, fsdp, tensor).
@@ -19,11 +19,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from jaxchat.config.derive import VALUE_GATE_CHANNELS, count_params, has_value_embedding, windows
+from jaxchat.config.derive import VALUE_GATE_CHANNELS, count_params, value_layers, windows
 from jaxchat.config.schema import MeshConfig, ModelConfig, OptimConfig
 
 WIDE = 4  # bytes of float32: weights, gradients, optimizer state and logits
-CHUNK_ROWS = {"cpu": 1_024, "gpu": 8_192}  # tokens whose logits are held at once: see `losses`
+CHUNK_ROWS = {"cpu": 1_024, "gpu": 8_192}  # tokens whose logits are held at once: see `model.loss`
 CARDS = (8, 12, 24, 80, 141)  # GB of the graphics cards that `--plan` has a line for
 MIN_BLOCK, MAX_BLOCKS = 64, 8  # of queries: see `model.attention`
 MARGIN = 0.08  # of a card, for the compiler's own needs, fragments and other processes
@@ -57,14 +57,14 @@ class Mesh:
 
 
 def mesh_of(config: MeshConfig, devices: int) -> Mesh:
-    """The mesh of so many devices: `data` takes what the other axes leave, as in `sharding`."""
+    """The mesh of `devices`: `data` takes what the other axes leave, as in `parallel.mesh`."""
     rest = config.fsdp * config.tensor
     return Mesh(config.data or max(1, devices // rest), config.fsdp, config.tensor)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is trained, on what; rows are those of one device and micro-batch."""
+    """A training step and its devices; rows are those of one device and micro-batch."""
 
     model: ModelConfig
     optim: OptimConfig
@@ -96,12 +96,12 @@ class Memory:
 
     @property
     def arguments(self) -> int:
-        """What a step is given."""
+        """The arguments of a step."""
         return self.parameters + self.optimizer + self.batch
 
     @property
     def loss(self) -> int:
-        """What is held beside the arguments when the loss is computed."""
+        """Memory beside the arguments when the loss is computed."""
         return self.weights + self.gradients + self.activations + self.logits
 
     @property
@@ -137,7 +137,7 @@ def predict(step: Step) -> Memory:
 def largest_rows(step: Step, device_rows: int, limit: float, *, most: int | None = None) -> int:
     """The most rows of a micro-batch with which a device stays within `limit` bytes; 0 for none.
 
-    They divide `device_rows`, those of one device in a step, as `train.fit.plan_batch` wants it:
+    They divide `device_rows`, those of one device in a step, as `train.loop.plan_batch` wants it:
     accumulation makes up for the rest, so the batch of a step stays as it is.
     """
     for rows in range(device_rows if most is None else most, 0, -1):
@@ -147,7 +147,7 @@ def largest_rows(step: Step, device_rows: int, limit: float, *, most: int | None
 
 
 def with_rows(step: Step, rows: int, device_rows: int) -> Step:
-    """The same step in micro-batches of so many rows a device."""
+    """The same step in micro-batches of `rows` a device."""
     return replace(step, rows=rows, accumulation=device_rows // rows)
 
 
@@ -155,7 +155,7 @@ def with_rows(step: Step, rows: int, device_rows: int) -> Step:
 class _Group:
     """Arrays that are cut alike: a stack of matrices, or tables.
 
-    `fsdp` and `tensor` are the dimension that the axis cuts, where it divides (`sharding.RULES`).
+    `fsdp` and `tensor` are the dimension that the axis cuts, if it divides (`parallel.mesh.RULES`).
     """
 
     count: int
@@ -175,7 +175,7 @@ class _Group:
         return self._bytes(self.count) // self._ways(self.tensor, mesh.tensor)
 
     def stored(self, mesh: Mesh) -> int:
-        """As they are kept between steps."""
+        """As they are stored between steps."""
         return self.gathered(mesh) // self._ways(self.fsdp, mesh.fsdp)
 
     def matrices(self, mesh: Mesh) -> float:
@@ -200,10 +200,10 @@ class _Group:
 
 
 def _groups(model: ModelConfig) -> Iterator[_Group]:
-    """All parameters but the scalars, as `model.gpt` lists them and `optim.stacks` stacks them."""
+    """All parameters but the scalars, as `model.gpt` lists and `optim.stacking` stacks them."""
     layers, d, vocab = model.n_layer, model.n_embd, model.vocab_size
     q, kv = model.n_head * model.head_dim, model.n_kv_head * model.head_dim
-    valued = _value_layers(model)
+    valued = value_layers(model)
     yield _Group(1, (vocab, d), 1, 0, muon=False)  # wte
     yield _Group(1, (d, vocab), 0, 1, muon=False)  # lm_head
     yield _Group(layers, (d, q), 0, 1, muon=True)  # c_q
@@ -215,13 +215,6 @@ def _groups(model: ModelConfig) -> Iterator[_Group]:
         yield _Group(valued, (vocab, kv), 0, 1, muon=False)  # value_embeds
         channels = min(VALUE_GATE_CHANNELS, d)
         yield _Group(valued, (channels, model.n_kv_head), None, 1, muon=True)  # ve_gate
-
-
-def _value_layers(model: ModelConfig) -> int:
-    """Layers with a value embedding."""
-    if not model.value_embeds:
-        return 0
-    return sum(has_value_embedding(layer, model.n_layer) for layer in range(model.n_layer))
 
 
 def _weights(step: Step, groups: tuple[_Group, ...], stacks: list[_Group]) -> int:
@@ -266,7 +259,7 @@ def _activations(step: Step) -> int:
     q before its norm, and k before and after, and v; the hidden units before and after relu^2.
     """
     model, mesh = step.model, step.mesh
-    d, layers, valued = model.n_embd, model.n_layer, _value_layers(model)
+    d, layers, valued = model.n_embd, model.n_layer, value_layers(model)
     # measured: a CPU holds nearly all in float32
     saved = WIDE if step.platform == "cpu" else step.compute_bytes
     q = model.n_head * model.head_dim // mesh.tensor
@@ -305,7 +298,7 @@ def _loops(step: Step) -> int:
 
 
 def _logits(step: Step) -> int:
-    """One chunk of `losses.cross_entropy`, which cuts rows along time in equal parts."""
+    """One chunk of `model.loss.cross_entropy`, which cuts rows along time in equal parts."""
     time, vocab = step.model.sequence_len, step.model.vocab_size
     asked = step.chunk_rows or CHUNK_ROWS[step.platform]
     tokens = step.rows * math.ceil(time / math.ceil(time / max(1, asked // step.rows)))

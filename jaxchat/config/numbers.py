@@ -1,7 +1,7 @@
-"""What numbers may be, wherever they come from: a command line, a request, a file (layer 0).
+"""Ranges of numbers, wherever they come from: a command line, a request, a file.
 
-One range for one thing, so that no door lets in what another refuses. Counts and lengths end where
-int32, in which the device has them, does.
+One range for one thing, so that no entry accepts what another refuses. Counts and lengths end where
+int32, the device's type for them, does.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import math
 from dataclasses import dataclass
 
 MOST = 2**31 - 1  # int32's
+UNBOUNDED = 2**63 - 1  # TOML's and JSON's largest integer; as the end of a range, there is none
 SHOWN = 40  # characters of a value that an error repeats
 
 
 class NumberError(ValueError):
-    """A number that cannot be; the message says what may be."""
+    """A number out of range; the message says what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -24,25 +25,31 @@ class Range:
     least: float
     most: float = MOST
     whole: bool = True
-    open: bool = False  # `least` itself is not among them
+    open: bool = False  # `least` itself is excluded
+    open_end: bool = False  # `most` itself is excluded
 
     @property
-    def told(self) -> str:
-        """In words."""
+    def text(self) -> str:
+        """The range in words."""
         kind = "a whole number" if self.whole else "a number"
-        if self.open:
-            return f"{kind} above {self.least:g} and at most {_plain(self.most)}"
-        return f"{kind} from {_plain(self.least)} to {_plain(self.most)}"
+        if self.most >= UNBOUNDED:
+            return (
+                f"{kind} {f'above {self.least:g}' if self.open else f'of {self.least:g} or more'}"
+            )
+        start = f"above {self.least:g} and" if self.open else f"from {_plain(self.least)}"
+        if self.open_end:
+            return f"{kind} {start} to below {_plain(self.most)}"
+        return f"{kind} {start} {'at most' if self.open else 'to'} {_plain(self.most)}"
 
-    def holds(self, value: float) -> bool:
+    def __contains__(self, value: float) -> bool:
         """Whether a number is in the range; NaN never is."""
         above = value > self.least if self.open else value >= self.least
-        return above and value <= self.most
+        return above and (value < self.most if self.open_end else value <= self.most)
 
     def check(self, value: float, name: str) -> None:
         """Raises NumberError for a number outside, which is called `name` in it."""
-        if not self.holds(value):
-            raise NumberError(f"{name} is {cut(str(value))}; it must be {self.told}.")
+        if value not in self:
+            raise NumberError(f"{name} is {cut(str(value))}; it must be {self.text}.")
 
     def parse(self, text: str) -> float:
         """The number that a text says. Raises NumberError for any other text."""
@@ -50,8 +57,8 @@ class Range:
             value = int(text) if self.whole else float(text)
         except ValueError:  # none, or one of more digits than Python reads
             value = math.nan
-        if not self.holds(value):
-            raise NumberError(f"{cut(repr(text))} is not {self.told}")
+        if value not in self:
+            raise NumberError(f"{cut(repr(text))} is not {self.text}")
         return value
 
 
@@ -66,7 +73,6 @@ def _plain(value: float) -> str:
 
 COUNT = Range(1)
 WHOLE = Range(0)
-INTEGER = Range(-(2**63), 2**63 - 1)
 SEED = Range(0, 2**32 - 1)
 TEMPERATURE = Range(0, 10, whole=False)
 API_TEMPERATURE = Range(0, 2, whole=False)  # OpenAI's

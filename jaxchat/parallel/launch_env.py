@@ -22,6 +22,7 @@ from jaxchat.config import memory
 from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ConfigError, GroupError
 from jaxchat.parallel.process_group import Group, Place, is_local
+from jaxchat.paths import process_env
 from jaxchat.signals import NOTICES
 
 # Any of them says that the user decides; the last is the new name of the first.
@@ -81,7 +82,7 @@ def memory_told() -> str:
 
 def read_place() -> Place | None:
     """Which process this is, as the environment tells; None for one alone. Raises ConfigError."""
-    coordinator, size, index = paths.place()
+    coordinator, size, index = process_env()
     if not (coordinator or size or index):
         return None
     host, _, port = coordinator.rpartition(":")

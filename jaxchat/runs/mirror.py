@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from jaxchat.config.schema import MODELS, MirrorConfig
+from jaxchat.config.operations import MirrorConfig
+from jaxchat.config.schema import MODELS
 from jaxchat.errors import ConfigError
 from jaxchat.paths import remove, sha256_file
 

@@ -12,7 +12,14 @@ from jax.sharding import Mesh
 
 from jaxchat.checkpoints.save import load_params
 from jaxchat.config.machine import lanes
-from jaxchat.config.schema import MODELS, ComputeConfig, MeshConfig, ModelConfig, RunConfig
+from jaxchat.config.schema import (
+    CHAT_STAGES,
+    MODELS,
+    ComputeConfig,
+    MeshConfig,
+    ModelConfig,
+    RunConfig,
+)
 from jaxchat.data.prepare import load_tokenizer
 from jaxchat.errors import ArtifactError
 from jaxchat.inference.replicas import make_service
@@ -26,8 +33,6 @@ from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.runner import Context, read_current
 from jaxchat.runs.stage_inputs import INPUTS
 from jaxchat.tokenizer.bpe import Tokenizer
-
-TALKERS = ("rl", "sft", "mid")  # stages whose models talk, best first
 
 
 def abstract_params(model: ModelConfig) -> Any:
@@ -67,7 +72,7 @@ def open_run(run: Path) -> Context:
 
 
 def find_model(
-    root: Path, name: str | None, stage: str | None, among: Sequence[str] = TALKERS
+    root: Path, name: str | None, stage: str | None, among: Sequence[str] = CHAT_STAGES
 ) -> tuple[Context, str]:
     """A run of the home `root`, the named one or the last with what is wanted; and its stage.
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from jaxchat.config.fields import hashed_settings
 from jaxchat.config.loading import to_json
-from jaxchat.config.schema import RunConfig, hashed_settings
+from jaxchat.config.schema import RunConfig
 from jaxchat.data.registry import without_places
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.process_group import ALONE, Group

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxchat.config.schema import MODELS, RLConfig, RunConfig, TrainConfig, hashed_settings
+from jaxchat.config.fields import hashed_settings
+from jaxchat.config.schema import MODELS, RLConfig, RunConfig, TrainConfig
 from jaxchat.data import inputs, prepare
 from jaxchat.runs.runner import Inputs
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 
-def table(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Rows as aligned lines: the first column to the left, numbers to the right."""
+def table(rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
+    """Rows as aligned lines: the first `left` columns to the left, numbers to the right."""
     rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  "
         + "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
+            cell.rjust(width) if column >= left else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 import jaxchat
-from jaxchat.config.schema import ServeConfig
+from jaxchat.config.operations import ServeConfig
 from jaxchat.serve import models, prompt, schema
 from jaxchat.serve.guard import Guard
 from jaxchat.serve.models import ServedModel

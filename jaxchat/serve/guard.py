@@ -19,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxchat.config.schema import LOOPBACK, ServeConfig
+from jaxchat.config.operations import LOOPBACK, ServeConfig
 from jaxchat.serve.schema import ApiError
 
 log = logging.getLogger("jaxchat.serve")

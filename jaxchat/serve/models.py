@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from jaxchat.config.derive import count_params
 from jaxchat.config.machine import cores, free_memory_bytes
-from jaxchat.config.schema import ModelConfig, ServeConfig
+from jaxchat.config.operations import ServeConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import OutOfMemory
 from jaxchat.inference.replicas import make_service
 from jaxchat.inference.service import Service

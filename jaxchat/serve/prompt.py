@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from jaxchat.config.schema import ServeConfig
+from jaxchat.config.operations import ServeConfig
 from jaxchat.inference.engine import EngineError, Request
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.schema import ApiError, ChatRequest, InMessage, bad_request

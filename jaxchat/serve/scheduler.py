@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from jaxchat.config.schema import ServeConfig
+from jaxchat.config.operations import ServeConfig
 from jaxchat.inference.request import EngineError
 from jaxchat.inference.service import Job, Service
 from jaxchat.serve.models import ServedModel

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config.schema import unknown_key
+from jaxchat.config.fields import check_keys
 from jaxchat.data.files.compressed import Unreadable
 from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError
@@ -48,13 +48,13 @@ def make_persona(document: Mapping[str, Any], where: str) -> Persona:
 
     Raises ConfigError for unknown keys, empty texts, and a question with two answers.
     """
-    _check_keys(document, _KEYS, where)
+    check_keys(document, _KEYS, where)
     name = _text(document.get("name", DEFAULT_PERSONA.name), f"{where}: name")
     answers = document.get("answers", {})
     if not isinstance(answers, Mapping):
         raise ConfigError(f"{where}: answers is {answers!r}; it must be a table, [answers].")
     known = [intent.name for intent in INTENTS]
-    _check_keys(answers, known, f"{where} [answers]")
+    check_keys(answers, known, f"{where} [answers]")
     for key, answer in answers.items():
         _text(answer, f"{where}: answers.{key}")
     intents = [replace(one, answer=answers.get(one.name, one.answer)) for one in INTENTS]
@@ -68,7 +68,7 @@ def make_persona(document: Mapping[str, Any], where: str) -> Persona:
 
 def _intent(table: Mapping[str, Any], number: int, where: str) -> Intent:
     place = f"{where}, [[more]] number {number}"
-    _check_keys(table, _MORE_KEYS, place)
+    check_keys(table, _MORE_KEYS, place)
     questions = table.get("questions")
     if not isinstance(questions, list) or not questions:
         raise ConfigError(
@@ -80,12 +80,6 @@ def _intent(table: Mapping[str, Any], number: int, where: str) -> Intent:
         raise ConfigError(f"{place}: a question has no words; write out what is asked.")
     mark = texts[0][-1] if texts[0][-1] in MARKS else "?"
     return Intent(f"more {number}", _text(table.get("answer"), f"{place}: answer"), mark, bare)
-
-
-def _check_keys(table: Mapping[str, Any], known: list[str], where: str) -> None:
-    for key in table:
-        if key not in known:
-            raise unknown_key(where, key, known)
 
 
 def _check_once(intents: list[Intent], where: str) -> None:

@@ -18,7 +18,7 @@ from torch_writer import save
 
 from jaxchat.checkpoints.tensors import SAFETENSORS, read_tensors, write_safetensors
 from jaxchat.checkpoints.torch_file import read_torch
-from jaxchat.cli import session
+from jaxchat.cli import conversation
 from jaxchat.errors import ArtifactError, ConfigError, TokenizerError
 from jaxchat.model.gpt import forward
 from jaxchat.runs import import_run, run_dir, runner
@@ -74,7 +74,7 @@ def test_an_imported_model_opens_as_a_run(models, name, tmp_path):
     found = models[name]
     import_run.make_run(tmp_path, "mine", found, "sft", "somewhere")
     if name == "classic":  # for the others it would only compile again
-        loaded = session.load(tmp_path, "mine", None, session.Sampling(max_tokens=5))
+        loaded = conversation.load(tmp_path, "mine", None, conversation.Sampling(max_tokens=5))
         assert loaded.stage == "sft"
         list(loaded.chat.ask("the cat"))
         assert loaded.chat.last.completion_tokens
@@ -98,7 +98,7 @@ def test_weights_that_were_exchanged_are_noticed(models, tmp_path):
     config["imported"]["weights"] = "0" * 64
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="no model there is complete"):
-        session.load(tmp_path, "mine", None, session.Sampling())
+        conversation.load(tmp_path, "mine", None, conversation.Sampling())
 
 
 # ---------------------------------------------------------------------------- bad folders

@@ -12,8 +12,8 @@ from jaxchat.inference.measure import Reading
 def test_the_table_has_a_ratio_where_both_were_measured():
     readings = [Reading(1, 17_700.4, 0.0402, 249.0, 47_000_000, 720_000, 0.507)]
     readings.append(Reading(8, 14_122.0, 0.0804, 1_005.0, 47_000_000, 5_760_000, 0.314))
-    told = table(readings, {1: {"decode_tokens_per_second": 83.0}})
-    head, first, second = (line.split("  ") for line in told.splitlines())
+    reported = table(readings, {1: {"decode_tokens_per_second": 83.0}})
+    head, first, second = (line.split("  ") for line in reported.splitlines())
     assert [cell.strip() for cell in first if cell] == [
         "1", "17,700", "40.2", "249", "47.72", "50.7%", "83", "3.00",
     ]  # fmt: skip
@@ -23,7 +23,7 @@ def test_the_table_has_a_ratio_where_both_were_measured():
     assert "1,005" in " ".join(second)
 
 
-def test_random_weights_are_measured_and_told_as_json(tmp_path, capsys, monkeypatch):
+def test_random_weights_are_measured_and_reported_as_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "VOCAB_SIZE", 320)
     monkeypatch.setattr("jaxchat.parallel.launch_env.configure_jax", lambda mesh, cache: None)
     out = tmp_path / "figures.json"
@@ -32,10 +32,10 @@ def test_random_weights_are_measured_and_told_as_json(tmp_path, capsys, monkeypa
     assert main.main(words) == 0
     said = capsys.readouterr().out
     assert "random weights, modern, depth 1; 9 + 20 tokens" in said
-    told = json.loads(out.read_text())
-    assert told["format"] == bench.FORMAT
-    assert [reading["batch"] for reading in told["readings"]] == [2]
-    assert told["nanochat"] == {}
+    reported = json.loads(out.read_text())
+    assert reported["format"] == bench.FORMAT
+    assert [reading["batch"] for reading in reported["readings"]] == [2]
+    assert reported["nanochat"] == {}
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from finished_run import finish_run, random_params, tiny_config, tiny_tokenizer
 
-from jaxchat.cli import session
+from jaxchat.cli import conversation
+from jaxchat.cli.conversation import Chat, MessageTooLongError, Sampling
 from jaxchat.cli.main import main
-from jaxchat.cli.session import Chat, MessageTooLongError, Sampling
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
@@ -68,23 +68,23 @@ def joined(pieces) -> list[Part]:
 
 
 def test_the_last_complete_stage_talks(root):
-    assert session.load(root, None, None, Sampling()).stage == "rl"
+    assert conversation.load(root, None, None, Sampling()).stage == "rl"
     (root / "runs" / "tiny" / "rl" / "done.json").unlink()
-    loaded = session.load(root, "tiny", None, Sampling())
+    loaded = conversation.load(root, "tiny", None, Sampling())
     assert (loaded.stage, loaded.name) == ("sft", "tiny/sft")
-    assert session.load(root, None, "mid", Sampling()).stage == "mid"
+    assert conversation.load(root, None, "mid", Sampling()).stage == "mid"
 
 
 def test_a_stage_that_is_not_complete_says_which_are(root):
     (root / "runs" / "tiny" / "rl" / "done.json").unlink()
     with pytest.raises(ArtifactError, match=r"no model rl \(complete there: sft, mid\)"):
-        session.load(root, None, "rl", Sampling())
+        conversation.load(root, None, "rl", Sampling())
 
 
 def test_a_run_without_any_model_says_what_to_do(root):
     (root / "runs" / "tiny" / "base" / "done.json").unlink()
     with pytest.raises(ArtifactError, match=r"no model to talk to .*run_speedrun\.py"):
-        session.load(root, None, None, Sampling())
+        conversation.load(root, None, None, Sampling())
 
 
 def test_models_of_other_settings_are_not_taken_for_this_run(root, config):
@@ -92,7 +92,7 @@ def test_models_of_other_settings_are_not_taken_for_this_run(root, config):
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, n_embd=32))
     run_dir.write_config(run, other)
     with pytest.raises(ArtifactError, match="no model to talk to"):
-        session.load(root, None, None, Sampling())
+        conversation.load(root, None, None, Sampling())
 
 
 def test_a_damaged_model_is_one_sentence(root):
@@ -100,13 +100,13 @@ def test_a_damaged_model_is_one_sentence(root):
         if file.is_file() and file.name != "meta.json":
             file.write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match="--force") as caught:
-        session.load(root, None, None, Sampling())
+        conversation.load(root, None, None, Sampling())
     assert "\n" not in str(caught.value)
 
 
-def test_another_stage_goes_on_with_the_conversation(root):
-    loaded = session.load(root, None, "rl", Sampling(max_tokens=20))
-    alone = session.load(root, None, "sft", Sampling(max_tokens=20))
+def test_another_stage_continues_the_conversation(root):
+    loaded = conversation.load(root, None, "rl", Sampling(max_tokens=20))
+    alone = conversation.load(root, None, "sft", Sampling(max_tokens=20))
     before = joined(loaded.chat.ask("who are you"))
     loaded = loaded.switched("sft")
     assert loaded.name == "tiny/sft"
@@ -128,7 +128,7 @@ def test_what_was_said_is_remembered(engine, tokenizer):
     assert [message["content"] for message in talk.messages[::2]] == ["who are you", "how many"]
 
 
-def test_what_an_answer_took_is_told(engine, tokenizer):
+def test_what_an_answer_took_is_reported(engine, tokenizer):
     talk = make_chat(engine, tokenizer)
     list(talk.ask("who are you"))
     assert talk.last is not None
@@ -140,9 +140,9 @@ def test_what_an_answer_took_is_told(engine, tokenizer):
 
 
 def test_a_system_message_stands_before_the_conversation_and_stays(engine, tokenizer):
-    talk, told = make_chat(engine, tokenizer), make_chat(engine, tokenizer)
+    talk, reported = make_chat(engine, tokenizer), make_chat(engine, tokenizer)
     talk.system = "be brief"
-    assert joined(talk.ask("who are you")) == joined(told.ask("be brief\n\nwho are you"))
+    assert joined(talk.ask("who are you")) == joined(reported.ask("be brief\n\nwho are you"))
     assert [message["role"] for message in talk.messages] == ["user", "assistant"]
     talk.forget()
     assert (talk.messages, talk.system) == ([], "be brief")
@@ -201,7 +201,7 @@ def failed_run(root, name="failed"):
 def test_a_run_that_failed_at_once_is_passed_over(root, capsys):
     failed_run(root)
     assert run_dir.find(root, None).name == "failed"
-    assert session.load(root, None, None, Sampling()).name == "tiny/rl"
+    assert conversation.load(root, None, None, Sampling()).name == "tiny/rl"
     assert main(["chat", "--home", str(root), "-p", "who", "--max-tokens", "2"]) == 0
     assert capsys.readouterr().err.startswith(
         "jaxchat: the last run, failed, has no model to talk to; this is tiny.\n"
@@ -217,8 +217,8 @@ def test_a_run_that_has_none_names_those_that_have_one(root, capsys):
     assert main(["chat", "--home", str(root), "--run", "failed", "-p", "who"]) == 1
     assert "Or name a run that has one: tiny." in capsys.readouterr().err
     assert main(["data", "show", "arithmetic", "--home", str(root), "--run", "failed"]) == 1
-    told = capsys.readouterr().err
-    assert "has no tokenizer yet; name a run that has one with --run: tiny." in told
+    reported = capsys.readouterr().err
+    assert "has no tokenizer yet; name a run that has one with --run: tiny." in reported
 
 
 def test_a_model_that_the_settings_leave_out_is_not_promised() -> None:

@@ -56,10 +56,10 @@ def test_help_names_the_commands_that_exist(capsys):
     with pytest.raises(SystemExit) as caught:
         parse(["--help"])
     assert caught.value.code == 0
-    told = capsys.readouterr().out
-    assert "{" not in told
+    reported = capsys.readouterr().out
+    assert "{" not in reported
     for command in ("chat", "serve", "report", "profile", "tokenizer", "doctor"):
-        assert re.search(rf"^    {command}\b", told, re.MULTILINE)
+        assert re.search(rf"^    {command}\b", reported, re.MULTILINE)
         with pytest.raises(SystemExit) as caught:
             parse([command, "--help"])
         assert caught.value.code == 0
@@ -88,8 +88,8 @@ def test_bad_arguments_exit_with_2(arguments, capsys):
 
 def test_chat_without_a_run_says_what_to_run(tmp_path, capsys):
     assert main(["chat", "--home", str(tmp_path)]) == 1
-    told = capsys.readouterr().err
-    assert told == (
+    reported = capsys.readouterr().err
+    assert reported == (
         f"jaxchat: there is no run in {tmp_path}. Make one with: "
         "python run_speedrun.py --tier cpu\n"
     )
@@ -97,8 +97,10 @@ def test_chat_without_a_run_says_what_to_run(tmp_path, capsys):
 
 def test_profile_without_a_trace_says_how_to_record_one(tmp_path, capsys):
     assert main(["profile", str(tmp_path), "--home", str(tmp_path)]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith(f"jaxchat: {tmp_path} holds no trace (*.xplane.pb); record one with --")
+    reported = capsys.readouterr().err
+    assert reported.startswith(
+        f"jaxchat: {tmp_path} holds no trace (*.xplane.pb); record one with --"
+    )
 
 
 @pytest.mark.parametrize(

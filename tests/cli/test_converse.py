@@ -1,6 +1,7 @@
 """The chat in the terminal: its commands, signals, pipes, and a real terminal."""
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -15,10 +16,9 @@ import time
 import pytest
 from finished_run import finish_run, tiny_config, tiny_tokenizer
 
-from jaxchat.cli import converse
-from jaxchat.cli.converse import HELP, PLAIN, TERMINAL, Session
+from jaxchat.cli.chat import HELP, PLAIN, SEPARATE_LINES, TERMINAL, Session, answer_once, converse
+from jaxchat.cli.conversation import Chat, Sampling, load
 from jaxchat.cli.main import main
-from jaxchat.cli.session import Chat, Sampling, load
 from jaxchat.inference.transcript import Scribe, as_text, printable
 from jaxchat.signals import Interrupted
 from jaxchat.tasks.conversations import Custom
@@ -76,7 +76,7 @@ def questions(session):
 
 def test_a_terminal_is_one_conversation_with_commands(session, monkeypatch, capsys):
     typed(monkeypatch, session, "who are you", "", "/new", "how many", "/quit", "no")
-    assert converse.converse(session) == 0
+    assert converse(session) == 0
     assert notices(capsys) == ["(a new conversation)"]
     assert questions(session) == ["how many"]
 
@@ -88,24 +88,24 @@ def test_every_line_of_a_pipe_is_a_question_of_its_own(session, monkeypatch, cap
     """Of these five the commands for a terminal took all but the first."""
     piped(monkeypatch, "".join(f"{line}\n" for line in QUESTIONS).encode())
     answers = [expected(session, text) for text in QUESTIONS]
-    assert converse.converse(session) == 0
+    assert converse(session) == 0
     captured = capsys.readouterr()
     assert captured.out == "".join(f"{answer}\n" for answer in answers)
-    assert captured.err == converse.APART + "\n"
+    assert captured.err == SEPARATE_LINES + "\n"
     assert questions(session) == QUESTIONS[-1:]
 
 
 def test_one_question_in_a_pipe_has_its_answer_and_nothing_else(session, monkeypatch, capsys):
     piped(monkeypatch, b"who are you")
     answer = expected(session, "who are you")
-    assert converse.converse(session) == 0
+    assert converse(session) == 0
     assert capsys.readouterr() == (answer + "\n", "")
 
 
 def test_the_lines_of_a_pipe_can_be_one_conversation(session, monkeypatch, capsys):
     session.together = True
     piped(monkeypatch, b"who are you\n/new\n/quit?")
-    assert converse.converse(session) == 0
+    assert converse(session) == 0
     captured = capsys.readouterr()
     assert (questions(session), captured.err) == (["who are you", "/new", "/quit?"], "")
 
@@ -113,7 +113,7 @@ def test_the_lines_of_a_pipe_can_be_one_conversation(session, monkeypatch, capsy
 def json_answers(session, monkeypatch, capsys, data):
     session.as_json = True
     piped(monkeypatch, data)
-    code = converse.converse(session)
+    code = converse(session)
     return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -128,8 +128,8 @@ def json_answers(session, monkeypatch, capsys, data):
     ids=["lines", "no end", "CRLF", "byte order marks and empty lines"],
 )
 def test_a_line_of_a_pipe_is_its_text(session, monkeypatch, capsys, data):
-    code, told = json_answers(session, monkeypatch, capsys, data)
-    assert (code, [one["prompt"] for one in told]) == (0, ["one", "two", "three"])
+    code, reported = json_answers(session, monkeypatch, capsys, data)
+    assert (code, [one["prompt"] for one in reported]) == (0, ["one", "two", "three"])
 
 
 def test_a_line_of_messages_is_a_conversation(session, monkeypatch, capsys):
@@ -137,8 +137,8 @@ def test_a_line_of_messages_is_a_conversation(session, monkeypatch, capsys):
     system = {"role": "system", "content": "be brief"}
     lines = [[*before, {"role": "user", "content": "are you"}]]
     lines += [[system, *lines[0]], [system, lines[0][-1]]]
-    told = "".join(json.dumps({"messages": messages}) + "\n" for messages in lines)
-    code, answers = json_answers(session, monkeypatch, capsys, f"{told}are you\n".encode())
+    reported = "".join(json.dumps({"messages": messages}) + "\n" for messages in lines)
+    code, answers = json_answers(session, monkeypatch, capsys, f"{reported}are you\n".encode())
     sizes = [
         len(render_prompt(messages, session.chat.tokenizer))
         for messages in [*lines, [{"role": "user", "content": "are you"}]]
@@ -167,15 +167,15 @@ def test_a_line_of_messages_is_a_conversation(session, monkeypatch, capsys):
         (LONG.encode(), "Please shorten it"),
     ],
 )
-def test_a_bad_line_is_told_and_the_others_are_answered(session, monkeypatch, capsys, bad, why):
-    code, told = json_answers(session, monkeypatch, capsys, b"one\n" + bad + b"\ntwo\n")
+def test_a_bad_line_is_reported_and_the_others_are_answered(session, monkeypatch, capsys, bad, why):
+    code, reported = json_answers(session, monkeypatch, capsys, b"one\n" + bad + b"\ntwo\n")
     assert code == 1
-    assert ["error" in one for one in told] == [False, True, False]
-    assert why in told[1]["error"]
-    assert [one["line"] for one in told] == [1, 2, 3]
+    assert ["error" in one for one in reported] == [False, True, False]
+    assert why in reported[1]["error"]
+    assert [one["line"] for one in reported] == [1, 2, 3]
     session.as_json = False
     piped(monkeypatch, bad)
-    assert converse.converse(session) == 1
+    assert converse(session) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("jaxchat: line 1: ")
@@ -183,45 +183,45 @@ def test_a_bad_line_is_told_and_the_others_are_answered(session, monkeypatch, ca
 
 @pytest.mark.parametrize("text", ['{"a": 1} is what type?', '{"prompt": "hi"}', "{x}", "[1, 2]"])
 def test_other_json_in_a_pipe_is_a_question(session, monkeypatch, capsys, text):
-    code, told = json_answers(session, monkeypatch, capsys, text.encode())
-    assert (code, told[0]["prompt"]) == (0, text)
+    code, reported = json_answers(session, monkeypatch, capsys, text.encode())
+    assert (code, reported[0]["prompt"]) == (0, text)
 
 
 def test_a_line_beyond_all_contexts_is_not_held(session, monkeypatch, capsys):
-    monkeypatch.setattr("jaxchat.cli.piped.LONGEST", 8)
-    code, told = json_answers(session, monkeypatch, capsys, b"one\n" + b"x" * 100 + b"\ntwo")
+    monkeypatch.setattr("jaxchat.cli.conversation.LONGEST", 8)
+    code, reported = json_answers(session, monkeypatch, capsys, b"one\n" + b"x" * 100 + b"\ntwo")
     assert code == 1
-    assert [one.get("prompt") for one in told] == ["one", "", "two"]
-    assert "longer than" in told[1]["error"]
+    assert [one.get("prompt") for one in reported] == ["one", "", "two"]
+    assert "longer than" in reported[1]["error"]
 
 
 def test_lines_of_a_pipe_are_sampled_each_for_itself(session, monkeypatch, capsys):
     session.chat.sampling = Sampling(max_tokens=20, temperature=2.0, seed=2**32 - 1)
-    _, told = json_answers(session, monkeypatch, capsys, b"who\n" * 4)
-    assert len({json.dumps(one["parts"]) for one in told}) > 1
+    _, reported = json_answers(session, monkeypatch, capsys, b"who\n" * 4)
+    assert len({json.dumps(one["parts"]) for one in reported}) > 1
 
 
 def test_a_message_may_have_several_lines(session, monkeypatch):
     typed(monkeypatch, session, "one\\", "two", '"""', "three", "", "four", '"""', '"""five"""')
-    assert converse.converse(session) == 0
+    assert converse(session) == 0
     assert questions(session) == ["one\ntwo", "three\n\nfour", "five"]
 
 
 def test_an_unknown_command_lists_those_there_are(session, monkeypatch, capsys):
     typed(monkeypatch, session, "/what", "/help")
-    assert converse.converse(session) == 0
-    told = notices(capsys)
-    assert told[0] == "(there is no command /what; these are)"
-    assert "\n".join(told).count(HELP) == 2
+    assert converse(session) == 0
+    reported = notices(capsys)
+    assert reported[0] == "(there is no command /what; these are)"
+    assert "\n".join(reported).count(HELP) == 2
     assert session.chat.messages == []
 
 
 def test_the_system_message_can_be_set_shown_and_taken_away(session, monkeypatch, capsys):
     typed(monkeypatch, session, "/system be brief", "/system", "/new", "/system off", "/system")
-    assert converse.converse(session) == 0
-    told = notices(capsys)
-    assert told[:2] == ["(the system message is: be brief)"] * 2
-    assert told[3:] == ["(there is no system message)"] * 2
+    assert converse(session) == 0
+    reported = notices(capsys)
+    assert reported[:2] == ["(the system message is: be brief)"] * 2
+    assert reported[3:] == ["(there is no system message)"] * 2
 
 
 def test_the_temperature_can_be_set(session, monkeypatch, capsys):
@@ -233,7 +233,7 @@ def test_the_temperature_can_be_set(session, monkeypatch, capsys):
         "/temperature nan",
         "/temperature",
     )
-    assert converse.converse(session) == 0
+    assert converse(session) == 0
     assert session.chat.sampling == Sampling(temperature=0.5, max_tokens=20)
     assert notices(capsys) == [
         "(the temperature is 0.5)",
@@ -251,7 +251,7 @@ def test_what_is_saved_can_be_trained_on_and_nothing_is_lost(
         monkeypatch, session, f"/save {file}", "who are you", "how many", f"/save {file}",
         "/system brief", f"/save {file}", f"/save {tmp_path}/no/such.jsonl",
     )  # fmt: skip
-    assert converse.converse(session) == 0
+    assert converse(session) == 0
     out = "\n".join(notices(capsys))
     assert out.startswith("(nothing was said yet)\n")
     assert "such.jsonl cannot be written: No such file or directory; name another file)" in out
@@ -263,14 +263,14 @@ def test_what_is_saved_can_be_trained_on_and_nothing_is_lost(
 
 def test_the_stage_can_be_changed(session, monkeypatch, capsys):
     typed(monkeypatch, session, "/stage sft", "/stage base", "/stage")
-    assert converse.converse(session) == 0
-    told = notices(capsys)
+    assert converse(session) == 0
+    reported = notices(capsys)
     assert (
-        told[0]
-        == told[2]
+        reported[0]
+        == reported[2]
         == "(this is tiny/sft, the model of supervised fine-tuning; rl and mid with /stage)"
     )
-    assert "has no model base (complete there: rl, sft, mid)" in told[1]
+    assert "has no model base (complete there: rl, sft, mid)" in reported[1]
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(session, monkeypatch, capsys):
@@ -285,7 +285,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(session, monkeypatch, capsy
     monkeypatch.setattr(Chat, "ask", impatient)
     session.chat.sampling = Sampling(max_tokens=60)
     typed(monkeypatch, session, "who are you")
-    assert converse.converse(session) == 0
+    assert converse(session) == 0
     assert capsys.readouterr().out.endswith(" (stopped)\n")
     assert session.chat.last.finish_reason == "interrupted"
     assert len(session.chat.messages) == 2
@@ -294,7 +294,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(session, monkeypatch, capsy
 def test_json_has_an_object_for_each_answer_and_nothing_else(session, monkeypatch, capsys):
     session.as_json = True
     piped(monkeypatch, f"who are you\n{LONG}\nhow many\n".encode())
-    assert converse.converse(session) == 1
+    assert converse(session) == 1
     captured = capsys.readouterr()
     first, long, second = map(json.loads, captured.out.splitlines())
     assert (first["model"], first["prompt"], second["prompt"]) == (
@@ -309,15 +309,15 @@ def test_json_has_an_object_for_each_answer_and_nothing_else(session, monkeypatc
     }
     assert long["prompt"] == LONG.strip()
     assert "Please shorten it" in long["error"]
-    assert captured.err == converse.APART + "\n"
+    assert captured.err == SEPARATE_LINES + "\n"
 
 
 def test_one_prompt_gives_the_answer_and_nothing_else(session, capsys):
     answer = expected(session, "who are you")
-    assert converse.answer_once(session, "who are you") == 0
+    assert answer_once(session, "who are you") == 0
     assert capsys.readouterr().out == answer + "\n"
     session.chat.forget()
-    assert converse.answer_once(session, LONG) == 2
+    assert answer_once(session, LONG) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("jaxchat: your message is ")
@@ -329,9 +329,9 @@ def test_the_command_answers_a_prompt_from_a_pipe(root, session, monkeypatch, ca
     piped(monkeypatch, mark + text.encode())
     arguments = ["chat", "--home", str(root), "--max-tokens", "20", "-p", "-", "--json"]
     assert main(arguments) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["prompt"], told["model"]) == (text, "tiny/rl")
-    assert printable(as_text(told["parts"])) == expected(session, text)
+    reported = json.loads(capsys.readouterr().out)
+    assert (reported["prompt"], reported["model"]) == (text, "tiny/rl")
+    assert printable(as_text(reported["parts"])) == expected(session, text)
 
 
 @pytest.mark.parametrize(
@@ -351,11 +351,11 @@ def test_a_question_that_is_none_is_one_sentence(root, monkeypatch, capsys, data
     assert why in err
 
 
-def test_what_a_person_is_told_does_not_get_into_the_answers(session, monkeypatch, capsys):
+def test_what_a_person_is_notified_of_does_not_get_into_the_answers(session, monkeypatch, capsys):
     """`jaxchat chat --json > file`, typed at a terminal: notices and prompts are not answers."""
     session.as_json, session.colours = True, TERMINAL
     typed(monkeypatch, session, "/help", "who are you", "/temperature")
-    assert converse.converse(session) == 0
+    assert converse(session) == 0
     out, err = capsys.readouterr()
     assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["who are you"]
     assert "\x1b" not in err
@@ -372,7 +372,7 @@ def test_a_signal_ends_a_pipe(session, monkeypatch, capsys):
     monkeypatch.setattr(Chat, "ask", impatient)
     piped(monkeypatch, b"one\ntwo\n")
     with pytest.raises(Interrupted) as caught:
-        converse.converse(session)
+        converse(session)
     assert caught.value.exit_code == 130
     assert questions(session) == ["one"]
     assert "(stopped)" not in capsys.readouterr().out
@@ -382,7 +382,7 @@ def test_calls_of_tools_are_painted_in_a_terminal(session, monkeypatch, capsys):
     calls = [{"type": "python", "text": ""}, {"type": "python", "text": "1+1"}]
     monkeypatch.setattr(Chat, "ask", lambda self, text: (piece for piece in calls))
     session.colours = TERMINAL
-    converse.answer_once(session, "1+1?")
+    answer_once(session, "1+1?")
     assert capsys.readouterr().out == "\x1b[36m[calculator: 1+1]\x1b[0m\n"
     assert PLAIN == ("", "", "")
 
@@ -390,13 +390,18 @@ def test_calls_of_tools_are_painted_in_a_terminal(session, monkeypatch, capsys):
 class Terminal:
     """`jaxchat chat` in a terminal of its own."""
 
-    def __init__(self, root):
+    def __init__(self, root, *, in_background):
+        def prepare():
+            fcntl.ioctl(theirs, 0x540E, 0)  # TIOCSCTTY
+            if in_background:  # as a child of `nohup ... &`
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+
         self.ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jaxchat", "chat", "--home", str(root), "--max-tokens", "100"],
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
             env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"},
-            preexec_fn=lambda: __import__("fcntl").ioctl(theirs, 0x540E, 0),  # TIOCSCTTY
+            preexec_fn=prepare,
         )  # fmt: skip
         os.close(theirs)
         self.seen = ""
@@ -412,12 +417,12 @@ class Terminal:
         before, self.seen = self.seen.split(text, 1)
         return before
 
-    def interrupt(self, told):
-        """Ctrl-C, until `told` comes: Python misses one in the instant before it waits for keys."""
+    def interrupt(self, reported):
+        """Ctrl-C, until `reported` comes: Python misses one just before it waits for keys."""
         for _ in range(60):
             self.type("\x03")
             with contextlib.suppress(AssertionError):
-                return self.wait_for(told, seconds=2)
+                return self.wait_for(reported, seconds=2)
         raise AssertionError(f"Ctrl-C did nothing; seen: {self.seen!r}")
 
     def type(self, text):
@@ -425,8 +430,9 @@ class Terminal:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a controlling terminal is set up as on Linux")
-def test_a_real_terminal_edits_lines_and_keeps_them(root):
-    terminal = Terminal(root)
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_real_terminal_edits_lines_and_keeps_them(root, in_background):
+    terminal = Terminal(root, in_background=in_background)
     try:
         greeting = terminal.wait_for("> ")
         assert "jaxchat: tiny/rl, the model of reinforcement learning" in greeting

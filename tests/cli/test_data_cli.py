@@ -1,15 +1,12 @@
 """`jaxchat data list` and `download`, with a server that looks like the hub."""
 
-import argparse
 import random
-from pathlib import Path
 
 import pytest
 from hub_server import Fault, HubServer
 
-from jaxchat.cli import data
+from jaxchat.cli.main import main
 from jaxchat.data.registry import SOURCES
-from jaxchat.errors import guarded
 
 
 @pytest.fixture
@@ -34,11 +31,7 @@ def server(monkeypatch, tmp_path):
 
 def run(*words):
     """The exit code of `jaxchat data WORDS`."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--home", type=Path)
-    data.add_commands(parser)
-    args = parser.parse_args(words)
-    return guarded(lambda: args.run_command(args), Path("home"))
+    return main(["data", *words])
 
 
 def test_the_list_names_every_source_and_what_is_here(server, capsys):
@@ -86,12 +79,12 @@ def test_what_goes_wrong_is_one_sentence(server, capsys):
     capsys.readouterr()
     server.fail("main/train-00000-of-00001.parquet", *[Fault(404)] * 9)
     assert run("download", "gsm8k") == 1
-    told = capsys.readouterr().err
-    assert "main/train-00000-of-00001.parquet of gsm8k is not there" in told
-    assert len(told.strip().splitlines()) == 1
+    reported = capsys.readouterr().err
+    assert "main/train-00000-of-00001.parquet of gsm8k is not there" in reported
+    assert len(reported.strip().splitlines()) == 1
 
 
-def test_a_server_without_checksums_is_told(server, capsys):
+def test_a_server_without_checksums_is_reported(server, capsys):
     url = f"{server.url}/plain/{{repo}}"
     assert run("download", "arc_easy", "arc_challenge", "--base-url", url) == 0
-    assert "no checksums: those of the 6 files that came are noted" in capsys.readouterr().out
+    assert "no checksums: those of the 6 downloaded files are noted" in capsys.readouterr().out

@@ -1,13 +1,11 @@
-"""`jaxchat data prepare`: what it says, what it goes on with, what it refuses."""
+"""`jaxchat data prepare`: what it prints, resumes and refuses."""
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 
-from jaxchat.cli.data_prepare import add_prepare
-from jaxchat.cli.main import main
+from jaxchat.cli.main import main, parse
 from jaxchat.data.shard_folder import ShardFolder
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.tokenizer import Tokenizer
@@ -26,9 +24,7 @@ def folders(tmp_path: Path) -> list[str]:
 
 
 def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_prepare(parser.add_subparsers(required=True))
-    args = parser.parse_args(["prepare", *arguments])
+    args = parse(["data", "prepare", *arguments])
     args.home = args.out.parent / "home"
     code: int = args.run_command(args)
     return code
@@ -57,7 +53,7 @@ def test_other_rows_in_the_same_folder_are_refused_with_what_differs(folders: li
         run(*folders, "--row-tokens", "65")
 
 
-def test_a_file_with_another_name_is_the_same_text_and_another_text_is_told(
+def test_a_file_with_another_name_is_the_same_text_and_another_text_is_reported(
     folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(*folders, "--row-tokens", "33")
@@ -77,9 +73,9 @@ def test_one_file_alone_is_split(
     folders[1] = str(tmp_path / "text" / "a.jsonl")
     for there in (0, 2):
         run(*folders, "--row-tokens", "33")
-        told = capsys.readouterr().out
-        assert "a.jsonl is the only file of text, so it is split" in told
-        assert f"2 shards in {tmp_path / 'out'}, {there} of them were there already" in told
+        reported = capsys.readouterr().out
+        assert "a.jsonl is the only file of text, so it is split" in reported
+        assert f"2 shards in {tmp_path / 'out'}, {there} of them were there already" in reported
 
 
 def test_a_folder_without_text_is_refused(folders: list[str], tmp_path: Path) -> None:
@@ -109,8 +105,8 @@ def test_a_file_where_a_folder_is_meant_is_named(
     path = file / "below" if under else file
     words = ["data", "prepare", "--home", str(tmp_path / "home"), *folders, flag, str(path)]
     assert main(words) == 2
-    told = capsys.readouterr().err
+    reported = capsys.readouterr().err
     which = f" is under {file}, which" if under else ""
-    assert told == (
+    assert reported == (
         f"jaxchat: {flag} {path}{which} is a file; it must be a folder: name another.\n"
     )

@@ -1,14 +1,13 @@
 """`jaxchat data show`: what is learned can be seen, with colours and without."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jaxchat.cli import data_show
 from jaxchat.cli.data_show import lines_of
+from jaxchat.cli.main import parse
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.tokenizer import Conversation, render, train_tokenizer
 
@@ -50,11 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def show(folder: Path, *arguments: str) -> int:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--home", type=Path, default=folder / "home")
-    parser = argparse.ArgumentParser()
-    data_show.add_show(parser.add_subparsers(), [common])
-    args = parser.parse_args(["show", *arguments])
+    args = parse(["--home", str(folder / "home"), "data", "show", *arguments])
     code: int = args.run_command(args)
     return code
 
@@ -71,7 +66,7 @@ def test_without_colours_lines_of_what_is_learned_are_marked(folder: Path, capsy
 
 
 @pytest.mark.parametrize(
-    ("weights", "told"),
+    ("weights", "reported"),
     [
         ([0, 1], "3 of them learned (lines with +)"),
         ([0.5, False], "3 of them learned, at weight 0.5 (lines with +)"),
@@ -80,7 +75,7 @@ def test_without_colours_lines_of_what_is_learned_are_marked(folder: Path, capsy
     ],
 )
 def test_what_a_message_weighs_decides_what_is_marked(
-    weights: list[float], told: str, folder: Path, capsys: Any
+    weights: list[float], reported: str, folder: Path, capsys: Any
 ) -> None:
     messages = []
     for number, weight in enumerate(weights):
@@ -91,7 +86,7 @@ def test_what_a_message_weighs_decides_what_is_marked(
     (folder / "own.jsonl").write_text(json.dumps({"messages": messages}))
     show(folder, str(folder / "own.jsonl"), "--tokenizer", str(folder / "tokenizer"))
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.endswith(f"tokens, {told}")
+    assert head.endswith(f"tokens, {reported}")
     for number, weight in enumerate(weights):
         assert ("+ " if weight else "  ") + f"A{number}<|assistant_end|>" in [
             line.replace("<|assistant_start|>", "") for line in lines
@@ -179,7 +174,7 @@ def test_generated_tasks_and_sources_with_their_files(folder: Path, capsys: Any)
         (["identity"], ArtifactError, "name a tokenizer's folder with --tokenizer"),
     ],
 )
-def test_what_cannot_be_shown_is_told(
+def test_what_cannot_be_shown_is_reported(
     folder: Path, arguments: list[str], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):

@@ -40,17 +40,17 @@ def test_what_is_finished_is_kept_and_printed_again(
     command = ["eval", "--home", str(made), "chat", "-a", "spelling", "--max-problems", "3",
                "--max-tokens", "8", "--samples", "4", "--slots", "8"]  # fmt: skip
     assert main.main(command) == 0
-    told = capsys.readouterr().out
-    assert told.split("\n")[0].split() == [
+    reported = capsys.readouterr().out
+    assert reported.split("\n")[0].split() == [
         "task", "samples", "accuracy", "95%", "interval", "centred", "pass@2", "pass@4",
     ]  # fmt: skip
-    assert told.split("\n")[1].split()[:2] == ["spelling", "12"]
+    assert reported.split("\n")[1].split()[:2] == ["spelling", "12"]
     assert main.main([*command[:3], "chat", "-i", "mid", "-a", "Spelling", *command[6:]]) == 0
-    assert capsys.readouterr().out == told, "its other spelling is another task"
+    assert capsys.readouterr().out == reported, "its other spelling is another task"
     (kept,) = (made / "runs" / "cpu" / "eval").glob("chat-mid-spelling-*.json")
     before = kept.stat().st_mtime_ns
     assert main.main(command) == 0
-    assert capsys.readouterr().out == told
+    assert capsys.readouterr().out == reported
     assert kept.stat().st_mtime_ns == before, "it was done again"
     assert main.main([*command, "--temperature", "0.5"]) == 0
     assert kept.stat().st_mtime_ns == before, "other sampling took the first result's place"
@@ -61,7 +61,7 @@ def test_what_is_finished_is_kept_and_printed_again(
         assert main.main(["report", "--home", str(made)]) == 0
         assert f"{kept} is left out of the report" in capsys.readouterr().out
         assert main.main(command) == 0
-        assert capsys.readouterr().out == told, "a damaged file is no loss"
+        assert capsys.readouterr().out == reported, "a damaged file is no loss"
 
 
 def test_what_is_evaluated_by_hand_is_in_the_report_of_a_run_without_an_evaluation(
@@ -91,10 +91,10 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     made: Path, arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.main(["eval", "--home", str(made), *arguments]) == code
-    told = capsys.readouterr().err.strip()
-    assert said in told
-    assert "\n" not in told
-    assert "--offline" not in told, "nobody gave it"
+    reported = capsys.readouterr().err.strip()
+    assert said in reported
+    assert "\n" not in reported
+    assert "--offline" not in reported, "nobody gave it"
 
 
 def test_samples_of_the_base_model_are_continuations(

@@ -1,6 +1,5 @@
-"""jaxchat eval core and bpb: over a run, interrupted, and gone on with."""
+"""jaxchat eval core and bpb: over a run, interrupted, and resumed."""
 
-import argparse
 import dataclasses
 import json
 import math
@@ -13,13 +12,10 @@ import pytest
 
 from jaxchat.checkpoints.save import save_params
 from jaxchat.cli import main
-from jaxchat.cli.eval_bpb import add_bpb
-from jaxchat.cli.eval_core import add_core
 from jaxchat.config import loading
 from jaxchat.data.inputs import Inputs, read_inputs, write_inputs
 from jaxchat.data.own import InputFile, hash_of
 from jaxchat.data.shards import prepare_shards, text_folder
-from jaxchat.errors import guarded
 from jaxchat.evals.core import evaluate
 from jaxchat.model.gpt import forward, init_params
 from jaxchat.runs import report, run_dir, runner
@@ -86,17 +82,12 @@ def home(tmp_path_factory):
 
 def command(home, *arguments):
     """The exit code of `jaxchat eval ...`."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--home", type=Path)
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers(required=True)
-    add_core(commands, [common])
-    add_bpb(commands, [common])
-    args = parser.parse_args([*arguments, "--home", str(home)])
-    return guarded(lambda: args.run_command(args), home)
+    return main.main(["eval", *arguments, "--home", str(home)])
 
 
-def test_core_is_told_kept_dumped_and_goes_on_where_it_stopped(home, tmp_path, capsys, monkeypatch):
+def test_core_is_reported_saved_dumped_and_resumes_where_it_stopped(
+    home, tmp_path, capsys, monkeypatch
+):
     dump = tmp_path / "dump.jsonl"
     given = ["core", "--bundle", str(BUNDLE), "-a", "because", "-a", "copying"]
     done, real = [], evaluate._evaluate_task
@@ -118,15 +109,15 @@ def test_core_is_told_kept_dumped_and_goes_on_where_it_stopped(home, tmp_path, c
     done.append("the second time")
     assert command(home, *given, "--dump", str(dump)) == 0
     assert done == ["the second time", "copying"]  # because was kept
-    told = capsys.readouterr().out
-    assert "CORE of 2 of 22 tasks, not comparable" in told
-    assert "without data in the bundle: not_here" in told
+    reported = capsys.readouterr().out
+    assert "CORE of 2 of 22 tasks, not comparable" in reported
+    assert "without data in the bundle: not_here" in reported
     lines = [json.loads(line) for line in dump.read_text().splitlines()]
     assert [(line["task"], line["index"]) for line in lines] == [
         *(("because", n) for n in range(6)), *(("copying", n) for n in range(6)),
     ]  # fmt: skip
     right = sum(one["prediction"] == one["gold"] for one in lines[:6])
-    kept = json.loads(Path(told.splitlines()[-1]).read_text())
+    kept = json.loads(Path(reported.splitlines()[-1]).read_text())
     assert kept["tasks"]["because"]["right"] == right
     assert any(None in one["losses"] for one in lines)  # "they walked" begins the other choice
 
@@ -143,10 +134,10 @@ def test_other_models_and_options_are_evaluated_anew(home, capsys, monkeypatch):
     for more in ([], [], ["--stage", "rl"], ["--context", "50"], ["--max-problems", "4"]):
         assert command(home, *given, *more) == 0
     assert len(done) == 4  # all but the second
-    told = capsys.readouterr().out
-    kept = json.loads(Path(told.splitlines()[-1]).read_text())
+    reported = capsys.readouterr().out
+    kept = json.loads(Path(reported.splitlines()[-1]).read_text())
     assert (kept["context"], kept["max_problems"]) == (None, 4)
-    assert "CORE of 1 of 22 tasks, at most 4 examples a task, not comparable" in told
+    assert "CORE of 1 of 22 tasks, at most 4 examples a task, not comparable" in reported
 
 
 def test_neither_fewer_examples_nor_another_length_replaces_a_larger_result(
@@ -182,7 +173,7 @@ def test_what_an_earlier_version_kept_is_read(home, capsys, monkeypatch):
     shutil.rmtree(folder, ignore_errors=True)
     given = ["core", "--bundle", str(BUNDLE)]
     assert command(home, *given) == 0
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     for path in sorted(folder.glob("*.json")):
         path.rename(folder / f"{path.stem.rpartition('-')[0]}.json")
     assert (folder / "result.json").exists()
@@ -190,7 +181,7 @@ def test_what_an_earlier_version_kept_is_read(home, capsys, monkeypatch):
     assert row["name"] == "CORE of 4 of 22 tasks, not comparable"
     monkeypatch.setattr(evaluate, "_evaluate_task", None)
     assert command(home, *given) == 0, "its tasks are evaluated again"
-    assert capsys.readouterr().out == told
+    assert capsys.readouterr().out == reported
 
 
 @pytest.mark.parametrize(
@@ -206,9 +197,9 @@ def test_what_an_earlier_version_kept_is_read(home, capsys, monkeypatch):
 )
 def test_what_cannot_be_is_one_sentence(home, capsys, arguments, code, message):
     assert command(home, *arguments) == code
-    told = capsys.readouterr().err.strip()
-    assert message in told
-    assert told.count("\n") == 0
+    reported = capsys.readouterr().err.strip()
+    assert message in reported
+    assert reported.count("\n") == 0
 
 
 @pytest.mark.parametrize(("preset", "seen"), [("classic", 100), ("modern", CONTEXT)])
@@ -260,13 +251,13 @@ def test_bits_per_byte_of_both_splits(home, capsys):
     from jaxchat.data.loader import HeldOutRows, ShardedRows
 
     assert command(home, "bpb", "--rows", "13") == 0
-    told = capsys.readouterr().out.splitlines()
+    reported = capsys.readouterr().out.splitlines()
     run = home / "runs/tiny"
     tokenizer = Tokenizer.load(run / "tokenizer")
     folder = text_folder(run, read_inputs(run / "data"), tokenizer, CONTEXT + 1)
     train = ShardedRows(folder, tokenizer.hash).take(np.arange(13), 0)
     held_out = HeldOutRows(folder, tokenizer.hash).tokens[:13].astype(np.int32)
-    for line, split, rows in zip(told, ("train", "heldout"), (train, held_out), strict=True):
+    for line, split, rows in zip(reported, ("train", "heldout"), (train, held_out), strict=True):
         assert line.startswith(split)
         assert f"{len(rows)} rows, {len(rows) * CONTEXT:,} tokens" in line
         assert float(line.split()[1]) == pytest.approx(bits_by_hand(home, rows), abs=1e-4)
@@ -276,5 +267,5 @@ def test_a_file_for_a_bundle_is_named(tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("")
     assert main.main(["eval", "core", "--home", str(tmp_path), "--bundle", str(file)]) == 2
-    told = capsys.readouterr().err
-    assert told == f"jaxchat: --bundle {file} is a file; it must be a folder: name another.\n"
+    reported = capsys.readouterr().err
+    assert reported == f"jaxchat: --bundle {file} is a file; it must be a folder: name another.\n"

@@ -17,8 +17,8 @@ def run(tmp_path, capsys, *arguments):
         code = main([arguments[0], "--home", str(tmp_path / "home"), *map(str, arguments[1:])])
     except SystemExit as left:
         code = left.code
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    reported = capsys.readouterr()
+    return code, reported.out, reported.err
 
 
 def test_there_and_back(tmp_path, capsys):

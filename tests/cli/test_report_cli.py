@@ -1,23 +1,18 @@
 """`jaxchat report`: one run, or two, by name or by path."""
 
-import argparse
 from pathlib import Path
 
 import pytest
 from report_records import make_config, make_done, write_run
 
 from jaxchat import paths
-from jaxchat.cli.report import add_report
+from jaxchat.cli.main import parse
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.runs import report
 
 
 def command(*arguments: object) -> int:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--home", type=Path)
-    parser = argparse.ArgumentParser("jaxchat")
-    add_report(parser.add_subparsers(required=True), [common])
-    args = parser.parse_args(["report", *map(str, arguments)])
+    args = parse(["report", *map(str, arguments)])
     code: int = args.run_command(args)
     return code
 
@@ -41,12 +36,12 @@ def test_one_run_is_made_from_what_there_is(root: Path, capsys: pytest.CaptureFi
         assert (run / name).exists()
 
 
-def test_what_is_not_there_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_there_is_reported(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (paths.runs(root) / "cpu" / "mid" / "done.json").unlink()
     assert command("cpu", "--home", root) == 0
     out = capsys.readouterr().out
     assert "Midtraining: not run yet" in out
-    assert "85.5%" not in out, "models of an earlier midtraining are told as those of this run"
+    assert "85.5%" not in out, "models of an earlier midtraining are reported as those of this run"
 
 
 def test_the_last_run_is_meant_where_none_is_named(

@@ -34,11 +34,11 @@ def run(*arguments):
 
 def test_train_makes_a_tokenizer_and_tells_what_it_cost(tmp_path, text, capsys):
     assert run("train", text, "--vocab-size", 270, "--out", tmp_path / "a", "--threads", 1) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told.pop(0) == "texts: read 1 .jsonl"
-    assert told[0] == "270 tokens from 2 texts of 0.0 MB, 282 words, 13 of them distinct"
-    assert "of memory at most" in told[1]
-    assert told[2] == f"written to {tmp_path / 'a'}"
+    reported = capsys.readouterr().out.splitlines()
+    assert reported.pop(0) == "texts: read 1 .jsonl"
+    assert reported[0] == "270 tokens from 2 texts of 0.0 MB, 282 words, 13 of them distinct"
+    assert "of memory at most" in reported[1]
+    assert reported[2] == f"written to {tmp_path / 'a'}"
     assert Tokenizer.load(tmp_path / "a").vocab_size == 270
 
 
@@ -81,14 +81,14 @@ def test_no_text_is_no_vocabulary(tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
-def test_text_that_runs_out_of_pairs_and_dropped_words_are_told(tmp_path, capsys):
+def test_text_that_runs_out_of_pairs_and_dropped_words_are_reported(tmp_path, capsys):
     words = tmp_path / "words.txt"
     words.write_text(" ".join(f"w{n}" for n in range(99)))
     out = tmp_path / "out"
     assert run("train", words, "--vocab-size", 5000, "--out", out, "--max-words", 10) == 0
-    told = capsys.readouterr().out
-    assert "no more pairs to merge; 5,000 tokens need more of it" in told
-    assert "to keep to --max-words" in told
+    reported = capsys.readouterr().out
+    assert "no more pairs to merge; 5,000 tokens need more of it" in reported
+    assert "because of --max-words" in reported
 
 
 def test_train_reads_stdin(tmp_path):
@@ -172,10 +172,10 @@ def test_bad_input_is_one_sentence(trained, text, monkeypatch, capsys, arguments
     (trained.parent / "broken").mkdir()
     (trained.parent / "broken" / "tokenizer.json").write_text("{")
     assert run(*(str(text) if a == "FILE" else a for a in arguments)) == code
-    told = capsys.readouterr().err
-    assert told.startswith("jaxchat: ")
-    assert sentence in told
-    assert told.count("\n") == 1
+    reported = capsys.readouterr().err
+    assert reported.startswith("jaxchat: ")
+    assert sentence in reported
+    assert reported.count("\n") == 1
     assert not (trained.parent / "new").exists()
 
 

@@ -3,19 +3,18 @@
 import pytest
 
 from jaxchat.config import loading
+from jaxchat.config.fields import build, hashed_settings
+from jaxchat.config.operations import HardwareConfig
 from jaxchat.config.schema import (
     ComputeConfig,
     DataConfig,
     EvalConfig,
-    HardwareConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
     RLConfig,
     TokenizerConfig,
     TrainConfig,
-    build,
-    hashed_settings,
 )
 from jaxchat.errors import ConfigError
 
@@ -91,17 +90,17 @@ def test_what_toml_writes_differently_is_converted() -> None:
         (TrainConfig, {"batch_tokens": 0}, "train.batch_tokens is 0"),
         (TrainConfig, {"mixture": {"identity": 0.0}}, "train.mixture.identity is 0.0"),
         (TrainConfig, {"loss_group": -1}, "train.loss_group is -1"),
-        (RLConfig, {"samples_per_problem": 1}, "at least 2"),
+        (RLConfig, {"samples_per_problem": 1}, "of 2 or more"),
         (RLConfig, {"temperature": 0.0}, "rl.temperature is 0.0"),
         (RLConfig, {"top_k": -1}, "rl.top_k is -1"),
         (RLConfig, {"loss_group": -8}, "rl.loss_group is -8"),
         (RLConfig, {"loss_group": 8, "samples_per_problem": 12}, "8 and rl.samples_.* is 12; .*"),
         (EvalConfig, {"problems": -1}, "eval.problems is -1"),
-        (EvalConfig, {"models": ("chat",)}, "eval.models has 'chat'"),
+        (EvalConfig, {"models": ("chat",)}, r"eval.models\[0\] is 'chat'"),
         (MeshConfig, {"fsdp": 0}, "mesh.fsdp is 0"),
         (HardwareConfig, {"utilization": 0.0}, "hardware.utilization is 0.0"),
         (ComputeConfig, {"loss_chunk_rows": -1}, "compute.loss_chunk_rows is -1"),
-        (ComputeConfig, {"compiler_options": ("xla_gpu_x",)}, "'xla_gpu_x'; each .* name=value"),
+        (ComputeConfig, {"compiler_options": ("xla_gpu_x",)}, "'xla_gpu_x'; it .* name=value"),
         (ComputeConfig, {"compiler_options": ("--xla_x=1",)}, "'--xla_x=1'"),
         (ComputeConfig, {"compiler_options": ("xla_x=",)}, "'xla_x='"),
     ],
@@ -121,12 +120,12 @@ def test_a_problem_of_few_samples_is_one_group_of_the_loss() -> None:
 
 def test_the_paid_tiers_weigh_the_loss_and_sample_as_nanochat_and_cpu_as_it_did() -> None:
     tiers = {name: loading.load(path) for name, path in loading.tiers().items()}
-    told = {
+    reported = {
         name: (c.mid.loss_group, c.sft.loss_group, c.rl.loss_group, c.rl.top_k)
         for name, c in tiers.items()
     }
     november, july = (0, 4, 8, 50), (0, 0, 8, 50)
-    assert told == {
+    assert reported == {
         "cpu": (0, 0, 0, 0), "100": november, "300": november, "1000": november, "gpt2": july,
     }  # fmt: skip
 

@@ -92,12 +92,14 @@ def test_the_state_is_exactly_as_large_as_its_shards(model, mesh):
 
 
 def check_peak(step):
-    told, held = compile_step(step), predict(step)
+    reported, held = compile_step(step), predict(step)
     counters = 1_000  # bytes of step numbers, and of a few constants
-    assert abs(held.arguments - told.argument_size_in_bytes) < counters
-    outputs = told.output_size_in_bytes - told.alias_size_in_bytes  # beside the donated state
-    peak = told.argument_size_in_bytes + told.temp_size_in_bytes + outputs
-    assert held.peak == pytest.approx(peak, rel=0.15), (held, told)
+    assert abs(held.arguments - reported.argument_size_in_bytes) < counters
+    outputs = (
+        reported.output_size_in_bytes - reported.alias_size_in_bytes
+    )  # beside the donated state
+    peak = reported.argument_size_in_bytes + reported.temp_size_in_bytes + outputs
+    assert held.peak == pytest.approx(peak, rel=0.15), (held, reported)
 
 
 NARROW = {"width": 128, "heads": (2,), "time": 128}

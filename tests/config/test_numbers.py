@@ -83,12 +83,12 @@ def test_no_flag_reads_numbers_by_itself(flags):
 
 def read_all(flags, text):
     for prog, flag, kind in flags:
-        told = ""
+        reported = ""
         try:
             value = kind(text)
         except argparse.ArgumentTypeError as error:
-            value, told = (), str(error)
-        assert len(told) < 200, f"{prog} {flag} repeats {len(told)} characters"
+            value, reported = (), str(error)
+        assert len(reported) < 200, f"{prog} {flag} repeats {len(reported)} characters"
         for number in value if isinstance(value, tuple) else [value]:
             if number != "all":
                 assert math.isfinite(number), (prog, flag, text)
@@ -107,7 +107,7 @@ def test_no_text_makes_a_flag_fail(flags, text):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (["eval", "chat", "--temperature", "-1"], "'-1' is not a number from 0 to 10"),
         (["eval", "chat", "--temperature", "nan"], "'nan' is not a number from 0 to 10"),
@@ -124,12 +124,12 @@ def test_no_text_makes_a_flag_fail(flags, text):
         (["bench", "inference", "--depth", "9" * 20], "is not a whole number from 1 to 1024"),
     ],
 )
-def test_a_number_that_cannot_be_is_one_sentence(capsys, words, told):
+def test_a_number_that_cannot_be_is_one_sentence(capsys, words, reported):
     with pytest.raises(SystemExit) as caught:
         main.main(words)
     assert caught.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert told in error
+    assert reported in error
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, 11.0])

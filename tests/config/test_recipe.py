@@ -109,7 +109,7 @@ def test_a_bad_override_is_one_clear_sentence(
         ("[run]\ndepth = 20\n", "no run.name"),
         ('[run]\nname = "x"\n', "no run.depth"),
         ("[run\n", "run.toml is not valid TOML"),
-        ("[run]\nname = 3\ndepth = 4\n", "run.name is 3; it must be of type str"),
+        ("[run]\nname = 3\ndepth = 4\n", "run.name is 3, of type int; it must be of type str"),
         (CLASSIC + "[basis]\nsteps = 3\n", "unknown key 'basis'"),
         (CLASSIC + "[model]\nn_embed = 3\n", "did you mean 'n_embd'?"),
     ],

@@ -310,7 +310,7 @@ def test_an_error_without_a_file_names_none(tmp_path: Path) -> None:
     reported, code = explain(OSError("Corrupt snappy compressed data."), tmp_path) or ("", 0)
     assert code == 1
     assert "Corrupt snappy compressed data." in reported
-    assert "it is not said which" in reported
+    assert "an unnamed file" in reported
     gone = FileNotFoundError(errno.ENOENT, "No such file or directory", "/nowhere/file")
     reported, _ = explain(gone, tmp_path) or ("", 0)
     assert reported.startswith("jaxchat: /nowhere/file cannot be used")

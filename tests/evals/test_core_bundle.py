@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxchat.cli.eval import core_table
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core.batches import make_batches
 from jaxchat.evals.core.bundle import read_bundle, read_examples
@@ -219,7 +220,7 @@ def test_core_is_the_mean_of_accuracies_above_guessing():
     assert done.tasks[0].centered == pytest.approx(0.5)
     assert done.core == pytest.approx(0.25)
     assert (done.name, done.complete) == ("CORE of 2 of 22 tasks, not comparable", False)
-    assert "without data in the bundle: c" in done.table()
+    assert "without data in the bundle: c" in core_table(done)
     whole = CoreResult(tuple(result(str(n), 4, 8, 0.0) for n in range(22)))
     assert (whole.name, whole.complete, whole.to_json()["core"]) == ("CORE", True, 0.5)
     part = CoreResult(whole.tasks, max_problems=8)

@@ -11,7 +11,7 @@ import pytest
 from crashes import Crashing, Moment
 from test_resume import SHRUNK, arguments
 
-from jaxchat.config.schema import MirrorConfig
+from jaxchat.config.operations import MirrorConfig
 from jaxchat.errors import ConfigError
 from jaxchat.runs.mirror import Mirror, units
 

@@ -9,7 +9,7 @@ import pytest
 from live_server import LiveServer, serve, slowed
 from tiny_model import make_home
 
-from jaxchat.config.schema import ServeConfig
+from jaxchat.config.operations import ServeConfig
 from jaxchat.serve.models import ServedModel, load_models
 
 

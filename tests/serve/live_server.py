@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from jaxchat.config.schema import ServeConfig
+from jaxchat.config.operations import ServeConfig
 from jaxchat.inference.service import Service
 from jaxchat.serve.app import create_app
 from jaxchat.serve.models import ServedModel

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from live_server import asking, serve
 
-from jaxchat.config.schema import ServeConfig
+from jaxchat.config.operations import ServeConfig
 from jaxchat.serve.guard import CSP, allowed_hosts
 
 KEY = "a-key-of-some-length"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxchat.config.schema import ModelConfig, ServeConfig
+from jaxchat.config.operations import ServeConfig
+from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ArtifactError, OutOfMemory
 from jaxchat.serve import models as models_module
 from jaxchat.serve.models import fit_slots, load_models, slot_bytes

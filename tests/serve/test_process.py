@@ -125,7 +125,7 @@ def test_a_second_signal_ends_it_at_once(start):
         (["--model", "a/b/c"], "must be of the form RUN/STAGE", 2),
         (["--host", "0.0.0.0"], "--no-key if everyone may", 2),
         (["--host", "no.such.host.invalid", "--no-key"], "is no address of this machine", 2),
-        (["--host", ""], "serve.host is empty", 2),
+        (["--host", ""], "serve.host is ''; it must be an address", 2),
         (["--allow-origin", "example.org"], "of the form https://example.org", 2),
         (["--api-key-file", "/no/such/file"], "cannot be read (No such file", 2),
     ],

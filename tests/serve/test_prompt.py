@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import tiny_model
 
-from jaxchat.config.schema import ServeConfig
+from jaxchat.config.operations import ServeConfig
 from jaxchat.serve import prompt
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.schema import ApiError, ChatRequest

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jaxchat.config import loading
-from jaxchat.config.schema import TRACKERS
+from jaxchat.config.operations import TRACKERS
 from jaxchat.errors import ConfigError
 from jaxchat.runs.stages import STAGES
 from jaxchat.train import trackers

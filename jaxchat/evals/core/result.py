@@ -101,22 +101,6 @@ class CoreResult:
             },
         }
 
-    def table(self) -> str:
-        """The tasks, a line each, and CORE."""
-        width = max(len(self.name), *(len(task.label) for task in self.tasks))
-        lines = [f"{'task':<{width}}  {'accuracy':>8}  {'95% interval':<15}  {'centred':>7}"]
-        for task in self.tasks:
-            low, high = task.score.interval
-            interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
-            accuracy = f"{100 * task.score.accuracy:.1f}%"
-            lines.append(
-                f"{task.label:<{width}}  {accuracy:>8}  {interval:<15}  {task.centered:7.4f}"
-            )
-        lines.append(f"{self.name:<{width}}  {'':8}  {'':15}  {self.core:7.4f}")
-        if self.missing:
-            lines.append(f"without data in the bundle: {', '.join(self.missing)}")
-        return "\n".join(lines)
-
 
 def core_name(tasks: int, max_problems: int | None) -> str:
     """CORE, or what of it this is: no part of it compares with the whole."""
