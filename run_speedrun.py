@@ -18,7 +18,7 @@ from jaxchat import errors, paths
 from jaxchat.config import loading
 from jaxchat.config.loading import tiers
 from jaxchat.config.schema import RunConfig
-from jaxchat.parallel.process_group import Group
+from jaxchat.parallel.process_group import ProcessGroup
 from jaxchat.runs import processes, run_dir
 from jaxchat.runs.plan import checks, plan
 from jaxchat.train import trackers
@@ -85,7 +85,7 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
         return run_all(config, root, group, args)
 
 
-def run_all(config: RunConfig, root: Path, group: Group, args: argparse.Namespace) -> int:
+def run_all(config: RunConfig, root: Path, group: ProcessGroup, args: argparse.Namespace) -> int:
     """Runs the stages in order, then says what came out."""
     run = run_dir.folder(root, config.name)
     with processes.working_on(run, config, group), processes.mirrored(run, config, group):

@@ -24,9 +24,9 @@ from jaxchat.evals.in_flight import in_flight
 from jaxchat.model import gpt, loss
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.loss import cross_entropy
-from jaxchat.optim.zero import Shares
+from jaxchat.optim.zero import ZeroLayout
 from jaxchat.parallel.mesh import make_mesh, put, put_batch, replicated
-from jaxchat.parallel.spmd import mesh_attention, over_rows, over_tensor
+from jaxchat.parallel.spmd import mesh_attention, over_rows
 
 _NO_BYTE = "bits per byte cannot be measured: in the held-out rows every token is masked or special"
 
@@ -34,8 +34,8 @@ _NO_BYTE = "bits per byte cannot be measured: in the held-out rows every token i
 @functools.cache
 def _sums_over(mesh: Mesh, model: ModelConfig, compute: Compute) -> Any:
     """The jitted (params, bytes of each token [V]), batch [1, B, T+1] -> (nats, bytes)."""
-    shares = Shares(mesh, jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model)))
-    gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
+    zero = ZeroLayout.of_model(mesh, model)
+    gather = zero.model_gather()
     attention = mesh_attention(mesh, model, compute.attention)
 
     def local(
@@ -52,9 +52,9 @@ def _sums_over(mesh: Mesh, model: ModelConfig, compute: Compute) -> Any:
             chunk_rows=compute.chunk_rows,
         )  # fmt: skip
         sums = nats, jnp.sum(size)
-        return jax.lax.psum(sums, shares.axes) if shares.axes else sums
+        return jax.lax.psum(sums, zero.axes) if zero.axes else sums
 
-    return jax.jit(over_rows(local, mesh, (shares.stored, P()), (P(), P())))
+    return jax.jit(over_rows(local, mesh, (zero.stored, P()), (P(), P())))
 
 
 def bits_per_byte(

@@ -11,7 +11,7 @@ from typing import Any
 from jaxchat.inference.request import Completion, Request
 from jaxchat.inference.service import Job, Service
 from jaxchat.model.backend import Compute
-from jaxchat.parallel.process_group import Group
+from jaxchat.parallel.process_group import ProcessGroup
 
 
 class Spread(Service):
@@ -20,12 +20,12 @@ class Spread(Service):
     All else is the local engine's: what is submitted to it, it serves for its own process.
     """
 
-    def __init__(self, group: Group, local: Service) -> None:
+    def __init__(self, group: ProcessGroup, local: Service) -> None:
         self.group, self.local = group, local
         self.config, self.slots, self.max_len = local.config, local.slots, local.max_len
 
     @classmethod
-    def over(cls, group: Group, local: Service) -> Service:
+    def over(cls, group: ProcessGroup, local: Service) -> Service:
         """The local engine itself where there is one process."""
         return local if group.size == 1 else cls(group, local)
 

@@ -2,7 +2,7 @@
 
 Axes of a mesh: `data` (rows of a batch), `fsdp` (rows of a batch, and parameters split over them),
 `tensor` (heads, hidden units, vocabulary). Arrays have logical axes; `RULES` maps those to mesh
-axes. Nobody else names what a mesh axis splits.
+axes; no other module names what a mesh axis splits.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from jaxchat.runs.runner import Context, Stage
 from jaxchat.runs.stage_inputs import INPUTS
 from jaxchat.tools.sandbox import levels
 from jaxchat.train.grpo import RLJob, train_rl
-from jaxchat.train.loop import Before, Job, fit
+from jaxchat.train.loop import FitJob, PreviousStage, fit
 from jaxchat.train.profiling import request
 from jaxchat.train.profiling.capture import Capture
 
@@ -149,7 +149,7 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
             RowSource(rows / f"{stage}_heldout", tokenizer.hash),
         )
     mesh, dtype = mesh_of(context), compute_dtype()
-    job = Job(
+    job = FitJob(
         title=stage,
         folder=folder,
         model=config.model,
@@ -187,12 +187,12 @@ def next_stage(stage: str) -> str:
     return MODELS[min(MODELS.index(stage) + 1, len(MODELS) - 1)]
 
 
-def optimizer_before(context: Context, stage: str) -> Before | None:
+def optimizer_before(context: Context, stage: str) -> PreviousStage | None:
     """The stage before, where the optimizer starts with its averages and they were kept."""
     if not context.config.starts_warm(stage):
         return None
     previous = MODELS[MODELS.index(stage) - 1]
-    before = Before(context.folder(previous), context.config.optim_of(previous))
+    before = PreviousStage(context.folder(previous), context.config.optim_of(previous))
     if before.checkpoints.exists():
         return before
     if context.group.leads:

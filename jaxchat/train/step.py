@@ -23,7 +23,7 @@ from jaxchat.model.attention import Implementation
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.loss import cross_entropy
 from jaxchat.optim.stacking import stack
-from jaxchat.optim.zero import Shares
+from jaxchat.optim.zero import ZeroLayout
 from jaxchat.parallel.mesh import put, replicated, sharding
 from jaxchat.parallel.spmd import mesh_attention, over_rows, over_tensor
 
@@ -33,7 +33,7 @@ TINY = float(np.finfo(np.float32).tiny)  # the smallest number whose inverse is 
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes. The optimizer's state is that of the view of `optim.stacks`."""
+    """Everything a step changes. The optimizer's state is that of the view of `optim.stacking`."""
 
     params: Params
     opt_state: Any
@@ -62,17 +62,16 @@ def _fresh(params: Params, optimizer: optax.GradientTransformation, multiple: in
     return TrainState(params, optimizer.init(stack(params, multiple)), jnp.zeros([], jnp.int32))
 
 
-def _state_specs(params: Params, optimizer: optax.GradientTransformation, shares: Shares) -> Any:
-    state = jax.eval_shape(
-        functools.partial(_fresh, optimizer=optimizer, multiple=shares.mesh.size), params
-    )
-    specs: Any = (shares.stored, shares.state_specs(state.opt_state), P())
+def _state_specs(zero: ZeroLayout, optimizer: optax.GradientTransformation) -> TrainState:
+    fresh = functools.partial(_fresh, optimizer=optimizer, multiple=zero.mesh.size)
+    state = jax.eval_shape(fresh, zero.params)
+    specs: Any = (zero.stored, zero.state_specs(state.opt_state), P())
     return TrainState(*specs)
 
 
 def state_shardings(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """How a state of these parameters (arrays or their shapes) lies on the mesh."""
-    specs = _state_specs(params, optimizer, Shares(mesh, params))
+    """The shardings of a state of these parameters (arrays or their shapes) on the mesh."""
+    specs = _state_specs(ZeroLayout(mesh, params), optimizer)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
@@ -142,14 +141,12 @@ def make_train_step(
     the shares of `optim.shares`. Metrics: `loss` (mean over weight), `weight` and `grad_norm`.
     """
     attention = mesh_attention(mesh, model, compute.attention)
-    abstract = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model))
-    shares = Shares(mesh, abstract)
-    specs = _state_specs(abstract, optimizer, shares)
-    gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
+    zero = ZeroLayout.of_model(mesh, model)
+    specs, gather = _state_specs(zero, optimizer), zero.model_gather()
     update = over_tensor(
-        functools.partial(_update, optimizer=optimizer, shares=shares),
+        functools.partial(_update, optimizer=optimizer, zero=zero),
         mesh,
-        (specs, shares.gathered, shares.gathered, P(), P()),
+        (specs, zero.gathered, zero.gathered, P(), P()),
         (specs, P()),
     )
 
@@ -159,7 +156,7 @@ def make_train_step(
         result: tuple[TrainState, dict[str, jax.Array]] = update(state, whole, *sums)
         return result
 
-    layout = state_shardings(abstract, optimizer, mesh)
+    layout = state_shardings(zero.params, optimizer, mesh)
     return jax.jit(
         over_rows(step, mesh, specs, (specs, P())),
         donate_argnums=0,
@@ -177,19 +174,19 @@ def _update(
     weight: jax.Array,
     *,
     optimizer: optax.GradientTransformation,
-    shares: Shares,
+    zero: ZeroLayout,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The second half of a step: this device's sums are reduced, and its share is optimized."""
-    if shares.axes:
-        total, weight = lax.psum((total, weight), shares.axes)
+    """The second half of a step: this device's sums are reduced, and its shard is updated."""
+    if zero.axes:
+        total, weight = lax.psum((total, weight), zero.axes)
     # A batch without a counted token is harmless: its gradients are zero. So is one of weights so
     # small that their inverse is infinite.
     scale = 1.0 / jnp.where(weight >= TINY, weight, 1.0)
-    grads = jax.tree.map(lambda g: g * scale, shares.reduce(grads))
-    norm = shares.norm(grads)
+    grads = jax.tree.map(lambda g: g * scale, zero.reduce_scatter(grads))
+    norm = zero.norm(grads)
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
-        grads, state.opt_state, shares.own(whole), norm=norm
+        grads, state.opt_state, zero.local_shard(whole), norm=norm
     )
-    params = optax.apply_updates(state.params, shares.spread(updates))
+    params = optax.apply_updates(state.params, zero.all_gather_updates(updates))
     metrics = {"loss": total * scale, "weight": weight, "grad_norm": norm}
     return TrainState(params, opt_state, state.step + 1), metrics

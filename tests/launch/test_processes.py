@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from jaxchat.errors import ConfigError
-from jaxchat.parallel.launch_env import read_place
-from jaxchat.parallel.process_group import Place
+from jaxchat.parallel.launch_env import read_spec
+from jaxchat.parallel.process_group import ProcessSpec
 from jaxchat.runs import opening, run_dir, stages
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -106,19 +106,19 @@ def test_a_place_that_cannot_be_is_one_sentence(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError) as raised:
-        read_place()
+        read_spec()
     assert said in str(raised.value)
 
 
 def test_a_place_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_place() is None
+    assert read_spec() is None
     monkeypatch.setenv("JAXCHAT_COORDINATOR", "[fe80::1]:7600")
     monkeypatch.setenv("JAXCHAT_PROCESSES", "3")
     monkeypatch.setenv("JAXCHAT_PROCESS", "2")
-    assert read_place() == Place("fe80::1", 7600, 3, 2)
+    assert read_spec() == ProcessSpec("fe80::1", 7600, 3, 2)
     monkeypatch.setenv("JAXCHAT_PROCESSES", "1")
     monkeypatch.setenv("JAXCHAT_PROCESS", "0")
-    assert read_place() is None
+    assert read_spec() is None
 
 
 def one_by_one(homes: list[Path], *more: tuple[str, ...]) -> list[tuple[int, str]]:

@@ -10,7 +10,7 @@ from jaxchat.cli import main
 from jaxchat.config import memory
 from jaxchat.config.schema import MeshConfig
 from jaxchat.parallel import launch_env
-from jaxchat.parallel.launch_env import MEMORY_VARIABLES, memory_settings, memory_told, start_jax
+from jaxchat.parallel.launch_env import MEMORY_VARIABLES, memory_limit, memory_settings, start_jax
 
 # What JAX's GPU plugin would be told, read when the backend starts: no GPU is needed to see it.
 CODE = """
@@ -60,7 +60,7 @@ def test_what_the_user_has_set_stays():
 
 
 def test_on_a_cpu_there_is_nothing_to_tell():
-    assert memory_told() == ""
+    assert memory_limit() == ""
 
 
 class Card:

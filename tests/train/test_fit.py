@@ -17,7 +17,6 @@ import pytest
 import tiny_training
 from tiny_training import CLASSIC, TRAIN, VOCAB, T, random_params, tiny_job, write_tiny_rows
 
-import jaxchat.train.loop as fit_module
 from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.data.prefetch import AHEAD
@@ -26,7 +25,8 @@ from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.signals import Interrupted, stop_requests
-from jaxchat.train.loop import FitResult, Job, count_steps, fit, plan_batch
+from jaxchat.train import session
+from jaxchat.train.loop import FitJob, FitResult, count_steps, fit, plan_batch
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.profiling.capture import Capture
 from jaxchat.train.profiling.request import parse
@@ -35,11 +35,11 @@ from jaxchat.train.profiling.summary import read_profile
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
-def times(job: Job) -> list[float]:
+def times(job: FitJob) -> list[float]:
     return [record["time"] for record in read_metrics(job.folder / "metrics.jsonl")]
 
 
-def records(job: Job) -> list[dict[str, Any]]:
+def records(job: FitJob) -> list[dict[str, Any]]:
     """What was logged, but for the times, which no two runs share."""
     logged = read_metrics(job.folder / "metrics.jsonl")
     return [{k: v for k, v in record.items() if k != "time"} for record in logged]
@@ -53,7 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[FitResult, list[dic
         return fit(job, random_params(CLASSIC)), records(job)
 
 
-def assert_same_run(job: Job, got: FitResult, whole: Any) -> None:
+def assert_same_run(job: FitJob, got: FitResult, whole: Any) -> None:
     """Bit for bit: the parameters, every loss, every evaluation."""
     want, metrics = whole
     assert hash_params(got.params) == hash_params(want.params)
@@ -148,7 +148,7 @@ def test_a_run_asked_to_stop_saves_and_goes_on_later(
 
 def test_a_run_asked_to_stop_after_its_last_step_stops_there(tmp_path: Path, whole: Any) -> None:
     """A signal that comes while the last evaluation runs must not be lost."""
-    read = fit_module.read_metrics
+    read = session.read_metrics
 
     def stopped(path: Path) -> list[dict[str, Any]]:
         found = read(path)
@@ -157,7 +157,7 @@ def test_a_run_asked_to_stop_after_its_last_step_stops_there(tmp_path: Path, who
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_module, "read_metrics", stopped)
+        patch.setattr(session, "read_metrics", stopped)
         with pytest.raises(Interrupted, match="SIGTERM"):
             fit(tiny_job(tmp_path), random_params(CLASSIC))
     job = tiny_job(tmp_path)
@@ -248,7 +248,7 @@ def test_a_run_moved_from_mesh_to_mesh_has_the_losses_of_one_device(
                 raise ArtifactError("the machine is given back.")
             return super().__getitem__(index)
 
-    def go_on(shape: tuple[int, int, int], steps: int) -> Job:
+    def go_on(shape: tuple[int, int, int], steps: int) -> FitJob:
         """Trains so many steps on a mesh, or to the end."""
         Ending.left = steps * 8
         mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
@@ -330,7 +330,7 @@ SPIKY = replace(
 )
 
 
-def first_spike(job: Job) -> int:
+def first_spike(job: FitJob) -> int:
     """The first step with the odd row that is judged: 50 losses come before."""
     batches = training_batches(job.rows, 1, job.seed)
     return next(n for n in range(50, 100) if (batches[n]["tokens"] == VOCAB - 1).all())

@@ -31,7 +31,7 @@ from jaxchat.tasks import Problem
 from jaxchat.tasks.base import Split, say
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import Part
-from jaxchat.train.grpo import RLJob, RLResult, give_weights, train_rl
+from jaxchat.train.grpo import RLJob, RLResult, advantages, give_weights, train_rl
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.rollouts import sample_rollouts
 from jaxchat.train.step import init_state, make_train_step
@@ -101,7 +101,7 @@ def test_rollouts_and_pass_at_k_are_sampled_alike_and_the_loss_is_by_groups(tmp_
     assert asked == [*of_problems, *of_rollouts, *of_problems]
 
     (loss,) = [r["loss"] for r in read_metrics(job.folder / "metrics.jsonl") if "loss" in r]
-    samples = list(zip(rollouts.completions, rollouts.advantages.reshape(-1), strict=True))
+    samples = list(zip(rollouts.completions, advantages(rollouts.rewards).reshape(-1), strict=True))
     sums = [-advantage * sum(c.logprobs) for c, advantage in samples]
     tokens = [sum(c.mask) for c, _ in samples]
     means = [sum(sums[i : i + 3]) / sum(tokens[i : i + 3]) for i in range(0, 18, 3)]
@@ -219,7 +219,7 @@ def test_a_step_that_diverges_stops_it_unsaved_and_its_batch_is_kept(
 
         return step
 
-    monkeypatch.setattr("jaxchat.train.grpo.make_train_step", make_poisoned)
+    monkeypatch.setattr("jaxchat.train.session.make_train_step", make_poisoned)
     job = tiny_job(tmp_path, replace(TINY, save_every=1, eval_every=0))
     with pytest.raises(FloatingPointError, match=r"rl: the .* of step 2 is nan; its batch is in"):
         train_rl(job, lively_params())

@@ -1,5 +1,6 @@
 """Trackers: what they were told, once each, whatever was killed; and that they stop nothing."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -135,7 +136,7 @@ class Broken:
 def test_one_that_fails_is_told_once_and_stops_nothing(tmp_path, capsys, monkeypatch):
     broken = Broken()
     monkeypatch.setattr(trackers, "open_tracker", lambda *arguments, **more: broken)
-    with MetricsLog(tmp_path / "metrics.jsonl", trackers=("wandb",)) as log:
+    with contextlib.closing(MetricsLog(tmp_path / "metrics.jsonl", trackers=("wandb",))) as log:
         for step in range(50):
             log.write({"step": step, "loss": 1.0})
     assert [record["step"] for record in read_metrics(log.path)] == list(range(50))
@@ -168,7 +169,7 @@ def test_what_cannot_be_opened_is_told(tmp_path, capsys, monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(trackers, "open_tracker", refuse)
-    with MetricsLog(tmp_path / "metrics.jsonl", trackers=("trackio",)) as log:
+    with contextlib.closing(MetricsLog(tmp_path / "metrics.jsonl", trackers=("trackio",))) as log:
         log.write({"step": 0})
     assert "trackio gets no more metrics (ConnectionError: no network)" in capsys.readouterr().err
 

@@ -25,9 +25,9 @@ from jaxchat.evals.in_flight import in_flight
 from jaxchat.model import gpt
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.branches import branch_features
-from jaxchat.optim.zero import Shares
+from jaxchat.optim.zero import ZeroLayout
 from jaxchat.parallel.mesh import RULES, batch_shards, make_mesh, put, replicated, sharding
-from jaxchat.parallel.spmd import mesh_attention, over_rows, over_tensor
+from jaxchat.parallel.spmd import mesh_attention, over_rows
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class ChoiceScore:
 @functools.cache
 def _scores_over(mesh: Mesh, model: ModelConfig, compute: Compute, head: int) -> Any:
     """The jitted params, batch of [1, B, ...] -> (log p [B,R], whether it is the highest [B,R])."""
-    shares = Shares(mesh, jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model)))
-    gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
+    zero = ZeroLayout.of_model(mesh, model)
+    gather = zero.model_gather()
     attention = mesh_attention(mesh, model, compute.attention)
 
     def local(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -81,7 +81,7 @@ def _scores_over(mesh: Mesh, model: ModelConfig, compute: Compute, head: int) ->
         return logprobs, best
 
     rows = P(RULES["batch"])
-    over = over_rows(local, mesh, shares.stored, (rows, rows))
+    over = over_rows(local, mesh, zero.stored, (rows, rows))
     return jax.jit(over, out_shardings=replicated(mesh))
 
 
