@@ -82,16 +82,16 @@ def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]
 def samples_command(args: argparse.Namespace) -> int:
     """Prints samples of a model."""
     context, stage = _open(args, ("rl", "sft", "mid", "base"))
-    from jaxchat.evals import samples
+    from jaxchat.evals.chat import COMPLETIONS, QUESTIONS, chat_samples, text_samples
     from jaxchat.runs.inputs import tokenizer_of
     from jaxchat.runs.opening import load_model, make_engine
 
     engine = make_engine(context, load_model(context.root, stage, context.config.model))
     tokenizer = tokenizer_of(context)
     if stage == "base":
-        told = samples.text_samples(engine, tokenizer, samples.COMPLETIONS)
+        told = text_samples(engine, tokenizer, COMPLETIONS)
     else:
-        told = samples.chat_samples(engine, tokenizer, samples.QUESTIONS)
+        told = chat_samples(engine, tokenizer, QUESTIONS)
     for sample in told:
         print("\n".join(f"{name}: {text}" for name, text in sample.items()) + "\n")
     return 0
@@ -100,7 +100,7 @@ def samples_command(args: argparse.Namespace) -> int:
 def chat_command(args: argparse.Namespace) -> int:
     """Evaluates the tasks, one after the other, and prints a table."""
     context, stage = _open(args, ("rl", "sft", "mid"))
-    from jaxchat.evals.chatcore import chatcore, chatcore_counting
+    from jaxchat.evals.scores import chatcore, chatcore_counting
 
     names = list(dict.fromkeys(map(task_name, args.task or TASKS)))
     tasks = find_tasks(context, names)
@@ -218,7 +218,7 @@ def _kept(path: Path, key: str) -> dict[str, Any] | None:
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A line a task: problems, accuracy with its interval, centred, pass@k."""
-    from jaxchat.evals.chatcore import centred
+    from jaxchat.evals.scores import centred
     from jaxchat.runs.tables import table as aligned
 
     ks = [key for result in results.values() for key in result if key.startswith("pass@")]

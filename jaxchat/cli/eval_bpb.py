@@ -15,7 +15,7 @@ from jaxchat.errors import ArtifactError
 from jaxchat.parallel.launch_env import start_jax
 
 if TYPE_CHECKING:
-    from jaxchat.evals.text_bits import TextSplit
+    from jaxchat.evals.bpb import TextSplit
     from jaxchat.runs.opening import Opened
 
 SPLITS: tuple[TextSplit, ...] = ("train", "heldout")
@@ -77,7 +77,7 @@ def measure(opened: Opened, split: TextSplit, limit: int) -> tuple[float, int]:
     """
     from jaxchat.data.inputs import read_inputs
     from jaxchat.data.text_rows import text_folder
-    from jaxchat.evals.text_bits import TextRows, bits_of_text
+    from jaxchat.evals.bpb import TextRows, bits_of_text
 
     model, tokenizer = opened.config.model, opened.tokenizer
     read = read_inputs(opened.run / "data")

@@ -85,12 +85,13 @@ def core_command(args: argparse.Namespace) -> int:
     bundle = read_bundle(folder)
     bundle.select(args.task)
     start_jax(MeshConfig(), root / "xla")
-    from jaxchat.evals.core import kept
+    from jaxchat.evals.core.evaluate import evaluate_saved
+    from jaxchat.evals.saved import core_folder
     from jaxchat.runs.opening import open_model
 
     opened = open_model(root, args.run, args.stage)
-    place = kept.folder_of(opened.run, opened.stage)
-    result, path = kept.evaluate_kept(
+    place = core_folder(opened.run, opened.stage)
+    result, path = evaluate_saved(
         place, lambda: opened.params, opened.digest, opened.config.model, opened.tokenizer, bundle,
         compute=opened.compute, mesh=opened.mesh, tasks=args.task, max_problems=args.max_problems,
         context=args.context, widen=opened.config.preset == "classic", title=opened.stage,

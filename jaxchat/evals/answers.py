@@ -1,4 +1,4 @@
-"""Where in an answer is the program? Text only: nothing of it is run here (layer 3).
+"""Finds the program in a model's answer. Text only: nothing of it is run here.
 
 A model answers in Markdown, in plain code, or with the rest of the function alone, and says things
 around it. An answer is read as a person would who copies the program out of it: what wraps the
@@ -53,7 +53,7 @@ def program_of(answer: str, prompt: str, entry_point: str) -> str:
         prompt: a program up to the head of the function `entry_point`, with its docstring.
         entry_point: the function that is asked for.
 
-    Always gives a program: of an answer that has none, one that will fail.
+    Always gives a program: for an answer without one, a program that fails.
     """
     text = answer.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")[:_MOST]
     blocks, outside = split(text)
@@ -124,7 +124,7 @@ def _closes(fence: re.Match[str], opened: re.Match[str], lines: Sequence[str]) -
     """Whether a fence ends the open block; one with an info word does, and begins another.
 
     Further in than the block it may be the code's own, in a docstring or a comment: there it ends
-    the block only where the code before it is whole and does not go on with it.
+    the block only where the code before it is whole and does not continue with it.
     """
     if not fence["fence"].startswith(opened["fence"]):
         return False

@@ -1,16 +1,16 @@
-"""Held-out problems: sampled through the engine and its tools, or answered by letters (layer 3)."""
+"""Held-out problems, sampled through the engine or answered by letters; samples for the report."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxchat.evals.chatcore import pass_at
 from jaxchat.evals.letters import choose_letters
+from jaxchat.evals.scores import Score, pass_rates
 from jaxchat.inference.request import Completion, Request, cut_prompt
 from jaxchat.inference.service import Service
+from jaxchat.inference.transcript import as_text
 from jaxchat.progress import Progress
 from jaxchat.tasks import Problem, Task
 from jaxchat.tasks.dataset import FixedTask
@@ -19,46 +19,30 @@ from jaxchat.tasks.multiple_choice import ChoiceProblem
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import Part, parse_completion, render_prompt
 
-PASS_AT = (1, 2, 4, 8, 16, 32, 64)
-
-
-@dataclass(frozen=True)
-class Score:
-    """A share of right answers with its 95% interval (Wilson, 1927)."""
-
-    right: int
-    total: int
-
-    @property
-    def accuracy(self) -> float:
-        """Right answers over all."""
-        return self.right / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95% interval of the accuracy."""
-        z, n, p = 1.96, self.total, self.accuracy
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        # The formula gives a bound of 0 or 1 only up to rounding.
-        low = 0.0 if self.right == 0 else middle - half
-        high = 1.0 if self.right == n else middle + half
-        return low, high
-
-    def to_json(self) -> dict[str, Any]:
-        """For report.json."""
-        return {
-            "right": self.right,
-            "total": self.total,
-            "accuracy": self.accuracy,
-            "interval": list(self.interval),
-        }
+COMPLETIONS = (
+    "Return the number of",
+    "The capital of Italy is",
+    "def __init__(self,",
+    "If the file does not exist,",
+    "A list is a sequence of",
+    "The opposite of small is",
+)
+QUESTIONS = (
+    "Who are you?",
+    "What can you do?",
+    "What is 37 * 24?",
+    "Ann has 12 apples, gets 30 more and loses 7. How many apples are left?",
+    "How often does r occur in strawberry?",
+    "Spell out the word strawberry.",
+    "What is the capital of France?\nRome=A\nParis=B\nMadrid=C\nBerlin=D\nWhich one?",
+)
+MAX_TOKENS = 96
 
 
 def prompts_of(
     engine: Service, tokenizer: Tokenizer, problems: Sequence[Problem], max_tokens: int
 ) -> list[tuple[int, ...]]:
-    """The ids of problems up to where the assistant answers; long ones as `Request.cut` has it."""
+    """The ids of problems up to the assistant's answer; long ones are cut as by `cut_prompt`."""
     prompts = (render_prompt(p.conversation["messages"][:-1], tokenizer) for p in problems)
     size = {"max_tokens": max_tokens, "context": engine.max_len}
     return [cut_prompt(tuple(ids), bos=tokenizer.bos, **size) for ids in prompts]
@@ -98,30 +82,25 @@ def answer(
 
 
 def parts_of(completion: Completion, tokenizer: Tokenizer) -> list[Part]:
-    """What a completion says and calls."""
+    """The parts of a completion: text, and calls of tools with their outputs."""
     return parse_completion(completion.tokens, tokenizer)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation of one task found.
+    """The result of one task."""
 
-    Attributes:
-        score: right answers; of several samples, all of them count.
-        pass_at: k -> the chance that one of k samples is right.
-        calls: calls of the calculator or of Python in all samples.
-        failed_calls: those that gave nothing.
-    """
-
-    score: Score
+    score: Score  # right answers; of several samples, all of them count
+    # k -> the chance that one of k samples is right
     pass_at: Mapping[int, float] = field(default_factory=dict)
-    calls: int = 0
-    failed_calls: int = 0
+    calls: int = 0  # of the calculator or of Python, in all samples
+    failed_calls: int = 0  # those without a result
 
     def to_json(self) -> dict[str, Any]:
         """For report.json."""
-        told = self.score.to_json() | {"calls": self.calls, "failed_calls": self.failed_calls}
-        return told | {f"pass@{k}": value for k, value in self.pass_at.items()}
+        rates = {f"pass@{k}": value for k, value in self.pass_at.items()}
+        calls = {"calls": self.calls, "failed_calls": self.failed_calls}
+        return self.score.to_json() | calls | rates
 
 
 @dataclass(frozen=True)
@@ -134,7 +113,7 @@ class Sampling:
     seed: int = 0
 
 
-# Runs programs: problems and what the model said of each -> which of them pass.
+# Runs programs: problems and the model's answer to each -> which of them pass.
 CodeJudge = Callable[[Sequence[CodeProblem], Sequence[str]], list[bool]]
 
 
@@ -205,7 +184,7 @@ def _judged(
             for problem, group in zip(problems, said, strict=True)
         ]
     if judge is None:
-        raise ValueError(f"{task.name} has programs, and there is nobody to run them.")
+        raise ValueError(f"{task.name} has programs, and no judge to run them.")
     code = [problem for problem in problems if isinstance(problem, CodeProblem)]
     pairs = [(p, parts) for p, group in zip(code, said, strict=True) for parts in group]
     texts = [
@@ -247,12 +226,34 @@ def sampled_right(
     ]
 
 
-def mean_reward(right: Sequence[int], samples: int) -> Score:
-    """The share of samples that are right, of `sampled_right`: RL's objective."""
-    return Score(sum(right), len(right) * samples)
+def text_samples(
+    engine: Service, tokenizer: Tokenizer, prompts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Greedy continuations of text: `prompt` and `completion` each."""
+    ids = [(tokenizer.bos, *tokenizer.encode(prompt)) for prompt in prompts]
+    return [
+        {"prompt": prompt, "completion": as_text(parts)}
+        for prompt, parts in zip(prompts, _greedy(engine, tokenizer, ids), strict=True)
+    ]
 
 
-def pass_rates(right: Sequence[int], samples: int) -> dict[int, float]:
-    """k -> the chance that one of k samples is right (`sampled_right`), for powers of two."""
-    ks = [k for k in PASS_AT if k <= samples]
-    return {k: sum(pass_at(k, r, samples) for r in right) / len(right) for k in ks}
+def chat_samples(
+    engine: Service, tokenizer: Tokenizer, questions: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Greedy answers to questions: `question` and the answer's `parts` each."""
+    ids = [
+        tuple(render_prompt([{"role": "user", "content": question}], tokenizer))
+        for question in questions
+    ]
+    return [
+        {"question": question, "parts": parts}
+        for question, parts in zip(questions, _greedy(engine, tokenizer, ids), strict=True)
+    ]
+
+
+def _greedy(engine: Service, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]]) -> list[Any]:
+    requests = [Request(tokens=prompt, max_tokens=MAX_TOKENS) for prompt in prompts]
+    return [
+        parse_completion(completion.tokens, tokenizer)
+        for (completion,) in engine.generate(requests)
+    ]

@@ -22,18 +22,22 @@ from jax.sharding import Mesh
 from jaxchat.config import loading
 from jaxchat.config.schema import MODELS, MeshConfig
 from jaxchat.data import inputs, prepare, text_rows
-from jaxchat.evals import humaneval, samples
+from jaxchat.evals import humaneval
+from jaxchat.evals.bpb import TextRows, TextSplit, bits_of_text
 from jaxchat.evals.chat import (
+    COMPLETIONS,
+    MAX_TOKENS,
+    QUESTIONS,
     Sampling,
     by_letters,
+    chat_samples,
     evaluate_task,
     held_out_problems,
-    mean_reward,
-    pass_rates,
     sampled_right,
+    text_samples,
 )
-from jaxchat.evals.parts import PARTS, TASK, Found, Part, Parts, record
-from jaxchat.evals.text_bits import TextRows, TextSplit, bits_of_text
+from jaxchat.evals.saved import PARTS, TASK, Found, Part, Parts, record
+from jaxchat.evals.scores import mean_reward, pass_rates
 from jaxchat.inference.service import Service
 from jaxchat.model.backend import Compute, compute_dtype
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
@@ -223,13 +227,13 @@ def _reward(bench: Bench, stage: str) -> Part:
 
 def _samples(bench: Bench, stage: str) -> Part:
     base = stage == "base"
-    prompts = samples.COMPLETIONS if base else samples.QUESTIONS
-    ask = samples.text_samples if base else samples.chat_samples
+    prompts = COMPLETIONS if base else QUESTIONS
+    ask = text_samples if base else chat_samples
 
     def measure() -> Found:
         return {"samples": ask(bench.engine(stage), bench.tokenizer, prompts)}
 
-    return Part(stage, "samples", (*prompts, samples.MAX_TOKENS), measure)
+    return Part(stage, "samples", (*prompts, MAX_TOKENS), measure)
 
 
 def core_of(bench: Bench, stage: str) -> dict[str, Any]:

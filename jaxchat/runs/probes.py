@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxchat.config.schema import TrainConfig
+from jaxchat.evals.chat import COMPLETIONS, QUESTIONS, chat_samples, text_samples
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
-from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
 from jaxchat.inference.engine import Engine
 from jaxchat.inference.weights import gathered
 from jaxchat.runs import core_stage

@@ -18,7 +18,8 @@ from jaxchat.data.changes import own_files_changed
 from jaxchat.data.chat import build_chat_rows
 from jaxchat.data.rows import RowSource
 from jaxchat.errors import ConfigError
-from jaxchat.evals import compression, vocabularies
+from jaxchat.evals import compression
+from jaxchat.evals.compression import fetch_vocabularies, vocabulary_folder
 from jaxchat.inference.multihost import Spread
 from jaxchat.inference.weights import gathered
 from jaxchat.model import gpt
@@ -72,7 +73,7 @@ def run_data(context: Context) -> dict[str, Any]:
     told = inputs.gather(context.config, context.folder("data"), hub)
     core_stage.fetch(context)
     if context.config.data.is_dataset:
-        vocabularies.fetch(hub, context.config.eval.vocabularies_url)
+        fetch_vocabularies(hub, context.config.eval.vocabularies_url)
     return told
 
 
@@ -81,7 +82,7 @@ def run_tokenizer(context: Context) -> dict[str, Any]:
     read = inputs.read_inputs(context.folder("data"))
     tokenizer_in.cache_clear()
     results = prepare.train_tokenizer(context.config, read, context.folder("tokenizer"))
-    peers = vocabularies.folder_in(home_of(context.root))
+    peers = vocabulary_folder(home_of(context.root))
     measured = compression.survey({context.config.name: tokenizer_of(context)}, folder=peers)
     return results | {"compression": [result.to_json() for result in measured]}
 

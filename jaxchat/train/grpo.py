@@ -24,7 +24,8 @@ import jax
 import numpy as np
 
 from jaxchat.config.schema import RLConfig
-from jaxchat.evals.chat import pass_rates, sampled_right
+from jaxchat.evals.chat import sampled_right
+from jaxchat.evals.scores import pass_rates
 from jaxchat.inference.service import Service
 from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
 from jaxchat.signals import Interrupted

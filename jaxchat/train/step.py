@@ -45,7 +45,7 @@ def init_state(
 ) -> TrainState:
     """A state at step 0, laid out on the mesh; without one, on one device.
 
-    The parameters may be shared with `params`: whoever donates the state must give a copy.
+    The parameters may be shared with `params`: a caller that donates the state must give a copy.
     """
     if mesh is None:
         return _fresh(params, optimizer, 1)

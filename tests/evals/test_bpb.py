@@ -12,8 +12,7 @@ import pytest
 from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.evals import bpb
-from jaxchat.evals.bpb import bits_per_byte, check_bytes
-from jaxchat.evals.in_flight import AHEAD
+from jaxchat.evals.bpb import AHEAD, bits_per_byte, check_bytes
 from jaxchat.model import gpt
 from jaxchat.model.backend import Compute
 from jaxchat.parallel.mesh import make_mesh

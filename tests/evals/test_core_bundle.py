@@ -12,9 +12,16 @@ import pytest
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core.batches import make_batches, size_up
 from jaxchat.evals.core.bundle import read_bundle, read_examples
-from jaxchat.evals.core.prompts import draw_shots, prompts
+from jaxchat.evals.core.prompts import (
+    Choice,
+    Row,
+    draw_shots,
+    find_scored,
+    prompts,
+    split_rows,
+    task_rows,
+)
 from jaxchat.evals.core.result import CoreResult, Judged, TaskResult, judge
-from jaxchat.evals.core.sequences import Choice, Row, find_scored, split_rows, task_rows
 from jaxchat.tokenizer import Tokenizer
 
 BUNDLE = Path(__file__).parents[1] / "golden" / "core_bundle"

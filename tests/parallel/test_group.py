@@ -13,9 +13,9 @@ from jaxchat.signals import REQUEUE
 # what each process runs: its place, then what the test adds
 START = """
 import os, signal, sys, time
-from jaxchat.parallel.process_group import GroupError, Place, end, join
+from jaxchat.parallel.process_group import GroupError, ProcessSpec, end, join
 index, size, port = map(int, sys.argv[1:4])
-place = Place("127.0.0.1", port, size, index)
+place = ProcessSpec("127.0.0.1", port, size, index)
 """
 ROOT = Path(__file__).parent.parent.parent
 
@@ -153,7 +153,7 @@ def test_places_that_do_not_fit_are_refused(
 ) -> None:
     code = f"""
 {change}
-place = Place("127.0.0.1", port, size, index)
+place = ProcessSpec("127.0.0.1", port, size, index)
 try: join(place, 20.0)
 except GroupError as error: sys.exit(str(error))
 """

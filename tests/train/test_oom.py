@@ -11,8 +11,8 @@ from jaxchat.config import memory
 from jaxchat.config.memory import predict, with_rows
 from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.errors import OutOfMemory, explain
+from jaxchat.model import backend
 from jaxchat.parallel.mesh import make_mesh
-from jaxchat.runs import provenance
 from jaxchat.train import loop, oom, session
 
 PETABYTES = 4 * 2**50
@@ -41,7 +41,7 @@ def step():
 
 def on_a_machine_of(size, monkeypatch):
     """Devices of so many bytes: a CPU's are the machine's, shared by 8 virtual ones."""
-    monkeypatch.setattr(provenance, "memory_bytes", lambda: size * jax.local_device_count())
+    monkeypatch.setattr(backend, "memory_bytes", lambda: size * jax.local_device_count())
 
 
 def message_of(job):

@@ -14,7 +14,7 @@ from tiny_training import CLASSIC, TRAIN, VOCAB, random_params, tiny_job
 
 from jaxchat.checkpoints.save import hash_params
 from jaxchat.config import loading
-from jaxchat.evals.samples import COMPLETIONS
+from jaxchat.evals.chat import COMPLETIONS
 from jaxchat.runs import run_dir
 from jaxchat.runs.probes import Probe, probe_of
 from jaxchat.runs.report.curves import make_curve

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxchat.evals.core.sequences import Row
+from jaxchat.evals.core.prompts import Row
 
 SMALLEST = 32  # positions of a trunk, and of branches
 

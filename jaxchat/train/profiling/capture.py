@@ -118,11 +118,11 @@ class _Recorder:
                 raise _CutShort  # the temporary folder goes
         if self._done:
             folder = self._capture.folder
-            print(f"profile of {stage}, steps {request.told}: {folder}", flush=True)
+            print(f"profile of {stage}, steps {request.steps}: {folder}", flush=True)
             print(f"  where its time went: jaxchat profile {folder}", flush=True)
         else:
             print(
-                f"no profile of {stage}: it was to record steps {request.told}, and this process "
+                f"no profile of {stage}: it was to record steps {request.steps}, and this process "
                 f"did not make them all (it stands at step {self._next}).",
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""What `--profile` asks for; without jax, so that the command line can read it."""
+"""What `--profile` requests; without jax, so that the command line can read it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Request:
             )
 
     @property
-    def told(self) -> str:
+    def steps(self) -> str:
         """The steps in words."""
         last = self.stop - 1
         return f"{self.start}" if last == self.start else f"{self.start} to {last}"

@@ -98,8 +98,8 @@ def _head(profile: Profile) -> Iterator[str]:
         yield f"{'tokens':<16}{profile.tokens_per_second:,.0f} a second"
     step, flops = breakdown.step / 1e9, breakdown.flops / count
     if flops:
-        told = f"{_flops(flops / step)}/s in matrix products, {_flops(flops)} a step"
-        yield f"{'achieved':<16}{told}"
+        rate = f"{_flops(flops / step)}/s"
+        yield f"{'achieved':<16}{rate} in matrix products, {_flops(flops)} a step"
     if facts:
         peak = bf16_peak(facts["device_kind"])
         share = f", MFU {profile.model_flops / peak:.1%} of the bf16 peak" if peak else ""

@@ -124,7 +124,7 @@ def test_the_products_of_the_model_are_all_there(profile: Profile) -> None:
     linear = sum(flops for source, flops in executed.items() if "model/gpt.py" in source)
     # forward, and two products backward, of the four projections and the MLP; half the rows each
     assert linear == 3 * 2 * (12 * 32 * 32) * ROWS * T // 2
-    head = sum(flops for source, flops in executed.items() if "losses.py" in source)
+    head = sum(flops for source, flops in executed.items() if "model/loss.py" in source)
     assert head == 3 * 2 * (32 * 300) * ROWS * T // 2
 
 
