@@ -97,7 +97,7 @@ def free_port() -> int:
 
 
 def environment(index: int, size: int, port: int, cards: Sequence[str]) -> dict[str, str]:
-    """What process `index` is told, and its share of the GPUs."""
+    """The environment of process `index`, with its share of the GPUs."""
     own = {
         "JAXCHAT_COORDINATOR": f"127.0.0.1:{port}",
         "JAXCHAT_PROCESSES": str(size),

@@ -88,7 +88,9 @@ def masked(seed: int) -> dict[str, np.ndarray]:
     return empty
 
 
-def test_a_held_out_set_without_a_byte_to_predict_is_told_and_no_nan(params: gpt.Params) -> None:
+def test_a_held_out_set_without_a_byte_to_predict_is_reported_and_no_nan(
+    params: gpt.Params,
+) -> None:
     for batches in ([masked(4)], [masked(4), masked(5)], []):
         with pytest.raises(ArtifactError, match="every token is masked or special"):
             bits_per_byte(params, batches, SIZES, MODEL)

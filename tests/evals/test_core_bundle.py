@@ -37,7 +37,7 @@ def tokens(text):
     return np.array([999, *text.encode()])
 
 
-def test_tasks_without_data_are_told_apart():
+def test_tasks_without_data_are_listed_apart():
     bundle = read_bundle(BUNDLE)
     assert [task.label for task in bundle.tasks] == ["because", "kitchen", "pronouns", "copying"]
     assert bundle.missing == ("not_here",)

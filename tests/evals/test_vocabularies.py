@@ -85,7 +85,7 @@ def test_asked_of_a_plain_server_of_datasets(server, tmp_path):
 
 
 @pytest.mark.parametrize(("offline", "url"), [(True, ""), (False, "none")])
-def test_nobody_is_asked_when_told_so(server, tmp_path, capsys, offline, url):
+def test_the_network_is_not_asked_where_it_must_not(server, tmp_path, capsys, offline, url):
     hub = hub_in(tmp_path, base_url=f"{server.url}/plain/{STORE}", offline=offline)
     fetch_vocabularies(hub, url)
     assert not server.asked

@@ -129,7 +129,7 @@ def stopping_at(step: int, number: int = signal.SIGTERM) -> type[RowSource]:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
 )
-def test_a_run_asked_to_stop_saves_and_goes_on_later(
+def test_a_run_asked_to_stop_saves_and_resumes_later(
     tmp_path: Path, whole: Any, number: signal.Signals, code: int
 ) -> None:
     before = signal.getsignal(number)
@@ -248,8 +248,8 @@ def test_a_run_moved_from_mesh_to_mesh_has_the_losses_of_one_device(
                 raise ArtifactError("the machine is given back.")
             return super().__getitem__(index)
 
-    def go_on(shape: tuple[int, int, int], steps: int) -> FitJob:
-        """Trains so many steps on a mesh, or to the end."""
+    def train_on(shape: tuple[int, int, int], steps: int) -> FitJob:
+        """Trains this many steps on a mesh, or to the end."""
         Ending.left = steps * 8
         mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
         train = replace(TRAIN, micro_rows=1, save_every=100)
@@ -262,9 +262,9 @@ def test_a_run_moved_from_mesh_to_mesh_has_the_losses_of_one_device(
             fit(job, random_params(CLASSIC, seed=9))
         return job
 
-    go_on((8, 1, 1), 4)
-    go_on((2, 2, 2), 3)
-    job = go_on((1, 1, 1), 12)
+    train_on((8, 1, 1), 4)
+    train_on((2, 2, 2), 3)
+    job = train_on((1, 1, 1), 12)
     for got, want in zip(records(job), whole[1], strict=True):
         assert got == pytest.approx(want, rel=1e-4)
 
@@ -342,8 +342,8 @@ def test_a_spike_is_left_out_and_its_batch_is_kept(
     job = tiny_job(tmp_path, rows=Poisoned, train=replace(SPIKY, rollbacks=2))
     bad = first_spike(job)
     fit(job, random_params(CLASSIC))
-    told = capsys.readouterr().out
-    assert told.count("goes back to its last checkpoint and leaves that batch out") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("goes back to its last checkpoint and leaves that batch out") == 1
     kept = np.load(job.folder / f"diverged-{bad}.npz")
     assert (kept["tokens"] == VOCAB - 1).all()
     losses = [(r["step"], r["loss"]) for r in records(job) if "loss" in r]
@@ -370,7 +370,7 @@ def test_a_run_without_rollbacks_stops_at_a_spike_and_says_what_helps(tmp_path: 
         pytest.param(13, id="after it", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_ends_after_a_rollback_goes_on_like_one_left_alone(
+def test_a_run_that_ends_after_a_rollback_resumes_like_one_left_alone(
     tmp_path: Path, rows: int
 ) -> None:
     train = replace(SPIKY, rollbacks=2)
@@ -400,9 +400,9 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(
     data[len(data) // 2] ^= 1
     max(files, key=lambda path: path.stat().st_size).write_bytes(data)
     assert_same_run(job, fit(job, random_params(CLASSIC)), whole)
-    told = capsys.readouterr().out
-    assert f"checkpoints/{newest} cannot be read" in told
-    assert "and step 5 is used" in told
+    printed = capsys.readouterr().out
+    assert f"checkpoints/{newest} cannot be read" in printed
+    assert "and step 5 is used" in printed
     assert (job.folder / f"damaged-checkpoint-{newest}").is_dir()
 
 

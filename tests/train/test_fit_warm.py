@@ -76,7 +76,7 @@ def test_a_stage_starts_where_the_averages_were(base: tuple[FitJob, Any]) -> Non
 
 
 class StoppingRows(RowSource):
-    """Rows that ask for a stop when so many have been read."""
+    """Rows that ask for a stop after a number of reads."""
 
     left = 60
 

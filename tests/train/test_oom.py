@@ -40,7 +40,7 @@ def step():
 
 
 def on_a_machine_of(size, monkeypatch):
-    """Devices of so many bytes: a CPU's are the machine's, shared by 8 virtual ones."""
+    """Devices of `size` bytes: a CPU's are the machine's, shared by 8 virtual ones."""
     monkeypatch.setattr(backend, "memory_bytes", lambda: size * jax.local_device_count())
 
 

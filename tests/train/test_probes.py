@@ -82,9 +82,9 @@ def test_samples_and_core_are_logged_and_training_is_the_same_to_the_bit(
     assert cored["step"] + 1 == 6
     name = "CORE of 4 of 22 tasks, at most 5 examples a task, not comparable"
     assert cored["core_name"] == name
-    told = capsys.readouterr().out
-    assert f"base after step 6: {name}: {cored['core']:.4f}" in told
-    assert f"base after step 3: {COMPLETIONS[0]} |> " in told
+    printed = capsys.readouterr().out
+    assert f"base after step 6: {name}: {cored['core']:.4f}" in printed
+    assert f"base after step 3: {COMPLETIONS[0]} |> " in printed
 
     curve = make_curve(read_metrics(watched.folder / "metrics.jsonl"), 128)
     assert curve["probed"]["step"] == [6]

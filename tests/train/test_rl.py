@@ -115,7 +115,7 @@ def test_the_reward_rises_and_a_resumed_run_ends_in_the_same_weights(tmp_path: P
     whole = train_rl(job, params)
     first, last = np.mean(whole.rewards[:2]), np.mean(whole.rewards[-2:])
     assert last > first + 0.2, f"the reward went from {first:.2f} to {last:.2f}: {whole.rewards}"
-    # No session trains further than the newest checkpoint: take the last one away and go on.
+    # No session trains further than the newest checkpoint: take the last one away and resume.
     job, params = make_job(tmp_path / "whole")
     newest = tmp_path / "whole" / "checkpoints" / "20"
     newest.rename(tmp_path / "taken away")

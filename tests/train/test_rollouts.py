@@ -129,10 +129,10 @@ def test_micro_batches_hold_all_rollouts_and_few_empty_rows(
 
 def test_figures_by_hand() -> None:
     groups = [[TOOL, SHORT], [SHORT, SHORT]]
-    told = rollout_metrics(
+    metrics = rollout_metrics(
         Rollouts([[1], [2]], groups, np.array([[1.0, 0.0], [1.0, 1.0]]), seconds=0.5)
     )
-    assert told == {
+    assert metrics == {
         "reward": 0.75,
         "entropy": pytest.approx((1 + 2 + 0.5 * 3) / 5),  # of the five sampled tokens
         "length": 7 / 4,
@@ -143,7 +143,7 @@ def test_figures_by_hand() -> None:
     }
 
 
-def test_the_entropy_told_is_that_of_the_distributions_sampled_from() -> None:
+def test_the_entropy_logged_is_that_of_the_distributions_sampled_from() -> None:
     """-log p of what was drawn, over 1,500 draws, is near the entropy of what they came from."""
     config = replace(CONFIG, samples_per_problem=64)
     rollouts = sample_rollouts(

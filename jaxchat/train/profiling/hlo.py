@@ -19,6 +19,7 @@ _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"[a-z][a-z0-9]*\[([0-9,<=]*)\]")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
+_BRACKETED = re.compile(r"\([^()\[\]{}]*\)|\[[^()\[\]{}]*\]|\{[^()\[\]{}]*\}")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations)="
@@ -118,7 +119,8 @@ class Module:
         return source.shapes[0] if source and source.shapes else ()
 
 
-# What runs other instructions, which have times of their own.
+NO_MODULE = Module("", "", {}, {})  # of a trace without HLO text
+# These run other instructions, which have times of their own.
 CONTROL = ("while", "conditional", "call", "async-start", "async-done", "async-update")
 
 
@@ -187,14 +189,11 @@ def _shape(numbers: str) -> Shape:
 
 def _operands(text: str) -> Iterator[str]:
     """Names, whether or not their types stand before them."""
-    depth, start = 0, 0
-    for index, letter in enumerate(f"{text},"):
-        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(letter, 0)
-        if letter == "," and depth == 0:
-            words = text[start:index].split()
-            if words:
-                yield words[-1].lstrip("%")
-            start = index + 1
+    while text != (text := _BRACKETED.sub("", text)):
+        pass  # innermost brackets first
+    for operand in text.split(","):
+        if words := operand.split():
+            yield words[-1].lstrip("%")
 
 
 def _called(attributes: str) -> Iterator[str]:

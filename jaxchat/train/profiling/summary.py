@@ -13,7 +13,7 @@ from jaxchat.errors import ArtifactError
 from jaxchat.paths import read_json
 from jaxchat.train.profiling.breakdown import Breakdown, break_down
 from jaxchat.train.profiling.classes import Operations
-from jaxchat.train.profiling.hlo import Module, parse
+from jaxchat.train.profiling.hlo import NO_MODULE, parse
 from jaxchat.train.profiling.request import HLO, RECORD
 from jaxchat.train.profiling.trace import find_trace, read_events
 
@@ -52,7 +52,7 @@ def read_profile(path: Path, device: int = 0) -> Profile:
     """
     trace = find_trace(path)
     folder = next((p for p in trace.parents if (p / HLO).exists()), None)
-    module: Module | None = None
+    module = NO_MODULE
     facts: dict[str, Any] = {}
     if folder is not None:
         try:
@@ -69,10 +69,10 @@ def read_profile(path: Path, device: int = 0) -> Profile:
         )
     operations = Operations(module)
     try:
-        breakdown = break_down(devices[names[device]], operations, module.name if module else "")
+        breakdown = break_down(devices[names[device]], operations, module.name)
     except ValueError as error:
         raise ArtifactError(f"{trace}: {error}; record the profile again.") from error
-    return Profile(trace, facts, names[device], names, module is not None, breakdown)
+    return Profile(trace, facts, names[device], names, module is not NO_MODULE, breakdown)
 
 
 def render(profile: Profile, top: int = 20) -> str:
