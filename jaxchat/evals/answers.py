@@ -39,7 +39,7 @@ _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Block:
-    """What stands between fences; `closed` is False where the answer ends before the block."""
+    """The code between fences; `closed` is False where the answer ends before the block."""
 
     code: str
     closed: bool = True
@@ -70,7 +70,7 @@ def program_of(answer: str, prompt: str, entry_point: str) -> str:
 
 
 def _code(blocks: Sequence[Block], outside: str, prompt: str, entry_point: str) -> str | None:
-    """What of an answer is chosen, 1 to 4 of this module's order."""
+    """The code of an answer, by steps 1 to 4 of this module's order."""
 
     def wanted(tree: ast.Module) -> bool:
         return _implements(tree, entry_point)
@@ -149,7 +149,7 @@ def _block(lines: Sequence[str], opened: re.Match[str], *, closed: bool) -> Bloc
 
 
 def _without_prompts(code: str) -> str:
-    """What was typed in a session of the interpreter; other code as it is."""
+    """The input of an interpreter session; other code as it is."""
     if not code.lstrip().startswith(">>> def "):
         return code
     typed = [line for line in code.split("\n") if line.startswith((">>>", "..."))]
@@ -315,7 +315,7 @@ def _is_named(statement: ast.stmt) -> bool:
 
 
 def _head(prompt: str, entry_point: str) -> str:
-    """What a prompt defines before the function that it asks for: imports, other functions."""
+    """The prompt before the function that it asks for: imports, other functions."""
     return re.split(rf"^(?:async )?def {re.escape(entry_point)}\b", prompt, flags=re.MULTILINE)[0]
 
 

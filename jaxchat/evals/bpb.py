@@ -101,7 +101,7 @@ def check_bytes(
 ) -> None:
     """Raises ArtifactError when the batches have no byte to predict, before time is spent.
 
-    `advice` says what to do then: it depends on what the rows are of.
+    `advice` ends the message: it depends on the source of the rows.
     """
     if not any(
         np.any(token_bytes[batch["tokens"][:, 1:]] * batch["mask"][:, 1:]) for batch in batches

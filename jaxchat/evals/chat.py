@@ -39,6 +39,20 @@ QUESTIONS = (
 MAX_TOKENS = 96
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """The sampling of answers: greedy, or `samples` times at a temperature.
+
+    The keys of saved evaluations have its repr, so that a further field must stay out of it.
+    """
+
+    max_tokens: int
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0  # problem i is sampled with seed + i
+    top_k: int = field(default=0, repr=False)  # drawn from the likeliest tokens, or from all (0)
+
+
 def prompts_of(
     engine: Service, tokenizer: Tokenizer, problems: Sequence[Problem], max_tokens: int
 ) -> list[tuple[int, ...]]:
@@ -52,29 +66,20 @@ def answer(
     engine: Service,
     tokenizer: Tokenizer,
     problems: Sequence[Problem],
+    sampling: Sampling,
     *,
-    max_tokens: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    samples: int = 1,
-    seed: int = 0,
     title: str = "",
 ) -> list[list[Completion]]:
-    """`samples` completions of every problem; problem i is sampled with seed + i.
-
-    Tokens are drawn from the `top_k` likeliest, or from all (0).
-    """
+    """`sampling.samples` completions of every problem; a `title` shows progress."""
     requests = [
         Request(
-            tokens=prompt,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed + number,
-            n=samples,
+            tokens=prompt, max_tokens=sampling.max_tokens, temperature=sampling.temperature,
+            top_k=sampling.top_k, seed=sampling.seed + number, n=sampling.samples,
         )
-        for number, prompt in enumerate(prompts_of(engine, tokenizer, problems, max_tokens))
-    ]
+        for number, prompt in enumerate(
+            prompts_of(engine, tokenizer, problems, sampling.max_tokens)
+        )
+    ]  # fmt: skip
     if not title:
         return engine.generate(requests)
     with Progress(title, len(requests), "problem") as progress:
@@ -103,16 +108,6 @@ class Result:
         return self.score.to_json() | calls | rates
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How problems are answered: greedily, or `samples` times at a temperature."""
-
-    max_tokens: int
-    samples: int = 1
-    temperature: float = 0.0
-    seed: int = 0
-
-
 # Runs programs: problems and the model's answer to each -> which of them pass.
 CodeJudge = Callable[[Sequence[CodeProblem], Sequence[str]], list[bool]]
 
@@ -131,7 +126,7 @@ def evaluate_task(
 
     `problems` is the most that are taken (0: all, of a dataset). Programs are run by `judge`.
     """
-    chosen = [task.problem("test", index) for index in range(held_out_problems(task, problems))]
+    chosen = _first_problems(task, problems)
     choices = [problem for problem in chosen if isinstance(problem, ChoiceProblem)]
     if choices:
         with Progress(title, len(choices), "problem") as progress:
@@ -141,13 +136,8 @@ def evaluate_task(
             )  # fmt: skip
         agreed = sum(p.answer == letter for p, letter in zip(choices, letters, strict=True))
         return Result(Score(agreed, len(choices)))
-    completions = answer(
-        engine, tokenizer, chosen, max_tokens=sampling.max_tokens, samples=sampling.samples,
-        temperature=sampling.temperature, seed=sampling.seed, title=title,
-    )  # fmt: skip
-    said = [[parts_of(completion, tokenizer) for completion in group] for group in completions]
-    passed = _judged(task, chosen, said, judge)
-    right = [sum(group) for group in passed]
+    said = _said(engine, tokenizer, chosen, sampling, title)
+    right = [sum(group) for group in _judged(task, chosen, said, judge)]
     rates = pass_rates(right, sampling.samples)
     outputs = [p for group in said for parts in group for p in parts if p["type"] != "text"]
     calls = sum(part["type"] == "python" for part in outputs)
@@ -161,7 +151,7 @@ def evaluate_task(
 
 
 def held_out_problems(task: Task, problems: int) -> int:
-    """How many problems that is: `problems`, at most all of a dataset; 0 is all of one.
+    """The number of problems: `problems`, at most all of a dataset; 0 is all of one.
 
     Raises ValueError for 0 of a task that is generated without end.
     """
@@ -177,7 +167,7 @@ def _judged(
     said: Sequence[Sequence[Sequence[Part]]],
     judge: CodeJudge | None,
 ) -> list[list[bool]]:
-    """Which samples of each problem are right."""
+    """Whether each sample of each problem is right."""
     if not isinstance(problems[0], CodeProblem):
         return [
             [task.grade(problem, parts) for parts in group]
@@ -205,25 +195,29 @@ def sampled_right(
     task: Task,
     *,
     problems: int,
-    samples: int,
-    max_tokens: int,
-    seed: int,
-    top_k: int = 0,
+    sampling: Sampling,
     title: str = "",
 ) -> list[int]:
-    """How many samples at temperature 1 solve each of the first held-out problems.
+    """The number of samples that solve each of the first held-out problems, drawn as in RL."""
+    chosen = _first_problems(task, problems)
+    said = _said(engine, tokenizer, chosen, sampling, title)
+    return [sum(group) for group in _judged(task, chosen, said, None)]
 
-    Tokens are drawn as in RL: from the `top_k` likeliest, or from all (0).
-    """
-    chosen = [task.problem("test", index) for index in range(held_out_problems(task, problems))]
-    completions = answer(
-        engine, tokenizer, chosen, max_tokens=max_tokens, temperature=1.0, top_k=top_k,
-        samples=samples, seed=seed, title=title,
-    )  # fmt: skip
-    return [
-        sum(task.grade(problem, parts_of(completion, tokenizer)) for completion in group)
-        for problem, group in zip(chosen, completions, strict=True)
-    ]
+
+def _first_problems(task: Task, problems: int) -> list[Problem]:
+    return [task.problem("test", index) for index in range(held_out_problems(task, problems))]
+
+
+def _said(
+    engine: Service,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    title: str,
+) -> list[list[list[Part]]]:
+    """The parts of every completion of every problem."""
+    groups = answer(engine, tokenizer, problems, sampling, title=title)
+    return [[parts_of(completion, tokenizer) for completion in group] for group in groups]
 
 
 def text_samples(
@@ -231,9 +225,10 @@ def text_samples(
 ) -> list[dict[str, Any]]:
     """Greedy continuations of text: `prompt` and `completion` each."""
     ids = [(tokenizer.bos, *tokenizer.encode(prompt)) for prompt in prompts]
+    parts = _greedy(engine, tokenizer, ids)
     return [
-        {"prompt": prompt, "completion": as_text(parts)}
-        for prompt, parts in zip(prompts, _greedy(engine, tokenizer, ids), strict=True)
+        {"prompt": prompt, "completion": as_text(one)}
+        for prompt, one in zip(prompts, parts, strict=True)
     ]
 
 
@@ -241,19 +236,13 @@ def chat_samples(
     engine: Service, tokenizer: Tokenizer, questions: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Greedy answers to questions: `question` and the answer's `parts` each."""
-    ids = [
-        tuple(render_prompt([{"role": "user", "content": question}], tokenizer))
-        for question in questions
-    ]
-    return [
-        {"question": question, "parts": parts}
-        for question, parts in zip(questions, _greedy(engine, tokenizer, ids), strict=True)
-    ]
+    ids = [tuple(render_prompt([{"role": "user", "content": q}], tokenizer)) for q in questions]
+    parts = _greedy(engine, tokenizer, ids)
+    return [{"question": q, "parts": one} for q, one in zip(questions, parts, strict=True)]
 
 
-def _greedy(engine: Service, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]]) -> list[Any]:
+def _greedy(
+    engine: Service, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]]
+) -> list[list[Part]]:
     requests = [Request(tokens=prompt, max_tokens=MAX_TOKENS) for prompt in prompts]
-    return [
-        parse_completion(completion.tokens, tokenizer)
-        for (completion,) in engine.generate(requests)
-    ]
+    return [parts_of(completion, tokenizer) for (completion,) in engine.generate(requests)]

@@ -68,7 +68,7 @@ class Compression:
 
 @dataclass(frozen=True)
 class Result:
-    """What one tokenizer makes of the texts; `missing` says why there is nothing."""
+    """The sizes of the texts with one tokenizer; `missing` is the reason where it has none."""
 
     name: str
     vocabulary: int
@@ -81,7 +81,7 @@ class Result:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Result:
-        """What `to_json` gave."""
+        """The inverse of `to_json`."""
         texts = {name: Compression(**sizes) for name, sizes in value["texts"].items()}
         return cls(value["name"], value["vocabulary"], texts, value["missing"])
 
@@ -160,12 +160,12 @@ def notes(results: Iterable[Result]) -> list[str]:
 
 
 class MissingVocabulary(LookupError):
-    """A vocabulary that is not on this machine; the message says how to get it."""
+    """A vocabulary that is not on this machine; the message has the command that brings it."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Where to find a published vocabulary, and how to know it.
+    """The places of a published vocabulary, and its checksum.
 
     `path` is that of the file in the store that tiktoken asks, `cached` the name that tiktoken
     gives it in its cache, `package` one that carries it.
@@ -204,7 +204,7 @@ URL = "https://openaipublic.blob.core.windows.net"  # where tiktoken fetches its
 
 
 def vocabulary_folder(root: Path) -> Path:
-    """Where a home keeps those that were fetched."""
+    """The folder of a home for fetched vocabularies."""
     return paths.data(root) / SOURCE
 
 
@@ -268,7 +268,7 @@ def load_vocabulary(vocabulary: Vocabulary, folder: Path | None = None) -> tikto
 
 
 def _candidates(vocabulary: Vocabulary, folder: Path | None) -> Iterator[bytes]:
-    """What may be the vocabulary's file."""
+    """The contents of all files that may be the vocabulary."""
     fetched = [folder / PurePosixPath(vocabulary.path).name] if folder else []
     paths = [*fetched, tiktoken_cache() / vocabulary.cached]
     try:

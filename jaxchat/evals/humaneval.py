@@ -120,7 +120,7 @@ def grade_many(
 
 
 def judge(unsafe: bool = False) -> Callable[[Sequence[CodeProblem], Sequence[str]], list[bool]]:
-    """Which of many answers pass, as `evals.chat.evaluate_task` asks.
+    """The judge that `evals.chat.evaluate_task` takes: whether each of many answers passes.
 
     Raises ConfigError as `require` does.
     """

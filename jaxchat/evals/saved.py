@@ -44,7 +44,7 @@ def read_record(path: Path, *fields: str) -> dict[str, Any] | None:
 
 
 def core_folder(run: Path, stage: str) -> Path:
-    """Where a run saves CORE of one of its models."""
+    """The folder of a run's results on CORE of one of its models."""
     return run / "eval" / f"core-{stage}"
 
 

@@ -46,7 +46,7 @@ FSDP, TENSOR = "fsdp", "tensor"
 
 @dataclass(frozen=True)
 class Partition:
-    """How one array of the view (a stack, or a parameter that is in none) is partitioned."""
+    """The partitioning of one array of the view (a stack, or a parameter that is in none)."""
 
     spec: P  # how the shards lie on the mesh
     dim: int = 0

@@ -95,7 +95,7 @@ def logical_axes(name: str) -> tuple[str, ...]:
 
 
 def spec_of(mesh: Mesh, logical: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
-    """How an array of logical axes is split: one entry an axis.
+    """The PartitionSpec of an array with these logical axes: one entry an axis.
 
     An axis that a mesh axis does not divide stays whole, and mesh axes of one device are left out.
     """
@@ -147,7 +147,7 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """How many ways the rows of a batch are split."""
+    """The number of shards that the rows of a batch are split into."""
     return int(mesh.shape["data"] * mesh.shape["fsdp"])
 
 

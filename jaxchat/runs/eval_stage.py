@@ -210,11 +210,12 @@ def _reward(bench: Bench, stage: str) -> Part:
     task, samples_each = bench.rewarded, config.eval.reward_samples
     count = held_out_problems(task, config.eval.rewarded)
     limit = config.rl.max_new_tokens
+    sampling = Sampling(limit, samples_each, 1.0, config.seed, config.rl.top_k)
 
     def measure() -> Found:
         right = sampled_right(
-            bench.engine(stage), bench.tokenizer, task, problems=count, samples=samples_each,
-            max_tokens=limit, seed=config.seed, top_k=config.rl.top_k, title=f"rewards of {stage}",
+            bench.engine(stage), bench.tokenizer, task, problems=count, sampling=sampling,
+            title=f"rewards of {stage}",
         )  # fmt: skip
         rates = pass_rates(right, samples_each)
         return mean_reward(right, samples_each).to_json() | {

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from jaxchat.config.schema import RLConfig
-from jaxchat.evals.chat import sampled_right
+from jaxchat.evals.chat import Sampling, sampled_right
 from jaxchat.evals.scores import pass_rates
 from jaxchat.inference.service import Service
 from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
@@ -123,7 +123,7 @@ class _Loop:
         self.pass_rates = {at: {int(k): v for k, v in found.items()} for at, found in rates.items()}
 
     def meta(self) -> dict[str, Any]:
-        """What a checkpoint stores of it."""
+        """The part of a checkpoint's meta that `__init__` reads."""
         rates = {at: {str(k): v for k, v in f.items()} for at, f in self.pass_rates.items()}
         # a copy of the rewards: it is written in the background
         return {"rewards": list(self.rewards), "skipped": self.skipped, "pass_rates": rates}
@@ -142,11 +142,10 @@ class _Loop:
     def evaluate(self, when: str) -> None:
         """Logs pass@k of held-out problems with the engine's weights."""
         job, config = self.job, self.job.config
+        how = Sampling(config.max_new_tokens, config.eval_samples, 1.0, job.seed, config.top_k)
         right = sampled_right(
-            job.engine, job.tokenizer, job.task, problems=config.eval_problems,
-            samples=config.eval_samples, max_tokens=config.max_new_tokens, top_k=config.top_k,
-            seed=job.seed,
-        )  # fmt: skip
+            job.engine, job.tokenizer, job.task, problems=config.eval_problems, sampling=how
+        )
         rates = self.pass_rates[when] = pass_rates(right, config.eval_samples)
         found = {f"pass@{k}": round(rate, 6) for k, rate in rates.items()}
         self.session.write({"step": self.session.done}, found)

@@ -35,7 +35,7 @@ class PreviousStage:
 
     @property
     def checkpoints(self) -> Path:
-        """Where its checkpoints are, or were."""
+        """The folder of its checkpoints, which may be gone."""
         return self.folder / "checkpoints"
 
 
@@ -146,7 +146,7 @@ def _held_out(job: FitJob, rows: int, share: tuple[int, int]) -> list[dict[str, 
 
 
 def _other_rows(stage: str) -> str:
-    """What to do where nothing is predicted in a stage's held-out rows."""
+    """Advice where nothing is predicted in a stage's held-out rows."""
     if stage == "base":
         return "give other text, of which the last file is held out"
     return (

@@ -57,7 +57,7 @@ def predicted(job: TrainingJob, batch: tuple[int, int, int]) -> memory.Step:
 
 
 def advice(stage: str, step: memory.Step, error: str) -> str:
-    """What was requested, of which device, and what to do."""
+    """The failed request, its device, and the setting to change."""
     device = jax.local_devices()[0]
     limit, whole = device_memory(device), step.rows * step.accumulation
     requested = (
@@ -65,7 +65,7 @@ def advice(stage: str, step: memory.Step, error: str) -> str:
         f"micro_rows {step.rows}, predicted to take {memory.predict(step).peak / 1e9:.1f} GB "
         f"({error.splitlines()[0][:200].rstrip('.')})"
     )
-    # fewer than now, even where the prediction says that these would fit
+    # fewer than now, even where these should have fitted by the prediction
     rows = memory.largest_rows(step, whole, limit * (1 - memory.MARGIN), most=step.rows - 1)
     peak = memory.predict(memory.with_rows(step, rows or 1, whole)).peak
     if rows:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxchat.config.schema import RLConfig
 from jaxchat.data.prepare import FIRST_INDEX
-from jaxchat.evals.chat import answer, parts_of, prompts_of
+from jaxchat.evals.chat import Sampling, answer, parts_of, prompts_of
 from jaxchat.inference.request import Completion
 from jaxchat.inference.service import Service
 from jaxchat.paths import sha256_text
@@ -48,11 +48,11 @@ def sample_rollouts(
     began = time.monotonic()
     first = FIRST_INDEX["rl"] + step * config.problems_per_step
     problems = [task.problem("train", first + i) for i in range(config.problems_per_step)]
-    groups = answer(
-        engine, tokenizer, problems, max_tokens=config.max_new_tokens,
-        temperature=config.temperature, top_k=config.top_k, samples=config.samples_per_problem,
-        seed=step_seed(seed, step),
+    sampling = Sampling(
+        config.max_new_tokens, config.samples_per_problem, config.temperature,
+        step_seed(seed, step), config.top_k,
     )  # fmt: skip
+    groups = answer(engine, tokenizer, problems, sampling)
     rewards = [
         [float(task.grade(problem, parts_of(completion, tokenizer))) for completion in group]
         for problem, group in zip(problems, groups, strict=True)

@@ -34,7 +34,7 @@ from jaxchat.train.step import TrainState, init_state, make_train_step
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """What every stage that trains has."""
+    """The fields that every training stage has."""
 
     title: str
     folder: Path  # of checkpoints and metrics.jsonl

@@ -1,4 +1,4 @@
-"""Where metrics go beside metrics.jsonl: TensorBoard, Weights & Biases, trackio.
+"""Trackers of metrics beside metrics.jsonl: TensorBoard, Weights & Biases, trackio.
 
 A tracker receives the records of metrics.jsonl in a thread of its own: it never stops training, nor
 slows it. A tracker that fails is reported once, then disabled. A session that resumes also replays

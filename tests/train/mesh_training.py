@@ -109,7 +109,7 @@ def fit_on_one_device(folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path, port: str, process: int, shape: list[int]) -> None:
-    """Trains, forgets the last checkpoint, trains again, is stopped, resumes; writes what it saw."""
+    """Trains, forgets the last checkpoint, trains again, is stopped, resumes; writes it all."""
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)

@@ -20,7 +20,7 @@ from tiny_rl import MODEL, TOKENIZER, Even, lively_params, make_engine, tiny_job
 
 from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, RLConfig
-from jaxchat.evals.chat import answer, parts_of
+from jaxchat.evals.chat import Sampling, answer, parts_of
 from jaxchat.inference.engine import Engine
 from jaxchat.inference.request import Request
 from jaxchat.model import gpt
@@ -161,7 +161,7 @@ def test_pass_at_k_is_evaluated_before_the_first_step_along_the_way_and_at_the_e
     # by hand, with the weights it began with
     groups = answer(
         make_engine(lively_params()), TOKENIZER, [Even().problem("test", i) for i in range(4)],
-        max_tokens=20, temperature=1.0, samples=2, seed=0,
+        Sampling(max_tokens=20, temperature=1.0, samples=2, seed=0),
     )  # fmt: skip
     right = [
         [Even().grade(Even().problem("test", 0), parts_of(c, TOKENIZER)) for c in group]

@@ -110,7 +110,7 @@ def task_rows(
 
 
 def find_scored(kind: Kind, tokens: Sequence[Ids]) -> list[Choice]:
-    """Where the scored part begins: where choices first differ, or where they agree to their end.
+    """The start of the scored part: where choices first differ, or where they agree to their end.
 
     Language modelling has the prompt without and with its continuation: one choice, scored from
     where the former ends. Should a tokenizer join the two, from where they differ.

@@ -30,7 +30,7 @@ class Judged:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Judged:
-        """What `to_json` made."""
+        """The inverse of `to_json`."""
         losses = tuple(math.nan if loss is None else float(loss) for loss in value["losses"])
         return cls(int(value["prediction"]), int(value["gold"]), losses)
 

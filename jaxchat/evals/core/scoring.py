@@ -32,7 +32,7 @@ from jaxchat.parallel.spmd import mesh_attention, over_rows
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is computed at once."""
+    """The amount that is computed at once."""
 
     tokens: int  # of a batch, on each device
     steps: int  # sizes of rows from one power of two to the next: see `make_batches`

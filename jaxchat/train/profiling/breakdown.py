@@ -1,7 +1,7 @@
 """Breakdown of the time of traced steps: a pure function of events and HLO.
 
 Operations run at once, on the threads of a CPU or the streams of a GPU, so their times add up to
-more than the clock's. Two figures are kept apart: an operation's *share* of the clock (while n run,
+more than the clock's. Two figures are separate: an operation's *share* of the clock (while n run,
 each has 1/n of the time), which adds up to the whole, and its *busy* time, the sum of its
 executions from start to end. Moments when nothing runs are gaps: within a step, or between steps,
 where the device waits for the host.

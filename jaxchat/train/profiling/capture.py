@@ -26,7 +26,7 @@ StepFn = Callable[[Any, Any], tuple[Any, Any]]  # (state, batch) -> (state, metr
 
 @dataclass(frozen=True)
 class Capture:
-    """What to record of one stage, and where to."""
+    """The steps of one stage to record, and the folder of the recording."""
 
     request: Request
     stage: str
@@ -38,8 +38,8 @@ class Capture:
 def recorded(step_fn: StepFn, capture: Capture | None, first: int) -> Iterator[StepFn]:
     """Yields a step function that counts its calls from `first` and records those asked for.
 
-    Without a capture that is `step_fn` itself. On leaving, says where the profile is, or that there
-    is none because the steps did not come. A recording cut short leaves nothing.
+    Without a capture that is `step_fn` itself. On leaving, prints the profile's folder, or that
+    there is none because the steps did not come. A recording cut short leaves nothing.
     """
     if capture is None or jax.process_index() != 0:
         yield step_fn
@@ -110,7 +110,7 @@ class _Recorder:
         }
 
     def close(self) -> None:
-        """Ends a recording that was cut short, and says what came of it."""
+        """Discards a recording that was cut short; prints the outcome."""
         request, stage = self._capture.request, self._capture.stage
         if self._folder is not None:
             jax.profiler.stop_trace()

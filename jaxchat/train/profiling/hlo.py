@@ -53,7 +53,7 @@ class Instruction:
 
     @property
     def target(self) -> str:
-        """What a custom-call calls, such as __cublas$gemm; else nothing."""
+        """The target of a custom-call, such as __cublas$gemm; else ""."""
         found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return found[1] if found else ""
 

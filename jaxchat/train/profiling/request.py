@@ -1,4 +1,4 @@
-"""What `--profile` requests; without jax, so that the command line can read it."""
+"""The value of `--profile`; without jax, so that the command line can read it."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def for_stage(requests: Sequence[Request], stage: str) -> Request | None:
 
 
 def folder(run: Path, stage: str) -> Path:
-    """Where the profile of a run's stage goes."""
+    """The folder of the profile of a run's stage."""
     return run / "profile" / stage

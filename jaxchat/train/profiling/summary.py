@@ -41,7 +41,7 @@ class Profile:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all devices; 0 where profile.json is missing."""
+        """The rate of all devices together; 0 where profile.json is missing."""
         return float(self.facts.get("step_tokens", 0)) / (self.breakdown.step / 1e9)
 
 
@@ -174,7 +174,7 @@ def _flops(value: float) -> str:
 
 
 def to_json(profile: Profile, top: int = 20) -> dict[str, Any]:
-    """The same as JSON; times in milliseconds a step."""
+    """The page's figures as JSON; times in milliseconds a step."""
     breakdown = profile.breakdown
     scale = len(breakdown.steps) * MS
     return {
