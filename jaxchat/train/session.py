@@ -110,7 +110,7 @@ class Session:
         self._close_log()
         path, leads = job.folder / "metrics.jsonl", jax.process_index() == 0
         losses = [r["loss"] for r in read_metrics(path) if "loss" in r and r["step"] < self.done]
-        self._detector = SpikeDetector(self._spike, losses)
+        self.detector = SpikeDetector(self._spike, losses)
         self._log = MetricsLog(path, from_step=self.done, writes=leads, trackers=job.trackers)
         return state, meta
 
@@ -128,10 +128,6 @@ class Session:
         """Appends to metrics.jsonl: `record`, the time, `values`."""
         assert self._log is not None, "call resume first"
         self._log.write({**record, "time": round(self.seconds(), 3), **values})
-
-    def check(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Raises DivergenceError where the loss or gradient of a step is not sound."""
-        self._detector.check(step, metrics)
 
     def losses(self) -> list[float]:
         """The losses of all steps so far."""
