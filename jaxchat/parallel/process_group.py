@@ -43,6 +43,7 @@ class ProcessGroup:
     """A process alone; `_Leader` and `_Follower` are those of several processes."""
 
     index, size = 0, 1
+    _closing = False
 
     @property
     def leads(self) -> bool:
@@ -57,8 +58,13 @@ class ProcessGroup:
         """Process 0's value; collective, and waits for all."""
         return self.gather(value)[0]
 
+    def fail(self, text: str, code: int, *, certain: bool) -> None:
+        """Ends all other processes: see `end`."""
+
     def close(self) -> None:
         """Orderly shutdown; collective."""
+        self._closing = True
+        self.gather(None)
 
 
 ALONE = ProcessGroup()
@@ -75,10 +81,7 @@ def end(group: ProcessGroup, text: str, code: int, *, certain: bool) -> NoReturn
     Where `certain` is false, the error may be a consequence of what happened to another process:
     what that one reports within ERROR_GRACE_SECONDS is printed instead.
     """
-    if isinstance(group, _Leader):
-        group.fail(text, code, certain=certain)
-    elif isinstance(group, _Follower):
-        group.report(text, code, certain=certain)
+    group.fail(text, code, certain=certain)
     _leave(code)
 
 
@@ -97,9 +100,9 @@ class _Line:
         self._lock = threading.Lock()
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Raises OSError when the other end is gone."""
+        """Sends a message; when the other end is gone, the reader of its line reports that."""
         data = json.dumps(message).encode() + b"\n"
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):
             self._connection.sendall(data)
 
     def receive(self) -> dict[str, Any] | None:
@@ -111,10 +114,6 @@ class _Line:
             return None
         return message if isinstance(message, dict) else None
 
-    def close(self) -> None:
-        self._file.close()
-        self._connection.close()
-
 
 class _Leader(ProcessGroup):
     def __init__(self, spec: ProcessSpec, seconds: float) -> None:
@@ -123,7 +122,7 @@ class _Leader(ProcessGroup):
         self._lines: dict[int, _Line] = {}
         self._given: dict[int, queue.SimpleQueue[Any]] = {}
         self._left = {index: threading.Event() for index in range(1, spec.size)}
-        self._ending, self._closing = threading.Lock(), False
+        self._ending = threading.Lock()
         self._meet(spec, time.monotonic() + seconds, seconds)
         for index, line in self._lines.items():
             line.send({"welcome": index})
@@ -169,7 +168,7 @@ class _Leader(ProcessGroup):
         self._hosts.setdefault(index, host)
         if wrong:
             for line in (*self._lines.values(), _Line(connection)):
-                _try_send(line, {"end": 2})
+                line.send({"end": 2})
             raise GroupError(wrong)
         self._given[index] = queue.SimpleQueue()
 
@@ -188,7 +187,7 @@ class _Leader(ProcessGroup):
     def gather(self, value: Any) -> list[Any]:
         values = [value, *(self._given[index].get() for index in range(1, self.size))]
         for line in self._lines.values():
-            _try_send(line, {"values": values})
+            line.send({"values": values})
         return values
 
     def fail(self, text: str, code: int, *, certain: bool, wait: bool = True) -> None:
@@ -205,15 +204,11 @@ class _Leader(ProcessGroup):
         self._ending.acquire()  # and never released: later callers wait for the end
         print(text, file=sys.__stderr__, flush=True)
         for line in self._lines.values():
-            _try_send(line, {"end": code})
+            line.send({"end": code})
         deadline = time.monotonic() + END_SECONDS
         for left in self._left.values():
             left.wait(max(0.0, deadline - time.monotonic()))
         _leave(code)
-
-    def close(self) -> None:
-        self._closing = True
-        self.gather(None)
 
 
 class _Follower(ProcessGroup):
@@ -221,10 +216,8 @@ class _Follower(ProcessGroup):
         self.index, self.size = spec.index, spec.size
         self._line = _Line(_connect(spec, seconds))
         self._values: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
-        self._closing = self._reported = False
         self._leader = f"process 0 on {spec.host}"
-        hello = {"process": spec.index, "of": spec.size, "host": socket.gethostname()}
-        self._line.send(hello)
+        self._line.send({"process": spec.index, "of": spec.size, "host": socket.gethostname()})
         answer = self._line.receive() or {"end": REQUEUE}
         if "end" in answer:
             _leave(int(answer["end"]))  # process 0 prints why
@@ -242,17 +235,13 @@ class _Follower(ProcessGroup):
             _leave(REQUEUE)
 
     def gather(self, value: Any) -> list[Any]:
-        _try_send(self._line, {"value": value})
+        self._line.send({"value": value})
         return self._values.get()
 
-    def report(self, text: str, code: int, *, certain: bool) -> None:
+    def fail(self, text: str, code: int, *, certain: bool) -> None:
         """Asks process 0 to end all; waits for that."""
-        _try_send(self._line, {"failed": text, "code": code, "certain": certain})
+        self._line.send({"failed": text, "code": code, "certain": certain})
         time.sleep(ERROR_GRACE_SECONDS + END_SECONDS)
-
-    def close(self) -> None:
-        self._closing = True
-        self.gather(None)
 
 
 def _listening(spec: ProcessSpec) -> socket.socket:
@@ -285,12 +274,6 @@ def _connect(spec: ProcessSpec, seconds: float) -> socket.socket:
                     "that it runs, that the name is right and that both ports are open."
                 ) from error
             time.sleep(0.2)
-
-
-def _try_send(line: _Line, message: Mapping[str, Any]) -> None:
-    """The other end may be gone: the reader of its line reports that."""
-    with contextlib.suppress(OSError):
-        line.send(message)
 
 
 def _lost(process: str) -> str:

@@ -65,7 +65,7 @@ def data_index(step: int, skipped: Collection[int]) -> int:
     return index
 
 
-def keep_batch(folder: Path, step: int, batch: Mapping[str, Any]) -> Path:
+def save_batch(folder: Path, step: int, batch: Mapping[str, Any]) -> Path:
     """Saves this process's part of a batch; returns the file, which `numpy.load` reads."""
     of = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
     path = folder / f"diverged-{step}{of}.npz"

@@ -31,7 +31,7 @@ from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
 from jaxchat.signals import Interrupted
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.train.divergence import DivergenceError, keep_batch
+from jaxchat.train.divergence import DivergenceError, save_batch
 from jaxchat.train.oom import explained
 from jaxchat.train.rollouts import (
     Rollouts,
@@ -208,7 +208,7 @@ class _Loop:
         try:
             self.session.detector.check(step, values)
         except DivergenceError as error:
-            path = keep_batch(self.job.folder, step, batch)
+            path = save_batch(self.job.folder, step, batch)
             raise FloatingPointError(
                 f"rl: {error.reason}; its batch is in {path}. Please lower rl.lr_scale and give "
                 "the command again."

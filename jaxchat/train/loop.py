@@ -20,7 +20,7 @@ from jaxchat.evals.bpb import bits_per_byte, check_bytes
 from jaxchat.optim.optimizer import carry_over, make_optimizer
 from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
 from jaxchat.signals import Interrupted
-from jaxchat.train.divergence import DivergenceError, data_index, keep_batch
+from jaxchat.train.divergence import DivergenceError, data_index, save_batch
 from jaxchat.train.oom import explained
 from jaxchat.train.session import Session, TrainingJob
 from jaxchat.train.step import TrainState, init_state
@@ -272,7 +272,7 @@ class _Loop:
         """
         job, skipped = self.job, self.skipped
         index = data_index(error.step, skipped)
-        path = keep_batch(job.folder, error.step, self.batches[index])
+        path = save_batch(job.folder, error.step, self.batches[index])
         if len(skipped) >= job.train.rollbacks:
             table = "optim" if job.title == "base" else f"{job.title}_optim"
             lower = f"lower the rates ([{table}] matrix_lr, embedding_lr)"

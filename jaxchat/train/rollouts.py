@@ -30,15 +30,20 @@ class Rollouts:
     seconds: float = 0.0  # of sampling and grading
 
     @property
+    def pairs(self) -> list[tuple[Sequence[int], Completion]]:
+        """Every prompt with each of its completions, group by group."""
+        groups = zip(self.prompts, self.groups, strict=True)
+        return [(prompt, completion) for prompt, group in groups for completion in group]
+
+    @property
     def completions(self) -> list[Completion]:
-        """All of them, group by group."""
-        return [completion for group in self.groups for completion in group]
+        """All completions, group by group."""
+        return [completion for _, completion in self.pairs]
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt with its completion."""
-        pairs = zip(self.prompts, self.groups, strict=True)
-        return max(len(prompt) + len(c.tokens) for prompt, group in pairs for c in group)
+        return max(len(prompt) + len(completion.tokens) for prompt, completion in self.pairs)
 
 
 def sample_rollouts(
@@ -109,15 +114,14 @@ def make_batch(
     mask = np.zeros((rows, row_tokens), np.float32)
     advantage = np.zeros(rows, np.float32)
     advantage[: advantages.size] = advantages.reshape(-1)
-    pairs = [(p, c) for p, g in zip(rollouts.prompts, rollouts.groups, strict=True) for c in g]
-    for row, (prompt, completion) in enumerate(pairs):
+    for row, (prompt, completion) in enumerate(rollouts.pairs):
         ids = [*prompt, *completion.tokens][:row_tokens]
         flags = [0] * len(prompt) + list(completion.mask)
         tokens[row, : len(ids)] = ids
         mask[row, : len(ids)] = flags[: len(ids)]
     if loss_group:
-        sampled = mask[: len(pairs)].sum(axis=1)
-        mask[: len(pairs)] *= _group_weights(sampled, loss_group)[:, None]
+        filled = mask[: advantages.size]
+        filled *= _group_weights(filled.sum(axis=1), loss_group)[:, None]
     return {"tokens": tokens, "mask": mask, "advantage": advantage}
 
 

@@ -138,7 +138,7 @@ def make_train_step(
     """The jitted step over a mesh, for states of `init_state` and batches of `put_batch`.
 
     Gradients are summed on each device over its micro-batches [A, B, ...] and reduced once, into
-    the shares of `optim.shares`. Metrics: `loss` (mean over weight), `weight` and `grad_norm`.
+    the shards of `optim.zero`. Metrics: `loss` (mean over weight), `weight` and `grad_norm`.
     """
     attention = mesh_attention(mesh, model, compute.attention)
     zero = ZeroLayout.of_model(mesh, model)
