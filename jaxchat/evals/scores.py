@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 PASS_AT = (1, 2, 4, 8, 16, 32, 64)
@@ -49,12 +49,8 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """For report.json."""
-        return {
-            "right": self.right,
-            "total": self.total,
-            "accuracy": self.accuracy,
-            "interval": list(self.interval),
-        }
+        interval = list(self.interval)
+        return {**asdict(self), "accuracy": self.accuracy, "interval": interval}
 
 
 def centred(name: str, accuracy: float) -> float:

@@ -87,10 +87,7 @@ def adamw_chain(group: Group) -> optax.GradientTransformation:
 
 
 def _scale_by_rate(rate: float, multiplier: schedule.Schedule) -> optax.GradientTransformation:
-    def step_size(count: Any) -> jax.Array:
-        return -rate * multiplier(count)
-
-    return optax.scale_by_schedule(step_size)
+    return optax.scale_by_schedule(lambda count: -rate * multiplier(count))
 
 
 _AVERAGES = (optax.ScaleByAdamState, muon.MomentumState, muon.NorMuonState)
@@ -104,29 +101,23 @@ def carry_over(fresh: Any, before: Any) -> Any:
     are states of `make_optimizer` for the same model on the same mesh; their chains may differ, by
     a decay or clipping. An average that only `fresh` has stays as it is.
     """
-    found = {_place(path, state): state for path, state in _states(before)[0] if _averages(state)}
-    leaves, tree = _states(fresh)
-    carried = [_carried(state, found.get(_place(path, state))) for path, state in leaves]
-    return jax.tree.unflatten(tree, carried)
+    states = jax.tree_util.tree_flatten_with_path(before, is_leaf=_is_average)[0]
+    found = {_group(path, state): state for path, state in states if _is_average(state)}
+
+    def carried(path: tuple[Any, ...], state: Any) -> Any:
+        old = found.get(_group(path, state)) if _is_average(state) else None
+        if isinstance(old, muon.MomentumState):  # its schedule restarts
+            return old._replace(steps=state.steps)
+        return state if old is None else old
+
+    return jax.tree_util.tree_map_with_path(carried, fresh, is_leaf=_is_average)
 
 
-def _averages(state: Any) -> bool:
+def _is_average(state: Any) -> bool:
     return isinstance(state, _AVERAGES)
 
 
-def _states(optimizer_state: Any) -> tuple[list[tuple[Any, Any]], Any]:
-    return jax.tree_util.tree_flatten_with_path(optimizer_state, is_leaf=_averages)
-
-
-def _place(path: tuple[Any, ...], state: Any) -> tuple[str, ...]:
-    """The parameters' group, by its label, and which average it is: the same in every chain."""
+def _group(path: tuple[Any, ...], state: Any) -> tuple[str, ...]:
+    """The label of the parameters' group, and the kind of average: the same in every chain."""
     labels = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
     return (*labels, type(state).__name__)
-
-
-def _carried(fresh: Any, before: Any) -> Any:
-    if before is None or not _averages(fresh):
-        return fresh
-    if isinstance(before, muon.MomentumState):
-        return muon.MomentumState(fresh.steps, before.momentum)
-    return before
