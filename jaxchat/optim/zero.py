@@ -155,10 +155,7 @@ class ZeroLayout:
 
     def model_gather(self) -> Callable[[Any], Any]:
         """`gather` for use inside `over_rows`, whatever the tensor axis."""
-        gather: Callable[[Any], Any] = over_tensor(
-            self.gather, self.mesh, (self.stored,), self.gathered
-        )
-        return gather
+        return over_tensor(self.gather, self.mesh, (self.stored,), self.gathered)
 
     def reduce_scatter(self, grads: Any) -> Any:
         """Every device's own gradients, as `gathered` -> shards of the view of their sum."""

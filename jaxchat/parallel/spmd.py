@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -12,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 from jaxchat.config.schema import ModelConfig, check_heads
 from jaxchat.model.attention import Implementation, causal_attention
 from jaxchat.parallel.mesh import RULES, keep, sharding
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def manual_axes(mesh: Mesh) -> set[str]:
@@ -36,11 +39,12 @@ def over_rows(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
     )
 
 
-def over_tensor(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
+def over_tensor(function: Function, mesh: Mesh, in_specs: Any, out_specs: Any) -> Function:
     """Inside `over_rows`: a `shard_map` over the tensor axis, too, where collectives need one."""
     if "tensor" in manual_axes(mesh):
         return function
-    return _shard_map(function, {"tensor"}, in_specs, out_specs)
+    split: Function = _shard_map(function, {"tensor"}, in_specs, out_specs)
+    return split
 
 
 def _shard_map(
@@ -69,7 +73,6 @@ def mesh_attention(mesh: Mesh, model: ModelConfig, chosen: Implementation) -> Im
     def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, window: int) -> jax.Array:
         heads = P(None, None, RULES["heads"])
         local = functools.partial(causal_attention, window=window, implementation=chosen)
-        y: jax.Array = over_tensor(local, mesh, (heads, heads, heads), heads)(q, k, v)
-        return y
+        return over_tensor(local, mesh, (heads, heads, heads), heads)(q, k, v)
 
     return attention

@@ -153,8 +153,7 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         whole = gather(state.params)
         sums = loss_and_grads(whole, batch, model, compute, attention)
-        result: tuple[TrainState, dict[str, jax.Array]] = update(state, whole, *sums)
-        return result
+        return update(state, whole, *sums)
 
     layout = state_shardings(zero.params, optimizer, mesh)
     return jax.jit(

@@ -114,8 +114,8 @@ class _Recorder:
         request, stage = self._capture.request, self._capture.stage
         if self._folder is not None:
             jax.profiler.stop_trace()
-            with contextlib.suppress(_CutShort), self._open:
-                raise _CutShort  # the temporary folder goes
+            with contextlib.suppress(InterruptedError), self._open:
+                raise InterruptedError  # the temporary folder goes
         if self._done:
             folder = self._capture.folder
             print(f"profile of {stage}, steps {request.steps}: {folder}", flush=True)
@@ -126,7 +126,3 @@ class _Recorder:
                 f"did not make them all (it stands at step {self._next}).",
                 flush=True,
             )
-
-
-class _CutShort(Exception):
-    pass
