@@ -6,7 +6,7 @@ from typing import Any
 from jaxchat import paths
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
-from jaxchat.evals.chat import Score
+from jaxchat.evals.scores import Score
 from jaxchat.runs import run_dir, runner
 from jaxchat.runs.stage_inputs import INPUTS
 from jaxchat.train.metrics import MetricsLog

@@ -20,8 +20,8 @@ from jaxchat.paths import read_json, sha256_file, sha256_text, write_json
 from jaxchat.runs import run_dir
 
 if TYPE_CHECKING:
+    from jaxchat.evals.bpb import TextSplit
     from jaxchat.evals.core.result import CoreResult
-    from jaxchat.evals.text_bits import TextSplit
     from jaxchat.runs.opening import Opened
     from jaxchat.runs.runner import Context
     from jaxchat.tasks import Task
@@ -136,17 +136,17 @@ def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]
 def samples_command(args: argparse.Namespace) -> int:
     """Prints samples of a model."""
     context, stage = _open(args, MODELS[::-1])
-    from jaxchat.evals import samples
+    from jaxchat.evals.chat import COMPLETIONS, QUESTIONS, chat_samples, text_samples
     from jaxchat.runs.inputs import tokenizer_of
     from jaxchat.runs.opening import load_model, make_engine
 
     engine = make_engine(context, load_model(context.root, stage, context.config.model))
     tokenizer = tokenizer_of(context)
     if stage == "base":
-        said = samples.text_samples(engine, tokenizer, samples.COMPLETIONS)
+        found = text_samples(engine, tokenizer, COMPLETIONS)
     else:
-        said = samples.chat_samples(engine, tokenizer, samples.QUESTIONS)
-    for sample in said:
+        found = chat_samples(engine, tokenizer, QUESTIONS)
+    for sample in found:
         print("\n".join(f"{name}: {text}" for name, text in sample.items()) + "\n")
     return 0
 
@@ -154,7 +154,7 @@ def samples_command(args: argparse.Namespace) -> int:
 def chat_command(args: argparse.Namespace) -> int:
     """Evaluates the tasks, one after the other, and prints a table."""
     context, stage = _open(args, CHAT_STAGES)
-    from jaxchat.evals.chatcore import chatcore, chatcore_counting
+    from jaxchat.evals.scores import chatcore, chatcore_counting
 
     names = list(dict.fromkeys(map(task_name, args.task or TASKS)))
     tasks = find_tasks(context, names)
@@ -272,7 +272,7 @@ def _saved(path: Path, key: str) -> dict[str, Any] | None:
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A line a task: problems, accuracy with its interval, centred, pass@k."""
-    from jaxchat.evals.chatcore import centred
+    from jaxchat.evals.scores import centred
     from jaxchat.runs.tables import table as aligned
 
     ks = [key for result in results.values() for key in result if key.startswith("pass@")]
@@ -317,12 +317,13 @@ def core_command(args: argparse.Namespace) -> int:
     bundle = read_bundle(folder)
     bundle.select(args.task)
     start_jax(MeshConfig(), root / "xla")
-    from jaxchat.evals.core import kept
+    from jaxchat.evals.core.evaluate import evaluate_saved
+    from jaxchat.evals.saved import core_folder
     from jaxchat.runs.opening import open_model
 
     opened = open_model(root, args.run, args.stage)
-    place = kept.folder_of(opened.run, opened.stage)
-    result, path = kept.evaluate_kept(
+    place = core_folder(opened.run, opened.stage)
+    result, path = evaluate_saved(
         place, lambda: opened.params, opened.digest, opened.config.model, opened.tokenizer, bundle,
         compute=opened.compute, mesh=opened.mesh, tasks=args.task, max_problems=args.max_problems,
         context=args.context, widen=opened.config.preset == "classic", title=opened.stage,
@@ -390,7 +391,7 @@ def measure(opened: Opened, split: TextSplit, limit: int) -> tuple[float, int]:
     """
     from jaxchat.data.inputs import read_inputs
     from jaxchat.data.shards import text_folder
-    from jaxchat.evals.text_bits import TextRows, bits_of_text
+    from jaxchat.evals.bpb import TextRows, bits_of_text
 
     model, tokenizer = opened.config.model, opened.tokenizer
     read = read_inputs(opened.run / "data")

@@ -205,13 +205,13 @@ def eval_command(args: argparse.Namespace) -> int:
 def compare_command(args: argparse.Namespace) -> int:
     """Prints the compression of several tokenizers."""
     from jaxchat import paths
-    from jaxchat.evals import compression, vocabularies
+    from jaxchat.evals import compression
     from jaxchat.tokenizer import Tokenizer
 
     folders = {path.resolve() for path in args.tokenizers}
     same = len({path.name for path in folders}) < len(folders)
     tokenizers = {str(p) if same else p.resolve().name: Tokenizer.load(p) for p in args.tokenizers}
-    peers = vocabularies.folder_in(paths.home(args.home))
+    peers = compression.vocabulary_folder(paths.home(args.home))
     print(comparison(compression.survey(tokenizers, _texts(args.text), folder=peers)))
     return 0
 

@@ -1,1 +1,1 @@
-"""What is measured of a model: bits per byte, CORE, chat tasks, compression, samples."""
+"""Evaluation of models: bits per byte, CORE, chat tasks, compression, samples."""

@@ -1,4 +1,4 @@
-"""Where in an answer is the program? Text only: nothing of it is run here (layer 3).
+"""Finds the program in a model's answer. Text only: nothing of it is run here.
 
 A model answers in Markdown, in plain code, or with the rest of the function alone, and says things
 around it. An answer is read as a person would who copies the program out of it: what wraps the
@@ -39,7 +39,7 @@ _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Block:
-    """What stands between fences; `closed` is False where the answer ends before the block."""
+    """The code between fences; `closed` is False where the answer ends before the block."""
 
     code: str
     closed: bool = True
@@ -53,7 +53,7 @@ def program_of(answer: str, prompt: str, entry_point: str) -> str:
         prompt: a program up to the head of the function `entry_point`, with its docstring.
         entry_point: the function that is asked for.
 
-    Always gives a program: of an answer that has none, one that will fail.
+    Always gives a program: for an answer without one, a program that fails.
     """
     text = answer.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")[:_MOST]
     blocks, outside = split(text)
@@ -70,7 +70,7 @@ def program_of(answer: str, prompt: str, entry_point: str) -> str:
 
 
 def _code(blocks: Sequence[Block], outside: str, prompt: str, entry_point: str) -> str | None:
-    """What of an answer is chosen, 1 to 4 of this module's order."""
+    """The code of an answer, by steps 1 to 4 of this module's order."""
 
     def wanted(tree: ast.Module) -> bool:
         return _implements(tree, entry_point)
@@ -124,7 +124,7 @@ def _closes(fence: re.Match[str], opened: re.Match[str], lines: Sequence[str]) -
     """Whether a fence ends the open block; one with an info word does, and begins another.
 
     Further in than the block it may be the code's own, in a docstring or a comment: there it ends
-    the block only where the code before it is whole and does not go on with it.
+    the block only where the code before it is whole and does not continue with it.
     """
     if not fence["fence"].startswith(opened["fence"]):
         return False
@@ -149,7 +149,7 @@ def _block(lines: Sequence[str], opened: re.Match[str], *, closed: bool) -> Bloc
 
 
 def _without_prompts(code: str) -> str:
-    """What was typed in a session of the interpreter; other code as it is."""
+    """The input of an interpreter session; other code as it is."""
     if not code.lstrip().startswith(">>> def "):
         return code
     typed = [line for line in code.split("\n") if line.startswith((">>>", "..."))]
@@ -315,7 +315,7 @@ def _is_named(statement: ast.stmt) -> bool:
 
 
 def _head(prompt: str, entry_point: str) -> str:
-    """What a prompt defines before the function that it asks for: imports, other functions."""
+    """The prompt before the function that it asks for: imports, other functions."""
     return re.split(rf"^(?:async )?def {re.escape(entry_point)}\b", prompt, flags=re.MULTILINE)[0]
 
 

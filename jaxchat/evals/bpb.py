@@ -8,9 +8,12 @@ they weigh in the loss.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +22,19 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxchat.config.schema import MeshConfig, ModelConfig
+from jaxchat.data.loader import HeldOutRows, ShardedRows
 from jaxchat.errors import ArtifactError
-from jaxchat.evals.in_flight import in_flight
 from jaxchat.model import gpt, loss
-from jaxchat.model.backend import PLAIN, Compute
+from jaxchat.model.backend import PLAIN, Compute, backend
 from jaxchat.model.loss import cross_entropy
-from jaxchat.optim.zero import Shares
-from jaxchat.parallel.mesh import make_mesh, put, put_batch, replicated
-from jaxchat.parallel.spmd import mesh_compute, over_rows, over_tensor
+from jaxchat.optim.zero import ZeroLayout
+from jaxchat.parallel.mesh import batch_shards, make_mesh, put, put_batch, replicated
+from jaxchat.parallel.spmd import mesh_compute, over_rows
+from jaxchat.progress import Progress
+
+AHEAD = 2  # programs, so that a device never waits for Python; many more would fill its memory
+TextSplit = Literal["train", "heldout"]
+Result = TypeVar("Result")
 
 _NO_BYTE = "bits per byte cannot be measured: in the held-out rows every token is masked or special"
 
@@ -34,8 +42,8 @@ _NO_BYTE = "bits per byte cannot be measured: in the held-out rows every token i
 @functools.cache
 def _sums_over(mesh: Mesh, model: ModelConfig, compute: Compute) -> Any:
     """The jitted (params, bytes of each token [V]), batch [1, B, T+1] -> (nats, bytes)."""
-    shares = Shares(mesh, gpt.param_shapes(model))
-    gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
+    zero = ZeroLayout.of_model(mesh, model)
+    gather = zero.model_gather()
     compute = mesh_compute(mesh, model, compute)
 
     def local(
@@ -50,9 +58,9 @@ def _sums_over(mesh: Mesh, model: ModelConfig, compute: Compute) -> Any:
         kernel, softcap = params["lm_head"]["kernel"], model.softcap
         nats, _ = cross_entropy(x, kernel, targets, counted, softcap=softcap, compute=compute)
         sums = nats, jnp.sum(size)
-        return jax.lax.psum(sums, shares.axes) if shares.axes else sums
+        return jax.lax.psum(sums, zero.axes) if zero.axes else sums
 
-    return jax.jit(over_rows(local, mesh, (shares.stored, P()), (P(), P())))
+    return jax.jit(over_rows(local, mesh, (zero.stored, P()), (P(), P())))
 
 
 def bits_per_byte(
@@ -70,7 +78,7 @@ def bits_per_byte(
     Without a mesh all is on the first device. Where training rounds what it multiplies, to bfloat16
     or fp8, this does not: what the weights are worth is measured without it.
 
-    Raises ArtifactError when no byte is predicted at all; `check_bytes` tells that beforehand.
+    Raises ArtifactError when no byte is predicted at all; `check_bytes` finds that out beforehand.
     """
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
     sums_over = _sums_over(mesh, model, compute.unrounded())
@@ -89,9 +97,84 @@ def check_bytes(
 ) -> None:
     """Raises ArtifactError when the batches have no byte to predict, before time is spent.
 
-    `advice` says what to do then: it depends on what the rows are of.
+    `advice` ends the message: it depends on the source of the rows.
     """
     if not any(
         np.any(token_bytes[batch["tokens"][:, 1:]] * batch["mask"][:, 1:]) for batch in batches
     ):
         raise ArtifactError(f"{_NO_BYTE}{advice and f'; {advice}'}.")
+
+
+def in_flight(results: Iterator[Result], ahead: int = AHEAD) -> Iterator[Result]:
+    """The same results, each yielded when `ahead` more have been dispatched.
+
+    The reader of a result waits for it, so never more than `ahead` + 1 programs run. On virtual
+    devices of a CPU hundreds of programs at once, each with a collective, block each other until
+    XLA ends the process.
+    """
+    waiting = deque(itertools.islice(results, ahead))
+    for result in results:
+        waiting.append(result)
+        yield waiting.popleft()
+    yield from waiting
+
+
+class TextRows:
+    """Rows of a split in the order in which training, or its evaluation, takes them."""
+
+    def __init__(self, folder: Path, tokenizer_hash: str, split: TextSplit, seed: int) -> None:
+        """Opens a folder of prepared shards. Raises ArtifactError when it is damaged."""
+        self._count: Callable[[], int]
+        self._take: Callable[[np.ndarray], np.ndarray]
+        if split == "train":
+            train = ShardedRows(folder, tokenizer_hash)
+            self._count, self._take = train.ready, lambda places: train.take(places, seed)
+        else:
+            rows = HeldOutRows(folder, tokenizer_hash)
+            self._count = rows.__len__
+            self._take = lambda places: np.stack([rows[int(i)]["tokens"] for i in places])
+
+    def __len__(self) -> int:
+        """Rows of the split; of training text, those of one pass that are prepared."""
+        return self._count()
+
+    def batches(self, count: int, size: int) -> Iterator[dict[str, np.ndarray]]:
+        """The first `count` rows in batches of `size`; what the last one lacks is masked."""
+        for first in range(0, count, size):
+            places = np.arange(first, first + size)
+            tokens = self._take(np.minimum(places, count - 1))
+            mask = np.broadcast_to((places < count)[:, None], tokens.shape)
+            yield {"tokens": tokens, "mask": mask.astype(np.float32)}
+
+
+def bits_of_text(
+    params: Any,
+    rows: TextRows,
+    count: int,
+    *,
+    token_bytes: np.ndarray,
+    model: ModelConfig,
+    compute: Compute,
+    mesh: Mesh,
+    title: str,
+) -> float:
+    """Bits per byte over the first `count` rows; `params` lie on `mesh` as in training.
+
+    Raises ArtifactError when there are no rows, or they have no byte to predict.
+    """
+    if not count:
+        raise ArtifactError(
+            "there are no rows of the text to measure bits per byte on; prepare them with: jaxchat "
+            "data prepare"
+        )
+    tokens, shards = backend(mesh.devices.flat[0].platform).eval_tokens, batch_shards(mesh)
+    size = shards * max(1, tokens // model.sequence_len)
+    size = min(size, -(-count // shards) * shards)
+    with Progress(title, count, "row") as progress:
+
+        def batches() -> Iterator[dict[str, np.ndarray]]:
+            for batch in rows.batches(count, size):
+                yield batch
+                progress.advance(min(size, count - progress.done))
+
+        return bits_per_byte(params, batches(), token_bytes, model, compute, mesh)

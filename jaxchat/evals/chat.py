@@ -1,16 +1,16 @@
-"""Held-out problems: sampled through the engine and its tools, or answered by letters (layer 3)."""
+"""Held-out problems, sampled through the engine or answered by letters; samples for the report."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxchat.evals.chatcore import pass_at
 from jaxchat.evals.letters import choose_letters
+from jaxchat.evals.scores import Score, pass_rates
 from jaxchat.inference.request import Completion, Request, cut_prompt
 from jaxchat.inference.service import Service
+from jaxchat.inference.transcript import as_text
 from jaxchat.progress import Progress
 from jaxchat.tasks import Problem, Task
 from jaxchat.tasks.dataset import FixedTask
@@ -19,46 +19,44 @@ from jaxchat.tasks.multiple_choice import ChoiceProblem
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import Part, parse_completion, render_prompt
 
-PASS_AT = (1, 2, 4, 8, 16, 32, 64)
+COMPLETIONS = (
+    "Return the number of",
+    "The capital of Italy is",
+    "def __init__(self,",
+    "If the file does not exist,",
+    "A list is a sequence of",
+    "The opposite of small is",
+)
+QUESTIONS = (
+    "Who are you?",
+    "What can you do?",
+    "What is 37 * 24?",
+    "Ann has 12 apples, gets 30 more and loses 7. How many apples are left?",
+    "How often does r occur in strawberry?",
+    "Spell out the word strawberry.",
+    "What is the capital of France?\nRome=A\nParis=B\nMadrid=C\nBerlin=D\nWhich one?",
+)
+MAX_TOKENS = 96
 
 
 @dataclass(frozen=True)
-class Score:
-    """A share of right answers with its 95% interval (Wilson, 1927)."""
+class Sampling:
+    """The sampling of answers: greedy, or `samples` times at a temperature.
 
-    right: int
-    total: int
+    The keys of saved evaluations have its repr, so that a further field must stay out of it.
+    """
 
-    @property
-    def accuracy(self) -> float:
-        """Right answers over all."""
-        return self.right / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95% interval of the accuracy."""
-        z, n, p = 1.96, self.total, self.accuracy
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        # The formula gives a bound of 0 or 1 only up to rounding.
-        low = 0.0 if self.right == 0 else middle - half
-        high = 1.0 if self.right == n else middle + half
-        return low, high
-
-    def to_json(self) -> dict[str, Any]:
-        """For report.json."""
-        return {
-            "right": self.right,
-            "total": self.total,
-            "accuracy": self.accuracy,
-            "interval": list(self.interval),
-        }
+    max_tokens: int
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0  # problem i is sampled with seed + i
+    top_k: int = field(default=0, repr=False)  # drawn from the likeliest tokens, or from all (0)
 
 
 def prompts_of(
     engine: Service, tokenizer: Tokenizer, problems: Sequence[Problem], max_tokens: int
 ) -> list[tuple[int, ...]]:
-    """The ids of problems up to where the assistant answers; long ones as `Request.cut` has it."""
+    """The ids of problems up to the assistant's answer; long ones are cut as by `cut_prompt`."""
     prompts = (render_prompt(p.conversation["messages"][:-1], tokenizer) for p in problems)
     size = {"max_tokens": max_tokens, "context": engine.max_len}
     return [cut_prompt(tuple(ids), bos=tokenizer.bos, **size) for ids in prompts]
@@ -68,29 +66,20 @@ def answer(
     engine: Service,
     tokenizer: Tokenizer,
     problems: Sequence[Problem],
+    sampling: Sampling,
     *,
-    max_tokens: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    samples: int = 1,
-    seed: int = 0,
     title: str = "",
 ) -> list[list[Completion]]:
-    """`samples` completions of every problem; problem i is sampled with seed + i.
-
-    Tokens are drawn from the `top_k` likeliest, or from all (0).
-    """
+    """`sampling.samples` completions of every problem; a `title` shows progress."""
     requests = [
         Request(
-            tokens=prompt,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed + number,
-            n=samples,
+            tokens=prompt, max_tokens=sampling.max_tokens, temperature=sampling.temperature,
+            top_k=sampling.top_k, seed=sampling.seed + number, n=sampling.samples,
         )
-        for number, prompt in enumerate(prompts_of(engine, tokenizer, problems, max_tokens))
-    ]
+        for number, prompt in enumerate(
+            prompts_of(engine, tokenizer, problems, sampling.max_tokens)
+        )
+    ]  # fmt: skip
     if not title:
         return engine.generate(requests)
     with Progress(title, len(requests), "problem") as progress:
@@ -98,43 +87,28 @@ def answer(
 
 
 def parts_of(completion: Completion, tokenizer: Tokenizer) -> list[Part]:
-    """What a completion says and calls."""
+    """The parts of a completion: text, and calls of tools with their outputs."""
     return parse_completion(completion.tokens, tokenizer)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation of one task found.
+    """The result of one task."""
 
-    Attributes:
-        score: right answers; of several samples, all of them count.
-        pass_at: k -> the chance that one of k samples is right.
-        calls: calls of the calculator or of Python in all samples.
-        failed_calls: those that gave nothing.
-    """
-
-    score: Score
+    score: Score  # right answers; of several samples, all of them count
+    # k -> the chance that one of k samples is right
     pass_at: Mapping[int, float] = field(default_factory=dict)
-    calls: int = 0
-    failed_calls: int = 0
+    calls: int = 0  # of the calculator or of Python, in all samples
+    failed_calls: int = 0  # those without a result
 
     def to_json(self) -> dict[str, Any]:
         """For report.json."""
-        told = self.score.to_json() | {"calls": self.calls, "failed_calls": self.failed_calls}
-        return told | {f"pass@{k}": value for k, value in self.pass_at.items()}
+        rates = {f"pass@{k}": value for k, value in self.pass_at.items()}
+        calls = {"calls": self.calls, "failed_calls": self.failed_calls}
+        return self.score.to_json() | calls | rates
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How problems are answered: greedily, or `samples` times at a temperature."""
-
-    max_tokens: int
-    samples: int = 1
-    temperature: float = 0.0
-    seed: int = 0
-
-
-# Runs programs: problems and what the model said of each -> which of them pass.
+# Runs programs: problems and the model's answer to each -> which of them pass.
 CodeJudge = Callable[[Sequence[CodeProblem], Sequence[str]], list[bool]]
 
 
@@ -152,7 +126,7 @@ def evaluate_task(
 
     `problems` is the most that are taken (0: all, of a dataset). Programs are run by `judge`.
     """
-    chosen = [task.problem("test", index) for index in range(held_out_problems(task, problems))]
+    chosen = _first_problems(task, problems)
     choices = [problem for problem in chosen if isinstance(problem, ChoiceProblem)]
     if choices:
         with Progress(title, len(choices), "problem") as progress:
@@ -162,13 +136,8 @@ def evaluate_task(
             )  # fmt: skip
         agreed = sum(p.answer == letter for p, letter in zip(choices, letters, strict=True))
         return Result(Score(agreed, len(choices)))
-    completions = answer(
-        engine, tokenizer, chosen, max_tokens=sampling.max_tokens, samples=sampling.samples,
-        temperature=sampling.temperature, seed=sampling.seed, title=title,
-    )  # fmt: skip
-    said = [[parts_of(completion, tokenizer) for completion in group] for group in completions]
-    passed = _judged(task, chosen, said, judge)
-    right = [sum(group) for group in passed]
+    said = _said(engine, tokenizer, chosen, sampling, title)
+    right = [sum(group) for group in _judged(task, chosen, said, judge)]
     rates = pass_rates(right, sampling.samples)
     outputs = [p for group in said for parts in group for p in parts if p["type"] != "text"]
     calls = sum(part["type"] == "python" for part in outputs)
@@ -182,7 +151,7 @@ def evaluate_task(
 
 
 def held_out_problems(task: Task, problems: int) -> int:
-    """How many problems that is: `problems`, at most all of a dataset; 0 is all of one.
+    """The number of problems: `problems`, at most all of a dataset; 0 is all of one.
 
     Raises ValueError for 0 of a task that is generated without end.
     """
@@ -198,14 +167,14 @@ def _judged(
     said: Sequence[Sequence[Sequence[Part]]],
     judge: CodeJudge | None,
 ) -> list[list[bool]]:
-    """Which samples of each problem are right."""
+    """Whether each sample of each problem is right."""
     if not isinstance(problems[0], CodeProblem):
         return [
             [task.grade(problem, parts) for parts in group]
             for problem, group in zip(problems, said, strict=True)
         ]
     if judge is None:
-        raise ValueError(f"{task.name} has programs, and there is nobody to run them.")
+        raise ValueError(f"{task.name} has programs, and no judge to run them.")
     code = [problem for problem in problems if isinstance(problem, CodeProblem)]
     pairs = [(p, parts) for p, group in zip(code, said, strict=True) for parts in group]
     texts = [
@@ -226,33 +195,54 @@ def sampled_right(
     task: Task,
     *,
     problems: int,
-    samples: int,
-    max_tokens: int,
-    seed: int,
-    top_k: int = 0,
+    sampling: Sampling,
     title: str = "",
 ) -> list[int]:
-    """How many samples at temperature 1 solve each of the first held-out problems.
+    """The number of samples that solve each of the first held-out problems, drawn as in RL."""
+    chosen = _first_problems(task, problems)
+    said = _said(engine, tokenizer, chosen, sampling, title)
+    return [sum(group) for group in _judged(task, chosen, said, None)]
 
-    Tokens are drawn as in RL: from the `top_k` likeliest, or from all (0).
-    """
-    chosen = [task.problem("test", index) for index in range(held_out_problems(task, problems))]
-    completions = answer(
-        engine, tokenizer, chosen, max_tokens=max_tokens, temperature=1.0, top_k=top_k,
-        samples=samples, seed=seed, title=title,
-    )  # fmt: skip
+
+def _first_problems(task: Task, problems: int) -> list[Problem]:
+    return [task.problem("test", index) for index in range(held_out_problems(task, problems))]
+
+
+def _said(
+    engine: Service,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    title: str,
+) -> list[list[list[Part]]]:
+    """The parts of every completion of every problem."""
+    groups = answer(engine, tokenizer, problems, sampling, title=title)
+    return [[parts_of(completion, tokenizer) for completion in group] for group in groups]
+
+
+def text_samples(
+    engine: Service, tokenizer: Tokenizer, prompts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Greedy continuations of text: `prompt` and `completion` each."""
+    ids = [(tokenizer.bos, *tokenizer.encode(prompt)) for prompt in prompts]
+    parts = _greedy(engine, tokenizer, ids)
     return [
-        sum(task.grade(problem, parts_of(completion, tokenizer)) for completion in group)
-        for problem, group in zip(chosen, completions, strict=True)
+        {"prompt": prompt, "completion": as_text(one)}
+        for prompt, one in zip(prompts, parts, strict=True)
     ]
 
 
-def mean_reward(right: Sequence[int], samples: int) -> Score:
-    """The share of samples that are right, of `sampled_right`: RL's objective."""
-    return Score(sum(right), len(right) * samples)
+def chat_samples(
+    engine: Service, tokenizer: Tokenizer, questions: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Greedy answers to questions: `question` and the answer's `parts` each."""
+    ids = [tuple(render_prompt([{"role": "user", "content": q}], tokenizer)) for q in questions]
+    parts = _greedy(engine, tokenizer, ids)
+    return [{"question": q, "parts": one} for q, one in zip(questions, parts, strict=True)]
 
 
-def pass_rates(right: Sequence[int], samples: int) -> dict[int, float]:
-    """k -> the chance that one of k samples is right (`sampled_right`), for powers of two."""
-    ks = [k for k in PASS_AT if k <= samples]
-    return {k: sum(pass_at(k, r, samples) for r in right) / len(right) for k in ks}
+def _greedy(
+    engine: Service, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]]
+) -> list[list[Part]]:
+    requests = [Request(tokens=prompt, max_tokens=MAX_TOKENS) for prompt in prompts]
+    return [parts_of(completion, tokenizer) for (completion,) in engine.generate(requests)]

@@ -1,6 +1,6 @@
-"""HumanEval: does the program that a model wrote pass its tests? (layer 3; Chen et al., 2021)
+"""HumanEval: whether the program that a model wrote passes its tests (Chen et al., 2021).
 
-The program of an answer (`answers`) and the tests run in two programs, each locked in on its own
+The program of an answer (`answers`) and the tests run in two programs, each sandboxed on its own
 (`tools.sandbox`), and the tests call the answer's functions across a pipe (`tools.remote`). An
 answer therefore passes only by giving the right values: not by leaving with exit code 0, nor by
 replacing what the tests use. It is imported, not started: what it has under
@@ -53,7 +53,7 @@ def grade(problem: CodeProblem, completion: str, *, unsafe: bool = False) -> Ver
     Args:
         problem: what was asked.
         completion: the model's answer, with any text around the program.
-        unsafe: run it even where it cannot be locked in (see `sandbox.run_python`).
+        unsafe: run it even where it cannot be sandboxed (see `sandbox.run_python`).
 
     Raises ConfigError where this machine cannot, and ArtifactError where it suddenly could not:
     neither is a wrong answer.
@@ -87,8 +87,8 @@ def require(unsafe: bool) -> None:
     """Raises ConfigError where no program of a model may be run; for the start of an evaluation."""
     if not unsafe and levels.detect().name == "none":
         raise ConfigError(
-            "HumanEval runs programs that a model wrote, and this machine cannot lock them in "
-            "(jaxchat doctor says what is missing); leave humaneval out, or pass --unsafe-exec"
+            "HumanEval runs programs that a model wrote, and this machine cannot sandbox "
+            "them (jaxchat doctor says what is missing); leave humaneval out, or pass --unsafe-exec"
         )
 
 
@@ -96,10 +96,10 @@ def _verdict(program: run.Outcome, tests: run.Outcome) -> Verdict:
     for outcome in (program, tests):
         if outcome.status == "refused":
             raise ArtifactError(f"a program of HumanEval was not run: {outcome.reason}")
-    if tests.status == "ok":  # the program's own end says nothing: it may say what it likes
+    if tests.status == "ok":  # the program's own end proves nothing: it can claim anything
         return Verdict(True, "", program, tests)
-    told = program if program.status != "ok" else tests
-    return Verdict(False, told.reason or "it failed its tests", program, tests)
+    failed = program if program.status != "ok" else tests
+    return Verdict(False, failed.reason or "it failed its tests", program, tests)
 
 
 def grade_many(
@@ -123,7 +123,7 @@ def grade_many(
 
 
 def judge(unsafe: bool = False) -> Callable[[Sequence[CodeProblem], Sequence[str]], list[bool]]:
-    """Which of many answers pass, as `evals.chat.evaluate_task` asks.
+    """The judge that `evals.chat.evaluate_task` takes: whether each of many answers passes.
 
     Raises ConfigError as `require` does.
     """

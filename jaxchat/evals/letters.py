@@ -1,7 +1,7 @@
-"""Multiple choice by letters: which of them the model would say first, many problems at once.
+"""Multiple choice by letters: the one the model finds likeliest, many problems at once.
 
 Nothing is sampled: a problem is answered by the letter with the highest logit after its prompt, so
-that a model which says something else beside it is not at chance (nanochat's categorical tasks).
+that a model that would say something else is not at chance (nanochat's categorical tasks).
 
 Axes: B rows, T time, V vocabulary.
 """
@@ -36,8 +36,8 @@ def choose_letters(
 ) -> list[str]:
     """The letter that each problem is answered with, in the order of the problems.
 
-    A prompt longer than the context loses its beginning, but for <|bos|>. `progress` is told how
-    many problems are done. Raises ValueError for a letter that is not one token.
+    A prompt longer than the context loses its beginning, but for <|bos|>. `progress` is
+    called with the number of problems done. Raises ValueError for a letter that is not one token.
     """
     prompts = [_prompt(problem, tokenizer, model.sequence_len) for problem in problems]
     letters = [[_token(letter, tokenizer) for letter in problem.letters] for problem in problems]
@@ -45,7 +45,7 @@ def choose_letters(
     chosen = [""] * len(problems)
     done = 0
     for places, size in _batches(list(map(len, prompts)), budget, model.sequence_len):
-        rows = max(1, budget // size)  # always so many: one shape a size
+        rows = max(1, budget // size)  # always as many: one shape a size
         tokens = np.full((rows, size), tokenizer.bos, np.int32)
         last = np.zeros(rows, np.int32)
         for row, place in enumerate(places):

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from jaxchat.inference.request import Completion, Request
 from jaxchat.inference.service import Service
-from jaxchat.parallel.process_group import Group
+from jaxchat.parallel.process_group import ProcessGroup
 
 
 class MultiHostEngine:
@@ -19,11 +19,11 @@ class MultiHostEngine:
     All else is the local engine's: what is submitted to it, it serves for its own process.
     """
 
-    def __init__(self, group: Group, local: Service) -> None:
+    def __init__(self, group: ProcessGroup, local: Service) -> None:
         self.group, self.local = group, local
 
     @classmethod
-    def over(cls, group: Group, local: Service) -> Service:
+    def over(cls, group: ProcessGroup, local: Service) -> Service:
         """The local engine itself where there is one process."""
         return local if group.size == 1 else cast(Service, cls(group, local))
 

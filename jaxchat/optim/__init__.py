@@ -1,1 +1,1 @@
-"""Muon and AdamW as Optax chains: one table says which parameter gets what."""
+"""Muon and AdamW as Optax chains: one table assigns every parameter to a group."""

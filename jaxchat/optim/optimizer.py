@@ -43,7 +43,7 @@ def make_optimizer(
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformationExtraArgs:
-    """Optax's, but the norm may be given: whoever holds a share of the gradients cannot tell."""
+    """Optax's, but the norm may be given: a shard of the gradients does not tell it."""
 
     def update(
         updates: Any, state: Any, params: Any = None, *, norm: Any = None, **_: Any
@@ -87,7 +87,37 @@ def adamw_chain(group: Group) -> optax.GradientTransformation:
 
 
 def _scale_by_rate(rate: float, multiplier: schedule.Schedule) -> optax.GradientTransformation:
-    def step_size(count: Any) -> jax.Array:
-        return -rate * multiplier(count)
+    return optax.scale_by_schedule(lambda count: -rate * multiplier(count))
 
-    return optax.scale_by_schedule(step_size)
+
+_AVERAGES = (optax.ScaleByAdamState, muon.MomentumState, muon.NorMuonState)
+
+
+def carry_over(fresh: Any, before: Any) -> Any:
+    """The optimizer's state `fresh`, with the averages of the stage `before`.
+
+    Averages of gradients, and of their squares, are carried over, with AdamW's count of them, which
+    corrects their bias. Schedules restart: they are functions of the new stage's own steps. Both
+    are states of `make_optimizer` for the same model on the same mesh; their chains may differ, by
+    a decay or clipping. An average that only `fresh` has stays as it is.
+    """
+    states = jax.tree_util.tree_flatten_with_path(before, is_leaf=_is_average)[0]
+    found = {_group(path, state): state for path, state in states if _is_average(state)}
+
+    def carried(path: tuple[Any, ...], state: Any) -> Any:
+        old = found.get(_group(path, state)) if _is_average(state) else None
+        if isinstance(old, muon.MomentumState):  # its schedule restarts
+            return old._replace(steps=state.steps)
+        return state if old is None else old
+
+    return jax.tree_util.tree_map_with_path(carried, fresh, is_leaf=_is_average)
+
+
+def _is_average(state: Any) -> bool:
+    return isinstance(state, _AVERAGES)
+
+
+def _group(path: tuple[Any, ...], state: Any) -> tuple[str, ...]:
+    """The label of the parameters' group, and the kind of average: the same in every chain."""
+    labels = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+    return (*labels, type(state).__name__)

@@ -1,6 +1,6 @@
 """The parameter table: one row for every group, and every parameter in exactly one row.
 
-A row says which optimizer a group has and its rate, betas and decay. Rates and betas as in nanochat
+A row has a group's optimizer, rate, betas and decay. Rates and betas as in nanochat
 (November 2025 for `classic`, July 2026 for `modern`).
 """
 
@@ -17,7 +17,7 @@ from jaxchat.config.schema import ModelConfig, OptimConfig
 
 @dataclass(frozen=True)
 class Group:
-    """One row: the parameters whose path matches `pattern` are optimized like this."""
+    """One row: the hyperparameters of all parameters whose path matches `pattern`."""
 
     label: str
     pattern: str

@@ -1,4 +1,7 @@
-"""Schedules of the rate, the momentum and the decay, as functions of the step (traceable)."""
+"""Schedules of the rate, the momentum and the decay, as functions of the step (traceable).
+
+In the formulas t is the step, from 0, N the number of steps, D those of the warmdown.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 
 def rate_multiplier(config: OptimConfig, steps: int) -> Schedule:
-    """Linear warmup, constant, linear warmdown to `final_lr_frac` at `steps`."""
+    """Linear warmup of W steps, constant, linear warmdown to f = `final_lr_frac` at `steps`.
+
+    (t + 1) / W while t < W; then l + (1 - l) f with l = min(1, (N - t) / D).
+    """
     warmup, warmdown = config.warmup_steps, config.warmdown_steps(steps)
 
     def schedule(step: jax.Array) -> jax.Array:
@@ -28,7 +34,10 @@ def rate_multiplier(config: OptimConfig, steps: int) -> Schedule:
 
 
 def momentum(config: OptimConfig, steps: int) -> Schedule:
-    """From `momentum_start` to `momentum`, and to `momentum_end` during the warmdown."""
+    """Linear warmup of W steps from s = `momentum_start` to m, linear warmdown to e.
+
+    (1 - t / W) s + t / W m while t < W; then (1 - c) m + c e with c = max(0, (t - N + D) / D).
+    """
     warmdown = config.warmdown_steps(steps)
 
     def schedule(step: jax.Array) -> jax.Array:
@@ -44,7 +53,7 @@ def momentum(config: OptimConfig, steps: int) -> Schedule:
 
 
 def decay(config: OptimConfig, steps: int) -> Schedule:
-    """Muon's decay: constant, or a half cosine to 0 at `steps`."""
+    """Muon's decay: the constant d, or a half cosine to 0 at `steps`, d (1 + cos(pi t / N)) / 2."""
 
     def schedule(step: jax.Array) -> jax.Array:
         it = step.astype(jnp.float32)

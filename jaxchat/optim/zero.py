@@ -1,18 +1,24 @@
-"""Shares: how parameters, gradients and the optimizer's work are cut over the devices of a mesh.
+"""ZeRO: parameters, gradients and the optimizer's work, partitioned over the devices of a mesh.
 
-Parameters are whole on every device, or cut over `fsdp` and `tensor` where the mesh has those axes.
-Gradients are summed once a step, straight into shares (reduce-scatter); each device keeps the
-optimizer's state of its share and does its work, for Muon on whole matrices of the stacks; then the
-updates are put together again (all-gather). This is ZeRO's second stage (arXiv 1910.02054), and
-with `fsdp` its third, but that parameters are put together once a step and not layer by layer.
+With the gradients g_d of device d, the optimizer's state s_i and the parameters p, the owner i of a
+shard computes
+
+    g[i] = sum_d g_d[i]                      reduce-scatter, once a step
+    u[i], s_i = optimizer(g[i], s_i, p[i])   for Muon on whole matrices of the stacks
+    p = p + concatenate_i u[i]               all-gather
+
+This is the second stage of ZeRO (arXiv 1910.02054): parameters are whole on every device. Where the
+mesh has the axes `fsdp` and `tensor` they are partitioned over those, the third stage, but that
+they are gathered once a step and not layer by layer.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +27,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey
 
+from jaxchat.config.schema import ModelConfig
+from jaxchat.model import gpt
 from jaxchat.optim.stacking import JOINT, STACKS, stack, unstack
 from jaxchat.parallel.mesh import (
     RULES,
@@ -31,61 +39,62 @@ from jaxchat.parallel.mesh import (
     path_name,
     spec_of,
 )
+from jaxchat.parallel.spmd import over_tensor
 
 FSDP, TENSOR = "fsdp", "tensor"
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How one array of the view (a stack, or a parameter that is in none) is shared out."""
+class Partition:
+    """The partitioning of one array of the view (a stack, or a parameter that is in none)."""
 
-    spec: P  # how the shares lie on the mesh
+    spec: P  # how the shards lie on the mesh
     dim: int = 0
-    axes: tuple[str, ...] = ()  # it is cut along `dim` over these, outermost first
-    kept: tuple[str, ...] = ()  # those of them over which the parameter itself is cut, too
-    # A stack's dimensions along which its matrices themselves are cut; their pieces are exchanged
+    axes: tuple[str, ...] = ()  # it is split along `dim` over these, outermost first
+    stored: tuple[str, ...] = ()  # those of them over which the parameter itself is split, too
+    # A stack's dimensions along which its matrices themselves are split; their pieces are exchanged
     # for whole matrices.
     fsdp: int | None = None
     tensor: int | None = None
 
 
-def cut_stack(mesh: Mesh, matrix: P, axes: tuple[str, ...]) -> Cut:
-    """A stack of matrices of this spec is cut into whole matrices, over the tensor axis too."""
+def partition_stack(matrix: P, axes: tuple[str, ...]) -> Partition:
+    """A stack of matrices of this spec is split into whole matrices, over the tensor axis too."""
     fsdp, tensor = _dim_over(FSDP, matrix), _dim_over(TENSOR, matrix)
-    return Cut(
+    return Partition(
         spec=P((*axes, *(() if tensor is None else (TENSOR,))) or None),
         axes=axes,
-        kept=() if fsdp is None else (FSDP,),
+        stored=() if fsdp is None else (FSDP,),
         fsdp=None if fsdp is None else 1 + fsdp,
         tensor=None if tensor is None else 1 + tensor,
     )
 
 
-def cut_leaf(mesh: Mesh, spec: P, shape: tuple[int, ...], axes: tuple[str, ...]) -> Cut:
-    """A parameter in no stack is cut along its fsdp dimension, or else the first that divides."""
+def partition_leaf(mesh: Mesh, spec: P, shape: tuple[int, ...], axes: tuple[str, ...]) -> Partition:
+    """A parameter in no stack is split along its fsdp dimension, or the first that divides."""
     ways = math.prod(mesh.shape[axis] for axis in axes)
     free = [dim for dim, entry in enumerate(spec) if not entry and shape[dim] % ways == 0]
-    dim, kept = _dim_over(FSDP, spec), tuple[str, ...]()
+    dim, stored = _dim_over(FSDP, spec), tuple[str, ...]()
     if dim is not None:
         inner = tuple(axis for axis in axes if axis != FSDP) if shape[dim] % ways == 0 else ()
-        axes, kept = (FSDP, *inner), (FSDP,)
+        axes, stored = (FSDP, *inner), (FSDP,)
     elif axes and free:
         dim = free[0]
     else:
-        return Cut(spec)
+        return Partition(spec)
     entries = [axes if place == dim else entry for place, entry in enumerate(spec)]
-    return Cut(P(*entries), dim, axes, kept)
+    return Partition(P(*entries), dim, axes, stored)
 
 
 def _dim_over(axis: str, spec: P) -> int | None:
-    """The dimension that is cut over a mesh axis."""
+    """The dimension that is split over a mesh axis."""
     return next((dim for dim, axes in enumerate(axes_of(spec)) if axis in axes), None)
 
 
-class Shares:
-    """The cuts of a model's parameters (arrays or their shapes) on a mesh.
+class ZeroLayout:
+    """The partitions of a model's parameters (arrays or their shapes) on a mesh.
 
-    A "view" is the optimizer's tree, of `optim.stacks`: whole, or this device's share of it.
+    A "view" is the optimizer's tree, of `optim.stacking`: whole, or this device's shard of it.
     """
 
     def __init__(self, mesh: Mesh, params: Any) -> None:
@@ -93,31 +102,39 @@ class Shares:
         self.axes = tuple(axis for axis in RULES["batch"] or () if mesh.shape[axis] > 1)
         self.params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         self.stored = param_specs(mesh, params)
-        self.cuts = jax.tree_util.tree_map_with_path(self._cut, jax.eval_shape(self.view, params))
+        view = jax.eval_shape(self.view, params)
+        self.partitions = jax.tree_util.tree_map_with_path(self._partition, view)
 
-    def _cut(self, path: tuple[Any, ...], leaf: Any) -> Cut:
+    @classmethod
+    def of_model(cls, mesh: Mesh, model: ModelConfig) -> Self:
+        """The layout of a model's parameters."""
+        return cls(mesh, jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), model)))
+
+    def _partition(self, path: tuple[Any, ...], leaf: Any) -> Partition:
         name = path_name(path)
         if name.startswith(f"{STACKS}/"):
             matrix = tuple(name.removeprefix(f"{STACKS}/").split(JOINT))
-            return cut_stack(self.mesh, spec_of(self.mesh, matrix, leaf.shape[1:]), self.axes)
-        if not (logical := logical_axes(name)):  # scalars: everybody keeps and does all of them
-            return Cut(P())
-        return cut_leaf(self.mesh, spec_of(self.mesh, logical, leaf.shape), leaf.shape, self.axes)
+            return partition_stack(spec_of(self.mesh, matrix, leaf.shape[1:]), self.axes)
+        if not (logical := logical_axes(name)):  # scalars: every device has and updates them all
+            return Partition(P())
+        spec = spec_of(self.mesh, logical, leaf.shape)
+        return partition_leaf(self.mesh, spec, leaf.shape, self.axes)
 
     @property
     def gathered(self) -> Any:
-        """Specs of the parameters as a step computes with them: cut over the tensor axis only."""
+        """Specs of the parameters as a step computes with them: split over the tensor axis only."""
         return jax.tree.map(lambda spec: keep(spec, {TENSOR}), self.stored)
 
     def state_specs(self, state: Any) -> Any:
-        """Specs of an optimizer's state: what is kept of an array lies as the array's share."""
-        cuts = {path_name(p): c for p, c in jax.tree_util.tree_flatten_with_path(self.cuts)[0]}
+        """Specs of an optimizer's state: what belongs to an array lies as the array's shard."""
+        flat = jax.tree_util.tree_flatten_with_path(self.partitions)[0]
+        specs = {path_name(path): part.spec for path, part in flat}
 
         def spec(path: tuple[Any, ...], leaf: Any) -> P:
             del leaf
             named = itertools.takewhile(lambda key: isinstance(key, DictKey), reversed(path))
-            cut = cuts.get(path_name(tuple(named)[::-1]))
-            return cut.spec if cut else P()
+            found: P = specs.get(path_name(tuple(named)[::-1]), P())
+            return found
 
         return jax.tree_util.tree_map_with_path(spec, state)
 
@@ -125,7 +142,7 @@ class Shares:
         """The whole view of whole parameters or gradients."""
         return stack(params, self.mesh.size)
 
-    # What follows runs inside a shard_map over every axis of the mesh.
+    # All below runs inside a shard_map over every axis of the mesh.
 
     def gather(self, params: Any) -> Any:
         """Parameters as they are stored -> as `gathered`."""
@@ -136,55 +153,59 @@ class Shares:
 
         return jax.tree.map(whole, params, self.stored)
 
-    def reduce(self, grads: Any) -> Any:
-        """Every device's own gradients, as `gathered` -> shares of the view of their sum."""
+    def model_gather(self) -> Callable[[Any], Any]:
+        """`gather` for use inside `over_rows`, whatever the tensor axis."""
+        return over_tensor(self.gather, self.mesh, (self.stored,), self.gathered)
 
-        def one(x: Array, cut: Cut) -> Array:
-            if uncut := tuple(axis for axis in self.axes if axis not in cut.axes):
-                x = lax.psum(x, uncut)
-            if cut.axes:
-                x = lax.psum_scatter(x, cut.axes, scatter_dimension=cut.dim, tiled=True)
-            return _exchange(x, TENSOR, cut.dim, cut.tensor)
+    def reduce_scatter(self, grads: Any) -> Any:
+        """Every device's own gradients, as `gathered` -> shards of the view of their sum."""
 
-        return jax.tree.map(one, self.view(grads), self.cuts)
+        def one(x: Array, part: Partition) -> Array:
+            if whole := tuple(axis for axis in self.axes if axis not in part.axes):
+                x = lax.psum(x, whole)
+            if part.axes:
+                x = lax.psum_scatter(x, part.axes, scatter_dimension=part.dim, tiled=True)
+            return _exchange(x, TENSOR, part.dim, part.tensor)
 
-    def own(self, params: Any) -> Any:
-        """Parameters, as `gathered` -> shares of their view."""
+        return jax.tree.map(one, self.view(grads), self.partitions)
 
-        def one(x: Array, cut: Cut) -> Array:
-            if cut.axes:
-                size = x.shape[cut.dim] // math.prod(self.mesh.shape[axis] for axis in cut.axes)
-                start = lax.axis_index(cut.axes) * size
-                x = lax.dynamic_slice_in_dim(x, start, size, cut.dim)
-            return _exchange(x, TENSOR, cut.dim, cut.tensor)
+    def local_shard(self, params: Any) -> Any:
+        """Parameters, as `gathered` -> shards of their view."""
 
-        return jax.tree.map(one, self.view(params), self.cuts)
+        def one(x: Array, part: Partition) -> Array:
+            if part.axes:
+                size = x.shape[part.dim] // math.prod(self.mesh.shape[axis] for axis in part.axes)
+                start = lax.axis_index(part.axes) * size
+                x = lax.dynamic_slice_in_dim(x, start, size, part.dim)
+            return _exchange(x, TENSOR, part.dim, part.tensor)
 
-    def spread(self, view: Any) -> Any:
-        """Shares of a view -> a tree like the parameters, as they are stored."""
+        return jax.tree.map(one, self.view(params), self.partitions)
 
-        def one(x: Array, cut: Cut) -> Array:
-            x = _exchange(x, TENSOR, cut.tensor, cut.dim)
-            x = _exchange(x, FSDP, cut.fsdp, cut.dim)
-            if axes := tuple(axis for axis in cut.axes if axis not in cut.kept):
-                x = lax.all_gather(x, axes, axis=cut.dim, tiled=True)
+    def all_gather_updates(self, view: Any) -> Any:
+        """Shards of a view -> a tree like the parameters, as they are stored."""
+
+        def one(x: Array, part: Partition) -> Array:
+            x = _exchange(x, TENSOR, part.tensor, part.dim)
+            x = _exchange(x, FSDP, part.fsdp, part.dim)
+            if axes := tuple(axis for axis in part.axes if axis not in part.stored):
+                x = lax.all_gather(x, axes, axis=part.dim, tiled=True)
             return x
 
-        return unstack(jax.tree.map(one, view, self.cuts), self.params)
+        return unstack(jax.tree.map(one, view, self.partitions), self.params)
 
     def norm(self, view: Any) -> Array:
-        """The global norm of a view, from its shares."""
+        """The global norm of a view, from its shards."""
         squares: dict[tuple[str, ...], list[Array]] = {}
-        for x, cut in zip(jax.tree.leaves(view), jax.tree.leaves(self.cuts), strict=True):
-            axes = tuple(itertools.chain.from_iterable(axes_of(cut.spec)))
+        for x, part in zip(jax.tree.leaves(view), jax.tree.leaves(self.partitions), strict=True):
+            axes = tuple(itertools.chain.from_iterable(axes_of(part.spec)))
             squares.setdefault(axes, []).append(jnp.sum(jnp.square(x)))
         sums = [lax.psum(sum(each), axes) if axes else sum(each) for axes, each in squares.items()]
         return jnp.sqrt(sum(sums))
 
 
-def _exchange(x: Array, axis: str, cut: int | None, joined: int | None) -> Array:
-    """From pieces along dimension `joined` to pieces along `cut`; as it is where one is None."""
-    if cut is None or joined is None:
+def _exchange(x: Array, axis: str, split: int | None, joined: int | None) -> Array:
+    """From pieces along dimension `joined` to pieces along `split`; as it is where one is None."""
+    if split is None or joined is None:
         return x
-    y: Array = lax.all_to_all(x, axis, split_axis=cut, concat_axis=joined, tiled=True)
+    y: Array = lax.all_to_all(x, axis, split_axis=split, concat_axis=joined, tiled=True)
     return y

@@ -1,10 +1,10 @@
-"""How JAX is started: memory, compiled programs, and the processes that belong to one run.
+"""Starts JAX: memory, compiled programs, and the processes that belong to one run.
 
 Each process of several is started with the same command and, in its environment,
 
 JAXCHAT_COORDINATOR   HOST:PORT of process 0; the port above it is used too
-JAXCHAT_PROCESSES     how many there are
-JAXCHAT_PROCESS       which one this is, from 0
+JAXCHAT_PROCESSES     the number of processes
+JAXCHAT_PROCESS       the number of this one, from 0
 
 `launch/` has starters that set them. JAX's own detection of schedulers is not used: under SLURM it
 gives a process one GPU only.
@@ -21,28 +21,25 @@ from jaxchat import paths
 from jaxchat.config import memory
 from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ConfigError, GroupError
-from jaxchat.parallel.process_group import Group, Place, is_local
-from jaxchat.paths import process_env
+from jaxchat.parallel.process_group import ProcessGroup, ProcessSpec, is_local
 from jaxchat.signals import NOTICES
 
-# Any of them says that the user decides; the last is the new name of the first.
+# Where one is set, the user decides; the last is the new name of the first.
 MEMORY_VARIABLES = (
     "XLA_PYTHON_CLIENT_MEM_FRACTION",
     "XLA_PYTHON_CLIENT_PREALLOCATE",
     "XLA_PYTHON_CLIENT_ALLOCATOR",
     "XLA_CLIENT_MEM_FRACTION",
 )
-HEARTBEAT_SECONDS = 600  # after which a process that hangs is given up; a lost one is known at once
+HEARTBEAT_SECONDS = 600  # until a process that hangs counts as lost; an exit is noticed at once
 
 
 def configure_jax(mesh: MeshConfig, cache: Path | None, *, whole_gpu: bool = False) -> None:
     """Sets up JAX; call it before the first use of a device.
 
-    `whole_gpu`: training takes most of a GPU's memory at once; any other command takes it as it
-    needs it, and no more. What the user has set in the environment stays (`MEMORY_VARIABLES`).
-
-    Compiled programs are kept in the folder `cache`, so that the next process starts faster; None
-    keeps none.
+    `whole_gpu`: training preallocates most of a GPU's memory; any other command allocates as it
+    needs it. What the user has set in the environment stays (`MEMORY_VARIABLES`). Compiled programs
+    are cached in the folder `cache`, so that the next process starts faster, if it is given.
     """
     paths.share_gpu(memory_settings(whole_gpu=whole_gpu), MEMORY_VARIABLES)
     import jax
@@ -51,15 +48,15 @@ def configure_jax(mesh: MeshConfig, cache: Path | None, *, whole_gpu: bool = Fal
         jax.config.update("jax_num_cpu_devices", mesh.host_devices)
     if cache is not None and jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    # A program that cannot be kept, or was kept in part, is compiled again: no harm done.
+    # A program that cannot be cached, or was cached in part, is compiled again: no harm done.
     warnings.filterwarnings("ignore", message="Error (read|writ)ing persistent compilation cache")
 
 
 def start_jax(mesh: MeshConfig, cache: Path | None) -> None:
-    """Sets up and starts JAX for a command that shares a GPU, and says what it may take of it."""
+    """Sets up and starts JAX for a command that shares a GPU; prints how much it may take."""
     configure_jax(mesh, cache)
-    if told := memory_told():
-        print(f"jaxchat: {told}, as it needs it.", file=sys.stderr, flush=True)
+    if limit := memory_notice():
+        print(f"jaxchat: {limit}, as it needs it.", file=sys.stderr, flush=True)
 
 
 def memory_settings(*, whole_gpu: bool) -> dict[str, str]:
@@ -68,8 +65,8 @@ def memory_settings(*, whole_gpu: bool) -> dict[str, str]:
     return fraction if whole_gpu else {**fraction, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
-def memory_told() -> str:
-    """What JAX may take of each GPU, for people; "" on a CPU. Starts JAX."""
+def memory_notice() -> str:
+    """A sentence with the memory that JAX may take of each GPU; "" on a CPU. Starts JAX."""
     import jax
 
     from jaxchat.model.backend import memory_limit
@@ -80,9 +77,9 @@ def memory_told() -> str:
     return f"JAX may take {limit / 1e9:.1f} GB of each {device.device_kind}"
 
 
-def read_place() -> Place | None:
-    """Which process this is, as the environment tells; None for one alone. Raises ConfigError."""
-    coordinator, size, index = process_env()
+def read_spec() -> ProcessSpec | None:
+    """This process as the environment describes it; None if it is alone. Raises ConfigError."""
+    coordinator, size, index = paths.process_env()
     if not (coordinator or size or index):
         return None
     host, _, port = coordinator.rpartition(":")
@@ -92,40 +89,42 @@ def read_place() -> Place | None:
             "example node1:7600."
         )
     if not size.isdecimal() or int(size) < 1:
-        raise ConfigError(f"JAXCHAT_PROCESSES is {size!r}; it must say how many processes run.")
+        raise ConfigError(f"JAXCHAT_PROCESSES is {size!r}; it must be the number of processes.")
     if not index.isdecimal() or int(index) >= int(size):
         raise ConfigError(
             f"JAXCHAT_PROCESS is {index!r}; it must be this process's number, 0 to {int(size) - 1}."
         )
-    return Place(host.strip("[]"), int(port), int(size), int(index)) if int(size) > 1 else None
+    return (
+        ProcessSpec(host.strip("[]"), int(port), int(size), int(index)) if int(size) > 1 else None
+    )
 
 
-def connect_devices(group: Group) -> None:
-    """`jax.distributed` for the processes of a group, before a device is asked for.
+def connect_devices(group: ProcessGroup) -> None:
+    """Starts `jax.distributed` for the processes of a group, before the first use of a device.
 
     Raises GroupError where the devices do not reach each other.
     """
-    place = read_place()
-    if place is None or group.size == 1:
+    spec = read_spec()
+    if spec is None or group.size == 1:
         return
     import jax
 
-    address = f"{place.host}:{place.port}"
+    address = f"{spec.host}:{spec.port}"
     jax.distributed.initialize(
-        address, place.size, place.index,
+        address, spec.size, spec.index,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        coordinator_bind_address=address if is_local(place.host) else None,
+        coordinator_bind_address=address if is_local(spec.host) else None,
     )  # fmt: skip
     for number in NOTICES:  # `initialize` has put a handler of its own over ours
         signal.signal(number, signal.getsignal(number))
     _add_up(group)
 
 
-def _add_up(group: Group) -> None:
+def _add_up(group: ProcessGroup) -> None:
     """One sum over all devices. Raises GroupError when they do not reach each other.
 
-    Now, since all processes are at the same point: on a CPU they give each other 30 seconds to make
-    a connection, and later one may compile for longer than that while another waits.
+    It is done here, where all processes are at the same point: on a CPU they have 30 seconds to
+    connect, and later one may compile for longer than that while another waits.
     """
     import jax
     import numpy as np

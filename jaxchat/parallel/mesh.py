@@ -2,7 +2,7 @@
 
 Axes of a mesh: `data` (rows of a batch), `fsdp` (rows of a batch, and parameters split over them),
 `tensor` (heads, hidden units, vocabulary). Arrays have logical axes; `RULES` maps those to mesh
-axes. Nobody else names what a mesh axis splits.
+axes; no other module names what a mesh axis splits.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def logical_axes(name: str) -> tuple[str, ...]:
 
 
 def spec_of(mesh: Mesh, logical: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
-    """How an array of logical axes is split: one entry an axis.
+    """The PartitionSpec of an array with these logical axes: one entry an axis.
 
     An axis that a mesh axis does not divide stays whole, and mesh axes of one device are left out.
     """
@@ -162,7 +162,7 @@ def gathered(params: Any) -> Any:
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """How many ways the rows of a batch are split."""
+    """The number of shards that the rows of a batch are split into."""
     return int(mesh.shape["data"] * mesh.shape["fsdp"])
 
 

@@ -1,13 +1,14 @@
-"""The processes of one run, and what they tell each other beside what their devices exchange.
+"""Host-side control channel of a multi-process run.
 
-Process 0 leads: it listens, and each of the others keeps a connection to it, on which lines of
-JSON go both ways. It serves three ends that `jax.distributed` does not: waiting for hours while
-process 0 works alone, telling of a failure once and in words, and ending all when one has ended
-(layer 2).
+Process 0 leads: it listens, and each of the others has a connection to it, on which lines of JSON
+go both ways. It serves three purposes that `jax.distributed` does not: waiting for hours while
+process 0 works alone, reporting a failure once and in words, and ending all processes when one has
+ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -22,26 +23,27 @@ from typing import Any, NoReturn
 from jaxchat.errors import GroupError
 from jaxchat.signals import REQUEUE
 
-START_SECONDS = 300.0  # that the processes are given to find each other
-DOUBT_SECONDS = 3.0  # in which what made an error that nobody expected may still be told of
-END_SECONDS = 5.0  # that the others are given to leave before process 0 does
+START_SECONDS = 300.0  # for the processes to find each other
+ERROR_GRACE_SECONDS = 3.0  # wait for the root cause before a secondary error is reported
+END_SECONDS = 5.0  # for the others to exit before process 0 does
 ALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 45_000}
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which of how many processes this is, and where they meet."""
+class ProcessSpec:
+    """This process's number among how many, and the address where they meet."""
 
     host: str
-    port: int  # of `jax.distributed`; that of the group is the one above
+    port: int  # of `jax.distributed`; the group uses the one above
     size: int
     index: int
 
 
-class Group:
-    """One process alone; those of several processes have the same methods."""
+class ProcessGroup:
+    """A process alone; `_Leader` and `_Follower` are those of several processes."""
 
     index, size = 0, 1
+    _closing = False
 
     @property
     def leads(self) -> bool:
@@ -49,40 +51,42 @@ class Group:
         return self.index == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process gave, by number: all must call this. Values are JSON."""
+        """Every process's value (JSON), in the order of their numbers; collective."""
         return [value]
 
     def broadcast(self, value: Any = None) -> Any:
-        """What process 0 gave: all must call this, and it waits for all."""
+        """Process 0's value; collective, and waits for all."""
         return self.gather(value)[0]
 
+    def fail(self, text: str, code: int, *, certain: bool) -> None:
+        """Ends all other processes: see `end`."""
+
     def close(self) -> None:
-        """Parts in peace: all must call this."""
+        """Orderly shutdown; collective."""
+        self._closing = True
+        self.gather(None)
 
 
-ALONE = Group()
+ALONE = ProcessGroup()
 
 
-def join(place: Place, seconds: float = START_SECONDS) -> Group:
-    """Finds the other processes. Raises GroupError when they have not come in time."""
-    return _Leader(place, seconds) if place.index == 0 else _Follower(place, seconds)
+def join(spec: ProcessSpec, seconds: float = START_SECONDS) -> ProcessGroup:
+    """Connects the processes. Raises GroupError when some have not connected in time."""
+    return _Leader(spec, seconds) if spec.index == 0 else _Follower(spec, seconds)
 
 
-def end(group: Group, text: str, code: int, *, certain: bool) -> NoReturn:
+def end(group: ProcessGroup, text: str, code: int, *, certain: bool) -> NoReturn:
     """Ends this process and all others with an exit code; `text` is printed once, by process 0.
 
-    Where `certain` is false, the error may be the echo of something that happened to another
-    process: what that tells within a moment is printed instead.
+    Where `certain` is false, the error may be a consequence of what happened to another process:
+    what that one reports within ERROR_GRACE_SECONDS is printed instead.
     """
-    if isinstance(group, _Leader):
-        group.fail(text, code, certain=certain)
-    elif isinstance(group, _Follower):
-        group.report(text, code, certain=certain)
+    group.fail(text, code, certain=certain)
     _leave(code)
 
 
 class _Line:
-    """A connection that lines of JSON go over."""
+    """A connection that carries lines of JSON."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.settimeout(None)
@@ -96,9 +100,9 @@ class _Line:
         self._lock = threading.Lock()
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Raises OSError when the other end is gone."""
+        """Sends a message; when the other end is gone, the reader of its line reports that."""
         data = json.dumps(message).encode() + b"\n"
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):
             self._connection.sendall(data)
 
     def receive(self) -> dict[str, Any] | None:
@@ -110,42 +114,38 @@ class _Line:
             return None
         return message if isinstance(message, dict) else None
 
-    def close(self) -> None:
-        self._file.close()
-        self._connection.close()
 
-
-class _Leader(Group):
-    def __init__(self, place: Place, seconds: float) -> None:
-        self.size = place.size
+class _Leader(ProcessGroup):
+    def __init__(self, spec: ProcessSpec, seconds: float) -> None:
+        self.size = spec.size
         self._hosts = {0: socket.gethostname()}
         self._lines: dict[int, _Line] = {}
         self._given: dict[int, queue.SimpleQueue[Any]] = {}
-        self._left = {index: threading.Event() for index in range(1, place.size)}
-        self._ending, self._closing = threading.Lock(), False
-        self._meet(place, time.monotonic() + seconds, seconds)
+        self._left = {index: threading.Event() for index in range(1, spec.size)}
+        self._ending = threading.Lock()
+        self._meet(spec, time.monotonic() + seconds, seconds)
         for index, line in self._lines.items():
             line.send({"welcome": index})
             reader = threading.Thread(target=self._listen, args=(index, line), daemon=True)
             reader.start()
 
-    def _meet(self, place: Place, deadline: float, seconds: float) -> None:
-        with _listening(place) as server:
-            while len(self._lines) < place.size - 1:
+    def _meet(self, spec: ProcessSpec, deadline: float, seconds: float) -> None:
+        with _listening(spec) as server:
+            while len(self._lines) < spec.size - 1:
                 server.settimeout(max(0.001, deadline - time.monotonic()))
                 try:
                     connection, _ = server.accept()
                 except TimeoutError:
-                    missing = [n for n in range(1, place.size) if n not in self._lines]
+                    missing = [n for n in range(1, spec.size) if n not in self._lines]
                     raise GroupError(
-                        f"of {place.size} processes, {_these(missing)} did not come to "
-                        f"{place.host}:{place.port + 1} within {seconds:.0f} seconds; start all of "
+                        f"of {spec.size} processes, {_these(missing)} did not come to "
+                        f"{spec.host}:{spec.port + 1} within {seconds:.0f} seconds; start all of "
                         "them, with the same JAXCHAT_COORDINATOR and JAXCHAT_PROCESSES."
                     ) from None
-                self._admit(connection, place)
+                self._admit(connection, spec)
 
-    def _admit(self, connection: socket.socket, place: Place) -> None:
-        """Takes in a process; whoever else may call here is sent away."""
+    def _admit(self, connection: socket.socket, spec: ProcessSpec) -> None:
+        """Accepts a process; any other caller is sent away."""
         connection.settimeout(10.0)
         try:
             hello = json.loads(connection.makefile("rb").readline(4096))
@@ -154,17 +154,21 @@ class _Leader(Group):
             connection.close()
             return
         wrong = ""
-        if size != place.size:
-            wrong = f"{host} says there are {size} processes, and process 0 that there are "
-            wrong += f"{place.size}; give all the same JAXCHAT_PROCESSES."
+        if size != spec.size:
+            wrong = (
+                f"{host} says there are {size} processes, and process 0 that there are "
+                f"{spec.size}; give all the same JAXCHAT_PROCESSES."
+            )
         elif index in self._lines:
-            wrong = f"{host} and {self._hosts[index]} both say they are process {index}; give each "
-            wrong += "its own JAXCHAT_PROCESS."
+            wrong = (
+                f"{host} and {self._hosts[index]} both say they are process {index}; give each "
+                "its own JAXCHAT_PROCESS."
+            )
         self._lines.setdefault(index, _Line(connection))
         self._hosts.setdefault(index, host)
         if wrong:
             for line in (*self._lines.values(), _Line(connection)):
-                _try_send(line, {"end": 2})
+                line.send({"end": 2})
             raise GroupError(wrong)
         self._given[index] = queue.SimpleQueue()
 
@@ -177,55 +181,46 @@ class _Leader(Group):
                 self.fail(text, int(message["code"]), certain=bool(message["certain"]), wait=False)
         self._left[index].set()
         if not self._closing:
-            self.fail(
-                f"jaxchat: process {index} on {self._hosts[index]} has ended, killed or with its "
-                "machine; all others are ended too. Give the same command again to go on.",
-                REQUEUE, certain=True,
-            )  # fmt: skip
+            lost = _lost(f"process {index} on {self._hosts[index]}")
+            self.fail(lost, REQUEUE, certain=True)
 
     def gather(self, value: Any) -> list[Any]:
         values = [value, *(self._given[index].get() for index in range(1, self.size))]
         for line in self._lines.values():
-            _try_send(line, {"values": values})
+            line.send({"values": values})
         return values
 
     def fail(self, text: str, code: int, *, certain: bool, wait: bool = True) -> None:
-        """Ends all, at once or, in doubt, after a moment; then this waits for that if `wait`."""
+        """Ends all, at once if `certain`, else after a moment; waits for it if `wait`."""
         if certain:
             self._end(text, code)
-        timer = threading.Timer(DOUBT_SECONDS, self._end, (text, code))
+        timer = threading.Timer(ERROR_GRACE_SECONDS, self._end, (text, code))
         timer.daemon = True
         timer.start()
         if wait:
             timer.join()
 
     def _end(self, text: str, code: int) -> NoReturn:
-        self._ending.acquire()  # and never released: who comes later waits for the end
+        self._ending.acquire()  # and never released: later callers wait for the end
         print(text, file=sys.__stderr__, flush=True)
         for line in self._lines.values():
-            _try_send(line, {"end": code})
+            line.send({"end": code})
         deadline = time.monotonic() + END_SECONDS
         for left in self._left.values():
             left.wait(max(0.0, deadline - time.monotonic()))
         _leave(code)
 
-    def close(self) -> None:
-        self._closing = True
-        self.gather(None)
 
-
-class _Follower(Group):
-    def __init__(self, place: Place, seconds: float) -> None:
-        self.index, self.size = place.index, place.size
-        self._line = _Line(_connect(place, seconds))
+class _Follower(ProcessGroup):
+    def __init__(self, spec: ProcessSpec, seconds: float) -> None:
+        self.index, self.size = spec.index, spec.size
+        self._line = _Line(_connect(spec, seconds))
         self._values: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
-        self._closing = self._reported = False
-        self._leader = f"process 0 on {place.host}"
-        hello = {"process": place.index, "of": place.size, "host": socket.gethostname()}
-        self._line.send(hello)
+        self._leader = f"process 0 on {spec.host}"
+        self._line.send({"process": spec.index, "of": spec.size, "host": socket.gethostname()})
         answer = self._line.receive() or {"end": REQUEUE}
         if "end" in answer:
-            _leave(int(answer["end"]))  # process 0 tells why
+            _leave(int(answer["end"]))  # process 0 prints why
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -235,36 +230,28 @@ class _Follower(Group):
             elif "end" in message:
                 _leave(int(message["end"]))
         if not self._closing:
-            if self.index == 1:  # one is enough to tell
-                print(
-                    f"jaxchat: {self._leader} has ended, killed or with its machine; all others "
-                    "are ended too. Give the same command again to go on.",
-                    file=sys.__stderr__, flush=True,
-                )  # fmt: skip
+            if self.index == 1:  # one message is enough
+                print(_lost(self._leader), file=sys.__stderr__, flush=True)
             _leave(REQUEUE)
 
     def gather(self, value: Any) -> list[Any]:
-        _try_send(self._line, {"value": value})
+        self._line.send({"value": value})
         return self._values.get()
 
-    def report(self, text: str, code: int, *, certain: bool) -> None:
-        """Has process 0 end all; waits for that."""
-        _try_send(self._line, {"failed": text, "code": code, "certain": certain})
-        time.sleep(DOUBT_SECONDS + END_SECONDS)
-
-    def close(self) -> None:
-        self._closing = True
-        self.gather(None)
+    def fail(self, text: str, code: int, *, certain: bool) -> None:
+        """Asks process 0 to end all; waits for that."""
+        self._line.send({"failed": text, "code": code, "certain": certain})
+        time.sleep(ERROR_GRACE_SECONDS + END_SECONDS)
 
 
-def _listening(place: Place) -> socket.socket:
+def _listening(spec: ProcessSpec) -> socket.socket:
     """Open to the network only where the meeting point is."""
-    address = "127.0.0.1" if is_local(place.host) else ""
+    address = "127.0.0.1" if is_local(spec.host) else ""
     try:
-        return socket.create_server((address, place.port + 1), backlog=place.size)
+        return socket.create_server((address, spec.port + 1), backlog=spec.size)
     except OSError as error:
         raise GroupError(
-            f"process 0 cannot listen on port {place.port + 1} ({error.strerror}); name another "
+            f"process 0 cannot listen on port {spec.port + 1} ({error.strerror}); name another "
             "port in JAXCHAT_COORDINATOR (the one above it is used too)."
         ) from error
 
@@ -274,27 +261,26 @@ def is_local(host: str) -> bool:
     return host == "localhost" or host.startswith("127.")
 
 
-def _connect(place: Place, seconds: float) -> socket.socket:
+def _connect(spec: ProcessSpec, seconds: float) -> socket.socket:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return socket.create_connection((place.host, place.port + 1), timeout=10.0)
+            return socket.create_connection((spec.host, spec.port + 1), timeout=10.0)
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise GroupError(
-                    f"process {place.index} cannot reach process 0 at {place.host}:"
-                    f"{place.port + 1} ({error.strerror or error}) for {seconds:.0f} seconds; see "
+                    f"process {spec.index} cannot reach process 0 at {spec.host}:"
+                    f"{spec.port + 1} ({error.strerror or error}) for {seconds:.0f} seconds; see "
                     "that it runs, that the name is right and that both ports are open."
                 ) from error
             time.sleep(0.2)
 
 
-def _try_send(line: _Line, message: Mapping[str, Any]) -> None:
-    """The other end may be gone: who reads its line tells of that."""
-    try:
-        line.send(message)
-    except OSError:
-        return
+def _lost(process: str) -> str:
+    return (
+        f"jaxchat: {process} has ended, killed or with its machine; all others are ended too. Give "
+        "the same command again to resume."
+    )
 
 
 def _these(numbers: list[int]) -> str:
@@ -303,14 +289,11 @@ def _these(numbers: list[int]) -> str:
 
 
 def _leave(code: int) -> NoReturn:
-    """At once, from any thread: the main one may wait for a device that will never answer.
+    """Exits at once, from any thread: the main one may wait for a device that will never answer.
 
     Nothing is lost: what is on disk is whole at every moment.
     """
-    for stream in (sys.stdout, sys.stderr, sys.__stderr__):
-        if stream is not None:
-            try:
-                stream.flush()
-            except (OSError, ValueError):
-                continue
+    for stream in filter(None, (sys.stdout, sys.stderr, sys.__stderr__)):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)

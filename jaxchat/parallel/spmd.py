@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -14,6 +15,8 @@ from jaxchat.config.schema import ModelConfig, check_heads
 from jaxchat.model.attention import causal_attention
 from jaxchat.model.backend import Compute
 from jaxchat.parallel.mesh import RULES, keep, sharding
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def manual_axes(mesh: Mesh) -> set[str]:
@@ -38,11 +41,12 @@ def over_rows(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
     )
 
 
-def over_tensor(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
+def over_tensor(function: Function, mesh: Mesh, in_specs: Any, out_specs: Any) -> Function:
     """Inside `over_rows`: a `shard_map` over the tensor axis, too, where collectives need one."""
     if "tensor" in manual_axes(mesh):
         return function
-    return _shard_map(function, {"tensor"}, in_specs, out_specs)
+    split: Function = _shard_map(function, {"tensor"}, in_specs, out_specs)
+    return split
 
 
 def _shard_map(
@@ -71,7 +75,6 @@ def mesh_compute(mesh: Mesh, model: ModelConfig, compute: Compute) -> Compute:
     def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, window: int) -> jax.Array:
         heads = P(None, None, RULES["heads"])
         local = functools.partial(causal_attention, window=window, implementation=compute.attention)
-        y: jax.Array = over_tensor(local, mesh, (heads, heads, heads), heads)(q, k, v)
-        return y
+        return over_tensor(local, mesh, (heads, heads, heads), heads)(q, k, v)
 
     return replace(compute, attention=attention)

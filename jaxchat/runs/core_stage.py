@@ -15,8 +15,9 @@ from jaxchat.config.schema import NOWHERE, RunConfig
 from jaxchat.data.download import eval_bundle
 from jaxchat.data.download.web import WebError
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.evals.core import kept
 from jaxchat.evals.core.bundle import Bundle, read_bundle
+from jaxchat.evals.core.evaluate import evaluate_saved
+from jaxchat.evals.saved import core_folder
 from jaxchat.model.backend import Compute
 from jaxchat.paths import offline_by
 from jaxchat.runs.inputs import home_of, hub_of, tokenizer_of
@@ -124,8 +125,8 @@ def evaluate_base(
     if bundle is None:
         return None
     config = context.config
-    result, _ = kept.evaluate_kept(
-        kept.folder_of(context.root, "base"), params,
+    result, _ = evaluate_saved(
+        core_folder(context.root, "base"), params,
         str(context.done["base"]["results"]["artifact"]), config.model, tokenizer_of(context),
         bundle, compute=compute, mesh=mesh,
         max_problems=config.eval.core_examples or None,

@@ -23,18 +23,22 @@ from jaxchat.config import loading
 from jaxchat.config.schema import MODELS, MeshConfig
 from jaxchat.data import inputs, prepare
 from jaxchat.data.shards import text_hash
-from jaxchat.evals import humaneval, samples
+from jaxchat.evals import humaneval
+from jaxchat.evals.bpb import TextRows, TextSplit, bits_of_text
 from jaxchat.evals.chat import (
+    COMPLETIONS,
+    MAX_TOKENS,
+    QUESTIONS,
     Sampling,
     by_letters,
+    chat_samples,
     evaluate_task,
     held_out_problems,
-    mean_reward,
-    pass_rates,
     sampled_right,
+    text_samples,
 )
-from jaxchat.evals.parts import PARTS, TASK, Found, Part, Parts, record
-from jaxchat.evals.text_bits import TextRows, TextSplit, bits_of_text
+from jaxchat.evals.saved import PARTS, TASK, Found, Part, Parts, record
+from jaxchat.evals.scores import mean_reward, pass_rates
 from jaxchat.inference.service import Service
 from jaxchat.model.backend import Compute
 from jaxchat.model.capabilities import evaluation_compute
@@ -208,11 +212,12 @@ def _reward(bench: Bench, stage: str) -> Part:
     task, samples_each = bench.rewarded, config.eval.reward_samples
     count = held_out_problems(task, config.eval.rewarded)
     limit = config.rl.max_new_tokens
+    sampling = Sampling(limit, samples_each, 1.0, config.seed, config.rl.top_k)
 
     def measure() -> Found:
         right = sampled_right(
-            bench.engine(stage), bench.tokenizer, task, problems=count, samples=samples_each,
-            max_tokens=limit, seed=config.seed, top_k=config.rl.top_k, title=f"rewards of {stage}",
+            bench.engine(stage), bench.tokenizer, task, problems=count, sampling=sampling,
+            title=f"rewards of {stage}",
         )  # fmt: skip
         rates = pass_rates(right, samples_each)
         return mean_reward(right, samples_each).to_json() | {
@@ -225,13 +230,13 @@ def _reward(bench: Bench, stage: str) -> Part:
 
 def _samples(bench: Bench, stage: str) -> Part:
     base = stage == "base"
-    prompts = samples.COMPLETIONS if base else samples.QUESTIONS
-    ask = samples.text_samples if base else samples.chat_samples
+    prompts = COMPLETIONS if base else QUESTIONS
+    ask = text_samples if base else chat_samples
 
     def measure() -> Found:
         return {"samples": ask(bench.engine(stage), bench.tokenizer, prompts)}
 
-    return Part(stage, "samples", (*prompts, samples.MAX_TOKENS), measure)
+    return Part(stage, "samples", (*prompts, MAX_TOKENS), measure)
 
 
 def core_of(bench: Bench, stage: str) -> dict[str, Any]:

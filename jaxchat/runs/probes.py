@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxchat.config.schema import ComputeConfig, TrainConfig
+from jaxchat.evals.chat import COMPLETIONS, QUESTIONS, chat_samples, text_samples
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
-from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
 from jaxchat.inference.engine import Engine
 from jaxchat.model.capabilities import choose_compute, evaluation_compute
 from jaxchat.parallel.mesh import gathered

@@ -21,8 +21,8 @@ from jaxchat import errors
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError, ConfigError, GroupError
-from jaxchat.parallel.launch_env import configure_jax, connect_devices, read_place
-from jaxchat.parallel.process_group import ALONE, Group, end, join
+from jaxchat.parallel.launch_env import configure_jax, connect_devices, read_spec
+from jaxchat.parallel.process_group import ALONE, ProcessGroup, end, join
 from jaxchat.runs import run_dir
 from jaxchat.runs.mirror import Mirror
 from jaxchat.runs.provenance import versions
@@ -33,13 +33,13 @@ LOOK_SECONDS = 90.0  # a network file system may show a new file that late
 
 
 @contextlib.contextmanager
-def joined(root: Path) -> Iterator[Group]:
+def joined(root: Path) -> Iterator[ProcessGroup]:
     """This process's group, once all are there; when one fails in the block, all end.
 
     What happened is printed once, by process 0; the others print nothing. Raises GroupError where
     the processes do not find each other.
     """
-    place = read_place()
+    place = read_spec()
     if place is None:
         yield ALONE
         return
@@ -59,7 +59,7 @@ def joined(root: Path) -> Iterator[Group]:
 
 
 @contextlib.contextmanager
-def working_on(run: Path, config: RunConfig, group: Group) -> Iterator[None]:
+def working_on(run: Path, config: RunConfig, group: ProcessGroup) -> Iterator[None]:
     """Holds the run's lock, by process 0, and sees that all mean the same run of the same home."""
     with run_dir.locked(run) if group.leads else contextlib.nullcontext():
         if group.leads:
@@ -70,7 +70,7 @@ def working_on(run: Path, config: RunConfig, group: Group) -> Iterator[None]:
 
 
 def mirrored(
-    run: Path, config: RunConfig, group: Group
+    run: Path, config: RunConfig, group: ProcessGroup
 ) -> contextlib.AbstractContextManager[object]:
     """While open, process 0 keeps `mirror.url` up to date; first the run gets what is there.
 
@@ -81,13 +81,13 @@ def mirrored(
     return Mirror(config.mirror, run)
 
 
-def start_jax(config: RunConfig, root: Path, group: Group) -> None:
+def start_jax(config: RunConfig, root: Path, group: ProcessGroup) -> None:
     """Sets up JAX, over the devices of all processes. Before one is asked for."""
     configure_jax(config.mesh, root / "xla", whole_gpu=True)
     connect_devices(group)
 
 
-def _compare(group: Group) -> None:
+def _compare(group: ProcessGroup) -> None:
     """Raises GroupError where packages differ: so would what comes out, or the programs."""
     mine = versions()
     for index, others in enumerate(group.gather(mine)):
@@ -100,7 +100,7 @@ def _compare(group: Group) -> None:
             )
 
 
-def _check_same(run: Path, config: RunConfig, group: Group) -> None:
+def _check_same(run: Path, config: RunConfig, group: ProcessGroup) -> None:
     settings = group.gather(loading.to_json(config))
     if group.leads:
         for index, other in enumerate(settings):

@@ -20,7 +20,7 @@ from jaxchat.config.loading import to_json
 from jaxchat.config.schema import RunConfig
 from jaxchat.data.registry import without_places
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.parallel.process_group import ALONE, Group
+from jaxchat.parallel.process_group import ALONE, ProcessGroup
 from jaxchat.paths import read_json, remove, sha256_text, sweep, write_json
 from jaxchat.progress import duration
 from jaxchat.runs.background import Preparer
@@ -92,7 +92,7 @@ class Context:
         root: Path,
         profiles: Sequence[Request] = (),
         network: Network = DEFAULT_NETWORK,
-        group: Group = ALONE,
+        group: ProcessGroup = ALONE,
     ) -> None:
         self.config = config
         self.root = root

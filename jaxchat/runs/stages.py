@@ -18,7 +18,8 @@ from jaxchat.data.inputs import own_files_changed
 from jaxchat.data.loader import RowSource
 from jaxchat.data.shards import delete_other_rows, prepare_text, text_hash
 from jaxchat.errors import ConfigError
-from jaxchat.evals import compression, vocabularies
+from jaxchat.evals import compression
+from jaxchat.evals.compression import fetch_vocabularies, vocabulary_folder
 from jaxchat.inference.multihost import MultiHostEngine
 from jaxchat.model import gpt
 from jaxchat.model.backend import backend
@@ -35,7 +36,7 @@ from jaxchat.runs.runner import Context, Stage
 from jaxchat.runs.stage_inputs import INPUTS
 from jaxchat.tools.sandbox import levels
 from jaxchat.train.grpo import RLJob, train_rl
-from jaxchat.train.loop import Before, Job, fit
+from jaxchat.train.loop import FitJob, PreviousStage, fit
 from jaxchat.train.profiling import request
 from jaxchat.train.profiling.capture import Capture
 
@@ -72,7 +73,7 @@ def run_data(context: Context) -> dict[str, Any]:
     told = inputs.gather(context.config, context.folder("data"), hub)
     core_stage.fetch(context)
     if context.config.data.is_dataset:
-        vocabularies.fetch(hub, context.config.eval.vocabularies_url)
+        fetch_vocabularies(hub, context.config.eval.vocabularies_url)
     return told
 
 
@@ -81,7 +82,7 @@ def run_tokenizer(context: Context) -> dict[str, Any]:
     read = inputs.read_inputs(context.folder("data"))
     tokenizer_in.cache_clear()
     results = prepare.train_tokenizer(context.config, read, context.folder("tokenizer"))
-    peers = vocabularies.folder_in(home_of(context.root))
+    peers = vocabulary_folder(home_of(context.root))
     measured = compression.survey({context.config.name: tokenizer_of(context)}, folder=peers)
     return results | {"compression": [result.to_json() for result in measured]}
 
@@ -149,7 +150,7 @@ def _train(context: Context, stage: str, train: TrainConfig, source: str | None)
             RowSource(rows / f"{stage}_heldout", tokenizer.hash),
         )
     mesh, dtype = mesh_of(context), backend().dtype
-    job = Job(
+    job = FitJob(
         title=stage,
         folder=folder,
         model=config.model,
@@ -187,12 +188,12 @@ def next_stage(stage: str) -> str:
     return MODELS[min(MODELS.index(stage) + 1, len(MODELS) - 1)]
 
 
-def optimizer_before(context: Context, stage: str) -> Before | None:
+def optimizer_before(context: Context, stage: str) -> PreviousStage | None:
     """The stage before, where the optimizer starts with its averages and they were kept."""
     if not context.config.starts_warm(stage):
         return None
     previous = MODELS[MODELS.index(stage) - 1]
-    before = Before(context.folder(previous), context.config.optim_of(previous))
+    before = PreviousStage(context.folder(previous), context.config.optim_of(previous))
     if before.checkpoints.exists():
         return before
     if context.group.leads:

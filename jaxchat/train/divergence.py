@@ -1,4 +1,4 @@
-"""When training has come apart, and how it goes on without the batch that did it (layer 2)."""
+"""Divergence detection, and skipping of the offending batch."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class DivergenceError(FloatingPointError):
         self.step, self.reason = step, reason
 
 
-class Judge:
-    """Looks at the metrics of every step in order.
+class SpikeDetector:
+    """Checks the metrics of every step, in order.
 
-    `spike` is the factor by which a loss exceeds the mean of the last HISTORY ones where it is
-    taken for divergence (0: never). `losses` are those of the steps before, so that a stage that is
-    resumed judges like one that was not interrupted.
+    `spike` is the factor by which a loss must exceed the mean of the last HISTORY losses to count
+    as divergence (0: never). `losses` are those of earlier steps, so that a stage that is resumed
+    judges like one that was not interrupted.
     """
 
     def __init__(self, spike: float, losses: Iterable[float] = ()) -> None:
@@ -39,9 +39,13 @@ class Judge:
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raises DivergenceError, with the figures."""
         loss = metrics["loss"]
-        for name, value in {"loss": loss, **metrics}.items():  # the loss tells people most
+        for name, value in {
+            "loss": loss,
+            **metrics,
+        }.items():  # the loss first: it is the best known
             if not math.isfinite(value):
-                raise DivergenceError(step, f"the {told(name)} of step {step} is {value}")
+                label = "gradient's norm" if name == "grad_norm" else name
+                raise DivergenceError(step, f"the {label} of step {step} is {value}")
         if self._spike and len(self._losses) == HISTORY:
             mean = sum(self._losses) / HISTORY
             if loss > self._spike * mean:
@@ -53,21 +57,16 @@ class Judge:
         self._losses.append(loss)
 
 
-def told(name: str) -> str:
-    """A metric as people call it."""
-    return {"grad_norm": "gradient's norm"}.get(name, name)
-
-
 def data_index(step: int, skipped: Collection[int]) -> int:
-    """Which batch of the data a step takes: the batches in order without those `skipped`."""
+    """The index of a step's batch: the batches in order without those `skipped`."""
     index = step
     for left_out in sorted(skipped):
         index += left_out <= index
     return index
 
 
-def keep_batch(folder: Path, step: int, batch: Mapping[str, Any]) -> Path:
-    """Keeps this process's part of a batch, and says where; `numpy.load` reads it."""
+def save_batch(folder: Path, step: int, batch: Mapping[str, Any]) -> Path:
+    """Saves this process's part of a batch; returns the file, which `numpy.load` reads."""
     of = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
     path = folder / f"diverged-{step}{of}.npz"
     with atomic_open(path, "wb") as file:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from jaxchat.paths import atomic_open
 from jaxchat.train.trackers import Background
@@ -14,7 +15,7 @@ from jaxchat.train.trackers import Background
 class MetricsLog:
     """Appends records with a `step`; on a resume, records at or past the step are dropped first.
 
-    Of several processes that share the folder, one writes: the others are given `writes` False.
+    Of several processes that share the folder, one writes; for the others `writes` is False.
     `trackers` (their names) get the same records.
     """
 
@@ -31,10 +32,10 @@ class MetricsLog:
         if not writes:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [r for r in read_metrics(path) if r["step"] < from_step]
+        earlier = [r for r in read_metrics(path) if r["step"] < from_step]
         with atomic_open(path) as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
-        self.trackers = [Background(name, path.parent, kept) for name in trackers]
+            file.writelines(json.dumps(record) + "\n" for record in earlier)
+        self.trackers = [Background(name, path.parent, earlier) for name in trackers]
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record and hands it to the operating system."""
@@ -46,15 +47,9 @@ class MetricsLog:
             tracker.log(record)
 
     def close(self) -> None:
-        """Lets the trackers finish; the file needs nothing."""
+        """Lets the trackers finish."""
         for tracker in self.trackers:
             tracker.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -63,8 +58,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+        with contextlib.suppress(ValueError):
             records.append(json.loads(line))
-        except ValueError:
-            continue
     return records

@@ -1,4 +1,4 @@
-"""Rollouts: the problems of a step, sampled, graded, and laid out as rows to train on (layer 4)."""
+"""Rollouts: a step's problems, sampled, graded, and laid out as rows to train on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxchat.config.schema import RLConfig
 from jaxchat.data.prepare import FIRST_INDEX
-from jaxchat.evals.chat import answer, parts_of, prompts_of
+from jaxchat.evals.chat import Sampling, answer, parts_of, prompts_of
 from jaxchat.inference.request import Completion
 from jaxchat.inference.service import Service
 from jaxchat.paths import sha256_text
@@ -22,7 +22,7 @@ MIN_ROW = 64  # tokens of the shortest rows
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What the samples of a step are: a group of completions for every prompt."""
+    """A step's samples: a group of completions for every prompt."""
 
     prompts: Sequence[Sequence[int]]
     groups: Sequence[Sequence[Completion]]
@@ -30,21 +30,20 @@ class Rollouts:
     seconds: float = 0.0  # of sampling and grading
 
     @property
-    def completions(self) -> list[Completion]:
-        """All of them, group by group."""
-        return [completion for group in self.groups for completion in group]
+    def pairs(self) -> list[tuple[Sequence[int], Completion]]:
+        """Every prompt with each of its completions, group by group."""
+        groups = zip(self.prompts, self.groups, strict=True)
+        return [(prompt, completion) for prompt, group in groups for completion in group]
 
     @property
-    def advantages(self) -> np.ndarray:
-        """Rewards [problems, samples] less each problem's mean."""
-        mean: np.ndarray = self.rewards.mean(axis=1, keepdims=True)
-        return np.asarray(self.rewards - mean)
+    def completions(self) -> list[Completion]:
+        """All completions, group by group."""
+        return [completion for _, completion in self.pairs]
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt with its completion."""
-        pairs = zip(self.prompts, self.groups, strict=True)
-        return max(len(prompt) + len(c.tokens) for prompt, group in pairs for c in group)
+        return max(len(prompt) + len(completion.tokens) for prompt, completion in self.pairs)
 
 
 def sample_rollouts(
@@ -54,11 +53,11 @@ def sample_rollouts(
     began = time.monotonic()
     first = FIRST_INDEX["rl"] + step * config.problems_per_step
     problems = [task.problem("train", first + i) for i in range(config.problems_per_step)]
-    groups = answer(
-        engine, tokenizer, problems, max_tokens=config.max_new_tokens,
-        temperature=config.temperature, top_k=config.top_k, samples=config.samples_per_problem,
-        seed=step_seed(seed, step),
+    sampling = Sampling(
+        config.max_new_tokens, config.samples_per_problem, config.temperature,
+        step_seed(seed, step), config.top_k,
     )  # fmt: skip
+    groups = answer(engine, tokenizer, problems, sampling)
     rewards = [
         [float(task.grade(problem, parts_of(completion, tokenizer))) for completion in group]
         for problem, group in zip(problems, groups, strict=True)
@@ -72,8 +71,8 @@ def step_seed(seed: int, step: int) -> int:
     return int(sha256_text("rollouts", str(seed), str(step))[:8], 16)
 
 
-def figures(rollouts: Rollouts) -> dict[str, float]:
-    """What shows how the policy fares, and whether it collapses.
+def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
+    """Metrics that show whether the policy improves or collapses.
 
     `entropy` is the mean of -log p over the sampled tokens, in nats, where p is the model's at
     temperature 1 over all tokens: sampled at that temperature and from all (`top_k` 0), an unbiased
@@ -89,40 +88,45 @@ def figures(rollouts: Rollouts) -> dict[str, float]:
         "entropy": -sum(sum(completion.logprobs) for completion in completions) / sampled,
         "length": tokens / len(completions),
         "at_limit": sum(c.finish_reason == "length" for c in completions) / len(completions),
-        "no_signal": float((~rollouts.advantages.any(axis=1)).mean()),
+        "no_signal": float((np.ptp(rollouts.rewards, axis=1) == 0).mean()),
         "sample_seconds": round(rollouts.seconds, 4),
         "rollout_tokens_per_second": round(tokens / max(rollouts.seconds, 1e-9), 1),
     }
 
 
 def make_batch(
-    rollouts: Rollouts, row_tokens: int, rows: int, pad: int, loss_group: int = 0
+    rollouts: Rollouts,
+    advantages: np.ndarray,
+    row_tokens: int,
+    rows: int,
+    pad: int,
+    loss_group: int = 0,
 ) -> dict[str, np.ndarray]:
     """Rollouts as rows: `tokens` and `mask` [rows, row_tokens], `advantage` [rows].
 
-    The mask is 1 for sampled tokens. With a `loss_group`, which divides the samples of a problem,
-    it is what turns the mean over the mask into a mean over groups of so many rollouts, each a mean
-    over its sampled tokens, which weigh 1 on average. The ids are those that were sampled, never
-    decoded and encoded again. Rows beyond the rollouts have no mask and no advantage: they change
-    nothing. A rollout beyond the row's end loses its tail.
+    `advantages` are [problems, samples]. The mask is 1 for sampled tokens. With a `loss_group`,
+    which divides the samples of a problem, it turns the mean over the mask into a mean over groups
+    of that many rollouts, each a mean over its sampled tokens, which weigh 1 on average. The ids
+    are those that were sampled, never decoded and encoded again. Rows beyond the rollouts have no
+    mask and no advantage: they change nothing. A rollout beyond the row's end loses its tail.
     """
     tokens = np.full((rows, row_tokens), pad, np.int32)
     mask = np.zeros((rows, row_tokens), np.float32)
     advantage = np.zeros(rows, np.float32)
-    advantage[: rollouts.rewards.size] = rollouts.advantages.reshape(-1)
-    pairs = [(p, c) for p, g in zip(rollouts.prompts, rollouts.groups, strict=True) for c in g]
-    for row, (prompt, completion) in enumerate(pairs):
+    advantage[: advantages.size] = advantages.reshape(-1)
+    for row, (prompt, completion) in enumerate(rollouts.pairs):
         ids = [*prompt, *completion.tokens][:row_tokens]
         flags = [0] * len(prompt) + list(completion.mask)
         tokens[row, : len(ids)] = ids
         mask[row, : len(ids)] = flags[: len(ids)]
     if loss_group:
-        mask[: len(pairs)] *= _group_weights(mask[: len(pairs)].sum(axis=1), loss_group)[:, None]
+        filled = mask[: advantages.size]
+        filled *= _group_weights(filled.sum(axis=1), loss_group)[:, None]
     return {"tokens": tokens, "mask": mask, "advantage": advantage}
 
 
 def _group_weights(sampled: np.ndarray, group: int) -> np.ndarray:
-    """[rollouts] what the tokens of each weigh, from how many were sampled [rollouts]."""
+    """The weight of each rollout's tokens [rollouts], from how many were sampled [rollouts]."""
     of_group = sampled.reshape(-1, group).sum(axis=1)
     mean = of_group.sum() / max(np.count_nonzero(of_group), 1)
     return np.repeat(mean / np.maximum(of_group, 1), group).astype(np.float32)

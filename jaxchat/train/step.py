@@ -22,7 +22,7 @@ from jaxchat.model import gpt
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.loss import cross_entropy
 from jaxchat.optim.stacking import stack
-from jaxchat.optim.zero import Shares
+from jaxchat.optim.zero import ZeroLayout
 from jaxchat.parallel.mesh import put, replicated, sharding
 from jaxchat.parallel.spmd import mesh_compute, over_rows, over_tensor
 
@@ -32,7 +32,7 @@ TINY = float(np.finfo(np.float32).tiny)  # the smallest number whose inverse is 
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes. The optimizer's state is that of the view of `optim.stacks`."""
+    """Everything a step changes. The optimizer's state is that of the view of `optim.stacking`."""
 
     params: Params
     opt_state: Any
@@ -44,7 +44,7 @@ def init_state(
 ) -> TrainState:
     """A state at step 0, laid out on the mesh; without one, on one device.
 
-    The parameters may be shared with `params`: whoever donates the state must give a copy.
+    The parameters may be shared with `params`: a caller that donates the state must give a copy.
     """
     if mesh is None:
         return _fresh(params, optimizer, 1)
@@ -61,17 +61,16 @@ def _fresh(params: Params, optimizer: optax.GradientTransformation, multiple: in
     return TrainState(params, optimizer.init(stack(params, multiple)), jnp.zeros([], jnp.int32))
 
 
-def _state_specs(params: Params, optimizer: optax.GradientTransformation, shares: Shares) -> Any:
-    state = jax.eval_shape(
-        functools.partial(_fresh, optimizer=optimizer, multiple=shares.mesh.size), params
-    )
-    specs: Any = (shares.stored, shares.state_specs(state.opt_state), P())
+def _state_specs(zero: ZeroLayout, optimizer: optax.GradientTransformation) -> TrainState:
+    fresh = functools.partial(_fresh, optimizer=optimizer, multiple=zero.mesh.size)
+    state = jax.eval_shape(fresh, zero.params)
+    specs: Any = (zero.stored, zero.state_specs(state.opt_state), P())
     return TrainState(*specs)
 
 
 def state_shardings(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """How a state of these parameters (arrays or their shapes) lies on the mesh."""
-    specs = _state_specs(params, optimizer, Shares(mesh, params))
+    """The shardings of a state of these parameters (arrays or their shapes) on the mesh."""
+    specs = _state_specs(ZeroLayout(mesh, params), optimizer)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
@@ -132,27 +131,24 @@ def make_train_step(
     """The jitted step over a mesh, for states of `init_state` and batches of `put_batch`.
 
     Gradients are summed on each device over its micro-batches [A, B, ...] and reduced once, into
-    the shares of `optim.shares`. Metrics: `loss` (mean over weight), `weight` and `grad_norm`.
+    the shards of `optim.zero`. Metrics: `loss` (mean over weight), `weight` and `grad_norm`.
     """
     compute = mesh_compute(mesh, model, compute)
-    abstract = gpt.param_shapes(model)
-    shares = Shares(mesh, abstract)
-    specs = _state_specs(abstract, optimizer, shares)
-    gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
+    zero = ZeroLayout.of_model(mesh, model)
+    specs, gather = _state_specs(zero, optimizer), zero.model_gather()
     update = over_tensor(
-        functools.partial(_update, optimizer=optimizer, shares=shares),
+        functools.partial(_update, optimizer=optimizer, zero=zero),
         mesh,
-        (specs, shares.gathered, shares.gathered, P(), P()),
+        (specs, zero.gathered, zero.gathered, P(), P()),
         (specs, P()),
     )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         whole = gather(state.params)
         sums = loss_and_grads(whole, batch, model, compute)
-        result: tuple[TrainState, dict[str, jax.Array]] = update(state, whole, *sums)
-        return result
+        return update(state, whole, *sums)
 
-    layout = state_shardings(abstract, optimizer, mesh)
+    layout = state_shardings(zero.params, optimizer, mesh)
     return jax.jit(
         over_rows(step, mesh, specs, (specs, P())),
         donate_argnums=0,
@@ -170,19 +166,19 @@ def _update(
     weight: jax.Array,
     *,
     optimizer: optax.GradientTransformation,
-    shares: Shares,
+    zero: ZeroLayout,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The second half of a step: this device's sums are reduced, and its share is optimized."""
-    if shares.axes:
-        total, weight = lax.psum((total, weight), shares.axes)
+    """The second half of a step: this device's sums are reduced, and its shard is updated."""
+    if zero.axes:
+        total, weight = lax.psum((total, weight), zero.axes)
     # A batch without a counted token is harmless: its gradients are zero. So is one of weights so
     # small that their inverse is infinite.
     scale = 1.0 / jnp.where(weight >= TINY, weight, 1.0)
-    grads = jax.tree.map(lambda g: g * scale, shares.reduce(grads))
-    norm = shares.norm(grads)
+    grads = jax.tree.map(lambda g: g * scale, zero.reduce_scatter(grads))
+    norm = zero.norm(grads)
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
-        grads, state.opt_state, shares.own(whole), norm=norm
+        grads, state.opt_state, zero.local_shard(whole), norm=norm
     )
-    params = optax.apply_updates(state.params, shares.spread(updates))
+    params = optax.apply_updates(state.params, zero.all_gather_updates(updates))
     metrics = {"loss": total * scale, "weight": weight, "grad_norm": norm}
     return TrainState(params, opt_state, state.step + 1), metrics

@@ -370,11 +370,11 @@ def test_odd_answers_raise_and_warn_nothing_and_end_soon() -> None:
 
 
 def test_an_odd_escape_in_an_answer_is_no_warning_here() -> None:
-    """A model's string may have one; whoever turns warnings into errors reads its program, too."""
+    """A model's string may have one; even where warnings are errors its program is read."""
     code = 'import re\n\ndef digits(text):\n    return re.findall("\\d", text)\n'
     answer = f"Here:\n\n```python\n{code}```\n"
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         program = program_of(answer, "def digits(text):\n", "digits")
     assert "def digits(text):\n    return re.findall" in program
-    assert not told, [str(one.message) for one in told]
+    assert not caught, [str(one.message) for one in caught]

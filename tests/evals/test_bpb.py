@@ -12,8 +12,7 @@ import pytest
 from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.evals import bpb
-from jaxchat.evals.bpb import bits_per_byte, check_bytes
-from jaxchat.evals.in_flight import AHEAD
+from jaxchat.evals.bpb import AHEAD, bits_per_byte, check_bytes
 from jaxchat.model import gpt
 from jaxchat.model.backend import Compute
 from jaxchat.parallel.mesh import make_mesh
@@ -89,7 +88,9 @@ def masked(seed: int) -> dict[str, np.ndarray]:
     return empty
 
 
-def test_a_held_out_set_without_a_byte_to_predict_is_told_and_no_nan(params: gpt.Params) -> None:
+def test_a_held_out_set_without_a_byte_to_predict_is_reported_and_no_nan(
+    params: gpt.Params,
+) -> None:
     for batches in ([masked(4)], [masked(4), masked(5)], []):
         with pytest.raises(ArtifactError, match="every token is masked or special"):
             bits_per_byte(params, batches, SIZES, MODEL)

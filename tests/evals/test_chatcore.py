@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from jaxchat.evals.chatcore import BASELINES, centred, chatcore, chatcore_counting, pass_at
+from jaxchat.evals.scores import BASELINES, centred, chatcore, chatcore_counting, pass_at
 
 
 def test_guessing_is_nothing_and_knowing_is_one() -> None:

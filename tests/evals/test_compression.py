@@ -8,8 +8,16 @@ import importlib.metadata
 import pytest
 
 from jaxchat import paths
-from jaxchat.evals import compression, vocabularies
-from jaxchat.evals.compression import Compression, Result
+from jaxchat.evals import compression
+from jaxchat.evals.compression import (
+    GPT2,
+    GPT4,
+    Compression,
+    MissingVocabulary,
+    Result,
+    importlib,
+    load_vocabulary,
+)
 from jaxchat.tokenizer import Tokenizer
 
 BYTES = Tokenizer([bytes([byte]) for byte in range(256)])
@@ -17,7 +25,7 @@ BYTES = Tokenizer([bytes([byte]) for byte in range(256)])
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    vocabularies.load.cache_clear()
+    load_vocabulary.cache_clear()
 
 
 def test_every_text_is_there_long_enough_and_of_its_kind():
@@ -50,7 +58,7 @@ def test_more_texts_than_a_batch(monkeypatch):
 
 def test_a_missing_vocabulary_has_an_empty_column_and_a_reason(monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(vocabularies.importlib.metadata, "distribution", not_installed)
+    monkeypatch.setattr(importlib.metadata, "distribution", not_installed)
     results = compression.survey({"mine": BYTES}, {"english": ["abc"]})
     assert compression.cells(results, lambda s: s.bytes_per_token, "bytes per token") == [
         ("bytes per token", "mine", "GPT-2", "GPT-4"),
@@ -74,9 +82,9 @@ MERGES = "#version: 0.2\nĠ t\nĠ a\nh e\ni n\nĠt he\n"
 def cached(monkeypatch, tmp_path):
     """Puts a file into tiktoken's cache and takes it for GPT-2's."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(vocabularies.importlib.metadata, "distribution", not_installed)
+    monkeypatch.setattr(importlib.metadata, "distribution", not_installed)
 
-    def put(text, of=vocabularies.GPT2):
+    def put(text, of=GPT2):
         (tmp_path / of.cached).write_text(text)
 
     return put
@@ -84,17 +92,17 @@ def cached(monkeypatch, tmp_path):
 
 def test_a_file_with_another_checksum_is_not_taken(cached):
     cached(MERGES)
-    with pytest.raises(vocabularies.MissingVocabulary):
-        vocabularies.load(vocabularies.GPT2)
+    with pytest.raises(MissingVocabulary):
+        load_vocabulary(GPT2)
 
 
 def test_merges_are_read_from_tiktokens_cache(cached, monkeypatch):
     short = hashlib.sha256(MERGES.encode()).hexdigest()
-    gpt2 = vocabularies.GPT2
+    gpt2 = GPT2
     stand_in = dataclasses.replace(gpt2, sha256=short)
-    monkeypatch.setattr(vocabularies, "GPT2", stand_in)
+    monkeypatch.setattr(compression, "GPT2", stand_in)
     cached(MERGES)
-    encoding = vocabularies.load(stand_in)
+    encoding = load_vocabulary(stand_in)
     assert encoding.n_vocab == 256 + 5
     assert encoding.encode_ordinary("he in the") == [258, 220, 259, 260]  # space is 220 in GPT-2
 
@@ -116,22 +124,22 @@ def test_a_damaged_package_counts_as_missing(monkeypatch, tmp_path):
             return tmp_path / "file.gz"
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(vocabularies.importlib.metadata, "distribution", lambda name: Damaged())
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Damaged())
     for data in (b"no gzip", gzip.compress(b"YQ== 0\n" * 99)[:-9], gzip.compress(b"YQ== 0\n")):
         (tmp_path / "file.gz").write_bytes(data)
-        with pytest.raises(vocabularies.MissingVocabulary):
-            vocabularies.load(vocabularies.GPT4)
+        with pytest.raises(MissingVocabulary):
+            load_vocabulary(GPT4)
 
 
 @pytest.mark.parametrize(
     ("vocabulary", "size", "hello"),
-    [(vocabularies.GPT2, 50_256, [31373, 995]), (vocabularies.GPT4, 100_256, [15339, 1917])],
+    [(GPT2, 50_256, [31373, 995]), (GPT4, 100_256, [15339, 1917])],
     ids=["gpt2", "gpt4"],
 )
 def test_the_published_vocabularies(vocabulary, size, hello):
     try:
-        encoding = vocabularies.load(vocabulary)
-    except vocabularies.MissingVocabulary as error:
+        encoding = load_vocabulary(vocabulary)
+    except MissingVocabulary as error:
         pytest.skip(str(error))
     assert encoding.n_vocab == size
     assert encoding.encode_ordinary("hello world") == hello

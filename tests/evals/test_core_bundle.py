@@ -13,9 +13,16 @@ from jaxchat.cli.eval import core_table
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core.batches import make_batches
 from jaxchat.evals.core.bundle import read_bundle, read_examples
-from jaxchat.evals.core.prompts import draw_shots, prompts
+from jaxchat.evals.core.prompts import (
+    Choice,
+    Row,
+    draw_shots,
+    find_scored,
+    prompts,
+    split_rows,
+    task_rows,
+)
 from jaxchat.evals.core.result import CoreResult, Judged, TaskResult, judge
-from jaxchat.evals.core.sequences import Choice, Row, find_scored, split_rows, task_rows
 from jaxchat.model.backend import bucket
 from jaxchat.tokenizer import Tokenizer
 
@@ -32,7 +39,7 @@ def tokens(text):
     return np.array([999, *text.encode()])
 
 
-def test_tasks_without_data_are_told_apart():
+def test_tasks_without_data_are_listed_apart():
     bundle = read_bundle(BUNDLE)
     assert [task.label for task in bundle.tasks] == ["because", "kitchen", "pronouns", "copying"]
     assert bundle.missing == ("not_here",)

@@ -20,9 +20,8 @@ from jaxchat.config.derive import derive_model, windows
 from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.evals.core.bundle import read_bundle, read_examples
 from jaxchat.evals.core.evaluate import evaluate_core
-from jaxchat.evals.core.prompts import draw_shots, prompts
+from jaxchat.evals.core.prompts import draw_shots, find_scored, prompts
 from jaxchat.evals.core.scoring import Sizes
-from jaxchat.evals.core.sequences import find_scored
 from jaxchat.model import gpt
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.tokenizer import Tokenizer

@@ -189,7 +189,7 @@ def test_imports_of_a_prompt() -> None:
     assert imports_of("def f(): pass\nimport os") == ""
 
 
-def test_what_could_not_be_locked_in_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_could_not_be_sandboxed_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = levels.Level("partial", ("no such mechanism",), False)
     monkeypatch.setattr(levels, "detect", lambda: broken)
     with pytest.raises(ArtifactError, match="could not be sandboxed"):

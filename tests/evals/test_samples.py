@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.evals.samples import COMPLETIONS, QUESTIONS, chat_samples, text_samples
+from jaxchat.evals.chat import COMPLETIONS, QUESTIONS, chat_samples, text_samples
 from jaxchat.inference.engine import Engine
 from jaxchat.model.gpt import init_params
 from jaxchat.tasks import make_tasks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jaxchat.evals.chat import Score
+from jaxchat.evals.scores import Score
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Reinforcement learning by several processes, for test_processes.py.
 
 As a program, `python rl_together.py FOLDER DEVICES`, it is one of those that launch/local.py
-starts, and writes what came out to FOLDER/told_N.json. Alone, it has all devices for itself.
+starts, and writes what came out to FOLDER/result_N.json. Alone, it has all devices for itself.
 """
 
 import json
@@ -38,8 +38,8 @@ def main(folder: Path, devices: int) -> None:
         group.gather(None)  # the log is whole
         log = read_metrics(folder / "metrics.jsonl")
         kept = [{k: v for k, v in record.items() if k not in TIMES} for record in log]
-        told = {"params": fingerprint(result.params), "rewards": result.rewards, "log": kept}
-        (folder / f"told_{group.index}.json").write_text(json.dumps(told))
+        found = {"params": fingerprint(result.params), "rewards": result.rewards, "log": kept}
+        (folder / f"result_{group.index}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

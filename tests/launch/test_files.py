@@ -32,18 +32,18 @@ def test_the_jobset_starts_as_many_processes_as_it_tells_them(job):
     _, replicated = job
     spec = replicated["template"]["spec"]
     (container,) = spec["template"]["spec"]["containers"]
-    told = {entry["name"]: entry.get("value") for entry in container["env"]}
+    given = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert spec["completionMode"] == "Indexed"
-    assert int(told["JAXCHAT_PROCESSES"]) == spec["parallelism"] == spec["completions"]
+    assert int(given["JAXCHAT_PROCESSES"]) == spec["parallelism"] == spec["completions"]
     assert "JAXCHAT_PROCESS=$JOB_COMPLETION_INDEX " in container["args"][0]
 
 
 def test_the_jobsets_coordinator_is_its_first_pod(job):
     document, replicated = job
     (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
-    told = {entry["name"]: entry.get("value") for entry in container["env"]}
+    given = {entry["name"]: entry.get("value") for entry in container["env"]}
     name = document["metadata"]["name"]
-    host, port = told["JAXCHAT_COORDINATOR"].split(":")
+    host, port = given["JAXCHAT_COORDINATOR"].split(":")
     assert host == f"{name}-{replicated['name']}-0-0.{name}"
     assert document["spec"]["network"]["enableDNSHostnames"] is True
     ports = [entry["containerPort"] for entry in container["ports"]]
@@ -70,7 +70,7 @@ def test_all_start_again_after_the_code_for_that():
 
 
 def skypilot_run(tmp_path: Path, nodes: str, rank: int) -> str:
-    """What the program that SkyPilot's `run` starts is told."""
+    """The arguments and environment of the program that SkyPilot's `run` starts."""
     sky = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     program = tmp_path / ".venv" / "bin" / "python"
     program.parent.mkdir(parents=True, exist_ok=True)
@@ -92,9 +92,9 @@ def skypilot_run(tmp_path: Path, nodes: str, rank: int) -> str:
     return done.stdout.strip()
 
 
-def test_skypilots_nodes_are_told_their_places(tmp_path):
-    told = skypilot_run(tmp_path, "10.0.0.4\n10.0.0.5", 1)
-    assert told == "run_speedrun.py --tier 100 10.0.0.4:7600 2 1 /home/you/jaxchat"
+def test_skypilots_nodes_get_their_numbers(tmp_path):
+    given = skypilot_run(tmp_path, "10.0.0.4\n10.0.0.5", 1)
+    assert given == "run_speedrun.py --tier 100 10.0.0.4:7600 2 1 /home/you/jaxchat"
 
 
 def test_the_image_is_given_all_that_is_copied_into_it():

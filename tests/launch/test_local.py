@@ -36,7 +36,7 @@ def launch(tmp_path: Path, code: str, *options: str, **env: str) -> subprocess.C
     )  # fmt: skip
 
 
-def test_each_is_told_its_place_and_its_lines_have_its_number(tmp_path):
+def test_each_gets_its_number_and_its_lines_have_its_number(tmp_path):
     code = (
         "print(*(os.environ['JAXCHAT_' + n] for n in ('COORDINATOR', 'PROCESSES')), sys.argv[1:])"
     )
@@ -91,15 +91,15 @@ def test_signals_are_passed_on_once(tmp_path, number):
         f"signal.pthread_sigmask(signal.SIG_BLOCK, [{int(number)}])\n"
         "print('ready', flush=True)\n"
         f"signal.sigwait([{int(number)}])\n"
-        "print('told', flush=True)\n"
+        "print('signalled', flush=True)\n"
         "time.sleep(0.5)\n"
-        "print('told again', flush=True) if signal.sigpending() else sys.exit(75)\n"
+        "print('signalled again', flush=True) if signal.sigpending() else sys.exit(75)\n"
     )
     child = subprocess.Popen(command(tmp_path, code), stdout=subprocess.PIPE, text=True)
     assert {child.stdout.readline(), child.stdout.readline()} == {"[0] ready\n", "[1] ready\n"}
     child.send_signal(number)
     out, _ = child.communicate(timeout=60)
-    assert sorted(out.splitlines()) == ["[0] told", "[1] told"]
+    assert sorted(out.splitlines()) == ["[0] signalled", "[1] signalled"]
     assert child.returncode == 75
 
 
@@ -127,10 +127,10 @@ def test_numbers_are_coloured_on_a_terminal(tmp_path):
     main, terminal = pty.openpty()
     subprocess.run(command(tmp_path, "print('x')"), stdout=terminal, check=True)
     os.close(terminal)
-    told = os.read(main, 4096)
+    shown = os.read(main, 4096)
     os.close(main)
-    assert b"\x1b[36m[0]\x1b[0m x" in told
-    assert b"\x1b[33m[1]\x1b[0m x" in told
+    assert b"\x1b[36m[0]\x1b[0m x" in shown
+    assert b"\x1b[33m[1]\x1b[0m x" in shown
 
 
 def test_a_port_is_free_with_the_one_above(local):

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from jaxchat.errors import ConfigError
-from jaxchat.parallel.launch_env import read_place
-from jaxchat.parallel.process_group import Place
+from jaxchat.parallel.launch_env import read_spec
+from jaxchat.parallel.process_group import ProcessSpec
 from jaxchat.runs import opening, run_dir, stages
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -106,19 +106,19 @@ def test_a_place_that_cannot_be_is_one_sentence(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError) as raised:
-        read_place()
+        read_spec()
     assert said in str(raised.value)
 
 
 def test_a_place_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_place() is None
+    assert read_spec() is None
     monkeypatch.setenv("JAXCHAT_COORDINATOR", "[fe80::1]:7600")
     monkeypatch.setenv("JAXCHAT_PROCESSES", "3")
     monkeypatch.setenv("JAXCHAT_PROCESS", "2")
-    assert read_place() == Place("fe80::1", 7600, 3, 2)
+    assert read_spec() == ProcessSpec("fe80::1", 7600, 3, 2)
     monkeypatch.setenv("JAXCHAT_PROCESSES", "1")
     monkeypatch.setenv("JAXCHAT_PROCESS", "0")
-    assert read_place() is None
+    assert read_spec() is None
 
 
 def one_by_one(homes: list[Path], *more: tuple[str, ...]) -> list[tuple[int, str]]:
@@ -136,23 +136,23 @@ def one_by_one(homes: list[Path], *more: tuple[str, ...]) -> list[tuple[int, str
         )
         for index, (home, extra) in enumerate(zip(homes, more, strict=True))
     ]  # fmt: skip
-    told = [child.communicate(timeout=600)[1] for child in children]
-    return [(child.returncode, text) for child, text in zip(children, told, strict=True)]
+    ended = [child.communicate(timeout=600)[1] for child in children]
+    return [(child.returncode, text) for child, text in zip(children, ended, strict=True)]
 
 
 def test_processes_with_other_settings_are_refused(tmp_path: Path) -> None:
-    told = one_by_one([tmp_path, tmp_path], (), ("--set", "base.steps=3"))
-    assert [code for code, _ in told] == [2, 2]
-    assert told[0][1].startswith("jaxchat: process 1 was started with other settings")
-    assert told[1][1] == ""
+    ended = one_by_one([tmp_path, tmp_path], (), ("--set", "base.steps=3"))
+    assert [code for code, _ in ended] == [2, 2]
+    assert ended[0][1].startswith("jaxchat: process 1 was started with other settings")
+    assert ended[1][1] == ""
 
 
 @pytest.mark.slow
 def test_processes_that_share_no_home_are_refused(tmp_path: Path) -> None:
     """Slow: a network file system is given a minute and a half to show a file."""
-    told = one_by_one([tmp_path / "a", tmp_path / "b"], (), ())
-    assert [code for code, _ in told] == [1, 1]
-    assert "all of them need the same --home" in told[0][1]
+    ended = one_by_one([tmp_path / "a", tmp_path / "b"], (), ())
+    assert [code for code, _ in ended] == [1, 1]
+    assert "all of them need the same --home" in ended[0][1]
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_the_whole_recipe_by_two_processes_is_that_of_one(tmp_path: Path) -> Non
     """
     whole, killed, alone = (tmp_path / name for name in ("whole", "killed", "alone"))
     finish(start(whole, 4, 2))
-    kill_and_go_on(killed)
+    kill_and_resume(killed)
     assert figures(killed) == figures(whole)
     finish(start(alone, 8, 1))
     for stage in TRAINED:
@@ -175,8 +175,8 @@ def test_the_whole_recipe_by_two_processes_is_that_of_one(tmp_path: Path) -> Non
         jax.tree.map(check, weights(whole, stage), weights(alone, stage))
 
 
-def kill_and_go_on(home: Path) -> None:
-    """Kills process 1 in pretraining and process 0 in midtraining, each time to go on."""
+def kill_and_resume(home: Path) -> None:
+    """Kills process 1 in pretraining and process 0 in midtraining, each time to resume."""
     for number, stage in ((1, "base"), (0, "mid")):
         child = start(home, 4, 2)
         log = home / "runs" / "cpu" / stage / "metrics.jsonl"
@@ -205,7 +205,7 @@ def processes_of(launcher: subprocess.Popen[str]) -> list[int]:
 
 @pytest.mark.slow
 def test_reinforcement_learning_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
-    """The same rollouts, whoever sampled them, and the same weights, to rounding."""
+    """The same rollouts, whichever process sampled them, and the same weights, to rounding."""
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
@@ -214,8 +214,8 @@ def test_reinforcement_learning_by_two_processes_is_that_of_one(tmp_path: Path) 
     subprocess.run(alone, check=True, timeout=1200, env=env)
     both = [sys.executable, str(LOCAL), "-n", "2", "--script", str(TOGETHER), "--", str(two), "4"]
     subprocess.run(both, check=True, timeout=1200, env=env)
-    want = json.loads((one / "told_0.json").read_text())
-    got = [json.loads((two / f"told_{index}.json").read_text()) for index in range(2)]
+    want = json.loads((one / "result_0.json").read_text())
+    got = [json.loads((two / f"result_{index}.json").read_text()) for index in range(2)]
     assert got[0] == got[1]
     assert len(set(want["rewards"])) > 3, "nothing was learned"
     assert got[0]["rewards"] == want["rewards"]

@@ -76,12 +76,12 @@ def wait_until_queued_again(cluster: dict[str, str], job: str, restarts: int) ->
 
 
 def test_sbatch_takes_the_script(cluster: dict[str, str]) -> None:
-    told = ask(cluster, "sbatch", "--test-only", "--nodes=2", "launch/slurm.sh", "--tier", "cpu")
-    assert "to start at" in told
-    assert "on nodes node[1-2]" in told
+    printed = ask(cluster, "sbatch", "--test-only", "--nodes=2", "launch/slurm.sh", "--tier", "cpu")
+    assert "to start at" in printed
+    assert "on nodes node[1-2]" in printed
 
 
-def test_a_run_on_two_nodes_is_queued_again_and_goes_on(
+def test_a_run_on_two_nodes_is_queued_again_and_resumes(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
     """A process is killed in pretraining, and the job is requeued in midtraining."""
@@ -109,8 +109,8 @@ def test_a_run_on_two_nodes_is_queued_again_and_goes_on(
         assert state(cluster, job)[0] in ("RUNNING", "COMPLETING", "PENDING"), log.read_text()
         assert time.monotonic() < deadline
         time.sleep(1)
-    told = log.read_text()
-    assert told.count("slurm.sh: start ") == 3
-    assert told.count("the run was stopped; it is requeued") == 1
-    assert "Traceback" not in told
+    printed = log.read_text()
+    assert printed.count("slurm.sh: start ") == 3
+    assert printed.count("the run was stopped; it is requeued") == 1
+    assert "Traceback" not in printed
     assert json.loads((run / "report" / "done.json").read_text())["stage"] == "report"

@@ -13,8 +13,7 @@ from jaxchat.config.derive import derive_horizon, derive_model
 from jaxchat.config.schema import ModelConfig, OptimConfig, StageOptimConfig
 from jaxchat.model import gpt
 from jaxchat.optim.muon import MomentumState, NorMuonState
-from jaxchat.optim.optimizer import make_optimizer
-from jaxchat.optim.warm_start import carry_over
+from jaxchat.optim.optimizer import carry_over, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 

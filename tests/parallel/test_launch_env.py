@@ -10,9 +10,9 @@ from jaxchat.cli import main
 from jaxchat.config import memory
 from jaxchat.config.schema import MeshConfig
 from jaxchat.parallel import launch_env
-from jaxchat.parallel.launch_env import MEMORY_VARIABLES, memory_settings, memory_told, start_jax
+from jaxchat.parallel.launch_env import MEMORY_VARIABLES, memory_notice, memory_settings, start_jax
 
-# What JAX's GPU plugin would be told, read when the backend starts: no GPU is needed to see it.
+# What JAX's GPU plugin would receive, read when the backend starts: no GPU is needed to see it.
 CODE = """
 import json, os, sys
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_training_takes_most_of_a_gpu_and_others_what_they_need():
     assert float(fraction["XLA_PYTHON_CLIENT_MEM_FRACTION"]) == 1 - memory.MARGIN
 
 
-def test_jax_is_told_before_it_starts():
+def test_jax_is_configured_before_it_starts():
     assert options("train") == {"memory_fraction": 0.92, "preallocate": None}
     assert options("serve") == {"memory_fraction": 0.92, "preallocate": False}
 
@@ -60,7 +60,7 @@ def test_what_the_user_has_set_stays():
 
 
 def test_on_a_cpu_there_is_nothing_to_tell():
-    assert memory_told() == ""
+    assert memory_notice() == ""
 
 
 class Card:

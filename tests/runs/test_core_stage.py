@@ -15,8 +15,10 @@ from hub_server import HubServer
 from jaxchat.config import loading
 from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.evals.core import evaluate, kept
+from jaxchat.evals.core import evaluate
 from jaxchat.evals.core.bundle import read_bundle
+from jaxchat.evals.core.evaluate import evaluate_saved
+from jaxchat.evals.saved import core_folder, core_results
 from jaxchat.model.capabilities import evaluation_compute
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.runs import core_stage, report, runner
@@ -132,7 +134,7 @@ def test_stopped_in_the_middle_it_does_no_task_twice(run, config, evaluated):
     whole = run_again(run, config)["core"]
     assert done == LABELS
     assert sorted(whole["tasks"]) == sorted(LABELS)
-    (path,) = kept.results_in(kept.folder_of(run, "base"))
+    (path,) = core_results(core_folder(run, "base"))
     kept_there = json.loads(path.read_text())
     assert kept_there["core"] == whole["core"]
 
@@ -218,7 +220,7 @@ def test_an_own_bundle_that_is_gone_takes_nothing_along(run, config, tmp_path, c
 
 @pytest.mark.parametrize("text", ["[]", "{}", "{", '{"weights": "base", "tasks": []}'])
 def test_a_damaged_result_is_left_out_with_a_line(run, config, capsys, text):
-    path = kept.folder_of(run, "base") / "result.json"
+    path = core_folder(run, "base") / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     report.write_run(run)
@@ -255,8 +257,8 @@ def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, confi
 
     tokenizer, mesh = tiny_tokenizer(), make_mesh(MeshConfig())
     params = load_model(run, "base", config.model)
-    kept.evaluate_kept(
-        kept.folder_of(run, "base"), lambda: put(params, param_shardings(mesh, params)), "base",
+    evaluate_saved(
+        core_folder(run, "base"), lambda: put(params, param_shardings(mesh, params)), "base",
         config.model, tokenizer, read_bundle(TASKS), mesh=mesh,
         compute=evaluation_compute(config.compute, config.model, jnp.float32),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from hub_server import Fault, HubServer
 
 from jaxchat.cli import main
 from jaxchat.config.schema import STAGES
-from jaxchat.evals.chatcore import chatcore
+from jaxchat.evals.scores import chatcore
 from jaxchat.runs.opening import open_run
 from jaxchat.tools.sandbox import levels
 from jaxchat.train.metrics import read_metrics

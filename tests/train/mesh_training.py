@@ -81,7 +81,7 @@ def train(
     return losses, jax.device_get(state.params)
 
 
-def told(folder: Path, result: FitResult) -> dict[str, Any]:
+def summary(folder: Path, result: FitResult) -> dict[str, Any]:
     """What a run logged, and the fingerprint of what came out."""
     records = read_metrics(folder / "stage" / "metrics.jsonl")
     return {
@@ -105,22 +105,22 @@ class Stopping(RowSource):
 
 def fit_on_one_device(folder: Path) -> dict[str, Any]:
     """The rows are left in the folder, for the two processes."""
-    return told(folder, fit(tiny_job(folder), random_params(CLASSIC)))
+    return summary(folder, fit(tiny_job(folder), random_params(CLASSIC)))
 
 
 def main(folder: Path, port: str, process: int, shape: list[int]) -> None:
-    """Trains, forgets the last checkpoint, trains again, is stopped, goes on; tells what it saw."""
+    """Trains, forgets the last checkpoint, trains again, is stopped, resumes; writes it all."""
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
     mesh, train = make_mesh(MeshConfig(*shape)), replace(TRAIN, micro_rows=1)
     job = replace(tiny_job(folder, mesh=mesh, train=train), folder=folder / "two" / "stage")
-    whole = told(folder / "two", fit(job, random_params(CLASSIC)))
+    whole = summary(folder / "two", fit(job, random_params(CLASSIC)))
     multihost_utils.sync_global_devices("trained")
     if process == 0:
         shutil.rmtree(job.folder / "checkpoints" / str(TRAIN.steps))
     multihost_utils.sync_global_devices("forgotten")
-    resumed = told(folder / "two", fit(job, random_params(CLASSIC, seed=1)))
+    resumed = summary(folder / "two", fit(job, random_params(CLASSIC, seed=1)))
     stopped = replace(job, folder=folder / "stopped" / "stage")
     if process == 1:  # the other learns of it from this one
         stopped = replace(stopped, rows=Stopping(folder / "rows", TOKENIZER))
@@ -131,9 +131,11 @@ def main(folder: Path, port: str, process: int, shape: list[int]) -> None:
         code = error.exit_code
     with Checkpoints(stopped.folder / "checkpoints") as checkpoints:
         at = checkpoints.latest()
-    gone_on = told(folder / "stopped", fit(replace(stopped, rows=job.rows), random_params(CLASSIC)))
-    answer = [whole, resumed, {"code": code, "at": at}, gone_on]
-    (folder / f"told_{process}.json").write_text(json.dumps(answer))
+    continued = summary(
+        folder / "stopped", fit(replace(stopped, rows=job.rows), random_params(CLASSIC))
+    )
+    answer = [whole, resumed, {"code": code, "at": at}, continued]
+    (folder / f"result_{process}.json").write_text(json.dumps(answer))
 
 
 if __name__ == "__main__":

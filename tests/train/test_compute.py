@@ -1,4 +1,4 @@
-"""What the start of training finds out, and that the step does as it is told."""
+"""What the start of training finds out, and that the step follows its settings."""
 
 import math
 from dataclasses import replace
@@ -37,7 +37,7 @@ def batch_of(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def losses_of(compute: Compute, steps: int, shape: tuple[int, int, int] = (1, 1, 1)) -> list[float]:
-    """Of so many steps from the same weights, on a mesh."""
+    """Of some steps from the same weights, on a mesh."""
     mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
     optimizer = make_optimizer(WIDE, CLASSIC_OPTIM, 40, muon_dtype=compute.muon_dtype)
     step = make_train_step(WIDE, optimizer, mesh, compute)

@@ -1,4 +1,4 @@
-"""Disks that are full or may only be read, and clocks that jump: training ends well and goes on."""
+"""Disks that are full or may only be read, and clocks that jump: training ends well and resumes."""
 
 import time
 from dataclasses import replace
@@ -27,7 +27,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
         return hash_params(fit(job, random_params(CLASSIC)).params)
 
 
-def told(error: BaseException, home: Path) -> str:
+def message(error: BaseException, home: Path) -> str:
     """What the user sees, of an error that makes the exit code 1."""
     explained = explain(error, home)
     assert explained is not None, f"a traceback: {error!r}"
@@ -42,7 +42,7 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_saved(
     tiny_job(tmp_path)  # its rows have room
     with pytest.raises(Exception) as caught:  # noqa: PT011 of Orbax's, of many kinds
         fit(replace(tiny_job(tmp_path), folder=small_disk / "stage"), random_params(CLASSIC))
-    assert "is full; free some space" in told(caught.value, small_disk)
+    assert "is full; free some space" in message(caught.value, small_disk)
     with Checkpoints(small_disk / "stage" / "checkpoints") as checkpoints:
         assert checkpoints.latest() is None, "half a checkpoint is taken for whole"
     remount(small_disk, "size=64m")
@@ -58,7 +58,7 @@ def test_a_disk_that_becomes_read_only_amid_training(
     remount(small_disk, "size=64m")
 
     class Failing(RowSource):
-        """The disk fails while these rows are read; the system then lets nobody write."""
+        """The disk fails while these rows are read; the system then refuses all writes."""
 
         reads = 0
 
@@ -73,7 +73,7 @@ def test_a_disk_that_becomes_read_only_amid_training(
             replace(tiny_job(tmp_path, Failing), folder=small_disk / "stage"),
             random_params(CLASSIC),
         )
-    assert "Read-only file system" in told(caught.value, small_disk)
+    assert "Read-only file system" in message(caught.value, small_disk)
     remount(small_disk, "rw")
     job = replace(tiny_job(tmp_path), folder=small_disk / "stage")
     assert hash_params(fit(job, random_params(CLASSIC)).params) == alone
@@ -99,8 +99,8 @@ def test_a_clock_that_jumps_costs_a_save_at_most_and_no_time_runs_backwards(
         failed = error
     if failed is not None:
         assert days > 0
-        assert "the clock was put forward" in told(failed, tmp_path)
-    assert looks, "nobody looked at the clock: this shows nothing"
+        assert "the clock was put forward" in message(failed, tmp_path)
+    assert looks, "the clock was never read: this shows nothing"
     monkeypatch.undo()
     result = fit(job, random_params(CLASSIC))
     assert hash_params(result.params) == alone

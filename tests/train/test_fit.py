@@ -17,7 +17,6 @@ import pytest
 import tiny_training
 from tiny_training import CLASSIC, TRAIN, VOCAB, T, random_params, tiny_job, write_tiny_rows
 
-import jaxchat.train.loop as fit_module
 from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.data.loader import AHEAD, RowSource, training_batches
@@ -25,7 +24,8 @@ from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.signals import Interrupted, stop_requests
-from jaxchat.train.loop import FitResult, Job, count_steps, fit, plan_batch
+from jaxchat.train import session
+from jaxchat.train.loop import FitJob, FitResult, count_steps, fit, plan_batch
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.profiling.capture import Capture
 from jaxchat.train.profiling.request import parse
@@ -34,11 +34,11 @@ from jaxchat.train.profiling.summary import read_profile
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
-def times(job: Job) -> list[float]:
+def times(job: FitJob) -> list[float]:
     return [record["time"] for record in read_metrics(job.folder / "metrics.jsonl")]
 
 
-def records(job: Job) -> list[dict[str, Any]]:
+def records(job: FitJob) -> list[dict[str, Any]]:
     """What was logged, but for the times, which no two runs share."""
     logged = read_metrics(job.folder / "metrics.jsonl")
     return [{k: v for k, v in record.items() if k != "time"} for record in logged]
@@ -52,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[FitResult, list[dic
         return fit(job, random_params(CLASSIC)), records(job)
 
 
-def assert_same_run(job: Job, got: FitResult, whole: Any) -> None:
+def assert_same_run(job: FitJob, got: FitResult, whole: Any) -> None:
     """Bit for bit: the parameters, every loss, every evaluation."""
     want, metrics = whole
     assert hash_params(got.params) == hash_params(want.params)
@@ -128,7 +128,7 @@ def stopping_at(step: int, number: int = signal.SIGTERM) -> type[RowSource]:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
 )
-def test_a_run_asked_to_stop_saves_and_goes_on_later(
+def test_a_run_asked_to_stop_saves_and_resumes_later(
     tmp_path: Path, whole: Any, number: signal.Signals, code: int
 ) -> None:
     before = signal.getsignal(number)
@@ -147,7 +147,7 @@ def test_a_run_asked_to_stop_saves_and_goes_on_later(
 
 def test_a_run_asked_to_stop_after_its_last_step_stops_there(tmp_path: Path, whole: Any) -> None:
     """A signal that comes while the last evaluation runs must not be lost."""
-    read = fit_module.read_metrics
+    read = session.read_metrics
 
     def stopped(path: Path) -> list[dict[str, Any]]:
         found = read(path)
@@ -156,7 +156,7 @@ def test_a_run_asked_to_stop_after_its_last_step_stops_there(tmp_path: Path, who
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_module, "read_metrics", stopped)
+        patch.setattr(session, "read_metrics", stopped)
         with pytest.raises(Interrupted, match="SIGTERM"):
             fit(tiny_job(tmp_path), random_params(CLASSIC))
     job = tiny_job(tmp_path)
@@ -247,8 +247,8 @@ def test_a_run_moved_from_mesh_to_mesh_has_the_losses_of_one_device(
                 raise ArtifactError("the machine is given back.")
             return super().__getitem__(index)
 
-    def go_on(shape: tuple[int, int, int], steps: int) -> Job:
-        """Trains so many steps on a mesh, or to the end."""
+    def train_on(shape: tuple[int, int, int], steps: int) -> FitJob:
+        """Trains this many steps on a mesh, or to the end."""
         Ending.left = steps * 8
         mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
         train = replace(TRAIN, micro_rows=1, save_every=100)
@@ -261,9 +261,9 @@ def test_a_run_moved_from_mesh_to_mesh_has_the_losses_of_one_device(
             fit(job, random_params(CLASSIC, seed=9))
         return job
 
-    go_on((8, 1, 1), 4)
-    go_on((2, 2, 2), 3)
-    job = go_on((1, 1, 1), 12)
+    train_on((8, 1, 1), 4)
+    train_on((2, 2, 2), 3)
+    job = train_on((1, 1, 1), 12)
     for got, want in zip(records(job), whole[1], strict=True):
         assert got == pytest.approx(want, rel=1e-4)
 
@@ -329,7 +329,7 @@ SPIKY = replace(
 )
 
 
-def first_spike(job: Job) -> int:
+def first_spike(job: FitJob) -> int:
     """The first step with the odd row that is judged: 50 losses come before."""
     batches = training_batches(job.rows, 1, job.seed)
     return next(n for n in range(50, 100) if (batches[n]["tokens"] == VOCAB - 1).all())
@@ -341,8 +341,8 @@ def test_a_spike_is_left_out_and_its_batch_is_kept(
     job = tiny_job(tmp_path, rows=Poisoned, train=replace(SPIKY, rollbacks=2))
     bad = first_spike(job)
     fit(job, random_params(CLASSIC))
-    told = capsys.readouterr().out
-    assert told.count("goes back to its last checkpoint and leaves that batch out") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("goes back to its last checkpoint and leaves that batch out") == 1
     kept = np.load(job.folder / f"diverged-{bad}.npz")
     assert (kept["tokens"] == VOCAB - 1).all()
     losses = [(r["step"], r["loss"]) for r in records(job) if "loss" in r]
@@ -369,7 +369,7 @@ def test_a_run_without_rollbacks_stops_at_a_spike_and_says_what_helps(tmp_path: 
         pytest.param(13, id="after it", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_ends_after_a_rollback_goes_on_like_one_left_alone(
+def test_a_run_that_ends_after_a_rollback_resumes_like_one_left_alone(
     tmp_path: Path, rows: int
 ) -> None:
     train = replace(SPIKY, rollbacks=2)
@@ -399,9 +399,9 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(
     data[len(data) // 2] ^= 1
     max(files, key=lambda path: path.stat().st_size).write_bytes(data)
     assert_same_run(job, fit(job, random_params(CLASSIC)), whole)
-    told = capsys.readouterr().out
-    assert f"checkpoints/{newest} cannot be read" in told
-    assert "and step 5 is used" in told
+    printed = capsys.readouterr().out
+    assert f"checkpoints/{newest} cannot be read" in printed
+    assert "and step 5 is used" in printed
     assert (job.folder / f"damaged-checkpoint-{newest}").is_dir()
 
 

@@ -19,7 +19,7 @@ from jaxchat.optim.muon import MomentumState
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.signals import Interrupted
-from jaxchat.train.loop import Before, Job, fit
+from jaxchat.train.loop import FitJob, PreviousStage, fit
 from jaxchat.train.step import init_state
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -27,17 +27,17 @@ pytestmark = pytest.mark.usefixtures("optax_promotion")
 LATER = StageOptimConfig(warmdown_ratio=0.5, warm_start=True).within(MODERN_OPTIM)
 
 
-def base_job(folder: Path, **changes: Any) -> Job:
+def base_job(folder: Path, **changes: Any) -> FitJob:
     return tiny_job(folder, model=MODERN, optim=MODERN_OPTIM, title="base", **changes)
 
 
-def later_job(base: Job, name: str = "later", **changes: Any) -> Job:
-    before = Before(base.folder, base.optim)
+def later_job(base: FitJob, name: str = "later", **changes: Any) -> FitJob:
+    before = PreviousStage(base.folder, base.optim)
     settings = {"optim": LATER, "before": before, "folder": base.folder.parent / name, **changes}
     return replace(base, title="mid", **settings)
 
 
-def momentum_of(job: Job, step: int) -> Any:
+def momentum_of(job: FitJob, step: int) -> Any:
     """Muon's average in a checkpoint."""
     optimizer = make_optimizer(job.model, job.optim, 1)
     like = init_state(random_params(job.model), optimizer, job.mesh)
@@ -52,13 +52,13 @@ def momentum_of(job: Job, step: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Any]:
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[FitJob, Any]:
     job = base_job(tmp_path_factory.mktemp("base"))
     with jax.numpy_dtype_promotion("standard"):
         return job, fit(job, random_params(MODERN)).params
 
 
-def test_a_stage_starts_where_the_averages_were(base: tuple[Job, Any]) -> None:
+def test_a_stage_starts_where_the_averages_were(base: tuple[FitJob, Any]) -> None:
     job, params = base
     later = later_job(job, train=replace(TRAIN, steps=1, save_every=1))
     cold = later_job(job, "cold", before=None, train=later.train)
@@ -76,7 +76,7 @@ def test_a_stage_starts_where_the_averages_were(base: tuple[Job, Any]) -> None:
 
 
 class StoppingRows(RowSource):
-    """Rows that ask for a stop when so many have been read."""
+    """Rows that ask for a stop after a number of reads."""
 
     left = 60
 
@@ -87,7 +87,7 @@ class StoppingRows(RowSource):
         return super().__getitem__(index)
 
 
-def test_a_warm_stage_that_is_interrupted_ends_as_if_it_was_not(base: tuple[Job, Any]) -> None:
+def test_a_warm_stage_that_is_interrupted_ends_as_if_it_was_not(base: tuple[FitJob, Any]) -> None:
     job, params = base
     whole = fit(later_job(job, "whole"), params)
     stopped = later_job(job, "stopped", rows=StoppingRows(job.folder.parent / "rows", TOKENIZER))
@@ -97,7 +97,7 @@ def test_a_warm_stage_that_is_interrupted_ends_as_if_it_was_not(base: tuple[Job,
     assert hash_params(resumed.params) == hash_params(whole.params)
 
 
-def test_the_mesh_may_be_another_than_that_of_the_stage_before(base: tuple[Job, Any]) -> None:
+def test_the_mesh_may_be_another_than_that_of_the_stage_before(base: tuple[FitJob, Any]) -> None:
     job, params = base
     alone = fit(later_job(job, "alone"), params)
     eight = later_job(
@@ -107,7 +107,9 @@ def test_the_mesh_may_be_another_than_that_of_the_stage_before(base: tuple[Job, 
     assert together.loss == pytest.approx(alone.loss, rel=1e-4)
 
 
-def test_one_checkpoint_is_kept_for_the_stage_after(base: tuple[Job, Any], tmp_path: Path) -> None:
+def test_one_checkpoint_is_kept_for_the_stage_after(
+    base: tuple[FitJob, Any], tmp_path: Path
+) -> None:
     job = base_job(tmp_path, train=replace(TRAIN, steps=3, save_every=1, keep=3))
     fit(job, random_params(MODERN))
     folder = job.folder / "checkpoints"

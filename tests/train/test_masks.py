@@ -215,7 +215,9 @@ def test_training_on_rows_that_are_mostly_masked_ends_well(tmp_path: Path) -> No
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
 
 
-def test_held_out_rows_without_supervised_tokens_are_told_before_training(tmp_path: Path) -> None:
+def test_held_out_rows_without_supervised_tokens_are_reported_before_training(
+    tmp_path: Path,
+) -> None:
     write_masked(tmp_path, "held_out", np.zeros((20, T + 1), np.uint8))
     job = tiny_job(tmp_path)
     assert isinstance(job.held_out, RowSource)

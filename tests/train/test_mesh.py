@@ -204,14 +204,16 @@ def test_two_processes_of_four_devices_train_like_one_device(
         for child in children:
             child.kill()
             child.wait()
-    told = [json.loads((tmp_path / f"told_{process}.json").read_text()) for process in range(2)]
-    assert told[0] == told[1], "the processes do not agree"
-    whole, resumed, stopped, gone_on = told[0]
-    assert resumed == whole, "it does not go on as if nothing had happened"
+    results = [
+        json.loads((tmp_path / f"result_{process}.json").read_text()) for process in range(2)
+    ]
+    assert results[0] == results[1], "the processes do not agree"
+    whole, resumed, stopped, continued = results[0]
+    assert resumed == whole, "it does not continue as if nothing had happened"
     assert stopped["code"] == 75
     assert stopped["at"] in range(2, 8), "what was done when the signal came was not saved"
     assert stopped["at"] != 5, "it is the step of an ordinary checkpoint: this shows nothing"
-    assert gone_on == whole, "stopped by a signal to one process, it goes on differently"
+    assert continued == whole, "stopped by a signal to one process, it continues differently"
     for name in ("losses", "bits_per_byte"):
         np.testing.assert_allclose(whole[name], want[name], rtol=2e-5)
 

@@ -14,7 +14,7 @@ from tiny_training import CLASSIC, TRAIN, VOCAB, random_params, tiny_job
 
 from jaxchat.checkpoints.save import hash_params
 from jaxchat.config import loading
-from jaxchat.evals.samples import COMPLETIONS
+from jaxchat.evals.chat import COMPLETIONS
 from jaxchat.runs import run_dir
 from jaxchat.runs.probes import Probe, probe_of
 from jaxchat.runs.report.curves import make_curve
@@ -22,7 +22,7 @@ from jaxchat.runs.report.drawings import Drawn, stage_figures
 from jaxchat.runs.runner import Context
 from jaxchat.runs.stage_inputs import learned
 from jaxchat.signals import Interrupted
-from jaxchat.train.loop import Job, fit
+from jaxchat.train.loop import FitJob, fit
 from jaxchat.train.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -37,7 +37,7 @@ DOCUMENT = {
 
 
 @pytest.fixture
-def watched(tmp_path: Path) -> Job:
+def watched(tmp_path: Path) -> FitJob:
     """The job of the tests of `fit`, asked for samples and for CORE."""
     config = replace(loading.from_document(DOCUMENT, "tiny"), base=WATCHED)
     run = run_dir.folder(tmp_path / "home", config.name)
@@ -47,7 +47,7 @@ def watched(tmp_path: Path) -> Job:
     return replace(job, probe=probe)
 
 
-def logged(job: Job, *names: str) -> list[dict[str, Any]]:
+def logged(job: FitJob, *names: str) -> list[dict[str, Any]]:
     """The records that have any of these, but for their times."""
     records = read_metrics(job.folder / "metrics.jsonl")
     found = [record for record in records if any(name in record for name in names)]
@@ -67,7 +67,7 @@ def stopping_at(step: int, probe: Probe) -> Callable[[int, Any], dict[str, Any]]
 
 
 def test_samples_and_core_are_logged_and_training_is_the_same_to_the_bit(
-    watched: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    watched: FitJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = fit(tiny_job(tmp_path / "plain"), random_params(CLASSIC))
     result = fit(watched, random_params(CLASSIC))
@@ -82,9 +82,9 @@ def test_samples_and_core_are_logged_and_training_is_the_same_to_the_bit(
     assert cored["step"] + 1 == 6
     name = "CORE of 4 of 22 tasks, at most 5 examples a task, not comparable"
     assert cored["core_name"] == name
-    told = capsys.readouterr().out
-    assert f"base after step 6: {name}: {cored['core']:.4f}" in told
-    assert f"base after step 3: {COMPLETIONS[0]} |> " in told
+    printed = capsys.readouterr().out
+    assert f"base after step 6: {name}: {cored['core']:.4f}" in printed
+    assert f"base after step 3: {COMPLETIONS[0]} |> " in printed
 
     curve = make_curve(read_metrics(watched.folder / "metrics.jsonl"), 128)
     assert curve["probed"]["step"] == [6]
@@ -93,7 +93,7 @@ def test_samples_and_core_are_logged_and_training_is_the_same_to_the_bit(
 
 
 def test_stopped_while_it_is_asked_it_resumes_with_the_same_records(
-    watched: Job, tmp_path: Path
+    watched: FitJob, tmp_path: Path
 ) -> None:
     assert watched.probe is not None
     stopped = replace(watched, probe=stopping_at(6, watched.probe))

@@ -20,7 +20,7 @@ from tiny_rl import MODEL, TOKENIZER, Even, lively_params, make_engine, tiny_job
 
 from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, RLConfig
-from jaxchat.evals.chat import answer, parts_of
+from jaxchat.evals.chat import Sampling, answer, parts_of
 from jaxchat.inference.engine import Engine
 from jaxchat.inference.request import Request
 from jaxchat.model import gpt
@@ -31,7 +31,7 @@ from jaxchat.tasks import Problem
 from jaxchat.tasks.base import Split, say
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import Part
-from jaxchat.train.grpo import RLJob, RLResult, give_weights, train_rl
+from jaxchat.train.grpo import RLJob, RLResult, advantages, give_weights, train_rl
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.rollouts import sample_rollouts
 from jaxchat.train.step import init_state, make_train_step
@@ -101,7 +101,7 @@ def test_rollouts_and_pass_at_k_are_sampled_alike_and_the_loss_is_by_groups(tmp_
     assert asked == [*of_problems, *of_rollouts, *of_problems]
 
     (loss,) = [r["loss"] for r in read_metrics(job.folder / "metrics.jsonl") if "loss" in r]
-    samples = list(zip(rollouts.completions, rollouts.advantages.reshape(-1), strict=True))
+    samples = list(zip(rollouts.completions, advantages(rollouts.rewards).reshape(-1), strict=True))
     sums = [-advantage * sum(c.logprobs) for c, advantage in samples]
     tokens = [sum(c.mask) for c, _ in samples]
     means = [sum(sums[i : i + 3]) / sum(tokens[i : i + 3]) for i in range(0, 18, 3)]
@@ -115,7 +115,7 @@ def test_the_reward_rises_and_a_resumed_run_ends_in_the_same_weights(tmp_path: P
     whole = train_rl(job, params)
     first, last = np.mean(whole.rewards[:2]), np.mean(whole.rewards[-2:])
     assert last > first + 0.2, f"the reward went from {first:.2f} to {last:.2f}: {whole.rewards}"
-    # No session trains further than the newest checkpoint: take the last one away and go on.
+    # No session trains further than the newest checkpoint: take the last one away and resume.
     job, params = make_job(tmp_path / "whole")
     newest = tmp_path / "whole" / "checkpoints" / "20"
     newest.rename(tmp_path / "taken away")
@@ -161,7 +161,7 @@ def test_pass_at_k_is_evaluated_before_the_first_step_along_the_way_and_at_the_e
     # by hand, with the weights it began with
     groups = answer(
         make_engine(lively_params()), TOKENIZER, [Even().problem("test", i) for i in range(4)],
-        max_tokens=20, temperature=1.0, samples=2, seed=0,
+        Sampling(max_tokens=20, temperature=1.0, samples=2, seed=0),
     )  # fmt: skip
     right = [
         [Even().grade(Even().problem("test", 0), parts_of(c, TOKENIZER)) for c in group]
@@ -219,7 +219,7 @@ def test_a_step_that_diverges_stops_it_unsaved_and_its_batch_is_kept(
 
         return step
 
-    monkeypatch.setattr("jaxchat.train.grpo.make_train_step", make_poisoned)
+    monkeypatch.setattr("jaxchat.train.session.make_train_step", make_poisoned)
     job = tiny_job(tmp_path, replace(TINY, save_every=1, eval_every=0))
     with pytest.raises(FloatingPointError, match=r"rl: the .* of step 2 is nan; its batch is in"):
         train_rl(job, lively_params())

@@ -22,12 +22,13 @@ from jaxchat.model.loss import token_logprobs
 from jaxchat.parallel.mesh import batch_shards, make_mesh, put_batch
 from jaxchat.tasks.base import say
 from jaxchat.tokenizer.chat_format import render_prompt
+from jaxchat.train.grpo import advantages
 from jaxchat.train.rollouts import (
     MIN_ROW,
     Rollouts,
-    figures,
     make_batch,
     plan_rows,
+    rollout_metrics,
     sample_rollouts,
     step_seed,
 )
@@ -45,6 +46,10 @@ def sampled() -> Rollouts:
     return sample_rollouts(engine, TOKENIZER, Even(), CONFIG, seed=0, step=3)
 
 
+def rows_of(rollouts: Rollouts, *sizes: Any, **more: Any) -> dict[str, np.ndarray]:
+    return make_batch(rollouts, advantages(rollouts.rewards), *sizes, **more)
+
+
 def ids_of(rollouts: Rollouts) -> list[list[int]]:
     """Every prompt with every of its completions."""
     pairs = zip(rollouts.prompts, rollouts.groups, strict=True)
@@ -55,7 +60,7 @@ def test_the_rollouts_of_these_tests_have_tool_calls_and_signal() -> None:
     completions = sampled().completions
     assert any(0 in c.mask for c in completions), "no tool was called"
     assert {c.finish_reason for c in completions} == {"stop", "length"}
-    assert sampled().advantages.any(axis=1).sum() >= 2
+    assert advantages(sampled().rewards).any(axis=1).sum() >= 2
     assert any(TOKENIZER.encode(TOKENIZER.decode(c.tokens)) != [*c.tokens] for c in completions), (
         "every completion is what its text is encoded to, so encoding it again would go unnoticed"
     )
@@ -64,17 +69,17 @@ def test_the_rollouts_of_these_tests_have_tool_calls_and_signal() -> None:
 def test_an_advantage_is_the_reward_less_its_groups_mean() -> None:
     rewards = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
     expected = [[0.5, -0.5, -0.5, 0.5], [0, 0, 0, 0], [-0.25, -0.25, -0.25, 0.75]]
-    np.testing.assert_array_equal(Rollouts([], [], rewards).advantages, expected)
+    np.testing.assert_array_equal(advantages(rewards), expected)
 
 
 @pytest.mark.parametrize("samples", range(2, 20))
 @pytest.mark.parametrize("reward", [0.0, 1.0])
 def test_a_group_of_equal_rewards_has_no_signal_at_all(samples: int, reward: float) -> None:
-    assert not Rollouts([], [], np.full((2, samples), reward)).advantages.any()
+    assert not advantages(np.full((2, samples), reward)).any()
 
 
 def test_only_sampled_tokens_carry_a_loss_and_rows_beyond_the_rollouts_nothing() -> None:
-    batch = make_batch(Rollouts([[1, 2]], [[TOOL, SHORT]], np.array([[1.0, 0.0]])), 7, 3, pad=0)
+    batch = rows_of(Rollouts([[1, 2]], [[TOOL, SHORT]], np.array([[1.0, 0.0]])), 7, 3, pad=0)
     assert batch["tokens"].tolist() == [[1, 2, 5, 6, 7, 8, 0], [1, 2, 9, 0, 0, 0, 0], [0] * 7]
     assert batch["mask"].tolist() == [[0, 0, 1, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0, 0], [0] * 7]
     assert batch["advantage"].tolist() == [0.5, -0.5, 0]
@@ -83,7 +88,7 @@ def test_only_sampled_tokens_carry_a_loss_and_rows_beyond_the_rollouts_nothing()
 def test_tokens_of_a_group_weigh_alike_and_1_on_average() -> None:
     """Four samples of 2, 1, 1 and 1 sampled tokens, in twos; those of tools have no weight."""
     rollouts = Rollouts([[1, 2]], [[TOOL, SHORT, SHORT, SHORT]], np.array([[1.0, 0, 0, 0]]))
-    batch = make_batch(rollouts, 7, 5, pad=0, loss_group=2)
+    batch = rows_of(rollouts, 7, 5, pad=0, loss_group=2)
     a, b = 2.5 / 3, 2.5 / 2  # 5 tokens in 2 groups, of 3 and of 2
     expected = [[0, 0, a, 0, 0, a, 0], [0, 0, a], [0, 0, b], [0, 0, b], []]
     want = [row + [0] * (7 - len(row)) for row in expected]
@@ -93,7 +98,7 @@ def test_tokens_of_a_group_weigh_alike_and_1_on_average() -> None:
 
 def test_a_rollout_beyond_the_row_loses_its_tail() -> None:
     long = Completion((5, 6, 7, 8), (1, 1, 1, 1), (-1.0,) * 4, "length")
-    batch = make_batch(Rollouts([[1, 2]], [[long]], np.array([[1.0]])), 4, 1, pad=0)
+    batch = rows_of(Rollouts([[1, 2]], [[long]], np.array([[1.0]])), 4, 1, pad=0)
     assert batch["tokens"].tolist() == [[1, 2, 5, 6]]
     assert batch["mask"].tolist() == [[0, 0, 1, 1]]
 
@@ -101,7 +106,7 @@ def test_a_rollout_beyond_the_row_loses_its_tail() -> None:
 def test_the_ids_in_the_rows_are_those_that_were_sampled() -> None:
     rollouts = sampled()
     assert rollouts.longest == max(map(len, ids_of(rollouts)))
-    batch = make_batch(rollouts, T + 1, rollouts.rewards.size, TOKENIZER.bos)
+    batch = rows_of(rollouts, T + 1, rollouts.rewards.size, TOKENIZER.bos)
     for row, ids in zip(batch["tokens"].tolist(), ids_of(rollouts), strict=True):
         assert row == ids + [TOKENIZER.bos] * (T + 1 - len(ids))
 
@@ -125,8 +130,10 @@ def test_micro_batches_hold_all_rollouts_and_few_empty_rows(
 
 def test_figures_by_hand() -> None:
     groups = [[TOOL, SHORT], [SHORT, SHORT]]
-    told = figures(Rollouts([[1], [2]], groups, np.array([[1.0, 0.0], [1.0, 1.0]]), seconds=0.5))
-    assert told == {
+    metrics = rollout_metrics(
+        Rollouts([[1], [2]], groups, np.array([[1.0, 0.0], [1.0, 1.0]]), seconds=0.5)
+    )
+    assert metrics == {
         "reward": 0.75,
         "entropy": pytest.approx((1 + 2 + 0.5 * 3) / 5),  # of the five sampled tokens
         "length": 7 / 4,
@@ -137,17 +144,17 @@ def test_figures_by_hand() -> None:
     }
 
 
-def test_the_entropy_told_is_that_of_the_distributions_sampled_from() -> None:
+def test_the_entropy_logged_is_that_of_the_distributions_sampled_from() -> None:
     """-log p of what was drawn, over 1,500 draws, is near the entropy of what they came from."""
     config = replace(CONFIG, samples_per_problem=64)
     rollouts = sample_rollouts(
         make_engine(lively_params()), TOKENIZER, Even(), config, seed=1, step=0
     )
-    batch = make_batch(rollouts, T + 1, rollouts.rewards.size, TOKENIZER.bos)
+    batch = rows_of(rollouts, T + 1, rollouts.rewards.size, TOKENIZER.bos)
     logp = jax.nn.log_softmax(gpt.forward(lively_params(), batch["tokens"][:, :-1], MODEL))
     entropy, mask = np.asarray(-(jnp.exp(logp) * logp).sum(-1)), batch["mask"][:, 1:]
     exact = (entropy * mask).sum() / mask.sum()
-    assert figures(rollouts)["entropy"] == pytest.approx(exact, rel=0.03)
+    assert rollout_metrics(rollouts)["entropy"] == pytest.approx(exact, rel=0.03)
 
 
 def test_rollouts_depend_on_seed_and_step_alone() -> None:
@@ -167,7 +174,7 @@ def test_rollouts_depend_on_seed_and_step_alone() -> None:
 def test_the_engines_logprobs_are_those_the_trainer_has_of_the_same_ids() -> None:
     """In fp32, to 1e-5 nats; calls of tools are in between."""
     params, rollouts = lively_params(), sampled()
-    batch = make_batch(rollouts, T + 1, rollouts.rewards.size, TOKENIZER.bos)
+    batch = rows_of(rollouts, T + 1, rollouts.rewards.size, TOKENIZER.bos)
     x = gpt.features(params, batch["tokens"][:, :-1], MODEL)
     kernel = params["lm_head"]["kernel"]
     theirs = token_logprobs(x, kernel, batch["tokens"][:, 1:], softcap=MODEL.softcap)
@@ -186,7 +193,7 @@ def test_the_engines_logprobs_are_those_the_trainer_has_of_the_same_ids() -> Non
 
 def ranks(rollouts: Rollouts) -> np.ndarray:
     """The rank of every sampled token by the model's own logits; 0 is the likeliest."""
-    batch = make_batch(rollouts, T + 1, rollouts.rewards.size, TOKENIZER.bos)
+    batch = rows_of(rollouts, T + 1, rollouts.rewards.size, TOKENIZER.bos)
     logits = np.asarray(gpt.forward(lively_params(), batch["tokens"][:, :-1], MODEL))
     chosen = np.take_along_axis(logits, batch["tokens"][:, 1:, None], axis=-1)
     found: np.ndarray = (logits > chosen).sum(-1)[batch["mask"][:, 1:] > 0]
@@ -288,7 +295,7 @@ def test_a_step_follows_the_policy_gradient(loss_group: int, devices: int, micro
     step = make_train_step(MODEL, optax.sgd(1.0), mesh)
     state = init_state(lively_params(), optax.sgd(1.0), mesh)
     count, rows = plan_rows(sampled().rewards.size, micro_rows, batch_shards(mesh))
-    batch = make_batch(sampled(), T + 1, count * rows, TOKENIZER.bos, loss_group)
+    batch = rows_of(sampled(), T + 1, count * rows, TOKENIZER.bos, loss_group)
     split = {k: v.reshape(count, rows, *v.shape[1:]) for k, v in batch.items()}
     state, metrics = step(state, put_batch(mesh, split))
     tokens = sum(sum(c.mask) for c in sampled().completions)

@@ -1,5 +1,6 @@
-"""Trackers: what they were told, once each, whatever was killed; and that they stop nothing."""
+"""Trackers: every record arrives once, whatever was killed; and they stop nothing."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -74,15 +75,15 @@ def test_trackio_has_each_step_once(tmp_path):
     (path,) = (tmp_path / "run" / "base" / "trackio").glob("jaxchat*.db")
     with sqlite3.connect(path) as database:
         rows = database.execute("select step, metrics from metrics order by id").fetchall()
-    told = [(step, json.loads(values)) for step, values in rows]
-    losses = [(step, values["loss"]) for step, values in told if "loss" in values]
+    records = [(step, json.loads(values)) for step, values in rows]
+    losses = [(step, values["loss"]) for step, values in records if "loss" in values]
     assert losses == [(step, 100.0 - step) for step in range(12)]
-    assert [step for step, values in told if "bits_per_byte" in values] == [3, 7, 11]
+    assert [step for step, values in records if "bits_per_byte" in values] == [3, 7, 11]
 
 
 @needs("wandb")
 @pytest.mark.slow
-def test_wandb_goes_on_with_the_same_run(tmp_path):
+def test_wandb_continues_the_same_run(tmp_path):
     stage = tmp_path / "run" / "base"
     killed_and_resumed("wandb", stage)
     files = sorted((stage / "wandb").glob("offline-run-*/run-*.wandb"))
@@ -92,7 +93,7 @@ def test_wandb_goes_on_with_the_same_run(tmp_path):
     assert files[-1].stat().st_size > 1_000, "the last session has all that was kept"
 
 
-def test_a_package_that_is_missing_is_told_before_anything_runs(monkeypatch):
+def test_a_package_that_is_missing_is_reported_before_anything_runs(monkeypatch):
     monkeypatch.setitem(trackers.PACKAGES, "trackio", "no_such_package")
     trackers.check_installed([])
     with pytest.raises(ConfigError, match=r'not installed; run: pip install "jaxchat\[trackio\]"'):
@@ -111,10 +112,10 @@ def test_the_names_are_checked():
 
 
 def test_trackers_change_no_stage():
-    plain, told = loading.load(CPU), loading.load(CPU, ['track.trackers=["wandb"]'])
+    plain, tracked = loading.load(CPU), loading.load(CPU, ['track.trackers=["wandb"]'])
     for stage in STAGES:
         if stage.name != "report":  # which is of the whole configuration
-            assert stage.settings(plain) == stage.settings(told)
+            assert stage.settings(plain) == stage.settings(tracked)
 
 
 class Broken:
@@ -132,17 +133,17 @@ class Broken:
         pass
 
 
-def test_one_that_fails_is_told_once_and_stops_nothing(tmp_path, capsys, monkeypatch):
+def test_one_that_fails_is_reported_once_and_stops_nothing(tmp_path, capsys, monkeypatch):
     broken = Broken()
     monkeypatch.setattr(trackers, "open_tracker", lambda *arguments, **more: broken)
-    with MetricsLog(tmp_path / "metrics.jsonl", trackers=("wandb",)) as log:
+    with contextlib.closing(MetricsLog(tmp_path / "metrics.jsonl", trackers=("wandb",))) as log:
         for step in range(50):
             log.write({"step": step, "loss": 1.0})
     assert [record["step"] for record in read_metrics(log.path)] == list(range(50))
     assert broken.steps == [0, 1]
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert told.startswith("jaxchat: wandb gets no more metrics (OSError: [Errno 28] No space")
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert printed.startswith("jaxchat: wandb gets no more metrics (OSError: [Errno 28] No space")
 
 
 def test_one_that_hangs_slows_nothing(tmp_path, capsys, monkeypatch):
@@ -163,16 +164,16 @@ def test_one_that_hangs_slows_nothing(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.count("gets no more metrics (it is too slow") == 1
 
 
-def test_what_cannot_be_opened_is_told(tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_opened_is_reported(tmp_path, capsys, monkeypatch):
     def refuse(*arguments, **more):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(trackers, "open_tracker", refuse)
-    with MetricsLog(tmp_path / "metrics.jsonl", trackers=("trackio",)) as log:
+    with contextlib.closing(MetricsLog(tmp_path / "metrics.jsonl", trackers=("trackio",))) as log:
         log.write({"step": 0})
     assert "trackio gets no more metrics (ConnectionError: no network)" in capsys.readouterr().err
 
 
-def test_only_numbers_are_told():
+def test_only_numbers_are_tracked():
     record = {"step": 3, "steps": 9, "loss": 2, "skipped": True, "note": "text"}
     assert trackers.numbers(record) == {"loss": 2.0, "skipped": 1.0}

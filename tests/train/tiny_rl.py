@@ -102,17 +102,17 @@ def rest(words: str) -> None:
 
 def main() -> None:
     """Trains in the folder that the command line names."""
-    import jaxchat.train.grpo as rl
+    from jaxchat.train import session
 
     # as in the tests: of fewer devices each has more threads, which round differently
     jax.config.update("jax_num_cpu_devices", 8)
 
-    class Slowly(rl.Checkpoints):
+    class Slowly(session.Checkpoints):
         def save(self, step: int, state: Any, meta: Any) -> None:
-            super().save(step, state, meta)  # goes on in the background
+            super().save(step, state, meta)  # continues in the background
             rest(f"saving {step}")
 
-    rl.Checkpoints = Slowly  # type: ignore[misc]
+    session.Checkpoints = Slowly  # type: ignore[misc]
     job = tiny_job(Path(sys.argv[1]), replace(CONFIG, eval_every=0))
     params = lively_params()
     train_rl(replace(job, engine=make_engine(params, kind=Slow)), params)

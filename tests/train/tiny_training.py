@@ -18,7 +18,7 @@ from jaxchat.data.loader import RowSource
 from jaxchat.data.shard_folder import write_rows
 from jaxchat.model import gpt
 from jaxchat.parallel.mesh import make_mesh
-from jaxchat.train.loop import Job, fit
+from jaxchat.train.loop import FitJob, fit
 
 T, VOCAB = 16, 300
 TOKENIZER = "hash of no tokenizer"
@@ -73,12 +73,12 @@ class SlowRows(RowSource):
         return super().__getitem__(index)
 
 
-def tiny_job(folder: Path, rows: type[RowSource] = RowSource, **changes: Any) -> Job:
+def tiny_job(folder: Path, rows: type[RowSource] = RowSource, **changes: Any) -> FitJob:
     """A stage in `folder/stage` over the rows in `folder/rows`, which are written if need be."""
     for name, count in (("rows", 50), ("held_out", 20)):
         if not (folder / name).exists():
             write_tiny_rows(folder / name, count, seed=count)
-    job = Job(
+    job = FitJob(
         title="test",
         folder=folder / "stage",
         model=CLASSIC,

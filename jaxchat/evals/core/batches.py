@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxchat.evals.core.sequences import Row
+from jaxchat.evals.core.prompts import Row
 from jaxchat.model.backend import bucket
 
 SMALLEST = 32  # positions of a trunk, and of branches
@@ -25,7 +25,7 @@ class Batch:
     `tokens` [B,P+R]; `lengths` [B] of the trunks; `branch` and `positions` [B,R] as
     `model.branches` wants them. What is scored is packed for each shard, a part of B: `at` and
     `targets` [B,R], read as one list, are the scored tokens, and where in the shard's `tokens`,
-    read as one list, the feature is that predicts it; `count` [B] says, in each row, how many.
+    read as one list, the feature is that predicts it; `count` [B] is, in each row, their number.
     Rows beyond those given are empty.
     """
 
@@ -34,7 +34,7 @@ class Batch:
     arrays: dict[str, np.ndarray]
 
     def split(self, values: np.ndarray) -> Iterator[tuple[Row, list[np.ndarray]]]:
-        """Of [B,R] values, laid out as `targets`, those of each row and branch."""
+        """Splits [B,R] values, laid out as `targets`, into those of each row and branch."""
         flat = values.reshape(self.shards, -1)
         size = len(values) // self.shards  # rows of a shard
         for first in range(0, len(self.rows), size):

@@ -35,23 +35,14 @@ FIELDS: dict[str, dict[str, type]] = {
 
 @dataclass(frozen=True)
 class CoreTask:
-    """One task, as core.yaml describes it.
+    """One task, as core.yaml describes it."""
 
-    Attributes:
-        label: its name; two tasks may have the same data.
-        kind: how its examples are asked and judged.
-        shots: solved examples before each question.
-        delimiter: what stands between a question and its answer.
-        baseline: the accuracy of guessing, from 0 to 1.
-        path: its examples, a JSON object a line.
-    """
-
-    label: str
-    kind: Kind
-    shots: int
-    delimiter: str
-    baseline: float
-    path: Path
+    label: str  # its name; two tasks may have the same data
+    kind: Kind  # how its examples are asked and judged
+    shots: int  # solved examples before each question
+    delimiter: str  # between a question and its answer
+    baseline: float  # the accuracy of guessing, from 0 to 1
+    path: Path  # its examples, a JSON object a line
 
 
 @dataclass(frozen=True)
@@ -108,21 +99,26 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(folder, there, missing)
 
 
+def _read(path: Path) -> str:
+    """The text of one of a bundle's own files."""
+    try:
+        return read_text(path)
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{path.parent} is no bundle of CORE's tasks: it has no {path.name}; name the folder "
+            "of nanochat's eval_bundle."
+        ) from error
+    except OSError as error:
+        raise refused(path, error) from error
+
+
 def _read_entries(path: Path) -> list[Mapping[str, Any]]:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        document = yaml.safe_load(read_text(path))
-        entries = document["icl_tasks"]
+        entries = yaml.safe_load(_read(path))["icl_tasks"]
         if not isinstance(entries, list) or not entries:
             raise TypeError("icl_tasks is no list of tasks")
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{path.parent} is no bundle of CORE's tasks: it has no {CONFIG}; name "
-            "the folder of nanochat's eval_bundle."
-        ) from error
-    except OSError as error:
-        raise refused(path, error) from error
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ArtifactError(f"{path} does not list CORE's tasks ({reason}).") from error
@@ -132,15 +128,8 @@ def _read_entries(path: Path) -> list[Mapping[str, Any]]:
 def _read_baselines(path: Path) -> dict[str, float]:
     """Label -> the accuracy of guessing; the file has percents."""
     try:
-        rows = csv.DictReader(io.StringIO(read_text(path)))
+        rows = csv.DictReader(io.StringIO(_read(path)))
         return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in rows}
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{path.parent} is no bundle of CORE's tasks: it has no {BASELINES}; name "
-            "the folder of nanochat's eval_bundle."
-        ) from error
-    except OSError as error:
-        raise refused(path, error) from error
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ArtifactError(
             f"{path} is no table with columns 'Eval Task' and 'Random baseline' in percent "
@@ -189,16 +178,6 @@ def read_examples(task: CoreTask, limit: int | None = None) -> list[Example]:
             f"{len(examples)}; take more of them (--max-problems)."
         )
     return examples
-
-
-def _decoded(line: bytes, task: CoreTask, number: int) -> str:
-    try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise ArtifactError(
-            f"line {number} of {task.path} is not UTF-8 (at its byte {error.start + 1}); convert "
-            "it, as with: iconv -f LATIN1 -t UTF-8"
-        ) from error
 
 
 def _parse(line: str, task: CoreTask, number: int) -> Example:

@@ -1,23 +1,30 @@
-"""Evaluates a model on CORE's tasks, one after the other."""
+"""Evaluates a model on CORE's tasks one by one, and saves each as soon as it is done."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxchat import paths
 from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ConfigError
 from jaxchat.evals.core.bundle import Bundle, CoreTask, Example, read_examples
+from jaxchat.evals.core.prompts import task_rows
 from jaxchat.evals.core.result import CoreResult, Judged, TaskResult, judge
 from jaxchat.evals.core.scoring import ChoiceScore, Sizes, score_rows
-from jaxchat.evals.core.sequences import task_rows
+from jaxchat.evals.saved import CORE_RESULT, core_file, read_record
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.progress import Progress
 from jaxchat.tokenizer.bpe import Tokenizer
+
+FORMAT = "jaxchat-core-1"
 
 
 def evaluate_core(
@@ -42,14 +49,14 @@ def evaluate_core(
     Args:
         params: as training has them on `mesh`; without a mesh, on the first device.
         max_problems: takes only the first examples of each task; solved ones are drawn from them.
-        context: prompts keep their last so many tokens; the model's sequence length if None. Of
-            more than that, each layer still sees what it sees in training, as in nanochat.
+        context: prompts are cut to their last tokens, this many; the model's sequence length if
+            None. Of more than that, each layer still sees what it sees in training, as in nanochat.
         widen: layers that see all of a context see all of a longer one, too: nanochat of November
             2025, which `classic` is, has no windows.
         sizes: how much is computed at once, if not what suits the device.
         title: of the progress.
         finished: results of tasks that need not be done again, by label.
-        on_task: is told each new result.
+        on_task: called with each new result.
 
     Raises ConfigError for labels or a context that cannot be, ArtifactError for damaged data.
     """
@@ -112,3 +119,87 @@ def _judge(
     count = len(example[options]) if options else 1
     found = [scores[index, choice] for choice in range(count)]
     return judge(task.kind, example.get("gold", 0), [f.loss for f in found], found[0].greedy)
+
+
+class CoreOptions(TypedDict, total=False):
+    """The options of `evaluate_core` that `evaluate_saved` has, too."""
+
+    compute: Compute
+    mesh: Mesh
+    tasks: Sequence[str] | None
+    max_problems: int | None
+    context: int | None
+    widen: bool
+    title: str
+
+
+def evaluate_saved(
+    folder: Path,
+    load: Callable[[], Any],
+    digest: str,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    bundle: Bundle,
+    **options: Unpack[CoreOptions],
+) -> tuple[CoreResult, Path]:
+    """As `evaluate_core`, less the tasks that `folder` has of these weights, data and options.
+
+    `load` gives the weights, if a task is missing; `digest` is their hash. Returns the result and
+    its file (see `evals.saved`). Raises as `evaluate_core` does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths.sweep(folder)
+    context = options.get("context")
+    has_windows = (context or 0) > model.sequence_len and not options.get("widen", False)
+    fixed = (
+        FORMAT, digest, tokenizer.hash, paths.sha256_text(repr(model)), str(context),
+        str(options.get("max_problems")), jnp.dtype(options.get("compute", PLAIN).dtype).name,
+        *(["windows"] if has_windows else []),
+    )  # fmt: skip
+    keys = {
+        task.label: paths.sha256_text(*fixed, bundle.task_hash(task))
+        for task in bundle.select(options.get("tasks"))
+    }
+    read = {label: _read_task(folder, label, key) for label, key in keys.items()}
+    finished = {label: task for label, task in read.items() if task is not None}
+    result = evaluate_core(
+        load() if len(finished) < len(keys) else None,
+        model,
+        tokenizer,
+        bundle,
+        finished=finished,
+        on_task=lambda task: _write_task(folder, keys[task.label], task),
+        **options,
+    )
+    path = core_file(folder, CORE_RESULT, paths.sha256_text(*keys.values()))
+    record = {"format": FORMAT, "weights": digest, "context": context, **result.to_json()}
+    paths.write_json(path, record)
+    return result, path
+
+
+def _write_task(folder: Path, key: str, result: TaskResult) -> None:
+    """Saves one task with its examples."""
+    record = {
+        "format": FORMAT,
+        "key": key,
+        "label": result.label,
+        "baseline": result.baseline,
+        "seconds": result.seconds,
+        "examples": [one.to_json() for one in result.judged],
+    }
+    with paths.atomic_open(core_file(folder, result.label, key)) as file:
+        json.dump(record, file)
+        file.write("\n")
+
+
+def _read_task(folder: Path, label: str, key: str) -> TaskResult | None:
+    """A saved task with this key, also under the name that earlier versions gave its file."""
+    for path in (core_file(folder, label, key), folder / f"{label}.json"):
+        record = read_record(path, "key", "label", "baseline", "seconds", "examples")
+        if record is not None and record["key"] == key:
+            try:
+                judged = tuple(Judged.from_json(one) for one in record["examples"])
+            except (KeyError, TypeError, ValueError):
+                continue
+            return TaskResult(record["label"], record["baseline"], judged, record["seconds"])
+    return None

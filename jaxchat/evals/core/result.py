@@ -1,4 +1,4 @@
-"""What an evaluation of CORE found."""
+"""Results of CORE: an example, a task, all tasks."""
 
 from __future__ import annotations
 
@@ -7,24 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxchat.evals.chat import Score
 from jaxchat.evals.core.bundle import TASKS
+from jaxchat.evals.scores import Score
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One example.
+    """One example and the model's choice."""
 
-    Attributes:
-        prediction: the choice of the smallest mean loss; of language modelling, 0 when every token
-            of the continuation is the most probable one, else -1.
-        gold: the right choice; 0 in language modelling.
-        losses: of each choice the mean -log p of its scored tokens, in nats; nan where a choice has
-            none, because the others begin with all of it.
-    """
-
+    # the choice of the smallest mean loss; of language modelling, 0 when every token of the
+    # continuation is the most probable one, else -1
     prediction: int
-    gold: int
+    gold: int  # the right choice; 0 in language modelling
+    # of each choice the mean -log p of its scored tokens, in nats; nan where a choice has none,
+    # because the others begin with all of it
     losses: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -34,7 +30,7 @@ class Judged:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Judged:
-        """What `to_json` made."""
+        """The inverse of `to_json`."""
         losses = tuple(math.nan if loss is None else float(loss) for loss in value["losses"])
         return cls(int(value["prediction"]), int(value["gold"]), losses)
 

@@ -19,30 +19,24 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxchat.config.schema import MeshConfig, ModelConfig
+from jaxchat.evals.bpb import in_flight
 from jaxchat.evals.core.batches import Batch, make_batches
-from jaxchat.evals.core.sequences import Row
-from jaxchat.evals.in_flight import in_flight
+from jaxchat.evals.core.prompts import Row
 from jaxchat.model import gpt
 from jaxchat.model.backend import PLAIN, Compute, backend
 from jaxchat.model.branches import branch_features
-from jaxchat.optim.zero import Shares
+from jaxchat.optim.zero import ZeroLayout
 from jaxchat.parallel.mesh import RULES, batch_shards, make_mesh, put, replicated, sharding
-from jaxchat.parallel.spmd import mesh_compute, over_rows, over_tensor
+from jaxchat.parallel.spmd import mesh_compute, over_rows
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is computed at once.
+    """The amount that is computed at once."""
 
-    Attributes:
-        tokens: of a batch, on each device.
-        steps: sizes of rows from one power of two to the next: see `batches.make_batches`.
-        head: scored tokens whose logits are held at once.
-    """
-
-    tokens: int
-    steps: int
-    head: int
+    tokens: int  # of a batch, on each device
+    steps: int  # sizes of rows from one power of two to the next: see `make_batches`
+    head: int  # scored tokens whose logits are held at once
 
 
 CPU = Sizes(tokens=4_096, steps=2, head=128)
@@ -51,22 +45,17 @@ GPU = Sizes(tokens=65_536, steps=1, head=1_024)  # where compiling takes longer 
 
 @dataclass(frozen=True)
 class ChoiceScore:
-    """What the model makes of the scored tokens of one choice.
+    """The scored tokens of one choice."""
 
-    Attributes:
-        loss: their mean -log p in nats; nan when there is none: one choice begins the others.
-        greedy: whether each is the most probable one.
-    """
-
-    loss: float
-    greedy: bool
+    loss: float  # their mean -log p in nats; nan when there is none: one choice begins the others
+    greedy: bool  # whether each is the most probable one
 
 
 @functools.cache
 def _scores_over(mesh: Mesh, model: ModelConfig, compute: Compute, head: int) -> Any:
     """The jitted params, batch of [1, B, ...] -> (log p [B,R], whether it is the highest [B,R])."""
-    shares = Shares(mesh, gpt.param_shapes(model))
-    gather = over_tensor(shares.gather, mesh, (shares.stored,), shares.gathered)
+    zero = ZeroLayout.of_model(mesh, model)
+    gather = zero.model_gather()
     compute = mesh_compute(mesh, model, compute)
 
     def local(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -80,7 +69,7 @@ def _scores_over(mesh: Mesh, model: ModelConfig, compute: Compute, head: int) ->
         return logprobs, best
 
     rows = P(RULES["batch"])
-    over = over_rows(local, mesh, shares.stored, (rows, rows))
+    over = over_rows(local, mesh, zero.stored, (rows, rows))
     return jax.jit(over, out_shardings=replicated(mesh))
 
 
@@ -126,8 +115,8 @@ def score_rows(
     """(example, choice) -> its score.
 
     The rows of a batch are split over `mesh`, where the parameters lie as in training; every
-    process gives and gets all. Without a mesh all is on the first device. `progress` is told the
-    number of rows of each batch that is done.
+    process gives and gets all. Without a mesh all is on the first device. `progress` is
+    called with the number of rows of each batch that is done.
     """
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
     sizes = sizes or (CPU if backend(mesh.devices.flat[0].platform).sizes == "cpu" else GPU)

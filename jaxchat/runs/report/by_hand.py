@@ -16,8 +16,7 @@ from typing import Any
 
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
-from jaxchat.evals.core import kept
-from jaxchat.evals.parts import with_more
+from jaxchat.evals.saved import core_folder, core_results, with_more
 from jaxchat.paths import read_json
 from jaxchat.runs.report.metrics import core_record
 
@@ -48,7 +47,7 @@ def add_kept(
 
 def cores(root: Path, stage: str, weights: str) -> list[dict[str, Any]]:
     """The results on CORE that are kept of a model, at the length it was trained on."""
-    found = _objects(kept.results_in(kept.folder_of(root, stage)), "jaxchat eval core", _is_core)
+    found = _objects(core_results(core_folder(root, stage)), "jaxchat eval core", _is_core)
     return [one for one in found if one["weights"] == weights and one.get("context") is None]
 
 

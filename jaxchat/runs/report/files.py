@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
-from jaxchat.evals.parts import PARTS, Parts
+from jaxchat.evals.saved import PARTS, Parts
 from jaxchat.paths import atomic_open, read_json
 from jaxchat.runs import provenance, run_dir, runner
 from jaxchat.runs.report import by_hand, markdown, page

@@ -1,1 +1,1 @@
-"""Where the time of a training step goes: recording a trace, and reading it without a browser."""
+"""Profiling of training steps: recording a trace, and reading it without a browser."""

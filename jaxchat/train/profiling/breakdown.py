@@ -1,7 +1,7 @@
-"""Where the time of the traced steps went: a pure function of events and HLO.
+"""Breakdown of the time of traced steps: a pure function of events and HLO.
 
 Operations run at once, on the threads of a CPU or the streams of a GPU, so their times add up to
-more than the clock's. Two figures are kept apart: an operation's *share* of the clock (while n run,
+more than the clock's. Two figures are separate: an operation's *share* of the clock (while n run,
 each has 1/n of the time), which adds up to the whole, and its *busy* time, the sum of its
 executions from start to end. Moments when nothing runs are gaps: within a step, or between steps,
 where the device waits for the host.
@@ -141,7 +141,7 @@ def _steps(events: Sequence[Event], operations: Operations) -> list[Span]:
 
 def _innermost(events: Sequence[Event]) -> Iterator[tuple[float, float, Event]]:
     """The stretches of each event of one line in which no event inside it runs."""
-    open_: list[tuple[Event, float]] = []  # event, and from when its time is still to be given out
+    open_: list[tuple[Event, float]] = []  # event, and from when its time is still unassigned
 
     def close(until: float) -> Iterator[tuple[float, float, Event]]:
         while open_ and open_[-1][0].stop <= until:

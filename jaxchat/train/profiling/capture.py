@@ -26,7 +26,7 @@ StepFn = Callable[[Any, Any], tuple[Any, Any]]  # (state, batch) -> (state, metr
 
 @dataclass(frozen=True)
 class Capture:
-    """What to record of one stage, and where to."""
+    """The steps of one stage to record, and the folder of the recording."""
 
     request: Request
     stage: str
@@ -38,8 +38,8 @@ class Capture:
 def recorded(step_fn: StepFn, capture: Capture | None, first: int) -> Iterator[StepFn]:
     """Yields a step function that counts its calls from `first` and records those asked for.
 
-    Without a capture that is `step_fn` itself. On leaving, says where the profile is, or that there
-    is none because the steps did not come. A recording cut short leaves nothing.
+    Without a capture that is `step_fn` itself. On leaving, prints the profile's folder, or that
+    there is none because the steps did not come. A recording cut short leaves nothing.
     """
     if capture is None or jax.process_index() != 0:
         yield step_fn
@@ -110,23 +110,19 @@ class _Recorder:
         }
 
     def close(self) -> None:
-        """Ends a recording that was cut short, and says what came of it."""
+        """Discards a recording that was cut short; prints the outcome."""
         request, stage = self._capture.request, self._capture.stage
         if self._folder is not None:
             jax.profiler.stop_trace()
-            with contextlib.suppress(_CutShort), self._open:
-                raise _CutShort  # the temporary folder goes
+            with contextlib.suppress(InterruptedError), self._open:
+                raise InterruptedError  # the temporary folder goes
         if self._done:
             folder = self._capture.folder
-            print(f"profile of {stage}, steps {request.told}: {folder}", flush=True)
+            print(f"profile of {stage}, steps {request.steps}: {folder}", flush=True)
             print(f"  where its time went: jaxchat profile {folder}", flush=True)
         else:
             print(
-                f"no profile of {stage}: it was to record steps {request.told}, and this process "
+                f"no profile of {stage}: it was to record steps {request.steps}, and this process "
                 f"did not make them all (it stands at step {self._next}).",
                 flush=True,
             )
-
-
-class _CutShort(Exception):
-    pass

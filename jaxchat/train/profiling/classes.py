@@ -1,4 +1,4 @@
-"""What kind of work an operation is: by what is in it, and by the line that asked for it."""
+"""The class of an operation's work: by what is in it, and by the source line that asked for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOVES = (
     "copy", "copy-start", "copy-done", "transpose", "reshape", "bitcast", "bitcast-convert",
     "slice", "dynamic-slice", "dynamic-update-slice", "concatenate", "pad", "reverse", "broadcast",
 )  # fmt: skip
-# Neither work nor a sign of what the work is.
+# Neither work nor a sign of its class.
 _SILENT = ("parameter", "constant", "tuple", "get-tuple-element", "iota", "fusion", "after-all")
 
 # Kernels and operations whose instruction is not known, by name; the first that fits decides.
@@ -38,7 +38,7 @@ _BY_NAME = (
 
 @dataclass(frozen=True)
 class Operation:
-    """What is known of an operation that was timed."""
+    """An operation that was timed."""
 
     name: str
     kind: str  # one of CLASSES
@@ -50,42 +50,38 @@ class Operation:
 class Operations:
     """The operations of a program by the names they have in a trace."""
 
-    def __init__(self, module: Module | None) -> None:
+    def __init__(self, module: Module) -> None:
         self._module = module
+        self._by_kernel = {_kernel_name(name): one for name, one in module.by_name.items()}
+        entry = module.computations.get(module.entry, ())
+        self._entry = {instruction.name for instruction in entry}
         self._known: dict[str, Operation] = {}
-        names = module.by_name if module else ()
-        self._by_kernel = {_kernel_name(name): name for name in names}
 
     def is_control(self, name: str) -> bool:
         """Whether it only runs others, which are timed on their own."""
-        instruction = self._find(name)
+        instruction = self._instruction(name)
         if instruction is None:
             return bool(re.match(r"(while|conditional|call)(\.|$)", name))
         return instruction.opcode in CONTROL and not _is_collective(self._module, instruction)
 
     def is_in_entry(self, name: str) -> bool:
         """Whether it runs exactly once a step."""
-        if self._module is None:
-            return False
-        if not hasattr(self, "_entry"):
-            entry = self._module.computations.get(self._module.entry, ())
-            self._entry = {instruction.name for instruction in entry}
-        return self._by_kernel.get(_kernel_name(name), name) in self._entry
+        instruction = self._instruction(name)
+        return instruction is not None and instruction.name in self._entry
 
     def find(self, name: str) -> Operation:
         """The operation of a name; one that is not in the HLO text is classed by its name."""
         if name not in self._known:
-            instruction = self._find(name)
-            if self._module is None or instruction is None:
-                self._known[name] = Operation(name, class_of_name(name))
-            else:
-                self._known[name] = describe(self._module, instruction)
+            instruction = self._instruction(name)
+            self._known[name] = (
+                describe(self._module, instruction)
+                if instruction is not None
+                else Operation(name, class_of_name(name))
+            )
         return self._known[name]
 
-    def _find(self, name: str) -> Instruction | None:
-        if self._module is None:
-            return None
-        return self._module.by_name.get(self._by_kernel.get(_kernel_name(name), name))
+    def _instruction(self, name: str) -> Instruction | None:
+        return self._by_kernel.get(_kernel_name(name))
 
 
 def describe(module: Module, instruction: Instruction) -> Operation:
@@ -110,7 +106,7 @@ def class_of_name(name: str) -> str:
 def own_frame(frames: tuple[Frame, ...]) -> Frame | None:
     """The innermost frame of this project's code, else the innermost of all.
 
-    Of a product it is who asked for it.
+    Of a product it is the caller's.
     """
     ours = (frame for frame in frames if "/jaxchat/" in frame.file and "/optax/" not in frame.file)
     asked = (frame for frame in ours if not frame.file.endswith(PRODUCTS_FILE))
@@ -118,7 +114,7 @@ def own_frame(frames: tuple[Frame, ...]) -> Frame | None:
 
 
 def _chief(module: Module, instruction: Instruction) -> Instruction:
-    """What a fusion is there for: its matrix product, or its lookup, else its result."""
+    """The purpose of a fusion: its matrix product, or its lookup, else its result."""
     inner = list(module.inside(instruction))
     for wanted in (_is_product, lambda i: i.opcode in _LOOKUPS):
         if found := next(filter(wanted, inner), None):
@@ -150,9 +146,9 @@ def _is_product(instruction: Instruction) -> bool:
     )
 
 
-def _is_collective(module: Module | None, instruction: Instruction) -> bool:
+def _is_collective(module: Module, instruction: Instruction) -> bool:
     names = {instruction.opcode}
-    if module is not None and instruction.opcode.startswith("async-"):
+    if instruction.opcode.startswith("async-"):
         names |= {inner.opcode for inner in module.inside(instruction)}
     bare = {name.removesuffix("-start").removesuffix("-done") for name in names}
     return bool(bare & set(_COLLECTIVES))
@@ -165,9 +161,7 @@ def _kernel_name(name: str) -> str:
 
 def _short(path: str) -> str:
     """The path from the package's folder on."""
-    for root in ("/site-packages/", "/jaxchat/"):
-        before, found, after = path.rpartition(root)
-        if found:
-            return after if root == "/site-packages/" else f"{root.strip('/')}/{after}"
-        del before
-    return path
+    if "/site-packages/" in path:
+        return path.rpartition("/site-packages/")[2]
+    _, found, inside = path.rpartition("/jaxchat/")
+    return f"jaxchat/{inside}" if found else path

@@ -19,6 +19,7 @@ _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"[a-z][a-z0-9]*\[([0-9,<=]*)\]")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
+_BRACKETED = re.compile(r"\([^()\[\]{}]*\)|\[[^()\[\]{}]*\]|\{[^()\[\]{}]*\}")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations)="
@@ -37,6 +38,9 @@ class Frame:
     function: str = ""
 
 
+Stack = tuple[Frame, ...]  # innermost first
+
+
 @dataclass(frozen=True)
 class Instruction:
     """One line of HLO."""
@@ -48,11 +52,11 @@ class Instruction:
     attributes: str  # all that follows the operands, as it stands
     called: tuple[str, ...] = ()  # computations: of a fusion, the loop's body, ...
     op_name: str = ""  # jax's path of name scopes, such as jit(step)/h_0/attn/c_q/dot_general
-    frames: tuple[Frame, ...] = ()  # innermost first
+    frames: Stack = ()
 
     @property
     def target(self) -> str:
-        """What a custom-call calls, such as __cublas$gemm; else nothing."""
+        """The target of a custom-call, such as __cublas$gemm; else ""."""
         found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -118,7 +122,8 @@ class Module:
         return source.shapes[0] if source and source.shapes else ()
 
 
-# What runs other instructions, which have times of their own.
+NO_MODULE = Module("", "", {}, {})  # of a trace without HLO text
+# These run other instructions, which have times of their own.
 CONTROL = ("while", "conditional", "call", "async-start", "async-done", "async-update")
 
 
@@ -127,7 +132,7 @@ def parse(text: str) -> Module:
     if not text.startswith("HloModule "):
         raise ValueError("this is no HLO text: it does not begin with HloModule")
     lines = text.splitlines()
-    frames = _stack_frames(lines)
+    stacks = _stack_frames(lines)
     computations: dict[str, tuple[Instruction, ...]] = {}
     by_name: dict[str, Instruction] = {}
     entry, current = "", ""
@@ -140,7 +145,7 @@ def parse(text: str) -> Module:
             current = match[1]
             entry = current if line.startswith("ENTRY") else entry
         elif current and (match := _INSTRUCTION.match(line)):
-            instruction = _instruction(match[1], match[2], frames)
+            instruction = _instruction(match[1], match[2], stacks)
             if instruction is not None:
                 found.append(instruction)
                 by_name[instruction.name] = instruction
@@ -148,9 +153,7 @@ def parse(text: str) -> Module:
     return Module(name, entry, computations, by_name)
 
 
-def _instruction(name: str, rest: str, frames: Mapping[int, tuple[Frame, ...]]) -> (
-    Instruction | None
-):  # fmt: skip
+def _instruction(name: str, rest: str, stacks: Mapping[int, Stack]) -> Instruction | None:
     rest = _COMMENT.sub("", rest)
     opcode = _OPCODE.search(rest, _closing(rest, 0) if rest.startswith("(") else 0)
     if opcode is None:
@@ -167,7 +170,7 @@ def _instruction(name: str, rest: str, frames: Mapping[int, tuple[Frame, ...]]) 
         attributes=attributes,
         called=tuple(_called(attributes)),
         op_name=op_name[1] if op_name else "",
-        frames=_frames_of(attributes, frames),
+        frames=_frames_of(attributes, stacks),
     )
 
 
@@ -187,14 +190,11 @@ def _shape(numbers: str) -> Shape:
 
 def _operands(text: str) -> Iterator[str]:
     """Names, whether or not their types stand before them."""
-    depth, start = 0, 0
-    for index, letter in enumerate(f"{text},"):
-        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(letter, 0)
-        if letter == "," and depth == 0:
-            words = text[start:index].split()
-            if words:
-                yield words[-1].lstrip("%")
-            start = index + 1
+    while text != (text := _BRACKETED.sub("", text)):
+        pass  # innermost brackets first
+    for operand in text.split(","):
+        if words := operand.split():
+            yield words[-1].lstrip("%")
 
 
 def _called(attributes: str) -> Iterator[str]:
@@ -208,15 +208,15 @@ def _numbers(pattern: str, text: str) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", found[1])] if found else []
 
 
-def _frames_of(attributes: str, frames: Mapping[int, tuple[Frame, ...]]) -> tuple[Frame, ...]:
+def _frames_of(attributes: str, stacks: Mapping[int, Stack]) -> Stack:
     if found := re.search(r"stack_frame_id=(\d+)", attributes):
-        return frames.get(int(found[1]), ())
+        return stacks.get(int(found[1]), ())
     file = re.search(r'source_file="([^"]*)"', attributes)
     line = re.search(r"source_line=(\d+)", attributes)
     return (Frame(file[1], int(line[1])),) if file and line else ()
 
 
-def _stack_frames(lines: list[str]) -> dict[int, tuple[Frame, ...]]:
+def _stack_frames(lines: list[str]) -> dict[int, Stack]:
     """Number -> frames, innermost first, from the four tables at the top."""
     tables: dict[str, dict[int, str]] = {name: {} for name in _TABLES}
     current: dict[int, str] | None = None
@@ -245,7 +245,7 @@ def _stack_frames(lines: list[str]) -> dict[int, tuple[Frame, ...]]:
     # jax 0.10 prints the parent's number plus one, so that the first frame is its own parent.
     first = min(stack, default=0)
     excess = int(bool(stack) and number(stack[first], "parent_frame_id") == first)
-    result: dict[int, tuple[Frame, ...]] = {}
+    result: dict[int, Stack] = {}
     for index, fields in sorted(stack.items()):  # a parent comes before its children
         outer = result.get(number(fields, "parent_frame_id") - excess, ())
         result[index] = (frame(number(fields, "file_location_id")), *outer)

@@ -1,4 +1,4 @@
-"""What `--profile` asks for; without jax, so that the command line can read it."""
+"""The value of `--profile`; without jax, so that the command line can read it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Request:
             )
 
     @property
-    def told(self) -> str:
+    def steps(self) -> str:
         """The steps in words."""
         last = self.stop - 1
         return f"{self.start}" if last == self.start else f"{self.start} to {last}"
@@ -68,5 +68,5 @@ def for_stage(requests: Sequence[Request], stage: str) -> Request | None:
 
 
 def folder(run: Path, stage: str) -> Path:
-    """Where the profile of a run's stage goes."""
+    """The folder of the profile of a run's stage."""
     return run / "profile" / stage

@@ -13,7 +13,7 @@ from jaxchat.errors import ArtifactError
 from jaxchat.paths import read_json
 from jaxchat.train.profiling.breakdown import Breakdown, break_down
 from jaxchat.train.profiling.classes import Operations
-from jaxchat.train.profiling.hlo import Module, parse
+from jaxchat.train.profiling.hlo import NO_MODULE, parse
 from jaxchat.train.profiling.request import HLO, RECORD
 from jaxchat.train.profiling.trace import find_trace, read_events
 
@@ -41,7 +41,7 @@ class Profile:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all devices; 0 where profile.json is missing."""
+        """The rate of all devices together; 0 where profile.json is missing."""
         return float(self.facts.get("step_tokens", 0)) / (self.breakdown.step / 1e9)
 
 
@@ -52,7 +52,7 @@ def read_profile(path: Path, device: int = 0) -> Profile:
     """
     trace = find_trace(path)
     folder = next((p for p in trace.parents if (p / HLO).exists()), None)
-    module: Module | None = None
+    module = NO_MODULE
     facts: dict[str, Any] = {}
     if folder is not None:
         try:
@@ -69,10 +69,10 @@ def read_profile(path: Path, device: int = 0) -> Profile:
         )
     operations = Operations(module)
     try:
-        breakdown = break_down(devices[names[device]], operations, module.name if module else "")
+        breakdown = break_down(devices[names[device]], operations, module.name)
     except ValueError as error:
         raise ArtifactError(f"{trace}: {error}; record the profile again.") from error
-    return Profile(trace, facts, names[device], names, module is not None, breakdown)
+    return Profile(trace, facts, names[device], names, module is not NO_MODULE, breakdown)
 
 
 def render(profile: Profile, top: int = 20) -> str:
@@ -98,8 +98,8 @@ def _head(profile: Profile) -> Iterator[str]:
         yield f"{'tokens':<16}{profile.tokens_per_second:,.0f} a second"
     step, flops = breakdown.step / 1e9, breakdown.flops / count
     if flops:
-        told = f"{_flops(flops / step)}/s in matrix products, {_flops(flops)} a step"
-        yield f"{'achieved':<16}{told}"
+        rate = f"{_flops(flops / step)}/s"
+        yield f"{'achieved':<16}{rate} in matrix products, {_flops(flops)} a step"
     if facts:
         peak = bf16_peak(facts["device_kind"])
         share = f", MFU {profile.model_flops / peak:.1%} of the bf16 peak" if peak else ""
@@ -174,7 +174,7 @@ def _flops(value: float) -> str:
 
 
 def to_json(profile: Profile, top: int = 20) -> dict[str, Any]:
-    """The same as JSON; times in milliseconds a step."""
+    """The page's figures as JSON; times in milliseconds a step."""
     breakdown = profile.breakdown
     scale = len(breakdown.steps) * MS
     return {

@@ -24,12 +24,12 @@ OPS = "XLA Ops"  # where there are no streams (a TPU, or a trace that was conver
 class Event:
     """One execution of one operation; times in nanoseconds."""
 
-    op: str  # the HLO instruction where the trace says it, else the kernel
+    op: str  # the HLO instruction where the trace names it, else the kernel
     start: float
     stop: float
     line: str  # thread or stream
     module: str = ""  # the HLO module, such as jit_step
-    run: int | None = None  # which execution of the module, where the trace says it
+    run: int | None = None  # number of the module's execution, where the trace has it
 
 
 def find_trace(path: Path) -> Path:

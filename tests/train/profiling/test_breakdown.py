@@ -6,6 +6,7 @@ import pytest
 
 from jaxchat.train.profiling.breakdown import Breakdown, break_down
 from jaxchat.train.profiling.classes import OTHER, Operations
+from jaxchat.train.profiling.hlo import NO_MODULE
 from jaxchat.train.profiling.trace import Event
 
 
@@ -15,7 +16,7 @@ def event(op: str, start: float, stop: float, line: str = "a", run: int | None =
 
 def divide(*events: Event) -> tuple[Breakdown, dict[str, tuple[float, float, int]]]:
     """The breakdown, and share, busy time and count of each operation."""
-    result = break_down(events, Operations(None), "jit_step")
+    result = break_down(events, Operations(NO_MODULE), "jit_step")
     shares = sum(o.share for o in result.operations)
     assert shares + result.within + result.between == pytest.approx(result.total)
     return result, {o.operation.name: (o.share, o.busy, o.count) for o in result.operations}
@@ -42,7 +43,7 @@ def test_loops_are_not_work() -> None:
     assert (result.total, result.within) == (10, 5)
 
 
-def test_gaps_within_steps_and_between_them_are_told_apart() -> None:
+def test_gaps_within_steps_and_between_them_are_separate() -> None:
     result, _ = divide(
         event("x", 0, 3), event("y", 5, 6), event("x", 10, 13, run=1), event("y", 14, 16, run=1)
     )
@@ -68,9 +69,9 @@ def test_what_ran_before_and_after_the_steps_does_not_count() -> None:
 
 def test_the_module_that_ran_longest_is_the_step() -> None:
     short = replace(event("y", 0, 1), module="jit_convert")
-    assert break_down([short, event("x", 2, 9)], Operations(None)).module == "jit_step"
+    assert break_down([short, event("x", 2, 9)], Operations(NO_MODULE)).module == "jit_step"
 
 
 def test_a_trace_without_the_step_says_what_it_has() -> None:
     with pytest.raises(ValueError, match="no operation of jit_train; it has jit_step"):
-        break_down([event("x", 0, 1)], Operations(None), "jit_train")
+        break_down([event("x", 0, 1)], Operations(NO_MODULE), "jit_train")

@@ -131,8 +131,8 @@ def test_the_products_of_the_model_are_all_there(profile: Profile) -> None:
 def test_the_page_has_every_section(profile: Profile) -> None:
     page = render(profile, top=5)
     assert page.startswith("base, from step 3, 2 executions of jit_step on cpu:0 of 2\n")
-    for told in ("128 tokens a step", "GFLOP/s", "host gaps", "gaps within steps", " others"):
-        assert told in page or told.replace("G", "M") in page, page
+    for phrase in ("128 tokens a step", "GFLOP/s", "host gaps", "gaps within steps", " others"):
+        assert phrase in page or phrase.replace("G", "M") in page, page
     assert re.search(r"\d% .*jaxchat/\w+/\w+\.py:\d+\n", page), page  # a line of the source
     sources = {o.operation.source.partition(":")[0] for o in profile.breakdown.operations}
     assert {"jaxchat/model/gpt.py", "jaxchat/optim/muon.py", "jaxchat/model/loss.py"} <= sources
@@ -143,9 +143,9 @@ def test_the_command_prints_page_and_json(folder: Path, profile: Profile, capsys
     assert main(["profile", str(folder), "--device", "1"]) == 0
     assert "on cpu:1 of 2" in capsys.readouterr().out
     assert main(["profile", str(folder), "--json", "--top", "3"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told == to_json(profile, 3)
-    assert len(told["operations"]) == 3
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == to_json(profile, 3)
+    assert len(printed["operations"]) == 3
     assert main(["profile", str(folder), "--device", "2"]) == 1
     assert "cpu:0, cpu:1); there is no number 2" in capsys.readouterr().err
 

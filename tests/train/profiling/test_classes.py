@@ -22,7 +22,7 @@ from jaxchat.train.profiling.classes import (
     Operations,
     class_of_name,
 )
-from jaxchat.train.profiling.hlo import parse
+from jaxchat.train.profiling.hlo import NO_MODULE, parse
 
 
 def operations(f: Callable[..., Any], *arguments: jax.Array) -> list[Operation]:
@@ -102,7 +102,7 @@ def test_a_sum_over_devices_is_a_collective() -> None:
 )
 def test_a_kernel_without_hlo_is_classed_by_its_name(kernel: str, kind: str) -> None:
     assert class_of_name(kernel) == kind
-    assert Operations(None).find(kernel) == Operation(kernel, kind)
+    assert Operations(NO_MODULE).find(kernel) == Operation(kernel, kind)
 
 
 def test_a_kernel_of_a_gpu_is_found_by_the_name_xla_gives_it() -> None:

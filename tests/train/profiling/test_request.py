@@ -12,7 +12,7 @@ from jaxchat.train.profiling.request import STAGES, Request, folder, for_stage, 
 def test_a_request_names_steps_and_perhaps_a_stage() -> None:
     assert parse("10:13") == Request(10, 13)
     assert parse("mid:1:2") == Request(1, 2, "mid")
-    assert (parse("10:13").told, parse("4:5").told) == ("10 to 12", "4")
+    assert (parse("10:13").steps, parse("4:5").steps) == ("10 to 12", "4")
 
 
 @pytest.mark.parametrize(

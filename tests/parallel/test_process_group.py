@@ -13,9 +13,9 @@ from jaxchat.signals import REQUEUE
 # what each process runs: its place, then what the test adds
 START = """
 import os, signal, sys, time
-from jaxchat.parallel.process_group import GroupError, Place, end, join
+from jaxchat.parallel.process_group import GroupError, ProcessSpec, end, join
 index, size, port = map(int, sys.argv[1:4])
-place = Place("127.0.0.1", port, size, index)
+place = ProcessSpec("127.0.0.1", port, size, index)
 """
 ROOT = Path(__file__).parent.parent.parent
 
@@ -39,8 +39,8 @@ def run(code: str, port: int, size: int = 3, started: int = 0) -> list[tuple[int
         )
         for index in reversed(range(started or size))
     ]  # fmt: skip
-    told = [(child, child.communicate(timeout=300)) for child in reversed(children)]
-    return [(child.returncode, out, errors) for child, (out, errors) in told]
+    ended = [(child, child.communicate(timeout=300)) for child in reversed(children)]
+    return [(child.returncode, out, errors) for child, (out, errors) in ended]
 
 
 def test_all_get_what_each_gave(port: int) -> None:
@@ -54,7 +54,7 @@ group.close()
         assert out == "[[0, 0.1], [1, 1.1], [2, 2.1]] 2 0\n"
 
 
-def test_one_alone_needs_nobody() -> None:
+def test_one_alone_needs_no_other() -> None:
     assert ALONE.leads
     assert ALONE.gather("x") == ["x"]
     assert ALONE.broadcast("x") == "x"
@@ -62,7 +62,7 @@ def test_one_alone_needs_nobody() -> None:
 
 
 @pytest.mark.parametrize("failing", [0, 2])
-def test_a_failure_is_told_once_and_ends_all_with_its_code(port: int, failing: int) -> None:
+def test_a_failure_is_reported_once_and_ends_all_with_its_code(port: int, failing: int) -> None:
     code = f"""
 group = join(place)
 group.gather(None)
@@ -70,12 +70,12 @@ if index == {failing}:
     end(group, "the disk is full", 7, certain=True)
 group.gather(None)
 """
-    told = run(code, port)
-    assert [code for code, _, _ in told] == [7, 7, 7]
+    ended = run(code, port)
+    assert [code for code, _, _ in ended] == [7, 7, 7]
     of = f"process {failing} on " if failing else ""
-    assert told[0][2].startswith(of)
-    assert told[0][2].endswith("the disk is full\n")
-    assert told[1][2] == told[2][2] == ""
+    assert ended[0][2].startswith(of)
+    assert ended[0][2].endswith("the disk is full\n")
+    assert ended[1][2] == ended[2][2] == ""
 
 
 @pytest.mark.parametrize("killed", [0, 1, 2])
@@ -88,10 +88,10 @@ if index == {killed}:
 while True: time.sleep(1)  # as if a device did not answer
 """
     began = time.monotonic()
-    told = run(code, port)
+    ended = run(code, port)
     assert time.monotonic() - began < 60
-    assert [code for code, _, _ in told] == [-9 if i == killed else REQUEUE for i in range(3)]
-    errors = "".join(errors for _, _, errors in told)
+    assert [code for code, _, _ in ended] == [-9 if i == killed else REQUEUE for i in range(3)]
+    errors = "".join(errors for _, _, errors in ended)
     assert errors.count("\n") == 1
     assert f"process {killed} on " in errors
     assert "killed or with its machine" in errors
@@ -108,22 +108,22 @@ if index == 2:
     end(group, "the disk is full", 7, certain=True)
 group.gather(None)
 """
-    told = run(code, port)
-    assert [code for code, _, _ in told] == [7, 7, 7]
-    assert told[0][2].endswith("the disk is full\n")
-    assert "Traceback" not in told[0][2]
+    ended = run(code, port)
+    assert [code for code, _, _ in ended] == [7, 7, 7]
+    assert ended[0][2].endswith("the disk is full\n")
+    assert "Traceback" not in ended[0][2]
 
 
-def test_an_error_that_nobody_explains_is_told_after_a_moment(port: int) -> None:
+def test_an_unexplained_error_is_reported_after_a_moment(port: int) -> None:
     code = """
 group = join(place)
 if index == 1:
     end(group, "Traceback: a bug", 1, certain=False)
 group.gather(None)
 """
-    told = run(code, port, size=2)
-    assert [code for code, _, _ in told] == [1, 1]
-    assert told[0][2].endswith("Traceback: a bug\n")
+    ended = run(code, port, size=2)
+    assert [code for code, _, _ in ended] == [1, 1]
+    assert ended[0][2].endswith("Traceback: a bug\n")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_places_that_do_not_fit_are_refused(
 ) -> None:
     code = f"""
 {change}
-place = Place("127.0.0.1", port, size, index)
+place = ProcessSpec("127.0.0.1", port, size, index)
 try: join(place, 20.0)
 except GroupError as error: sys.exit(str(error))
 """
