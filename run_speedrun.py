@@ -21,20 +21,9 @@ from jaxchat.config.schema import RunConfig
 from jaxchat.parallel.process_group import Group
 from jaxchat.runs import processes, run_dir
 from jaxchat.runs.plan import checks, plan
+from jaxchat.runs.stages import STAGES
 from jaxchat.train import trackers
 from jaxchat.train.profiling import request
-
-STAGES = {
-    "data": "find text and conversations, download what is needed first",
-    "tokenizer": "train the byte-level BPE tokenizer (bpe_rs)",
-    "rows": "tokenize and pack text and conversations into rows",
-    "base": "pretrain the transformer on text",
-    "mid": "midtrain on conversations, tool use and multiple choice",
-    "sft": "fine-tune on conversations",
-    "rl": "reinforce what solves problems, the calculator in the loop",
-    "eval": "evaluate base, mid, sft and rl on what was held out",
-    "report": "write the report: report.html, report.md, report.json",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    contents = "\n".join(f"  {name:<9}  {what}" for name, what in STAGES.items())
+    contents = "\n".join(f"  {stage.name:<9}  {stage.description}" for stage in STAGES)
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"stages:\n{contents}\n\n{errors.EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -90,11 +79,11 @@ def run_all(config: RunConfig, root: Path, group: Group, args: argparse.Namespac
     run = run_dir.folder(root, config.name)
     with processes.working_on(run, config, group), processes.mirrored(run, config, group):
         processes.start_jax(config, root, group)
-        from jaxchat.runs import report, runner, stages
+        from jaxchat.runs import report, runner
 
         net = runner.Network(args.base_url, args.offline)
         with runner.Context(config, run, args.profile, net, group) as context:
-            runner.run_stages(stages.STAGES, context, only=args.stages, force=args.force)
+            runner.run_stages(STAGES, context, only=args.stages, force=args.force)
         if "report" in context.done:
             print(report.farewell(run, "" if args.home is None else f" --home {root}"))
     return 0

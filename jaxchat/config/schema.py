@@ -16,7 +16,6 @@ from typing import Any, TypeVar, get_type_hints
 from jaxchat.config import numbers
 from jaxchat.errors import ConfigError
 
-STAGES = ("data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval", "report")
 MODELS = ("base", "mid", "sft", "rl")  # the stages that make weights
 # The tasks that are generated, as `tasks.TASKS` has them, which is too much to import for a plan
 GENERATED = (

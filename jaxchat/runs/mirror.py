@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from jaxchat.config.schema import MODELS, MirrorConfig
+from jaxchat.config.schema import MirrorConfig
 from jaxchat.errors import ConfigError
 from jaxchat.paths import remove, sha256_file
+from jaxchat.runs.stages import STAGES
 
 FORMAT = "jaxchat-mirror-1"
-STAGES = ("data", "tokenizer", *MODELS, "eval")
+MIRRORED = tuple(stage.name for stage in STAGES if stage.mirrored)
 MOVING = "metrics.jsonl"  # the one file that grows under its final name
 LONGEST_PAUSE = 600.0  # seconds between attempts where all fail
 GRACE = 120.0  # seconds for what is left at the end of the run
@@ -50,7 +51,7 @@ class Unit:
 
 def units(run: Path) -> Iterator[Unit]:
     """What there is to copy. Text of the hub is fetched from there again."""
-    for stage in STAGES:
+    for stage in MIRRORED:
         folder = run / stage
         if stage == "data" and not (folder / "corpus").exists():
             continue
@@ -124,7 +125,7 @@ class Mirror:
     def fetch(self) -> None:
         """Brings what is newer there than in the run's folder; what is damaged is said."""
         manifests = self._manifests()
-        for stage in STAGES:
+        for stage in MIRRORED:
             folder = self.run / stage
             if (folder / "done.json").exists():
                 continue
@@ -217,7 +218,7 @@ class Mirror:
         with contextlib.suppress(FileNotFoundError):
             for path in self._fs.ls(self._base, detail=False):
                 name = PurePosixPath(path).name.removesuffix(".json")
-                if not path.endswith(".json") or name.partition("@")[0] not in STAGES:
+                if not path.endswith(".json") or name.partition("@")[0] not in MIRRORED:
                     continue
                 with contextlib.suppress(ValueError, TypeError, KeyError):  # it is no manifest
                     manifest = json.loads(self._fs.cat_file(path))

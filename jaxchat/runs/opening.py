@@ -24,7 +24,7 @@ from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.runs import run_dir
 from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.runner import Context, read_current
-from jaxchat.runs.stage_inputs import INPUTS
+from jaxchat.runs.stages import BY_NAME
 from jaxchat.tokenizer.bpe import Tokenizer
 
 TALKERS = ("rl", "sft", "mid")  # stages whose models talk, best first
@@ -61,7 +61,7 @@ def make_engine(
 def open_run(run: Path) -> Context:
     """A run with the stages that are complete under its own configuration."""
     context = Context(run_dir.read_config(run), run)
-    read_current(INPUTS.values(), context)
+    read_current(BY_NAME.values(), context)
     return context
 
 

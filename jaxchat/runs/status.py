@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxchat import paths
+from jaxchat.config.schema import MODELS as TRAINED
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.runs import run_dir
-from jaxchat.runs.report.curves import STAGES as TRAINED
 from jaxchat.runs.runner import done_file
 from jaxchat.runs.stages import STAGES
 from jaxchat.train.metrics import read_metrics

@@ -16,6 +16,7 @@ from jaxchat.cli import main
 from jaxchat.cli.eval_bpb import add_bpb
 from jaxchat.cli.eval_core import add_core
 from jaxchat.config import loading
+from jaxchat.config.schema import MODELS
 from jaxchat.data.inputs import InputFile, Inputs, read_inputs, write_inputs
 from jaxchat.data.shards import ShardInput, hash_of, prepare_shards
 from jaxchat.data.text_rows import text_folder
@@ -23,7 +24,7 @@ from jaxchat.errors import guarded
 from jaxchat.evals.core import evaluate
 from jaxchat.model.gpt import forward, init_params
 from jaxchat.runs import report, run_dir, runner
-from jaxchat.runs.stages import MODELS, STAGES
+from jaxchat.runs.stages import STAGES
 from jaxchat.tokenizer import Tokenizer
 
 BUNDLE = Path(__file__).parent.parent / "golden" / "core_bundle"

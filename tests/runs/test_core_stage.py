@@ -18,10 +18,11 @@ from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core import evaluate, kept
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
-from jaxchat.runs import core_stage, report, runner
-from jaxchat.runs.eval_stage import Bench, core_of
+from jaxchat.runs import report, runner
+from jaxchat.runs.eval_stages import Bench, core_of, fetch_bundle, find_bundle, plain_compute
+from jaxchat.runs.opening import load_model
 from jaxchat.runs.runner import Network
-from jaxchat.runs.stages import STAGES, load_model
+from jaxchat.runs.stages import STAGES
 
 LABELS = ["because", "kitchen", "pronouns", "copying"]
 
@@ -80,7 +81,7 @@ def run_again(run, config, network=runner.DEFAULT_NETWORK):
     ]
     context = runner.Context(config, run, network=network)
     runner.run_stages(stages, context)
-    return runner.results(context, "eval").get("models", {}).get("base", {})
+    return context.done["eval"]["results"].get("models", {}).get("base", {})
 
 
 def home_of(run):
@@ -138,13 +139,13 @@ def test_stopped_in_the_middle_it_does_no_task_twice(run, config, evaluated):
 
 def test_it_is_fetched_with_the_data_and_never_again(server, run, config):
     context = runner.Context(config, run)
-    assert core_stage.find_bundle(context) is None
-    bundle = core_stage.fetch(context)
+    assert find_bundle(context) is None
+    bundle = fetch_bundle(context)
     assert bundle is not None
     assert [task.label for task in bundle.tasks] == LABELS
     asked = len(server.asked)
     assert asked
-    assert core_stage.fetch(context) == bundle
+    assert fetch_bundle(context) == bundle
     assert len(server.asked) == asked
 
 
@@ -175,7 +176,7 @@ def test_without_a_bundle_a_line_says_how_to_add_it_and_the_run_goes_on(
     assert "--refresh" not in line, "advice that does not fit a bundle"
     if offline:
         assert not server.asked
-    assert core_stage.fetch(context) is None
+    assert fetch_bundle(context) is None
     assert not capsys.readouterr().out, "it is said twice"
     found = report.gather_run(run)
     assert "jaxchat eval core --download" not in found["core_missing"], "base was not evaluated yet"
@@ -188,7 +189,7 @@ def test_where_the_report_has_core_nothing_says_it_is_left_out(run, config, caps
     shutil.rmtree(bundle)
     capsys.readouterr()
     context = runner.Context(config, run, network=Network(offline=True))
-    assert core_stage.fetch(context) is None
+    assert fetch_bundle(context) is None
     assert not capsys.readouterr().out
     assert "CORE of 4 of 22" in report.gather_run(run)["metrics"][0]["name"]
 
@@ -205,13 +206,13 @@ def test_an_own_bundle_that_is_gone_takes_nothing_along(run, config, tmp_path, c
     with pytest.raises(
         ArtifactError, match=r"^eval\.bundle is .*/own, which does not exist"
     ) as told:
-        core_stage.find_bundle(runner.Context(config, run))
+        find_bundle(runner.Context(config, run))
     assert "--bundle" not in str(told.value)
     own.mkdir()
     with pytest.raises(
         ArtifactError, match=r"^eval\.bundle is .*/own, which cannot be used"
     ) as told:
-        core_stage.find_bundle(runner.Context(config, run))
+        find_bundle(runner.Context(config, run))
     assert "--bundle" not in str(told.value), "run_speedrun.py has no such option"
 
 
@@ -230,7 +231,7 @@ def test_a_run_without_a_datasets_text_never_asks_for_it(server, run, config, ca
     folder = "somewhere" if source == "folder" else ""
     data = dataclasses.replace(config.data, source=source, folder=folder)
     context = runner.Context(dataclasses.replace(config, data=data), run)
-    assert core_stage.fetch(context) is None
+    assert fetch_bundle(context) is None
     assert not server.asked
     assert not capsys.readouterr().out
 
@@ -240,7 +241,7 @@ def test_too_few_examples_a_task_are_refused_before_anything_is_trained(run, con
     few = dataclasses.replace(config, base=dataclasses.replace(
         config.base, core_every=10, core_examples=3))  # fmt: skip
     with pytest.raises(ConfigError, match=r"base\.core_examples is 3, and CORE shows up to 3"):
-        core_stage.fetch(runner.Context(few, run))
+        fetch_bundle(runner.Context(few, run))
 
 
 def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, config):
@@ -257,7 +258,7 @@ def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, confi
     kept.evaluate_kept(
         kept.folder_of(run, "base"), lambda: put(params, param_shardings(mesh, params)), "base",
         config.model, tokenizer, read_bundle(TASKS), mesh=mesh,
-        compute=core_stage.plain_compute(config, jnp.float32),
+        compute=plain_compute(config, jnp.float32),
     )  # fmt: skip
     found = report.write_run(run)
     assert not found["core_missing"]

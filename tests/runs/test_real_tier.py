@@ -16,9 +16,9 @@ from compilation import FAST_COMPILATION
 from hub_server import Fault, HubServer
 
 from jaxchat.cli import main
-from jaxchat.config.schema import STAGES
 from jaxchat.evals.chatcore import chatcore
 from jaxchat.runs.opening import open_run
+from jaxchat.runs.stages import BY_NAME
 from jaxchat.tools.sandbox import levels
 from jaxchat.train.metrics import read_metrics
 
@@ -159,7 +159,7 @@ def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
 
     check_report(tmp_path / "runs" / "100")
     complete = open_run(tmp_path / "runs" / "100").done
-    assert list(complete) == list(STAGES), "the run's own configuration is another one"
+    assert list(complete) == list(BY_NAME), "the run's own configuration is another one"
 
     first = results(tmp_path, "base")["artifact"]
     asked = len(hub.asked)

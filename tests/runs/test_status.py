@@ -87,8 +87,8 @@ def test_what_is_measured_around_steps_is_no_step(root, capsys):
 def test_a_run_at_work_is_running_until_its_process_is_gone(root):
     run = root / "runs" / "tiny"
     hold = (
-        "import sys, time, pathlib\nfrom jaxchat import runs\n"
-        "with runs.locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n"
+        "import sys, time, pathlib\nfrom jaxchat.runs import run_dir\n"
+        "with run_dir.locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n"
         "    time.sleep(600)\n"
     )
     with subprocess.Popen(
@@ -108,8 +108,8 @@ def test_a_run_at_work_is_running_until_its_process_is_gone(root):
 def test_looking_at_a_run_keeps_nobody_from_working_on_it(root):
     run = root / "runs" / "tiny"
     look = (
-        "import sys, pathlib\nfrom jaxchat import runs\nprint('looks', flush=True)\n"
-        "while True:\n    runs.is_busy(pathlib.Path(sys.argv[1]))\n"
+        "import sys, pathlib\nfrom jaxchat.runs import run_dir\nprint('looks', flush=True)\n"
+        "while True:\n    run_dir.is_busy(pathlib.Path(sys.argv[1]))\n"
     )
     with run_dir.locked(run):
         pass

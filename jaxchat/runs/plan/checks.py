@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from jaxchat.config.schema import GENERATED, STAGES, RunConfig
+from jaxchat.config.schema import GENERATED, RunConfig
 from jaxchat.data import registry
 from jaxchat.data.conversations import chat_source, own_file
 from jaxchat.errors import ConfigError
+from jaxchat.runs.stages import BY_NAME
 
 
 def check_names(config: RunConfig) -> None:
@@ -86,5 +87,5 @@ def _path(name: str) -> Path:
 def check_stages(names: Iterable[str]) -> None:
     """Raises ConfigError for a stage that there is not."""
     for name in names:
-        if name not in STAGES:
-            raise ConfigError(f"there is no stage {name!r}; the stages are {', '.join(STAGES)}.")
+        if name not in BY_NAME:
+            raise ConfigError(f"there is no stage {name!r}; the stages are {', '.join(BY_NAME)}.")

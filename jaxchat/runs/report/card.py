@@ -10,14 +10,9 @@ from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.data.registry import SOURCES
 from jaxchat.runs.report import metrics
 from jaxchat.runs.report.text import clean
+from jaxchat.runs.stages import BY_NAME
 
 HUGGINGFACE = "hf"
-_STAGES = {
-    "base": "pretrained on text; it continues texts and does not chat",
-    "mid": "pretrained, and midtrained on conversations",
-    "sft": "pretrained, midtrained and fine-tuned on conversations",
-    "rl": "pretrained, fine-tuned on conversations, and trained by reinforcement learning",
-}
 _CONTENT = {"role": "user", "content": "Who are you?"}
 _USE = {
     HUGGINGFACE: f"""\
@@ -83,7 +78,7 @@ def _head(kind: str, licence: str) -> str:
 
 def _what(report: Mapping[str, Any], config: RunConfig, stage: str) -> str:
     model, imported = config.model, config.imported
-    told = f"Trained with jaxchat, stage {stage}: {_STAGES[stage]}."
+    told = f"Trained with jaxchat, stage {stage}: {BY_NAME[stage].trained}."
     if imported.brings(stage):
         told = f"It was not trained here, but imported into jaxchat as the stage {stage}."
     elif imported.stage:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxchat.config.schema import MODELS
 from jaxchat.progress import duration
 from jaxchat.runs.report import drawings, markdown, text
 from jaxchat.runs.report.drawings import Drawn
 from jaxchat.runs.report.elements import document, legend, paragraph, plots, section, table, words
-from jaxchat.runs.report.gather import TITLES
-from jaxchat.runs.report.metrics import MODELS, told
+from jaxchat.runs.report.metrics import told
 from jaxchat.runs.report.reproduce import flat
+from jaxchat.runs.stages import BY_NAME
 
 Report = Mapping[str, Any]
 NOTE = (
@@ -89,8 +90,8 @@ def _figures(a: Report, b: Report) -> list[list[str]]:
     return [
         ["parameters", *(f"{r['parameters']['total']:,}" for r in (a, b))],
         *(
-            [TITLES[name], *(_time(r["stages"].get(name)) for r in (a, b))]
-            for name in TITLES
+            [BY_NAME[name].heading, *(_time(r["stages"].get(name)) for r in (a, b))]
+            for name in BY_NAME
             if name in a["stages"] or name in b["stages"]
         ),
         ["time in all", *(duration(r["seconds"]) for r in (a, b))],
@@ -199,6 +200,8 @@ def _curves(a: Report, b: Report, names: Sequence[str], key: str) -> str:
             for name, style, report in zip(names, ("a", "b"), (a, b), strict=True)
             if stage in report["curves"]
         ]
-        if drawn and (figures := plots(drawings.stage_figures(stage, TITLES[stage], drawn))):
-            parts += [f"<h3>{words(TITLES[stage])}</h3>", figures]
+        if drawn and (
+            figures := plots(drawings.stage_figures(stage, BY_NAME[stage].heading, drawn))
+        ):
+            parts += [f"<h3>{words(BY_NAME[stage].heading)}</h3>", figures]
     return section("Training", key if parts else "", *parts)

@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config.schema import RLConfig, RunConfig, TrainConfig
+from jaxchat.config.schema import MODELS, RLConfig, RunConfig, TrainConfig
 from jaxchat.train.metrics import read_metrics
 
 POINTS = 300  # a curve has no more
 RATE_POINTS = 60
-STAGES = ("base", "mid", "sft", "rl")
 MEANS = ("loss", "reward", "entropy", "length", "no_signal", "grad_norm")
 
 Curve = dict[str, Any]
 
 
-def read_curves(root: Path, config: RunConfig, stages: Sequence[str] = STAGES) -> dict[str, Curve]:
+def read_curves(root: Path, config: RunConfig, stages: Sequence[str] = MODELS) -> dict[str, Curve]:
     """The curves of every stage of the run in `root` that has logged a step.
 
     A curve has columns of equal length: `step` (steps done), those of MEANS that were logged, and

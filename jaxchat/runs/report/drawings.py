@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxchat.config.schema import MODELS
 from jaxchat.progress import duration
 from jaxchat.runs.report import elements, plots
 from jaxchat.runs.report.curves import Curve
-from jaxchat.runs.report.gather import TITLES
-from jaxchat.runs.report.metrics import MODELS, chance, told
+from jaxchat.runs.report.metrics import chance, told
 from jaxchat.runs.report.plots import Bar, Mark, Series
 from jaxchat.runs.report.text import dollars
+from jaxchat.runs.stages import BY_NAME
 
 BRIEF = {"sft": "Fine-tuning", "rl": "RL"}
 # of reinforcement learning: where one of these falls or rises to an end, it has collapsed
@@ -222,5 +223,7 @@ def time_figure(key: str, stages: Mapping[str, Mapping[str, Any]]) -> str:
     for name, stage in stages.items():
         cost = f", {dollars(stage['dollars'])}" if stage["dollars"] else ""
         style, spent = name if name in MODELS else "other", stage["seconds"]
-        bars.append(Bar(BRIEF.get(name, TITLES[name]), style, spent, duration(spent) + cost))
+        bars.append(
+            Bar(BRIEF.get(name, BY_NAME[name].heading), style, spent, duration(spent) + cost)
+        )
     return elements.figure("Time", plots.bar_plot(key, "Time by stage", bars), "by stage")

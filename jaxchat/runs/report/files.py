@@ -14,17 +14,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config.schema import RunConfig
+from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.parts import PARTS, Parts
 from jaxchat.paths import atomic_open, read_json
 from jaxchat.runs import provenance, run_dir, runner
 from jaxchat.runs.report import by_hand, markdown, page
-from jaxchat.runs.report.curves import STAGES, read_curves
-from jaxchat.runs.report.gather import FORMAT, NOT_RUN, TITLES, Done, make_report
-from jaxchat.runs.report.metrics import MODELS, metrics_cells
-from jaxchat.runs.stage_inputs import INPUTS
+from jaxchat.runs.report.curves import read_curves
+from jaxchat.runs.report.gather import FORMAT, NOT_RUN, REPORTED, Done, make_report
+from jaxchat.runs.report.metrics import metrics_cells
+from jaxchat.runs.stages import BY_NAME
 from jaxchat.runs.tables import table
+from jaxchat.tools.sandbox import levels
 
 FILES = ("report.md", "report.html", "report.json")
 
@@ -36,9 +37,16 @@ def write_report(config: RunConfig, root: Path, done: Done, *, sandbox: str = ""
     code that models wrote. The same records on the same machine give the same files, byte for byte.
     """
     environment, git = provenance.describe(), provenance.git_state()
-    curves = read_curves(root, config, [name for name in STAGES if name in done])
+    curves = read_curves(root, config, [name for name in MODELS if name in done])
     done = _with_more(root, config, done)
     return _write(root, make_report(config, done, environment, git, curves=curves, sandbox=sandbox))
+
+
+def run_report(context: runner.Context) -> dict[str, Any]:
+    """The stage `report`: writes report.md, report.html and report.json."""
+    sandbox = levels.detect().name if "humaneval" in context.config.eval.tasks else ""
+    paths = write_report(context.config, context.root, context.done, sandbox=sandbox)
+    return {"artifact": "report", "files": [path.name for path in paths]}
 
 
 def write_run(root: Path) -> dict[str, Any]:
@@ -73,7 +81,7 @@ def gather_run(root: Path) -> dict[str, Any]:
     done = _with_more(root, config, done)
     if "eval" in done and not complete:
         states.setdefault("eval", NOT_RUN)  # but jaxchat eval was
-    logged = [name for name in STAGES if name not in states]
+    logged = [name for name in MODELS if name not in states]
     curves = read_curves(root, config, logged)
     for name, curve in curves.items():
         if name not in done:
@@ -115,7 +123,7 @@ _STALE = {
 def _read_stages(root: Path, config: RunConfig) -> tuple[runner.Context, dict[str, str]]:
     """The run with the stages that are complete with these settings; what is wrong with others."""
     context = runner.Context(config, root)
-    there = [INPUTS[name] for name in TITLES if not config.leaves_out(name)]
+    there = [stage for stage in REPORTED if not config.leaves_out(stage.name)]
     stale = runner.read_current(there, context)
     return context, {name: _told(why) for name, why in stale.items()}
 
@@ -123,7 +131,7 @@ def _read_stages(root: Path, config: RunConfig) -> tuple[runner.Context, dict[st
 def _told(why: str) -> str:
     if why in _STALE:
         return _STALE[why]
-    return f"made from an earlier result of {TITLES[why].lower()}, to be made again"
+    return f"made from an earlier result of {BY_NAME[why].title}, to be made again"
 
 
 def _evaluated_so_far(context: runner.Context) -> dict[str, Any]:
@@ -132,7 +140,7 @@ def _evaluated_so_far(context: runner.Context) -> dict[str, Any]:
     if (folder / "done.json").exists():
         return {}  # complete, but with other settings
     if (folder / PARTS).exists():
-        settings = runner.settings_hash(INPUTS["eval"], context.config)
+        settings = runner.settings_hash(BY_NAME["eval"], context.config)
         return Parts(folder / PARTS, _weights(context.done)).records(settings)
     paths = {name: folder / f"{name}.json" for name in MODELS}  # of runs before there were parts
     found = {name: read_json(path) for name, path in paths.items() if path.exists()}

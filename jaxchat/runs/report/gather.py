@@ -8,33 +8,14 @@ from typing import Any
 
 from jaxchat.config.derive import count_params
 from jaxchat.config.loading import CONFIGS, to_json
-from jaxchat.config.schema import RunConfig
+from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.runs.report import reproduce
 from jaxchat.runs.report.curves import Curve, learning_rates
-from jaxchat.runs.report.metrics import MODELS, core_name, metrics, tool_use
+from jaxchat.runs.report.metrics import core_name, metrics, tool_use
+from jaxchat.runs.stages import STAGES
 
 FORMAT = "jaxchat-report-2"
-TITLES = {
-    "data": "Text",
-    "tokenizer": "Tokenizer",
-    "rows": "Tokenized rows",
-    "base": "Base model",
-    "mid": "Midtraining",
-    "sft": "Supervised fine-tuning",
-    "rl": "Reinforcement learning",
-    "eval": "Evaluation",
-}
-# The configuration that each stage's section shows; the rest is in report.json.
-SETTINGS = {
-    "data": ("data",),
-    "tokenizer": ("tokenizer",),
-    "rows": (),
-    "base": ("model", "optim", "base"),
-    "mid": ("mid", "mid_optim"),
-    "sft": ("sft", "sft_optim"),
-    "rl": ("rl", "rl_optim"),
-    "eval": ("eval",),
-}
+REPORTED = tuple(stage for stage in STAGES if stage.name != "report")
 NOT_RUN = "not run yet"
 _TOLD_ELSEWHERE = {"artifact", "parts", "models", "sources", "splits", "compression"}
 
@@ -94,7 +75,7 @@ def make_report(
 
 def _planned(config: RunConfig) -> list[str]:
     """The stages that the run has."""
-    return [name for name in TITLES if not config.leaves_out(name)]
+    return [stage.name for stage in REPORTED if not config.leaves_out(stage.name)]
 
 
 def _stages(config: RunConfig, settings: Mapping[str, Any], done: Done) -> dict[str, Any]:
@@ -104,11 +85,11 @@ def _stages(config: RunConfig, settings: Mapping[str, Any], done: Done) -> dict[
         name: {
             "seconds": done[name]["seconds"],
             "dollars": done[name]["seconds"] * price,
-            "settings": {part: settings[part] for part in SETTINGS[name]},
+            "settings": {table: settings[table] for table in stage.tables},
             "results": {k: v for k, v in done[name]["results"].items() if k not in _TOLD_ELSEWHERE},
         }
-        for name in TITLES
-        if name in done
+        for stage in REPORTED
+        if (name := stage.name) in done
     }
 
 

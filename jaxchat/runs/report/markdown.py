@@ -7,10 +7,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxchat.config.schema import MODELS
 from jaxchat.evals import compression
 from jaxchat.inference.transcript import as_text
 from jaxchat.runs.report import text
-from jaxchat.runs.report.metrics import MODELS, metrics_cells
+from jaxchat.runs.report.metrics import metrics_cells
 
 
 def render(report: Mapping[str, Any]) -> str:

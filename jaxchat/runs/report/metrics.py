@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jaxchat.config.schema import MODELS
 from jaxchat.runs.tables import count
 
-MODELS = ("base", "mid", "sft", "rl")
 NOT_COMPARABLE = "not comparable"
 
 TRAINING_TEXT = "bits per byte, train"

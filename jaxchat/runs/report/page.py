@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jaxchat.config.schema import MODELS
 from jaxchat.evals import compression
 from jaxchat.progress import duration
 from jaxchat.runs.report import drawings, text
@@ -19,8 +20,8 @@ from jaxchat.runs.report.elements import (
     table,
     words,
 )
-from jaxchat.runs.report.gather import TITLES
-from jaxchat.runs.report.metrics import MODELS, metrics_cells, told
+from jaxchat.runs.report.metrics import metrics_cells, told
+from jaxchat.runs.stages import BY_NAME
 from jaxchat.runs.tables import count
 
 
@@ -95,9 +96,11 @@ def _core(report: Mapping[str, Any]) -> str:
 def _training(report: Mapping[str, Any]) -> str:
     parts = []
     for stage, curve in report["curves"].items():
-        figures = plots(drawings.stage_figures(stage, TITLES[stage], [Drawn(stage, stage, curve)]))
+        figures = plots(
+            drawings.stage_figures(stage, BY_NAME[stage].heading, [Drawn(stage, stage, curve)])
+        )
         if figures:
-            parts += [f"<h3>{words(TITLES[stage])}</h3>", figures]
+            parts += [f"<h3>{words(BY_NAME[stage].heading)}</h3>", figures]
     note = (
         "Faint: what was logged, thinned where there is much of it; strong: its moving mean. The "
         "start of a loss, before a twentieth of the training, may lie above the frame."

@@ -7,8 +7,8 @@ from typing import Any
 
 from jaxchat.inference.transcript import printable
 from jaxchat.progress import duration
-from jaxchat.runs.report.gather import TITLES
 from jaxchat.runs.report.metrics import told
+from jaxchat.runs.stages import BY_NAME
 from jaxchat.runs.tables import size
 
 Rows = list[tuple[str, ...]]  # a table, its head first
@@ -85,7 +85,7 @@ def metrics_note(report: Mapping[str, Any]) -> str:
 
 def missing_notes(report: Mapping[str, Any]) -> list[str]:
     """What of the run is not there, a line a stage."""
-    return [f"{TITLES[name]}: {state}" for name, state in report["missing"].items()]
+    return [f"{BY_NAME[name].heading}: {state}" for name, state in report["missing"].items()]
 
 
 def stage_rows(report: Mapping[str, Any]) -> Rows:
@@ -94,7 +94,9 @@ def stage_rows(report: Mapping[str, Any]) -> Rows:
     rows: Rows = [("stage", "time", *(("cost",) if priced else ()), "result")]
     for name, stage in report["stages"].items():
         cost = (dollars(stage["dollars"]),) if priced else ()
-        rows.append((TITLES[name], duration(stage["seconds"]), *cost, _told(stage["results"])))
+        rows.append(
+            (BY_NAME[name].heading, duration(stage["seconds"]), *cost, _told(stage["results"]))
+        )
     cost = (dollars(report["dollars"]),) if priced else ()
     rows.append(("total", duration(report["seconds"]), *cost, ""))
     return rows

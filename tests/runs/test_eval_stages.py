@@ -21,7 +21,7 @@ from jaxchat.cli import main
 from jaxchat.config import loading
 from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.paths import read_json, write_json
-from jaxchat.runs import eval_stage, report, run_dir, runner, stages
+from jaxchat.runs import eval_stages, report, run_dir, runner, stages
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = (
@@ -271,12 +271,12 @@ def test_an_evaluation_under_way_tells_only_what_its_settings_ask_for(
 ) -> None:
     home, _ = evaluated
     evaluate(home)
-    answer = eval_stage.evaluate_task
+    answer = eval_stages.evaluate_task
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(eval_stage, "evaluate_task", stopped)
+    monkeypatch.setattr(eval_stages, "evaluate_task", stopped)
     with pytest.raises(KeyboardInterrupt):
         evaluate(home, "eval.max_new_tokens=8")
     told = report.gather_run(home / "runs" / "x")
@@ -286,7 +286,7 @@ def test_an_evaluation_under_way_tells_only_what_its_settings_ask_for(
     run_dir.write_config(home / "runs" / "x", make_config("eval.max_new_tokens=9"))
     assert "eval" not in report.gather_run(home / "runs" / "x")["stages"]
     assert not report.gather_run(home / "runs" / "x")["metrics"]
-    monkeypatch.setattr(eval_stage, "evaluate_task", answer)
+    monkeypatch.setattr(eval_stages, "evaluate_task", answer)
     evaluate(home)
 
 
