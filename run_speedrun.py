@@ -85,7 +85,7 @@ def run_all(config: RunConfig, root: Path, group: Group, args: argparse.Namespac
         with runner.Context(config, run, args.profile, net, group) as context:
             runner.run_stages(STAGES, context, only=args.stages, force=args.force)
         if "report" in context.done:
-            print(report.farewell(run, "" if args.home is None else f" --home {root}"))
+            print(report.final_summary(run, "" if args.home is None else f" --home {root}"))
     return 0
 
 

@@ -22,7 +22,7 @@ from jaxchat.config import loading
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import read_json, write_json
 from jaxchat.runs import report, run_dir
-from jaxchat.runs.report import markdown
+from jaxchat.runs.report import content, final_summary
 from jaxchat.runs.report.metrics import chance, core_interval, metrics_cells, tool_use
 
 
@@ -58,7 +58,7 @@ def test_core_and_chatcore_stand_first_and_behind_the_tasks(config, done):
     assert cells[1] == ("CORE", "0.2500 [0.1382, 0.3618]", "-", "-", "-", "190")
     assert [row[0] for row in cells[2:]] == ["bits per byte", "spelling", "ChatCORE", "mean reward"]
     assert cells[4] == ("ChatCORE", "-", "-", "-", "0.0884", "-")
-    text = markdown.render(made)
+    text = content.markdown(made)
     assert "| squad    | 30.0% [20.0, 40.0] | 0.300   | 90       |" in text
     assert text.index("| squad") < text.index("| winograd"), "the best centred comes first"
 
@@ -76,7 +76,7 @@ def test_both_splits_and_both_means_of_the_chat_tasks_stand_in_the_table(config,
     assert rows["ChatCORE"] == ("-", "-", "-", "0.0884", "-")
     assert rows["ChatCORE + counting"] == ("-", "-", "-", "0.1570", "-")
     assert rows["spelling"][-1] == "10 or 200", "which of the models has how many is not told"
-    text = markdown.render(made)
+    text = content.markdown(made)
     assert "ARC-Easy, ARC-Challenge, MMLU, GSM8K and HumanEval" in text
 
 
@@ -119,7 +119,7 @@ def test_the_same_results_give_the_same_files(config, done, tmp_path):
 
 
 def test_everything_a_reader_asks_is_there(made, config):
-    text = markdown.render(made)
+    text = content.markdown(made)
     assert "commit: 0123abc, with uncommitted changes" in text
     assert "2 x cpu: cpu" in text
     assert "jaxchat: [calculator: 37 * 24 = 888]\nThe answer is 888." in text
@@ -137,17 +137,17 @@ def test_money_is_measured_time_at_the_price_of_the_hardware(done):
     made = report.make_report(priced, done, ENVIRONMENT, GIT)
     assert made["stages"]["base"]["dollars"] == pytest.approx(60.25 * 24 / 3600)
     assert made["dollars"] == pytest.approx(93.75 * 24 / 3600)  # 0.625
-    text = markdown.render(made)
+    text = content.markdown(made)
     assert re.search(r"\| Base model +\| 1m00s +\| \$0\.40 +\|", text)
     assert "$24 an hour, the price of what the configuration names: 8 x NVIDIA H100 80GB." in text
     free = report.make_report(make_config(), done, ENVIRONMENT, GIT)
     assert free["dollars"] == 0
-    assert "$" not in markdown.render(free)
+    assert "$" not in content.markdown(free)
 
 
 def test_what_is_no_checkout_is_said(config, done):
     made = report.make_report(config, done, ENVIRONMENT, {"commit": None, "dirty": None})
-    text = markdown.render(made)
+    text = content.markdown(made)
     assert "commit: not a git checkout" in text
     assert "git checkout" not in text.replace("not a git checkout", "")
 
@@ -156,13 +156,13 @@ def test_a_models_words_cannot_leave_their_block(config, done):
     done["eval"]["results"]["models"]["base"]["samples"] = [
         {"prompt": "```", "completion": "\n````\n# Metrics\n\x1b[2J\u202eback"}
     ]
-    text = markdown.render(report.make_report(config, done, ENVIRONMENT, GIT))
+    text = content.markdown(report.make_report(config, done, ENVIRONMENT, GIT))
     assert "`````text\n``` |> \n````\n# Metrics\n\ufffd[2J\ufffdback\n`````" in text
 
 
 def test_a_table_cell_with_a_bar_or_a_line_break_stays_one_cell(config, done):
     done["data"]["results"]["sources"] = {"a|b\nc": {"documents": 1}}
-    text = markdown.render(report.make_report(config, done, ENVIRONMENT, GIT))
+    text = content.markdown(report.make_report(config, done, ENVIRONMENT, GIT))
     assert re.search(r"^\| a\\\|b c +\| 1 +\|$", text, re.MULTILINE)
 
 
@@ -192,7 +192,7 @@ def test_the_compression_of_the_tokenizer_stands_beside_the_peers(config, done):
     made = report.make_report(config, done, ENVIRONMENT, GIT)
     assert made["compression"] == results
     assert made["stages"]["tokenizer"]["results"] == {"vocabulary": 1_024}
-    text = markdown.render(made)
+    text = content.markdown(made)
     assert "| characters per token | cpu   | GPT-2   |" in text
     assert "| hindi                | 3.00  | -       |" in text
     assert re.search(r"^\| hindi +\| 4\.50 +\| - +\|$", text, re.MULTILINE)
@@ -214,7 +214,7 @@ def test_a_run_that_has_begun_is_reported_with_what_is_missing(config, done, tmp
     assert "- Base model: under way: 8 of 250 steps\n" in text
     assert "## Samples" not in text
     assert "## Metrics" not in text
-    assert "machine: told by the report that the run writes at its end" in text
+    assert "machine: in the report that the run writes at its end" in text
     assert made["curves"]["base"]["step"] == list(range(1, 9))
     assert "Base model: under way: 8 of 250 steps" in (run / "report.html").read_text()
 
@@ -319,9 +319,9 @@ def test_a_foreign_report_is_refused(tmp_path):
         report.read_report(tmp_path)
 
 
-def test_the_farewell_says_how_to_talk(config, done, tmp_path):
+def test_the_final_summary_says_how_to_talk(config, done, tmp_path):
     report.write_report(config, tmp_path, done)
-    told = report.farewell(tmp_path, " --home here")
+    told = final_summary(tmp_path, " --home here")
     assert "85.5%" in told
     assert str(tmp_path / "report.html") in told
     assert 'chat --home here -p "Who are you?"' in told

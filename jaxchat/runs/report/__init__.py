@@ -1,8 +1,9 @@
 """The report of a run, for people (`report.md`, `report.html`) and as data (`report.json`)."""
 
+from jaxchat.runs.report.content import missing_notes
 from jaxchat.runs.report.files import (
     FILES,
-    farewell,
+    final_summary,
     gather_run,
     read_file,
     read_report,
@@ -12,13 +13,12 @@ from jaxchat.runs.report.files import (
 )
 from jaxchat.runs.report.gather import FORMAT, make_report
 from jaxchat.runs.report.metrics import core_record
-from jaxchat.runs.report.text import missing_notes
 
 __all__ = (
     "FILES",
     "FORMAT",
     "core_record",
-    "farewell",
+    "final_summary",
     "gather_run",
     "make_report",
     "missing_notes",

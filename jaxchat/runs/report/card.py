@@ -8,9 +8,9 @@ from typing import Any
 
 from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.data.registry import SOURCES
-from jaxchat.runs.report import metrics
-from jaxchat.runs.report.text import clean
+from jaxchat.runs.report.document import clean
 from jaxchat.runs.stages import BY_NAME
+from jaxchat.runs.tables import metric
 
 HUGGINGFACE = "hf"
 _CONTENT = {"role": "user", "content": "Who are you?"}
@@ -122,9 +122,7 @@ def _figures(report: Mapping[str, Any], stage: str) -> str:
     if not rows:
         return "## Evaluation\n\nThe run has not evaluated this model.\n"
     lines = ["## Evaluation\n", "| | |", "|---|---|"]
-    lines += [
-        f"| {row['name']} | {metrics.told(row['values'][stage], row['unit'])} |" for row in rows
-    ]
+    lines += [f"| {row['name']} | {metric(row['values'][stage], row['unit'])} |" for row in rows]
     return "\n".join([*lines, "", "On held-out problems; brackets hold 95% intervals.\n"])
 
 

@@ -1,4 +1,4 @@
-"""What `metrics.jsonl` and the schedules say of a training stage, as curves to draw (layer 4)."""
+"""What `metrics.jsonl` and the schedules say of a training stage, as curves to draw."""
 
 from __future__ import annotations
 
@@ -100,8 +100,17 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+def moving_mean(values: Sequence[float | None], width: int) -> list[float | None]:
+    """Of each value and the `width` - 1 before it, as far as there are such."""
+    means: list[float | None] = []
+    for end in range(1, len(values) + 1):
+        there = [v for v in values[max(0, end - width) : end] if v is not None]
+        means.append(sum(there) / len(there) if there else None)
+    return means
+
+
 def learning_rates(config: RunConfig, stage: str, steps: int) -> dict[str, Any]:
-    """The rates of a stage of so many steps.
+    """The learning rates of a stage of `steps` steps.
 
     `peaks` has each group's highest, by name; they all follow one schedule: `share` of the peak at
     `step` (steps done before).

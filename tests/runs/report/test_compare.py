@@ -93,7 +93,7 @@ def test_a_run_compared_with_itself_differs_in_nothing(pair: Any) -> None:
     text = render_markdown(compare(a, a))
     assert "cpu (first)" in text
     assert "cpu (second)" in text
-    assert "The settings are the same." in text
+    assert "The settings of both runs are the same." in text
     assert "| yes" not in text
     assert "The settings of both runs are the same." in Page(render_page(a, a)).text("p")
 

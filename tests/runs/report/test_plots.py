@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 import pytest
 
 from jaxchat.runs.report import plots
-from jaxchat.runs.report.plots import Bar, Mark, Series, line_plot, mark_plot, short, ticks
+from jaxchat.runs.report.plots import Bar, Mark, Series, line_plot, mark_plot, ticks
+from jaxchat.runs.tables import short
 
 
 def points(svg: str, style: str) -> list[tuple[float, float]]:
