@@ -1,6 +1,6 @@
-"""What a run would refuse, said before it begins: names, sizes, files of one's own (layer 4).
+"""What a run would refuse, checked before it begins: names, sizes, files of the user's own.
 
-Without names of files of one's own nothing heavy is imported for it.
+Where no such files are named, nothing heavy is imported for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxchat.runs.stages import BY_NAME
 
 
 def check_names(config: RunConfig) -> None:
-    """Raises ConfigError for a task or a dataset of conversations that nobody knows."""
+    """Raises ConfigError for a task or a dataset of conversations that does not exist."""
     chats = [name for name, source in registry.SOURCES.items() if source.kind == "chat"]
     for setting, names, known in _named(config, chats):
         for name in names:
