@@ -211,7 +211,7 @@ def test_what_is_here_needs_no_network(tmp_path, hub):
     for later in (hub_at(tmp_path, DEAD), hub_at(tmp_path, DEAD, offline=True)):
         checks = {c.name: c for c in sources.check_sources(TIER_100, later)}
         assert not checks["gsm8k"].problems
-        assert checks["gsm8k"].told.startswith("2 of 2 files here")
+        assert checks["gsm8k"].text.startswith("2 of 2 files here")
         assert checks["mmlu"].problems
     (problem,) = checks["mmlu"].problems
     assert "--offline or HF_HUB_OFFLINE" in problem
