@@ -126,7 +126,7 @@ def import_command(args: argparse.Namespace) -> int:
     import_run.check_name(root, name)  # before anything is read
     told = str(source.absolute())
     if on_hub:
-        from jaxchat.runs.fetch_model import fetch_model
+        from jaxchat.runs.import_run import fetch_model
 
         source, told = fetch_model(
             root,

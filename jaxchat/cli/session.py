@@ -13,7 +13,7 @@ from jaxchat.inference.engine import Engine, Request
 from jaxchat.inference.request import ROOM
 from jaxchat.inference.transcript import PartStream, printable
 from jaxchat.runs.inputs import tokenizer_of
-from jaxchat.runs.opening import TALKERS, check_stage, find_model, load_model
+from jaxchat.runs.opening import CHAT_STAGES, check_stage, find_model, load_model
 from jaxchat.runs.runner import Context
 from jaxchat.runs.stages import STAGES
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -152,7 +152,7 @@ class Loaded:
     @property
     def described(self) -> str:
         """Which model it is, and which others of the run talk."""
-        others = [name for name in TALKERS if name in self.context.done and name != self.stage]
+        others = [name for name in CHAT_STAGES if name in self.context.done and name != self.stage]
         other = f"; {' and '.join(others)} with /stage" if others else ""
         return f"{self.name}, the model of {TRAINED_BY[self.stage]}{other}"
 
@@ -161,7 +161,7 @@ class Loaded:
 
         Raises ArtifactError when that stage is not complete.
         """
-        check_stage(self.context, stage, TALKERS)
+        check_stage(self.context, stage, CHAT_STAGES)
         self.chat.engine.set_params(load_model(self.context.root, stage, self.context.config.model))
         return replace(self, stage=stage)
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from jaxchat.cli.main import main
 from jaxchat.errors import BusyError
 from jaxchat.runs import run_dir, watch
+from jaxchat.runs.report.curves import moving_mean
 from jaxchat.runs.status import read_state, read_states
 
 
@@ -224,9 +225,8 @@ def test_watching_once_prints_the_view_and_a_missing_run_is_named(root, capsys):
 
 
 def test_a_smoothed_point_is_the_mean_of_the_last_ones():
-    points = [(1.0, 4.0), (2.0, 2.0), (3.0, 0.0)]
-    assert watch.smoothed(points, 2) == [(1.0, 4.0), (2.0, 3.0), (3.0, 1.0)]
-    assert watch.smoothed(points, 1) == points
+    assert moving_mean([4.0, 2.0, 0.0], 2) == [4.0, 3.0, 1.0]
+    assert moving_mean([4.0, 2.0, 0.0], 1) == [4.0, 2.0, 0.0]
 
 
 def test_a_clock_that_was_put_back_makes_no_age_negative(root, capsys):

@@ -78,15 +78,15 @@ def _head(kind: str, licence: str) -> str:
 
 def _what(report: Mapping[str, Any], config: RunConfig, stage: str) -> str:
     model, imported = config.model, config.imported
-    told = f"Trained with jaxchat, stage {stage}: {BY_NAME[stage].trained}."
+    origin = f"Trained with jaxchat, stage {stage}: {BY_NAME[stage].trained}."
     if imported.brings(stage):
-        told = f"It was not trained here, but imported into jaxchat as the stage {stage}."
+        origin = f"It was not trained here, but imported into jaxchat as the stage {stage}."
     elif imported.stage:
-        told += f" Training began with an imported model in place of the stage {imported.stage}."
+        origin += f" Training began with an imported model in place of the stage {imported.stage}."
     return (
         f"A language model of {report['parameters']['total']:,} parameters in nanochat's "
         f"architecture ({config.preset}): {model.n_layer} layers, width {model.n_embd:,}, "
-        f"vocabulary {model.vocab_size:,}, context {model.sequence_len:,}. {told}\n"
+        f"vocabulary {model.vocab_size:,}, context {model.sequence_len:,}. {origin}\n"
     )
 
 
@@ -128,7 +128,7 @@ def _figures(report: Mapping[str, Any], stage: str) -> str:
 
 def _limits(licence: str) -> str:
     terms = (
-        f"Licence of the weights, as whoever exported them says: {licence}."
+        f"Licence of the weights, as given at the export: {licence}."
         if licence
         else "Whoever publishes the weights decides their licence; the data has its own terms."
     )
