@@ -41,12 +41,12 @@ def test_one_run_is_made_from_what_there_is(root: Path, capsys: pytest.CaptureFi
         assert (run / name).exists()
 
 
-def test_what_is_not_there_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_there_is_reported(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (paths.runs(root) / "cpu" / "mid" / "done.json").unlink()
     assert command("cpu", "--home", root) == 0
     out = capsys.readouterr().out
     assert "Midtraining: not run yet" in out
-    assert "85.5%" not in out, "models of an earlier midtraining are told as those of this run"
+    assert "85.5%" not in out, "models of an earlier midtraining are printed as those of this run"
 
 
 def test_the_last_run_is_meant_where_none_is_named(

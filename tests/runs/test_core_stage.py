@@ -94,10 +94,10 @@ def test_a_bundle_that_comes_later_runs_core_alone_and_once(run, config, evaluat
     capsys.readouterr()
     shutil.copytree(TASKS, home_of(run) / "eval_bundle")
     core = run_again(run, config)["core"]
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert done == LABELS
     assert core["name"] == "CORE of 4 of 22 tasks, not comparable"
-    assert told.count("complete, skipped") == len(STAGES) - 2, "more than the evaluation ran"
+    assert printed.count("complete, skipped") == len(STAGES) - 2, "more than the evaluation ran"
     assert run_again(run, config)["core"] == core
     assert done == LABELS
     assert "evaluation: complete, skipped" in capsys.readouterr().out
@@ -205,15 +205,15 @@ def test_an_own_bundle_that_is_gone_takes_nothing_along(run, config, tmp_path, c
     assert "evaluation: complete, skipped" in capsys.readouterr().out
     with pytest.raises(
         ArtifactError, match=r"^eval\.bundle is .*/own, which does not exist"
-    ) as told:
+    ) as printed:
         find_bundle(runner.Context(config, run))
-    assert "--bundle" not in str(told.value)
+    assert "--bundle" not in str(printed.value)
     own.mkdir()
     with pytest.raises(
         ArtifactError, match=r"^eval\.bundle is .*/own, which cannot be used"
-    ) as told:
+    ) as printed:
         find_bundle(runner.Context(config, run))
-    assert "--bundle" not in str(told.value), "run_speedrun.py has no such option"
+    assert "--bundle" not in str(printed.value), "run_speedrun.py has no such option"
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "{", '{"weights": "base", "tasks": []}'])

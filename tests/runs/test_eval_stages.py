@@ -214,8 +214,8 @@ def test_without_rl_there_is_neither_its_model_nor_its_reward(
     assert "reinforcement learning: left out (rl.steps is 0)" in capsys.readouterr().out
     assert list(found) == ["base", "mid", "sft"]
     assert not any("reward" in record for record in found.values())
-    told = report.gather_run(home / "runs" / "x")
-    assert not {"rl", "eval"} & told["missing"].keys(), "a model that is left out is missed"
+    printed = report.gather_run(home / "runs" / "x")
+    assert not {"rl", "eval"} & printed["missing"].keys(), "a model that is left out is missed"
     with pytest.raises(ValueError, match=r"rl cannot be forced: rl\.steps is 0"):
         evaluate(home, "rl.steps=0", force=["rl"])
 
@@ -263,7 +263,7 @@ def test_more_problems_by_hand_enter_the_report(
     (run / "config.json").write_text(kept)
     for path in (run / "eval").glob("chat-sft-spelling-*.json"):
         write_json(path, read_json(path) | {"weights": "of another model"})
-    assert answers() == (3, 3), "what other weights did is told of these"
+    assert answers() == (3, 3), "what other weights did is reported of these"
 
 
 def test_an_evaluation_under_way_tells_only_what_its_settings_ask_for(
@@ -279,10 +279,10 @@ def test_an_evaluation_under_way_tells_only_what_its_settings_ask_for(
     monkeypatch.setattr(eval_stages, "evaluate_task", stopped)
     with pytest.raises(KeyboardInterrupt):
         evaluate(home, "eval.max_new_tokens=8")
-    told = report.gather_run(home / "runs" / "x")
-    names = [row["name"] for row in told["metrics"]]
+    printed = report.gather_run(home / "runs" / "x")
+    names = [row["name"] for row in printed["metrics"]]
     assert "bits per byte" in names
-    assert "spelling" not in names, "answers to other settings are told as those of these"
+    assert "spelling" not in names, "answers to other settings are reported as those of these"
     run_dir.write_config(home / "runs" / "x", make_config("eval.max_new_tokens=9"))
     assert "eval" not in report.gather_run(home / "runs" / "x")["stages"]
     assert not report.gather_run(home / "runs" / "x")["metrics"]
@@ -304,7 +304,7 @@ def test_a_record_from_before_there_were_parts_makes_a_report(
     done["results"]["models"] = old
     kept = path.read_text()
     path.write_text(json.dumps(done))
-    told = report.write_run(home / "runs" / "x")
-    names = [row["name"] for row in told["metrics"]]
+    printed = report.write_run(home / "runs" / "x")
+    names = [row["name"] for row in printed["metrics"]]
     assert names == ["bits per byte", "spelling", "counting"]
     path.write_text(kept)

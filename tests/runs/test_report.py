@@ -75,7 +75,7 @@ def test_both_splits_and_both_means_of_the_chat_tasks_stand_in_the_table(config,
     assert rows["bits per byte, train"] == ("1.625", "-", "-", "-", "10.5M tokens")
     assert rows["ChatCORE"] == ("-", "-", "-", "0.0884", "-")
     assert rows["ChatCORE + counting"] == ("-", "-", "-", "0.1570", "-")
-    assert rows["spelling"][-1] == "10 or 200", "which of the models has how many is not told"
+    assert rows["spelling"][-1] == "10 or 200", "which of the models has how many is not said"
     text = content.markdown(made)
     assert "ARC-Easy, ARC-Challenge, MMLU, GSM8K and HumanEval" in text
 
@@ -166,7 +166,7 @@ def test_a_table_cell_with_a_bar_or_a_line_break_stays_one_cell(config, done):
     assert re.search(r"^\| a\\\|b c +\| 1 +\|$", text, re.MULTILINE)
 
 
-def test_calls_that_failed_and_that_were_cut_are_told_apart():
+def test_calls_that_failed_and_that_were_cut_are_counted_apart():
     def answer(*parts):
         return {"question": "?", "parts": [{"type": kind, "text": text} for kind, text in parts]}
 
@@ -226,7 +226,7 @@ def test_nothing_but_a_configuration_gives_a_report_too(config, tmp_path):
     assert report.read_report(tmp_path)["metrics"] == []
 
 
-def test_models_that_an_interrupted_evaluation_finished_are_told(config, done, tmp_path):
+def test_models_that_an_interrupted_evaluation_finished_are_reported(config, done, tmp_path):
     models = done.pop("eval")["results"]["models"]
     run = write_run(tmp_path, config, done)
     write_json(run / "eval" / "base.json", models["base"])
@@ -282,7 +282,7 @@ def test_a_record_from_before_a_setting_existed_is_of_its_default(
     without_later_fields(run)
     run_dir.write_config(run, make_config(change))
     made = report.gather_run(run)
-    assert list(made["stages"]) == kept, f"told with {change}, with which it was not made"
+    assert list(made["stages"]) == kept, f"reported with {change}, with which it was not made"
     assert made["metrics"] == []
 
 
@@ -321,20 +321,20 @@ def test_a_foreign_report_is_refused(tmp_path):
 
 def test_the_final_summary_says_how_to_talk(config, done, tmp_path):
     report.write_report(config, tmp_path, done)
-    told = final_summary(tmp_path, " --home here")
-    assert "85.5%" in told
-    assert str(tmp_path / "report.html") in told
-    assert 'chat --home here -p "Who are you?"' in told
+    printed = final_summary(tmp_path, " --home here")
+    assert "85.5%" in printed
+    assert str(tmp_path / "report.html") in printed
+    assert 'chat --home here -p "Who are you?"' in printed
 
 
-def test_scores_without_intervals_are_told_without(config, done):
+def test_scores_without_intervals_are_shown_without(config, done):
     task = {k: v for k, v in score(1, 2).items() if k == "accuracy"}
     done["eval"]["results"]["models"]["rl"]["tasks"] = {"humaneval": task}
     made = report.make_report(config, done, ENVIRONMENT, GIT)
     assert ("humaneval", "-", "-", "-", "50.0%", "-") in metrics_cells(made["metrics"])
 
 
-def test_core_measured_by_hand_is_told_while_the_weights_are_the_same(tmp_path, config, done):
+def test_core_measured_by_hand_is_reported_while_the_weights_are_the_same(tmp_path, config, done):
     for record in done["eval"]["results"]["models"].values():
         record.pop("core", None)
     done["base"]["results"]["artifact"] = "these weights"
@@ -345,14 +345,14 @@ def test_core_measured_by_hand_is_told_while_the_weights_are_the_same(tmp_path, 
             "centered": 0.2, "seconds": 1.0,
         }
     }  # fmt: skip
-    told = {"core": 0.2, "name": "CORE over 1 of 22 tasks", "tasks": tasks}
+    printed = {"core": 0.2, "name": "CORE over 1 of 22 tasks", "tasks": tasks}
     path = run / "eval" / "core-base" / "result.json"
-    write_json(path, told | {"weights": "these weights"})
+    write_json(path, printed | {"weights": "these weights"})
     found = report.gather_run(run)
     row = next(row for row in found["metrics"] if row["name"].startswith("CORE"))
     assert row["name"] == "CORE of 1 of 22 tasks, not comparable"  # however an older run named it
     assert row["values"]["base"]["value"] == 0.2
     assert found["core"]["base"]["winograd"]["problems"] == 100
-    write_json(path, told | {"weights": "other weights"})
+    write_json(path, printed | {"weights": "other weights"})
     found = report.gather_run(run)
     assert not any(row["name"].startswith("CORE") for row in found["metrics"])

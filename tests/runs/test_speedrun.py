@@ -99,9 +99,9 @@ def test_plan_takes_overrides_and_writes_nothing(script, tmp_path, capsys):
 )
 def test_what_does_not_exist_is_one_sentence_and_2(script, arguments, said, tmp_path, capsys):
     assert script.main([*arguments, "--home", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -165,9 +165,9 @@ def test_a_stage_that_does_not_exist_is_one_sentence(option, tmp_path):
     assert "there is no stage 'sleep'; the stages are data, tokenizer," in done.stderr
 
 
-def test_a_tier_whose_data_nobody_answers_for_says_what_to_do(tmp_path):
-    nobody = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "no_proxy": "*"}
-    done = speedrun("--tier", "100", "--home", tmp_path, env=nobody)
+def test_a_tier_whose_data_has_no_server_says_what_to_do(tmp_path):
+    offline = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "no_proxy": "*"}
+    done = speedrun("--tier", "100", "--home", tmp_path, env=offline)
     assert done.returncode == 1
     assert done.stdout == "[1/9] text\n"
     assert "Without a network: --offline uses" in done.stderr

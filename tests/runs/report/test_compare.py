@@ -59,7 +59,7 @@ def test_the_table_has_both_values_and_the_difference(pair: Any) -> None:
     assert next(row for row in rows if row[0] == "mean reward")[5] == "no"
 
 
-def test_settings_that_differ_are_told_with_all_digits(pair: Any) -> None:
+def test_settings_that_differ_are_shown_with_all_digits(pair: Any) -> None:
     assert setting_rows(compare(*pair), "settings") == [
         ("setting", "cpu", "other"),
         ("mid_optim.matrix_lr", "0.02", "0.0200001"),

@@ -40,8 +40,8 @@ def make(folder: Path, done: dict[str, Any], name: str = "cpu") -> dict[str, Any
 def test_the_page_is_whole_and_holds_the_figures(made: dict[str, Any]) -> None:
     read = Page(content.page(made))
     text = read.text()
-    for told in ("85.5% [80.0, 89.7]", "0.2500 [0.1382, 0.3618]", "37 * 24", "seccomp", "0123abc"):
-        assert told in text
+    for printed in ("85.5% [80.0, 89.7]", "0.2500 [0.1382, 0.3618]", "37 * 24", "seccomp", "0123abc"):
+        assert printed in text
     assert "$0.62" in text  # 93.75 s at $24 an hour
     assert "python run_speedrun.py --tier cpu --set" in read.text("code")
     assert len(read.all("h1")) == 1
