@@ -79,13 +79,14 @@ def run_all(config: RunConfig, root: Path, group: Group, args: argparse.Namespac
     run = run_dir.folder(root, config.name)
     with processes.working_on(run, config, group), processes.mirrored(run, config, group):
         processes.start_jax(config, root, group)
-        from jaxchat.runs import report, runner
+        from jaxchat.runs import runner
+        from jaxchat.runs.report import files
 
         net = runner.Network(args.base_url, args.offline)
         with runner.Context(config, run, args.profile, net, group) as context:
             runner.run_stages(STAGES, context, only=args.stages, force=args.force)
         if "report" in context.done:
-            print(report.final_summary(run, "" if args.home is None else f" --home {root}"))
+            print(files.final_summary(run, "" if args.home is None else f" --home {root}"))
     return 0
 
 

@@ -51,15 +51,16 @@ def report_command(args: argparse.Namespace) -> int:
     root = home(args.home)
     if len(named) == 2:
         return _compare([_path(root, name) for name in named], args.out)
-    from jaxchat.runs import report
+    from jaxchat.runs.report.content import missing_notes
+    from jaxchat.runs.report.files import summary, write_run
 
     run = _path(root, named[0] if named else None)
     if run.is_file():
         raise ConfigError(f"{run} is a report already; name a run to make its report.")
-    made = report.write_run(run)
+    made = write_run(run)
     if made["metrics"]:
-        print(report.summary(made) + "\n")
-    for line in report.missing_notes(made):
+        print(summary(made) + "\n")
+    for line in missing_notes(made):
         print(line)
     print(run / "report.html")
     print(run / "report.md")
@@ -106,6 +107,6 @@ def _compare(paths: Sequence[Path], out: Path | None) -> int:
 
 def _report(path: Path) -> dict[str, Any]:
     """What a report.json says, or a run as it stands."""
-    from jaxchat.runs import report
+    from jaxchat.runs.report.files import gather_run, read_file
 
-    return report.read_file(path) if path.is_file() else report.gather_run(path)
+    return read_file(path) if path.is_file() else gather_run(path)

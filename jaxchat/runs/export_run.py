@@ -12,10 +12,11 @@ import numpy as np
 from jaxchat.checkpoints import huggingface, native, safetensors
 from jaxchat.errors import ConfigError
 from jaxchat.paths import atomic_folder, atomic_open
-from jaxchat.runs import report, run_dir
+from jaxchat.runs import run_dir
 from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.opening import check_stage, load_model, open_run
 from jaxchat.runs.report import card
+from jaxchat.runs.report.files import gather_run
 from jaxchat.tokenizer.huggingface import OWN_FILE
 
 FORMATS = ("hf", "jaxchat")
@@ -54,7 +55,7 @@ def export_model(
     params: Any = jax.device_get(load_model(run, stage, config.model))
     tokenizer, results = tokenizer_of(context), context.done[stage]["results"]
     params, config = native.of_tokenizer(params, config, tokenizer)
-    made = report.gather_run(run)
+    made = gather_run(run)
     with atomic_folder(folder) as temporary:
         if kind == "hf":
             huggingface.write_huggingface_model(

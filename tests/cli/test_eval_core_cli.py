@@ -23,7 +23,8 @@ from jaxchat.data.text_rows import text_folder
 from jaxchat.errors import guarded
 from jaxchat.evals.core import evaluate
 from jaxchat.model.gpt import forward, init_params
-from jaxchat.runs import report, run_dir, runner
+from jaxchat.runs import run_dir, runner
+from jaxchat.runs.report.files import gather_run
 from jaxchat.runs.stages import STAGES
 from jaxchat.tokenizer import Tokenizer
 
@@ -168,7 +169,7 @@ def test_neither_fewer_examples_nor_another_length_replaces_a_larger_result(
     total = json.loads(Path(whole.splitlines()[-1]).read_text())["tasks"]["because"]["total"]
     for fewer in (["--max-problems", "4"], ["--context", "40"], ["-a", "because"]):
         assert command(home, *given, *fewer) == 0
-    row = next(r for r in report.gather_run(home / "runs/tiny")["metrics"] if "CORE" in r["name"])
+    row = next(r for r in gather_run(home / "runs/tiny")["metrics"] if "CORE" in r["name"])
     assert row["name"] == "CORE of 4 of 22 tasks, not comparable", "replaced by a smaller one"
     assert total == 6
     done.clear()
@@ -188,7 +189,7 @@ def test_what_an_earlier_version_kept_is_read(home, capsys, monkeypatch):
     for path in sorted(folder.glob("*.json")):
         path.rename(folder / f"{path.stem.rpartition('-')[0]}.json")
     assert (folder / "result.json").exists()
-    row = next(r for r in report.gather_run(home / "runs/tiny")["metrics"] if "CORE" in r["name"])
+    row = next(r for r in gather_run(home / "runs/tiny")["metrics"] if "CORE" in r["name"])
     assert row["name"] == "CORE of 4 of 22 tasks, not comparable"
     monkeypatch.setattr(evaluate, "_evaluate_task", None)
     assert command(home, *given) == 0, "its tasks are evaluated again"

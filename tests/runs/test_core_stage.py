@@ -18,9 +18,10 @@ from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core import evaluate, kept
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
-from jaxchat.runs import report, runner
+from jaxchat.runs import runner
 from jaxchat.runs.eval_stages import Bench, core_of, fetch_bundle, find_bundle, plain_compute
 from jaxchat.runs.opening import load_model
+from jaxchat.runs.report.files import gather_run, read_report, summary, write_report, write_run
 from jaxchat.runs.runner import Network
 from jaxchat.runs.stages import STAGES
 
@@ -178,7 +179,7 @@ def test_without_a_bundle_a_line_says_how_to_add_it_and_the_run_goes_on(
         assert not server.asked
     assert fetch_bundle(context) is None
     assert not capsys.readouterr().out, "it is said twice"
-    found = report.gather_run(run)
+    found = gather_run(run)
     assert "jaxchat eval core --download" not in found["core_missing"], "base was not evaluated yet"
 
 
@@ -191,7 +192,7 @@ def test_where_the_report_has_core_nothing_says_it_is_left_out(run, config, caps
     context = runner.Context(config, run, network=Network(offline=True))
     assert fetch_bundle(context) is None
     assert not capsys.readouterr().out
-    assert "CORE of 4 of 22" in report.gather_run(run)["metrics"][0]["name"]
+    assert "CORE of 4 of 22" in gather_run(run)["metrics"][0]["name"]
 
 
 def test_an_own_bundle_that_is_gone_takes_nothing_along(run, config, tmp_path, capsys):
@@ -221,7 +222,7 @@ def test_a_damaged_result_is_left_out_with_a_line(run, config, capsys, text):
     path = kept.folder_of(run, "base") / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    report.write_run(run)
+    write_run(run)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{path} is left out of the report: it is no result of jaxchat eval")
 
@@ -248,7 +249,7 @@ def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, confi
     record = json.loads((run / "eval" / "done.json").read_text())
     record["results"]["models"] = {"base": {"bits_per_byte": 2.0}}
     (run / "eval" / "done.json").write_text(json.dumps(record))
-    found = report.write_run(run)
+    found = write_run(run)
     assert "`jaxchat eval core --download` fetches it" in found["core_missing"]
     for name in ("report.md", "report.html"):
         assert "CORE was not measured" in (run / name).read_text()
@@ -260,18 +261,18 @@ def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, confi
         config.model, tokenizer, read_bundle(TASKS), mesh=mesh,
         compute=plain_compute(config, jnp.float32),
     )  # fmt: skip
-    found = report.write_run(run)
+    found = write_run(run)
     assert not found["core_missing"]
     name = "CORE of 4 of 22 tasks, not comparable"
     assert [row["name"] for row in found["metrics"]] == [name, "bits per byte"]
     assert f"### CORE of base: {name}" in (run / "report.md").read_text()
     assert name in (run / "report.html").read_text()
-    assert name in report.summary(found)
+    assert name in summary(found)
     # the run's own report has it, too
     context = runner.Context(config, run)
     context.done = {s.name: runner.read_done(run, s.name) for s in STAGES if s.name != "report"}
-    report.write_report(config, run, context.done)
-    assert report.read_report(run)["core"] == found["core"]
+    write_report(config, run, context.done)
+    assert read_report(run)["core"] == found["core"]
 
 
 def test_core_is_the_same_on_one_device_and_on_eight(config):

@@ -18,9 +18,9 @@ from report_records import (
     score,
 )
 
-from jaxchat.runs import report
 from jaxchat.runs.report import content
 from jaxchat.runs.report.curves import read_curves
+from jaxchat.runs.report.gather import make_report
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def make(folder: Path, done: dict[str, Any], name: str = "cpu") -> dict[str, Any
     log_steps(folder / "base", 8)
     config = make_config(f"run.name={name!r}", "hardware.dollars_per_hour=24")
     done["eval"]["results"]["models"]["base"]["core"] = core()
-    return report.make_report(
+    return make_report(
         config, done, ENVIRONMENT, GIT, curves=read_curves(folder, config), sandbox="seccomp"
     )
 
@@ -40,7 +40,13 @@ def make(folder: Path, done: dict[str, Any], name: str = "cpu") -> dict[str, Any
 def test_the_page_is_whole_and_holds_the_figures(made: dict[str, Any]) -> None:
     read = Page(content.page(made))
     text = read.text()
-    for printed in ("85.5% [80.0, 89.7]", "0.2500 [0.1382, 0.3618]", "37 * 24", "seccomp", "0123abc"):
+    for printed in (
+        "85.5% [80.0, 89.7]",
+        "0.2500 [0.1382, 0.3618]",
+        "37 * 24",
+        "seccomp",
+        "0123abc",
+    ):
         assert printed in text
     assert "$0.62" in text  # 93.75 s at $24 an hour
     assert "python run_speedrun.py --tier cpu --set" in read.text("code")
@@ -129,7 +135,7 @@ def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
     done = make_done()
     del done["eval"], done["base"]
     config = make_config()
-    made = report.make_report(config, done, ENVIRONMENT, GIT, curves={})
+    made = make_report(config, done, ENVIRONMENT, GIT, curves={})
     read = Page(content.page(made))
     ids = {attributes.get("id") for attributes in read.all("section")}
     assert ids == {"stages", "data", "to-make-it-again", "settings", "environment"}
@@ -140,7 +146,7 @@ def test_logs_without_times_give_no_plot_over_time(tmp_path: Path) -> None:
     log_steps(tmp_path / "base", 8, timed=False)
     config = make_config()
     curves = read_curves(tmp_path, config)
-    made = report.make_report(config, make_done(), ENVIRONMENT, GIT, curves=curves)
+    made = make_report(config, make_done(), ENVIRONMENT, GIT, curves=curves)
     titles = Page(content.page(made)).text("title")
     assert "Base model: loss over tokens" in titles
     assert "over time" not in titles
