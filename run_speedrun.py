@@ -21,7 +21,7 @@ from jaxchat.config.schema import RunConfig
 from jaxchat.parallel.process_group import Group
 from jaxchat.runs import processes, run_dir
 from jaxchat.runs.plan import checks, plan
-from jaxchat.runs.stages import STAGES
+from jaxchat.runs.stages import STAGES, check_names
 from jaxchat.train import trackers
 from jaxchat.train.profiling import request
 
@@ -60,7 +60,7 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
     own = [] if args.data_dir is None else loading.own_text(args.data_dir)
     config = run_dir.configure(root, loading.find_tier(args.tier), [*args.set, *own])
     args.profile = [request.parse(text) for text in args.profile]
-    checks.check_stages([*(args.stages or ()), *args.force])
+    check_names([*(args.stages or ()), *args.force])
     checks.check_names(config)
     checks.check_sizes(config)
     if args.plan:

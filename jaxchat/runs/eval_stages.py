@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -245,33 +245,23 @@ def _samples(bench: Bench, stage: str) -> Part:
 
 
 def core_of(bench: Bench, stage: str) -> dict[str, Any]:
-    """CORE of the base model, where there is a bundle, as a record has it."""
-    if stage != "base":
-        return {}
-    core = evaluate_base(
-        bench.context, lambda: bench.spread(stage), mesh=bench.mesh, compute=bench.compute
-    )
-    return {} if core is None else {"core": core}
+    """`core`, as a record of the base model has it; empty where there is no bundle.
 
-
-def evaluate_base(
-    context: Context, params: Callable[[], Any], *, mesh: Mesh, compute: Compute
-) -> dict[str, Any] | None:
-    """CORE of the base model as the report has it; None where there is no bundle.
-
-    `params` loads the weights, as training has them on `mesh`. What was measured of these weights
-    on this bundle, also by `jaxchat eval core`, is not measured again.
+    What was measured of these weights on this bundle, also by `jaxchat eval core`, is not measured
+    again.
     """
-    bundle = fetch_bundle(context)
+    context, config = bench.context, bench.config
+    bundle = fetch_bundle(context) if stage == "base" else None
     if bundle is None:
-        return None
-    config, digest = context.config, str(context.done["base"]["results"]["artifact"])
+        return {}
     result, _ = kept.evaluate_kept(
-        kept.folder_of(context.root, "base"), params, digest, config.model, tokenizer_of(context),
-        bundle, compute=compute, mesh=mesh, max_problems=config.eval.core_examples or None,
+        kept.folder_of(context.root, stage), lambda: bench.spread(stage),
+        str(context.done[stage]["results"]["artifact"]), config.model, bench.tokenizer,
+        bundle, compute=bench.compute, mesh=bench.mesh,
+        max_problems=config.eval.core_examples or None,
     )  # fmt: skip
     seconds = sum(task.seconds for task in result.tasks)  # of earlier sessions, too
-    return core_record(result.to_json()) | {"bundle": bundle.hash, "seconds": seconds}
+    return {"core": core_record(result.to_json()) | {"bundle": bundle.hash, "seconds": seconds}}
 
 
 def plain_compute(config: RunConfig, dtype: DTypeLike) -> Compute:

@@ -25,7 +25,7 @@ from jaxchat.paths import read_json, remove, sha256_text, sweep, write_json
 from jaxchat.progress import duration
 from jaxchat.runs.background import Preparer
 from jaxchat.runs.run_dir import DONE
-from jaxchat.runs.stages import Stage
+from jaxchat.runs.stages import Stage, check_names
 from jaxchat.train.profiling.request import Request, for_stage
 
 FORMAT = "jaxchat-stage-1"
@@ -244,8 +244,8 @@ def run_stages(
     stages = list(stages)
     if not context.group.leads:
         return _follow(stages, context)
-    wanted = _known(only, stages) if only is not None else {stage.name for stage in stages}
-    forced = _known(force, stages)
+    wanted = {stage.name for stage in stages} if only is None else check_names(only, stages)
+    forced = check_names(force, stages)
     sweep(context.root)
     for number, stage in enumerate(stages, 1):
         label = f"[{number}/{len(stages)}] {stage.title}"
@@ -334,15 +334,6 @@ def _skip_absent(
         why = "" if imported.leaves_out(name) else f" ({name}.steps is 0)"
         print(f"{label}: {'imported' if imported.brings(name) else f'left out{why}'}", flush=True)
     return True
-
-
-def _known(names: Iterable[str], stages: list[Stage]) -> set[str]:
-    known = {stage.name for stage in stages}
-    chosen = set(names)
-    if unknown := chosen - known:
-        order = ", ".join(stage.name for stage in stages)
-        raise ConfigError(f"there is no stage {sorted(unknown)[0]!r}; the stages are {order}.")
-    return chosen
 
 
 def _is_current(record: Record, stage: Stage, context: Context) -> bool:

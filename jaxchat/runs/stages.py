@@ -5,11 +5,12 @@ Importing this imports nothing heavy; a stage's function is imported when it run
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from jaxchat.config.schema import MODELS, RLConfig, RunConfig, TrainConfig, hashed_settings
+from jaxchat.errors import ConfigError
 
 # How a stage is computed, saved and watched. It resumes with other values: on other devices, with
 # less memory, after a spike.
@@ -142,3 +143,11 @@ STAGES = (
     ),
 )  # fmt: skip
 BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+def check_names(names: Iterable[str], stages: Iterable[Stage] = STAGES) -> set[str]:
+    """The names, if all are of `stages`. Raises ConfigError for another one."""
+    chosen, known = set(names), [stage.name for stage in stages]
+    if unknown := chosen.difference(known):
+        raise ConfigError(f"there is no stage {min(unknown)!r}; the stages are {', '.join(known)}.")
+    return chosen

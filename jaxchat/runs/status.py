@@ -106,7 +106,7 @@ def read_states(root: Path) -> tuple[list[RunState], list[str]]:
 
 
 def _records(run: Path, stage: str) -> tuple[str, Sequence[Mapping[str, Any]]]:
-    """The stage whose log tells how far the run has come, when it is at `stage`, and that log."""
+    """The stage whose log shows the progress of a run that is at `stage`, and that log."""
     order = list(BY_NAME)
     for name in reversed(order[: order.index(stage) + 1]):
         records = read_metrics(run / name / "metrics.jsonl") if name in TRAINED else []
@@ -123,7 +123,7 @@ def _steps(config: RunConfig, stage: str, records: Sequence[Mapping[str, Any]]) 
 
 
 def _changed(run: Path) -> float:
-    """The newest of the files that tell progress; looking at all would be slow."""
+    """When the newest of the files that show progress was written; all files would be slow."""
     files = [
         run / run_dir.CONFIG,
         *run.glob("*/metrics.jsonl"),

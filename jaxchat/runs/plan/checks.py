@@ -12,7 +12,6 @@ from jaxchat.config.schema import GENERATED, RunConfig
 from jaxchat.data import registry
 from jaxchat.data.conversations import chat_source, own_file
 from jaxchat.errors import ConfigError
-from jaxchat.runs.stages import BY_NAME
 
 
 def check_names(config: RunConfig) -> None:
@@ -82,10 +81,3 @@ def check_files(config: RunConfig) -> None:
 
 def _path(name: str) -> Path:
     return Path(name).expanduser().absolute()
-
-
-def check_stages(names: Iterable[str]) -> None:
-    """Raises ConfigError for a stage that there is not."""
-    for name in names:
-        if name not in BY_NAME:
-            raise ConfigError(f"there is no stage {name!r}; the stages are {', '.join(BY_NAME)}.")

@@ -23,7 +23,7 @@ class TextPlan:
 
     source: str  # for people
     download: float = 0  # bytes
-    characters: float = 0  # of the shards to train on; 0 where only the files could tell
+    characters: float = 0  # of the shards to train on; 0 where only the files have that
     tokens: float = 0  # likewise
 
 

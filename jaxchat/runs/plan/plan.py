@@ -107,7 +107,7 @@ def _stages(config: RunConfig) -> Iterator[StagePlan]:
 
 
 def optimizer_values(config: RunConfig) -> int:
-    """Numbers the optimizer keeps: Muon one a weight (its momentum), AdamW two."""
+    """Numbers in the optimizer's state: Muon has one a weight (its momentum), AdamW two."""
     counts = count_params(config.model)
     return counts["matrices"] + 2 * (counts["total"] - counts["matrices"])
 

@@ -130,7 +130,7 @@ def _limits(licence: str) -> str:
     terms = (
         f"Licence of the weights, as given at the export: {licence}."
         if licence
-        else "Whoever publishes the weights decides their licence; the data has its own terms."
+        else "The publisher of the weights decides their licence; the data has its own terms."
     )
     return (
         "## Terms and limits\n\n"
