@@ -19,20 +19,9 @@ from jaxchat.config import loading
 from jaxchat.config.loading import tiers
 from jaxchat.runs import processes, run_dir
 from jaxchat.runs.plan import checks, plan
+from jaxchat.runs.stages import STAGES, check_names
 from jaxchat.train import trackers
 from jaxchat.train.profiling import request
-
-STAGES = {
-    "data": "find text and conversations, download what is needed first",
-    "tokenizer": "train the byte-level BPE tokenizer (bpe_rs)",
-    "rows": "tokenize and pack text and conversations into rows",
-    "base": "pretrain the transformer on text",
-    "mid": "midtrain on conversations, tool use and multiple choice",
-    "sft": "fine-tune on conversations",
-    "rl": "reinforce what solves problems, the calculator in the loop",
-    "eval": "evaluate base, mid, sft and rl on what was held out",
-    "report": "write the report: report.html, report.md, report.json",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    contents = "\n".join(f"  {name:<9}  {what}" for name, what in STAGES.items())
+    contents = "\n".join(f"  {stage.name:<9}  {stage.description}" for stage in STAGES)
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"stages:\n{contents}\n\n{errors.EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,7 +58,7 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
     own = [] if args.data_dir is None else loading.own_text(args.data_dir)
     config = run_dir.configure(root, loading.find_tier(args.tier), [*args.set, *own])
     profiles = [request.parse(text) for text in args.profile]
-    checks.check_stages([*(args.stages or ()), *args.force])
+    check_names([*(args.stages or ()), *args.force])
     checks.check_names(config)
     checks.check_sizes(config)
     if args.plan:
@@ -86,13 +75,14 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
         processes.mirrored(run, config, group),
     ):
         processes.start_jax(config, root, group)
-        from jaxchat.runs import report, runner, stages
+        from jaxchat.runs import runner
+        from jaxchat.runs.report import files
 
         net = runner.Network(args.base_url, args.offline)
         with runner.Context(config, run, profiles, net, group) as context:
-            runner.run_stages(stages.STAGES, context, only=args.stages, force=args.force)
+            runner.run_stages(STAGES, context, only=args.stages, force=args.force)
         if "report" in context.done:
-            print(report.farewell(run, "" if args.home is None else f" --home {root}"))
+            print(files.final_summary(run, "" if args.home is None else f" --home {root}"))
     return 0
 
 

@@ -39,10 +39,10 @@ from core import write_model
 from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.config.derive import derive_model
-from jaxchat.config.schema import ModelConfig, RunConfig
+from jaxchat.config.schema import MODELS, ModelConfig, RunConfig
 from jaxchat.model import gpt
 from jaxchat.runs import run_dir, runner
-from jaxchat.runs.stages import MODELS, STAGES
+from jaxchat.runs.stages import STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.tokenizer.patterns import SPECIAL_TOKENS
 

@@ -7,10 +7,10 @@ import jax
 
 from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
-from jaxchat.config.schema import RunConfig
+from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.model.gpt import init_params
 from jaxchat.runs import run_dir, runner
-from jaxchat.runs.stages import MODELS, STAGES
+from jaxchat.runs.stages import STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 
 DOCUMENT = {

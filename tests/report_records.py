@@ -8,7 +8,7 @@ from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.evals.scores import Score
 from jaxchat.runs import run_dir, runner
-from jaxchat.runs.stage_inputs import INPUTS
+from jaxchat.runs.stages import BY_NAME
 from jaxchat.train.metrics import MetricsLog
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -105,14 +105,14 @@ EMPTY = {"seconds": 0.0, "results": {"artifact": "of a stage that others need"}}
 
 
 def _all_needs(name: str, config: RunConfig) -> set[str]:
-    direct = runner.needs(INPUTS[name], config)
+    direct = runner.needs(BY_NAME[name], config)
     return {*direct, *(far for need in direct for far in _all_needs(need, config))}
 
 
 def write_records(root: Path, config: RunConfig, done: dict[str, dict[str, Any]]) -> None:
     """The stages' records, as the pipeline writes them."""
     context = runner.Context(config, root)
-    for name, stage in INPUTS.items():
+    for name, stage in BY_NAME.items():
         if name not in done:
             continue
         whole = {

@@ -110,7 +110,7 @@ def import_command(args: argparse.Namespace) -> int:
     import_run.check_name(root, name)  # before anything is read
     origin = str(source.absolute())
     if on_hub:
-        from jaxchat.runs.fetch_model import fetch_model
+        from jaxchat.runs.import_run import fetch_model
 
         source, origin = fetch_model(
             root,

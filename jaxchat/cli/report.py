@@ -46,15 +46,16 @@ def report_command(args: argparse.Namespace) -> int:
     root = home(args.home)
     if len(named) == 2:
         return _compare([_path(root, name) for name in named], args.out)
-    from jaxchat.runs import report
+    from jaxchat.runs.report.content import missing_notes
+    from jaxchat.runs.report.files import summary, write_run
 
     run = _path(root, named[0] if named else None)
     if run.is_file():
         raise ConfigError(f"{run} is a report already; name a run to make its report.")
-    made = report.write_run(run)
+    made = write_run(run)
     if made["metrics"]:
-        print(report.summary(made) + "\n")
-    for line in report.missing_notes(made):
+        print(summary(made) + "\n")
+    for line in missing_notes(made):
         print(line)
     print(run / "report.html")
     print(run / "report.md")
@@ -70,11 +71,11 @@ def _path(root: Path, name: str | None) -> Path:
 
 
 def _compare(paths: Sequence[Path], out: Path | None) -> int:
-    from jaxchat.runs import report
     from jaxchat.runs.report import compare
+    from jaxchat.runs.report.files import gather_run, read_file
     from jaxchat.runs.tables import table
 
-    a, b = (report.read_file(p) if p.is_file() else report.gather_run(p) for p in paths)
+    a, b = (read_file(p) if p.is_file() else gather_run(p) for p in paths)
     compared = compare.compare(a, b)
     folder = out or (paths[1].parent if paths[1].is_file() else paths[1])
     stem = f"compare_{a['run']['name']}_{b['run']['name']}"

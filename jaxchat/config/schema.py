@@ -34,7 +34,6 @@ from jaxchat.config.operations import (
 )
 from jaxchat.errors import ConfigError
 
-STAGES = ("data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval", "report")
 MODELS = ("base", "mid", "sft", "rl")  # the stages that train a model
 CHAT_STAGES = ("rl", "sft", "mid")  # those whose models chat, best first
 # The generated tasks, as `tasks.TASKS` has them, which is too much to import for a plan

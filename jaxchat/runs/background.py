@@ -1,7 +1,7 @@
-"""A process that prepares the shards of a run's text while its stages go on (layer 4).
+"""Background tokenization: a process that prepares a run's shards of text while its stages run.
 
-It is `jaxchat data prepare --run NAME`, ends with the process that started it, and writes what it
-has to say to a log.
+It is `jaxchat data prepare --run NAME`, ends with the process that started it, and writes its
+output to a log.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-STOP_SECONDS = 5.0  # that it is given to end before it is killed
+STOP_SECONDS = 5.0  # between asking it to end and killing it
 CHILD = "--until-stdin-closes"
 
 

@@ -1,4 +1,4 @@
-"""Writes a stage of a run into a folder of its own, for others to use (layer 4)."""
+"""Writes a stage of a run into a folder of its own, for others to use."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from jaxchat.checkpoints import huggingface, native
 from jaxchat.checkpoints.tensors import SAFETENSORS
-from jaxchat.config.schema import MODELS
-from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.paths import atomic_folder, atomic_open
-from jaxchat.runs import report, run_dir
+from jaxchat.runs import run_dir
 from jaxchat.runs.inputs import tokenizer_of
-from jaxchat.runs.opening import load_model, open_run
+from jaxchat.runs.opening import check_stage, load_model, open_run
 from jaxchat.runs.report import card
+from jaxchat.runs.report.files import gather_run
 from jaxchat.tokenizer.huggingface import OWN_FILE
 
 FORMATS = ("hf", "jaxchat")
@@ -50,18 +50,13 @@ def export_model(
     _check_target(folder, force)
     context = open_run(run_dir.find(root, name))
     config, run = context.config, context.root
-    if stage not in context.done:
-        there = ", ".join(model for model in MODELS if model in context.done) or "none"
-        raise ArtifactError(
-            f"the run in {run} has no model {stage} (complete there: {there}); name another, or go "
-            "on with the run: give its run_speedrun.py command again."
-        )
+    check_stage(context, stage)
     if kind == "hf":
         huggingface.refuse_obstacles(config.model)  # before the weights are read
     params: Any = jax.device_get(load_model(run, stage, config.model))
     tokenizer, results = tokenizer_of(context), context.done[stage]["results"]
     params, config = native.of_tokenizer(params, config, tokenizer)
-    made = report.gather_run(run)
+    made = gather_run(run)
     with atomic_folder(folder) as temporary:
         if kind == "hf":
             huggingface.write_huggingface_model(
@@ -79,10 +74,10 @@ def _check_target(folder: Path, force: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     foreign = not folder.is_dir() or {path.name for path in folder.iterdir()} - FILES
-    if not force or foreign:
-        mend = (
+    if foreign or not force:
+        reason = (
             "it holds more than an export writes, so that not even --force replaces it"
             if foreign
             else "--force replaces it"
         )
-        raise ConfigError(f"{folder} is there already; name another folder ({mend}).")
+        raise ConfigError(f"{folder} is there already; name another folder ({reason}).")

@@ -1,16 +1,20 @@
-"""Reads a model from a folder of another place and makes a run of it (layer 4).
+"""Imports a model: fetches it from the hub, reads it whatever its format, makes a run of it.
+
+    HOME/data/models/OWNER--NAME/COMMIT/  the files of a model of the hub
 
     HOME/runs/NAME/config.json            with the table [imported]: stage and hashes
     HOME/runs/NAME/tokenizer              its tokenizer, with a record as the stage writes it
     HOME/runs/NAME/STAGE/model            its weights, with a record
 
-So all that opens a run opens it: chat, evaluation, export, report, and training, which goes on from
-STAGE. The records say where the files came from. Stages before STAGE are no part of such a run.
+So everything that opens a run opens it: chat, evaluation, export, report, and training, which
+continues from STAGE. The records say where the files came from. It has no stages before STAGE.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,82 @@ from jaxchat.checkpoints.save import hash_params, save_params
 from jaxchat.checkpoints.tensors import ForeignModel
 from jaxchat.config import loading
 from jaxchat.config.schema import ImportedConfig, RunConfig
+from jaxchat.data.download import cache
+from jaxchat.data.download.cache import RemoteFile
+from jaxchat.data.download.hub import open_hub
+from jaxchat.data.download.transfer import download
+from jaxchat.data.registry import Source
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.paths import atomic_folder
+from jaxchat.paths import atomic_folder, offline_by
+from jaxchat.progress import Progress
 from jaxchat.runs import run_dir, runner
 
 DEFAULT_STAGE = "sft"
+
+
+# All that any format of a model has; nothing else is asked for.
+_PATTERNS = (
+    "config.json", "jaxchat.json", "model*.safetensors", "model.safetensors.index.json",
+    "tokenizer.json", "tokenizer.tiktoken", "tokenizer.pkl", "model_*.pt", "meta_*.json",
+)  # fmt: skip
+_STEP = re.compile(r"(?:model|meta)_(\d+)\.(?:pt|json)")
+
+
+def fetch_model(
+    root: Path,
+    repo: str,
+    revision: str,
+    *,
+    step: int | None = None,
+    offline: bool = False,
+    refresh: bool = False,
+) -> tuple[Path, str]:
+    """The folder with the files of a model of the hub, and where they are from, with the commit.
+
+    They are downloaded as datasets are: checked, resumed and cached. Of nanochat's checkpoints only
+    that of `step`, or the last, is downloaded. Raises ArtifactError for what is not available,
+    naming what to do.
+    """
+    again = f"jaxchat import {repo}" + (f" --revision {revision}" if revision != "main" else "")
+    source = Source(
+        name=f"models/{repo.replace('/', '--')}",
+        kind="chat",  # files by name, none of them a shard
+        title=repo,
+        repo=repo,
+        revision=revision,
+        licence="",
+        splits={pattern: pattern for pattern in _PATTERNS},
+        files=(),
+        size=0,
+        space="models",
+        again=again,
+    )
+    hub = open_hub(root, offline=offline, refresh=refresh)
+    listing = hub.listing(source)
+    files = _chosen(listing.files, step)
+    missing = [file for file in files if not cache.is_whole(file)]
+    if missing and hub.offline:
+        raise ArtifactError(
+            f"{missing[0]} is not here, and {offline_by()} forbids asking for it; where there "
+            f"is a network, run: {again}"
+        )
+    total = sum(file.size or 0 for file in files)
+    with Progress("downloading", total // 10**6, "MB") as bar:
+        done = download(
+            files, hub.web, offline=hub.offline, progress=lambda here: bar.update(here // 10**6)
+        )
+        for _ in done:
+            pass
+    return listing.folder, f"{repo}@{listing.commit[:12]}"
+
+
+def _chosen(files: Sequence[RemoteFile], step: int | None) -> list[RemoteFile]:
+    """The files of one model, in whichever format is asked for first when it is read."""
+    by_name = {file.path: file for file in files if "/" not in file.path}
+    numbers = {name: int(m[1]) for name in by_name if (m := _STEP.fullmatch(name))}
+    portable = {native.FILE, huggingface.CONFIG} & by_name.keys()
+    wanted = None if portable or not numbers else max(numbers.values()) if step is None else step
+    return [file for name, file in by_name.items() if numbers.get(name, wanted) == wanted]
 
 
 def read_model(folder: Path, step: int | None, tokenizer: Path | None) -> ForeignModel:
@@ -66,13 +141,13 @@ def make_run(root: Path, name: str, found: ForeignModel, stage: str, source: str
     run = check_name(root, name)
     imported = ImportedConfig(stage, hash_params(found.params), found.tokenizer.hash)
     config = _config(found, name, imported)
-    told = {"format": found.format, "from": source, "files": dict(found.files)}
+    origin = {"format": found.format, "from": source, "files": dict(found.files)}
     with atomic_folder(run) as temporary:
         found.tokenizer.save(temporary / "tokenizer")
         save_params(temporary / stage / "model", found.params, {"stage": stage})
-        results = {"vocabulary": found.tokenizer.vocab_size, "imported": told}
+        results = {"vocabulary": found.tokenizer.vocab_size, "imported": origin}
         runner.write_imported(temporary, config, "tokenizer", imported.tokenizer, results)
-        runner.write_imported(temporary, config, stage, imported.weights, {"imported": told})
+        runner.write_imported(temporary, config, stage, imported.weights, {"imported": origin})
         run_dir.write_config(temporary, config)
     return config
 

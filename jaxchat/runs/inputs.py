@@ -1,4 +1,4 @@
-"""What the stages of a run read: its tokenizer, its rows of text, and its datasets (layer 4)."""
+"""What the stages of a run read: its tokenizer, its rows of text, and its datasets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxchat.tokenizer.bpe import Tokenizer
 
 @functools.cache
 def tokenizer_in(folder: Path) -> Tokenizer:
-    """The tokenizer that a run keeps in a folder, read once."""
+    """The tokenizer in a folder of a run, read once."""
     return prepare.load_tokenizer(folder)
 
 
@@ -29,7 +29,7 @@ def tokenizer_of(context: Context) -> Tokenizer:
 
 
 def hub_of(context: Context, *, offline: bool = False) -> Hub:
-    """Where datasets come from; with `offline`, only from what was downloaded."""
+    """The client of the hub; with `offline`, it only has what was downloaded."""
     network = context.network
     return open_hub(
         home_of(context.root), base_url=network.base_url, offline=offline or network.offline
@@ -49,12 +49,12 @@ class TextRows(NamedTuple):
 
     @property
     def by_split(self) -> dict[Split, ShardedRows | HeldOutRows]:
-        """Them by the name of the split."""
+        """The rows by the name of the split."""
         return {"train": self.train, "test": self.held_out}
 
 
 def text_of(context: Context) -> TextRows:
-    """The rows of text; what of them is missing is prepared by a process of its own from now on."""
+    """The rows of text; starts background tokenization of missing shards."""
     folder, tokenizer = text_folder(context), tokenizer_of(context)
     alive = None
     if not is_whole(folder):

@@ -1,4 +1,4 @@
-"""A copy of a run elsewhere, in object storage or on another disk, by fsspec (I/O; layer 2).
+"""A copy of a run elsewhere, in object storage or on another disk, by fsspec.
 
     URL/RUN/base/...      the files of a complete stage      URL/RUN/base.json     its manifest
     URL/RUN/base@1500/... of a checkpoint, with its records  URL/RUN/base@1500.json
@@ -23,12 +23,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from jaxchat.config.operations import MirrorConfig
-from jaxchat.config.schema import MODELS
 from jaxchat.errors import ConfigError
 from jaxchat.paths import remove, sha256_file
+from jaxchat.runs.stages import STAGES
 
 FORMAT = "jaxchat-mirror-1"
-STAGES = ("data", "tokenizer", *MODELS, "eval")
+MIRRORED = tuple(stage.name for stage in STAGES if stage.mirrored)
 MOVING = "metrics.jsonl"  # the one file that grows under its final name
 LONGEST_PAUSE = 600.0  # seconds between attempts where all fail
 GRACE = 120.0  # seconds for what is left at the end of the run
@@ -37,7 +37,7 @@ INSTALL = 'pip install "jaxchat[cloud]"'
 
 @dataclass(frozen=True)
 class Unit:
-    """What is copied and fetched as one: a complete stage, or a checkpoint with its records."""
+    """What is copied and fetched together: a complete stage, or a checkpoint with its records."""
 
     stage: str
     step: int | None  # None: the complete stage
@@ -51,7 +51,7 @@ class Unit:
 
 def units(run: Path) -> Iterator[Unit]:
     """What there is to copy. Text of the hub is fetched from there again."""
-    for stage in STAGES:
+    for stage in MIRRORED:
         folder = run / stage
         if stage == "data" and not (folder / "corpus").exists():
             continue
@@ -74,9 +74,8 @@ def _steps(folder: Path) -> list[int]:
 
 def _files(run: Path, folder: Path) -> tuple[str, ...]:
     """Those below a folder, but temporary ones."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    paths = [path.relative_to(run).as_posix() for path in found]
-    return tuple(path for path in paths if "/." not in path and ".orbax-checkpoint-tmp" not in path)
+    found = (path.relative_to(run).as_posix() for path in folder.rglob("*") if path.is_file())
+    return tuple(sorted(p for p in found if "/." not in p and ".orbax-checkpoint-tmp" not in p))
 
 
 class Mirror:
@@ -109,7 +108,7 @@ class Mirror:
         self._thread.join(GRACE)
         missing = [unit.name for unit in units(self.run) if unit.name not in self._sent]
         if missing:
-            self._tell(f"{', '.join(missing)} is not there yet; the next session copies it.")
+            self._print(f"{', '.join(missing)} is not there yet; the next session copies it.")
 
     def sync(self) -> None:
         """Copies what is new, and removes checkpoints that the run no longer has."""
@@ -125,7 +124,7 @@ class Mirror:
     def fetch(self) -> None:
         """Brings what is newer there than in the run's folder; what is damaged is said."""
         manifests = self._manifests()
-        for stage in STAGES:
+        for stage in MIRRORED:
             folder = self.run / stage
             if (folder / "done.json").exists():
                 continue
@@ -137,37 +136,27 @@ class Mirror:
                     print(f"{name} comes from {self.url}", file=sys.stderr, flush=True)
                     break
 
-    # ---------------------------------------------------------------------------- one unit
-
     def _send(self, unit: Unit) -> None:
-        still = [path for path in unit.files if not path.endswith(f"/{MOVING}")]
-        stats = [(self.run / path).stat() for path in still]
-        stamp = tuple(
-            (path, s.st_size, s.st_mtime_ns) for path, s in zip(still, stats, strict=True)
-        )
+        paths = {path: self.run / path for path in unit.files}
+        still = {p: f for p, f in paths.items() if not p.endswith(f"/{MOVING}")}
+        stats = {path: file.stat() for path, file in still.items()}
+        stamp = [(path, s.st_size, s.st_mtime_ns) for path, s in stats.items()]
         if self._sent.get(unit.name) == stamp:
             return
-        moving = {p: (self.run / p).read_bytes() for p in unit.files if p not in still}
-        files = {
-            path: [(self.run / path).stat().st_size, sha256_file(self.run / path)] for path in still
-        }
+        moving = {path: file.read_bytes() for path, file in paths.items() if path not in still}
+        files = {path: [stats[path].st_size, sha256_file(still[path])] for path in still}
         old = self._manifests().get(unit.name, {})
         if any(old.get(path) != entry for path, entry in files.items()):
             self._remove(unit.name)
-            for path in still:
-                self._folder(f"{self._base}/{unit.name}/{path}")
-                self._fs.put_file(str(self.run / path), f"{self._base}/{unit.name}/{path}")
+            target = f"{self._base}/{unit.name}"
+            for path, file in still.items():
+                self._fs.put_file(str(file), f"{target}/{path}")
             for path, data in moving.items():
-                self._folder(f"{self._base}/{unit.name}/{path}")
                 files[path] = [len(data), hashlib.sha256(data).hexdigest()]
-                self._fs.pipe_file(f"{self._base}/{unit.name}/{path}", data)
+                self._fs.pipe_file(f"{target}/{path}", data)
             manifest = json.dumps({"format": FORMAT, "files": files}).encode()
-            self._fs.pipe_file(f"{self._base}/{unit.name}.json", manifest)
+            self._fs.pipe_file(f"{target}.json", manifest)
         self._sent[unit.name] = stamp
-
-    def _folder(self, path: str) -> None:
-        if "file" in self._fs.protocol:
-            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
 
     def _fetch(self, name: str, files: Mapping[str, Any]) -> bool:
         """Whether a unit is now in the run's folder."""
@@ -177,14 +166,12 @@ class Mirror:
             for path, (size, digest) in files.items():
                 copy = Path(folder, path)
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                try:
+                with contextlib.suppress(FileNotFoundError):
                     self._fs.get_file(f"{self._base}/{name}/{path}", str(copy))
-                    whole = copy.stat().st_size == size and sha256_file(copy) == digest
-                except FileNotFoundError:
-                    whole = False
-                if not whole:
-                    self._tell(f"{name} is damaged there ({path}), and not used.")
-                    return False
+                    if copy.stat().st_size == size and sha256_file(copy) == digest:
+                        continue
+                self._print(f"{name} is damaged there ({path}), and not used.")
+                return False
             new = Path(folder, stage)
             if begun.exists() and begun.read_bytes() != (new / "begun.json").read_bytes():
                 return False  # the run has begun this stage with other settings
@@ -196,7 +183,7 @@ class Mirror:
             target.parent.mkdir(parents=True, exist_ok=True)
             for record in (path for path in new.iterdir() if path.is_file()):
                 record.replace(self.run / stage / record.name)
-            (new / "checkpoints" / step).rename(target)  # last: it is what makes the stage go on
+            (new / "checkpoints" / step).rename(target)  # last: it is what the stage resumes from
             return True
 
     def _follows(self, name: str, unit: Unit) -> bool:
@@ -218,15 +205,13 @@ class Mirror:
         with contextlib.suppress(FileNotFoundError):
             for path in self._fs.ls(self._base, detail=False):
                 name = PurePosixPath(path).name.removesuffix(".json")
-                if not path.endswith(".json") or name.partition("@")[0] not in STAGES:
+                if not path.endswith(".json") or name.partition("@")[0] not in MIRRORED:
                     continue
                 with contextlib.suppress(ValueError, TypeError, KeyError):  # it is no manifest
                     manifest = json.loads(self._fs.cat_file(path))
                     if manifest["format"] == FORMAT and _safe(name, manifest["files"]):
                         found[name] = manifest["files"]
         return found
-
-    # ---------------------------------------------------------------------------- the thread
 
     def _work(self) -> None:
         pause = self._every
@@ -235,15 +220,15 @@ class Mirror:
             try:
                 self.sync()
                 pause = self._every
-            except Exception as error:  # whatever the storage raises, training goes on
+            except Exception as error:  # whatever the storage raises, training continues
                 pause = min(2 * pause, LONGEST_PAUSE)
                 if not self._warned:
                     self._warned = True
-                    self._tell(f"it cannot be written ({_reason(error)}); it is tried again.")
+                    self._print(f"it cannot be written ({_reason(error)}); it is tried again.")
             if last:
                 return
 
-    def _tell(self, what: str) -> None:
+    def _print(self, what: str) -> None:
         print(f"jaxchat: the mirror {self.url}: {what}", file=sys.stderr, flush=True)
 
 
@@ -260,8 +245,7 @@ def _connect(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise ConfigError(f"mirror.url is {url!r}, unknown to fsspec: {error}.") from error
     try:
-        if "file" in fs.protocol:  # storage of objects has no folders
-            fs.makedirs(base, exist_ok=True)
+        fs.auto_mkdir = True  # on a disk; storage of objects has no folders
         fs.pipe_file(f"{base}/.writable", b"x")
         fs.rm_file(f"{base}/.writable")
     except Exception as error:  # of many packages

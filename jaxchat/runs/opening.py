@@ -1,4 +1,4 @@
-"""Opens a run: the stages that are complete, the weights of a model, and the engine to run it."""
+"""Opens a run for use: its complete stages, the weights of a model, and the engine to run it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from jaxchat.config.schema import (
     ModelConfig,
     RunConfig,
 )
-from jaxchat.data.prepare import load_tokenizer
 from jaxchat.errors import ArtifactError
 from jaxchat.inference.replicas import make_service
 from jaxchat.inference.service import Service
@@ -31,7 +30,7 @@ from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.runs import run_dir
 from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.runner import Context, read_current
-from jaxchat.runs.stage_inputs import INPUTS
+from jaxchat.runs.stages import BY_NAME
 from jaxchat.tokenizer.bpe import Tokenizer
 
 
@@ -50,7 +49,7 @@ def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
 def make_engine(
     context: Context, params: Any, *, slots: int = 0, compute: Compute | None = None
 ) -> Service:
-    """What evaluates and samples, with `slots` on each device or lane (0: as configured)."""
+    """The engine that evaluates and samples, with `slots` on each device (0: as configured)."""
     config = context.config
     if compute is None:
         compute = inference_compute(ComputeConfig(products="plain"), config.model)
@@ -67,18 +66,17 @@ def make_engine(
 def open_run(run: Path) -> Context:
     """A run with the stages that are complete under its own configuration."""
     context = Context(run_dir.read_config(run), run)
-    read_current(INPUTS.values(), context)
+    read_current(BY_NAME.values(), context)
     return context
 
 
 def find_model(
     root: Path, name: str | None, stage: str | None, among: Sequence[str] = CHAT_STAGES
 ) -> tuple[Context, str]:
-    """A run of the home `root`, the named one or the last with what is wanted; and its stage.
+    """A run of the home `root`, the named one or the last with a wanted model; and its stage.
 
-    That is the named stage, or the first of `among` that is complete.
-
-    Raises ArtifactError when there is no such run, or the stage is not complete.
+    That is the named stage, or the first of `among` that is complete. Raises ArtifactError when
+    there is no such run, or the stage is not complete.
     """
     wanted = among if stage is None else (stage,)
     context = open_run(run_dir.find(root, name, wanted))
@@ -91,21 +89,19 @@ def find_model(
         raise ArtifactError(f"{error} Or name a run that has one: {', '.join(others)}.") from error
 
 
-def check_stage(context: Context, stage: str | None, among: Sequence[str]) -> str:
+def check_stage(context: Context, stage: str | None, among: Sequence[str] = MODELS) -> str:
     """The named stage of a run, or the first of `among` that is complete.
 
     Raises ArtifactError when there is none.
     """
-    complete = [talker for talker in among if talker in context.done]
-    if not complete or (stage or complete[0]) not in complete:
-        there = (
-            f"complete there: {', '.join(complete)}" if complete else "no model there is complete"
-        )
-        advice = how_to_make(context.config, stage)
-        raise ArtifactError(
-            f"the run in {context.root} has no model {stage or 'to talk to'} ({there}); {advice}"
-        )
-    return stage or complete[0]
+    complete = [name for name in among if name in context.done]
+    if complete and (stage is None or stage in complete):
+        return stage or complete[0]
+    there = f"complete there: {', '.join(complete)}" if complete else "no model there is complete"
+    raise ArtifactError(
+        f"the run in {context.root} has no model {stage or 'to talk to'} ({there}); "
+        f"{how_to_make(context.config, stage)}"
+    )
 
 
 def how_to_make(config: RunConfig, stage: str | None) -> str:
@@ -117,23 +113,16 @@ def how_to_make(config: RunConfig, stage: str | None) -> str:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model and what is needed to run it.
+    """A model and what is needed to run it."""
 
-    Attributes:
-        run: its folder.
-        stage: which of the run's models.
-        digest: of the weights.
-        params: whole on every device of `mesh`, whose axis `data` is over all of them.
-    """
-
-    run: Path
-    stage: str
-    digest: str
+    run: Path  # its folder
+    stage: str  # which of the run's models
+    digest: str  # of the weights
     config: RunConfig
-    params: Any
+    params: Any  # whole on every device of `mesh`
     tokenizer: Tokenizer
     compute: Compute
-    mesh: Mesh
+    mesh: Mesh  # its axis `data` is over all devices
 
 
 def open_model(root: Path, name: str | None, stage: str) -> Opened:
@@ -141,24 +130,18 @@ def open_model(root: Path, name: str | None, stage: str) -> Opened:
 
     Raises ArtifactError when there is no such run, or the stage is not complete.
     """
-    run = run_dir.find(root, name, (stage,))
-    context = open_run(run)
-    config, done = context.config, context.done
-    if stage not in done:
-        there = ", ".join(name for name in MODELS if name in done) or "none"
-        raise ArtifactError(
-            f"the run in {run} has no model {stage} (complete there: {there}); choose another with "
-            f"--stage, or {how_to_make(config, stage)}"
-        )
+    context = open_run(run_dir.find(root, name, (stage,)))
+    run, config = context.root, context.config
+    check_stage(context, stage)
     mesh = make_mesh(MeshConfig())
     params = load_model(run, stage, config.model)
     return Opened(
         run=run,
         stage=stage,
-        digest=str(done[stage]["results"]["artifact"]),
+        digest=str(context.done[stage]["results"]["artifact"]),
         config=config,
         params=put(params, param_shardings(mesh, params)),
-        tokenizer=load_tokenizer(run / "tokenizer"),
+        tokenizer=tokenizer_of(context),
         compute=evaluation_compute(config.compute, config.model),
         mesh=mesh,
     )

@@ -1,7 +1,7 @@
-"""A run by several processes: how they work as one, and end together (layer 4).
+"""A run by several processes: how they join, check that they agree, and end together.
 
 `parallel.launch_env` says how they are started. All need the same home, on a disk that they share.
-Process 0 does alone what is done once and reports; training is done by all (`pipeline`).
+Process 0 does alone what is done once and reports; training is done by all (`runner`).
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ def joined(root: Path) -> Iterator[ProcessGroup]:
     except BaseException as error:
         for number in (*NOTICES, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # it is ending
-        told = errors.explain(error, root)
-        if told is not None:
-            end(group, *told, certain=True)
+        explained = errors.explain(error, root)
+        if explained is not None:
+            end(group, *explained, certain=True)
         end(group, "".join(traceback.format_exception(error)), 1, certain=False)
 
 
 @contextlib.contextmanager
 def working_on(run: Path, config: RunConfig, group: ProcessGroup) -> Iterator[None]:
-    """Holds the run's lock, by process 0, and sees that all mean the same run of the same home."""
+    """Process 0 holds the run's lock; checks that all processes have the same run and home."""
     with run_dir.locked(run) if group.leads else contextlib.nullcontext():
         if group.leads:
             run_dir.write_config(run, config)
@@ -88,7 +88,7 @@ def start_jax(config: RunConfig, root: Path, group: ProcessGroup) -> None:
 
 
 def _compare(group: ProcessGroup) -> None:
-    """Raises GroupError where packages differ: so would what comes out, or the programs."""
+    """Raises GroupError where packages differ, as then would the results, or the programs."""
     mine = versions()
     for index, others in enumerate(group.gather(mine)):
         differ = [f"{name} {others[name]}" for name in mine if others[name] != mine[name]]
@@ -131,7 +131,7 @@ def _seen(path: Path, token: str) -> bool:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """What this process would print, process 0 prints too; errors in threads are shown still."""
+    """Discards output, which process 0 prints too; errors in threads are still shown."""
     threading.excepthook = lambda args: traceback.print_exception(
         args.exc_type, args.exc_value, args.exc_traceback, file=sys.__stderr__
     )

@@ -1,4 +1,4 @@
-"""The machine a process runs on: JAX's settings for it, and its description (layer 4)."""
+"""What a run was made with: Python, packages, machine and commit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that decide what comes out."""
+    """The versions of the packages that decide the results."""
     found = {}
     for name in PACKAGES:
         try:
@@ -44,23 +44,18 @@ def versions() -> dict[str, str]:
 
 def git_state(folder: Path = CHECKOUT) -> dict[str, Any]:
     """`commit` and `dirty` of the checkout in `folder`; `commit` is None where there is none."""
+    nothing = {"commit": None, "dirty": None}
     try:
         # A package installed somewhere inside another project's checkout is not that project's.
         if Path(_git(folder, "rev-parse", "--show-toplevel")).resolve() != folder.resolve():
-            return {"commit": None, "dirty": None}
-        commit = _git(folder, "rev-parse", "HEAD")
+            return nothing
         dirty = _git(folder, "status", "--porcelain") != ""
+        return {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": dirty}
     except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": dirty}
+        return nothing
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    result = subprocess.run(
-        ["git", "-C", str(folder), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=5,
-        check=True,
-    )
-    return result.stdout.strip()
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()

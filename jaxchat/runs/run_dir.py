@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, and its lock (layer 2).
+"""The folder of a run: where it is, its configuration, and its lock.
 
 HOME/runs/NAME/config.json   the configuration, with all that was derived
 HOME/runs/NAME/.lock         held while a process works on the run
@@ -25,12 +25,12 @@ from jaxchat.errors import ArtifactError, BusyError, ConfigError
 CONFIG = "config.json"
 LOCK = ".lock"
 DONE = "done.json"  # in the folder of a stage that is complete
-LOOKS = 5  # at a lock before another process is taken for its owner
+LOOKS = 5  # attempts to lock before another process is taken for the owner
 
 
 def has_data(root: Path, name: str) -> bool:
     """Whether a run has found all it reads: the record of its stage `data` is there."""
-    return (folder(root, name) / "data" / "done.json").exists()
+    return (folder(root, name) / "data" / DONE).exists()
 
 
 def folder(root: Path, name: str) -> Path:
@@ -71,7 +71,7 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def _take(file: IO[str]) -> None:
-    """Takes the lock; waits a moment, since `is_busy` holds it while it looks."""
+    """Takes the lock; retries for a moment, since `is_busy` holds it while it looks."""
     for _ in range(LOOKS):
         with contextlib.suppress(BlockingIOError):
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,7 +86,7 @@ def is_busy(run: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # nobody ever worked on it, or it cannot be read
+    except OSError:  # it was never locked, or cannot be read
         return False
     return False
 
@@ -104,17 +104,15 @@ def configure(root: Path, tier: Path, overrides: Iterable[str]) -> RunConfig:
         return config
     try:
         there = read_config(run)
-    except ArtifactError:  # damaged: it will be written anew
+    except ArtifactError:  # damaged: it will be rewritten
         return config
-    return (
-        loading.load(tier, [*loading.of_imported(there), *overrides])
-        if there.imported.stage
-        else config
-    )
+    if there.imported.stage:
+        return loading.load(tier, [*loading.of_imported(there), *overrides])
+    return config
 
 
 def write_config(run: Path, config: RunConfig) -> None:
-    """Keeps the configuration beside what is made with it."""
+    """Writes the configuration beside what is made with it."""
     with paths.atomic_open(run / CONFIG) as file:
         file.write(loading.to_json(config) + "\n")
 
@@ -128,7 +126,7 @@ def read_config(run: Path) -> RunConfig:
     except ConfigError as error:
         raise ArtifactError(
             f"{path} cannot be used: {str(error).removesuffix('.')}; give the command of the run "
-            "again to write it anew."
+            "again to rewrite it."
         ) from error
 
 
@@ -137,10 +135,14 @@ def has_one(run: Path, stages: Collection[str]) -> bool:
     return any((run / stage / DONE).exists() for stage in stages)
 
 
+def all_runs(root: Path) -> dict[str, Path]:
+    """The folders of a home's runs by name: those with a configuration."""
+    return {path.parent.name: path.parent for path in paths.runs(root).glob(f"*/{CONFIG}")}
+
+
 def with_one(root: Path, stages: Collection[str]) -> list[str]:
     """The names of the runs in which one of some stages is complete."""
-    found = (path.parent for path in paths.runs(root).glob(f"*/{CONFIG}"))
-    return sorted(run.name for run in found if has_one(run, stages))
+    return sorted(name for name, run in all_runs(root).items() if has_one(run, stages))
 
 
 def find(root: Path, name: str | None, having: Collection[str] = ()) -> Path:
@@ -149,7 +151,7 @@ def find(root: Path, name: str | None, having: Collection[str] = ()) -> Path:
     With `having`, of those worked on last the first in which one of these stages is complete, if
     any is. Raises ArtifactError, with the runs that there are, when there is no such run.
     """
-    there = {path.parent.name: path.parent for path in paths.runs(root).glob(f"*/{CONFIG}")}
+    there = all_runs(root)
     if name in there:
         return there[name]
     if name is None and there:

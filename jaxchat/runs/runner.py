@@ -1,14 +1,15 @@
-"""Runs the stages of a run in order, skips what is done, and goes on where it stopped (layer 4).
+"""Runs the stages of a run in order, skips the complete ones, and resumes where it stopped.
 
 A stage's folder holds `done.json` once the stage is complete: the hash of its inputs (settings and
-the artefacts it was made from), its time and its results. A stage is skipped when the hash is still
-the same, and begins anew when it is not.
+the artefacts it was made from), its time and its results. A stage is skipped while the hash is
+still the same, and restarts when it is not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import pkgutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,45 +26,14 @@ from jaxchat.paths import read_json, remove, sha256_text, sweep, write_json
 from jaxchat.progress import duration
 from jaxchat.runs.background import Preparer
 from jaxchat.runs.run_dir import DONE
+from jaxchat.runs.stages import Stage, check_names
 from jaxchat.train.profiling.request import Request, for_stage
 
 FORMAT = "jaxchat-stage-1"
+BEGUN = "begun.json"  # in a stage's folder: the hash of the inputs that it was begun with
 SETTINGS, CHANGED = "other settings", "other artefacts"  # why a record is stale
 
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a stage depends on.
-
-    `settings(config)` are the parts of the configuration, `after` the stages whose artefacts it
-    reads: `rows:text` is of `rows` only the part `text`.
-    """
-
-    name: str
-    settings: Callable[[RunConfig], tuple[object, ...]]
-    after: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A row in the table of contents.
-
-    `run(context)` makes the artefact in `context.folder(name)` and returns its results, a JSON
-    object whose `artifact` is a hash of what was made; `parts` may name hashes of parts of it.
-    `settings` and `after` are as `Inputs` has them. `outdated(context)` says of
-    a complete stage whether what it read outside the run has changed since.
-    Of several processes, all run it where it is done `together`, else process 0 alone. An
-    `incremental` one keeps parts with what each depends on: only force clears its folder.
-    """
-
-    name: str
-    title: str
-    run: Callable[[Context], dict[str, Any]]
-    settings: Callable[[RunConfig], tuple[object, ...]]
-    after: tuple[str, ...] = ()
-    outdated: Callable[[Context], bool] = lambda context: False
-    together: bool = False
-    incremental: bool = False
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,12 +48,9 @@ DEFAULT_NETWORK = Network()
 
 
 class Context:
-    """What stages share: the configuration, the run's folder, and what is done so far.
+    """What stages share: the configuration, the run's folder, and the records of what is complete.
 
-    Of several processes, which are the `group`, only process 0 knows what is done.
-
-    `profiles` are the steps that `--profile` asks to record; they change nothing that is made.
-    `preparer` makes rows of text meanwhile; `close` ends it.
+    Of several processes, the `group`, only process 0 has the records.
     """
 
     def __init__(
@@ -95,13 +62,13 @@ class Context:
         group: ProcessGroup = ALONE,
     ) -> None:
         self.config = config
-        self.root = root
-        self.profiles = profiles
+        self.root = root  # the run's folder
+        self.profiles = profiles  # steps that `--profile` records; they change nothing that is made
         self.network = network
         self.group = group
-        self.preparer: Preparer | None = None
-        self.done: dict[str, dict[str, Any]] = {}
-        self.said: set[str] = set()  # what is said once, however many stages find it
+        self.preparer: Preparer | None = None  # tokenizes text in the background; `close` ends it
+        self.done: dict[str, Record] = {}
+        self.said: set[str] = set()  # messages that are printed once, however many stages have them
 
     def __enter__(self) -> Self:
         return self
@@ -125,12 +92,12 @@ def done_file(root: Path, stage: str) -> Path:
     return root / stage / DONE
 
 
-def needs(stage: Stage | Inputs, config: RunConfig) -> tuple[str, ...]:
+def needs(stage: Stage, config: RunConfig) -> tuple[str, ...]:
     """The stages whose artefacts a stage reads in a run; those before an imported one are not."""
     return tuple(dict.fromkeys(need.partition(":")[0] for need in _needs(stage, config)))
 
 
-def _needs(stage: Stage | Inputs, config: RunConfig) -> list[str]:
+def _needs(stage: Stage, config: RunConfig) -> list[str]:
     """Likewise, as `after` has them: artefacts, or parts of them."""
     if config.imported.brings(stage.name):
         return []
@@ -138,7 +105,7 @@ def _needs(stage: Stage | Inputs, config: RunConfig) -> list[str]:
 
 
 def _artifact(need: str, context: Context) -> str:
-    """The hash of an artefact or of a part; of a stage that tells no such part, of all of it."""
+    """The hash of an artefact or of a part; of all of it where its stage names no such part."""
     name, _, part = need.partition(":")
     made = context.done[name]["results"]
     return str(made.get("parts", {}).get(part, made["artifact"]))
@@ -149,20 +116,19 @@ def imported_hash(stage: str, config: RunConfig) -> str:
     return sha256_text(FORMAT, stage, to_json(config.model), to_json(config.imported))
 
 
-def input_hash(stage: Stage | Inputs, context: Context) -> str:
+def input_hash(stage: Stage, context: Context) -> str:
     """The hash of all a stage depends on; where files of the user's own are is no part of it."""
     if context.config.imported.brings(stage.name):
         return imported_hash(stage.name, context.config)
     return _hash(stage, context, without_places(context.config))
 
 
-def _hash(stage: Stage | Inputs, context: Context, config: RunConfig) -> str:
-    settings = [_as_text(part) for part in stage.settings(config)]
+def _hash(stage: Stage, context: Context, config: RunConfig) -> str:
     artifacts = [_artifact(need, context) for need in _needs(stage, context.config)]
-    return sha256_text(FORMAT, stage.name, *settings, *artifacts)
+    return sha256_text(FORMAT, stage.name, *map(_as_text, stage.settings(config)), *artifacts)
 
 
-def is_of(inputs: str, stage: Stage | Inputs, context: Context) -> bool:
+def is_of(inputs: str, stage: Stage, context: Context) -> bool:
     """Whether a record's hash is that of all a stage depends on.
 
     Until November 2026 it had the places of the user's own files; so it may still be.
@@ -173,47 +139,44 @@ def is_of(inputs: str, stage: Stage | Inputs, context: Context) -> bool:
     return own and inputs == _hash(stage, context, context.config)
 
 
-def settings_hash(stage: Stage | Inputs, config: RunConfig) -> str:
+def settings_hash(stage: Stage, config: RunConfig) -> str:
     """The hash of the settings a stage depends on, whatever it is made from."""
-    settings = stage.settings(without_places(config))
-    return sha256_text(FORMAT, stage.name, *map(_as_text, settings))
+    return sha256_text(FORMAT, stage.name, *map(_as_text, stage.settings(without_places(config))))
 
 
-def read_current(stages: Iterable[Stage | Inputs], context: Context) -> dict[str, str]:
+def read_current(stages: Iterable[Stage], context: Context) -> dict[str, str]:
     """Reads into `context.done` the records of the stages that a run would skip.
 
-    Returns why it would make others again though they have a record: SETTINGS, they were made with
-    other ones; the stage they were made from, which is to be made again; or CHANGED, it was.
+    Returns why it would run others again though they have a record: SETTINGS, they were made with
+    other ones; the stage they were made from, which is to run again; or CHANGED, it has run again.
     """
     stale: dict[str, str] = {}
     for stage in stages:
         record = read_done(context.root, stage.name)
         if record is None:
             continue
-        missing = [n for n in needs(stage, context.config) if n not in context.done]
+        missing = _missing(stage, context)
         if not missing and is_of(record["inputs"], stage, context):
             context.done[stage.name] = record
-        else:
-            stale[stage.name] = _why(stage, record, missing, stale, context.config)
+        elif _has_other_settings(stage, record, context.config):
+            stale[stage.name] = SETTINGS
+        else:  # stale as what it was made from
+            stale[stage.name] = stale.get(missing[0], missing[0]) if missing else CHANGED
     return stale
 
 
-def _why(
-    stage: Stage | Inputs,
-    record: Mapping[str, Any],
-    missing: Sequence[str],
-    stale: Mapping[str, str],
-    config: RunConfig,
-) -> str:
-    """Why a record is stale: for itself, else as what it was made from."""
+def _missing(stage: Stage, context: Context) -> list[str]:
+    return [need for need in needs(stage, context.config) if need not in context.done]
+
+
+def _has_other_settings(stage: Stage, record: Mapping[str, Any], config: RunConfig) -> bool:
     if config.imported.brings(stage.name):
-        return SETTINGS
-    if record.get("settings") != json.loads(json.dumps(recorded_settings(stage, config))):
-        return SETTINGS
-    return stale.get(missing[0], missing[0]) if missing else CHANGED
+        return True
+    wanted: object = json.loads(json.dumps(recorded_settings(stage, config)))
+    return bool(record.get("settings") != wanted)
 
 
-def recorded_settings(stage: Stage | Inputs, config: RunConfig) -> list[Any]:
+def recorded_settings(stage: Stage, config: RunConfig) -> list[Any]:
     """The settings a stage depends on, as its record has them."""
     return [
         dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part  # type: ignore[arg-type]
@@ -227,12 +190,12 @@ def _as_text(setting: object) -> str:
     return json.dumps(setting, sort_keys=True) if isinstance(setting, dict) else repr(setting)
 
 
-def read_done(root: Path, stage: str) -> dict[str, Any] | None:
+def read_done(root: Path, stage: str) -> Record | None:
     """A stage's record, or None when it is not complete. Raises ArtifactError when damaged."""
     path = done_file(root, stage)
     if not path.exists():
         return None
-    record: dict[str, Any] = read_json(path)
+    record: Record = read_json(path)
     of_format = isinstance(record, dict) and record.get("format") == FORMAT
     if not of_format or not {"inputs", "seconds", "results"} <= record.keys():
         raise ArtifactError(
@@ -241,20 +204,29 @@ def read_done(root: Path, stage: str) -> dict[str, Any] | None:
     return record
 
 
+def write_done(
+    root: Path, stage: str, inputs: str, settings: Sequence[Any], seconds: float, results: Record
+) -> Record:
+    """Writes a stage's record, which makes it complete; returns it."""
+    record = {
+        "format": FORMAT,
+        "stage": stage,
+        "inputs": inputs,
+        "settings": settings,
+        "seconds": seconds,
+        "results": results,
+    }
+    write_json(done_file(root, stage), record)
+    return record
+
+
 def write_imported(
     root: Path, config: RunConfig, stage: str, artifact: str, results: Mapping[str, Any]
 ) -> None:
     """Writes the record of an artefact that was imported into a stage's folder."""
-    parts = (config.imported, config.model)
-    record = {
-        "format": FORMAT,
-        "stage": stage,
-        "inputs": imported_hash(stage, config),
-        "settings": [dataclasses.asdict(part) for part in parts],
-        "seconds": 0.0,
-        "results": {"artifact": artifact, **results},
-    }
-    write_json(done_file(root, stage), record)
+    settings = [dataclasses.asdict(part) for part in (config.imported, config.model)]
+    inputs = imported_hash(stage, config)
+    write_done(root, stage, inputs, settings, 0.0, {"artifact": artifact, **results})
 
 
 def run_stages(
@@ -267,93 +239,90 @@ def run_stages(
     """Runs the stages that are not complete, in order.
 
     `only` names the stages to run (default all); one that needs an incomplete stage that was not
-    named is refused. `force` names stages to do again from the start. Of several processes, process
-    0 decides all this; the others do what it tells them.
+    named is refused. `force` names stages to restart. Of several processes, process 0 decides all
+    this and the others follow it.
     """
     stages = list(stages)
     if not context.group.leads:
         return _follow(stages, context)
-    wanted = _known(only, stages) if only is not None else {stage.name for stage in stages}
-    forced = _known(force, stages)
+    wanted = {stage.name for stage in stages} if only is None else check_names(only, stages)
+    forced = check_names(force, stages)
     sweep(context.root)
     for number, stage in enumerate(stages, 1):
         label = f"[{number}/{len(stages)}] {stage.title}"
-        if _has_none(stage, context, label, wanted, forced):
+        if _skip_absent(stage, context, label, wanted, forced):
             continue
-        folder = context.folder(stage.name)
         record = None if stage.name in forced else read_done(context.root, stage.name)
-        missing = [n for n in needs(stage, context.config) if n not in context.done]
+        missing = _missing(stage, context)
+        current = record and not missing and _is_current(record, stage, context)
+        if record and current:
+            context.done[stage.name] = record
         if stage.name not in wanted:
-            # What was made with other settings counts as missing for the stages that were named.
-            if record and not missing and _is_current(record, stage, context):
-                context.done[stage.name] = record
-            continue
+            continue  # if it has other settings, it is missing for the stages that were named
         if missing:
             raise ConfigError(
                 f"the stage {stage.name} needs {', '.join(missing)}, not complete with these "
                 f"settings in {context.root}; run without --stages, or name them too."
             )
         inputs = input_hash(stage, context)
-        if record is not None and _is_current(record, stage, context):
-            context.done[stage.name] = record
-            if record["inputs"] != inputs:
-                write_json(done_file(context.root, stage.name), record | {"inputs": inputs})
-            nothing = f"; not profiled (do it again with --force {stage.name})"
-            asked = for_stage(context.profiles, stage.name) is not None
-            print(f"{label}: complete, skipped{nothing if asked else ''}", flush=True)
+        if record and current:
+            _skip_complete(record, stage, context, inputs, label)
             continue
-        begun = _begun(folder)
-        keep = begun is not None and is_of(begun, stage, context)
-        _clear_stale(folder, inputs, forced=stage.name in forced, keep=keep or stage.incremental)
-        print(f"{label}", flush=True)
+        _clear_stale(stage, context, inputs, forced=stage.name in forced)
+        print(label, flush=True)
         began = time.monotonic()
-        if stage.together:
+        if stage.collective:
             context.group.broadcast(stage.name)
-        results = stage.run(context)
-        elapsed = time.monotonic() - began
-        record = {
-            "format": FORMAT,
-            "stage": stage.name,
-            "inputs": inputs,
-            "settings": recorded_settings(stage, context.config),
-            # Training that was interrupted counts with all its sessions.
-            "seconds": max(elapsed, float(results.pop("seconds", 0.0))),
-            "results": results,
-        }
-        write_json(done_file(context.root, stage.name), record)
-        context.done[stage.name] = record
-        print(f"{label}: {duration(record['seconds'])}", flush=True)
+        results = _function(stage.run)(context)
+        # training that was interrupted counts with all its sessions
+        seconds = max(time.monotonic() - began, float(results.pop("seconds", 0.0)))
+        settings = recorded_settings(stage, context.config)
+        context.done[stage.name] = write_done(
+            context.root, stage.name, inputs, settings, seconds, results
+        )
+        print(f"{label}: {duration(seconds)}", flush=True)
     context.group.broadcast(None)
     return None
+
+
+def _function(named: Callable[..., Any] | str) -> Callable[..., Any]:
+    """A function of a stage, imported where it is named."""
+    return pkgutil.resolve_name(f"{__package__}.{named}") if isinstance(named, str) else named
 
 
 def _follow(stages: Iterable[Stage], context: Context) -> None:
     """Runs the stages that process 0 names, until it names none."""
     by_name = {stage.name: stage for stage in stages}
     while (name := context.group.broadcast()) is not None:
-        by_name[name].run(context)
+        _function(by_name[name].run)(context)
 
 
-def _has_none(
+def _skip_complete(record: Record, stage: Stage, context: Context, inputs: str, label: str) -> None:
+    if record["inputs"] != inputs:  # the hash of an earlier version, see `is_of`
+        write_json(done_file(context.root, stage.name), record | {"inputs": inputs})
+    asked = for_stage(context.profiles, stage.name) is not None
+    nothing = f"; not profiled (do it again with --force {stage.name})" if asked else ""
+    print(f"{label}: complete, skipped{nothing}", flush=True)
+
+
+def _skip_absent(
     stage: Stage, context: Context, label: str, wanted: set[str], forced: set[str]
 ) -> bool:
-    """Whether a stage is imported or left out, so that nothing is to be made; it is dealt with.
+    """Handles stages that were imported, or that precede an imported one; returns whether it did.
 
-    Raises ConfigError where such a stage is to be done again, or has other settings.
+    Likewise reinforcement learning of no steps. Raises ConfigError where such a stage is forced, or
+    the imported artefact has other settings.
     """
     imported, name = context.config.imported, stage.name
     if not imported.brings(name) and not context.config.leaves_out(name):
         return False
-    if not imported.stage and name in forced:
-        raise ConfigError(
-            f"the stage {name} cannot be forced: {name}.steps is 0, which leaves it out; give it "
-            f"steps with --set {name}.steps=N."
-        )
     if name in forced:
-        raise ConfigError(
-            f"the stage {name} cannot be forced: the run in {context.root} began with an imported "
-            f"model in place of {imported.stage}."
+        why = (
+            f"the run in {context.root} began with an imported model in place of {imported.stage}."
+            if imported.stage
+            else f"{name}.steps is 0, which leaves it out; give it steps with --set {name}.steps=N."
         )
+        raise ConfigError(f"the stage {name} cannot be forced: {why}")
     if imported.brings(name):
         record = read_done(context.root, name)
         if record is None or record["inputs"] != input_hash(stage, context):
@@ -368,41 +337,23 @@ def _has_none(
     return True
 
 
-def _known(names: Iterable[str], stages: list[Stage]) -> set[str]:
-    known = {stage.name for stage in stages}
-    chosen = set(names)
-    if unknown := chosen - known:
-        order = ", ".join(stage.name for stage in stages)
-        raise ConfigError(f"there is no stage {sorted(unknown)[0]!r}; the stages are {order}.")
-    return chosen
-
-
-def _is_current(record: Mapping[str, Any], stage: Stage, context: Context) -> bool:
+def _is_current(record: Record, stage: Stage, context: Context) -> bool:
     """Whether a complete stage was made with these settings, of what it would read now."""
-    return is_of(record["inputs"], stage, context) and not stage.outdated(context)
+    return is_of(record["inputs"], stage, context) and not _function(stage.outdated)(context)
 
 
-def _begun(folder: Path) -> str | None:
-    """The hash of the inputs with which a stage was begun."""
-    path = folder / "begun.json"
-    found = read_json(path) if path.exists() else None
-    return found.get("inputs") if isinstance(found, dict) else None
+def _clear_stale(stage: Stage, context: Context, inputs: str, *, forced: bool) -> None:
+    """Deletes what a stage began with other inputs; what it can resume from stays.
 
-
-def _clear_stale(folder: Path, inputs: str, *, forced: bool, keep: bool) -> None:
-    """Deletes what was begun with other inputs, unless it is to `keep`.
-
-    What an interrupted stage can resume from is kept.
+    An incremental stage keeps its parts, unless it is `forced`.
     """
-    if forced or not keep:
+    folder = context.folder(stage.name)
+    found = read_json(folder / BEGUN) if (folder / BEGUN).exists() else None
+    begun = found.get("inputs") if isinstance(found, dict) else None
+    same = begun is not None and is_of(begun, stage, context)
+    if forced or not (same or stage.incremental):
         remove(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
-    (folder / "done.json").unlink(missing_ok=True)
-    write_json(folder / "begun.json", {"inputs": inputs})
-
-
-def results(context: Context, stage: str) -> Mapping[str, Any]:
-    """The results of a stage that is complete."""
-    found: Mapping[str, Any] = context.done[stage]["results"]
-    return found
+    done_file(context.root, stage.name).unlink(missing_ok=True)
+    write_json(folder / BEGUN, {"inputs": inputs})

@@ -1,4 +1,4 @@
-"""How far a run has come, by what it has written; nothing of it is touched (layer 4)."""
+"""How far a run has come, read from the files it has written."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxchat import paths
+from jaxchat.config.schema import MODELS as TRAINED
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.runs import run_dir
-from jaxchat.runs.report.curves import STAGES as TRAINED
 from jaxchat.runs.runner import done_file
-from jaxchat.runs.stages import STAGES
+from jaxchat.runs.stages import BY_NAME, STAGES
 from jaxchat.train.metrics import read_metrics
 
 STEP = frozenset({"loss", "reward"})  # what a record of a step has, of training or of RL
@@ -23,25 +22,18 @@ State = Literal["running", "stopped", "complete"]
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run has come.
-
-    Attributes:
-        stage: the one at work, or that the run stopped in; the last, when all are complete.
-        complete: names of the stages with a record.
-        logged: the stage that `records` are of: the one at work or, where that trains nothing, the
-            last before it that does. "" where none has logged anything.
-        records: what that stage has logged, oldest first.
-        changed: when the run last wrote something, in seconds since 1970.
-    """
+    """How far a run has come."""
 
     folder: Path
     state: State
-    stage: str
-    complete: tuple[str, ...]
+    stage: str  # the one at work, or that the run stopped in; the last, when all are complete
+    complete: tuple[str, ...]  # names of the stages with a record
+    # the stage that `records` are of: the one at work or, where that trains nothing, the last
+    # before it that does; "" where none has logged anything
     logged: str
-    records: Sequence[Mapping[str, Any]]
+    records: Sequence[Mapping[str, Any]]  # what that stage has logged, oldest first
     steps: int  # of the logged stage in all; 0: not known
-    changed: float
+    changed: float  # when the run last wrote something, in seconds since 1970
 
     @property
     def name(self) -> str:
@@ -85,15 +77,14 @@ class RunState:
 def read_state(run: Path) -> RunState:
     """The state of the run in a folder. Raises ArtifactError when it has no configuration."""
     config = run_dir.read_config(run)
-    complete = tuple(stage.name for stage in STAGES if done_file(run, stage.name).exists())
+    complete = tuple(name for name in BY_NAME if done_file(run, name).exists())
     busy = run_dir.is_busy(run)
-    planned = [stage.name for stage in STAGES if not config.leaves_out(stage.name)]
-    open_stages = [name for name in planned if name not in complete]
-    stage = open_stages[0] if open_stages else STAGES[-1].name
+    left = [name for name in BY_NAME if not config.leaves_out(name) and name not in complete]
+    stage = left[0] if left else STAGES[-1].name
     logged, records = _records(run, stage)
     return RunState(
         folder=run,
-        state="running" if busy else "stopped" if open_stages else "complete",
+        state="running" if busy else "stopped" if left else "complete",
         stage=stage,
         complete=complete,
         logged=logged,
@@ -106,17 +97,17 @@ def read_state(run: Path) -> RunState:
 def read_states(root: Path) -> tuple[list[RunState], list[str]]:
     """All runs of the home `root`, the newest first, and what is wrong with unreadable ones."""
     states, wrong = [], []
-    for path in paths.runs(root).glob(f"*/{run_dir.CONFIG}"):
+    for run in run_dir.all_runs(root).values():
         try:
-            states.append(read_state(path.parent))
+            states.append(read_state(run))
         except ArtifactError as error:
             wrong.append(str(error))
     return sorted(states, key=lambda state: -state.changed), wrong
 
 
 def _records(run: Path, stage: str) -> tuple[str, Sequence[Mapping[str, Any]]]:
-    """The stage whose log tells how far the run has come, when it is at `stage`, and that log."""
-    order = [one.name for one in STAGES]
+    """The stage whose log shows the progress of a run that is at `stage`, and that log."""
+    order = list(BY_NAME)
     for name in reversed(order[: order.index(stage) + 1]):
         records = read_metrics(run / name / "metrics.jsonl") if name in TRAINED else []
         if records or (name == stage and name in TRAINED):  # one that begins has logged nothing yet
@@ -132,7 +123,7 @@ def _steps(config: RunConfig, stage: str, records: Sequence[Mapping[str, Any]]) 
 
 
 def _changed(run: Path) -> float:
-    """The newest of the files that tell progress; looking at all would be slow."""
+    """When the newest of the files that show progress was written; all files would be slow."""
     files = [
         run / run_dir.CONFIG,
         *run.glob("*/metrics.jsonl"),

@@ -8,7 +8,7 @@ from hub_server import COMMIT, Fault, HubServer
 from jaxchat.data.download.web import WebError
 from jaxchat.errors import ArtifactError
 from jaxchat.runs import import_run
-from jaxchat.runs.fetch_model import fetch_model
+from jaxchat.runs.import_run import fetch_model
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NANOCHAT = GOLDEN / "nanochat_checkpoint_classic"

@@ -13,13 +13,15 @@ import pytest
 from jaxchat.checkpoints.save import save_params
 from jaxchat.cli import main
 from jaxchat.config import loading
+from jaxchat.config.schema import MODELS
 from jaxchat.data.inputs import Inputs, read_inputs, write_inputs
 from jaxchat.data.own import InputFile, hash_of
 from jaxchat.data.shards import prepare_shards, text_folder
 from jaxchat.evals.core import evaluate
 from jaxchat.model.gpt import forward, init_params
-from jaxchat.runs import report, run_dir, runner
-from jaxchat.runs.stages import MODELS, STAGES
+from jaxchat.runs import run_dir, runner
+from jaxchat.runs.report.files import gather_run
+from jaxchat.runs.stages import STAGES
 from jaxchat.tokenizer import Tokenizer
 
 BUNDLE = Path(__file__).parent.parent / "golden" / "core_bundle"
@@ -157,7 +159,7 @@ def test_neither_fewer_examples_nor_another_length_replaces_a_larger_result(
     total = json.loads(Path(whole.splitlines()[-1]).read_text())["tasks"]["because"]["total"]
     for fewer in (["--max-problems", "4"], ["--context", "40"], ["-a", "because"]):
         assert command(home, *given, *fewer) == 0
-    row = next(r for r in report.gather_run(home / "runs/tiny")["metrics"] if "CORE" in r["name"])
+    row = next(r for r in gather_run(home / "runs/tiny")["metrics"] if "CORE" in r["name"])
     assert row["name"] == "CORE of 4 of 22 tasks, not comparable", "replaced by a smaller one"
     assert total == 6
     done.clear()
@@ -177,7 +179,7 @@ def test_what_an_earlier_version_kept_is_read(home, capsys, monkeypatch):
     for path in sorted(folder.glob("*.json")):
         path.rename(folder / f"{path.stem.rpartition('-')[0]}.json")
     assert (folder / "result.json").exists()
-    row = next(r for r in report.gather_run(home / "runs/tiny")["metrics"] if "CORE" in r["name"])
+    row = next(r for r in gather_run(home / "runs/tiny")["metrics"] if "CORE" in r["name"])
     assert row["name"] == "CORE of 4 of 22 tasks, not comparable"
     monkeypatch.setattr(evaluate, "_evaluate_task", None)
     assert command(home, *given) == 0, "its tasks are evaluated again"

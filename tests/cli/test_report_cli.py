@@ -8,7 +8,8 @@ from report_records import make_config, make_done, write_run
 from jaxchat import paths
 from jaxchat.cli.main import parse
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.runs import report
+from jaxchat.runs.report import files
+from jaxchat.runs.report.files import FILES
 
 
 def command(*arguments: object) -> int:
@@ -32,7 +33,7 @@ def test_one_run_is_made_from_what_there_is(root: Path, capsys: pytest.CaptureFi
     run = paths.runs(root) / "cpu"
     assert "85.5% [80.0, 89.7]" in out
     assert out.splitlines()[-2:] == [str(run / "report.html"), str(run / "report.md")]
-    for name in report.FILES:
+    for name in FILES:
         assert (run / name).exists()
 
 
@@ -41,7 +42,7 @@ def test_what_is_not_there_is_reported(root: Path, capsys: pytest.CaptureFixture
     assert command("cpu", "--home", root) == 0
     out = capsys.readouterr().out
     assert "Midtraining: not run yet" in out
-    assert "85.5%" not in out, "models of an earlier midtraining are reported as those of this run"
+    assert "85.5%" not in out, "models of an earlier midtraining are printed as those of this run"
 
 
 def test_the_last_run_is_meant_where_none_is_named(
@@ -66,7 +67,7 @@ def test_two_runs_are_compared_beside_the_second(
 
 
 def test_a_report_from_elsewhere_can_be_compared(root: Path, tmp_path: Path) -> None:
-    report.write_run(paths.runs(root) / "cpu")
+    files.write_run(paths.runs(root) / "cpu")
     elsewhere = tmp_path / "from_the_node.json"
     elsewhere.write_bytes((paths.runs(root) / "cpu" / "report.json").read_bytes())
     assert command(elsewhere, "other", "--home", root, "--out", tmp_path / "out") == 0

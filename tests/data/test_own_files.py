@@ -19,9 +19,8 @@ from jaxchat.data.files.folders import Listing
 from jaxchat.data.own import Checksums, local_inputs
 from jaxchat.errors import ConfigError
 from jaxchat.paths import read_json, sha256_text, write_json
-from jaxchat.runs.runner import FORMAT, Context, Stage, _as_text, run_stages
-from jaxchat.runs.stage_inputs import learned
-from jaxchat.runs.stages import STAGES
+from jaxchat.runs.runner import FORMAT, Context, _as_text, run_stages
+from jaxchat.runs.stages import STAGES, Stage, training_settings
 
 CONFIG = """
 [run]
@@ -295,7 +294,9 @@ def make_old(run: Run) -> None:
 def test_a_complete_run_made_before_stays_and_what_is_there_is_recorded(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert str(run.talks) in learned(run.config().sft)["epochs"], "that is what the old hash had"
+    assert str(run.talks) in training_settings(run.config().sft)["epochs"], (
+        "that is what the old hash had"
+    )
     make_old(run)
     capsys.readouterr()
     assert run.go() == []

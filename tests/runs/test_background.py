@@ -21,7 +21,7 @@ def wait_for(condition: Callable[[], object], why: str) -> None:
 
 
 def busy_run(home: Path) -> list[str]:
-    """Arguments of a command that waits for ever: for a pipe that nobody writes to."""
+    """Arguments of a command that waits for ever: for a pipe without a writer."""
     run = home / "runs" / "busy"
     (run / "data").mkdir(parents=True)
     (run / "config.json").write_text("{}")
@@ -34,15 +34,15 @@ def children_of(process: int) -> list[int]:
     return [int(child) for task in tasks for child in task.read_text().split()]
 
 
-def test_how_it_failed_is_told_with_its_last_line(tmp_path: Path) -> None:
+def test_a_failure_is_reported_with_its_last_line(tmp_path: Path) -> None:
     log = tmp_path / "text.log"
     preparer = Preparer(["data", "--home", str(tmp_path), "prepare", "--run", "none"], log)
-    wait_for(preparer.ended, "it goes on without a run")
-    told = preparer.ended()
-    assert told is not None
-    assert told.startswith("the process that prepares it ended with 1: ")
-    assert "none" in told
-    assert told.endswith(f"; see {log}")
+    wait_for(preparer.ended, "it runs without a run")
+    printed = preparer.ended()
+    assert printed is not None
+    assert printed.startswith("the process that prepares it ended with 1: ")
+    assert "none" in printed
+    assert printed.endswith(f"; see {log}")
     preparer.close()
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxchat.runs.braille import BLANK, DOTS, draw
+from jaxchat.runs.watch import BLANK, DOTS, draw
 
 
 def dots(lines: list[str]) -> set[tuple[int, int]]:

@@ -21,10 +21,12 @@ from jaxchat.evals.core.evaluate import evaluate_saved
 from jaxchat.evals.saved import core_folder, core_results
 from jaxchat.model.capabilities import evaluation_compute
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
-from jaxchat.runs import core_stage, report, runner
-from jaxchat.runs.eval_stage import Bench, core_of
+from jaxchat.runs import runner
+from jaxchat.runs.eval_stages import Bench, core_of, fetch_bundle, find_bundle
+from jaxchat.runs.opening import load_model
+from jaxchat.runs.report.files import gather_run, read_report, summary, write_report, write_run
 from jaxchat.runs.runner import Network
-from jaxchat.runs.stages import STAGES, load_model
+from jaxchat.runs.stages import STAGES
 
 LABELS = ["because", "kitchen", "pronouns", "copying"]
 
@@ -83,7 +85,7 @@ def run_again(run, config, network=runner.DEFAULT_NETWORK):
     ]
     context = runner.Context(config, run, network=network)
     runner.run_stages(stages, context)
-    return runner.results(context, "eval").get("models", {}).get("base", {})
+    return context.done["eval"]["results"].get("models", {}).get("base", {})
 
 
 def home_of(run):
@@ -96,10 +98,10 @@ def test_a_bundle_that_comes_later_runs_core_alone_and_once(run, config, evaluat
     capsys.readouterr()
     shutil.copytree(TASKS, home_of(run) / "eval_bundle")
     core = run_again(run, config)["core"]
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert done == LABELS
     assert core["name"] == "CORE of 4 of 22 tasks, not comparable"
-    assert told.count("complete, skipped") == len(STAGES) - 2, "more than the evaluation ran"
+    assert printed.count("complete, skipped") == len(STAGES) - 2, "more than the evaluation ran"
     assert run_again(run, config)["core"] == core
     assert done == LABELS
     assert "evaluation: complete, skipped" in capsys.readouterr().out
@@ -141,13 +143,13 @@ def test_stopped_in_the_middle_it_does_no_task_twice(run, config, evaluated):
 
 def test_it_is_fetched_with_the_data_and_never_again(server, run, config):
     context = runner.Context(config, run)
-    assert core_stage.find_bundle(context) is None
-    bundle = core_stage.fetch(context)
+    assert find_bundle(context) is None
+    bundle = fetch_bundle(context)
     assert bundle is not None
     assert [task.label for task in bundle.tasks] == LABELS
     asked = len(server.asked)
     assert asked
-    assert core_stage.fetch(context) == bundle
+    assert fetch_bundle(context) == bundle
     assert len(server.asked) == asked
 
 
@@ -178,9 +180,9 @@ def test_without_a_bundle_a_line_says_how_to_add_it_and_the_run_goes_on(
     assert "--refresh" not in line, "advice that does not fit a bundle"
     if offline:
         assert not server.asked
-    assert core_stage.fetch(context) is None
+    assert fetch_bundle(context) is None
     assert not capsys.readouterr().out, "it is said twice"
-    found = report.gather_run(run)
+    found = gather_run(run)
     assert "jaxchat eval core --download" not in found["core_missing"], "base was not evaluated yet"
 
 
@@ -191,9 +193,9 @@ def test_where_the_report_has_core_nothing_says_it_is_left_out(run, config, caps
     shutil.rmtree(bundle)
     capsys.readouterr()
     context = runner.Context(config, run, network=Network(offline=True))
-    assert core_stage.fetch(context) is None
+    assert fetch_bundle(context) is None
     assert not capsys.readouterr().out
-    assert "CORE of 4 of 22" in report.gather_run(run)["metrics"][0]["name"]
+    assert "CORE of 4 of 22" in gather_run(run)["metrics"][0]["name"]
 
 
 def test_an_own_bundle_that_is_gone_takes_nothing_along(run, config, tmp_path, capsys):
@@ -207,15 +209,15 @@ def test_an_own_bundle_that_is_gone_takes_nothing_along(run, config, tmp_path, c
     assert "evaluation: complete, skipped" in capsys.readouterr().out
     with pytest.raises(
         ArtifactError, match=r"^eval\.bundle is .*/own, which does not exist"
-    ) as told:
-        core_stage.find_bundle(runner.Context(config, run))
-    assert "--bundle" not in str(told.value)
+    ) as printed:
+        find_bundle(runner.Context(config, run))
+    assert "--bundle" not in str(printed.value)
     own.mkdir()
     with pytest.raises(
         ArtifactError, match=r"^eval\.bundle is .*/own, which cannot be used"
-    ) as told:
-        core_stage.find_bundle(runner.Context(config, run))
-    assert "--bundle" not in str(told.value), "run_speedrun.py has no such option"
+    ) as printed:
+        find_bundle(runner.Context(config, run))
+    assert "--bundle" not in str(printed.value), "run_speedrun.py has no such option"
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "{", '{"weights": "base", "tasks": []}'])
@@ -223,7 +225,7 @@ def test_a_damaged_result_is_left_out_with_a_line(run, config, capsys, text):
     path = core_folder(run, "base") / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    report.write_run(run)
+    write_run(run)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{path} is left out of the report: it is no result of jaxchat eval")
 
@@ -233,7 +235,7 @@ def test_a_run_without_a_datasets_text_never_asks_for_it(server, run, config, ca
     folder = "somewhere" if source == "folder" else ""
     data = dataclasses.replace(config.data, source=source, folder=folder)
     context = runner.Context(dataclasses.replace(config, data=data), run)
-    assert core_stage.fetch(context) is None
+    assert fetch_bundle(context) is None
     assert not server.asked
     assert not capsys.readouterr().out
 
@@ -243,14 +245,14 @@ def test_too_few_examples_a_task_are_refused_before_anything_is_trained(run, con
     few = dataclasses.replace(config, base=dataclasses.replace(
         config.base, core_every=10, core_examples=3))  # fmt: skip
     with pytest.raises(ConfigError, match=r"base\.core_examples is 3, and CORE shows up to 3"):
-        core_stage.fetch(runner.Context(few, run))
+        fetch_bundle(runner.Context(few, run))
 
 
 def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, config):
     record = json.loads((run / "eval" / "done.json").read_text())
     record["results"]["models"] = {"base": {"bits_per_byte": 2.0}}
     (run / "eval" / "done.json").write_text(json.dumps(record))
-    found = report.write_run(run)
+    found = write_run(run)
     assert "`jaxchat eval core --download` fetches it" in found["core_missing"]
     for name in ("report.md", "report.html"):
         assert "CORE was not measured" in (run / name).read_text()
@@ -262,18 +264,18 @@ def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, confi
         config.model, tokenizer, read_bundle(TASKS), mesh=mesh,
         compute=evaluation_compute(config.compute, config.model, jnp.float32),
     )  # fmt: skip
-    found = report.write_run(run)
+    found = write_run(run)
     assert not found["core_missing"]
     name = "CORE of 4 of 22 tasks, not comparable"
     assert [row["name"] for row in found["metrics"]] == [name, "bits per byte"]
     assert f"### CORE of base: {name}" in (run / "report.md").read_text()
     assert name in (run / "report.html").read_text()
-    assert name in report.summary(found)
+    assert name in summary(found)
     # the run's own report has it, too
     context = runner.Context(config, run)
     context.done = {s.name: runner.read_done(run, s.name) for s in STAGES if s.name != "report"}
-    report.write_report(config, run, context.done)
-    assert report.read_report(run)["core"] == found["core"]
+    write_report(config, run, context.done)
+    assert read_report(run)["core"] == found["core"]
 
 
 def test_core_is_the_same_on_one_device_and_on_eight(config):

@@ -1,4 +1,4 @@
-"""`jaxchat doctor`: what it finds here, and that a tier which cannot run is told why."""
+"""`jaxchat doctor`: what it finds here, and why a tier cannot run."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from jaxchat.runs.doctor import sources, tier
 from jaxchat.runs.doctor.speed import Speed, in_turns, measure_speed
 from jaxchat.runs.plan import plan
 
-DEAD = "http://127.0.0.1:9"  # the discard port: nobody listens
+DEAD = "http://127.0.0.1:9"  # the discard port: nothing listens
 TIER_100 = loading.load(loading.tiers()["100"])
 H100 = tier.Here("gpu", "NVIDIA H100 80GB HBM3", 8, 78.6e9)
 
@@ -211,7 +211,7 @@ def test_what_is_here_needs_no_network(tmp_path, hub):
     for later in (hub_at(tmp_path, DEAD), hub_at(tmp_path, DEAD, offline=True)):
         checks = {c.name: c for c in sources.check_sources(TIER_100, later)}
         assert not checks["gsm8k"].problems
-        assert checks["gsm8k"].told.startswith("2 of 2 files here")
+        assert checks["gsm8k"].text.startswith("2 of 2 files here")
         assert checks["mmlu"].problems
     (problem,) = checks["mmlu"].problems
     assert "--offline or HF_HUB_OFFLINE" in problem

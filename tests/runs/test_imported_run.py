@@ -47,9 +47,9 @@ def test_sft_goes_on_from_the_imported_weights(home, tmp_path, capsys, optax_pro
     for setting in settings:
         command += ["--set", setting]
     assert run_speedrun.main(command) == 0
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     for line in ("tokenizer: imported", "base model: left out", "midtraining: imported"):
-        assert line in told.out
+        assert line in printed.out
     run = home / "runs" / "nano"
     done = runner.read_done(run, "sft")["results"]
     assert done["loss"] < 1.0

@@ -1,4 +1,4 @@
-"""The copy of a run elsewhere: only whole things come back, and the run goes on with its bits."""
+"""The copy of a run elsewhere: only whole things come back, and the run resumes with its bits."""
 
 import json
 import shutil
@@ -113,8 +113,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     found = content(fetched(config, tmp_path))
     assert found["base/checkpoints/2/state"] == "S2"
     assert "base/checkpoints/4/state" not in found
-    told = "base@4 is damaged there (base/checkpoints/4/state), and not used."
-    assert (told in capsys.readouterr().err) == (harm != "no manifest")
+    printed = "base@4 is damaged there (base/checkpoints/4/state), and not used."
+    assert (printed in capsys.readouterr().err) == (harm != "no manifest")
 
 
 @pytest.mark.parametrize("path", ["../../evil", "base/../../evil", "/evil", "mid/state"])
@@ -127,7 +127,7 @@ def test_a_manifest_cannot_name_a_file_elsewhere(config, run, tmp_path, path):
     assert found["base/checkpoints/4/state"] == "S4"
 
 
-def test_a_store_that_fails_is_told_once_and_tried_again(config, run, capsys, monkeypatch):
+def test_a_store_that_fails_is_reported_once_and_tried_again(config, run, capsys, monkeypatch):
     mirror = Mirror(config, run)
     put, failures = mirror._fs.put_file, []
 
@@ -142,12 +142,12 @@ def test_a_store_that_fails_is_told_once_and_tried_again(config, run, capsys, mo
         deadline = time.monotonic() + 60
         while len(mirror._sent) < 3 and time.monotonic() < deadline:
             time.sleep(0.05)
-    told = capsys.readouterr().err
-    assert told.count("it cannot be written (no route to the bucket); it is tried again.") == 1
-    assert "is not there yet" not in told
+    printed = capsys.readouterr().err
+    assert printed.count("it cannot be written (no route to the bucket); it is tried again.") == 1
+    assert "is not there yet" not in printed
 
 
-def test_what_is_left_at_the_end_is_told(config, run, capsys, monkeypatch):
+def test_what_is_left_at_the_end_is_reported(config, run, capsys, monkeypatch):
     mirror = Mirror(config, run)
 
     def failing(*args, **kwargs):
@@ -197,9 +197,9 @@ def test_a_run_goes_on_on_an_empty_machine_bit_for_bit(tmp_path, storage, reques
     assert lost.live(Moment("open", "/runs/cpu/mid/metrics.jsonl", delay=6.0)) is not None
     shutil.rmtree(lost.home)
     other = Crashing(tmp_path / "other", "cpu", arguments("cpu", settings), environment)
-    told = other.finish()
-    assert "base comes from" in told
-    assert "base model: complete, skipped" in told
+    printed = other.finish()
+    assert "base comes from" in printed
+    assert "base model: complete, skipped" in printed
     want, got = alone.figures(), other.figures()
     for stage in want:
         assert got[stage] == want[stage], f"{stage} differs"

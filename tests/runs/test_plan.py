@@ -139,9 +139,9 @@ def test_a_plan_says_whether_rl_runs_and_how_to_leave_it_out(name):
 )
 def test_what_comes_beside_the_data_is_said_with_its_size(tier, settings, there):
     planned = plan_of(f"tier_{tier}", *settings)
-    told = render(planned)
-    assert ("eval_bundle    162.0 MB  CORE's tasks, for base" in told) == there
-    assert ("vocabularies     2.1 MB  GPT-2's and GPT-4's" in told) == there
+    printed = render(planned)
+    assert ("eval_bundle    162.0 MB  CORE's tasks, for base" in printed) == there
+    assert ("vocabularies     2.1 MB  GPT-2's and GPT-4's" in printed) == there
 
 
 def test_the_held_out_shard_is_said():

@@ -16,9 +16,9 @@ from compilation import FAST_COMPILATION
 from hub_server import Fault, HubServer
 
 from jaxchat.cli import main
-from jaxchat.config.schema import STAGES
 from jaxchat.evals.scores import chatcore
 from jaxchat.runs.opening import open_run
+from jaxchat.runs.stages import BY_NAME
 from jaxchat.tools.sandbox import levels
 from jaxchat.train.metrics import read_metrics
 
@@ -106,9 +106,9 @@ def check_core(home: Path, out: str) -> None:
     name = "CORE of 4 of 22 tasks, not comparable"
     assert models["base"]["core"]["name"] == name
     assert name in out
-    told = (home / "runs" / "100" / "report.md").read_text()
-    assert f"### CORE of base: {name}" in told
-    assert re.search(r"\| copying +\|", told)
+    printed = (home / "runs" / "100" / "report.md").read_text()
+    assert f"### CORE of base: {name}" in printed
+    assert re.search(r"\| copying +\|", printed)
     assert (home / "eval_bundle.json").exists()
 
 
@@ -120,8 +120,8 @@ def check_report(run: Path) -> None:
     locked_in = levels.detect().name != "none"
     totals |= {"humaneval": 1} if locked_in else {}
     for name, total in totals.items():
-        told = {model: value["total"] for model, value in rows[name].items()}
-        assert told == dict.fromkeys(("mid", "sft", "rl"), total), name
+        printed = {model: value["total"] for model, value in rows[name].items()}
+        assert printed == dict.fromkeys(("mid", "sft", "rl"), total), name
     assert list(rows["bits per byte"]) == ["base", "mid", "sft", "rl"]
     assert rows["bits per byte, train"]["base"]["total"] == 512
     assert {value["total"] for value in rows["mean reward"].values()} == {4}
@@ -138,11 +138,11 @@ def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process = start(tmp_path, hub)
-    out, told = process.communicate()
-    assert process.returncode == 0, told
+    out, printed = process.communicate()
+    assert process.returncode == 0, printed
     assert "The report:" in out
     check_core(tmp_path, out)
-    assert "tokenizers are not compared with GPT-2's and GPT-4's" in out, "nobody was asked"
+    assert "tokenizers are not compared with GPT-2's and GPT-4's" in out, "the network was used"
     assert out.endswith("This is the model of rl; --stage sft or mid talks to another.\n")
     mid, sft = results(tmp_path, "rows")["mid_train"], results(tmp_path, "rows")["sft_train"]
     assert isinstance(mid, dict)
@@ -159,22 +159,22 @@ def test_every_stage_runs_on_every_dataset_and_again_without_a_network(
 
     check_report(tmp_path / "runs" / "100")
     complete = open_run(tmp_path / "runs" / "100").done
-    assert list(complete) == list(STAGES), "the run's own configuration is another one"
+    assert list(complete) == list(BY_NAME), "the run's own configuration is another one"
 
     first = results(tmp_path, "base")["artifact"]
     asked = len(hub.asked)
     again = start(tmp_path, hub, "--offline", "--force=data", "--force=rows", "--force=base",
                   "--stages=data,tokenizer,rows,base")  # fmt: skip
-    _, told = again.communicate()
-    assert again.returncode == 0, told
+    _, printed = again.communicate()
+    assert again.returncode == 0, printed
     assert len(hub.asked) == asked, f"it asked for {hub.asked[asked:]}"
     assert results(tmp_path, "base")["artifact"] == first, "the same data gave other weights"
     (text,) = (tmp_path / "runs" / "100" / "text").glob("*/")
     before = {path: path.stat().st_mtime_ns for path in text.iterdir()}
     mixed = start(tmp_path, hub, "--offline", "--stages=data,tokenizer,rows",
                   **{"mid.epochs.smoltalk": 0.5})  # fmt: skip
-    _, told = mixed.communicate()
-    assert mixed.returncode == 0, told
+    _, printed = mixed.communicate()
+    assert mixed.returncode == 0, printed
     assert {path: path.stat().st_mtime_ns for path in text.iterdir()} == before, (
         "other conversations had the text tokenized again"
     )
@@ -201,8 +201,8 @@ def test_training_begins_before_the_last_shard_is_there_and_survives_being_kille
     only = "--stages=data,tokenizer,rows,base"
     with hub_replica.served(long_replica) as hub:
         process = start(tmp_path / "whole", hub, only, **settings)
-        _, told = process.communicate()
-        assert process.returncode == 0, told
+        _, printed = process.communicate()
+        assert process.returncode == 0, printed
     want = results(tmp_path / "whole", "base")["artifact"]
 
     home = tmp_path / "killed"
@@ -223,6 +223,6 @@ def test_training_begins_before_the_last_shard_is_there_and_survives_being_kille
         process.wait()
     with hub_replica.served(long_replica) as hub:
         process = start(home, hub, only, **settings)
-        _, told = process.communicate()
-        assert process.returncode == 0, told
+        _, printed = process.communicate()
+        assert process.returncode == 0, printed
     assert results(home, "base")["artifact"] == want, "other weights than left alone"

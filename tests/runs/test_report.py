@@ -21,8 +21,16 @@ from report_records import (
 from jaxchat.config import loading
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import read_json, write_json
-from jaxchat.runs import report, run_dir
-from jaxchat.runs.report import markdown
+from jaxchat.runs import run_dir
+from jaxchat.runs.report import content, files
+from jaxchat.runs.report.files import (
+    FILES,
+    final_summary,
+    gather_run,
+    read_report,
+    write_report,
+)
+from jaxchat.runs.report.gather import make_report
 from jaxchat.runs.report.metrics import chance, core_interval, metrics_cells, tool_use
 
 
@@ -38,7 +46,7 @@ def done():
 
 @pytest.fixture
 def made(config, done):
-    return report.make_report(config, done, ENVIRONMENT, GIT)
+    return make_report(config, done, ENVIRONMENT, GIT)
 
 
 def test_the_table_of_metrics_has_models_as_columns(made):
@@ -52,13 +60,13 @@ def test_the_table_of_metrics_has_models_as_columns(made):
 def test_core_and_chatcore_stand_first_and_behind_the_tasks(config, done):
     evaluated = done["eval"]["results"]["models"]
     evaluated["base"]["core"], evaluated["rl"]["chatcore"] = core(), 0.0884
-    made = report.make_report(config, done, ENVIRONMENT, GIT)
+    made = make_report(config, done, ENVIRONMENT, GIT)
     cells = metrics_cells(made["metrics"])
     # (0.1 * 2, the centred half-width of winograd) and 0.1: the root of .04 + .01, halved
     assert cells[1] == ("CORE", "0.2500 [0.1382, 0.3618]", "-", "-", "-", "190")
     assert [row[0] for row in cells[2:]] == ["bits per byte", "spelling", "ChatCORE", "mean reward"]
     assert cells[4] == ("ChatCORE", "-", "-", "-", "0.0884", "-")
-    text = markdown.render(made)
+    text = content.markdown(made)
     assert "| squad    | 30.0% [20.0, 40.0] | 0.300   | 90       |" in text
     assert text.index("| squad") < text.index("| winograd"), "the best centred comes first"
 
@@ -69,14 +77,14 @@ def test_both_splits_and_both_means_of_the_chat_tasks_stand_in_the_table(config,
     evaluated["base"]["bits_per_byte_train_tokens"] = 10_485_760
     evaluated["rl"] |= {"chatcore": 0.0884, "chatcore_counting": 0.157}
     evaluated["rl"]["tasks"]["spelling"] = score(9, 10)
-    made = report.make_report(config, done, ENVIRONMENT, GIT)
+    made = make_report(config, done, ENVIRONMENT, GIT)
     rows = {row[0]: row[1:] for row in metrics_cells(made["metrics"])}
     assert rows["bits per byte"] == ("1.750", "-", "-", "1.812", "10.5M tokens")
     assert rows["bits per byte, train"] == ("1.625", "-", "-", "-", "10.5M tokens")
     assert rows["ChatCORE"] == ("-", "-", "-", "0.0884", "-")
     assert rows["ChatCORE + counting"] == ("-", "-", "-", "0.1570", "-")
-    assert rows["spelling"][-1] == "10 or 200", "which of the models has how many is not told"
-    text = markdown.render(made)
+    assert rows["spelling"][-1] == "10 or 200", "which of the models has how many is not said"
+    text = content.markdown(made)
     assert "ARC-Easy, ARC-Challenge, MMLU, GSM8K and HumanEval" in text
 
 
@@ -90,10 +98,10 @@ def test_the_interval_of_core_is_that_of_independent_tasks():
 
 def test_all_files_have_the_same_figures(config, done, tmp_path):
     log_steps(tmp_path / "base", 8)
-    paths = report.write_report(config, tmp_path, done, sandbox="landlock, seccomp")
+    paths = write_report(config, tmp_path, done, sandbox="landlock, seccomp")
     assert [path.name for path in paths] == ["report.md", "report.html", "report.json"]
     text, page = (path.read_text() for path in paths[:2])
-    read = report.read_report(tmp_path)
+    read = read_report(tmp_path)
     assert read["seconds"] == 93.75
     assert "1m34s in all" in text
     for row in metrics_cells(read["metrics"]):
@@ -113,13 +121,13 @@ def test_all_files_have_the_same_figures(config, done, tmp_path):
 def test_the_same_results_give_the_same_files(config, done, tmp_path):
     for folder in ("a", "b"):
         log_steps(tmp_path / folder / "base", 8)
-        report.write_report(config, tmp_path / folder, done)
-    for name in report.FILES:
+        write_report(config, tmp_path / folder, done)
+    for name in FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_everything_a_reader_asks_is_there(made, config):
-    text = markdown.render(made)
+    text = content.markdown(made)
     assert "commit: 0123abc, with uncommitted changes" in text
     assert "2 x cpu: cpu" in text
     assert "jaxchat: [calculator: 37 * 24 = 888]\nThe answer is 888." in text
@@ -134,20 +142,20 @@ def test_everything_a_reader_asks_is_there(made, config):
 
 def test_money_is_measured_time_at_the_price_of_the_hardware(done):
     priced = loading.load(CONFIGS / "tier_100.toml")
-    made = report.make_report(priced, done, ENVIRONMENT, GIT)
+    made = make_report(priced, done, ENVIRONMENT, GIT)
     assert made["stages"]["base"]["dollars"] == pytest.approx(60.25 * 24 / 3600)
     assert made["dollars"] == pytest.approx(93.75 * 24 / 3600)  # 0.625
-    text = markdown.render(made)
+    text = content.markdown(made)
     assert re.search(r"\| Base model +\| 1m00s +\| \$0\.40 +\|", text)
     assert "$24 an hour, the price of what the configuration names: 8 x NVIDIA H100 80GB." in text
-    free = report.make_report(make_config(), done, ENVIRONMENT, GIT)
+    free = make_report(make_config(), done, ENVIRONMENT, GIT)
     assert free["dollars"] == 0
-    assert "$" not in markdown.render(free)
+    assert "$" not in content.markdown(free)
 
 
 def test_what_is_no_checkout_is_said(config, done):
-    made = report.make_report(config, done, ENVIRONMENT, {"commit": None, "dirty": None})
-    text = markdown.render(made)
+    made = make_report(config, done, ENVIRONMENT, {"commit": None, "dirty": None})
+    text = content.markdown(made)
     assert "commit: not a git checkout" in text
     assert "git checkout" not in text.replace("not a git checkout", "")
 
@@ -156,17 +164,17 @@ def test_a_models_words_cannot_leave_their_block(config, done):
     done["eval"]["results"]["models"]["base"]["samples"] = [
         {"prompt": "```", "completion": "\n````\n# Metrics\n\x1b[2J\u202eback"}
     ]
-    text = markdown.render(report.make_report(config, done, ENVIRONMENT, GIT))
+    text = content.markdown(make_report(config, done, ENVIRONMENT, GIT))
     assert "`````text\n``` |> \n````\n# Metrics\n\ufffd[2J\ufffdback\n`````" in text
 
 
 def test_a_table_cell_with_a_bar_or_a_line_break_stays_one_cell(config, done):
     done["data"]["results"]["sources"] = {"a|b\nc": {"documents": 1}}
-    text = markdown.render(report.make_report(config, done, ENVIRONMENT, GIT))
+    text = content.markdown(make_report(config, done, ENVIRONMENT, GIT))
     assert re.search(r"^\| a\\\|b c +\| 1 +\|$", text, re.MULTILINE)
 
 
-def test_calls_that_failed_and_that_were_cut_are_told_apart():
+def test_calls_that_failed_and_that_were_cut_are_counted_apart():
     def answer(*parts):
         return {"question": "?", "parts": [{"type": kind, "text": text} for kind, text in parts]}
 
@@ -189,10 +197,10 @@ def test_the_compression_of_the_tokenizer_stands_beside_the_peers(config, done):
     ]
     record = {"artifact": "t", "vocabulary": 1_024, "compression": results}
     done["tokenizer"] = {"seconds": 1.0, "results": record}
-    made = report.make_report(config, done, ENVIRONMENT, GIT)
+    made = make_report(config, done, ENVIRONMENT, GIT)
     assert made["compression"] == results
     assert made["stages"]["tokenizer"]["results"] == {"vocabulary": 1_024}
-    text = markdown.render(made)
+    text = content.markdown(made)
     assert "| characters per token | cpu   | GPT-2   |" in text
     assert "| hindi                | 3.00  | -       |" in text
     assert re.search(r"^\| hindi +\| 4\.50 +\| - +\|$", text, re.MULTILINE)
@@ -202,7 +210,7 @@ def test_the_compression_of_the_tokenizer_stands_beside_the_peers(config, done):
 def test_a_run_that_has_begun_is_reported_with_what_is_missing(config, done, tmp_path):
     del done["eval"], done["base"]
     run = write_run(tmp_path / "cpu", config, done)
-    made = report.write_run(run)
+    made = files.write_run(run)
     assert made["missing"] == {
         "base": "under way: 8 of 250 steps",
         "mid": "not run yet",
@@ -214,23 +222,23 @@ def test_a_run_that_has_begun_is_reported_with_what_is_missing(config, done, tmp
     assert "- Base model: under way: 8 of 250 steps\n" in text
     assert "## Samples" not in text
     assert "## Metrics" not in text
-    assert "machine: told by the report that the run writes at its end" in text
+    assert "machine: in the report that the run writes at its end" in text
     assert made["curves"]["base"]["step"] == list(range(1, 9))
     assert "Base model: under way: 8 of 250 steps" in (run / "report.html").read_text()
 
 
 def test_nothing_but_a_configuration_gives_a_report_too(config, tmp_path):
     run_dir.write_config(tmp_path, config)
-    made = report.write_run(tmp_path)
+    made = files.write_run(tmp_path)
     assert set(made["missing"].values()) == {"not run yet"}
-    assert report.read_report(tmp_path)["metrics"] == []
+    assert read_report(tmp_path)["metrics"] == []
 
 
-def test_models_that_an_interrupted_evaluation_finished_are_told(config, done, tmp_path):
+def test_models_that_an_interrupted_evaluation_finished_are_reported(config, done, tmp_path):
     models = done.pop("eval")["results"]["models"]
     run = write_run(tmp_path, config, done)
     write_json(run / "eval" / "base.json", models["base"])
-    made = report.gather_run(run)
+    made = gather_run(run)
     assert made["missing"]["eval"] == "under way: base evaluated"
     assert metrics_cells(made["metrics"])[1] == ("bits per byte", "1.750", "-", "-", "-", "-")
     assert "eval" not in made["stages"]
@@ -239,7 +247,7 @@ def test_models_that_an_interrupted_evaluation_finished_are_told(config, done, t
 def test_what_was_made_with_other_settings_is_left_out(done, tmp_path):
     run = write_run(tmp_path, make_config(), done)
     run_dir.write_config(run, make_config("base.steps=9"))
-    made = report.gather_run(run)
+    made = gather_run(run)
     assert list(made["stages"]) == ["data", "tokenizer", "rows"]
     assert made["missing"]["base"] == "made with other settings, to be made again"
     assert made["missing"]["eval"] == "made with other settings, to be made again"
@@ -261,7 +269,7 @@ def without_later_fields(run):
 def test_a_record_from_before_a_setting_existed_counts(config, done, tmp_path):
     run = write_run(tmp_path, config, done)
     without_later_fields(run)
-    assert list(report.gather_run(run)["stages"]) == [
+    assert list(gather_run(run)["stages"]) == [
         "data", "tokenizer", "rows", "base", "mid", "sft", "rl", "eval",
     ]  # fmt: skip
 
@@ -281,15 +289,15 @@ def test_a_record_from_before_a_setting_existed_is_of_its_default(
     run = write_run(tmp_path, config, done)
     without_later_fields(run)
     run_dir.write_config(run, make_config(change))
-    made = report.gather_run(run)
-    assert list(made["stages"]) == kept, f"told with {change}, with which it was not made"
+    made = gather_run(run)
+    assert list(made["stages"]) == kept, f"reported with {change}, with which it was not made"
     assert made["metrics"] == []
 
 
 def test_what_was_made_from_a_model_that_is_made_anew_is_of_an_earlier_one(config, done, tmp_path):
     run = write_run(tmp_path, config, done)
     (run / "mid" / "done.json").unlink()
-    made = report.gather_run(run)
+    made = gather_run(run)
     assert list(made["stages"]) == ["data", "tokenizer", "rows", "base"]
     earlier = "made from an earlier result of midtraining, to be made again"
     assert made["missing"] == {
@@ -299,42 +307,42 @@ def test_what_was_made_from_a_model_that_is_made_anew_is_of_an_earlier_one(confi
     again = {"seconds": 1.0, "results": {"artifact": "another mid"}}
     present = {n: EMPTY | done.get(n, {}) for n in ("data", "tokenizer", "rows", "base")}
     write_records(run, config, present | {"mid": again})
-    made = report.gather_run(run)
+    made = gather_run(run)
     assert list(made["stages"])[-1] == "mid"
     assert made["missing"]["sft"].startswith("made from what was made again since")
 
 
 def test_a_report_made_later_keeps_the_machine_and_the_commit(config, done, tmp_path):
     run = write_run(tmp_path, config, done)
-    first = report.write_run(run)
+    first = files.write_run(run)
     first |= {"environment": ENVIRONMENT, "git": GIT, "sandbox": "seccomp"}
     write_json(run / "report.json", first)
-    again = report.write_run(run)
+    again = files.write_run(run)
     assert (again["environment"], again["git"], again["sandbox"]) == (ENVIRONMENT, GIT, "seccomp")
 
 
 def test_a_foreign_report_is_refused(tmp_path):
     (tmp_path / "report.json").write_text('{"format": "jaxchat-report-1"}')
     with pytest.raises(ArtifactError, match="make it again from its run with jaxchat report"):
-        report.read_report(tmp_path)
+        read_report(tmp_path)
 
 
-def test_the_farewell_says_how_to_talk(config, done, tmp_path):
-    report.write_report(config, tmp_path, done)
-    told = report.farewell(tmp_path, " --home here")
-    assert "85.5%" in told
-    assert str(tmp_path / "report.html") in told
-    assert 'chat --home here -p "Who are you?"' in told
+def test_the_final_summary_says_how_to_talk(config, done, tmp_path):
+    write_report(config, tmp_path, done)
+    printed = final_summary(tmp_path, " --home here")
+    assert "85.5%" in printed
+    assert str(tmp_path / "report.html") in printed
+    assert 'chat --home here -p "Who are you?"' in printed
 
 
-def test_scores_without_intervals_are_told_without(config, done):
+def test_scores_without_intervals_are_shown_without(config, done):
     task = {k: v for k, v in score(1, 2).items() if k == "accuracy"}
     done["eval"]["results"]["models"]["rl"]["tasks"] = {"humaneval": task}
-    made = report.make_report(config, done, ENVIRONMENT, GIT)
+    made = make_report(config, done, ENVIRONMENT, GIT)
     assert ("humaneval", "-", "-", "-", "50.0%", "-") in metrics_cells(made["metrics"])
 
 
-def test_core_measured_by_hand_is_told_while_the_weights_are_the_same(tmp_path, config, done):
+def test_core_measured_by_hand_is_reported_while_the_weights_are_the_same(tmp_path, config, done):
     for record in done["eval"]["results"]["models"].values():
         record.pop("core", None)
     done["base"]["results"]["artifact"] = "these weights"
@@ -345,14 +353,14 @@ def test_core_measured_by_hand_is_told_while_the_weights_are_the_same(tmp_path, 
             "centered": 0.2, "seconds": 1.0,
         }
     }  # fmt: skip
-    told = {"core": 0.2, "name": "CORE over 1 of 22 tasks", "tasks": tasks}
+    printed = {"core": 0.2, "name": "CORE over 1 of 22 tasks", "tasks": tasks}
     path = run / "eval" / "core-base" / "result.json"
-    write_json(path, told | {"weights": "these weights"})
-    found = report.gather_run(run)
+    write_json(path, printed | {"weights": "these weights"})
+    found = gather_run(run)
     row = next(row for row in found["metrics"] if row["name"].startswith("CORE"))
     assert row["name"] == "CORE of 1 of 22 tasks, not comparable"  # however an older run named it
     assert row["values"]["base"]["value"] == 0.2
     assert found["core"]["base"]["winograd"]["problems"] == 100
-    write_json(path, told | {"weights": "other weights"})
-    found = report.gather_run(run)
+    write_json(path, printed | {"weights": "other weights"})
+    found = gather_run(run)
     assert not any(row["name"].startswith("CORE") for row in found["metrics"])

@@ -86,8 +86,8 @@ def test_a_run_killed_in_every_kind_of_work_ends_like_one_left_alone(tmp_path: P
     assert met[2].saving
     killed.finish()
     assert_as_alone(killed, alone, met)
-    told = killed.finish()
-    assert told.count("complete, skipped") == len(STAGES), f"a stage ran again:\n{told}"
+    printed = killed.finish()
+    assert printed.count("complete, skipped") == len(STAGES), f"a stage ran again:\n{printed}"
 
 
 @pytest.mark.slow

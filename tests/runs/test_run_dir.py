@@ -30,10 +30,10 @@ def test_a_damaged_configuration_is_named(text, tmp_path):
         run_dir.read_config(tmp_path)
 
 
-def test_a_second_process_is_refused_and_told_of_the_first(tmp_path):
+def test_a_second_process_is_refused_and_the_first_named(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from jaxchat import runs\n"
-        "with runs.locked(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from jaxchat.runs import run_dir\n"
+        "with run_dir.locked(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
     try:

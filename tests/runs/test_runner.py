@@ -13,8 +13,8 @@ from jaxchat.config import loading
 from jaxchat.config.schema import ImportedConfig, RunConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import read_json
-from jaxchat.runs.runner import Context, Stage, input_hash, read_done, run_stages, write_imported
-from jaxchat.runs.stages import STAGES
+from jaxchat.runs.runner import Context, input_hash, read_done, run_stages, write_imported
+from jaxchat.runs.stages import STAGES, Stage
 from jaxchat.train.profiling.request import Request
 
 

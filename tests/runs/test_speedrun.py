@@ -10,7 +10,7 @@ import pytest
 from disk import remount
 
 from jaxchat.cli import main
-from jaxchat.config import schema
+from jaxchat.config.schema import GENERATED, MODELS
 from jaxchat.runs import run_dir
 from jaxchat.runs.stages import STAGES
 from jaxchat.signals import REQUEUE
@@ -48,7 +48,9 @@ def test_nothing_heavy_is_imported_before_it_is_needed(arguments):
 
 
 def test_the_table_of_contents_is_the_pipeline(script):
-    assert list(script.STAGES) == [stage.name for stage in STAGES] == list(schema.STAGES)
+    assert script.STAGES is STAGES
+    assert [stage.name for stage in STAGES if stage.trained] == list(MODELS)
+    assert all(stage.description for stage in STAGES)
 
 
 def test_help_tells_the_code_that_a_scheduler_is_to_requeue(script, capsys):
@@ -97,9 +99,9 @@ def test_plan_takes_overrides_and_writes_nothing(script, tmp_path, capsys):
 )
 def test_what_does_not_exist_is_one_sentence_and_2(script, arguments, said, tmp_path, capsys):
     assert script.main([*arguments, "--home", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_a_plan_of_a_run_that_has_its_data_needs_no_files(script, tmp_path, caps
 
 
 def test_the_tasks_that_a_plan_knows_are_those_there_are():
-    assert tuple(TASKS) == schema.GENERATED
+    assert tuple(TASKS) == GENERATED
 
 
 @pytest.mark.parametrize("option", [("--stages", "base,sleep"), ("--force", "sleep")])
@@ -163,9 +165,9 @@ def test_a_stage_that_does_not_exist_is_one_sentence(option, tmp_path):
     assert "there is no stage 'sleep'; the stages are data, tokenizer," in done.stderr
 
 
-def test_a_tier_whose_data_nobody_answers_for_says_what_to_do(tmp_path):
-    nobody = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "no_proxy": "*"}
-    done = speedrun("--tier", "100", "--home", tmp_path, env=nobody)
+def test_a_tier_whose_data_has_no_server_says_what_to_do(tmp_path):
+    offline = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "no_proxy": "*"}
+    done = speedrun("--tier", "100", "--home", tmp_path, env=offline)
     assert done.returncode == 1
     assert done.stdout == "[1/9] text\n"
     assert "Without a network: --offline uses" in done.stderr

@@ -8,6 +8,7 @@ import pytest
 from jaxchat.config import loading
 from jaxchat.runs import stages
 from jaxchat.runs.runner import Context, input_hash
+from jaxchat.runs.train_stages import optimizer_before
 
 
 def context_of(root: Path, tier: str, *overrides: str) -> Context:
@@ -18,10 +19,10 @@ def test_the_optimizer_of_the_stage_before_is_found_or_missed_aloud(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = context_of(tmp_path, "gpt2")
-    assert stages.optimizer_before(context, "mid") is None
+    assert optimizer_before(context, "mid") is None
     assert "mid: base kept no checkpoint, so the optimizer starts fresh" in capsys.readouterr().out
     (tmp_path / "base" / "checkpoints").mkdir(parents=True)
-    before = stages.optimizer_before(context, "mid")
+    before = optimizer_before(context, "mid")
     assert before is not None
     assert (before.checkpoints, before.optim) == (
         tmp_path / "base" / "checkpoints", context.config.optim,
@@ -33,7 +34,7 @@ def test_the_optimizer_of_the_stage_before_is_found_or_missed_aloud(
 def test_nothing_is_missed_where_the_optimizer_starts_fresh(
     stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert stages.optimizer_before(context_of(tmp_path, "100"), stage) is None
+    assert optimizer_before(context_of(tmp_path, "100"), stage) is None
     assert capsys.readouterr().out == ""
 
 

@@ -1,4 +1,4 @@
-"""What is told of runs: how far they have come, and whether a process works on them."""
+"""The state of runs: how far they have come, and whether a process works on them."""
 
 import contextlib
 import io
@@ -15,6 +15,7 @@ from rich.console import Console
 from jaxchat.cli.main import main
 from jaxchat.errors import BusyError
 from jaxchat.runs import run_dir, watch
+from jaxchat.runs.report.curves import moving_mean
 from jaxchat.runs.status import read_state, read_states
 
 
@@ -87,8 +88,8 @@ def test_what_is_measured_around_steps_is_no_step(root, capsys):
 def test_a_run_at_work_is_running_until_its_process_is_gone(root):
     run = root / "runs" / "tiny"
     hold = (
-        "import sys, time, pathlib\nfrom jaxchat import runs\n"
-        "with runs.locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n"
+        "import sys, time, pathlib\nfrom jaxchat.runs import run_dir\n"
+        "with run_dir.locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n"
         "    time.sleep(600)\n"
     )
     with subprocess.Popen(
@@ -105,11 +106,11 @@ def test_a_run_at_work_is_running_until_its_process_is_gone(root):
         assert read_state(run).state == "running"
 
 
-def test_looking_at_a_run_keeps_nobody_from_working_on_it(root):
+def test_looking_at_a_run_does_not_block_work_on_it(root):
     run = root / "runs" / "tiny"
     look = (
-        "import sys, pathlib\nfrom jaxchat import runs\nprint('looks', flush=True)\n"
-        "while True:\n    runs.is_busy(pathlib.Path(sys.argv[1]))\n"
+        "import sys, pathlib\nfrom jaxchat.runs import run_dir\nprint('looks', flush=True)\n"
+        "while True:\n    run_dir.is_busy(pathlib.Path(sys.argv[1]))\n"
     )
     with run_dir.locked(run):
         pass
@@ -185,7 +186,7 @@ def test_where_a_stage_trains_nothing_the_last_that_did_is_shown(root, capsys):
     assert (state.stage, state.logged, state.records) == ("rl", "rl", [])
 
 
-def test_of_a_stage_at_work_rate_time_left_and_gpus_are_told(root, tmp_path, monkeypatch):
+def test_a_stage_at_work_has_rate_time_left_and_gpus(root, tmp_path, monkeypatch):
     run = root / "runs" / "tiny"
     interrupt(run, training(40, 100))
     tool = tmp_path / "bin" / "nvidia-smi"
@@ -202,7 +203,7 @@ def test_of_a_stage_at_work_rate_time_left_and_gpus_are_told(root, tmp_path, mon
 
 
 def test_watching_is_live_until_the_run_stops(root, monkeypatch):
-    """Between two looks the run goes on, and then its process ends."""
+    """Between two looks the run continues, and then its process ends."""
     run = root / "runs" / "tiny"
     interrupt(run, training(40, 100))
     terminal = Console(force_terminal=True, width=100, height=40, file=io.StringIO())
@@ -211,9 +212,9 @@ def test_watching_is_live_until_the_run_stops(root, monkeypatch):
     held.enter_context(run_dir.locked(run))
     happens = iter([lambda: log(run, training(60, 100)), held.close])
     watch.watch(run, interval=0.5, once=False, sleep=lambda seconds: next(happens)())
-    told = terminal.file.getvalue()
+    printed = terminal.file.getvalue()
     assert next(happens, None) is None
-    assert told.index("step 40/100") < told.index("step 60/100") < told.index("stopped")
+    assert printed.index("step 40/100") < printed.index("step 60/100") < printed.index("stopped")
 
 
 def test_watching_once_prints_the_view_and_a_missing_run_is_named(root, capsys):
@@ -224,9 +225,8 @@ def test_watching_once_prints_the_view_and_a_missing_run_is_named(root, capsys):
 
 
 def test_a_smoothed_point_is_the_mean_of_the_last_ones():
-    points = [(1.0, 4.0), (2.0, 2.0), (3.0, 0.0)]
-    assert watch.smoothed(points, 2) == [(1.0, 4.0), (2.0, 3.0), (3.0, 1.0)]
-    assert watch.smoothed(points, 1) == points
+    assert moving_mean([4.0, 2.0, 0.0], 2) == [4.0, 3.0, 1.0]
+    assert moving_mean([4.0, 2.0, 0.0], 1) == [4.0, 2.0, 0.0]
 
 
 def test_a_clock_that_was_put_back_makes_no_age_negative(root, capsys):

@@ -17,9 +17,10 @@ import optax
 
 from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
+from jaxchat.config.schema import MODELS
 from jaxchat.model import gpt
 from jaxchat.runs import run_dir, runner
-from jaxchat.runs.stages import MODELS, STAGES
+from jaxchat.runs.stages import STAGES
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.tokenizer.chat_format import Conversation, Part, render
 

@@ -16,11 +16,11 @@ from jaxchat.checkpoints.save import hash_params
 from jaxchat.config import loading
 from jaxchat.evals.chat import COMPLETIONS
 from jaxchat.runs import run_dir
-from jaxchat.runs.probes import Probe, probe_of
 from jaxchat.runs.report.curves import make_curve
 from jaxchat.runs.report.drawings import Drawn, stage_figures
 from jaxchat.runs.runner import Context
-from jaxchat.runs.stage_inputs import learned
+from jaxchat.runs.stages import training_settings
+from jaxchat.runs.train_stages import Probe, probe_of
 from jaxchat.signals import Interrupted
 from jaxchat.train.loop import FitJob, fit
 from jaxchat.train.metrics import read_metrics
@@ -110,5 +110,7 @@ def test_stopped_while_it_is_asked_it_resumes_with_the_same_records(
 
 
 def test_nothing_that_is_learned_depends_on_it() -> None:
-    assert learned(WATCHED) == learned(TRAIN)
-    assert jax.tree.leaves(learned(replace(TRAIN, steps=13))) != jax.tree.leaves(learned(TRAIN))
+    assert training_settings(WATCHED) == training_settings(TRAIN)
+    assert jax.tree.leaves(training_settings(replace(TRAIN, steps=13))) != jax.tree.leaves(
+        training_settings(TRAIN)
+    )

@@ -1,1 +1,1 @@
-"""What `jaxchat doctor` finds: this machine, and whether a tier can run on it (layer 4)."""
+"""What `jaxchat doctor` finds: this machine, and whether a tier can run on it."""

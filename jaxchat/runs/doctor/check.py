@@ -1,4 +1,4 @@
-"""One thing that the doctor looked at, and what all of them come to."""
+"""What the doctor has checked, and whether the tier can run."""
 
 from __future__ import annotations
 
@@ -13,20 +13,13 @@ WIDTH = 100  # of what is printed
 
 @dataclass(frozen=True)
 class Check:
-    """What was found.
-
-    Attributes:
-        told: for people, on one line.
-        problems: sentences that say why the tier cannot run, each with what to do.
-        notes: sentences on what makes it slower or lesser.
-        facts: the same as `told`, for programs.
-    """
+    """The result of one check."""
 
     name: str
-    told: str
-    problems: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    text: str  # what was found, for people, on one line
+    problems: tuple[str, ...] = ()  # sentences: why the tier cannot run, each with what to do
+    notes: tuple[str, ...] = ()  # sentences on what makes it slower, or leaves something out
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what was found, for programs
 
 
 def problems(checks: Sequence[Check]) -> list[str]:
@@ -37,21 +30,15 @@ def problems(checks: Sequence[Check]) -> list[str]:
 def render(checks: Sequence[Check], tier: str) -> str:
     """A line a check, longer ones folded, and the verdict."""
     width = max(len(check.name) for check in checks)
-    lines = [_line(check, width) for check in checks]
-    notes = [sentence for check in checks for sentence in check.notes]
-    wrong = problems(checks)
-    lines += ["", *(_fold(f"note  {note}", 6) for note in notes)]
-    if not wrong:
-        lines.append(f"Tier {tier} can run here.")
-    else:
-        lines.append(f"Tier {tier} cannot run here:")
-        lines += [_fold(f"  - {sentence}", 4) for sentence in wrong]
-    return "\n".join(lines)
-
-
-def _line(check: Check, width: int) -> str:
-    mark = "BAD" if check.problems else "ok "
-    return _fold(f"{mark}  {check.name:<{width}}  {check.told}", width + 7)
+    lines = []
+    for check in checks:
+        mark = "BAD" if check.problems else "ok "
+        lines.append(_fold(f"{mark}  {check.name:<{width}}  {check.text}", width + 7))
+    lines += ["", *(_fold(f"note  {note}", 6) for check in checks for note in check.notes)]
+    if not (wrong := problems(checks)):
+        return "\n".join([*lines, f"Tier {tier} can run here."])
+    listed = (_fold(f"  - {sentence}", 4) for sentence in wrong)
+    return "\n".join([*lines, f"Tier {tier} cannot run here:", *listed])
 
 
 def _fold(text: str, indent: int) -> str:
@@ -68,5 +55,8 @@ def to_json(checks: Sequence[Check], tier: str) -> dict[str, Any]:
         "tier": tier,
         "can_run": not wrong,
         "problems": wrong,
-        "checks": [asdict(check) for check in checks],
+        "checks": [
+            {"told" if key == "text" else key: value for key, value in asdict(check).items()}
+            for check in checks
+        ],
     }

@@ -24,19 +24,19 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 def check_python() -> Check:
     """The interpreter."""
-    told = platform.python_version()
-    wrong = f"Python is {told}; install 3.11 or newer and make the virtual environment with it."
+    version = platform.python_version()
+    wrong = f"Python is {version}; install 3.11 or newer and make the virtual environment with it."
     good = sys.version_info >= LEAST_PYTHON
-    return Check("python", told, () if good else (wrong,), facts={"version": told})
+    return Check("python", version, () if good else (wrong,), facts={"version": version})
 
 
 def check_packages() -> Check:
-    """The packages that decide what comes out."""
+    """The packages that decide the results."""
     versions = provenance.versions()
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
     missing = [name for name, version in versions.items() if version == "missing"]
     wrong = f"{', '.join(missing)} cannot be found; run: pip install jaxchat"
-    return Check("packages", told, (wrong,) if missing else (), facts=versions)
+    text = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return Check("packages", text, (wrong,) if missing else (), facts=versions)
 
 
 def check_tokenizer() -> Check:
@@ -60,26 +60,26 @@ def check_cuda() -> Check:
         name = str(part.metadata["Name"] or "").lower().replace("_", "-")
         if name.startswith(CUDA):
             found[name] = part.version
-    driver = driver_version()
-    if driver:
-        found["driver"] = driver
-    told = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
     notes: tuple[str, ...] = ()
-    if driver and not any(name.startswith("jax-cuda") for name in found):
-        notes = (
-            "there is an NVIDIA driver, but JAX has no CUDA here; for the GPU, run: "
-            'pip install "jaxchat[cuda]"',
-        )
-    return Check("cuda", told or "none", notes=notes, facts=dict(sorted(found.items())))
+    if driver := driver_version():
+        if not any(name.startswith("jax-cuda") for name in found):
+            notes = (
+                "there is an NVIDIA driver, but JAX has no CUDA here; for the GPU, run: "
+                'pip install "jaxchat[cuda]"',
+            )
+        found["driver"] = driver
+    found = dict(sorted(found.items()))
+    text = ", ".join(f"{name} {version}" for name, version in found.items())
+    return Check("cuda", text or "none", notes=notes, facts=found)
 
 
 def driver_version(path: Path = DRIVER) -> str:
     """The NVIDIA driver's version; "" where there is none."""
     try:
-        told = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except OSError:
         return ""
-    found = re.search(r"\b\d{3}\.[\d.]+", told)
+    found = re.search(r"\b\d{3}\.[\d.]+", text)
     return found[0] if found else "unknown"
 
 
@@ -94,34 +94,30 @@ def check_devices() -> Check:
     except Exception as error:  # whatever a broken driver raises is what the doctor is for
         first = (str(error).splitlines() or [type(error).__name__])[0]
         wrong = (
-            f"JAX finds no device ({first}); see to the driver, or set JAX_PLATFORMS=cpu to go "
-            "on without it."
+            f"JAX finds no device ({first}); see to the driver, or set JAX_PLATFORMS=cpu to run "
+            "without it."
         )
         return Check("devices", "none", (wrong,))
     kinds = [f"{device.platform}: {device.device_kind}" for device in devices]
-    each = device_memory(devices[0])
-    shared = ", which they share" if devices[0].platform == "cpu" and len(devices) > 1 else ""
-    each = each * len(devices) if shared else each
-    told = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
-    facts = {"devices": kinds, "memory_bytes": each, "shared": bool(shared)}
+    shared = devices[0].platform == "cpu" and len(devices) > 1
+    memory = device_memory(devices[0]) * (len(devices) if shared else 1)
     of = "" if shared or len(devices) == 1 else " for each"
     of += ", which is what JAX may take" if devices[0].platform == "gpu" else ""
-    return Check("devices", f"{told}, {size(each)}{of}{shared}", facts=facts)
+    of += ", which they share" if shared else ""
+    text = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    facts = {"devices": kinds, "memory_bytes": memory, "shared": shared}
+    return Check("devices", f"{text}, {size(memory)}{of}", facts=facts)
 
 
 def check_processor() -> Check:
     """The processor and the machine's memory."""
-    free, whole = free_memory_bytes(), memory_bytes()
-    count = cores()
+    free, whole, count = free_memory_bytes(), memory_bytes(), cores()
+    facts = {
+        "name": processor(), "cores": count, "memory_bytes": whole, "free_memory_bytes": free,
+    }  # fmt: skip
     counted = "1 core" if count == 1 else f"{count} cores"
-    return Check(
-        "processor",
-        f"{processor()}, {counted}; memory {size(whole)}, {size(free)} of it free",
-        facts={
-            "name": processor(), "cores": count,
-            "memory_bytes": whole, "free_memory_bytes": free,
-        },
-    )  # fmt: skip
+    text = f"{processor()}, {counted}; memory {size(whole)}, {size(free)} of it free"
+    return Check("processor", text, facts=facts)
 
 
 def check_compute(config: RunConfig) -> tuple[Check, Check]:
@@ -132,55 +128,47 @@ def check_compute(config: RunConfig) -> tuple[Check, Check]:
     from jaxchat.model.backend import backend
     from jaxchat.model.capabilities import choose_compute
 
-    dtype = backend().dtype
+    dtype = jnp.dtype(backend().dtype)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
             chosen = choose_compute(config.compute, config.model, dtype, len(jax.devices()))
         except ConfigError as error:
-            return (
-                Check("attention", "not tried"),
-                Check("compiler", "not as the tier asks for it", (str(error),)),
-            )
-    notes = tuple(
-        dict.fromkeys(str(w.message) for w in said if issubclass(w.category, RuntimeWarning))
-    )
-    on_gpu, half = backend().attention == "cudnn", jnp.dtype(dtype).itemsize == 2
+            refused = Check("compiler", "not as the tier asks for it", (str(error),))
+            return Check("attention", "not tried"), refused
+    warned = (str(w.message) for w in said if issubclass(w.category, RuntimeWarning))
     if chosen.attention == "cudnn":
         why = "it worked on a trial"
-    elif on_gpu and half:
+    elif backend().attention == "cudnn" and dtype.itemsize == 2:
         why = "cudnn was tried and does not work here"
     elif chosen.matmul == "bfloat16":
         why = "with products of bfloat16, which this processor is made for"
     else:
         why = "cudnn needs a GPU and half precision"
-    named = str(chosen.attention)
-    options = dict(chosen.options)
-    told = ", ".join(f"{name}={value}" for name, value in options.items()) or "XLA's own"
-    dropped = f"; not in this jaxlib: {', '.join(chosen.dropped)}" if chosen.dropped else ""
-    return (
-        Check(
-            "attention", f"{named}, in {jnp.dtype(dtype).name}: {why}", notes=notes,
-            facts={"implementation": named, "dtype": jnp.dtype(dtype).name, "why": why},
-        ),
-        Check(
-            "compiler", f"options accepted: {told}{dropped}",
-            facts={"options": options, "dropped": list(chosen.dropped)},
-        ),
-    )  # fmt: skip
+    named, options, dropped = str(chosen.attention), dict(chosen.options), list(chosen.dropped)
+    attention = Check(
+        "attention",
+        f"{named}, in {dtype.name}: {why}",
+        notes=tuple(dict.fromkeys(warned)),
+        facts={"implementation": named, "dtype": dtype.name, "why": why},
+    )
+    accepted = ", ".join(f"{name}={value}" for name, value in options.items()) or "XLA's own"
+    without = f"; not in this jaxlib: {', '.join(dropped)}" if dropped else ""
+    facts = {"options": options, "dropped": dropped}
+    return attention, Check("compiler", f"options accepted: {accepted}{without}", facts=facts)
 
 
 def check_sandbox(config: RunConfig) -> Check:
-    """How well programs of a model can be locked in."""
+    """How well programs of a model can be sandboxed."""
     from jaxchat.tools.sandbox import levels
 
     level = levels.detect()
     without = f"; missing: {', '.join(level.missing)}" if level.missing else ""
     refused = "; programs of a model are refused" if level.name == "none" else ""
     left_out = level.name == "none" and "humaneval" in config.eval.tasks
-    notes = ("humaneval is left out of the evaluation: nothing can lock its programs in here.",)
-    told = f"{level.name}{without}{refused}"
-    return Check("sandbox", told, notes=notes if left_out else (), facts=level.to_json())
+    notes = ("humaneval is left out of the evaluation: its programs cannot be sandboxed here.",)
+    text = f"{level.name}{without}{refused}"
+    return Check("sandbox", text, notes=notes if left_out else (), facts=level.to_json())
 
 
 def check_home(root: Path) -> Check:
@@ -188,8 +176,8 @@ def check_home(root: Path) -> Check:
     try:
         run_dir.check_writable(root)
     except OSError as error:
-        told = explain(error, root)
-        sentence = told[0].removeprefix("jaxchat: ") if told else str(error)
+        explained = explain(error, root)
+        sentence = explained[0].removeprefix("jaxchat: ") if explained else str(error)
         return Check("home", f"{root}, which cannot be written", (sentence,))
     names = sorted(path.parent.name for path in (root / "runs").glob(f"*/{run_dir.CONFIG}"))
     facts = {"path": str(root), "runs": names}

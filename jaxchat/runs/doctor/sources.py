@@ -1,9 +1,8 @@
-"""Whether the datasets of a tier are here, and whether those that are not can be had."""
+"""Whether the datasets of a tier are here, and whether those that are not can be downloaded."""
 
 from __future__ import annotations
 
 import time
-import urllib.error
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Response:
-    """What came of asking for a source: `refused` says why it cannot be had."""
+    """The answer of a source: `refused` says why it cannot be downloaded."""
 
     seconds: float
     refused: str = ""
@@ -33,91 +32,81 @@ class Response:
 
 @dataclass(frozen=True)
 class Found:
-    """A source: its answer (None: nobody asked), and its files. `damaged`: a sentence."""
+    """A source: its answer and its files."""
 
     source: Source
-    answer: Response | None
+    answer: Response | None  # None: offline
     here: int
     wanted: int
-    damaged: str = ""
+    damaged: str = ""  # a sentence
 
     @property
-    def missing(self) -> int:
-        """Files that the run needs and that are not here."""
-        return self.wanted - self.here
+    def refused(self) -> str | None:
+        """Why its missing files cannot be downloaded; None where the network is not used."""
+        return None if self.answer is None else self.answer.refused
 
 
 def check_sources(config: RunConfig, hub: Hub) -> list[Check]:
-    """One check for each dataset that the tier names, and one for files of one's own."""
-    names = [*inputs.chat_names(config)]
-    if config.data.source in registry.SOURCES:
-        names.insert(0, config.data.source)
+    """One check for each dataset that the tier names, and one for the user's own files."""
+    text = [config.data.source] if config.data.source in registry.SOURCES else []
+    names = [*text, *inputs.chat_names(config)]
     sources = [registry.SOURCES[name] for name in names if name in registry.SOURCES]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         answers = list(pool.map(lambda source: ask(hub, source), sources))
-    shards = config.data.shards or None
-    wanted = shards, config.data.held_out_shard
-    found = [_look(hub, *asked, *wanted) for asked in zip(sources, answers, strict=True)]
-    missing = [one for one in found if one.missing]
-    checks = [_check(hub, one, _wrong(missing, one, shards)) for one in found]
-    checks += _own_files(config, names)
-    return checks or [Check("data", "nothing to download")]
-
-
-def _own_files(config: RunConfig, names: Sequence[str]) -> list[Check]:
-    """Whether files and folders of the user's own are there, where a run names some."""
+    shards, found = config.data.shards or None, []
+    for source, answer in zip(sources, answers, strict=True):
+        try:
+            counts = count_here(hub, source, shards, config.data.held_out_shard)
+            found.append(Found(source, answer, *counts))
+        except ArtifactError as error:
+            found.append(Found(source, answer, 0, 0, str(error)))
+    checks = [_check(hub, one, _problem(found, one, shards)) for one in found]
     own = [Path(name).expanduser() for name in names if is_own(name)]
     own += [Path(config.data.folder).expanduser()] if config.data.folder else []
-    missing = [path for path in own if not path.exists()]
-    told = f"{len(own) - len(missing)} of {len(own)} files and folders of one's own are there"
-    wrong = tuple(f"{path} does not exist; correct its name." for path in missing)
-    return [Check("own data", told, wrong)] if own else []
+    if own:
+        missing = [path for path in own if not path.exists()]
+        count = f"{len(own) - len(missing)} of {len(own)} files and folders of one's own are there"
+        wrong = tuple(f"{path} does not exist; correct its name." for path in missing)
+        checks.append(Check("own data", count, wrong))
+    return checks or [Check("data", "nothing to download")]
 
 
 def ask(hub: Hub, source: Source) -> Response | None:
     """Asks for one of the source's files, as a download would, without its bytes; None: offline."""
     if hub.offline:
         return None
-    file, began = hub.sample(source), time.monotonic()
+    file, began, refused = hub.sample(source), time.monotonic(), ""
     try:
         with hub.web.open(file.url, source.name, method="HEAD"):
             pass
     except Unsupported:
         pass  # it answers, and a download does not ask like this
-    except TransientError as error:
-        cause = error.__cause__
+    except (TransientError, WebError) as error:
         # A store's signed address may be good for a GET alone; it was reached all the same.
-        if not (isinstance(cause, urllib.error.HTTPError) and cause.code == 403):
-            return Response(time.monotonic() - began, str(error))
-    except WebError as error:
-        return Response(time.monotonic() - began, str(error))
-    return Response(time.monotonic() - began)
+        forbidden = (
+            isinstance(error, TransientError) and getattr(error.__cause__, "code", None) == 403
+        )
+        refused = "" if forbidden else str(error)
+    return Response(time.monotonic() - began, refused)
 
 
-def _look(
-    hub: Hub, source: Source, answer: Response | None, shards: int | None, held_out: int
-) -> Found:
-    try:
-        return Found(source, answer, *count_here(hub, source, shards, held_out))
-    except ArtifactError as error:
-        return Found(source, answer, 0, 0, str(error))
-
-
-def _check(hub: Hub, found: Found, wrong: str) -> Check:
-    answer, host = found.answer, urlsplit(hub.address(found.source)).netloc
+def _check(hub: Hub, found: Found, problem: str) -> Check:
+    answer, address = found.answer, hub.address(found.source)
+    host = urlsplit(address).netloc
+    facts = {"here": found.here, "wanted": found.wanted, "address": address}
     if answer is None:
-        network = "nobody asked"
-    elif answer.refused:
-        network = f"not to be had from {host} ({answer.refused.rstrip('.')})"
+        network = "offline"
     else:
         network = f"{host} answers in {answer.seconds:.1f} s"
-    address = hub.address(found.source)
-    files = "1 file" if found.wanted == 1 else f"{found.wanted:,} files"
-    told = f"{found.here:,} of {files} here; {network}"
-    facts = {"here": found.here, "wanted": found.wanted, "address": address}
-    if answer is not None:
+        if answer.refused:
+            network = f"not to be had from {host} ({answer.refused.rstrip('.')})"
         facts |= {"answers": not answer.refused, "seconds": round(answer.seconds, 3)}
-    return Check(found.source.name, told, (wrong,) if wrong else (), facts=facts)
+    text = f"{found.here:,} of {_files(found.wanted)} here; {network}"
+    return Check(found.source.name, text, (problem,) if problem else (), facts=facts)
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count:,} files"
 
 
 def count_here(
@@ -132,33 +121,28 @@ def count_here(
     return sum(cache.is_here(by_path[path]) for path in wanted), len(wanted)
 
 
-def _wrong(missing: Sequence[Found], one: Found, shards: int | None) -> str:
-    """A sentence for files that are not here and cannot be had, with all that lack for the same
-    reason; "" when they can."""
+def _problem(found: Sequence[Found], one: Found, shards: int | None) -> str:
+    """A sentence for files that are not here and cannot be downloaded, "" where there are none.
+
+    It names all sources whose files are missing for the same reason.
+    """
     if one.damaged:
         return one.damaged
-    answer = one.answer
-    if not one.missing or (answer is not None and not answer.refused):
+    if one.here == one.wanted or one.refused == "":
         return ""
-    alike = [other for other in missing if _reason(other) == _reason(one)]
-    names = [found.source.name for found in alike]
-    commands = download_commands([found.source for found in alike], shards)
-    count = sum(found.missing for found in alike)
-    files = f"{count:,} files" if count > 1 else "1 file"
-    of = f"{files} of {', '.join(names)}"
-    if answer is None:
+    alike = [other for other in found if other.here < other.wanted and other.refused == one.refused]
+    names = ", ".join(other.source.name for other in alike)
+    commands = download_commands([other.source for other in alike], shards)
+    of = f"{_files(sum(other.wanted - other.here for other in alike))} of {names}"
+    if one.refused is None:
         return (
             f"{of} cannot be had without a network (--offline or HF_HUB_OFFLINE); where there is "
             f"one, run: {commands}"
         )
     return (
-        f"{of} cannot be had ({answer.refused.rstrip('.')}); see to the network, HF_ENDPOINT or "
+        f"{of} cannot be had ({one.refused.rstrip('.')}); see to the network, HF_ENDPOINT or "
         f"https_proxy, or copy the folder data from a home where this was run: {commands}"
     )
-
-
-def _reason(found: Found) -> str | None:
-    return None if found.answer is None else found.answer.refused
 
 
 def download_commands(sources: Sequence[Source], shards: int | None) -> str:

@@ -43,7 +43,7 @@ SECONDS = 8.0  # for both together, in turns
 TURN = 0.25  # seconds of a turn, at least
 LEAST_TURNS = 3
 # Share of the product's rate that is usual. Measured on 2 cores (50 to 54% of float32 by processor
-# time, 36 and 37% of bfloat16), see docs/log.md (2026-11-24); nobody has measured it on a GPU.
+# time, 36 and 37% of bfloat16), see docs/log.md (2026-11-24); not measured on a GPU.
 USUAL: dict[str, tuple[float, float]] = {"cpu": (0.25, 0.6)}
 
 
@@ -69,7 +69,7 @@ def check_speed(platform: str) -> tuple[Check, Speed]:
     against = (
         f"{usual[0]:.0%} to {usual[1]:.0%} is usual" if usual else "what is usual is not known yet"
     )
-    told = (
+    text = (
         f"{speed.tokens_per_second:,.0f} tokens/s with a depth of {SMALL[platform]['run']['depth']}"
         f": {speed.model_flops / 1e9:,.0f} GFLOP/s, {speed.share:.0%} of the "
         f"{speed.matmul_flops / 1e9:,.0f} of a matrix product; {against}"
@@ -81,7 +81,7 @@ def check_speed(platform: str) -> tuple[Check, Speed]:
             f"{usual[0]:.0%} or more is usual: does another program use this machine?",
         )
     facts = {**vars(speed), "share": speed.share, "usual": usual}
-    return Check("speed", told, notes=notes, facts=facts), speed
+    return Check("speed", text, notes=notes, facts=facts), speed
 
 
 def measure_speed(platform: str, seconds: float = SECONDS) -> Speed:
@@ -121,7 +121,7 @@ def measure_speed(platform: str, seconds: float = SECONDS) -> Speed:
 def in_turns(
     one: Callable[[], Any], other: Callable[[], Any], seconds: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How often a second each can be done, in every turn; for about so many seconds."""
+    """How often a second each can be done, in every turn, over about `seconds`."""
     rates: list[tuple[float, float]] = []
     for work in (one, other):
         jax.block_until_ready(work())  # compiles

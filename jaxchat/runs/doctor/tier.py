@@ -69,7 +69,7 @@ def lacks_gpu(config: RunConfig, here: Here) -> bool:
 def check_devices(config: RunConfig, here: Here) -> Check:
     """Whether the tier has the kind of device it is meant for, and a step divides by them."""
     meant = config.hardware
-    told = f"meant for {meant.devices} x {meant.name}; here {here.devices} x {here.kind}"
+    text = f"meant for {meant.devices} x {meant.name}; here {here.devices} x {here.kind}"
     if lacks_gpu(config, here):
         wrong = (
             f"the tier is meant for {meant.devices} x {meant.name}, and JAX sees no GPU; where "
@@ -77,7 +77,7 @@ def check_devices(config: RunConfig, here: Here) -> Check:
         )
     else:
         wrong = _indivisible(config)
-    return Check("tier", told, (wrong,) if wrong else ())
+    return Check("tier", text, (wrong,) if wrong else ())
 
 
 def _indivisible(config: RunConfig) -> str:
@@ -105,11 +105,11 @@ def check_memory(config: RunConfig, here: Here) -> Check:
     peaks = {stage: memory.predict(plan.stage_step(run, stage)).peak for stage in TRAINED}
     fullest = max(peaks, key=lambda stage: peaks[stage])
     of = f"one {run.hardware.name}" if missing else f"the {size(limit)} that it may take"
-    told = f"{fullest} is predicted to take {size(peaks[fullest])} of {of}"
+    text = f"{fullest} is predicted to take {size(peaks[fullest])} of {of}"
     large = [] if missing else [stage for stage in TRAINED if peaks[stage] > limit]
     wrong = tuple(_too_large(run, stage, peaks[stage]) for stage in large)
     facts = {"predicted_bytes": peaks, "limit_bytes": limit}
-    return Check("memory", told, wrong, facts=facts)
+    return Check("memory", text, wrong, facts=facts)
 
 
 def _too_large(run: RunConfig, stage: str, peak: float) -> str:
@@ -135,25 +135,23 @@ def check_disk(config: RunConfig, root: Path) -> Check:
     """What the run takes beside what is there already, against what is free at home."""
     need = plan.plan_disk(config)
     names = [*inputs.chat_names(config), config.data.source]
-    kept = [paths.data(root) / name for name in names if name in registry.SOURCES]
-    there = sum(map(bytes_in, [*kept, paths.runs(root) / config.name]))
-    # downloads leave so much free
-    margin = cache.MARGIN if kept else 0
-    total = sum(need.values()) + margin
+    cached = [paths.data(root) / name for name in names if name in registry.SOURCES]
+    there = sum(map(bytes_in, [*cached, paths.runs(root) / config.name]))
+    total = sum(need.values()) + (cache.MARGIN if cached else 0)  # which downloads leave free
     left = max(0.0, total - there)
     free = shutil.disk_usage(_existing(root)).free
-    told = (
-        f"{size(free)} free at home; the tier takes {size(total)}, of which {size(there)} are there"
-    )
-    facts = {"free_bytes": free, "needed_bytes": total, "there_bytes": there}
-    if free >= left:
-        return Check("disk", told, facts=facts)
     wrong = (
         f"{root} has {size(free)} free, and the tier takes {size(left)} more "
         f"({', '.join(f'{name} {size(value)}' for name, value in need.items())}); free some space, "
         "or name a folder on another disk with --home or JAXCHAT_HOME."
     )
-    return Check("disk", told, (wrong,), facts=facts)
+    return Check(
+        "disk",
+        f"{size(free)} free at home; the tier takes {size(total)}, of which {size(there)} are "
+        "there",
+        (wrong,) if free < left else (),
+        facts={"free_bytes": free, "needed_bytes": total, "there_bytes": there},
+    )
 
 
 def bytes_in(folder: Path) -> int:
@@ -183,5 +181,5 @@ def check_time(config: RunConfig, here: Here, speed: Speed) -> Check:
         devices=devices, peak_flops=speed.matmul_flops, utilization=speed.share,
     )  # fmt: skip
     seconds = plan.make_plan(replace(run, hardware=hardware)).seconds
-    told = f"about {duration(seconds)} of training, reckoned from that rate"
-    return Check("time", told, facts={"training_seconds": seconds})
+    text = f"about {duration(seconds)} of training, estimated from that rate"
+    return Check("time", text, facts={"training_seconds": seconds})

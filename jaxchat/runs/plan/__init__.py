@@ -1,1 +1,1 @@
-"""What a run would take, said before it starts."""
+"""What a run would take, and what it would refuse, before it starts."""

@@ -1,6 +1,6 @@
-"""What a run would refuse, said before it begins: names, sizes, files of one's own (layer 4).
+"""What a run would refuse, checked before it begins: names, sizes, files of the user's own.
 
-Without names of files of one's own nothing heavy is imported for it.
+Where no such files are named, nothing heavy is imported for it.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from jaxchat.config.schema import GENERATED, STAGES, RunConfig
+from jaxchat.config.schema import GENERATED, RunConfig
 from jaxchat.data import registry
 from jaxchat.data.registry import chat_source, own_file
 from jaxchat.errors import ConfigError
 
 
 def check_names(config: RunConfig) -> None:
-    """Raises ConfigError for a task or a dataset of conversations that nobody knows."""
+    """Raises ConfigError for a task or a dataset of conversations that does not exist."""
     chats = [name for name, source in registry.SOURCES.items() if source.kind == "chat"]
     for setting, names, known in _named(config, chats):
         for name in names:
@@ -81,10 +81,3 @@ def check_files(config: RunConfig) -> None:
 
 def _path(name: str) -> Path:
     return Path(name).expanduser().absolute()
-
-
-def check_stages(names: Iterable[str]) -> None:
-    """Raises ConfigError for a stage that there is not."""
-    for name in names:
-        if name not in STAGES:
-            raise ConfigError(f"there is no stage {name!r}; the stages are {', '.join(STAGES)}.")

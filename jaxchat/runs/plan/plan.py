@@ -1,8 +1,8 @@
-"""What a run would take, reckoned from its configuration alone: no jax, no disk (layer 4)."""
+"""What a run would take, estimated from its configuration alone: no jax, no disk."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxchat.config import memory
@@ -37,7 +37,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Card:
-    """The largest micro-batch of the base model on devices of so many bytes."""
+    """The largest micro-batch of the base model on devices of `memory_bytes`."""
 
     memory_bytes: float
     rows: int  # 0: not even one row fits
@@ -75,15 +75,12 @@ class Plan:
 
 
 def make_plan(config: RunConfig) -> Plan:
-    """Reckons a run; a pure function of its configuration."""
+    """Estimates a run; a pure function of its configuration."""
     return Plan(
         config=config,
         params=count_params(config.model),
         flops_per_token=flops_per_token(config.model),
-        stages=(
-            *(_train_stage(config, name) for name in ("base", "mid", "sft")),
-            *([_rl_stage(config)] if config.rl.steps else []),
-        ),
+        stages=tuple(_stages(config)),
         evaluation=plan_eval(config),
         memory=memory.predict(stage_step(config)),
         cards=tuple(plan_card(config, size * 1e9) for size in memory.CARDS),
@@ -91,31 +88,26 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-def _train_stage(config: RunConfig, name: str) -> StagePlan:
-    train: TrainConfig = getattr(config, name)
-    steps = train.steps or max(1, data.chat_tokens(train) // train.batch_tokens)
-    return _stage(config, name, steps, train.batch_tokens, flops_per_token(config.model))
-
-
-def _rl_stage(config: RunConfig) -> StagePlan:
-    """Every sample at its full length; sampling is one more forward pass, a third of training."""
-    rl = config.rl
-    tokens = rl.problems_per_step * rl.samples_per_problem * rl.max_new_tokens
-    return _stage(config, "rl", rl.steps, tokens, flops_per_token(config.model) * 4 / 3)
-
-
-def _stage(
-    config: RunConfig, name: str, steps: int, step_tokens: int, token_flops: float
-) -> StagePlan:
-    hardware = config.hardware
-    flops = token_flops * steps * step_tokens
-    seconds = flops / (hardware.devices * hardware.peak_flops * hardware.utilization)
-    dollars = hardware.dollars_per_hour * seconds / 3600
-    return StagePlan(name, steps, step_tokens, flops, seconds, dollars)
+def _stages(config: RunConfig) -> Iterator[StagePlan]:
+    hardware, rl, training = config.hardware, config.rl, flops_per_token(config.model)
+    work: list[tuple[str, int, int, float]] = []
+    for name in ("base", "mid", "sft"):
+        train: TrainConfig = getattr(config, name)
+        steps = train.steps or max(1, data.chat_tokens(train) // train.batch_tokens)
+        work.append((name, steps, train.batch_tokens, training))
+    if rl.steps:
+        # every sample at its full length; sampling is one more forward pass, a third of training
+        tokens = rl.problems_per_step * rl.samples_per_problem * rl.max_new_tokens
+        work.append(("rl", rl.steps, tokens, training * 4 / 3))
+    for name, steps, step_tokens, token_flops in work:
+        flops = token_flops * steps * step_tokens
+        seconds = flops / (hardware.devices * hardware.peak_flops * hardware.utilization)
+        dollars = hardware.dollars_per_hour * seconds / 3600
+        yield StagePlan(name, steps, step_tokens, flops, seconds, dollars)
 
 
 def optimizer_values(config: RunConfig) -> int:
-    """Numbers the optimizer keeps: Muon one a weight (its momentum), AdamW two."""
+    """Numbers in the optimizer's state: Muon has one a weight (its momentum), AdamW two."""
     counts = count_params(config.model)
     return counts["matrices"] + 2 * (counts["total"] - counts["matrices"])
 
@@ -138,7 +130,7 @@ def stage_step(config: RunConfig, stage: str = "base") -> memory.Step:
 
 
 def plan_card(config: RunConfig, memory_bytes: float) -> Card:
-    """What the base model's `micro_rows` can be where devices have so much memory."""
+    """What the base model's `micro_rows` can be where devices have `memory_bytes`."""
     step, device_rows = stage_step(config), _rows_per_device(config, config.base)
     rows = memory.largest_rows(step, device_rows, room(memory_bytes))
     fitting = memory.with_rows(step, max(rows, 1), device_rows)
@@ -160,13 +152,12 @@ def plan_disk(config: RunConfig) -> dict[str, float]:
     """Bytes under the home once all is done, and the checkpoints at their most."""
     total = count_params(config.model)["total"]
     text = data.plan_text(config)
-    chats = sum(chat.download for chat in data.plan_chat(config))
-    extras = sum(of for of, _ in data.plan_extras(config).values())
+    others = sum(download.size for download in data.plan_downloads(config))
     chat_tokens = sum(data.chat_tokens(train) for train in (config.mid, config.sft))
     # one more of a stage whose optimizer the next one starts with
     checkpoints = CHECKPOINTS_KEPT + sum(config.starts_warm(stage) for stage in MODELS)
     return {
-        "text": (text.download or text.characters) + chats + extras,
+        "text": (text.download or text.characters) + others,
         "rows": (text.tokens + chat_tokens) * (2 if config.model.vocab_size <= 2**16 else 4),
         "checkpoints": checkpoints * MASTER_BYTES * (total + optimizer_values(config)),
         "models": MODELS_KEPT * MASTER_BYTES * total,
@@ -175,27 +166,24 @@ def plan_disk(config: RunConfig) -> dict[str, float]:
 
 def render(plan: Plan) -> str:
     """The plan as text for a terminal."""
-    config = plan.config
-    return "\n".join(
-        [
-            f"{config.name}: {plan.params['total']:,} parameters, "
-            f"{count(plan.stages[0].tokens)} tokens, {_cost(plan.seconds, plan.dollars)} of "
-            f"training on {config.hardware.devices} x {config.hardware.name}",
-            "",
-            *_model_lines(plan),
-            "",
-            *_data_lines(plan),
-            "",
-            *_stage_lines(plan),
-            "",
-            *_eval_lines(plan),
-            "",
-            *_memory_lines(plan),
-            "",
-            f"Disk  {size(sum(plan.disk.values()))}: "
-            + ", ".join(f"{name} {size(value)}" for name, value in plan.disk.items()),
-        ]
+    hardware = plan.config.hardware
+    head = (
+        f"{plan.config.name}: {plan.params['total']:,} parameters, "
+        f"{count(plan.stages[0].tokens)} tokens, {duration(plan.seconds)} "
+        f"(${plan.dollars:,.0f}) of training on {hardware.devices} x {hardware.name}"
     )
+    uses = ", ".join(f"{name} {size(value)}" for name, value in plan.disk.items())
+    parts = (
+        [head],
+        _model_lines(plan),
+        _data_lines(plan),
+        _stage_lines(plan),
+        _eval_lines(plan),
+        _memory_lines(plan),
+        _card_lines(plan),
+        [f"Disk  {size(sum(plan.disk.values()))}: {uses}"],
+    )
+    return "\n\n".join("\n".join(lines) for lines in parts)
 
 
 def _model_lines(plan: Plan) -> list[str]:
@@ -213,92 +201,80 @@ def _model_lines(plan: Plan) -> list[str]:
 def _data_lines(plan: Plan) -> list[str]:
     config = plan.config
     text = data.plan_text(config)
-    told = [f"{size(text.download)} to download"] if text.download else []
+    amounts = [f"{size(text.download)} to download"] if text.download else []
     if text.tokens:
         passes = plan.stages[0].tokens / text.tokens
-        told.append(
+        amounts.append(
             f"about {count(text.characters)} characters, {count(text.tokens)} tokens; training "
             f"reads {passes:.2f} passes"
         )
-    rows = []
-    for chat in data.plan_chat(config):
-        read = ", ".join(f"{number:,} in {stage}" for stage, number in chat.conversations.items())
-        size_told = size(chat.download) if chat.download else "your own"
-        rows.append((chat.name, size_told, read))
-    rows += [(name, size(of), told) for name, (of, told) in data.plan_extras(config).items()]
+    rows = [
+        (one.name, size(one.size) if one.size else "your own", one.use)
+        for one in data.plan_downloads(config)
+    ]
     generated = {name: getattr(config, name).conversations for name in ("mid", "sft")}
     counts = ", ".join(f"{number:,} in {stage}" for stage, number in generated.items() if number)
-    if counts:
-        rows.append(("generated", "0 B", counts))
+    rows += [("generated", "0 B", counts)] if counts else []
     return [
-        f"Data  {text.what}",
-        *(f"  {part}" for part in [", ".join(told)] if part),
+        f"Data  {text.source}",
+        *(["  " + ", ".join(amounts)] if amounts else []),
         *(_notes(rows) if rows else ()),
     ]
 
 
-def _stage_lines(plan: Plan) -> list[str]:
-    config, hardware = plan.config, plan.config.hardware
-    rows = [("stage", "steps", "tokens/step", "tokens", "FLOPs", "time", "cost")]
-    rows += [
-        (
-            stage.name,
-            f"{stage.steps:,}",
-            f"{stage.step_tokens:,}",
-            count(stage.tokens),
-            f"{stage.flops:.3g}",
-            duration(stage.seconds),
-            f"${stage.dollars:,.2f}",
-        )
-        for stage in plan.stages
+def _costed(
+    head: tuple[str, ...], rows: Iterable[tuple[str, ...]], parts: Sequence[StagePlan | EvalPlan]
+) -> list[str]:
+    """A table with the time and cost of each row, and of all together."""
+    cells = [
+        (*row, duration(part.seconds), f"${part.dollars:,.2f}")
+        for row, part in zip(rows, parts, strict=True)
     ]
-    rows.append(("total", "", "", "", "", duration(plan.seconds), f"${plan.dollars:,.2f}"))
+    seconds, dollars = (sum(getattr(part, n) for part in parts) for n in ("seconds", "dollars"))
+    total = ("total", *[""] * (len(head) - 1), duration(seconds), f"${dollars:,.2f}")
+    return table([(*head, "time", "cost"), *cells, total])
+
+
+def _stage_lines(plan: Plan) -> list[str]:
+    config, hardware, rl = plan.config, plan.config.hardware, plan.config.rl
+    rows = (
+        (s.name, f"{s.steps:,}", f"{s.step_tokens:,}", count(s.tokens), f"{s.flops:.3g}")
+        for s in plan.stages
+    )
     rows_each = min(config.base.micro_rows, _rows_per_device(config, config.base))
     accumulated = max(1, _rows_per_device(config, config.base) // rows_each)
     return [
         "Training",
-        *table(rows),
+        *_costed(("stage", "steps", "tokens/step", "tokens", "FLOPs"), rows, plan.stages),
         f"  A step of base is {hardware.devices} devices x {rows_each} rows x "
         f"{config.model.sequence_len:,} tokens x {accumulated} accumulated.",
         f"  Time is FLOPs / (devices x {hardware.peak_flops:.3g} FLOP/s x "
         f"{hardware.utilization:.0%}), at ${hardware.dollars_per_hour:g} an hour. Not in it: "
         "downloads, compiling, evaluation,",
         "  and that sampling in rl is slower than training; its samples count at full length.",
-        *_rl_lines(config),
-    ]
-
-
-def _rl_lines(config: RunConfig) -> list[str]:
-    """Whether reinforcement learning runs, and what to do for the other."""
-    rl = config.rl
-    if not rl.steps:
-        return ["  RL is left out (rl.steps is 0): chat talks to the model of sft."]
-    return [
         f"  RL runs: {rl.steps:,} steps on {rl.task}, then chat talks to its model. "
         "--set rl.steps=0 leaves it out."
+        if rl.steps
+        else "  RL is left out (rl.steps is 0): chat talks to the model of sft.",
     ]
 
 
 def _eval_lines(plan: Plan) -> list[str]:
-    rows = [("measured", "of each", "models", "tokens read", "decoded at most", "time", "cost")]
-    rows += [
+    rows = (
         (
             part.what,
             f"{part.each:,}" if part.each else "all",
             " ".join(part.models),
             count(part.read),
             count(part.decoded) if part.decoded else "",
-            duration(part.seconds),
-            f"${part.dollars:,.2f}",
         )
         for part in plan.evaluation
-    ]
-    seconds, dollars = (sum(getattr(p, n) for p in plan.evaluation) for n in ("seconds", "dollars"))
-    rows.append(("total", "", "", "", "", duration(seconds), f"${dollars:,.2f}"))
+    )
+    head = ("measured", "of each", "models", "tokens read", "decoded at most")
     return [
         "Evaluation, an estimate",
-        *table(rows),
-        "  Answers count at their full length; most end sooner. Decoding is reckoned at "
+        *_costed(head, rows, plan.evaluation),
+        "  Answers count at their full length; most end sooner. Decoding is estimated at "
         f"{DECODING:.1%} of the peak, measured",
         "  on one H100 with 64 rows; whole rows as training. Not in it: compiling, and running the "
         "programs of HumanEval.",
@@ -317,36 +293,30 @@ def _memory_lines(plan: Plan) -> list[str]:
         ("gradients", held.gradients, "while the loss is computed"),
         ("activations", held.activations, f"{step.rows} rows, {step.compute_bytes} bytes each"),
         ("logits", held.logits, "of one chunk of tokens, fp32"),
-        (
-            "or: update",
-            held.update,
-            "instead of the four above: gradients and the optimizer's work",
-        ),
+        ("or: update", held.update, "instead of these four: gradients and the optimizer's work"),
     ]
     return [
         f"Memory per device  {size(held.peak)} of {size(hardware.memory_bytes)} at the peak of a "
         f"step of base, {mesh}{verdict}",
         *_notes([(name, size(value), note) for name, value, note in rows]),
-        "",
-        f"Largest micro-batch of base by memory of a card, {memory.MARGIN:.0%} of it held back",
-        *table([("card", "base.micro_rows", "accumulated", "peak"), *map(_card, plan.cards)]),
-        f"  A run takes {1 - memory.MARGIN:.0%} of a GPU's memory, unless "
-        "XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.",
     ]
 
 
-def _card(card: Card) -> tuple[str, str, str, str]:
-    name = f"{card.memory_bytes / 1e9:g} GB"
-    if not card.rows:
-        return name, "none", "", f"{size(card.peak)} with 1"
-    return name, str(card.rows), str(card.accumulation), size(card.peak)
+def _card_lines(plan: Plan) -> list[str]:
+    rows = [("card", "base.micro_rows", "accumulated", "peak")]
+    for card in plan.cards:
+        fit = (str(card.rows), str(card.accumulation), size(card.peak))
+        none = ("none", "", f"{size(card.peak)} with 1")
+        rows.append((f"{card.memory_bytes / 1e9:g} GB", *(fit if card.rows else none)))
+    return [
+        f"Largest micro-batch of base by memory of a card, {memory.MARGIN:.0%} of it held back",
+        *table(rows),
+        f"  A run takes {1 - memory.MARGIN:.0%} of a GPU's memory, unless "
+        "XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.",
+    ]
 
 
 def _notes(rows: Sequence[tuple[str, str, str]]) -> list[str]:
     """A table of names and values, with a remark after each."""
     lines = table([(name, value) for name, value, _ in rows])
     return [f"{line}  {note}".rstrip() for line, (_, _, note) in zip(lines, rows, strict=True)]
-
-
-def _cost(seconds: float, dollars: float) -> str:
-    return f"{duration(seconds)} (${dollars:,.0f})"

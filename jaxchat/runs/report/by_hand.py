@@ -1,16 +1,16 @@
-"""What `jaxchat eval core` and `eval chat` keep of a run's models, and what its report takes of it.
+"""What `jaxchat eval core` and `eval chat` saved of a run's models, and what its report uses of it.
 
-RUN/eval/core-STAGE/result-KEY.json   of `evals.core.kept`
-RUN/eval/chat-STAGE-TASK-KEY.json     of `eval_cli`
+RUN/eval/core-STAGE/result-KEY.json   of `evals.core.evaluate`
+RUN/eval/chat-STAGE-TASK-KEY.json     of `jaxchat eval chat`
 
 There is a file for each set of options; the report takes the largest of the present weights.
-Earlier versions left KEY away, and said less in a file.
+Earlier versions left KEY away, and had less in a file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from jaxchat.paths import read_json
 from jaxchat.runs.report.metrics import core_record
 
 CHAT_KEY_CHARACTERS = 12  # of a key, in a file's name
-_CORE = ("accuracy", "centered", "interval", "total")  # what the report reads of a task
+
+Saved = Mapping[str, Any]
 
 
 def chat_file(run: Path, stage: str, task: str, key: str) -> Path:
-    """Where `jaxchat eval chat` keeps what a model did at a task; `key` is of all options."""
+    """Where `jaxchat eval chat` saves a model's result at a task; `key` is of all options."""
     return run / "eval" / f"chat-{stage}-{task}-{key[:CHAT_KEY_CHARACTERS]}.json"
 
 
@@ -46,19 +47,20 @@ def add_kept(
 
 
 def cores(root: Path, stage: str, weights: str) -> list[dict[str, Any]]:
-    """The results on CORE that are kept of a model, at the length it was trained on."""
-    found = _objects(core_results(core_folder(root, stage)), "jaxchat eval core", _is_core)
-    return [one for one in found if one["weights"] == weights and one.get("context") is None]
+    """The saved results on CORE of a model, at the length it was trained on."""
+    paths = core_results(core_folder(root, stage))
+    found = _results(paths, weights, "jaxchat eval core", _is_core)
+    return [one for one in found if one.get("context") is None]
 
 
 def _add_core(root: Path, name: str, weights: str, record: dict[str, Any]) -> None:
     """Puts in CORE where the evaluation did not measure it, or on fewer examples."""
     own = record.get("core", {})
-    for told in cores(root, name, weights):
+    for saved in cores(root, name, weights):
         # what was found on another bundle does not compare, but for the whole of CORE with a part
-        same = told.get("bundle", own.get("bundle")) == own.get("bundle", told.get("bundle"))
-        whole = told.get("complete", False) and own.get("name") != "CORE"
-        found = core_record(told)
+        same = saved.get("bundle", own.get("bundle")) == own.get("bundle", saved.get("bundle"))
+        whole = saved.get("complete", False) and own.get("name") != "CORE"
+        found = core_record(saved)
         if (same or whole) and _examples(found) > _examples(record.get("core", {})):
             record["core"] = found
 
@@ -72,51 +74,51 @@ def _add_chat(
 ) -> None:
     """Puts in what was found on more problems, greedily and at no fewer tokens."""
     paths = sorted((root / "eval").glob(f"chat-{name}-*.json"))
-    for told in _objects(paths, "jaxchat eval chat", _is_chat):
+    for saved in _results(paths, weights, "jaxchat eval chat", _is_chat):
         # None: it is answered by a letter, or an earlier version decided it for itself
-        tokens = told.get("max_tokens")
-        whole = (math.inf if tokens is None else tokens) >= max_new_tokens
-        if told["weights"] == weights and told["greedy"] and whole:
-            record |= with_more(record, told["task"], told["result"])
+        tokens = saved.get("max_tokens")
+        if saved["greedy"] and (math.inf if tokens is None else tokens) >= max_new_tokens:
+            record |= with_more(record, saved["task"], saved["result"])
 
 
-def _is_core(told: Mapping[str, Any]) -> bool:
+def _is_core(saved: Saved) -> bool:
+    tasks = saved["tasks"].values()
     return (
-        isinstance(told["weights"], str)
-        and isinstance(told["core"], int | float)
-        and isinstance(told["name"], str)
-        and all(len(task["interval"]) == 2 and set(_CORE) <= task.keys() for task in _of(told))
+        isinstance(saved["core"], int | float)
+        and isinstance(saved["name"], str)
+        and all(
+            len(task["interval"]) == 2 and {"accuracy", "centered", "total"} <= task.keys()
+            for task in tasks
+        )
     )
 
 
-def _of(told: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    tasks: Mapping[str, Mapping[str, Any]] = told["tasks"]
-    return tasks.values()
-
-
-def _is_chat(told: Mapping[str, Any]) -> bool:
-    result = told["result"]
+def _is_chat(saved: Saved) -> bool:
+    result = saved["result"]
     return (
-        isinstance(told["weights"], str)
-        and isinstance(told["task"], str)
-        and isinstance(told["greedy"], bool)
-        and isinstance(told.get("max_tokens"), int | None)
+        isinstance(saved["task"], str)
+        and isinstance(saved["greedy"], bool)
+        and isinstance(saved.get("max_tokens"), int | None)
         and isinstance(result["total"], int)
         and isinstance(result["accuracy"], int | float)
         and len(result["interval"]) == 2
     )
 
 
-def _objects(paths: Iterable[Path], command: str, is_one: Any) -> Iterator[dict[str, Any]]:
-    """The results in files; a line for one that is none, which the report goes without.
+def _results(
+    paths: Iterable[Path], weights: str, command: str, is_one: Callable[[Saved], bool]
+) -> Iterator[dict[str, Any]]:
+    """The results in files of these weights; a line for a file that holds none.
 
-    Those of before results said whose they are, are of unknown weights and left out.
+    Files from before results named their weights are of unknown ones and left out.
     """
     for path in paths:
         try:
-            told = read_json(path)
-            old = "weights" not in told and ("result" in told or "core" in told)
-            usable = isinstance(told, dict) and (old or is_one(told))
+            saved = read_json(path)
+            old = "weights" not in saved and ("result" in saved or "core" in saved)
+            usable = isinstance(saved, dict) and (
+                old or (isinstance(saved["weights"], str) and is_one(saved))
+            )
         except (ArtifactError, KeyError, TypeError, AttributeError, ValueError):
             usable = False
         if not usable:
@@ -125,5 +127,5 @@ def _objects(paths: Iterable[Path], command: str, is_one: Any) -> Iterator[dict[
                 "evaluate again.",
                 flush=True,
             )
-        elif "weights" in told:
-            yield told
+        elif saved.get("weights") == weights:
+            yield saved

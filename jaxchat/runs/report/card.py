@@ -8,16 +8,11 @@ from typing import Any
 
 from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.data.registry import SOURCES
-from jaxchat.runs.report import metrics
-from jaxchat.runs.report.text import clean
+from jaxchat.runs.report.document import clean
+from jaxchat.runs.stages import BY_NAME
+from jaxchat.runs.tables import metric
 
 HUGGINGFACE = "hf"
-_STAGES = {
-    "base": "pretrained on text; it continues texts and does not chat",
-    "mid": "pretrained, and midtrained on conversations",
-    "sft": "pretrained, midtrained and fine-tuned on conversations",
-    "rl": "pretrained, fine-tuned on conversations, and trained by reinforcement learning",
-}
 _CONTENT = {"role": "user", "content": "Who are you?"}
 _USE = {
     HUGGINGFACE: f"""\
@@ -83,15 +78,15 @@ def _head(kind: str, licence: str) -> str:
 
 def _what(report: Mapping[str, Any], config: RunConfig, stage: str) -> str:
     model, imported = config.model, config.imported
-    told = f"Trained with jaxchat, stage {stage}: {_STAGES[stage]}."
+    origin = f"Trained with jaxchat, stage {stage}: {BY_NAME[stage].trained}."
     if imported.brings(stage):
-        told = f"It was not trained here, but imported into jaxchat as the stage {stage}."
+        origin = f"It was not trained here, but imported into jaxchat as the stage {stage}."
     elif imported.stage:
-        told += f" Training began with an imported model in place of the stage {imported.stage}."
+        origin += f" Training began with an imported model in place of the stage {imported.stage}."
     return (
         f"A language model of {report['parameters']['total']:,} parameters in nanochat's "
         f"architecture ({config.preset}): {model.n_layer} layers, width {model.n_embd:,}, "
-        f"vocabulary {model.vocab_size:,}, context {model.sequence_len:,}. {told}\n"
+        f"vocabulary {model.vocab_size:,}, context {model.sequence_len:,}. {origin}\n"
     )
 
 
@@ -127,17 +122,15 @@ def _figures(report: Mapping[str, Any], stage: str) -> str:
     if not rows:
         return "## Evaluation\n\nThe run has not evaluated this model.\n"
     lines = ["## Evaluation\n", "| | |", "|---|---|"]
-    lines += [
-        f"| {row['name']} | {metrics.told(row['values'][stage], row['unit'])} |" for row in rows
-    ]
+    lines += [f"| {row['name']} | {metric(row['values'][stage], row['unit'])} |" for row in rows]
     return "\n".join([*lines, "", "On held-out problems; brackets hold 95% intervals.\n"])
 
 
 def _limits(licence: str) -> str:
     terms = (
-        f"Licence of the weights, as whoever exported them says: {licence}."
+        f"Licence of the weights, as given at the export: {licence}."
         if licence
-        else "Whoever publishes the weights decides their licence; the data has its own terms."
+        else "The publisher of the weights decides their licence; the data has its own terms."
     )
     return (
         "## Terms and limits\n\n"

@@ -1,4 +1,4 @@
-"""Two runs side by side: metrics, settings that differ, curves over each other (layer 4)."""
+"""Two runs side by side: metrics, settings that differ, curves over each other."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxchat.config.schema import MODELS
 from jaxchat.progress import duration
-from jaxchat.runs.report import drawings, markdown, text
+from jaxchat.runs.report import content, drawings
+from jaxchat.runs.report.document import (
+    NOTHING,
+    Block,
+    Rows,
+    Section,
+    heading,
+    legend,
+    note,
+    plots,
+    table,
+    to_markdown,
+    to_page,
+)
 from jaxchat.runs.report.drawings import Drawn
-from jaxchat.runs.report.elements import document, legend, paragraph, plots, section, table, words
-from jaxchat.runs.report.gather import TITLES
-from jaxchat.runs.report.metrics import MODELS, told
 from jaxchat.runs.report.reproduce import flat
+from jaxchat.runs.stages import BY_NAME
+from jaxchat.runs.tables import dollars, metric, plain
 
 Report = Mapping[str, Any]
+SAME = "The settings of both runs are the same."
 NOTE = (
     "A difference is beyond chance where its 95% interval, made of those of both values "
     "(Newcombe, 1998), leaves out 0. Both runs answer the same problems where seed and data are "
@@ -32,7 +46,7 @@ def compare(a: Report, b: Report) -> dict[str, Any]:
     """
     return {
         "names": names_of(a, b),
-        "metrics": [row for row in map(_with(b["metrics"]), a["metrics"]) if row["models"]],
+        "metrics": _metrics(a, b),
         "settings": _different(flat(a["config"]), flat(b["config"])),
         "environment": _different(_environment(a), _environment(b)),
         "figures": _figures(a, b),
@@ -40,24 +54,20 @@ def compare(a: Report, b: Report) -> dict[str, Any]:
 
 
 def names_of(a: Report, b: Report) -> tuple[str, str]:
-    """The names of the runs, told apart where they are the same."""
+    """The names of the runs, numbered where they are the same."""
     names = a["run"]["name"], b["run"]["name"]
     return names if names[0] != names[1] else (f"{names[0]} (first)", f"{names[1]} (second)")
 
 
-def _with(others: Sequence[Mapping[str, Any]]) -> Any:
-    by_name = {row["name"]: row for row in others}
-
-    def joined(row: Mapping[str, Any]) -> dict[str, Any]:
-        values = by_name.get(row["name"], {}).get("values", {})
-        models = {
-            model: difference(value, values[model])
-            for model, value in row["values"].items()
-            if model in values
-        }
-        return {"name": row["name"], "unit": row["unit"], "models": models}
-
-    return joined
+def _metrics(a: Report, b: Report) -> list[dict[str, Any]]:
+    others = {row["name"]: row["values"] for row in b["metrics"]}
+    rows = []
+    for row in a["metrics"]:
+        both = {m: (v, others.get(row["name"], {}).get(m)) for m, v in row["values"].items()}
+        models = {model: difference(*pair) for model, pair in both.items() if pair[1] is not None}
+        if models:
+            rows.append({"name": row["name"], "unit": row["unit"], "models": models})
+    return rows
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,117 +91,85 @@ def _different(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def _environment(report: Report) -> dict[str, str]:
-    return {name: value for name, value in text.environment_rows(report) if name != "price"}
+    return {name: value for name, value in content.environment_rows(report) if name != "price"}
 
 
 def _figures(a: Report, b: Report) -> list[list[str]]:
     """Size, time and cost of both."""
+    rows = [["parameters", *(f"{r['parameters']['total']:,}" for r in (a, b))]]
+    for name, stage in BY_NAME.items():
+        made = [r["stages"].get(name) for r in (a, b)]
+        if any(made):
+            rows.append([stage.heading, *(duration(m["seconds"]) if m else "-" for m in made)])
     return [
-        ["parameters", *(f"{r['parameters']['total']:,}" for r in (a, b))],
-        *(
-            [TITLES[name], *(_time(r["stages"].get(name)) for r in (a, b))]
-            for name in TITLES
-            if name in a["stages"] or name in b["stages"]
-        ),
+        *rows,
         ["time in all", *(duration(r["seconds"]) for r in (a, b))],
-        ["cost", *(text.dollars(r["dollars"]) for r in (a, b))],
+        ["cost", *(dollars(r["dollars"]) for r in (a, b))],
     ]
 
 
-def _time(stage: Mapping[str, Any] | None) -> str:
-    return duration(stage["seconds"]) if stage else "-"
-
-
-def metric_rows(compared: Mapping[str, Any]) -> text.Rows:
+def metric_rows(compared: Mapping[str, Any]) -> Rows:
     """The table of metrics of both runs."""
-    first, second = compared["names"]
-    rows: text.Rows = [("metric", "model", first, second, "difference", "beyond chance")]
+    rows: Rows = [("metric", "model", *compared["names"], "difference", "beyond chance")]
     for row in compared["metrics"]:
+        unit = row["unit"]
         for model, pair in row["models"].items():
-            unit = row["unit"]
-            shown = told({"value": pair["difference"], **_interval(pair)}, unit)
+            interval = {"interval": pair["interval"]} if "interval" in pair else {}
+            change = metric({"value": pair["difference"], **interval}, unit)
             sign = "+" if pair["difference"] > 0 else ""
             verdict = {True: "yes", False: "no", None: "not known"}[pair.get("beyond")]
-            rows.append(
-                (row["name"], model, told(pair["a"], unit), told(pair["b"], unit),
-                 (sign + shown).replace("%", " points"), verdict)
-            )  # fmt: skip
+            values = metric(pair["a"], unit), metric(pair["b"], unit)
+            points = (sign + change).replace("%", " points")
+            rows.append((row["name"], model, *values, points, verdict))
     return rows
 
 
-def _interval(pair: Mapping[str, Any]) -> dict[str, Any]:
-    return {"interval": pair["interval"]} if "interval" in pair else {}
-
-
-def setting_rows(compared: Mapping[str, Any], part: str) -> text.Rows:
+def setting_rows(compared: Mapping[str, Any], part: str) -> Rows:
     """Settings, or what of the environment, that differ."""
-    rows: text.Rows = [("setting" if part == "settings" else "", *compared["names"])]
+    rows: Rows = [("setting" if part == "settings" else "", *compared["names"])]
     rows += [(name, _exact(a), _exact(b)) for name, a, b in compared[part]]
     return rows if len(rows) > 1 else []
 
 
 def _exact(value: Any) -> str:
-    """A setting with all its digits: two that differ are told differently."""
-    return repr(value) if isinstance(value, float) else text.shown(value)
+    """A setting with all its digits, so that two that differ look different."""
+    return repr(value) if isinstance(value, float) else plain(value)
 
 
-def figure_rows(compared: Mapping[str, Any]) -> text.Rows:
-    """Size, time and cost."""
-    return [("", *compared["names"]), *(tuple(row) for row in compared["figures"])]
+def _sections(compared: Mapping[str, Any], curves: Sequence[Block]) -> list[Section]:
+    def shown(title: str, rows: Rows) -> list[Block]:
+        return [table(title, rows)] if len(rows) > 1 else []
+
+    names = compared["names"]
+    metrics = shown("Metrics", metric_rows(compared))
+    marks = plots([drawings.versus_figure("marks", compared["metrics"], names)], "plots wide")
+    metrics += [note(NOTE), _keyed(names, marks.html)] if metrics else []
+    settings = shown("Settings that differ", setting_rows(compared, "settings"))
+    environment = shown("Environment that differs", setting_rows(compared, "environment"))
+    figures: Rows = [("", *names), *(tuple(row) for row in compared["figures"])]
+    return [
+        Section("Metrics", metrics),
+        Section("Training", curves),
+        Section("Time and cost", shown("Time and cost", figures)),
+        Section("Settings that differ", settings or [note(SAME)]),
+        Section("Environment that differs", environment),
+    ]
 
 
 def render_markdown(compared: Mapping[str, Any]) -> str:
     """The comparison as Markdown."""
     first, second = compared["names"]
-    parts = [f"# `{first}` and `{second}`"]
-    for title, rows in _tables(compared):
-        parts += [f"## {title}", markdown.grid(rows)]
-        parts += [NOTE] if title == "Metrics" else []
-    if not compared["settings"]:
-        parts.append("The settings are the same.")
-    return "\n\n".join(parts) + "\n"
-
-
-def _tables(compared: Mapping[str, Any]) -> list[tuple[str, text.Rows]]:
-    tables = [
-        ("Metrics", metric_rows(compared)),
-        ("Time and cost", figure_rows(compared)),
-        ("Settings that differ", setting_rows(compared, "settings")),
-        ("Environment that differs", setting_rows(compared, "environment")),
-    ]
-    return [(title, rows) for title, rows in tables if len(rows) > 1]
+    return to_markdown(f"`{first}` and `{second}`", [], _sections(compared, []))
 
 
 def render_page(a: Report, b: Report) -> str:
     """The comparison as a page, the curves of both runs over each other."""
     compared = compare(a, b)
-    names = compared["names"]
-    tables = dict(_tables(compared))
-    key = legend([(names[0], "a"), (names[1], "b")])
+    first, second = names = compared["names"]
     lead = [
-        paragraph(f"{name}: {text.headline(report)}", "lead")
+        note(f"{name}: {content.headline(report)}", style="lead")
         for name, report in zip(names, (a, b), strict=True)
     ]
-    same = paragraph("The settings of both runs are the same.")
-    marks = plots([drawings.versus_figure("marks", compared["metrics"], names)], "plots wide")
-    sections = [
-        section("Metrics", _table("Metrics", tables), paragraph(NOTE), marks and key + marks)
-        if "Metrics" in tables
-        else "",
-        _curves(a, b, names, key),
-        section("Time and cost", _table("Time and cost", tables)),
-        section("Settings that differ", _table("Settings that differ", tables) or same),
-        section("Environment that differs", _table("Environment that differs", tables)),
-    ]
-    title = f"{names[0]} and {names[1]}"
-    return document(title, "jaxchat · two runs compared", [*lead, key], sections)
-
-
-def _table(title: str, tables: Mapping[str, text.Rows]) -> str:
-    return table(title, tables[title]) if title in tables else ""
-
-
-def _curves(a: Report, b: Report, names: Sequence[str], key: str) -> str:
     parts = []
     for stage in MODELS:
         drawn = [
@@ -199,6 +177,15 @@ def _curves(a: Report, b: Report, names: Sequence[str], key: str) -> str:
             for name, style, report in zip(names, ("a", "b"), (a, b), strict=True)
             if stage in report["curves"]
         ]
-        if drawn and (figures := plots(drawings.stage_figures(stage, TITLES[stage], drawn))):
-            parts += [f"<h3>{words(TITLES[stage])}</h3>", figures]
-    return section("Training", key if parts else "", *parts)
+        title = BY_NAME[stage].heading
+        figures = plots(drawings.stage_figures(stage, title, drawn)).html if drawn else ""
+        parts += [heading(title).html, figures] if figures else []
+    sections = _sections(compared, [_keyed(names, "".join(parts))])
+    eyebrow = "jaxchat · two runs compared"
+    return to_page(f"{first} and {second}", eyebrow, [*lead, _keyed(names, " ")], sections)
+
+
+def _keyed(names: Sequence[str], drawn: str) -> Block:
+    """Plots under the legend of both runs; on a page alone."""
+    key = legend([(names[0], "a"), (names[1], "b")])
+    return Block("", key + drawn.strip()) if drawn else NOTHING

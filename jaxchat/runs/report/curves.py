@@ -1,4 +1,4 @@
-"""What `metrics.jsonl` and the schedules say of a training stage, as curves to draw (layer 4)."""
+"""What `metrics.jsonl` and the schedules say of a training stage, as curves to draw."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config.schema import RLConfig, RunConfig, TrainConfig
+from jaxchat.config.schema import MODELS, RLConfig, RunConfig, TrainConfig
 from jaxchat.train.metrics import read_metrics
 
 POINTS = 300  # a curve has no more
 RATE_POINTS = 60
-STAGES = ("base", "mid", "sft", "rl")
 MEANS = ("loss", "reward", "entropy", "length", "no_signal", "grad_norm")
 
 Curve = dict[str, Any]
 
 
-def read_curves(root: Path, config: RunConfig, stages: Sequence[str] = STAGES) -> dict[str, Curve]:
+def read_curves(root: Path, config: RunConfig, stages: Sequence[str] = MODELS) -> dict[str, Curve]:
     """The curves of every stage of the run in `root` that has logged a step.
 
     A curve has columns of equal length: `step` (steps done), those of MEANS that were logged, and
@@ -101,8 +100,17 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+def moving_mean(values: Sequence[float | None], width: int) -> list[float | None]:
+    """Of each value and the `width` - 1 before it, as far as there are such."""
+    means: list[float | None] = []
+    for end in range(1, len(values) + 1):
+        there = [v for v in values[max(0, end - width) : end] if v is not None]
+        means.append(sum(there) / len(there) if there else None)
+    return means
+
+
 def learning_rates(config: RunConfig, stage: str, steps: int) -> dict[str, Any]:
-    """The rates of a stage of so many steps.
+    """The learning rates of a stage of `steps` steps.
 
     `peaks` has each group's highest, by name; they all follow one schedule: `share` of the peak at
     `step` (steps done before).

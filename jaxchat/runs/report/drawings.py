@@ -1,17 +1,18 @@
-"""The plots of reports: one run's, or those of two over each other (layer 4)."""
+"""The plots of reports: one run's, or those of two over each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxchat.config.schema import MODELS
 from jaxchat.progress import duration
-from jaxchat.runs.report import elements, plots
-from jaxchat.runs.report.curves import Curve
-from jaxchat.runs.report.gather import TITLES
-from jaxchat.runs.report.metrics import MODELS, chance, told
+from jaxchat.runs.report import document, plots
+from jaxchat.runs.report.curves import Curve, moving_mean
+from jaxchat.runs.report.metrics import chance
 from jaxchat.runs.report.plots import Bar, Mark, Series
-from jaxchat.runs.report.text import dollars
+from jaxchat.runs.stages import BY_NAME
+from jaxchat.runs.tables import dollars, metric, percent
 
 BRIEF = {"sft": "Fine-tuning", "rl": "RL"}
 # of reinforcement learning: where one of these falls or rises to an end, it has collapsed
@@ -34,28 +35,20 @@ class Drawn(NamedTuple):
 def stage_figures(key: str, title: str, curves: Sequence[Drawn]) -> list[str]:
     """All plots of one training stage; `key` is unique in the page."""
     if any("reward" in drawn.curve for drawn in curves):
-        return [
-            _over(key, title, "Reward", "reward", curves, "steps", zero=True),
-            _over(key, title, "Reward", "reward", curves, "time", zero=True),
-            *(
-                _over(key, title, f"Held-out {name}", name, curves, "steps", zero=True)
-                for name in _passes(curves)
-            ),
-            *(
-                _over(key, title, caption, name, curves, "steps", zero=True)
-                for name, caption in COLLAPSE.items()
-            ),
-            _rates(key, title, curves),
+        wanted = [("Reward", "reward", "steps"), ("Reward", "reward", "time")]
+        wanted += [(f"Held-out {name}", name, "steps") for name in _passes(curves)]
+        wanted += [(caption, name, "steps") for name, caption in COLLAPSE.items()]
+        figures = [_over(key, title, *each, curves, zero=True) for each in wanted]
+    else:
+        figures = [
+            _over(key, title, "Loss", "loss", "tokens", curves, steep=True),
+            _over(key, title, "Loss", "loss", "time", curves, steep=True),
+            _over(key, title, "Bits per byte", "bits_per_byte", "tokens", curves),
+            _over(key, title, "Bits per byte", "bits_per_byte", "time", curves),
+            _over(key, title, "CORE meanwhile", "core", "tokens", curves),
+            _over(key, title, "Tokens a second", "tokens_per_second", "tokens", curves, zero=True),
         ]
-    return [
-        _over(key, title, "Loss", "loss", curves, "tokens", steep=True),
-        _over(key, title, "Loss", "loss", curves, "time", steep=True),
-        _over(key, title, "Bits per byte", "bits_per_byte", curves, "tokens"),
-        _over(key, title, "Bits per byte", "bits_per_byte", curves, "time"),
-        _over(key, title, "CORE meanwhile", "core", curves, "tokens"),
-        _over(key, title, "Tokens a second", "tokens_per_second", curves, "tokens", zero=True),
-        _rates(key, title, curves),
-    ]
+    return [*figures, _rates(key, title, curves)]
 
 
 def _passes(curves: Sequence[Drawn]) -> list[str]:
@@ -70,8 +63,8 @@ def _over(
     title: str,
     caption: str,
     name: str,
-    curves: Sequence[Drawn],
     over: str,
+    curves: Sequence[Drawn],
     *,
     steep: bool = False,
     zero: bool = False,
@@ -84,22 +77,17 @@ def _over(
     unit, label = 1.0, over
     if over == "time" and found:
         unit, label = _time_unit(max(max(xs) for _, _, xs in found))
+    dots, alone = part in ("evaluated", "passed", "probed"), len(found) == 1
     series = [
         line
         for drawn, column, xs in found
-        for line in _lines(
-            drawn,
-            [x / unit for x in xs],
-            column[name],
-            dots=part in ("evaluated", "passed", "probed"),
-            alone=len(found) == 1,
-        )
+        for line in _lines(drawn, [x / unit for x in xs], column[name], dots=dots, alone=alone)
     ]
     drawing = plots.line_plot(
-        f"{key}-{elements.slug(caption)}-{over}", f"{title}: {caption.lower()} over {over}", series,
+        f"{key}-{document.slug(caption)}-{over}", f"{title}: {caption.lower()} over {over}", series,
         label, from_zero=zero, steep=steep,
     )  # fmt: skip
-    return elements.figure(caption, drawing, f"over {over}")
+    return document.figure(caption, drawing, f"over {over}")
 
 
 def _xs(curve: Curve, column: Mapping[str, Any], over: str) -> list[float]:
@@ -130,15 +118,6 @@ def _lines(
     return [Series(name, xs, ys, style, "faint"), mean] if alone else [mean]
 
 
-def moving_mean(values: Sequence[float | None], width: int) -> list[float | None]:
-    """Of each value and the `width` - 1 before it, as far as there are such."""
-    means: list[float | None] = []
-    for end in range(1, len(values) + 1):
-        there = [v for v in values[max(0, end - width) : end] if v is not None]
-        means.append(sum(there) / len(there) if there else None)
-    return means
-
-
 def _rates(key: str, title: str, curves: Sequence[Drawn]) -> str:
     """The schedule; its peaks stand beneath."""
     found = [drawn for drawn in curves if "rates" in drawn.curve]
@@ -147,7 +126,7 @@ def _rates(key: str, title: str, curves: Sequence[Drawn]) -> str:
     ]
     drawing = plots.line_plot(
         f"{key}-rates", f"{title}: learning rates as a share of their peaks, over steps", series,
-        "steps", show=_percent, from_zero=True,
+        "steps", show=percent, from_zero=True,
     )  # fmt: skip
     if not drawing:
         return ""
@@ -156,12 +135,8 @@ def _rates(key: str, title: str, curves: Sequence[Drawn]) -> str:
         rates = d.curve["rates"]["peaks"].items()
         peaks = ", ".join(f"{group} {rate:.3g}" for group, rate in rates)
         lines.append(f"{d.name + ': ' if len(found) > 1 else 'peaks: '}{peaks}")
-    note = elements.paragraph("; ".join(lines), "peaks")
-    return elements.figure("Learning rates", drawing + note, "share of the peak, over steps")
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.4g}%"
+    note = document.note("; ".join(lines), style="peaks").html
+    return document.figure("Learning rates", drawing + note, "share of the peak, over steps")
 
 
 def share_figure(key: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -171,10 +146,10 @@ def share_figure(key: str, rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
         if row["unit"] == "share"
     ]
-    drawing = plots.mark_plot(key, "Right answers by task and model", groups, show=_percent)
+    drawing = plots.mark_plot(key, "Right answers by task and model", groups, show=percent)
     styles = [m for m in MODELS if any(m in row["values"] for row in rows)]
-    note = elements.legend([(model, model) for model in styles])
-    return elements.figure("Right answers", drawing and note + drawing, "with 95% intervals")
+    note = document.legend([(model, model) for model in styles])
+    return document.figure("Right answers", drawing and note + drawing, "with 95% intervals")
 
 
 def versus_figure(key: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -188,32 +163,25 @@ def versus_figure(key: str, rows: Sequence[Mapping[str, Any]], names: Sequence[s
         if row["unit"] == "share"
         for model, pair in row["models"].items()
     ]
-    drawing = plots.mark_plot(key, "Right answers of both runs", groups, show=_percent)
-    return elements.figure("Right answers", drawing, "with 95% intervals")
+    drawing = plots.mark_plot(key, "Right answers of both runs", groups, show=percent)
+    return document.figure("Right answers", drawing, "with 95% intervals")
 
 
 def _mark(name: str, style: str, value: Mapping[str, Any]) -> Mark:
     low, high = value.get("interval", (value["value"], value["value"]))
-    return Mark(name, style, value["value"], low, high, told(value, "share"))
+    return Mark(name, style, value["value"], low, high, metric(value, "share"))
 
 
 def core_figure(key: str, model: str, tasks: Mapping[str, Mapping[str, Any]]) -> str:
     """CORE by task: accuracies with intervals, and ticks where guessing would be."""
     best_first = sorted(tasks.items(), key=lambda item: -item[1]["centered"])
-    groups = [
-        (
-            name,
-            [
-                _mark("", model, {"value": t["accuracy"], "interval": (t["low"], t["high"])}),
-            ],
-        )
-        for name, t in best_first
-    ]
+    values = {n: {"value": t["accuracy"], "interval": (t["low"], t["high"])} for n, t in best_first}
+    groups = [(name, [_mark("", model, value)]) for name, value in values.items()]
     drawing = plots.mark_plot(
         key, f"CORE by task of {model}", groups,
-        show=_percent, chance=[chance(task) for _, task in best_first],
+        show=percent, chance=[chance(task) for _, task in best_first],
     )  # fmt: skip
-    return elements.figure("Accuracy by task", drawing, "a tick is guessing; best centred first")
+    return document.figure("Accuracy by task", drawing, "a tick is guessing; best centred first")
 
 
 def time_figure(key: str, stages: Mapping[str, Mapping[str, Any]]) -> str:
@@ -222,5 +190,7 @@ def time_figure(key: str, stages: Mapping[str, Mapping[str, Any]]) -> str:
     for name, stage in stages.items():
         cost = f", {dollars(stage['dollars'])}" if stage["dollars"] else ""
         style, spent = name if name in MODELS else "other", stage["seconds"]
-        bars.append(Bar(BRIEF.get(name, TITLES[name]), style, spent, duration(spent) + cost))
-    return elements.figure("Time", plots.bar_plot(key, "Time by stage", bars), "by stage")
+        bars.append(
+            Bar(BRIEF.get(name, BY_NAME[name].heading), style, spent, duration(spent) + cost)
+        )
+    return document.figure("Time", plots.bar_plot(key, "Time by stage", bars), "by stage")

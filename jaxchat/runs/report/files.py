@@ -1,4 +1,4 @@
-"""The files of a report, written at the end of a run or of what there is of it (layer 4).
+"""The files of a report, written at the end of a run or of what there is of it.
 
 RUN/report.md     for people, in any editor
 RUN/report.html   for people, with plots; one file, nothing else is loaded
@@ -14,29 +14,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config.schema import RunConfig
+from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.saved import PARTS, Parts
 from jaxchat.paths import atomic_open, read_json
 from jaxchat.runs import provenance, run_dir, runner
-from jaxchat.runs.report import by_hand, markdown, page
-from jaxchat.runs.report.curves import STAGES, read_curves
-from jaxchat.runs.report.gather import FORMAT, NOT_RUN, TITLES, Done, make_report
-from jaxchat.runs.report.metrics import MODELS, metrics_cells
-from jaxchat.runs.stage_inputs import INPUTS
+from jaxchat.runs.report import by_hand, content
+from jaxchat.runs.report.curves import read_curves
+from jaxchat.runs.report.gather import FORMAT, NOT_RUN, REPORTED, Done, make_report
+from jaxchat.runs.report.metrics import metrics_cells
+from jaxchat.runs.stages import BY_NAME
 from jaxchat.runs.tables import table
+from jaxchat.tools.sandbox import levels
 
 FILES = ("report.md", "report.html", "report.json")
+
+
+def run_report(context: runner.Context) -> dict[str, Any]:
+    """The stage `report`: writes report.md, report.html and report.json."""
+    sandbox = levels.detect().name if "humaneval" in context.config.eval.tasks else ""
+    write_report(context.config, context.root, context.done, sandbox=sandbox)
+    return {"artifact": "report", "files": list(FILES)}
 
 
 def write_report(config: RunConfig, root: Path, done: Done, *, sandbox: str = "") -> list[Path]:
     """Writes the report into the run's folder `root`; returns the paths of FILES.
 
-    `done` maps each complete stage to its record (see `pipeline`); `sandbox` says what confined the
+    `done` maps each complete stage to its record (see `runner`); `sandbox` says what confined the
     code that models wrote. The same records on the same machine give the same files, byte for byte.
     """
     environment, git = provenance.describe(), provenance.git_state()
-    curves = read_curves(root, config, [name for name in STAGES if name in done])
+    curves = read_curves(root, config, [name for name in MODELS if name in done])
     done = _with_more(root, config, done)
     return _write(root, make_report(config, done, environment, git, curves=curves, sandbox=sandbox))
 
@@ -50,7 +58,7 @@ def write_run(root: Path) -> dict[str, Any]:
 
 def _write(root: Path, report: Mapping[str, Any]) -> list[Path]:
     paths = [root / name for name in FILES]
-    texts = (markdown.render(report), page.render(report), json.dumps(report, indent=1) + "\n")
+    texts = (content.markdown(report), content.page(report), json.dumps(report, indent=1) + "\n")
     for path, text in zip(paths, texts, strict=True):
         with atomic_open(path) as file:
             file.write(text)
@@ -65,7 +73,9 @@ def gather_run(root: Path) -> dict[str, Any]:
     Raises ArtifactError when there is no run.
     """
     config = run_dir.read_config(root)
-    context, states = _read_stages(root, config)
+    context = runner.Context(config, root)
+    there = [stage for stage in REPORTED if not config.leaves_out(stage.name)]
+    states = {n: _stale(why) for n, why in runner.read_current(there, context).items()}
     done, complete = context.done, "eval" in context.done
     if not complete and (models := _evaluated_so_far(context)):
         states["eval"] = f"under way: {', '.join(models)} evaluated"
@@ -73,8 +83,7 @@ def gather_run(root: Path) -> dict[str, Any]:
     done = _with_more(root, config, done)
     if "eval" in done and not complete:
         states.setdefault("eval", NOT_RUN)  # but jaxchat eval was
-    logged = [name for name in STAGES if name not in states]
-    curves = read_curves(root, config, logged)
+    curves = read_curves(root, config, [name for name in MODELS if name not in states])
     for name, curve in curves.items():
         if name not in done:
             total = getattr(config, name).steps
@@ -106,37 +115,26 @@ def _with_more(root: Path, config: RunConfig, done: Done) -> dict[str, dict[str,
     return known
 
 
-_STALE = {
-    runner.SETTINGS: "made with other settings, to be made again",
-    runner.CHANGED: "made from what was made again since, to be made again",
-}
-
-
-def _read_stages(root: Path, config: RunConfig) -> tuple[runner.Context, dict[str, str]]:
-    """The run with the stages that are complete with these settings; what is wrong with others."""
-    context = runner.Context(config, root)
-    there = [INPUTS[name] for name in TITLES if not config.leaves_out(name)]
-    stale = runner.read_current(there, context)
-    return context, {name: _told(why) for name, why in stale.items()}
-
-
-def _told(why: str) -> str:
-    if why in _STALE:
-        return _STALE[why]
-    return f"made from an earlier result of {TITLES[why].lower()}, to be made again"
+def _stale(why: str) -> str:
+    """Why a stage that has a record is not complete: what `runner.read_current` found."""
+    made = {
+        runner.SETTINGS: "with other settings",
+        runner.CHANGED: "from what was made again since",
+    }.get(why) or f"from an earlier result of {BY_NAME[why].title}"
+    return f"made {made}, to be made again"
 
 
 def _evaluated_so_far(context: runner.Context) -> dict[str, Any]:
     """What an evaluation that is not complete has of each model, with the settings of now."""
     folder = context.folder("eval")
-    if (folder / "done.json").exists():
+    if runner.done_file(context.root, "eval").exists():
         return {}  # complete, but with other settings
     if (folder / PARTS).exists():
-        settings = runner.settings_hash(INPUTS["eval"], context.config)
+        settings = runner.settings_hash(BY_NAME["eval"], context.config)
         return Parts(folder / PARTS, _weights(context.done)).records(settings)
     paths = {name: folder / f"{name}.json" for name in MODELS}  # of runs before there were parts
     found = {name: read_json(path) for name, path in paths.items() if path.exists()}
-    return {n: told for n, told in found.items() if n in context.done and isinstance(told, dict)}
+    return {n: one for n, one in found.items() if n in context.done and isinstance(one, dict)}
 
 
 def _weights(done: Done) -> dict[str, str]:
@@ -174,12 +172,17 @@ def summary(report: Mapping[str, Any]) -> str:
     return "\n".join(table(metrics_cells(report["metrics"])))
 
 
-def farewell(run: Path, options: str = "") -> str:
-    """What a run says at its end: the metrics, where the report is, how to talk to the model."""
+def final_summary(run: Path, options: str = "") -> str:
+    """What a run prints at its end: the metrics, where the report is, how to chat with the model.
+
+    `options` are those of the `jaxchat chat` command that it advises.
+    """
     command = Path(sys.executable).with_name("jaxchat")
     on_path = shutil.which("jaxchat") is not None
     chat = f"{'jaxchat' if on_path or not command.exists() else command} chat{options}"
     report = read_report(run)
+    best, *others = [name for name in reversed(MODELS[1:]) if name in report["stages"]] or [""]
+    other = f"; --stage {' or '.join(others)} talks to another" if others else ""
     return "\n".join(
         [
             "",
@@ -188,13 +191,6 @@ def farewell(run: Path, options: str = "") -> str:
             f"The report:   {run / 'report.html'} (and report.md)",
             f"Talk to it:   {chat}",
             f'One question: {chat} -p "Who are you?"',
-            *_which_model(report),
+            *([f"This is the model of {best}{other}."] if best else []),
         ]
     )
-
-
-def _which_model(report: Mapping[str, Any]) -> list[str]:
-    """Whom one talks to, and how to talk to another."""
-    best, *others = [name for name in reversed(MODELS[1:]) if name in report["stages"]] or [""]
-    other = f"; --stage {' or '.join(others)} talks to another" if others else ""
-    return [f"This is the model of {best}{other}."] if best else []

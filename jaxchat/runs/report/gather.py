@@ -1,4 +1,4 @@
-"""All that a report tells, as JSON, from the records of a run's stages (layer 4)."""
+"""Everything that a report has, as JSON, from the records of a run's stages."""
 
 from __future__ import annotations
 
@@ -8,35 +8,17 @@ from typing import Any
 
 from jaxchat.config.derive import count_params
 from jaxchat.config.loading import CONFIGS, to_json
-from jaxchat.config.schema import RunConfig
+from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.runs.report import reproduce
 from jaxchat.runs.report.curves import Curve, learning_rates
-from jaxchat.runs.report.metrics import MODELS, core_name, metrics, tool_use
+from jaxchat.runs.report.metrics import core_name, metrics, tool_use
+from jaxchat.runs.stages import STAGES
 
 FORMAT = "jaxchat-report-2"
-TITLES = {
-    "data": "Text",
-    "tokenizer": "Tokenizer",
-    "rows": "Tokenized rows",
-    "base": "Base model",
-    "mid": "Midtraining",
-    "sft": "Supervised fine-tuning",
-    "rl": "Reinforcement learning",
-    "eval": "Evaluation",
-}
-# The configuration that each stage's section shows; the rest is in report.json.
-SETTINGS = {
-    "data": ("data",),
-    "tokenizer": ("tokenizer",),
-    "rows": (),
-    "base": ("model", "optim", "base"),
-    "mid": ("mid", "mid_optim"),
-    "sft": ("sft", "sft_optim"),
-    "rl": ("rl", "rl_optim"),
-    "eval": ("eval",),
-}
+REPORTED = tuple(stage for stage in STAGES if stage.name != "report")
 NOT_RUN = "not run yet"
-_TOLD_ELSEWHERE = {"artifact", "parts", "models", "sources", "splits", "compression"}
+# of a stage's results: in other parts of the report, or for the runner alone
+_ELSEWHERE = {"artifact", "parts", "models", "sources", "splits", "compression"}
 
 Done = Mapping[str, Mapping[str, Any]]
 
@@ -53,30 +35,30 @@ def make_report(
 ) -> dict[str, Any]:
     """The report as JSON; a pure function but for the tiers' files, which `reproduce` reads.
 
-    `done` maps each complete stage to its record (see `pipeline`); that of eval may hold only some
+    `done` maps each complete stage to its record (see `runner`); that of eval may hold only some
     models. `curves` are those of `read_curves`. `sandbox` says what confined the models' code.
     `states` says of stages that are not complete how far they are (default: not run).
     """
     settings = json.loads(to_json(config))
     evaluated: Mapping[str, Any] = done.get("eval", {}).get("results", {}).get("models", {})
-    told = dict(states or {})
-    whole = {name: record for name, record in done.items() if name not in told}
+    states = states or {}
+    whole = {name: record for name, record in done.items() if name not in states}
     stages = _stages(config, settings, whole)
+    planned = [stage.name for stage in REPORTED if not config.leaves_out(stage.name)]
     data = done.get("data", {}).get("results", {})
+    cores = {name: e["core"] for name, e in evaluated.items() if e.get("core")}
     return {
         "format": FORMAT,
         "run": {key: settings[key] for key in ("name", "preset", "depth", "seed", "data_ratio")},
-        "missing": {
-            name: told.get(name, NOT_RUN) for name in _planned(config) if name not in whole
-        },
+        "missing": {name: states.get(name, NOT_RUN) for name in planned if name not in whole},
         "parameters": count_params(config.model),
         "environment": dict(environment),
         "git": dict(git),
         "command": reproduce.command(config, CONFIGS),
         "sandbox": sandbox,
         "metrics": metrics(evaluated),
-        "core": _core_tasks(evaluated),
-        "core_names": {m: core_name(e["core"]) for m, e in evaluated.items() if e.get("core")},
+        "core": {name: cores[name].get("tasks", {}) for name in MODELS if name in cores},
+        "core_names": {name: core_name(core) for name, core in cores.items()},
         "core_missing": _core_missing(config, evaluated),
         "seconds": sum(stage["seconds"] for stage in stages.values()),
         "dollars": sum(stage["dollars"] for stage in stages.values()),
@@ -84,40 +66,24 @@ def make_report(
         "compression": done.get("tokenizer", {}).get("results", {}).get("compression", []),
         "stages": stages,
         "curves": _with_rates(config, done, curves or {}),
-        "samples": {
-            name: evaluated[name].get("samples", []) for name in MODELS if name in evaluated
-        },
+        "samples": {m: evaluated[m].get("samples", []) for m in MODELS if m in evaluated},
         "tools": tool_use(evaluated),
         "config": settings,
     }
-
-
-def _planned(config: RunConfig) -> list[str]:
-    """The stages that the run has."""
-    return [name for name in TITLES if not config.leaves_out(name)]
 
 
 def _stages(config: RunConfig, settings: Mapping[str, Any], done: Done) -> dict[str, Any]:
     """Time, cost, settings and results of each stage; cost is that of the configured hardware."""
     price = config.hardware.dollars_per_hour / 3600
     return {
-        name: {
-            "seconds": done[name]["seconds"],
-            "dollars": done[name]["seconds"] * price,
-            "settings": {part: settings[part] for part in SETTINGS[name]},
-            "results": {k: v for k, v in done[name]["results"].items() if k not in _TOLD_ELSEWHERE},
+        stage.name: {
+            "seconds": record["seconds"],
+            "dollars": record["seconds"] * price,
+            "settings": {table: settings[table] for table in stage.tables},
+            "results": {k: v for k, v in record["results"].items() if k not in _ELSEWHERE},
         }
-        for name in TITLES
-        if name in done
-    }
-
-
-def _core_tasks(evaluated: Mapping[str, Any]) -> dict[str, Any]:
-    """CORE's tasks of each model that has them."""
-    return {
-        name: evaluated[name]["core"].get("tasks", {})
-        for name in MODELS
-        if evaluated.get(name, {}).get("core")
+        for stage in REPORTED
+        if (record := done.get(stage.name)) is not None
     }
 
 

@@ -1,4 +1,4 @@
-"""The table of metrics: what was measured of every model, with confidence intervals (layer 4)."""
+"""The table of metrics: what was measured of every model, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from jaxchat.runs.tables import count
+from jaxchat.config.schema import MODELS
+from jaxchat.runs.tables import count, metric
 
-MODELS = ("base", "mid", "sft", "rl")
 NOT_COMPARABLE = "not comparable"
-
-TRAINING_TEXT = "bits per byte, train"
-WITH_COUNTING = "ChatCORE + counting"
 
 # `value`, and where known `interval` (95%) and `total` (answers; of bits per byte: tokens)
 Value = dict[str, Any]
@@ -22,34 +19,33 @@ Evaluated = Mapping[str, Mapping[str, Any]]
 def metrics(evaluated: Evaluated) -> list[dict[str, Any]]:
     """Rows of the table: `name`, `unit`, and under `values` a value for each model that has it.
 
-    `unit` is "share" (of answers, told in percent), "score" (1 is perfect, 0 is chance) or "bits"
+    `unit` is "share" (of answers, shown in percent), "score" (1 is perfect, 0 is chance) or "bits"
     (per byte, the fewer the better).
     """
-    tasks = {model: e.get("tasks", {}) for model, e in evaluated.items()}
-    names = dict.fromkeys(name for found in tasks.values() for name in found)
-    cores = {model: e.get("core") for model, e in evaluated.items()}
-    rows = [
-        *(
-            _row(name, "score", cores, lambda core, name=name: _core(core, name))
-            for name in dict.fromkeys(core_name(core) for core in cores.values() if core)
-        ),
-        _row("bits per byte", "bits", evaluated, lambda e: _bits(e, "bits_per_byte")),
-        _row(TRAINING_TEXT, "bits", evaluated, lambda e: _bits(e, "bits_per_byte_train")),
-        *(
-            _row(name, "share", tasks, lambda found, name=name: _share(found.get(name)))
-            for name in names
-        ),
-        _row("ChatCORE", "score", evaluated, lambda e: _number(e.get("chatcore"))),
-        _row(WITH_COUNTING, "score", evaluated, lambda e: _number(e.get("chatcore_counting"))),
-        _row("mean reward", "share", evaluated, lambda e: _share(e.get("reward"))),
+    records = evaluated.values()
+    cores = dict.fromkeys(core_name(e["core"]) for e in records if e.get("core"))
+    tasks = dict.fromkeys(name for e in records for name in e.get("tasks", {}))
+    reads: list[tuple[str, str, Callable[[Mapping[str, Any]], Value | None]]] = [
+        *((name, "score", lambda e, name=name: _core(e.get("core"), name)) for name in cores),
+        ("bits per byte", "bits", lambda e: _bits(e, "bits_per_byte")),
+        ("bits per byte, train", "bits", lambda e: _bits(e, "bits_per_byte_train")),
+        *((t, "share", lambda e, t=t: _value(e.get("tasks", {}).get(t))) for t in tasks),
+        ("ChatCORE", "score", lambda e: _value(e.get("chatcore"))),
+        ("ChatCORE + counting", "score", lambda e: _value(e.get("chatcore_counting"))),
+        ("mean reward", "share", lambda e: _value(e.get("reward"))),
     ]
-    return [row for row in rows if row["values"]]
+    rows = []
+    for name, unit, read in reads:
+        found = {model: read(evaluated[model]) for model in MODELS if model in evaluated}
+        if values := {model: value for model, value in found.items() if value is not None}:
+            rows.append({"name": name, "unit": unit, "values": values})
+    return rows
 
 
-def core_record(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What `evals.core` tells of CORE (`CoreResult.to_json`), as the report keeps it."""
+def core_record(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """CORE (`evals.core.CoreResult.to_json`) as the report has it."""
     tasks = {}
-    for name, task in told["tasks"].items():
+    for name, task in measured["tasks"].items():
         low, high = task["interval"]
         tasks[name] = {
             "accuracy": task["accuracy"],
@@ -58,7 +54,7 @@ def core_record(told: Mapping[str, Any]) -> dict[str, Any]:
             "high": high,
             "problems": task["total"],
         }
-    return {"core": told["core"], "name": told["name"], "tasks": tasks}
+    return {"core": measured["core"], "name": measured["name"], "tasks": tasks}
 
 
 def core_name(core: Mapping[str, Any]) -> str:
@@ -69,33 +65,22 @@ def core_name(core: Mapping[str, Any]) -> str:
     return f"{name.replace('CORE over', 'CORE of')}, {NOT_COMPARABLE}"  # of an older run
 
 
-def _row(name: str, unit: str, evaluated: Mapping[str, Any], read: Any) -> dict[str, Any]:
-    found = {model: read(evaluated[model]) for model in MODELS if model in evaluated}
-    values = {model: value for model, value in found.items() if value is not None}
-    return {"name": name, "unit": unit, "values": values}
-
-
-def _share(score: Mapping[str, Any] | None) -> Value | None:
-    if score is None:
-        return None
-    kept = {key: score[key] for key in ("interval", "total") if key in score}
-    return {"value": score["accuracy"], **kept}
-
-
-def _number(value: Any) -> Value | None:
-    if isinstance(value, Mapping):
-        return {key: value[key] for key in ("value", "interval", "total") if key in value}
-    return None if value is None else {"value": value}
+def _value(found: Any) -> Value | None:
+    """A number, or a score with its interval and its total where it has them."""
+    if not isinstance(found, Mapping):
+        return None if found is None else {"value": found}
+    value = found["accuracy"] if "accuracy" in found else found["value"]
+    return {"value": value, **{key: found[key] for key in ("interval", "total") if key in found}}
 
 
 def _bits(record: Mapping[str, Any], name: str) -> Value | None:
-    found, tokens = _number(record.get(name)), record.get(f"{name}_tokens")
+    found, tokens = _value(record.get(name)), record.get(f"{name}_tokens")
     return found if found is None or tokens is None else {**found, "total": tokens}
 
 
 def _core(core: Mapping[str, Any] | None, name: str) -> Value | None:
     """CORE of that name, with the interval that those of its tasks' accuracies make."""
-    if core is None or core_name(core) != name:
+    if not core or core_name(core) != name:
         return None
     value: Value = {"value": core["core"]}
     if tasks := list(core.get("tasks", {}).values()):
@@ -130,44 +115,23 @@ def chance(task: Mapping[str, Any]) -> float:
 def metrics_cells(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """The table of metrics as text, its head first: shared by the reports and the terminal.
 
-    The last column says of how many answers, or tokens of text, the values are.
+    The last column says of how many answers, or tokens of text, the values are: `1,319` answers,
+    `400 or 1,319` where the models differ, `10.5M tokens`.
     """
     cells: list[tuple[str, ...]] = [("", *MODELS, "of")]
-    cells += [
-        (row["name"], *(told(row["values"].get(model), row["unit"]) for model in MODELS), _of(row))
-        for row in rows
-    ]
+    for row in rows:
+        values, unit = row["values"], row["unit"]
+        totals = sorted({value["total"] for value in values.values() if "total" in value})
+        of = [f"{count(n)} tokens" if unit == "bits" else f"{n:,}" for n in totals]
+        shown = (metric(values.get(model), unit) for model in MODELS)
+        cells.append((row["name"], *shown, " or ".join(of) or "-"))
     return cells
-
-
-def _of(row: Mapping[str, Any]) -> str:
-    """`1,319` answers, `400 or 1,319` where the models differ, `10.5M tokens`."""
-    totals = sorted({value["total"] for value in row["values"].values() if "total" in value})
-    if row["unit"] == "bits":
-        return " or ".join(f"{count(total)} tokens" for total in totals) or "-"
-    return " or ".join(f"{total:,}" for total in totals) or "-"
-
-
-def told(value: Mapping[str, Any] | None, unit: str) -> str:
-    """A value with its interval: `85.5% [80.5, 89.5]`, `0.2219 [0.2101, 0.2337]` or `1.750`."""
-    if value is None:
-        return "-"
-    show: Callable[[float], str] = {
-        "share": lambda v: f"{100 * v:.1f}",
-        "score": lambda v: f"{v:.4f}",
-        "bits": lambda v: f"{v:.3f}",
-    }[unit]
-    text = show(value["value"]) + ("%" if unit == "share" else "")
-    if "interval" not in value:
-        return text
-    low, high = value["interval"]
-    return f"{text} [{show(low)}, {show(high)}]"
 
 
 def tool_use(evaluated: Evaluated) -> dict[str, dict[str, Any]]:
     """How often each model called a tool, and what came of it.
 
-    Counted in `tools` of its record (`calls`, `failed`, `cut`) where the evaluation kept that, else
+    Counted in `tools` of its record (`calls`, `failed`, `cut`) where the evaluation has that, else
     in its samples. Failed: the tool answered with an error. Cut: no answer came, the reply was too
     long.
     """

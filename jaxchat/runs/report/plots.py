@@ -1,8 +1,8 @@
-"""Plots as inline SVG: lines over an axis, marks with intervals, bars (layer 4).
+"""Plots as inline SVG: lines over an axis, marks with intervals, bars.
 
 Colours and fonts come from the page's style sheet by class, so that one drawing serves light, dark
-and print. Every drawing has a title and a description for whoever does not see it, and is the same,
-byte for byte, for the same numbers. Coordinates are pixels of the drawing's own frame.
+and print. Every drawing has a title and a description for screen readers, and is the same, byte for
+byte, for the same numbers. Coordinates are pixels of the drawing's own frame.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from jaxchat.runs.report.elements import words
+from jaxchat.runs.report.document import pixels as _px
+from jaxchat.runs.report.document import tag, words
+from jaxchat.runs.tables import number, short
 
 WIDTH, HEIGHT = 360, 220  # of a plot of lines
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 38  # margins, which hold the axes' numbers
@@ -42,15 +44,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """A range of numbers over a range of pixels, and how they are told."""
+    """A range of numbers over a range of pixels."""
 
     label: str
     low: float
     high: float
     start: float
     end: float
-    show: Show
-    whole: bool = False  # only integers are told
+    show: Show  # how a number is written
+    whole: bool = False  # only integers are written
 
     def at(self, value: float) -> float:
         """The pixel of a value."""
@@ -72,17 +74,17 @@ class Mark:
     value: float
     low: float
     high: float
-    told: str
+    text: str
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A length with its name and how it is told."""
+    """A length with its name, and the text behind it."""
 
     name: str
     style: str
     value: float
-    told: str
+    text: str
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -94,14 +96,6 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
-
-
-def short(value: float) -> str:
-    """A number on an axis: `0.25`, `150`, `1.5k`, `20M`, `11B`."""
-    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= scale:
-            return f"{value / scale:.4g}{unit}"
-    return f"{value:.4g}"
 
 
 def line_plot(
@@ -128,13 +122,12 @@ def line_plot(
     x = replace(x, whole=all(float(p[0]).is_integer() for s in series for p in s.points))
     low, high = _range([p for s in series for p in s.points], x, from_zero, steep)
     y = Axis("", low, high, HEIGHT - BOTTOM, TOP, show)
-    width, height = WIDTH - LEFT - RIGHT + 4, HEIGHT - TOP - BOTTOM + 4
+    clip = tag("rect", x=LEFT, y=TOP - 4, width=x.end - x.start + 4, height=y.start - y.end + 4)
+    drawn = (_drawn(one, x, y) for one in series)
     parts = [
         _grid(x, y),
-        f'<clipPath id="{key}-clip"><rect x="{LEFT}" y="{TOP - 4}" width="{width}" '
-        f'height="{height}"/></clipPath><g clip-path="url(#{key}-clip)">',
-        *(_drawn(s, x, y) for s in series),
-        "</g>",
+        tag("clipPath", clip, id=f"{key}-clip"),
+        tag("g", *drawn, clip_path=f"url(#{key}-clip)"),
     ]
     return _svg(key, WIDTH, HEIGHT, title, _described(series, x, y), parts)
 
@@ -155,55 +148,45 @@ def _grid(x: Axis, y: Axis) -> str:
     """Axes: faint lines, numbers, and what x is."""
     lines, numbers = [], []
     for value in y.ticks():
-        at = _px(y.at(value))
-        lines.append(f'<path class="rule" d="M{LEFT} {at}H{WIDTH - RIGHT}"/>')
-        numbers.append(
-            f'<text x="{LEFT - 6}" y="{at}" dy=".33em" text-anchor="end">'
-            f"{words(y.show(value))}</text>"
-        )
+        at = y.at(value)
+        lines.append(tag("path", class_="rule", d=f"M{LEFT} {_px(at)}H{WIDTH - RIGHT}"))
+        numbers.append(_text(y.show(value), x=LEFT - 6, y=at, dy=".33em", text_anchor="end"))
     for value in x.ticks():
-        px, told = x.at(value), x.show(value)
-        half = LETTER * len(told) / 2
+        at, shown = x.at(value), x.show(value)
         # the last number stays within the drawing
-        anchor, to = ("end", WIDTH - 2.0) if px + half > WIDTH - 1 else ("middle", px)
-        lines.append(f'<path class="rule" d="M{_px(px)} {HEIGHT - BOTTOM}v4"/>')
-        numbers.append(
-            f'<text x="{_px(to)}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">'
-            f"{words(told)}</text>"
-        )
+        ends = at + LETTER * len(shown) / 2 > WIDTH - 1
+        anchor, to = ("end", WIDTH - 2.0) if ends else ("middle", at)
+        lines.append(tag("path", class_="rule", d=f"M{_px(at)} {HEIGHT - BOTTOM}v4"))
+        numbers.append(_text(shown, x=to, y=HEIGHT - BOTTOM + 16, text_anchor=anchor))
+    base = tag("path", class_="axis", d=f"M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}")
     middle = (LEFT + WIDTH - RIGHT) / 2
-    label = (
-        f'<text class="label" x="{_px(middle)}" y="{HEIGHT - 5}" text-anchor="middle">'
-        f"{words(x.label)}</text>"
-    )
-    base = f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>'
+    label = _text(x.label, class_="label", x=middle, y=HEIGHT - 5, text_anchor="middle")
     return "".join([*lines, base, *numbers, label])
 
 
 def _drawn(series: Series, x: Axis, y: Axis) -> str:
-    at = [(_px(x.at(px)), _px(y.at(py))) for px, py in series.points]
-    path = "M" + "L".join(f"{px} {py}" for px, py in at)
-    line = f'<path class="line {series.mark} {series.style}" d="{path}"/>'
+    at = [(x.at(px), y.at(py)) for px, py in series.points]
+    path = "M" + "L".join(f"{_px(px)} {_px(py)}" for px, py in at)
+    line = tag("path", class_=f"line {series.mark} {series.style}", d=path)
     if series.mark != "dots" and len(at) > 1:
         return line
-    dots = "".join(
-        f'<circle class="dot {series.style}" cx="{px}" cy="{py}" r="3"><title>'
-        f"{words(f'{series.name}: {y.show(vy)} at {x.show(vx)}')}</title></circle>"
-        for (px, py), (vx, vy) in zip(at, series.points, strict=True)
-    )
-    return line + dots
+    dots = []
+    for (px, py), (vx, vy) in zip(at, series.points, strict=True):
+        hint = tag("title", words(f"{series.name}: {y.show(vy)} at {x.show(vx)}"))
+        dots.append(tag("circle", hint, class_=f"dot {series.style}", cx=px, cy=py, r=3))
+    return line + "".join(dots)
 
 
 def _described(series: Iterable[Series], x: Axis, y: Axis) -> str:
-    told = []
+    sentences = []
     for one in series:
         (x0, y0), (x1, y1) = one.points[0], one.points[-1]
         ys = [py for _, py in one.points]
-        told.append(
-            f"{one.name}: from {_exact(y0)} at {x.show(x0)} to {_exact(y1)} at {x.show(x1)}, "
-            f"lowest {_exact(min(ys))}, highest {_exact(max(ys))}."
+        sentences.append(
+            f"{one.name}: from {number(y0)} at {x.show(x0)} to {number(y1)} at {x.show(x1)}, "
+            f"lowest {number(min(ys))}, highest {number(max(ys))}."
         )
-    return f"x: {x.label}. " + " ".join(told)
+    return f"x: {x.label}. " + " ".join(sentences)
 
 
 def mark_plot(
@@ -222,62 +205,61 @@ def mark_plot(
         return ""
     left = _names_width(name for name, _ in rows)
     x = Axis("", low, high, left, left + BODY - 22, show)
-    parts, y = [], 24.0
-    marks_from = y
+    top = y = 24.0
     body = []
-    for number, (name, marks) in enumerate(rows):
+    for index, (name, marks) in enumerate(rows):
         height = ROW * len(marks)
         body.append(_name(name, left, y + height / 2))
         if chance:
-            at = _px(x.at(chance[number]))
-            body.append(
-                f'<path class="chance" d="M{at} {_px(y + 1)}v{height - 2}"><title>guessing: '
-                f"{words(show(chance[number]))}</title></path>"
-            )
-        for place, mark in enumerate(marks):
-            body.append(_marked(mark, x, y + ROW * (place + 0.5)))
+            hint = tag("title", f"guessing: {words(show(chance[index]))}")
+            path = f"M{_px(x.at(chance[index]))} {_px(y + 1)}v{height - 2}"
+            body.append(tag("path", hint, class_="chance", d=path))
+        body += [_marked(mark, x, y + ROW * (place + 0.5)) for place, mark in enumerate(marks)]
         y += height + 9
+    scale = []
     for value in x.ticks(4):
-        at = _px(x.at(value))
-        parts.append(f'<path class="rule" d="M{at} {marks_from - 6}V{_px(y)}"/>')
-        parts.append(f'<text x="{at}" y="12" text-anchor="middle">{words(show(value))}</text>')
-    told = [
-        f"{name}: " + ", ".join(f"{m.name + ' ' if m.name else ''}{m.told}" for m in marks) + "."
+        at = x.at(value)
+        scale.append(tag("path", class_="rule", d=f"M{_px(at)} {top - 6}V{_px(y)}"))
+        scale.append(_text(show(value), x=at, y="12", text_anchor="middle"))
+    described = [
+        f"{name}: " + ", ".join(f"{m.name + ' ' if m.name else ''}{m.text}" for m in marks) + "."
         for name, marks in rows
     ]
-    return _svg(key, left + BODY, y + 2, title, " ".join(told), [*parts, *body])
+    return _svg(key, left + BODY, y + 2, title, " ".join(described), [*scale, *body])
 
 
 def _marked(mark: Mark, x: Axis, y: float) -> str:
-    low, high = _px(x.at(mark.low)), _px(x.at(mark.high))
     name = f"{mark.name}: " if mark.name else ""
-    return (
-        f'<g class="mark {mark.style}"><title>{words(name + mark.told)}</title>'
-        f'<path class="whisker" d="M{low} {_px(y)}H{high}"/>'
-        f'<circle class="dot" cx="{_px(x.at(mark.value))}" cy="{_px(y)}" r="4"/></g>'
+    whisker = f"M{_px(x.at(mark.low))} {_px(y)}H{_px(x.at(mark.high))}"
+    return tag(
+        "g",
+        tag("title", words(name + mark.text)),
+        tag("path", class_="whisker", d=whisker),
+        tag("circle", class_="dot", cx=x.at(mark.value), cy=y, r=4),
+        class_=f"mark {mark.style}",
     )
 
 
 def bar_plot(key: str, title: str, bars: Sequence[Bar]) -> str:
-    """Bars from zero, each with its name before and its value behind it."""
+    """Bars from zero, each with its name before and its text behind it."""
     if not bars:
         return ""
     most = max(bar.value for bar in bars) or 1.0
-    room = LETTER * max(len(bar.told) for bar in bars) + 12
+    room = LETTER * max(len(bar.text) for bar in bars) + 12
     left = _names_width(bar.name for bar in bars)
     x = Axis("", 0.0, most, left, left + BODY - room, short)
-    parts, y = [], 4.0
+    parts, y = list[str](), 4.0
     for bar in bars:
         end = max(x.at(bar.value), left + 1.5)
-        parts.append(_name(bar.name, left, y + ROW / 2))
-        parts.append(
-            f'<rect class="bar {bar.style}" x="{_px(left)}" y="{_px(y)}" '
-            f'width="{_px(end - left)}" height="{ROW}" rx="2"/>'
-            f'<text x="{_px(end + 7)}" y="{_px(y + ROW / 2)}" dy=".35em">{words(bar.told)}</text>'
-        )
+        style = f"bar {bar.style}"
+        parts += [
+            _name(bar.name, left, y + ROW / 2),
+            tag("rect", class_=style, x=left, y=y, width=end - left, height=ROW, rx=2),
+            _text(bar.text, x=end + 7, y=y + ROW / 2, dy=".35em"),
+        ]
         y += ROW + 9
-    told = ", ".join(f"{bar.name} {bar.told}" for bar in bars)
-    return _svg(key, left + BODY, y - 5, title, told + ".", parts)
+    described = ", ".join(f"{bar.name} {bar.text}" for bar in bars)
+    return _svg(key, left + BODY, y - 5, title, described + ".", parts)
 
 
 def _names_width(names: Iterable[str]) -> float:
@@ -286,26 +268,24 @@ def _names_width(names: Iterable[str]) -> float:
 
 def _name(name: str, left: float, y: float) -> str:
     most = int((left - 12) / NAME_LETTER)
-    told = name if len(name) <= most else name[: most - 1] + "…"
-    return (
-        f'<text class="name" x="{_px(left - 12)}" y="{_px(y)}" dy=".35em" text-anchor="end">'
-        f"{words(told)}</text>"
-    )
+    shown = name if len(name) <= most else name[: most - 1] + "…"
+    return _text(shown, class_="name", x=left - 12, y=y, dy=".35em", text_anchor="end")
+
+
+def _text(text: str, **attributes: str | float) -> str:
+    return tag("text", words(text), **attributes)
 
 
 def _svg(
     key: str, width: float, height: float, title: str, described: str, parts: Iterable[str]
 ) -> str:
-    return (
-        f'<svg class="plot" viewBox="0 0 {_px(width)} {_px(height)}" role="img" '
-        f'aria-labelledby="{key}-title {key}-desc"><title id="{key}-title">{words(title)}</title>'
-        f'<desc id="{key}-desc">{words(described)}</desc>{"".join(parts)}</svg>'
+    return tag(
+        "svg",
+        tag("title", words(title), id=f"{key}-title"),
+        tag("desc", words(described), id=f"{key}-desc"),
+        *parts,
+        class_="plot",
+        viewBox=f"0 0 {_px(width)} {_px(height)}",
+        role="img",
+        aria_labelledby=f"{key}-title {key}-desc",
     )
-
-
-def _px(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
-def _exact(value: float) -> str:
-    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"

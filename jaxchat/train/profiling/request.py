@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxchat.config.schema import MODELS
 from jaxchat.errors import ConfigError
 
-STAGES = ("base", "mid", "sft", "rl")  # the stages that train
 HLO, RECORD = "step.hlo.txt", "profile.json"
 HELP = (
     "record steps A to B-1 (such as 10:13) of every training stage that runs, or of one "
@@ -36,10 +36,10 @@ class Request:
                 f"--profile goes from step {self.start} to {self.stop}; the end is not recorded "
                 f"itself, so it must be greater, for example {self.start}:{self.start + 3}."
             )
-        if self.stage is not None and self.stage not in STAGES:
+        if self.stage is not None and self.stage not in MODELS:
             raise ConfigError(
                 f"--profile names the stage {self.stage!r}; those that train are "
-                f"{', '.join(STAGES)}."
+                f"{', '.join(MODELS)}."
             )
 
     @property
@@ -63,7 +63,7 @@ def parse(text: str) -> Request:
 def for_stage(requests: Sequence[Request], stage: str) -> Request | None:
     """The request that holds for a stage: one that names it, else one that names none."""
     named = [r for r in requests if r.stage == stage]
-    general = [r for r in requests if r.stage is None and stage in STAGES]
+    general = [r for r in requests if r.stage is None and stage in MODELS]
     return next(iter(named + general), None)
 
 

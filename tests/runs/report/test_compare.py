@@ -7,7 +7,6 @@ import pytest
 from page_reader import Page
 from report_records import ENVIRONMENT, GIT, HOSTILE, log_steps, make_config, make_done
 
-from jaxchat.runs import report
 from jaxchat.runs.report.compare import (
     compare,
     difference,
@@ -17,12 +16,13 @@ from jaxchat.runs.report.compare import (
     setting_rows,
 )
 from jaxchat.runs.report.curves import read_curves
+from jaxchat.runs.report.gather import make_report
 
 
 def make(folder: Path, *overrides: str, right: int = 171, seconds: float = 0.5) -> dict[str, Any]:
     log_steps(folder / "base", 8, seconds=seconds)
     config = make_config(*overrides)
-    return report.make_report(
+    return make_report(
         config, make_done(right=right), ENVIRONMENT, GIT, curves=read_curves(folder, config)
     )
 
@@ -59,7 +59,7 @@ def test_the_table_has_both_values_and_the_difference(pair: Any) -> None:
     assert next(row for row in rows if row[0] == "mean reward")[5] == "no"
 
 
-def test_settings_that_differ_are_told_with_all_digits(pair: Any) -> None:
+def test_settings_that_differ_are_shown_with_all_digits(pair: Any) -> None:
     assert setting_rows(compare(*pair), "settings") == [
         ("setting", "cpu", "other"),
         ("mid_optim.matrix_lr", "0.02", "0.0200001"),
@@ -93,7 +93,7 @@ def test_a_run_compared_with_itself_differs_in_nothing(pair: Any) -> None:
     text = render_markdown(compare(a, a))
     assert "cpu (first)" in text
     assert "cpu (second)" in text
-    assert "The settings are the same." in text
+    assert "The settings of both runs are the same." in text
     assert "| yes" not in text
     assert "The settings of both runs are the same." in Page(render_page(a, a)).text("p")
 
@@ -107,6 +107,6 @@ def test_hostile_names_stay_words(pair: Any) -> None:
 
 
 def test_runs_without_anything_can_be_compared(pair: Any) -> None:
-    empty = report.make_report(make_config("run.name=new"), {}, {}, GIT)
+    empty = make_report(make_config("run.name=new"), {}, {}, GIT)
     Page(render_page(pair[0], empty))
     assert "`cpu` and `new`" in render_markdown(compare(pair[0], empty))

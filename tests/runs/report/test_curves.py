@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from report_records import log_steps, make_config
 
-from jaxchat.runs.report.curves import POINTS, learning_rates, make_curve, read_curves
-from jaxchat.runs.report.drawings import moving_mean
+from jaxchat.runs.report.curves import POINTS, learning_rates, make_curve, moving_mean, read_curves
 
 
 def records(steps: int) -> list[dict[str, float]]:

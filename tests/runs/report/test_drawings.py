@@ -29,7 +29,7 @@ def test_the_schedule_falls_from_its_peak_to_nothing() -> None:
     figure = stage_figures("k", "t", [drawn(10)])[-1]
     heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", figure.split("line line")[1])]
     levels = dict(re.findall(r'y="([\d.]+)" dy=".33em" text-anchor="end">([\d.]+%)', figure))
-    percent = {told: float(y) for y, told in levels.items()}
+    percent = {printed: float(y) for y, printed in levels.items()}
     assert heights[0] == percent["100%"]
     tenth = (percent["100%"] - percent["0%"]) / 10
     assert abs(heights[-1] - (percent["0%"] + tenth)) < 0.02

@@ -18,9 +18,9 @@ from report_records import (
     score,
 )
 
-from jaxchat.runs import report
-from jaxchat.runs.report import page
+from jaxchat.runs.report import content
 from jaxchat.runs.report.curves import read_curves
+from jaxchat.runs.report.gather import make_report
 
 
 @pytest.fixture
@@ -32,16 +32,22 @@ def make(folder: Path, done: dict[str, Any], name: str = "cpu") -> dict[str, Any
     log_steps(folder / "base", 8)
     config = make_config(f"run.name={name!r}", "hardware.dollars_per_hour=24")
     done["eval"]["results"]["models"]["base"]["core"] = core()
-    return report.make_report(
+    return make_report(
         config, done, ENVIRONMENT, GIT, curves=read_curves(folder, config), sandbox="seccomp"
     )
 
 
 def test_the_page_is_whole_and_holds_the_figures(made: dict[str, Any]) -> None:
-    read = Page(page.render(made))
+    read = Page(content.page(made))
     text = read.text()
-    for told in ("85.5% [80.0, 89.7]", "0.2500 [0.1382, 0.3618]", "37 * 24", "seccomp", "0123abc"):
-        assert told in text
+    for printed in (
+        "85.5% [80.0, 89.7]",
+        "0.2500 [0.1382, 0.3618]",
+        "37 * 24",
+        "seccomp",
+        "0123abc",
+    ):
+        assert printed in text
     assert "$0.62" in text  # 93.75 s at $24 an hour
     assert "python run_speedrun.py --tier cpu --set" in read.text("code")
     assert len(read.all("h1")) == 1
@@ -50,7 +56,7 @@ def test_the_page_is_whole_and_holds_the_figures(made: dict[str, Any]) -> None:
 
 
 def test_the_page_asks_for_nothing(made: dict[str, Any]) -> None:
-    text = page.render(made)
+    text = content.page(made)
     read = Page(text)
     assert not re.search(r"https?:|//\w|url\((?!#)|@import|javascript:", text)
     assert not {"script", "link", "img", "iframe", "object", "base"} & {t for t, _ in read.elements}
@@ -64,7 +70,7 @@ def test_the_page_asks_for_nothing(made: dict[str, Any]) -> None:
 
 
 def test_ids_are_unique_and_whatever_points_to_one_finds_it(made: dict[str, Any]) -> None:
-    text = page.render(made)
+    text = content.page(made)
     read = Page(text)
     ids = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -87,7 +93,7 @@ def test_hostile_words_stay_words_wherever_they_come_from(tmp_path: Path) -> Non
     done["base"]["results"][HOSTILE] = HOSTILE
     made = make(tmp_path, done)
     made["run"]["name"] = made["sandbox"] = made["git"]["commit"] = HOSTILE
-    text = page.render(made)
+    text = content.page(made)
     read = Page(text)  # nothing is closed that was not opened
     assert not read.all("script")
     assert not read.all("img")
@@ -105,12 +111,12 @@ def test_a_lone_surrogate_does_not_stop_the_report(tmp_path: Path) -> None:
     done["eval"]["results"]["models"]["base"]["samples"] = [
         {"prompt": "a\ud800", "completion": "b"}
     ]
-    assert "a?" in Page(page.render(make(tmp_path, done))).text("b")
-    page.render(make(tmp_path, done)).encode()
+    assert "a?" in Page(content.page(make(tmp_path, done))).text("b")
+    content.page(make(tmp_path, done)).encode()
 
 
 def test_every_plot_has_a_title_and_says_what_it_shows(made: dict[str, Any]) -> None:
-    read = Page(page.render(made))
+    read = Page(content.page(made))
     plots = read.all("svg")
     assert all(plot["role"] == "img" for plot in plots)
     titles = read.text("title")
@@ -129,8 +135,8 @@ def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
     done = make_done()
     del done["eval"], done["base"]
     config = make_config()
-    made = report.make_report(config, done, ENVIRONMENT, GIT, curves={})
-    read = Page(page.render(made))
+    made = make_report(config, done, ENVIRONMENT, GIT, curves={})
+    read = Page(content.page(made))
     ids = {attributes.get("id") for attributes in read.all("section")}
     assert ids == {"stages", "data", "to-make-it-again", "settings", "environment"}
     assert "Base model: not run yet" in read.text("li")
@@ -140,8 +146,8 @@ def test_logs_without_times_give_no_plot_over_time(tmp_path: Path) -> None:
     log_steps(tmp_path / "base", 8, timed=False)
     config = make_config()
     curves = read_curves(tmp_path, config)
-    made = report.make_report(config, make_done(), ENVIRONMENT, GIT, curves=curves)
-    titles = Page(page.render(made)).text("title")
+    made = make_report(config, make_done(), ENVIRONMENT, GIT, curves=curves)
+    titles = Page(content.page(made)).text("title")
     assert "Base model: loss over tokens" in titles
     assert "over time" not in titles
     assert "tokens a second" not in titles

@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 import pytest
 
 from jaxchat.runs.report import plots
-from jaxchat.runs.report.plots import Bar, Mark, Series, line_plot, mark_plot, short, ticks
+from jaxchat.runs.report.plots import Bar, Mark, Series, line_plot, mark_plot, ticks
+from jaxchat.runs.tables import short
 
 
 def points(svg: str, style: str) -> list[tuple[float, float]]:
@@ -111,5 +112,5 @@ def test_ticks_are_round_and_within(low: float, high: float, want: list[float]) 
 
 
 def test_numbers_on_axes_are_short() -> None:
-    told = [short(v) for v in (0, 0.25, 150, 1_500, 20_000, 1.5e6, 11.2e9, -2_000)]
-    assert told == ["0", "0.25", "150", "1.5k", "20k", "1.5M", "11.2B", "-2k"]
+    printed = [short(v) for v in (0, 0.25, 150, 1_500, 20_000, 1.5e6, 11.2e9, -2_000)]
+    assert printed == ["0", "0.25", "150", "1.5k", "20k", "1.5M", "11.2B", "-2k"]

@@ -10,9 +10,9 @@ from jaxchat.config import loading
 from jaxchat.runs.report.reproduce import command
 
 
-def again(told: str) -> tuple[str, list[str]]:
+def again(printed: str) -> tuple[str, list[str]]:
     """The tier and the overrides of a command."""
-    words = shlex.split(told)
+    words = shlex.split(printed)
     assert words[:3] == ["python", "run_speedrun.py", "--tier"]
     assert words[4::2] == ["--set"] * len(words[5::2])
     return words[3], words[5::2]
@@ -35,10 +35,10 @@ def again(told: str) -> tuple[str, list[str]]:
 )  # fmt: skip
 def test_it_gives_the_same_configuration(tier: str, overrides: list[str]) -> None:
     config = loading.load(CONFIGS / f"{tier}.toml", overrides)
-    named, told = again(command(config, CONFIGS))
+    named, printed = again(command(config, CONFIGS))
     assert f"{tier}".removeprefix("tier_") == named
-    assert loading.load(CONFIGS / f"{tier}.toml", told) == config
-    assert len(told) <= len(overrides)
+    assert loading.load(CONFIGS / f"{tier}.toml", printed) == config
+    assert len(printed) <= len(overrides)
 
 
 def test_without_tiers_there_is_no_command(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from jaxchat.cli import main
 from jaxchat.config import loading
 from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.paths import read_json, write_json
-from jaxchat.runs import eval_stage, report, run_dir, runner, stages
+from jaxchat.runs import eval_stages, run_dir, runner, stages
+from jaxchat.runs.report.files import gather_run, write_run
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = (
@@ -192,7 +193,7 @@ def test_killed_while_it_evaluates_it_does_no_part_twice(
     process.wait()
     before = parts(home)
     assert len(before) < sum(map(len, PARTS.values())), "it was complete before it was killed"
-    so_far = report.gather_run(run)
+    so_far = gather_run(run)
     assert so_far["missing"]["eval"] == "under way: base evaluated"
     bits = so_far["metrics"][0]["values"]["base"]["value"]
     # The process has one device, this one eight, which sum in another order.
@@ -214,8 +215,8 @@ def test_without_rl_there_is_neither_its_model_nor_its_reward(
     assert "reinforcement learning: left out (rl.steps is 0)" in capsys.readouterr().out
     assert list(found) == ["base", "mid", "sft"]
     assert not any("reward" in record for record in found.values())
-    told = report.gather_run(home / "runs" / "x")
-    assert not {"rl", "eval"} & told["missing"].keys(), "a model that is left out is missed"
+    printed = gather_run(home / "runs" / "x")
+    assert not {"rl", "eval"} & printed["missing"].keys(), "a model that is left out is missed"
     with pytest.raises(ValueError, match=r"rl cannot be forced: rl\.steps is 0"):
         evaluate(home, "rl.steps=0", force=["rl"])
 
@@ -243,7 +244,7 @@ def test_more_problems_by_hand_enter_the_report(
         ]
         if arguments:
             assert main.main([*common, *arguments]) == 0
-        rows = {row["name"]: row["values"] for row in report.gather_run(run)["metrics"]}
+        rows = {row["name"]: row["values"] for row in gather_run(run)["metrics"]}
         return rows["spelling"]["sft"]["total"], rows["counting"]["sft"]["total"]
 
     assert answers() == (3, 3)
@@ -257,13 +258,13 @@ def test_more_problems_by_hand_enter_the_report(
     longer["eval"]["max_new_tokens"] = 7
     kept = (run / "config.json").read_text()
     write_json(run / "config.json", longer)
-    assert not [m for m in report.gather_run(run)["metrics"] if m["name"] == "spelling"], (
+    assert not [m for m in gather_run(run)["metrics"] if m["name"] == "spelling"], (
         "its answers are shorter than the run's settings ask for"
     )
     (run / "config.json").write_text(kept)
     for path in (run / "eval").glob("chat-sft-spelling-*.json"):
         write_json(path, read_json(path) | {"weights": "of another model"})
-    assert answers() == (3, 3), "what other weights did is told of these"
+    assert answers() == (3, 3), "what other weights did is reported of these"
 
 
 def test_an_evaluation_under_way_tells_only_what_its_settings_ask_for(
@@ -271,22 +272,22 @@ def test_an_evaluation_under_way_tells_only_what_its_settings_ask_for(
 ) -> None:
     home, _ = evaluated
     evaluate(home)
-    answer = eval_stage.evaluate_task
+    answer = eval_stages.evaluate_task
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(eval_stage, "evaluate_task", stopped)
+    monkeypatch.setattr(eval_stages, "evaluate_task", stopped)
     with pytest.raises(KeyboardInterrupt):
         evaluate(home, "eval.max_new_tokens=8")
-    told = report.gather_run(home / "runs" / "x")
-    names = [row["name"] for row in told["metrics"]]
+    printed = gather_run(home / "runs" / "x")
+    names = [row["name"] for row in printed["metrics"]]
     assert "bits per byte" in names
-    assert "spelling" not in names, "answers to other settings are told as those of these"
+    assert "spelling" not in names, "answers to other settings are reported as those of these"
     run_dir.write_config(home / "runs" / "x", make_config("eval.max_new_tokens=9"))
-    assert "eval" not in report.gather_run(home / "runs" / "x")["stages"]
-    assert not report.gather_run(home / "runs" / "x")["metrics"]
-    monkeypatch.setattr(eval_stage, "evaluate_task", answer)
+    assert "eval" not in gather_run(home / "runs" / "x")["stages"]
+    assert not gather_run(home / "runs" / "x")["metrics"]
+    monkeypatch.setattr(eval_stages, "evaluate_task", answer)
     evaluate(home)
 
 
@@ -304,7 +305,7 @@ def test_a_record_from_before_there_were_parts_makes_a_report(
     done["results"]["models"] = old
     kept = path.read_text()
     path.write_text(json.dumps(done))
-    told = report.write_run(home / "runs" / "x")
-    names = [row["name"] for row in told["metrics"]]
+    printed = write_run(home / "runs" / "x")
+    names = [row["name"] for row in printed["metrics"]]
     assert names == ["bits per byte", "spelling", "counting"]
     path.write_text(kept)

@@ -1,0 +1,250 @@
+"""The stages base, mid, sft and rl: each trains a model, from the weights of the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from jaxchat.checkpoints.save import remove_checkpoints, save_params
+from jaxchat.config.schema import MODELS, ComputeConfig, TrainConfig
+from jaxchat.data import inputs, prepare
+from jaxchat.data.loader import RowSource
+from jaxchat.evals.chat import COMPLETIONS, QUESTIONS, chat_samples, text_samples
+from jaxchat.evals.core.bundle import read_bundle
+from jaxchat.evals.core.evaluate import evaluate_core
+from jaxchat.inference.engine import Engine
+from jaxchat.inference.multihost import MultiHostEngine
+from jaxchat.model import gpt
+from jaxchat.model.backend import backend
+from jaxchat.model.capabilities import choose_compute, evaluation_compute, inference_compute
+from jaxchat.parallel.mesh import gathered, make_mesh
+from jaxchat.paths import remove
+from jaxchat.runs import eval_stages
+from jaxchat.runs.inputs import text_of, tokenizer_of
+from jaxchat.runs.opening import load_model, make_engine
+from jaxchat.runs.runner import Context
+from jaxchat.train.grpo import RLJob, train_rl
+from jaxchat.train.loop import FitJob, FitResult, PreviousStage, fit
+from jaxchat.train.profiling import request
+from jaxchat.train.profiling.capture import Capture
+
+MAX_LEN = 512  # of a sample and its prompt: training has the memory
+
+# (steps done, parameters) -> what is logged of them, if anything
+Probe = Callable[[int, Any], dict[str, Any]]
+
+
+def run_base(context: Context) -> dict[str, Any]:
+    """Pretrains on text, while more of it is being prepared."""
+    config = context.config
+    try:
+        params = gpt.init_params(jax.random.key(config.seed), config.model)
+        text = text_of(context)
+        job = _job(context, "base", config.base, text.train, text.held_out)
+        return _trained(context, job, fit(job, params))
+    finally:
+        context.close()  # no further shards are read
+
+
+def run_mid(context: Context) -> dict[str, Any]:
+    """Midtrains on conversations, tool use and multiple choice."""
+    job = _chat_job(context, "mid", context.config.mid)
+    return _trained(context, job, fit(job, load_model(context.root, "base", job.model)))
+
+
+def run_sft(context: Context) -> dict[str, Any]:
+    """Fine-tunes on conversations."""
+    job = _chat_job(context, "sft", context.config.sft)
+    return _trained(context, job, fit(job, load_model(context.root, "mid", job.model)))
+
+
+def _chat_job(context: Context, stage: str, train: TrainConfig) -> FitJob:
+    rows, tokenizer = context.folder("rows"), tokenizer_of(context)
+    splits = (RowSource(rows / f"{stage}_{of}", tokenizer.hash) for of in ("train", "heldout"))
+    return _job(context, stage, train, *splits)
+
+
+def _job(context: Context, stage: str, train: TrainConfig, rows: Any, held_out: Any) -> FitJob:
+    config, mesh, dtype = context.config, make_mesh(context.config.mesh), backend().dtype
+    return FitJob(
+        title=stage,
+        folder=context.folder(stage),
+        model=config.model,
+        optim=config.optim_of(stage),
+        train=train,
+        rows=rows,
+        held_out=held_out,
+        token_bytes=tokenizer_of(context).token_bytes,
+        mesh=mesh,
+        seed=config.seed,
+        dtype=dtype,
+        compute=config.compute,
+        profile=_capture(context, stage),
+        trackers=config.track.trackers,
+        probe=probe_of(context, stage, train, mesh, dtype),
+        before=optimizer_before(context, stage),
+    )
+
+
+def _trained(context: Context, job: FitJob, result: FitResult) -> dict[str, Any]:
+    """Saves the weights; the results of the stage."""
+    config, stage = context.config, job.title
+    digest = _save_model(context, stage, result.params)
+    if context.group.leads and not job.train.keep_every:
+        following = MODELS[MODELS.index(stage) + 1]
+        remove_checkpoints(job.folder / "checkpoints", last=not config.starts_warm(following))
+    return {
+        "artifact": digest,
+        **({"warm_start": job.before is not None} if config.starts_warm(stage) else {}),
+        "seconds": result.seconds,
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "loss": result.loss,
+        "bits_per_byte": result.bits_per_byte,
+    }
+
+
+def _save_model(context: Context, stage: str, params: Any) -> str:
+    """Writes the weights that a stage made, by process 0, and returns their hash.
+
+    Collective. Afterwards no process needs the stage's checkpoints.
+    """
+    whole = gathered(params)  # by all
+    if not context.group.leads:
+        return str(context.group.broadcast())
+    digest = save_params(context.folder(stage) / "model", whole, {"stage": stage})
+    return str(context.group.broadcast(digest))
+
+
+def _capture(context: Context, stage: str) -> Capture | None:
+    """What `--profile` asks to record of a training stage."""
+    wanted = request.for_stage(context.profiles, stage)
+    if wanted is None:
+        return None
+    return Capture(wanted, stage, request.folder(context.root, stage), context.config.model)
+
+
+def optimizer_before(context: Context, stage: str) -> PreviousStage | None:
+    """The stage before, where the optimizer starts with its averages and they were saved."""
+    if not context.config.starts_warm(stage):
+        return None
+    previous = MODELS[MODELS.index(stage) - 1]
+    before = PreviousStage(context.folder(previous), context.config.optim_of(previous))
+    if before.checkpoints.exists():
+        return before
+    if context.group.leads:
+        print(
+            f"{stage}: {previous} kept no checkpoint, so the optimizer starts fresh, without that "
+            "stage's averages of gradients",
+            flush=True,
+        )
+    return None
+
+
+def run_rl(context: Context) -> dict[str, Any]:
+    """Reinforcement learning on problems with a checkable answer."""
+    config, rl, tokenizer = context.config, context.config.rl, tokenizer_of(context)
+    read, folder = inputs.read_inputs(context.folder("data")), context.folder("rl")
+    params = load_model(context.root, "sft", config.model)
+    tasks = prepare.run_tasks([rl.task], config.seed, read, tokenizer)
+    # what samples is computed as what is trained
+    sampling = inference_compute(config.compute, config.model)
+    job = RLJob(
+        folder=folder,
+        model=config.model,
+        optim=config.optim_of("rl"),
+        config=rl,
+        task=tasks[rl.task],
+        tokenizer=tokenizer,
+        mesh=make_mesh(config.mesh),
+        engine=MultiHostEngine.over(context.group, make_engine(context, params, compute=sampling)),
+        seed=config.seed,
+        dtype=backend().dtype,
+        compute=config.compute,
+        profile=_capture(context, "rl"),
+        trackers=config.track.trackers,
+    )
+    result = train_rl(job, params)
+    if result.skipped:
+        print(
+            f"rl: {result.skipped} of {rl.steps} steps changed nothing: all answers to each "
+            "problem were right, or all wrong"
+        )
+    digest = _save_model(context, "rl", result.params)
+    if context.group.leads:
+        remove(folder / "checkpoints")
+    tenth = max(1, len(result.rewards) // 10)
+    rates = {f"pass@{k}_{at}": r for at, of in result.pass_rates.items() for k, r in of.items()}
+    return {
+        "artifact": digest,
+        "seconds": result.seconds,
+        "steps": rl.steps,
+        "rollouts": rl.steps * rl.problems_per_step * rl.samples_per_problem,
+        "reward_first_steps": sum(result.rewards[:tenth]) / tenth,
+        "reward_last_steps": sum(result.rewards[-tenth:]) / tenth,
+        "steps_without_signal": result.skipped,
+        **rates,
+    }
+
+
+def probe_of(
+    context: Context, stage: str, train: TrainConfig, mesh: Mesh, dtype: DTypeLike
+) -> Probe | None:
+    """What is measured of a stage's model while it trains: samples, and CORE on some examples.
+
+    Collective, at the same steps of all processes; None: nothing is. Parameters are only read. The
+    last step is left out: the evaluation measures the same of the finished model.
+    """
+    if not train.sample_every and not train.core_every:
+        return None
+    config, wanted = context.config, train.core_every and context.group.leads
+    bundle = eval_stages.fetch_bundle(context) if wanted else None
+    # every process uses process 0's folder
+    folder = context.group.broadcast(None if bundle is None else str(bundle.folder))
+
+    def probe(done: int, params: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if folder and done % train.core_every == 0:
+            result = evaluate_core(
+                params, config.model, tokenizer_of(context), read_bundle(Path(folder)),
+                compute=evaluation_compute(config.compute, config.model, dtype), mesh=mesh,
+                max_problems=train.core_examples or None, title=f"{stage}: CORE",
+            )  # fmt: skip
+            found |= {"core": result.core, "core_name": result.name}
+        if train.sample_every and done % train.sample_every == 0:
+            found |= _samples(context, stage, dtype, params)
+        if found and context.group.leads:
+            print("\n".join(_lines(f"{stage} after step {done:,}", found)), flush=True)
+        return found
+
+    return probe
+
+
+def _samples(context: Context, stage: str, dtype: DTypeLike, params: Any) -> dict[str, Any]:
+    """`samples`, by process 0 on its first device; the engine does not outlive the call."""
+    whole = gathered(params)  # by all
+    if not context.group.leads:
+        return {}
+    tokenizer, model = tokenizer_of(context), context.config.model
+    prompts, ask = (COMPLETIONS, text_samples) if stage == "base" else (QUESTIONS, chat_samples)
+    compute = choose_compute(ComputeConfig(products="plain"), model, dtype)
+    engine = Engine(
+        whole, model, tokenizer, device=jax.local_devices()[0], compute=compute,
+        slots=len(prompts),
+        max_len=min(model.sequence_len, MAX_LEN),
+    )  # fmt: skip
+    return {"samples": ask(engine, tokenizer, prompts)}
+
+
+def _lines(when: str, found: dict[str, Any]) -> list[str]:
+    """What was measured, for the terminal."""
+    lines = [f"{when}: {found['core_name']}: {found['core']:.4f}"] if "core" in found else []
+    for sample in found.get("samples", []):
+        if "prompt" in sample:
+            lines.append(f"{when}: {sample['prompt']} |> {sample['completion']!r}")
+    return lines
