@@ -95,20 +95,20 @@ class Crashing:
 
         Where it is a helper of the run that dies, the run itself is killed with it.
         """
-        told = self.home.with_suffix(".told")
-        told.unlink(missing_ok=True)
+        report = self.home.with_suffix(".report")
+        report.unlink(missing_ok=True)
         process = self.start(
-            CRASH_PLAN=json.dumps([asdict(m) for m in moments]), CRASH_TOLD=str(told)
+            CRASH_PLAN=json.dumps([asdict(m) for m in moments]), CRASH_REPORT=str(report)
         )
         deadline = time.monotonic() + MOST_SECONDS
-        while process.poll() is None and not told.exists():
+        while process.poll() is None and not report.exists():
             assert time.monotonic() < deadline, f"it hangs: {process.communicate()[0]}"
             time.sleep(0.005)
-        if not told.exists():
+        if not report.exists():
             output, _ = process.communicate()
             assert process.returncode == 0, f"the run failed:\n{output}"
             return None
-        moment = Moment(**json.loads(told.read_text()))
+        moment = Moment(**json.loads(report.read_text()))
         if moment.number == signal.SIGKILL:
             process.send_signal(signal.SIGKILL)
         output, _ = process.communicate(timeout=MOST_SECONDS)

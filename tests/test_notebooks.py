@@ -36,9 +36,9 @@ def run(path: Path) -> str:
 @pytest.mark.usefixtures("optax_promotion")
 def test_a_notebook_runs_on_eight_devices(path: Path) -> None:
     assert jax.device_count() == 8
-    told = run(path)
-    assert "{'data': 8, 'fsdp': 1, 'tensor': 1}" in told
-    assert "inside loops: none" in told
+    output = run(path)
+    assert "{'data': 8, 'fsdp': 1, 'tensor': 1}" in output
+    assert "inside loops: none" in output
 
 
 @pytest.mark.slow

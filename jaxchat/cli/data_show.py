@@ -66,8 +66,8 @@ def show_command(args: argparse.Namespace) -> int:
     root = paths.home(args.home)
     files = args.files or _downloaded(root, args.source, args.split)
     dataset = find_dataset(args.source, files, args.split, args.seed, args.n)
-    if told := getattr(dataset, "unused_message", ""):
-        print(f"jaxchat: {told}", file=sys.stderr)
+    if message := getattr(dataset, "unused_message", ""):
+        print(f"jaxchat: {message}", file=sys.stderr)
     if not len(dataset):
         raise ArtifactError(f"{args.source} holds no conversation.")
     tokenizer = _tokenizer(root, args.tokenizer, args.run)

@@ -74,9 +74,9 @@ def test_the_table_has_both_and_the_ratio(bench: Any) -> None:
     assert lines[5].split()[:4] == ["of", "a", "peak", "of"]
     assert lines[6].split() == ["MFU", "%", "8.2", "4.1", "2.00"]
     assert lines[-1].split() == ["by", "XLA's", "account", "-", "-"]
-    told = bench["train_step"].to_json(case, found)
-    assert told["ratio"] == 2.0
-    assert told["figures"]["jaxchat"]["mfu"] == pytest.approx(0.08192)
+    reported = bench["train_step"].to_json(case, found)
+    assert reported["ratio"] == 2.0
+    assert reported["figures"]["jaxchat"]["mfu"] == pytest.approx(0.08192)
 
 
 def test_the_table_of_a_gpu_keeps_what_failed(bench: Any) -> None:
@@ -143,9 +143,9 @@ def test_a_step_is_measured_beside_its_peer(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    ours = told["figures"]["jaxchat"]
-    assert told["ratio"] == ours["tokens_per_second"] / 32_000
+    reported = json.loads(done.stdout)
+    ours = reported["figures"]["jaxchat"]
+    assert reported["ratio"] == ours["tokens_per_second"] / 32_000
     assert ours["tokens_per_second"] == pytest.approx(128 / ours["step_ms"] * 1e3)
     assert 0 < ours["mfu"] < 1
     assert ours["compile_seconds"] > 0 < ours["planned_bytes"] < ours["memory_bytes"]

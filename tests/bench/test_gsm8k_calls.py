@@ -1,4 +1,4 @@
-"""How calls whose output differs from the calculator's are told apart."""
+"""How calls whose output differs from the calculator's are distinguished."""
 
 import json
 import sys

@@ -60,7 +60,7 @@ def test_what_is_here_is_not_asked_for_again_and_offline_is_enough(hub, tmp_path
         fetch_model(tmp_path, "owner/hugging", "main", offline=True)
 
 
-def test_what_breaks_off_goes_on_and_wrong_bytes_are_noticed(hub, tmp_path, monkeypatch):
+def test_what_breaks_off_resumes_and_wrong_bytes_are_noticed(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxchat.data.download.web.RetryPolicy.wait", 0.01)
     hub.fail("model-00001-of-00003.safetensors", Fault(cut=20_000))
     hub.fail("tokenizer.json", Fault(wrong=True))

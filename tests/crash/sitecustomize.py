@@ -9,7 +9,7 @@ no line of what is tested knows of it. The moments are events that Python tells 
     CRASH_PLAN    JSON, a list of {"event", "path", "count", "delay", "number"}: the process gets
                   the signal of that number `delay` seconds after the event of that name and path
                   happens for the `count`-th time. The event "start" is the import of this module.
-    CRASH_TOLD    a file that then tells which it was
+    CRASH_REPORT    a file that then tells which it was
 """
 
 import json
@@ -40,11 +40,11 @@ def describe(home: str, event: str, args: tuple[object, ...]) -> str | None:
     return DRAWN.sub("*", path[len(home) :])
 
 
-def die(moment: dict[str, object], told: str) -> None:
+def die(moment: dict[str, object], report: str) -> None:
     """Now."""
-    with open(told + ".half", "w", encoding="utf-8") as file:
+    with open(report + ".half", "w", encoding="utf-8") as file:
         json.dump(moment, file)
-    os.replace(told + ".half", told)
+    os.replace(report + ".half", report)
     os.kill(os.getpid(), int(str(moment["number"])))
     if moment["number"] == signal.SIGKILL:
         time.sleep(60)  # nothing more happens in this thread
@@ -53,8 +53,8 @@ def die(moment: dict[str, object], told: str) -> None:
 class Watch:
     """Dies when a moment comes; writes to the log what happens."""
 
-    def __init__(self, home: str, log: str, plan: list[dict[str, object]], told: str) -> None:
-        self.home, self.log, self.plan, self.told = home, log, plan, told
+    def __init__(self, home: str, log: str, plan: list[dict[str, object]], report: str) -> None:
+        self.home, self.log, self.plan, self.report = home, log, plan, report
         self.seen = [0] * len(plan)
         self.busy = threading.local()
 
@@ -83,8 +83,8 @@ class Watch:
     def comes(self, moment: dict[str, object]) -> None:
         """Dies, or will."""
         if not moment["delay"]:
-            die(moment, self.told)
-        timer = threading.Timer(float(str(moment["delay"])), die, (moment, self.told))
+            die(moment, self.report)
+        timer = threading.Timer(float(str(moment["delay"])), die, (moment, self.report))
         timer.daemon = True
         timer.start()
 
@@ -92,7 +92,7 @@ class Watch:
 if "CRASH_HOME" in os.environ:
     _watch = Watch(
         os.environ["CRASH_HOME"], os.environ.get("CRASH_LOG", ""),
-        json.loads(os.environ.get("CRASH_PLAN", "[]")), os.environ.get("CRASH_TOLD", ""),
+        json.loads(os.environ.get("CRASH_PLAN", "[]")), os.environ.get("CRASH_REPORT", ""),
     )  # fmt: skip
     sys.addaudithook(_watch.hook)
     _watch.happens("start", "")

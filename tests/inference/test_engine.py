@@ -289,7 +289,7 @@ def test_a_request_joins_while_another_streams(engine, naive):
     assert [token for piece in pieces for token in piece] == naive(first, 40)[0]
 
 
-def test_a_tool_that_raises_answers_error_and_the_row_goes_on(make_engine, naive):
+def test_a_tool_that_raises_answers_error_and_the_row_continues(make_engine, naive):
     def broken(code):
         raise RuntimeError(code)
 

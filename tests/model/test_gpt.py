@@ -74,7 +74,7 @@ def test_a_prompt_in_a_larger_bucket_gives_the_same():
     np.testing.assert_allclose(small, large, atol=1e-5)
 
 
-def test_an_inactive_row_goes_on_as_if_it_had_not_waited():
+def test_an_inactive_row_continues_as_if_it_had_not_waited():
     params, tokens = lively_params(MODERN), random_tokens(MODERN, 2, 140)
     lengths = np.array([130, 130], np.int32)  # the rings are full: a stray write would cost a key
     cache = init_cache(MODERN, 2, 140)

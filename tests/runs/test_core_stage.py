@@ -162,7 +162,7 @@ def test_it_is_fetched_with_the_data_and_never_again(server, run, config):
         (["eval.bundle_url=http://127.0.0.1:9/x.zip"], False, "cannot be reached"),
     ],
 )
-def test_without_a_bundle_a_line_says_how_to_add_it_and_the_run_goes_on(
+def test_without_a_bundle_a_line_says_how_to_add_it_and_the_run_continues(
     server, run, config, capsys, settings, offline, said
 ):
     document = json.loads(loading.to_json(config))

@@ -32,7 +32,7 @@ def test_the_tiers_settings_with_the_imported_models_architecture(home):
 
 
 @pytest.mark.slow
-def test_sft_goes_on_from_the_imported_weights(home, tmp_path, capsys, optax_promotion):
+def test_sft_continues_from_the_imported_weights(home, tmp_path, capsys, optax_promotion):
     talk = [("user", "who sat on the mat"), ("assistant", "the cat sat on the mat")]
     line = json.dumps({"messages": [{"role": role, "content": text} for role, text in talk]})
     own = tmp_path / "talks.jsonl"

@@ -186,7 +186,7 @@ def test_a_url_without_a_scheme_is_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", ["folder", "s3"])
-def test_a_run_goes_on_on_an_empty_machine_bit_for_bit(tmp_path, storage, request):
+def test_a_run_resumes_on_an_empty_machine_bit_for_bit(tmp_path, storage, request):
     url, environment = str(tmp_path / "mirror"), {}
     if storage == "s3":
         url, environment = request.getfixturevalue("bucket")

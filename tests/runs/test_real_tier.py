@@ -117,15 +117,15 @@ def check_report(run: Path) -> None:
     report = json.loads((run / "report.json").read_text())
     rows = {row["name"]: row["values"] for row in report["metrics"]}
     totals = {"arc_easy": 20, "arc_challenge": 20, "mmlu": 60, "gsm8k": 20, "counting": 3}
-    locked_in = levels.detect().name != "none"
-    totals |= {"humaneval": 1} if locked_in else {}
+    sandboxed = levels.detect().name != "none"
+    totals |= {"humaneval": 1} if sandboxed else {}
     for name, total in totals.items():
         printed = {model: value["total"] for model, value in rows[name].items()}
         assert printed == dict.fromkeys(("mid", "sft", "rl"), total), name
     assert list(rows["bits per byte"]) == ["base", "mid", "sft", "rl"]
     assert rows["bits per byte, train"]["base"]["total"] == 512
     assert {value["total"] for value in rows["mean reward"].values()} == {4}
-    if locked_in:
+    if sandboxed:
         assert list(rows["ChatCORE"]) == list(rows["ChatCORE + counting"]) == ["mid", "sft", "rl"]
         accuracies = {name: rows[name]["sft"]["value"] for name in totals}
         assert rows["ChatCORE"]["sft"]["value"] == chatcore(accuracies)

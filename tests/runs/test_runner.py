@@ -318,7 +318,7 @@ def imported(root: Path, stage: str, **options: Any) -> tuple[list[str], Context
         ("rl", ["data", "rows", "eval"]),
     ],
 )
-def test_a_run_goes_on_from_an_imported_model(tmp_path: Path, stage: str, expected: Any) -> None:
+def test_a_run_continues_from_an_imported_model(tmp_path: Path, stage: str, expected: Any) -> None:
     ran, context = imported(tmp_path, stage)
     assert ran == expected
     assert set(context.done) == {*expected, "tokenizer", stage}

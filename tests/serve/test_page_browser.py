@@ -143,7 +143,7 @@ def test_history_outlives_a_reload_and_chats_are_renamed_and_deleted(url, visit)
     assert titles(page) == ["Second question"]
 
 
-def test_editing_a_message_goes_on_from_there_and_can_be_undone(url, visit):
+def test_editing_a_message_continues_from_there_and_can_be_undone(url, visit):
     page = visit(url, BRIEF)
     for text in ("One", "Two", "Three"):
         say(page, text)
