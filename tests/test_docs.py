@@ -42,6 +42,8 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 COMMANDS = {name: commands(ROOT / name, name) for name in NAMES}
 OURS = ("jaxchat", "run_speedrun.py")
 OF_THE_USER = {"ada.toml"}
+
+
 def argv_of(command: Command) -> tuple[str, list[str]]:
     """Which of our two programs a command starts, and its arguments; "" for another program."""
     words = list(command.words)

@@ -104,7 +104,7 @@ def test_the_names_are_checked():
     config = loading.load(CPU, ['track.trackers=["tensorboard"]'])
     assert config.track.trackers == ("tensorboard",)
     assert loading.from_json(loading.to_json(config)) == config
-    with pytest.raises(ConfigError, match="there are tensorboard, wandb, trackio"):
+    with pytest.raises(ConfigError, match="it must be one of tensorboard, wandb, trackio"):
         loading.load(CPU, ['track.trackers=["mlflow"]'])
     with pytest.raises(ConfigError, match="name each once"):
         loading.load(CPU, ['track.trackers=["wandb", "wandb"]'])
