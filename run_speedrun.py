@@ -10,6 +10,7 @@ interrupted run resumes where it was.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a tier, or plans it; returns the exit code (see `jaxchat.errors`)."""
     args = parse(argv)
     root = paths.home(args.home)
-    return errors.guarded(lambda: speedrun(args, root), root)
+    return errors.guarded(functools.partial(speedrun, args, root), root)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
