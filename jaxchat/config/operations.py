@@ -82,7 +82,7 @@ class ServeConfig(Settings):
     origins: tuple[
         Annotated[str, Form("https?://.*[^/]", "of the form https://example.org")], ...
     ] = ()
-    behind_proxy: bool = False  # clients are distinguished by the address that a local proxy reports
+    behind_proxy: bool = False  # clients' addresses are those that a local proxy reports
 
     @property
     def is_local(self) -> bool:
