@@ -148,7 +148,9 @@ def test(arguments: list[str]) -> int:
             failed.append(name)
     print(f"== failed: {', '.join(failed)}" if failed else "== pytest", flush=True)
     # Tests mostly compile, on one core each; those of a file share what they compiled.
-    workers = ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS)), "--dist", "loadfile"]
+    # The long ones come first (tests/conftest.py), which xdist would undo.
+    count = str(min(os.cpu_count() or 1, MOST_WORKERS))
+    workers = ["-n", count, "--dist", "loadfile", "--no-loadscope-reorder"]
     code = subprocess.call([*python, "pytest", *workers, *arguments])
     if failed:
         print(f"Failed before pytest: {', '.join(failed)}", file=sys.stderr)

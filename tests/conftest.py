@@ -52,6 +52,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONG = {
     *("test_resume.py", "test_real_tier.py", "test_fit.py", "test_mesh.py", "test_company.py"),
     *("test_engine.py", "test_notebooks.py", "test_rl.py", "test_rollouts.py", "test_step.py"),
+    *("test_docs.py", "test_processes.py", "test_fit_warm.py", "test_mirror.py", "test_probes.py"),
+    *("test_page_browser.py", "test_bpe_training.py", "test_answers.py", "test_loss_curve.py"),
 }
 
 
