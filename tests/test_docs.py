@@ -193,8 +193,6 @@ def test_the_readme_is_short_and_counts_right():
         assert abs(int(number.replace(",", "")) - lines) < 0.1 * lines, f"{number}, not {lines}"
 
 
-# ----------------------------------------------------------------- paths and wording
-
 FOLDERS = "jaxchat|tests|bench|docs|configs|launch|notebooks|ui|bpe_rs"
 PATH = re.compile(rf"(?<![\w/.~-])(?:{FOLDERS})/[\w./*-]*")
 FILE = re.compile(r"`((?:\w+/)*\w+\.(?:py|rs|ts|toml|sh))(?::\d+)?`")

@@ -127,13 +127,7 @@ def test_modules_do_not_import_each_other_in_circles() -> None:
 
 
 def test_the_model_never_sees_tokenizer_optimizer_or_mesh() -> None:
-    hidden = (
-        "jaxchat.tokenizer",
-        "jaxchat.optim",
-        "jaxchat.parallel.mesh",
-        "jax.sharding",
-        "optax",
-    )
+    hidden = ("jaxchat.tokenizer", "jaxchat.optim", "jaxchat.parallel", "jax.sharding", "optax")
     seen = [
         f"{name} line {line} imports {imported}"
         for name in MODULES
@@ -178,7 +172,7 @@ def test_nobody_unpickles() -> None:
 
 
 def test_nobody_evaluates_text_as_code() -> None:
-    """But for the sandbox, in the process that has locked itself in."""
+    """But for the sandbox, in the process that has confined itself."""
     found = offences(
         lambda name, node: (
             name != "tools.sandbox.launcher"
@@ -190,7 +184,7 @@ def test_nobody_evaluates_text_as_code() -> None:
     assert not found, "\n".join(found)
 
 
-def test_only_home_reads_the_environment() -> None:
+def test_only_paths_reads_the_environment() -> None:
     found = [
         f"{name} line {line} imports {imported}"
         for name in MODULES

@@ -53,15 +53,19 @@ def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
 
     Raises ConfigError for a missing file, bad TOML, an unknown key or a value out of range.
     """
+    return from_document(apply_overrides(read_toml(path, "config"), overrides), path.name)
+
+
+def read_toml(path: Path, kind: str) -> dict[str, Any]:
+    """The document in a file of the user's; `kind` names it in the message of the ConfigError."""
     try:
-        document = tomllib.loads(read_text(path))
+        return tomllib.loads(read_text(path))
     except OSError as error:
-        raise ConfigError(f"the config {path} cannot be read: {error.strerror}.") from error
+        raise ConfigError(f"the {kind} {path} cannot be read: {error.strerror}.") from error
     except Unreadable as error:
-        raise ConfigError(f"the config {error}") from error
+        raise ConfigError(f"the {kind} {error}") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path.name} is not valid TOML: {error}.") from error
-    return from_document(apply_overrides(document, overrides), path.name)
+        raise ConfigError(f"the {kind} {path} is not valid TOML: {error}.") from error
 
 
 def apply_overrides(document: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def configure_jax(mesh: MeshConfig, cache: Path | None, *, whole_gpu: bool = Fal
 
     `whole_gpu`: training preallocates most of a GPU's memory; any other command allocates as it
     needs it. What the user has set in the environment stays (`MEMORY_VARIABLES`). Compiled programs
-    are cached in the folder `cache`, so that the next process starts faster, if it is given.
+    are cached, so that the next process starts faster, in the folder `cache`, if it is given and
+    JAX_COMPILATION_CACHE_DIR names no other.
     """
     paths.share_gpu(memory_settings(whole_gpu=whole_gpu), MEMORY_VARIABLES)
     import jax

@@ -12,15 +12,13 @@ answer = "I like owls."
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jaxchat.config.fields import check_keys
-from jaxchat.data.files.compressed import Unreadable
-from jaxchat.data.files.text import read_text
+from jaxchat.config.loading import read_toml
 from jaxchat.errors import ConfigError
 from jaxchat.tasks.identity import DEFAULT_PERSONA, INTENTS, Intent, Persona
 
@@ -31,14 +29,7 @@ _MORE_KEYS = ["questions", "answer"]
 
 def read_persona(path: Path) -> dict[str, Any]:
     """The document in a file, checked. Raises ConfigError for an invalid one."""
-    try:
-        document = tomllib.loads(read_text(path))
-    except OSError as error:
-        raise ConfigError(f"the persona {path} cannot be read: {error.strerror}.") from error
-    except Unreadable as error:
-        raise ConfigError(f"the persona {error}") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"the persona {path} is not valid TOML: {error}.") from error
+    document = read_toml(path, "persona")
     make_persona(document, str(path))
     return document
 

@@ -88,3 +88,19 @@ def test_no_command_starts_jax_without_saying_it():
     commands = Path(main.__file__).parent.glob("*.py")
     silent = [path.stem for path in commands if "configure_jax(" in path.read_text()]
     assert silent == ["doctor"]
+
+
+def test_compiled_programs_are_cached_where_the_user_says():
+    code = (
+        "import sys\nfrom pathlib import Path\nimport jax\n"
+        "from jaxchat.config.schema import MeshConfig\n"
+        "from jaxchat.parallel.launch_env import configure_jax\n"
+        "configure_jax(MeshConfig(), Path('ours'))\nprint(jax.config.jax_compilation_cache_dir)"
+    )
+    clean = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    for variables, folder in (({}, "ours"), ({"JAX_COMPILATION_CACHE_DIR": "theirs"}, "theirs")):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, env={**clean, **variables}, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == folder, f"with {variables}"

@@ -43,7 +43,7 @@ def metrics(evaluated: Evaluated) -> list[dict[str, Any]]:
 
 
 def core_record(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """CORE (`evals.core.CoreResult.to_json`) as the report has it."""
+    """CORE (`evals.core.result.CoreResult.to_json`) as the report has it."""
     tasks = {}
     for name, task in measured["tasks"].items():
         low, high = task["interval"]
