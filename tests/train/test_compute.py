@@ -13,7 +13,7 @@ from tiny_training import CLASSIC, CLASSIC_OPTIM, MODERN, T, random_params, tiny
 
 from jaxchat.config.schema import ComputeConfig, MeshConfig
 from jaxchat.errors import ConfigError
-from jaxchat.model.backend import Compute, backend
+from jaxchat.model.backend import BACKENDS, Compute, backend
 from jaxchat.model.capabilities import check_capability, choose_compute
 from jaxchat.model.kernels.matmul import count_products
 from jaxchat.optim.optimizer import make_optimizer
@@ -98,6 +98,11 @@ def test_sizes_and_options_are_as_configured() -> None:
     compute = choose_compute(config, CLASSIC, jnp.bfloat16)
     assert (compute.chunk_rows, compute.options) == (77, ((OPTION, False),))
     assert compute.dtype == jnp.bfloat16
+
+
+def test_accelerators_compute_in_bfloat16() -> None:
+    dtypes = {name: row.dtype for name, row in BACKENDS.items()}
+    assert dtypes == {"cpu": jnp.float32, "gpu": jnp.bfloat16, "tpu": jnp.bfloat16}
 
 
 def test_a_gpu_takes_large_chunks() -> None:
