@@ -131,8 +131,8 @@ def failure(tree: Path, tests: list[str], seconds: int) -> str:
         lines = out.read().splitlines()
     if code == 0:
         return ""
-    said = [line for line in lines if line.startswith(("FAILED", "ERROR", "Timeout"))]
-    return (said or lines[-1:] or ["no output"])[0][:120]
+    said = [line for line in lines if line.startswith(("FAILED ", "ERROR ", "Timeout "))]
+    return (said or lines or ["no output"])[-1][:120]
 
 
 def verdict(tree: Path, module: Path, seconds: int) -> str:
