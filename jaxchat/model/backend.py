@@ -45,6 +45,9 @@ class Backend:
     dtype: DTypeLike  # of activations; weights are always float32
     attention: Implementation  # "cudnn" only where a trial of it succeeds
     sizes: Literal["cpu", "gpu"]  # whose formulas of `config.memory`, and other sizes, fit it
+    # Whether XLA makes one kernel of what `kernels.norms` and the loss's narrow form write;
+    # elsewhere they would only be more arithmetic than the plain forms
+    fused: bool = False
     overlap: tuple[Candidate, ...] = ()  # XLA's options to try for a step over several devices
     # A CPU's devices are virtual: they share its cores, its memory, and several engines use one.
     shares_host: bool = False
@@ -62,7 +65,7 @@ BACKENDS = {
         jnp.float32, "blocked", "cpu",
         shares_host=True, eval_tokens=4_096, letter_tokens=4_096,
     ),
-    "gpu": Backend(jnp.bfloat16, "cudnn", "gpu", overlap=OVERLAP),
+    "gpu": Backend(jnp.bfloat16, "cudnn", "gpu", fused=True, overlap=OVERLAP),
     "tpu": Backend(jnp.bfloat16, "xla", "gpu"),
 }  # fmt: skip
 
@@ -87,6 +90,7 @@ class Compute:
     matmul: MatmulPrecision = "default"  # of large matrices; "default": `dtype`
     options: tuple[Option, ...] = ()  # XLA's
     dropped: tuple[str, ...] = ()  # names of XLA's options that were tried and do not work
+    fused: bool = False  # norms, rotations and losses in the forms that move the fewest bytes
 
     @property
     def muon_dtype(self) -> DTypeLike:
@@ -94,9 +98,11 @@ class Compute:
         return jnp.bfloat16 if self.matmul == "bfloat16" else self.dtype
 
     def unrounded(self) -> Compute:
-        """The same for evaluating a model: nothing is rounded to less than `dtype`."""
+        """The same for evaluating a model: nothing is rounded to less than `dtype`, and without
+        the forms that pay for gradients.
+        """
         attention = "blocked" if self.attention == "banded" else self.attention
-        return replace(self, matmul="default", attention=attention)
+        return replace(self, matmul="default", attention=attention, fused=False)
 
     def describe(self, devices: Sequence[jax.Device], axes: Mapping[str, int]) -> str:
         """One line, with the devices and the sizes of the mesh's axes."""
