@@ -77,7 +77,7 @@ def chat_command(args: argparse.Namespace) -> int:
     if args.run is None and run != (last := run_dir.find(root, None)):
         text = f"jaxchat: the last run, {last.name}, has no model to talk to; this is {run.name}."
         print(text, file=sys.stderr, flush=True)
-    start_jax(config.mesh, root / "xla")
+    start_jax(config.mesh, root / "xla", quiet=args.prompt is not None)
     from rich.console import Console
 
     from jaxchat.cli.conversation import Sampling, load

@@ -53,7 +53,7 @@ Orthogonalizer = Annotated[str, OneOf(("newton_schulz", "polar_express"))]
 DecaySchedule = Annotated[str, OneOf(("constant", "cosine"))]
 CompilerOption = Annotated[
     str,
-    Form(r"[^\W\d]\w*=.+", "like name=value, for example xla_gpu_enable_triton_gemm=false"),
+    Form(r"[^\W\d]\w*=.*", "like name=value, for example xla_gpu_enable_triton_gemm=false"),
 ]
 
 
@@ -346,7 +346,7 @@ class ComputeConfig(Settings):
     # sums in float32, "auto" does that where the processor is made for it (AVX-512 BF16, AMX).
     products: Annotated[str, OneOf(PRODUCTS)] = "auto"
     loss_chunk_rows: Whole = 0  # tokens whose logits are held at once; 0: suits the device
-    compiler_options: tuple[CompilerOption, ...] = ()  # XLA's, beside those tried anyway
+    compiler_options: tuple[CompilerOption, ...] = ()  # XLA's, beside those of the backend
 
 
 DEFAULT_COMPUTE = ComputeConfig()

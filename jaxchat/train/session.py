@@ -106,7 +106,7 @@ class Session:
         state, meta = self.checkpoints.restore_newest(fresh) or (fresh, dict[str, Any]())
         self.done = self.saved = int(meta.get("step", 0))
         self._before, self._began = float(meta.get("seconds", 0.0)), time.monotonic()
-        self.progress = Progress(job.title, self.steps, "step", self.done)
+        self.progress = Progress(job.title, self.steps, "step", self.done, "compiling")
         self._close_log()
         path, leads = job.folder / "metrics.jsonl", jax.process_index() == 0
         losses = [r["loss"] for r in read_metrics(path) if "loss" in r and r["step"] < self.done]

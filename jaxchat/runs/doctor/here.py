@@ -145,7 +145,7 @@ def check_compute(config: RunConfig) -> tuple[Check, Check]:
         why = "with products of bfloat16, which this processor is made for"
     else:
         why = "cudnn needs a GPU and half precision"
-    named, options, dropped = str(chosen.attention), dict(chosen.options), list(chosen.dropped)
+    named, options = str(chosen.attention), dict(chosen.options)
     attention = Check(
         "attention",
         f"{named}, in {dtype.name}: {why}",
@@ -153,9 +153,9 @@ def check_compute(config: RunConfig) -> tuple[Check, Check]:
         facts={"implementation": named, "dtype": dtype.name, "why": why},
     )
     accepted = ", ".join(f"{name}={value}" for name, value in options.items()) or "XLA's own"
-    without = f"; not in this jaxlib: {', '.join(dropped)}" if dropped else ""
-    facts = {"options": options, "dropped": dropped}
-    return attention, Check("compiler", f"options accepted: {accepted}{without}", facts=facts)
+    facts = {"options": options, "dropped": [name for name, _ in chosen.refused]}
+    text = f"options accepted: {accepted}{chosen.refusals()}"
+    return attention, Check("compiler", text, facts=facts)
 
 
 def check_sandbox(config: RunConfig) -> Check:
