@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Case:
     fp8: bool = False
     products: str = "auto"  # of float32 activations: see `compute.products`
     chunk_rows: int = 0  # tokens whose logits are held at once; 0: as training chooses
+    fused: bool | None = None  # the forms that move the fewest bytes; None: as training chooses
     options: tuple[str, ...] = ()  # XLA's, beside those training chooses
 
     @property
@@ -115,6 +116,8 @@ class Step:
             compiler_options=case.options,
         )  # fmt: skip
         self.compute = choose_compute(switches, self.model, dtype)
+        if case.fused is not None:
+            self.compute = replace(self.compute, fused=case.fused)
         self.optimizer = make_optimizer(
             self.model, config.optim, 1000, muon_dtype=self.compute.muon_dtype
         )

@@ -35,6 +35,9 @@ class Backend:
     dtype: DTypeLike  # of activations; weights are always float32
     attention: Implementation  # "cudnn" only where a trial of it succeeds
     sizes: Literal["cpu", "gpu"]  # whose formulas of `config.memory`, and other sizes, fit it
+    # Whether XLA makes one kernel of what `kernels.norms` and the loss's narrow form write;
+    # elsewhere they would only be more arithmetic than the plain forms
+    fused: bool = False
     options: tuple[Option, ...] = ()  # XLA's, for a step over several devices, where it takes them
     # A CPU's devices are virtual: they share its cores, its memory, and several engines use one.
     shares_host: bool = False
@@ -52,7 +55,7 @@ BACKENDS = {
         jnp.float32, "blocked", "cpu",
         shares_host=True, eval_tokens=4_096, letter_tokens=4_096,
     ),
-    "gpu": Backend(jnp.bfloat16, "cudnn", "gpu", options=(COLLECTIVE_TIMEOUT,)),
+    "gpu": Backend(jnp.bfloat16, "cudnn", "gpu", fused=True, options=(COLLECTIVE_TIMEOUT,)),
     "tpu": Backend(jnp.bfloat16, "xla", "gpu"),
 }  # fmt: skip
 
@@ -77,6 +80,7 @@ class Compute:
     matmul: MatmulPrecision = "default"  # of large matrices; "default": `dtype`
     options: tuple[Option, ...] = ()  # XLA's
     refused: tuple[tuple[str, str], ...] = ()  # options of ours, and what XLA says against each
+    fused: bool = False  # norms, rotations and losses in the forms that move the fewest bytes
 
     @property
     def muon_dtype(self) -> DTypeLike:
@@ -84,9 +88,11 @@ class Compute:
         return jnp.bfloat16 if self.matmul == "bfloat16" else self.dtype
 
     def unrounded(self) -> Compute:
-        """The same for evaluating a model: nothing is rounded to less than `dtype`."""
+        """The same for evaluating a model: nothing is rounded to less than `dtype`, and without
+        the forms that pay for gradients.
+        """
         attention = "blocked" if self.attention == "banded" else self.attention
-        return replace(self, matmul="default", attention=attention)
+        return replace(self, matmul="default", attention=attention, fused=False)
 
     def refusals(self) -> str:
         """Which options of ours this XLA refuses, and why, to end a line with; "" for none."""

@@ -63,19 +63,25 @@ def choose_compute(
         matmul=matmul,
         options=options,
         refused=refused,
+        fused=on.fused,
     )
 
 
 def inference_compute(config: ComputeConfig, model: ModelConfig) -> Compute:
-    """`choose_compute` for an engine: never in fp8, and without the step's compiler options."""
-    return choose_compute(replace(config, fp8=False, compiler_options=()), model)
+    """`choose_compute` for an engine: never in fp8, without the step's compiler options, and with
+    the plain forms, as the others pay for gradients.
+    """
+    return replace(
+        choose_compute(replace(config, fp8=False, compiler_options=()), model), fused=False
+    )
 
 
 def evaluation_compute(
     config: ComputeConfig, model: ModelConfig, dtype: DTypeLike | None = None
 ) -> Compute:
     """`choose_compute` for an evaluation: in full precision, whatever the model was trained in."""
-    return choose_compute(replace(config, fp8=False, products="plain"), model, dtype)
+    plain = replace(config, fp8=False, products="plain")
+    return choose_compute(plain, model, dtype).unrounded()
 
 
 def choose_attention(
