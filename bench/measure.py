@@ -28,6 +28,7 @@ class Case:
     depth: int
     preset: str = "modern"
     width: int = 0  # 0: as depth derives it
+    window_pattern: str = ""  # "L": full windows; "": as the preset has it
     seq_len: int = 2_048
     vocab: int = 32_768
     batch: int = 65_536  # tokens of a step
@@ -69,6 +70,7 @@ class Figures:
     planned_bytes: float = 0.0  # XLA's own account of the step; 0: unknown
     peak_flops: float = 0.0  # of the device, for MFU; 0: unknown
     loss: float = 0.0  # after the timed steps
+    spread_ms: float = 0.0  # the slowest timed step less the fastest
 
     @property
     def mfu(self) -> float:
@@ -88,6 +90,8 @@ def run_config(case: Case) -> Any:
     if case.width:
         heads = max(1, case.width // HEAD_DIM)
         model |= {"n_embd": case.width, "n_head": heads, "n_kv_head": heads}
+    if case.window_pattern:
+        model["window_pattern"] = case.window_pattern
     run = {"name": "bench", "depth": case.depth, "preset": case.preset}
     tables = {"run": run, "model": model, "tokenizer": {"vocab_size": case.vocab}}
     return loading.from_document(tables, "the benchmark's arguments")
@@ -168,7 +172,8 @@ class Step:
                 float(previous["loss"])
                 marks.append(time.perf_counter())
             previous = metrics
-        seconds = statistics.median(b - a for a, b in itertools.pairwise(marks))
+        times = [b - a for a, b in itertools.pairwise(marks)]
+        seconds = statistics.median(times)
         rate = self.case.batch / seconds
         return state, Figures(
             name="jaxchat",
@@ -180,6 +185,7 @@ class Step:
             planned_bytes=planned_memory(self.compiled),
             peak_flops=peak,
             loss=float(metrics["loss"]),
+            spread_ms=1e3 * (max(times) - min(times)),
         )
 
 
