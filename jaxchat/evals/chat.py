@@ -246,3 +246,8 @@ def _greedy(
 ) -> list[list[Part]]:
     requests = [Request(tokens=prompt, max_tokens=MAX_TOKENS) for prompt in prompts]
     return [parts_of(completion, tokenizer) for (completion,) in engine.generate(requests)]
+
+
+def sampler(stage: str) -> tuple[Callable[..., list[dict[str, Any]]], tuple[str, ...]]:
+    """What samples a stage's model (engine, tokenizer, prompts), and the prompts."""
+    return (text_samples, COMPLETIONS) if stage == "base" else (chat_samples, QUESTIONS)
