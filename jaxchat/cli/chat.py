@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxchat import paths
-from jaxchat.cli.args import positive, seed, temperature, whole
+from jaxchat.cli.args import Parser, positive, seed, temperature, whole
 from jaxchat.config.numbers import TEMPERATURE, NumberError
 from jaxchat.config.schema import CHAT_STAGES
 from jaxchat.errors import ArtifactError, ConfigError
@@ -43,26 +43,19 @@ BLOCK = '"""'  # begins and ends a message of several lines
 HISTORY_LINES = 1000
 
 
-def add_chat(parser: argparse.ArgumentParser) -> None:
+def add_chat(parser: Parser) -> None:
     """The options of `jaxchat chat`."""
     parser.description = DESCRIPTION
-    parser.add_argument("--run", help="name of the run (default: the last with a chat model)")
-    parser.add_argument("--stage", choices=CHAT_STAGES[::-1], help="default: the last complete")
-    parser.add_argument("-p", "--prompt", help="answer this and exit; - reads it from stdin")
-    parser.add_argument("--system", default="", metavar="TEXT", help="stands before the messages")
-    parser.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy")
-    parser.add_argument(
-        "--top-k", type=whole, default=0, help="sample among the k likeliest; 0: all"
-    )
-    parser.add_argument("--max-tokens", type=positive, default=256, help="length of an answer")
-    parser.add_argument("--seed", type=seed, default=0)
-    parser.add_argument("--json", action="store_true", help="an object a line for each answer")
-    parser.add_argument(
-        "--continue",
-        action="store_true",
-        dest="together",
-        help="the lines of a pipe are one conversation",
-    )
+    parser.option("--run", text="name of the run (default: the last with a chat model)")
+    parser.option("--stage", text="default: the last complete", choices=CHAT_STAGES[::-1])
+    parser.option("-p --prompt", text="answer this and exit; - reads it from stdin")
+    parser.option("--system", str, "TEXT", "stands before the messages", "")
+    parser.option("--temperature", temperature, None, "0 is greedy", 0.0)
+    parser.option("--top-k", whole, None, "sample among the k likeliest; 0: all", 0)
+    parser.option("--max-tokens", positive, None, "length of an answer", 256)
+    parser.option("--seed", seed, default=0)
+    parser.switch("--json", "an object a line for each answer")
+    parser.switch("--continue", "the lines of a pipe are one conversation", dest="together")
     parser.set_defaults(run_command=chat_command)
 
 
@@ -80,9 +73,10 @@ def chat_command(args: argparse.Namespace) -> int:
     start_jax(config.mesh, root / "xla")
     from rich.console import Console
 
-    from jaxchat.cli.conversation import Sampling, load
+    from jaxchat.cli.conversation import load
+    from jaxchat.evals.chat import Sampling
 
-    sampling = Sampling(args.temperature, args.top_k, args.max_tokens, args.seed)
+    sampling = Sampling(args.max_tokens, 1, args.temperature, args.seed, args.top_k)
     loaded = load(root, args.run, args.stage, sampling)
     loaded.chat.system = args.system
     console = Console()  # it knows terminals and NO_COLOR

@@ -13,6 +13,7 @@ from typing import IO, Any, Literal, NamedTuple
 from jaxchat.config.derive import count_params
 from jaxchat.config.schema import CHAT_STAGES
 from jaxchat.errors import ConfigError
+from jaxchat.evals.chat import Sampling
 from jaxchat.inference.engine import Engine, Request
 from jaxchat.inference.request import ROOM
 from jaxchat.inference.transcript import PartStream, printable
@@ -33,16 +34,6 @@ from jaxchat.tokenizer.chat_format import (
 BYTE_ORDER_MARK = "\ufeff"
 LONGEST = 1 << 24  # bytes of a line: no context holds as much
 _CONVERSATION = re.compile(r'\{.*"messages"\s*:', re.DOTALL)  # or one that is broken
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are sampled."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    max_tokens: int = 256
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,7 @@ class Chat:
     engine: Engine
     tokenizer: Tokenizer
     context: int  # T, ids of prompt and answer together
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling
     notice: Callable[[str], object] = lambda _: None
     system: str = ""  # stands before the first message
     messages: list[Message] = field(default_factory=list)

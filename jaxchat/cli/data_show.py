@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxchat import paths
-from jaxchat.cli.args import positive, seed
+from jaxchat.cli.args import Parser, positive, seed
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.runs import run_dir
 
@@ -33,7 +33,7 @@ _STYLES = {  # (learned, special token)
 }
 
 
-def add_show(show: argparse.ArgumentParser) -> None:
+def add_show(show: Parser) -> None:
     """The options of `jaxchat data show`."""
     show.add_argument(
         "source",
@@ -43,13 +43,11 @@ def add_show(show: argparse.ArgumentParser) -> None:
         "fields are counted",
     )
     show.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the source's files")
-    show.add_argument("-n", type=positive, default=3, metavar="N", help="examples (3)")
-    show.add_argument("--seed", type=seed, default=0, help="chooses the examples (0)")
-    show.add_argument("--split", choices=("train", "test"), default="train")
-    show.add_argument("--tokens", action="store_true", help="every token with its id")
-    show.add_argument(
-        "--max-tokens", type=positive, metavar="N", help="cut there, as training does"
-    )
+    show.option("-n", positive, "N", "examples (3)", 3)
+    show.option("--seed", seed, None, "chooses the examples (0)", 0)
+    show.option("--split", default="train", choices=("train", "test"))
+    show.switch("--tokens", "every token with its id")
+    show.option("--max-tokens", positive, "N", "cut there, as training does")
     which = show.add_mutually_exclusive_group()
     which.add_argument("--tokenizer", type=Path, metavar="DIR", help="of this folder")
     which.add_argument("--run", help="the tokenizer of this run (default: the last)")

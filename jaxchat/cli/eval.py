@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jaxchat import paths
-from jaxchat.cli.args import add_model, positive, seed, temperature
+from jaxchat.cli.args import Parser, add_model, positive, seed, temperature
 from jaxchat.config.schema import CHAT_STAGES, GENERATED_PROBLEMS, MODELS, NOWHERE, MeshConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.launch_env import start_jax
@@ -31,11 +31,39 @@ SPLITS: tuple[TextSplit, ...] = ("train", "heldout")
 ROWS = 1_024
 
 
-def add_commands(parser: argparse.ArgumentParser) -> None:
+def add_commands(parser: Parser) -> None:
     """Adds core, bpb, chat and samples to the parser of `jaxchat eval`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_core(commands)
-    _add_bpb(commands)
+    core = commands.add_parser(
+        "core",
+        help="CORE: 22 tasks of DCLM",
+        description="Evaluates a model on CORE's tasks. Finished tasks are saved: the same command "
+        "resumes. The run's next report (jaxchat report, or the run's own) has the result.",
+    )
+    add_model(core, MODELS, "base")
+    core.option("--bundle", Path, "DIR", "with core.yaml (default HOME/eval_bundle)")
+    fetch = "fetch nanochat's eval_bundle.zip to HOME/eval_bundle first"
+    core.option("--download", str, "URL", fetch, nargs="?", const="")
+    core.option("-a --task", str, "TASK", "only this; may be given again", action="append")
+    core.option("--max-problems", positive, "N", "of each task")
+    core.option(
+        "--context", positive, "N",
+        "tokens of a prompt, of which the last are used (default: the model's); beyond the "
+        "training length, a modern model sees what its windows let it, as in nanochat",
+    )  # fmt: skip
+    core.option("--dump", Path, "FILE", "write every example, a line each")
+    core.set_defaults(run_command=core_command)
+    bpb = commands.add_parser(
+        "bpb",
+        help="bits per byte of text",
+        description="Measures bits per byte on the text that the run trained on, and on the shard "
+        "that it held out. They do not depend on the tokenizer.",
+    )
+    add_model(bpb, MODELS, "base")
+    bpb.option("--split", text="default: both", choices=SPLITS)
+    rows = f"of each split (default: what eval.text_tokens says, else {ROWS:,})"
+    bpb.option("--rows", positive, "N", rows)
+    bpb.set_defaults(run_command=bpb_command)
     chat = commands.add_parser(
         "chat",
         help="ChatCORE's tasks and counting, or others; finished ones are skipped",
@@ -44,82 +72,20 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         "evaluation took, greedy and at no fewer tokens.",
     )
     add_model(chat, CHAT_STAGES[::-1])
-    chat.add_argument(
-        "-a", "--task", action="append", metavar="TASK", help=f"default: {', '.join(TASKS)}"
-    )
-    chat.add_argument("--max-problems", type=positive, metavar="N", help="of a task; default: all")
-    chat.add_argument("--samples", type=positive, default=1, metavar="N", help="a problem (1)")
-    chat.add_argument(
-        "--temperature", type=temperature, metavar="T", help="default: 0, with several samples 1"
-    )
-    chat.add_argument(
-        "--max-tokens", type=positive, default=512, metavar="N", help="generated (512)"
-    )
-    chat.add_argument(
-        "--slots", type=positive, default=64, metavar="N", help="decoded at once (64)"
-    )
-    chat.add_argument("--seed", type=seed, default=0)
-    chat.add_argument(
-        "--unsafe-exec",
-        action="store_true",
-        help="run the model's programs even where they cannot be sandboxed",
-    )
-    chat.add_argument("--force", action="store_true", help="repeat finished tasks")
+    chat.option("-a --task", str, "TASK", f"default: {', '.join(TASKS)}", action="append")
+    chat.option("--max-problems", positive, "N", "of a task; default: all")
+    chat.option("--samples", positive, "N", "a problem (1)", 1)
+    chat.option("--temperature", temperature, "T", "default: 0, with several samples 1")
+    chat.option("--max-tokens", positive, "N", "generated (512)", 512)
+    chat.option("--slots", positive, "N", "decoded at once (64)", 64)
+    chat.option("--seed", seed, default=0)
+    unsafe = "run the model's programs even where they cannot be sandboxed"
+    chat.switch("--unsafe-exec", unsafe)
+    chat.switch("--force", "repeat finished tasks")
     chat.set_defaults(run_command=chat_command)
     samples = commands.add_parser("samples", help="answers of a model to a few prompts")
     add_model(samples, MODELS)
     samples.set_defaults(run_command=samples_command)
-
-
-def _add_core(commands: Any) -> None:
-    core = commands.add_parser(
-        "core",
-        help="CORE: 22 tasks of DCLM",
-        description="Evaluates a model on CORE's tasks. Finished tasks are saved: the same command "
-        "resumes. The run's next report (jaxchat report, or the run's own) has the result.",
-    )
-    add_model(core, MODELS, "base")
-    core.add_argument(
-        "--bundle", type=Path, metavar="DIR", help="with core.yaml (default HOME/eval_bundle)"
-    )
-    core.add_argument(
-        "--download",
-        nargs="?",
-        const="",
-        metavar="URL",
-        help="fetch nanochat's eval_bundle.zip to HOME/eval_bundle first",
-    )
-    core.add_argument(
-        "-a", "--task", action="append", metavar="TASK", help="only this; may be given again"
-    )
-    core.add_argument("--max-problems", type=positive, metavar="N", help="of each task")
-    core.add_argument(
-        "--context",
-        type=positive,
-        metavar="N",
-        help="tokens of a prompt, of which the last are used (default: the model's); beyond the "
-        "training length, a modern model sees what its windows let it, as in nanochat",
-    )
-    core.add_argument("--dump", type=Path, metavar="FILE", help="write every example, a line each")
-    core.set_defaults(run_command=core_command)
-
-
-def _add_bpb(commands: Any) -> None:
-    bpb = commands.add_parser(
-        "bpb",
-        help="bits per byte of text",
-        description="Measures bits per byte on the text that the run trained on, and on the shard "
-        "that it held out. They do not depend on the tokenizer.",
-    )
-    add_model(bpb, MODELS, "base")
-    bpb.add_argument("--split", choices=SPLITS, help="default: both")
-    bpb.add_argument(
-        "--rows",
-        type=positive,
-        metavar="N",
-        help=f"of each split (default: what eval.text_tokens says, else {ROWS:,})",
-    )
-    bpb.set_defaults(run_command=bpb_command)
 
 
 def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]:

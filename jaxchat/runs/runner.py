@@ -244,7 +244,10 @@ def run_stages(
     """
     stages = list(stages)
     if not context.group.leads:
-        return _follow(stages, context)
+        by_name = {stage.name: stage for stage in stages}
+        while (name := context.group.broadcast()) is not None:
+            _function(by_name[name].run)(context)
+        return
     wanted = {stage.name for stage in stages} if only is None else check_names(only, stages)
     forced = check_names(force, stages)
     sweep(context.root)
@@ -282,19 +285,11 @@ def run_stages(
         )
         print(f"{label}: {duration(seconds)}", flush=True)
     context.group.broadcast(None)
-    return None
 
 
 def _function(named: Callable[..., Any] | str) -> Callable[..., Any]:
     """A function of a stage, imported where it is named."""
     return pkgutil.resolve_name(f"{__package__}.{named}") if isinstance(named, str) else named
-
-
-def _follow(stages: Iterable[Stage], context: Context) -> None:
-    """Runs the stages that process 0 names, until it names none."""
-    by_name = {stage.name: stage for stage in stages}
-    while (name := context.group.broadcast()) is not None:
-        _function(by_name[name].run)(context)
 
 
 def _skip_complete(record: Record, stage: Stage, context: Context, inputs: str, label: str) -> None:

@@ -17,8 +17,9 @@ import pytest
 from finished_run import finish_run, tiny_config, tiny_tokenizer
 
 from jaxchat.cli.chat import HELP, PLAIN, SEPARATE_LINES, TERMINAL, Session, answer_once, converse
-from jaxchat.cli.conversation import Chat, Sampling, load
+from jaxchat.cli.conversation import Chat, load
 from jaxchat.cli.main import main
+from jaxchat.evals.chat import Sampling
 from jaxchat.inference.transcript import Scribe, as_text, printable
 from jaxchat.signals import Interrupted
 from jaxchat.tasks.conversations import Custom
