@@ -243,7 +243,7 @@ def run_peer(depth: int, micro: int, args: argparse.Namespace) -> None:
     """nanochat's step for the same case."""
     import jax
 
-    from jaxchat.config.peaks import bf16_peak
+    from jaxchat.config.machine import bf16_peak
 
     case = case_of(depth, micro, False, args.smoke)
     # this process must not hold the GPU's memory: it asks for its name only

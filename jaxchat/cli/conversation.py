@@ -6,11 +6,10 @@ import json
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
-from jaxchat.config.derive import count_params
 from jaxchat.config.schema import CHAT_STAGES
 from jaxchat.errors import ConfigError
 from jaxchat.evals.chat import Sampling
@@ -20,7 +19,7 @@ from jaxchat.inference.transcript import PartStream, printable
 from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.opening import check_stage, find_model, load_model
 from jaxchat.runs.runner import Context
-from jaxchat.runs.stages import STAGES
+from jaxchat.runs.stages import BY_NAME
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import (
     ConversationError,
@@ -144,39 +143,36 @@ def _harmless(piece: Part) -> Part:
     return {"type": piece["type"], "text": printable(piece["text"])}
 
 
-@dataclass(frozen=True)
-class Loaded:
+@dataclass(kw_only=True)
+class RunChat(Chat):
     """A chat with the model of a run's stage."""
 
-    context: Context
+    run: Context
     stage: str
-    parameters: int
-    chat: Chat
 
     @property
     def name(self) -> str:
         """RUN/STAGE."""
-        return f"{self.context.root.name}/{self.stage}"
+        return f"{self.run.root.name}/{self.stage}"
 
     @property
     def description(self) -> str:
         """The model, and the run's others that chat."""
-        others = [name for name in CHAT_STAGES if name in self.context.done and name != self.stage]
+        others = [name for name in CHAT_STAGES if name in self.run.done and name != self.stage]
         other = f"; {' and '.join(others)} with /stage" if others else ""
-        title = next(stage.title for stage in STAGES if stage.name == self.stage)
-        return f"{self.name}, the model of {title}{other}"
+        return f"{self.name}, the model of {BY_NAME[self.stage].title}{other}"
 
-    def switched(self, stage: str) -> Loaded:
-        """The same conversation, continued with the model of another stage of the run.
+    def switch(self, stage: str) -> None:
+        """Continues the conversation with the model of another stage of the run.
 
         Raises ArtifactError when that stage is not complete.
         """
-        check_stage(self.context, stage, CHAT_STAGES)
-        self.chat.engine.set_params(load_model(self.context.root, stage, self.context.config.model))
-        return replace(self, stage=stage)
+        check_stage(self.run, stage, CHAT_STAGES)
+        self.engine.set_params(load_model(self.run.root, stage, self.run.config.model))
+        self.stage = stage
 
 
-def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) -> Loaded:
+def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) -> RunChat:
     """Opens a run of the home `root` and one of its chat models, by default the last and the best.
 
     Raises ArtifactError when there is no such run, or the stage is not complete.
@@ -186,8 +182,7 @@ def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) ->
     params: Any = load_model(context.root, chosen, model)
     tokenizer = tokenizer_of(context)
     engine = Engine(params, model, tokenizer, slots=1)
-    chat = Chat(engine, tokenizer, model.sequence_len, sampling)
-    return Loaded(context, chosen, count_params(model)["total"], chat)
+    return RunChat(engine, tokenizer, model.sequence_len, sampling, run=context, stage=chosen)
 
 
 class Line(NamedTuple):

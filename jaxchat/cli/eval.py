@@ -88,11 +88,13 @@ def add_commands(parser: Parser) -> None:
     samples.set_defaults(run_command=samples_command)
 
 
-def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]:
+def _open(
+    args: argparse.Namespace, among: Sequence[str], mesh: MeshConfig | None = None
+) -> tuple[Context, str]:
     root = paths.home(args.home)
     run = run_dir.find(root, args.run, (args.stage,) if args.stage else among)
     config = run_dir.read_config(run)  # says what is missing, before JAX starts
-    start_jax(config.mesh, root / "xla")
+    start_jax(mesh or config.mesh, root / "xla")
     from jaxchat.runs.opening import find_model
 
     return find_model(root, args.run, args.stage, among)
@@ -306,14 +308,11 @@ def write_dump(path: Path, result: CoreResult) -> None:
 
 def bpb_command(args: argparse.Namespace) -> int:
     """Measures bits per byte, and prints a line a split."""
-    root = paths.home(args.home)
-    run_dir.find(root, args.run, (args.stage,))  # reports what is missing before JAX starts
-    start_jax(MeshConfig(), root / "xla")
+    context, stage = _open(args, MODELS, MeshConfig())
     from jaxchat.evals.bpb import TextRows, bits_of_text
     from jaxchat.runs.inputs import text_folder
-    from jaxchat.runs.opening import eval_model, find_model
+    from jaxchat.runs.opening import eval_model
 
-    context, stage = find_model(root, args.run, args.stage, MODELS)
     config, run, length = context.config, context.root, context.config.model.sequence_len
     folder = text_folder(context)
     if not folder.exists():

@@ -74,15 +74,9 @@ def export_command(args: argparse.Namespace) -> int:
     from jaxchat.runs import export_run
 
     size = export_run.export_model(
-        root,
-        args.run,
-        args.stage,
-        args.folder.absolute(),
-        kind=args.format,
-        dtype=args.dtype or DTYPES[0],
-        licence=args.license,
-        force=args.force,
-    )
+        root, args.run, args.stage, args.folder.absolute(), kind=args.format,
+        dtype=args.dtype or DTYPES[0], licence=args.license, force=args.force,
+    )  # fmt: skip
     print(f"{args.folder}: stage {args.stage} of the run {args.run}, {size / 1e6:,.1f} MB")
     return 0
 
@@ -104,16 +98,8 @@ def import_command(args: argparse.Namespace) -> int:
     import_run.check_name(root, name)  # before anything is read
     origin = str(source.absolute())
     if on_hub:
-        from jaxchat.runs.import_run import fetch_model
-
-        source, origin = fetch_model(
-            root,
-            args.source,
-            args.revision,
-            step=args.step,
-            offline=args.offline,
-            refresh=args.refresh,
-        )
+        options = {"step": args.step, "offline": args.offline, "refresh": args.refresh}
+        source, origin = import_run.fetch_model(root, args.source, args.revision, **options)
     found = import_run.read_model(source, args.step, args.tokenizer)
     stage = args.stage or found.stage or import_run.DEFAULT_STAGE
     config = import_run.make_run(root, name, found, stage, origin)

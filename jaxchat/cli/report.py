@@ -71,10 +71,10 @@ def _path(root: Path, name: str | None) -> Path:
 
 def _compare(paths: Sequence[Path], out: Path | None) -> int:
     from jaxchat.runs.report import compare
-    from jaxchat.runs.report.files import gather_run, read_file
+    from jaxchat.runs.report.files import gather_run, read_report
     from jaxchat.runs.tables import table
 
-    a, b = (read_file(p) if p.is_file() else gather_run(p) for p in paths)
+    a, b = (read_report(p) if p.is_file() else gather_run(p) for p in paths)
     compared = compare.compare(a, b)
     folder = out or (paths[1].parent if paths[1].is_file() else paths[1])
     stem = f"compare_{a['run']['name']}_{b['run']['name']}"

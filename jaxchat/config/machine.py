@@ -1,4 +1,4 @@
-"""The machine as the operating system describes it: processor, cores and memory."""
+"""The machine as the operating system describes it, and the peaks of devices by their kind."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ import sys
 from pathlib import Path
 
 MAX_LANES = 8  # each has a cache of its own
+# Words of a device's name, FLOP/s of dense bf16 matrix products and bytes a second of the memory,
+# from the vendors' data sheets (without sparsity). The first whose words are in the name counts.
+PEAKS = (
+    (("A100", "40GB"), 312e12, 1.555e12),
+    (("A100",), 312e12, 2.039e12),
+    (("GH200",), 989e12, 4.0e12),
+    (("H100", "PCIe"), 756e12, 2.0e12),
+    (("H100",), 989e12, 3.35e12),
+    (("H200",), 989e12, 4.8e12),
+    (("B200",), 2250e12, 8.0e12),
+)
 
 
 def processor() -> str:
@@ -62,3 +73,19 @@ def peak_memory_bytes() -> int:
             return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _peaks(device_kind: str) -> tuple[float | None, float | None]:
+    words = set(device_kind.replace("-", " ").split())
+    found = ((flops, memory) for names, flops, memory in PEAKS if words.issuperset(names))
+    return next(found, (None, None))
+
+
+def bf16_peak(device_kind: str) -> float | None:
+    """FLOP/s of one device as jax names it, such as `NVIDIA H100 80GB HBM3`; None if unknown."""
+    return _peaks(device_kind)[0]
+
+
+def memory_bandwidth(device_kind: str) -> float | None:
+    """Bytes a second of one device as jax names it; None if unknown."""
+    return _peaks(device_kind)[1]

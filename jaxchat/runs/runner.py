@@ -12,7 +12,7 @@ import json
 import pkgutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,28 +47,21 @@ class Network:
 DEFAULT_NETWORK = Network()
 
 
+@dataclass(eq=False)
 class Context:
     """What stages share: the configuration, the run's folder, and the records of what is complete.
 
     Of several processes, the `group`, only process 0 has the records.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        root: Path,
-        profiles: Sequence[Request] = (),
-        network: Network = DEFAULT_NETWORK,
-        group: ProcessGroup = ALONE,
-    ) -> None:
-        self.config = config
-        self.root = root  # the run's folder
-        self.profiles = profiles  # steps that `--profile` records; they change nothing that is made
-        self.network = network
-        self.group = group
-        self.preparer: Preparer | None = None  # tokenizes text in the background; `close` ends it
-        self.done: dict[str, Record] = {}
-        self.said: set[str] = set()  # messages that are printed once, however many stages have them
+    config: RunConfig
+    root: Path  # the run's folder
+    profiles: Sequence[Request] = ()  # steps that `--profile` records; they change no result
+    network: Network = DEFAULT_NETWORK
+    group: ProcessGroup = ALONE
+    preparer: Preparer | None = None  # tokenizes text in the background; `close` ends it
+    done: dict[str, Record] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)  # messages that several stages have, printed once
 
     def __enter__(self) -> Self:
         return self

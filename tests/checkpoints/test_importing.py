@@ -77,8 +77,8 @@ def test_an_imported_model_opens_as_a_run(models, name, tmp_path):
     if name == "classic":  # for the others it would only compile again
         loaded = conversation.load(tmp_path, "mine", None, Sampling(max_tokens=5))
         assert loaded.stage == "sft"
-        list(loaded.chat.ask("the cat"))
-        assert loaded.chat.last.completion_tokens
+        list(loaded.ask("the cat"))
+        assert loaded.last.completion_tokens
     opened = eval_model(*find_model(tmp_path, None, "sft"))
     assert opened.config == found.model
     np.testing.assert_array_equal(

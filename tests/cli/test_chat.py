@@ -108,15 +108,15 @@ def test_a_damaged_model_is_one_sentence(root):
 def test_another_stage_continues_the_conversation(root):
     loaded = conversation.load(root, None, "rl", Sampling(max_tokens=20))
     alone = conversation.load(root, None, "sft", Sampling(max_tokens=20))
-    before = joined(loaded.chat.ask("who are you"))
-    loaded = loaded.switched("sft")
+    before = joined(loaded.ask("who are you"))
+    loaded.switch("sft")
     assert loaded.name == "tiny/sft"
-    alone.chat.messages[:] = loaded.chat.messages
-    after = joined(loaded.chat.ask("who are you"))
-    assert after == joined(alone.chat.ask("who are you"))
+    alone.messages[:] = loaded.messages
+    after = joined(loaded.ask("who are you"))
+    assert after == joined(alone.ask("who are you"))
     assert after != before
     with pytest.raises(ArtifactError, match=r"no model base \(complete there: rl, sft, mid\)"):
-        loaded.switched("base")
+        loaded.switch("base")
 
 
 def test_what_was_said_is_remembered(engine, tokenizer):

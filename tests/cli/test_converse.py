@@ -36,15 +36,16 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def loaded(root):
+def chat(root):
     return load(root, None, None, Sampling(max_tokens=20))
 
 
 @pytest.fixture
-def session(loaded):
-    loaded.chat.forget()
-    loaded.chat.system, loaded.chat.sampling = "", Sampling(max_tokens=20)
-    return Session(loaded.switched("rl"))
+def session(chat):
+    chat.forget()
+    chat.system, chat.sampling = "", Sampling(max_tokens=20)
+    chat.switch("rl")
+    return Session(chat)
 
 
 def expected(session, text):

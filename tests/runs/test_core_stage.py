@@ -279,7 +279,7 @@ def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, confi
     context = runner.Context(config, run)
     context.done = {s.name: runner.read_done(run, s.name) for s in STAGES if s.name != "report"}
     write_report(config, run, context.done)
-    assert read_report(run)["core"] == found["core"]
+    assert read_report(run / "report.json")["core"] == found["core"]
 
 
 def test_core_is_the_same_on_one_device_and_on_eight(config):

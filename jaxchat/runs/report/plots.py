@@ -183,16 +183,14 @@ def mark_plot(
     rows: Sequence[tuple[str, Sequence[Mark]]],
     *,
     show: Show,
-    low: float = 0.0,
-    high: float = 1.0,
     chance: Sequence[float] = (),
 ) -> str:
-    """Marks with intervals, a group of them beside each name; `chance[i]` is a tick in group i."""
+    """Marks from 0 to 1 with intervals, a group by each name; `chance[i]` is a tick in group i."""
     rows = [(name, marks) for name, marks in rows if marks]
     if not rows:
         return ""
     left = _names_width(name for name, _ in rows)
-    x = Axis("", low, high, left, left + BODY - 22, show)
+    x = Axis("", 0.0, 1.0, left, left + BODY - 22, show)
     top = y = 24.0
     body = []
     for index, (name, marks) in enumerate(rows):
