@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from jaxchat import paths
 from jaxchat.cli.args import Parser, positive, seed
+from jaxchat.cli.tokenizer import visible
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.runs import run_dir
 
@@ -191,19 +192,11 @@ def _pieces(
                 yield tokenizer.decode([token]) + number, True, learned, False
         elif with_ids:
             for token in run:
-                piece = _shown(tokenizer.decode_bytes([token]))
+                piece = visible(tokenizer.decode_bytes([token]), "\n", NEW_LINE)
                 yield f"{piece}[{token}]", False, learned, NEW_LINE in piece
         else:
-            *lines, last = _shown(tokenizer.decode_bytes(run)).split(NEW_LINE)
+            *lines, last = visible(tokenizer.decode_bytes(run), "\n", NEW_LINE).split(NEW_LINE)
             for line in lines:
                 yield line + NEW_LINE, False, learned, True
             if last:
                 yield last, False, learned, False
-
-
-def _shown(text: bytes) -> str:
-    r"""Text as it can be printed: new lines as NEW_LINE, other controls and lone bytes escaped."""
-    return "".join(
-        NEW_LINE if c == "\n" else c if c.isprintable() else c.encode("unicode_escape").decode()
-        for c in text.decode("utf-8", errors="backslashreplace")
-    )

@@ -165,11 +165,11 @@ def encode_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def visible(piece: bytes) -> str:
-    r"""A token for reading: spaces as `·`, other white space and lone bytes as `\n`, `\xe4`."""
+def visible(piece: bytes, marked: str = " ", mark: str = "·") -> str:
+    r"""Text for reading: spaces as `·`, controls and lone bytes escaped, as `\n` or `\xe4`."""
     text = piece.decode("utf-8", errors="backslashreplace")
     return "".join(
-        "·" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode()
+        mark if c == marked else c if c.isprintable() else c.encode("unicode_escape").decode()
         for c in text
     )
 

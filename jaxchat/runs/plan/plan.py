@@ -148,7 +148,7 @@ def plan_disk(config: RunConfig) -> dict[str, float]:
     total = counts["total"]
     optimizer = 2 * total - counts["matrices"]  # Muon has a number a weight, AdamW two
     text = data.plan_text(config)
-    others = sum(download.size for download in data.plan_downloads(config))
+    others = sum(amount for _, amount, _ in data.plan_downloads(config))
     chat_tokens = sum(data.chat_tokens(train) for train in (config.mid, config.sft))
     # one more of a stage whose optimizer the next one starts with
     checkpoints = CHECKPOINTS_KEPT + sum(config.starts_warm(stage) for stage in MODELS)
@@ -205,8 +205,8 @@ def _data_lines(plan: Plan) -> list[str]:
             f"reads {passes:.2f} passes"
         )
     rows = [
-        (one.name, size(one.size) if one.size else "your own", one.use)
-        for one in data.plan_downloads(config)
+        (name, size(amount) if amount else "your own", use)
+        for name, amount, use in data.plan_downloads(config)
     ]
     generated = {name: getattr(config, name).conversations for name in ("mid", "sft")}
     counts = ", ".join(f"{number:,} in {stage}" for stage, number in generated.items() if number)

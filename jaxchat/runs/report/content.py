@@ -142,21 +142,16 @@ def _core(report: Report) -> list[Block]:
             continue
         name = report["core_names"][model]
         drawn = Block("", drawings.core_figure(f"core-{model}", model, tasks))
+        rows: Rows = [("task", "accuracy", "centred", "problems")]
+        for task, found in sorted(tasks.items(), key=lambda item: -item[1]["centered"]):
+            accuracy = {"value": found["accuracy"], "interval": [found["low"], found["high"]]}
+            numbers = f"{found['centered']:.3f}", f"{found['problems']:,}"
+            rows.append((task, metric(accuracy, "share"), *numbers))
         blocks += [
             heading(f"CORE of {model}" + ("" if name == "CORE" else f": {name}")),
-            pair(drawn, table(f"CORE by task of {model}", _core_rows(tasks))),
+            pair(drawn, table(f"CORE by task of {model}", rows)),
         ]
     return blocks
-
-
-def _core_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Rows:
-    """CORE by task of one model, best first."""
-    rows: Rows = [("task", "accuracy", "centred", "problems")]
-    for name, task in sorted(tasks.items(), key=lambda item: -item[1]["centered"]):
-        accuracy = {"value": task["accuracy"], "interval": [task["low"], task["high"]]}
-        centred = f"{task['centered']:.3f}"
-        rows.append((name, metric(accuracy, "share"), centred, f"{task['problems']:,}"))
-    return rows
 
 
 def _training(report: Report) -> list[Block]:
