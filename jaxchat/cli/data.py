@@ -57,7 +57,7 @@ def add_commands(parser: Parser) -> None:
 def _add_download(parser: Parser) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="as `jaxchat data list` has them")
     shards = "of text: the first N, and the last for validation; or all"
-    parser.option("--shards", _shards, "N", shards)
+    parser.option("--shards", lambda text: text if text == ALL else positive(text), "N", shards)
     parser.switch("--refresh", "fetch the lists of files again")
     parser.switch("--verify", "check the bytes of what is here")
     parser.option("--workers", at_once, "N", "at once (4)", 4)
@@ -87,10 +87,6 @@ def _add_prepare(parser: Parser) -> None:
     add_hub(parser, "with --run: download nothing", "with --run: see jaxchat data download")
     parser.switch(CHILD, argparse.SUPPRESS)
     parser.set_defaults(run_command=prepare_command)
-
-
-def _shards(text: str) -> int | str:
-    return text if text == ALL else positive(text)
 
 
 def list_command(args: argparse.Namespace) -> int:

@@ -186,14 +186,12 @@ def _pieces(
         range(len(ids)), lambda i: (not tokenizer.is_ordinary(ids[i]), bool(mask[i]))
     ):
         run = [ids[i] for i in group]
-        if special:
+        if special or with_ids:
             for token in run:
+                shown = visible(tokenizer.decode_bytes([token]), "\n", NEW_LINE)
+                piece = tokenizer.decode([token]) if special else shown
                 number = f"[{token}]" if with_ids else ""
-                yield tokenizer.decode([token]) + number, True, learned, False
-        elif with_ids:
-            for token in run:
-                piece = visible(tokenizer.decode_bytes([token]), "\n", NEW_LINE)
-                yield f"{piece}[{token}]", False, learned, NEW_LINE in piece
+                yield piece + number, special, learned, not special and NEW_LINE in piece
         else:
             *lines, last = visible(tokenizer.decode_bytes(run), "\n", NEW_LINE).split(NEW_LINE)
             for line in lines:

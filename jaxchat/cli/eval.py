@@ -177,10 +177,9 @@ def evaluate(
     """
     from jaxchat.evals import humaneval
     from jaxchat.evals.chat import Sampling, by_letters, evaluate_task
-    from jaxchat.evals.saved import read_record
+    from jaxchat.evals.saved import keyed_file, read_record
     from jaxchat.runs.inputs import tokenizer_of
     from jaxchat.runs.opening import load_model, make_engine
-    from jaxchat.runs.report.by_hand import chat_file
     from jaxchat.tasks.dataset import FixedTask
 
     temperature = args.temperature
@@ -197,7 +196,7 @@ def evaluate(
         key = sha256_text(
             FORMAT, weights, tokenizer.hash, name, repr(sampling), str(limit), *map(str, data)
         )
-        path = chat_file(context.root, stage, name, key)
+        path = keyed_file(context.root / "eval", f"chat-{stage}-{name}", key)
         saved = read_record(path, "key", "result")
         if saved is None or saved["key"] != key or args.force:
             if engine is None:

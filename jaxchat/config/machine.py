@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -55,22 +56,23 @@ def memory_bytes() -> int:
 
 def free_memory_bytes() -> int:
     """Memory that a process may still take; where it is unknown, all there is."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="utf-8")
-    except OSError:
-        return memory_bytes()
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else memory_bytes()
+    return _of_proc("meminfo", "MemAvailable") or memory_bytes()
+
+
+def _of_proc(file: str, name: str) -> int:
+    """Bytes that an entry of a file of Linux's /proc has; 0 where there is none."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc", file).read_text(encoding="utf-8")
+        if found := re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE):
+            return int(found[1]) * 1024
+    return 0
 
 
 def peak_memory_bytes() -> int:
     """Peak memory of this process so far."""
     # Linux's ru_maxrss also counts what the parent held when it started this process.
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text("utf-8"), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
+    if peak := _of_proc("self/status", "VmHWM"):
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -143,10 +143,6 @@ class Bench:
     def _tasks_of(self, names: list[str]) -> dict[str, Task]:
         return prepare.run_tasks(names, self.config.seed, self.read, self.tokenizer)
 
-    def data_of(self, name: str) -> tuple[object, ...]:
-        """What the problems of a task depend on."""
-        return inputs.data_of(name, self.read, self.config.seed)
-
 
 def parts_of(bench: Bench, stage: str) -> list[Part]:
     """The parts of a model's evaluation, in the order in which they are measured."""
@@ -190,8 +186,9 @@ def _task(bench: Bench, stage: str, name: str, task: Task) -> Part:
             title=f"evaluating {stage}, {name}", judge=judge,
         ).to_json()  # fmt: skip
 
+    data = inputs.data_of(name, bench.read, bench.config.seed)
     said = "by letters" if by_letters(task) else sampling  # a letter has no length
-    return Part(stage, f"{TASK}{name}", (count, said, *bench.data_of(name)), measure)
+    return Part(stage, f"{TASK}{name}", (count, said, *data), measure)
 
 
 def _reward(bench: Bench, stage: str) -> Part:
@@ -212,7 +209,9 @@ def _reward(bench: Bench, stage: str) -> Part:
         }
 
     depends = (rl.task, count, samples_each, rl.max_new_tokens, rl.top_k, config.seed)
-    return Part(stage, "reward", (*depends, *bench.data_of(rl.task)), measure)
+    return Part(
+        stage, "reward", (*depends, *inputs.data_of(rl.task, bench.read, config.seed)), measure
+    )
 
 
 def _samples(bench: Bench, stage: str) -> Part:

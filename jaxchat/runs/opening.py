@@ -35,16 +35,13 @@ from jaxchat.runs.stages import BY_NAME
 _evaluation_compute = functools.cache(evaluation_compute)  # it may try the device
 
 
-def abstract_params(model: ModelConfig) -> Any:
-    """Shapes and types of a model's parameters, on one device."""
-    shapes = gpt.param_shapes(model)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-
-
 def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
-    """The weights a stage of the run in `root` made."""
-    return load_params(root / stage / "model", abstract_params(model))[0]
+    """The weights a stage of the run in `root` made, on one device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), gpt.param_shapes(model)
+    )
+    return load_params(root / stage / "model", abstract)[0]
 
 
 def make_engine(

@@ -18,7 +18,7 @@ from jaxchat.evals.core.prompts import task_rows
 from jaxchat.evals.core.result import CoreResult, Judged, TaskResult, judge
 from jaxchat.evals.core.scoring import ChoiceScore, Sizes, score_rows
 from jaxchat.evals.model import EvalModel
-from jaxchat.evals.saved import CORE_RESULT, core_file, read_record
+from jaxchat.evals.saved import CORE_RESULT, keyed_file, read_record
 from jaxchat.progress import Progress
 
 FORMAT = "jaxchat-core-1"
@@ -148,7 +148,7 @@ def evaluate_saved(
         on_task=lambda task: _write_task(folder, keys[task.label], task),
         **options,
     )
-    path = core_file(folder, CORE_RESULT, paths.sha256_text(*keys.values()))
+    path = keyed_file(folder, CORE_RESULT, paths.sha256_text(*keys.values()))
     record = {"format": FORMAT, "weights": model.digest, "context": context, **result.to_json()}
     paths.write_json(path, record)
     return result, path
@@ -164,14 +164,14 @@ def _write_task(folder: Path, key: str, result: TaskResult) -> None:
         "seconds": result.seconds,
         "examples": [one.to_json() for one in result.judged],
     }
-    with paths.atomic_open(core_file(folder, result.label, key)) as file:
+    with paths.atomic_open(keyed_file(folder, result.label, key)) as file:
         json.dump(record, file)
         file.write("\n")
 
 
 def _read_task(folder: Path, label: str, key: str) -> TaskResult | None:
     """A saved task with this key, also under the name that earlier versions gave its file."""
-    for path in (core_file(folder, label, key), folder / f"{label}.json"):
+    for path in (keyed_file(folder, label, key), folder / f"{label}.json"):
         record = read_record(path, "key", "label", "baseline", "seconds", "examples")
         if record is not None and record["key"] == key:
             try:

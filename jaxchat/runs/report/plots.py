@@ -110,9 +110,9 @@ def line_plot(
 ) -> str:
     """Lines and dots over a common x axis that begins at 0.
 
-    `key` is unique in the page. The y axis has what the points take, and a little room.
-    `from_zero`: it begins at 0. `steep`: it leaves out
-    what lies above it in the first twentieth of the x axis, where a loss falls from its start.
+    `key` is unique in the page. The y axis has what the points take, and a little room;
+    `from_zero`: it begins at 0. `steep`: it leaves out what lies above it in the first twentieth of
+    the x axis, where a loss falls from its start.
     """
     series = [one for one in series if one.points]
     if not series:
@@ -203,15 +203,12 @@ def mark_plot(
         for place, mark in enumerate(marks):
             at, hint = y + ROW * (place + 0.5), f"{mark.name}: {mark.text}".removeprefix(": ")
             whisker = f"M{_px(x.at(mark.low))} {_px(at)}H{_px(x.at(mark.high))}"
-            body += [
-                tag(
-                    "g",
-                    tag("title", words(hint)),
-                    tag("path", class_="whisker", d=whisker),
-                    tag("circle", class_="dot", cx=x.at(mark.value), cy=at, r=4),
-                    class_=f"mark {mark.style}",
-                )
-            ]
+            inside = (
+                tag("title", words(hint)),
+                tag("path", class_="whisker", d=whisker),
+                tag("circle", class_="dot", cx=x.at(mark.value), cy=at, r=4),
+            )
+            body.append(tag("g", *inside, class_=f"mark {mark.style}"))
         y += height + 9
     scale = []
     for value in x.ticks(4):
