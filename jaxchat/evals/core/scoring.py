@@ -63,7 +63,7 @@ def _scores_over(mesh: Mesh, model: ModelConfig, compute: Compute, head: int) ->
         params, one = gather(params), {name: x[0] for name, x in batch.items()}
         x = branch_features(
             params, one["tokens"], one["lengths"], one["branch"], one["positions"], model, compute
-        )  # fmt: skip
+        )
         x = x.reshape(-1, x.shape[-1])[one["at"].reshape(-1)]
         scores = _head(params, x, one["targets"].reshape(-1), one["count"][0], model, head)
         logprobs, best = (score.reshape(one["targets"].shape) for score in scores)
