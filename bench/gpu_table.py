@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxchat.config.peaks import bf16_peak
+from jaxchat.config.machine import bf16_peak
 
 Result = dict[str, Any]
 HEAD = (

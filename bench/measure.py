@@ -234,7 +234,7 @@ def peak_flops(dtype: Any) -> float:
     import jax
     import jax.numpy as jnp
 
-    from jaxchat.config.peaks import bf16_peak
+    from jaxchat.config.machine import bf16_peak
 
     device = jax.devices()[0]
     if device.platform != "cpu":

@@ -80,9 +80,9 @@ class Progress:
             self.printed = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
+    def advance(self, amount: int = 1) -> None:
         """Adds to what is done."""
-        self.update(self.done + amount, note)
+        self.update(self.done + amount)
 
     def rate(self) -> float:
         """Units a second since the start, or since the end of the warm-up."""

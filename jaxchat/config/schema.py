@@ -25,13 +25,7 @@ from jaxchat.config.fields import (
     kinds,
 )
 from jaxchat.config.numbers import UNBOUNDED, Range
-from jaxchat.config.operations import (
-    NOT_MIRRORED,
-    NOT_TRACKED,
-    HardwareConfig,
-    MirrorConfig,
-    TrackConfig,
-)
+from jaxchat.config.operations import HardwareConfig, MirrorConfig, TrackConfig
 from jaxchat.errors import ConfigError
 
 MODELS = ("base", "mid", "sft", "rl")  # the stages that train a model
@@ -408,8 +402,8 @@ class RunConfig(Settings):
     hardware: HardwareConfig
     compute: ComputeConfig = DEFAULT_COMPUTE
     imported: ImportedConfig = ImportedConfig()
-    track: TrackConfig = NOT_TRACKED
-    mirror: MirrorConfig = NOT_MIRRORED
+    track: TrackConfig = field(default_factory=TrackConfig)
+    mirror: MirrorConfig = field(default_factory=MirrorConfig)
     mid_optim: StageOptimConfig = StageOptimConfig()
     sft_optim: StageOptimConfig = StageOptimConfig()
     rl_optim: StageOptimConfig = StageOptimConfig()

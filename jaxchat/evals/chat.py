@@ -220,6 +220,11 @@ def _said(
     return [[parts_of(completion, tokenizer) for completion in group] for group in groups]
 
 
+def sampler(stage: str) -> tuple[Callable[..., list[dict[str, Any]]], tuple[str, ...]]:
+    """What samples a stage's model (engine, tokenizer, prompts), and the prompts."""
+    return (text_samples, COMPLETIONS) if stage == "base" else (chat_samples, QUESTIONS)
+
+
 def text_samples(
     engine: Service, tokenizer: Tokenizer, prompts: Sequence[str]
 ) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jaxchat.config.peaks import bf16_peak
+from jaxchat.config.machine import bf16_peak
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable}
