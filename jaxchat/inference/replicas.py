@@ -133,8 +133,6 @@ class Replicas(Service):
             self._share_out()
             _call(lane, engine)
             busy |= engine.busy
-        if busy and not any(engine.in_flight for engine in self.engines):
-            next(engine for engine in self.engines if engine.busy).wait()
         return busy or bool(self._waiting)
 
     def _share_out(self) -> None:
@@ -152,7 +150,7 @@ class Replicas(Service):
 
 def _call(lane: ThreadPoolExecutor, engine: Engine) -> None:
     """`engine.start` in the engine's thread; returns only when that has."""
-    future = lane.submit(engine.start, wait=False)
+    future = lane.submit(engine.start)
     try:
         future.result()
     finally:  # an interrupt ends the waiting, not what it waits for
