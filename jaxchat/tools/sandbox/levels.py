@@ -57,20 +57,6 @@ def detect() -> Level:
     return next(_working(found), Level("none", alone, False))
 
 
-def describe(level: Level | None = None) -> str:
-    """A few lines for people: the level, what it rests on, and what is missing."""
-    level = level or detect()
-    lines = [f"sandbox: {level.name}"]
-    if level.mechanisms:
-        around = " (in a user namespace)" if level.as_user else ""
-        lines.append(f"  works: {', '.join(level.mechanisms)}{around}")
-    for name in level.missing:
-        lines.append(f"  missing: {name}, which {MECHANISMS[name]}")
-    if level.name == "none":
-        lines.append("  programs of a model are refused here, unless --unsafe-exec is given")
-    return "\n".join(lines)
-
-
 def name_of(mechanisms: Sequence[str]) -> LevelName:
     """The name of a level that uses `mechanisms`."""
     if set(mechanisms) >= set(MECHANISMS):

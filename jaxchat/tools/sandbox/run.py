@@ -12,14 +12,11 @@ nothing is run, unless the caller says `unsafe=True`.
 
 from __future__ import annotations
 
-import concurrent.futures
 import signal
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxchat.config.machine import cores
 from jaxchat.tools.sandbox import confine, launcher, levels, process
 from jaxchat.tools.sandbox.process import MEMORY_BYTES, OUTPUT_BYTES, TIMEOUT, Program
 
@@ -68,20 +65,6 @@ def run_python(
     """
     program = Program(source, timeout, memory_bytes, output_bytes, stdin)
     return run_program(program, unsafe=unsafe)
-
-
-def run_many(
-    programs: Sequence[Program], *, workers: int | None = None, unsafe: bool = False
-) -> Iterator[Outcome]:
-    """The outcomes of many programs, in order, `workers` (by default the cores) at a time."""
-    with concurrent.futures.ThreadPoolExecutor(workers or cores()) as pool:
-        waiting = [pool.submit(run_program, program, unsafe=unsafe) for program in programs]
-        try:
-            for future in waiting:
-                yield future.result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def run_program(
