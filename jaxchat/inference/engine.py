@@ -28,7 +28,7 @@ from jaxchat.inference.batch import (
     picks_of,
     slots_to_fill,
 )
-from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request, cut_prompt
+from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job, Service
 from jaxchat.model.backend import PLAIN, Compute, bucket
@@ -135,11 +135,6 @@ class Engine(Service):
     def free(self) -> int:
         return self._rows.count(None) - len(self._waiting)
 
-    @property
-    def max_compilations(self) -> int:
-        """How many programs of the engine's shapes there are: to prefill, insert and decode."""
-        return sum(1 for _ in self._programs())
-
     def set_params(self, params: Any) -> None:
         """See `Service`. Engines that share the device's state get them too.
 
@@ -177,10 +172,6 @@ class Engine(Service):
     def make_job(self, request: Request) -> Job:
         """A job that is not queued. Raises EngineError if the request does not fit."""
         self.check(request)
-        if request.cut:
-            size = {"max_tokens": request.max_tokens, "context": self.max_len}
-            tokens = cut_prompt(request.tokens, bos=self._specials.bos, **size)
-            request = replace(request, tokens=tokens)
         limit = min(request.max_tokens, self.max_len - len(request.tokens))
         return Job(request, limit, self._tokenizer)
 
@@ -200,11 +191,6 @@ class Engine(Service):
     def busy(self) -> bool:
         """Whether there is a row, in a slot or queued."""
         return any(self._rows) or bool(self._waiting)
-
-    @property
-    def in_flight(self) -> bool:
-        """Whether there is a dispatch to `finish`."""
-        return self._in_flight is not None
 
     def start(self) -> None:
         """The first half of `step`, which does not wait for the device."""
@@ -231,10 +217,10 @@ class Engine(Service):
 
     def check(self, request: Request) -> None:
         length = len(request.tokens)
-        if length > self.max_len - 1 and not request.cut:
+        if length > self.max_len - 1:
             raise EngineError(
                 f"the prompt has {length} tokens, and the context of {self.max_len} leaves room "
-                f"for {self.max_len - 1} and one to answer; shorten the prompt, or let it be cut."
+                f"for {self.max_len - 1} and one to answer; shorten the prompt."
             )
         if not all(0 <= token < self.config.vocab_size for token in request.tokens):
             raise EngineError(
@@ -325,7 +311,7 @@ class Engine(Service):
         return [self._specials.output_start, *ids, self._specials.output_end]
 
     def _programs(self) -> Iterator[Callable[[], object]]:
-        """Calls that together compile everything; they change no row."""
+        """Calls that together compile everything, to prefill, insert and decode; no row changes."""
 
         def insert(prompt: tuple[int, ...]) -> None:
             self._insert(self.prefill(prompt), [0])

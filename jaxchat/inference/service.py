@@ -15,10 +15,7 @@ from jaxchat.tokenizer.bpe import Tokenizer
 
 
 class Job:
-    """A submitted request; its rows fill up with every step of the engine.
-
-    `request` is as it is served: with what `cut` has left of the prompt.
-    """
+    """A submitted request; its rows fill up with every step of the engine."""
 
     def __init__(self, request: Request, limit: int, tokenizer: Tokenizer) -> None:
         self.request = request
