@@ -62,15 +62,6 @@ def _run(problem: CodeProblem, answer: str, unsafe: bool) -> Verdict:
         return _verdict(program.result(), outcome)
 
 
-def require(unsafe: bool) -> None:
-    """Raises ConfigError where no program of a model may be run; for the start of an evaluation."""
-    if not unsafe and levels.detect().name == "none":
-        raise ConfigError(
-            "HumanEval runs programs that a model wrote, and this machine cannot sandbox "
-            "them (jaxchat doctor says what is missing); leave humaneval out, or pass --unsafe-exec"
-        )
-
-
 def _verdict(program: run.Outcome, tests: run.Outcome) -> Verdict:
     for outcome in (program, tests):
         if outcome.status == "refused":
@@ -89,10 +80,8 @@ def grade_many(
     Each answer is what the model said, with any text around the program. The verdicts come in
     order, and progress is shown. `unsafe` runs programs even where they cannot be sandboxed.
 
-    Raises ConfigError where this machine cannot, and ArtifactError where it suddenly could not:
-    neither is a wrong answer.
+    Raises ArtifactError where one suddenly could not be: that is no wrong answer.
     """
-    require(unsafe)
     with (
         concurrent.futures.ThreadPoolExecutor(cores()) as pool,
         Progress("humaneval", len(answers), "program") as progress,
@@ -114,9 +103,13 @@ def grade_many(
 def judge(unsafe: bool = False) -> Callable[[Sequence[CodeProblem], Sequence[str]], list[bool]]:
     """The judge that `evals.chat.evaluate_task` takes: whether each of many answers passes.
 
-    Raises ConfigError as `require` does.
+    Raises ConfigError where no program of a model may be run.
     """
-    require(unsafe)
+    if not unsafe and levels.detect().name == "none":
+        raise ConfigError(
+            "HumanEval runs programs that a model wrote, and this machine cannot sandbox "
+            "them (jaxchat doctor says what is missing); leave humaneval out, or pass --unsafe-exec"
+        )
 
     def passed(problems: Sequence[CodeProblem], answers: Sequence[str]) -> list[bool]:
         pairs = list(zip(problems, answers, strict=True))

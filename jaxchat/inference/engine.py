@@ -19,15 +19,6 @@ import jax
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
-from jaxchat.inference.batch import (
-    MIN_CACHE,
-    MIN_PROMPT,
-    buckets,
-    packed_slots,
-    padded,
-    picks_of,
-    slots_to_fill,
-)
 from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job, Service
@@ -119,7 +110,7 @@ class Engine(Service):
         self._tools = tools
         self._pauses = (*self._specials.stops, self._specials.python_end)
         self._shared = shared or DeviceState()
-        self._cache_lengths = buckets(MIN_CACHE, whole_blocks(self.max_len))
+        self._cache_lengths = jitted.buckets(jitted.MIN_CACHE, whole_blocks(self.max_len))
         self._rows: list[SequenceState | None] = [None] * slots
         self._waiting: deque[SequenceState] = deque()
         self._in_flight: tuple[jitted.DecodeOutput, list[SequenceState | None]] | None = None
@@ -207,7 +198,9 @@ class Engine(Service):
         try:
             if self._in_flight is not None:
                 (output, rows), self._in_flight = self._in_flight, None
-                for slot, (row, picks) in enumerate(zip(rows, picks_of(output), strict=True)):
+                for slot, (row, picks) in enumerate(
+                    zip(rows, jitted.picks_of(output), strict=True)
+                ):
                     if row is not None and row is self._rows[slot]:  # else it was cancelled
                         self._append(slot, row, picks)
         except BaseException:
@@ -230,9 +223,9 @@ class Engine(Service):
 
     def prefill(self, tokens: tuple[int, ...]) -> Cache:
         """The cache after `tokens`: a prompt but its last one, which is decoded like its answer."""
-        length = bucket(len(tokens), MIN_PROMPT, self.max_len)
+        length = bucket(len(tokens), jitted.MIN_PROMPT, self.max_len)
         prompt: Cache = jitted.prefill(
-            self.params, *padded(tokens, length), config=self.config, compute=self.compute
+            self.params, *jitted.padded(tokens, length), config=self.config, compute=self.compute
         )
         return prompt
 
@@ -251,7 +244,7 @@ class Engine(Service):
         length = max(layer.shape[2] for layer in prompt.k)
         if length > self._cache_length:
             self._resize(self._length_for(length))
-        self._cache = jitted.insert(self._cache, prompt, slots_to_fill(slots, self.slots))
+        self._cache = jitted.insert(self._cache, prompt, jitted.slots_to_fill(slots, self.slots))
 
     def _decode(self, rows: list[SequenceState]) -> None:
         """Begins one dispatch of decode steps for all slots."""
@@ -264,7 +257,7 @@ class Engine(Service):
         self._dispatch(truncate, alternatives)
 
     def _length_for(self, positions: int) -> int:
-        return bucket(positions, MIN_CACHE, self._cache_lengths[-1])
+        return bucket(positions, jitted.MIN_CACHE, self._cache_lengths[-1])
 
     def _fit(self, length: int) -> None:
         """Lengthens the cache where rows need it; shortens it only when that lasts."""
@@ -281,7 +274,7 @@ class Engine(Service):
         self._cache, output = jitted.decode_steps(
             self.params,
             self._cache,
-            packed_slots(self._rows, self._steps),
+            jitted.packed_slots(self._rows, self._steps),
             config=self.config,
             compute=self.compute,
             pauses=self._pauses,
@@ -316,7 +309,7 @@ class Engine(Service):
         def insert(prompt: tuple[int, ...]) -> None:
             self._insert(self.prefill(prompt), [0])
 
-        prompts = [(0,) * length for length in buckets(MIN_PROMPT, self.max_len)]
+        prompts = [(0,) * length for length in jitted.buckets(jitted.MIN_PROMPT, self.max_len)]
         for prompt in prompts:
             yield partial(self.prefill, prompt)
         for length in self._cache_lengths:

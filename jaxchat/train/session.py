@@ -6,6 +6,7 @@ is in the newest checkpoint, and what a step is given depends on nothing but the
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -24,7 +25,7 @@ from jaxchat.checkpoints.save import Checkpoints
 from jaxchat.config.schema import DEFAULT_COMPUTE, ComputeConfig, ModelConfig, OptimConfig
 from jaxchat.model.capabilities import choose_compute
 from jaxchat.optim.optimizer import make_optimizer
-from jaxchat.parallel.mesh import announce, replicated
+from jaxchat.parallel.mesh import replicated
 from jaxchat.progress import Progress
 from jaxchat.signals import stop_requests
 from jaxchat.train.divergence import SpikeDetector
@@ -68,7 +69,9 @@ class Session:
         """`spike` is that of `SpikeDetector`, `keep` and `keep_every` those of `Checkpoints`."""
         self.job, self.steps = job, steps
         self.compute = choose_compute(job.compute, job.model, job.dtype, job.mesh.size)
-        announce(job.title, self.compute, job.mesh)
+        if jax.process_index() == 0:
+            line = self.compute.describe(list(job.mesh.devices.flat), job.mesh.shape)
+            print(f"{job.title}: {line}", file=sys.stderr, flush=True)
         self.optimizer = make_optimizer(
             job.model, job.optim, steps, lr_scale=lr_scale, muon_dtype=self.compute.muon_dtype
         )

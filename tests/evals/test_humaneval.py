@@ -205,7 +205,7 @@ def test_what_could_not_be_sandboxed_is_no_wrong_answer(monkeypatch: pytest.Monk
 
 def test_unsafe_where_nothing_locks_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(levels, "detect", lambda: levels.Level("none", (), False))
-    with pytest.raises(ConfigError, match="--unsafe-exec"):
+    with pytest.raises(ArtifactError, match="--unsafe-exec"):
         grade(TWICE, reference(TWICE))
     with pytest.raises(ConfigError, match="--unsafe-exec"):
         judge()

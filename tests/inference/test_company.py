@@ -11,7 +11,7 @@ import pytest
 from compilation import compilations
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.inference import batch, jitted
+from jaxchat.inference import jitted
 from jaxchat.inference.engine import PATIENCE, Engine, EngineError, Request
 from jaxchat.inference.jitted import insert
 from jaxchat.model.backend import Compute
@@ -191,14 +191,14 @@ def test_the_cache_grows_for_a_long_text_and_shrinks_beside_one_that_continues(e
 
 
 def test_the_cache_is_donated_and_never_copied_whole(engine):
-    rows = batch.packed_slots([None] * engine.slots, 4)
+    rows = jitted.packed_slots([None] * engine.slots, 4)
     engine._resize(256)
     size = sum(array.nbytes for array in jax.tree.leaves(engine._cache))
     decode = jitted.decode_steps.lower(
         engine.params, engine._cache, rows, config=engine.config, compute=engine.compute,
         pauses=(1,), truncate=False, alternatives=0,
     ).compile()  # fmt: skip
-    slots = batch.slots_to_fill([0], engine.slots)
+    slots = jitted.slots_to_fill([0], engine.slots)
     place = insert.lower(engine._cache, engine.prefill((1,)), slots).compile()
     for program in (decode, place):
         plan = program.memory_analysis()
@@ -211,7 +211,7 @@ def test_no_step_copies_a_layer_of_the_cache(config, params, slots):
     """One row once did, four times each, as XLA wrote it otherwise than two."""
     cache = init_cache(config, slots, 128)
     decode = jitted.decode_steps.lower(
-        params, cache, batch.packed_slots([None] * slots, 4), config=config,
+        params, cache, jitted.packed_slots([None] * slots, 4), config=config,
         compute=Compute(), pauses=(1,), truncate=False, alternatives=0,
     ).compile()  # fmt: skip
     program = decode.as_text()
