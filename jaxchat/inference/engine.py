@@ -143,16 +143,15 @@ class Engine(Service):
             placed = round_kernels(placed)
         self._shared.set_params(cut_vocabulary(placed, self._trained, self.config.vocab_size)[0])
 
-    def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
+    def warm_up(self, stopped: Callable[[], bool] = lambda: False) -> None:
         if any(self._rows) or self._waiting:
             raise EngineError("warm_up was called with requests under way; call it before them.")
-        programs = list(self._programs())
-        for number, program in enumerate(programs):
+        for program in self._programs():
+            if stopped():
+                break
             program()
             self._in_flight = None
             jax.block_until_ready(self._cache.length)
-            if progress is not None:
-                progress(number + 1, len(programs))
         self._make_cache()
 
     def submit(self, request: Request) -> Job:

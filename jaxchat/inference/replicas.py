@@ -95,14 +95,9 @@ class Replicas(Service):
         for engine in self._firsts:
             engine.set_params(params)
 
-    def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
-        for number, engine in enumerate(self._firsts):
-
-            def count(done: int, of: int, number: int = number) -> None:
-                if progress is not None:
-                    progress(number * of + done, len(self._firsts) * of)
-
-            engine.warm_up(count)
+    def warm_up(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        for engine in self._firsts:
+            engine.warm_up(stopped)
 
     def check(self, request: Request) -> None:
         self.engines[0].check(request)
@@ -127,7 +122,11 @@ class Replicas(Service):
         for engine, lane in zip(self.engines, self._lanes, strict=True):
             engine.finish()
             self._share_out()
-            _call(lane, engine)
+            started = lane.submit(engine.start)
+            try:
+                started.result()
+            finally:  # an interrupt ends the waiting, not what it waits for
+                wait([started])
             busy |= engine.busy
         return busy or bool(self._waiting)
 
@@ -142,15 +141,6 @@ class Replicas(Service):
                 if not self._waiting or self._waiting[0].request is not request:
                     break
                 engine.queue(self._waiting.popleft())
-
-
-def _call(lane: ThreadPoolExecutor, engine: Engine) -> None:
-    """`engine.start` in the engine's thread; returns only when that has."""
-    future = lane.submit(engine.start)
-    try:
-        future.result()
-    finally:  # an interrupt ends the waiting, not what it waits for
-        wait([future])
 
 
 class MultiHostEngine:

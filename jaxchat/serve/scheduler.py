@@ -109,10 +109,6 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _Stopped(Exception):
-    """The server is stopped while it warms up."""
-
-
 class _ModelQueue:
     """A model's engine, the requests that wait for it, and those that it serves."""
 
@@ -273,15 +269,9 @@ class Scheduler:
             self.abort()
 
     def _warm_up(self) -> None:
-        def stopping(done: int, of: int) -> None:
-            del done, of
-            if self._stopping:
-                raise _Stopped
-
         for queue in self._queues.values():
             if self._config.warm_up:
-                with contextlib.suppress(_Stopped):
-                    queue.engine.warm_up(stopping)
+                queue.engine.warm_up(lambda: self._stopping)
         self._ready.set()
 
     def _wait_for_work(self) -> bool:
