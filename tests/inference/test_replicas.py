@@ -95,6 +95,15 @@ def test_engines_side_by_side_on_one_device_give_what_one_gives(params, config, 
     assert lanes.generate(requests) == one.generate(requests)
 
 
+def test_warming_up_ends_where_it_is_stopped(params, config, tokenizer, one):
+    lanes = make_service(params, config, tokenizer, lanes=2, **SETTINGS)
+    asked = []
+    lanes.warm_up(lambda: bool(asked.append(None)) or len(asked) > 2)
+    assert len(asked) == 3
+    requests = random_requests(4, seed=9)
+    assert lanes.generate(requests) == one.generate(requests)
+
+
 def test_an_interrupt_while_an_engine_starts_leaves_none_of_it_behind(
     params, config, tokenizer, one, monkeypatch
 ):

@@ -69,6 +69,24 @@ def test_a_tool_is_called_once_for_each_call_with_the_code_between_its_delimiter
         assert output == reverse(code) or reverse(code).startswith(output)  # cut at the limit
 
 
+@pytest.mark.parametrize("said", ["", "a\nb", "\u20ac 7", "<|assistant_end|>"])
+def test_what_a_tool_says_is_put_in_as_it_stands(make_engine, tokenizer, said):
+    """Also where it says nothing, or the name of a special token: that is text here."""
+    completions = make_engine(lambda code: said).generate(random_requests())
+    start, end = map(tokenizer.special, ("<|output_start|>", "<|output_end|>"))
+    want = [start, *tokenizer.encode(said), end]
+    outputs = [
+        [token for _, token in run]
+        for (completion,) in completions
+        for sampled, run in itertools.groupby(
+            zip(completion.mask, completion.tokens, strict=True), lambda pair: pair[0]
+        )
+        if not sampled
+    ]
+    assert want in outputs
+    assert all(output == want[: len(output)] for output in outputs)  # cut at the limit
+
+
 def test_what_others_get_does_not_depend_on_a_tools_output(make_engine):
     requests = random_requests()
     long, short = (

@@ -1,6 +1,6 @@
 """The launcher of a sandbox (`process` starts it): makes a sandboxed process and watches it.
 
-    python -I -S -c "..." run    < an order, as a line of JSON
+    python -I -S -c "..." run    < an Order, as a line of JSON
     python -I -S -c "..." probe
 
 The launcher stays outside: it is trusted and owns the deadline. Its child sandboxes itself and only
@@ -31,16 +31,24 @@ SETUP_EXIT = 87  # of a child that could not sandbox itself
 _FILENAME = "<program>"
 
 
-def _read_order() -> types.SimpleNamespace:
-    """The order from the standard input, past its buffers: the fields of a `process.Program`.
+class Order:
+    """A `process.Program`, and how it is run. Read from the standard input, past its buffers."""
 
-    Beside them `report`, the descriptor to which the launcher reports; `use`, the mechanisms; and
-    `as_user`: namespaces are made inside a user namespace.
-    """
-    line = b""
-    while not line.endswith(b"\n") and (piece := os.read(0, 1 << 16)):
-        line += piece
-    return types.SimpleNamespace(**json.loads(line))
+    source: str
+    timeout: float
+    memory_bytes: int
+    stdin: str
+    role: str
+    channel: list[int]
+    report: int  # the descriptor to which the launcher reports
+    use: list[str]  # the mechanisms
+    as_user: bool  # makes namespaces inside a user namespace
+
+    def __init__(self) -> None:
+        line = b""
+        while not line.endswith(b"\n") and (piece := os.read(0, 1 << 16)):
+            line += piece
+        self.__dict__.update(json.loads(line))
 
 
 def main(arguments: list[str]) -> None:
@@ -49,7 +57,7 @@ def main(arguments: list[str]) -> None:
         for way in ("root", "user"):
             print(json.dumps({way: confine.available(way == "user")}), flush=True)
         return
-    order = _read_order()
+    order = Order()
     ready, setup = os.pipe()
     try:
         namespaces.enter(order.use, order.as_user)
@@ -109,7 +117,7 @@ def _watch(child: int, seconds: float, woken: int, ready: int) -> tuple[str, int
     return kind, abs(code), used.ru_utime + used.ru_stime, message
 
 
-def _child(order: types.SimpleNamespace, user: int, setup: int, others: set[int]) -> None:
+def _child(order: Order, user: int, setup: int, others: set[int]) -> None:
     """Sandboxes this process and runs the program, whose end is this process's."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -127,7 +135,7 @@ def _child(order: types.SimpleNamespace, user: int, setup: int, others: set[int]
     _run(order)
 
 
-def _run(order: types.SimpleNamespace) -> None:
+def _run(order: Order) -> None:
     """The program as `__main__`, then its part in a conversation, if it has one (`remote`).
 
     A program that serves its functions is imported, as it were: it has another `__name__`.

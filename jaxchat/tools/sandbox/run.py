@@ -46,7 +46,6 @@ class Outcome:
     stderr: str
     seconds: float  # wall-clock time, the start of the interpreter included
     reason: str  # a sentence; empty for ok
-    cpu_seconds: float = 0.0  # the program's own
 
 
 def run_python(
@@ -80,7 +79,7 @@ def run_program(
     seconds = time.monotonic() - began
     out, err = (stream.decode(errors="replace") for stream in streams)
     status, reason = _explain(ending, err, program)
-    return Outcome(status, out, err, seconds, reason, ending.cpu_seconds)
+    return Outcome(status, out, err, seconds, reason)
 
 
 def _explain(ending: process.Ending, err: str, program: Program) -> tuple[Status, str]:

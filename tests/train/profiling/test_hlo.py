@@ -123,6 +123,13 @@ def test_types_with_layouts_and_comments_are_read() -> None:
     assert module.flops(call) == 0
 
 
+@pytest.mark.parametrize("metadata", ["", ', metadata={op_name="jit(f)/add"}'])
+def test_an_instruction_without_a_stack_has_no_frames(metadata: str) -> None:
+    module = one(f"ROOT p = f32[2,3]{{1,0}} parameter(0){metadata}")
+    assert module.by_name["p"].frames == ()
+    assert module.by_name["p"].op_name == ("jit(f)/add" if metadata else "")
+
+
 def test_what_is_no_hlo_is_refused() -> None:
     with pytest.raises(ValueError, match="does not begin with HloModule"):
         parse('{"format": "something else"}')
