@@ -19,7 +19,7 @@ from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.model import EvalModel
 from jaxchat.inference.engine import Engine
-from jaxchat.inference.multihost import MultiHostEngine
+from jaxchat.inference.replicas import MultiHostEngine
 from jaxchat.model import gpt
 from jaxchat.model.backend import backend
 from jaxchat.model.capabilities import choose_compute, evaluation_compute, inference_compute

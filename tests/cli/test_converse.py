@@ -53,7 +53,7 @@ def expected(session, text):
     chat = session.chat
     fresh = Chat(chat.engine, chat.tokenizer, chat.context, chat.sampling, system=chat.system)
     scribe = Scribe(session.colours.tool, session.colours.plain)
-    return scribe.write_all(list(fresh.ask(text))) + scribe.close()
+    return "".join(map(scribe.write, fresh.ask(text))) + scribe.close()
 
 
 def piped(monkeypatch, data):
