@@ -9,7 +9,7 @@ that little is compiled; what a request gets does not depend on its company, to 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -28,14 +28,15 @@ from jaxchat.model.kernels.matmul import round_kernels
 from jaxchat.model.kv_cache import Cache, init_cache, slots_of, whole_blocks
 from jaxchat.parallel.mesh import gathered
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tools.calculator import Tool, run_tool
+from jaxchat.tools.calculator import run_tool
+from jaxchat.tools.executor import TOOL_SECONDS, Tool, ToolExecutor
 
 __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
 # Dispatches for which fewer slots would do, before the cache is made smaller. To make it smaller
 # and larger again moves it twice; a dispatch would read what is too much in each of its steps.
 PATIENCE = 2
 ROUNDED_SLOTS = 8  # XLA multiplies a row or a few faster in float32: docs/log.md, 2026-11-24
-TOOL_FAILED = "error"  # the output of a tool that raises, or gives no text
+WAIT = 0.05  # seconds that a step waits where all rows wait for tools
 
 
 class DeviceState:
@@ -81,15 +82,16 @@ class Engine(Service):
         max_len: int | None = None,
         compute: Compute = PLAIN,
         tools: Tool = run_tool,
+        tool_timeout: float = TOOL_SECONDS,
         steps_per_dispatch: int = 8,
         device: jax.Device | None = None,
         shared: DeviceState | None = None,
     ) -> None:
         """`max_len` (the model's context by default) holds a prompt and its completion.
 
-        All rows wait while one of them calls the `tools`, which must answer as quickly as the
-        calculator. Engines of one device may have a `shared` state; where that has weights,
-        `params` are ignored. Ids that the tokenizer does not have are never given. Raises
+        The calculator answers at once; any other of the `tools` is called in a thread, at most for
+        `tool_timeout` seconds. Engines of one device may have a `shared` state; where that has
+        weights, `params` are ignored. Ids that the tokenizer does not have are never given. Raises
         EngineError when it has ids that the model does not know.
 
         Rounded matmuls are for ROUNDED_SLOTS and more; fewer are decoded in `compute.dtype`.
@@ -107,7 +109,7 @@ class Engine(Service):
         self._steps = steps_per_dispatch
         self.device = device or jax.local_devices()[0]
         self._tokenizer, self._specials = tokenizer, Specials.of(tokenizer)
-        self._tools = tools
+        self._tools = ToolExecutor(tools, timeout=tool_timeout)
         self._pauses = (*self._specials.stops, self._specials.python_end)
         self._shared = shared or DeviceState()
         self._cache_lengths = jitted.buckets(jitted.MIN_CACHE, whole_blocks(self.max_len))
@@ -170,6 +172,7 @@ class Engine(Service):
         self._waiting.append(row)
 
     def cancel(self, job: Job) -> None:
+        self._drop_calls(job.rows)
         self._rows = [None if row in job.rows else row for row in self._rows]
         self._waiting = deque(row for row in self._waiting if row not in job.rows)
 
@@ -182,12 +185,25 @@ class Engine(Service):
         """Whether there is a row, in a slot or queued."""
         return any(self._rows) or bool(self._waiting)
 
-    def start(self) -> None:
-        """The first half of `step`, which does not wait for the device."""
+    @property
+    def in_flight(self) -> bool:
+        """Whether there is a dispatch to `finish`."""
+        return self._in_flight is not None
+
+    def wait(self) -> None:
+        """A moment, or until a tool has answered."""
+        self._tools.wait(WAIT)
+
+    def start(self, *, wait: bool = True) -> None:
+        """The first half of `step`, which waits for tools at most, and not for the device."""
         try:
             self._admit()
-            if rows := [row for row in self._rows if row is not None]:
+            rows = [row for row in self._rows if row is not None]
+            self._collect(rows)
+            if any(not row.waits for row in rows):
                 self._decode(rows)
+            elif rows and wait:
+                self.wait()
         except BaseException:
             self._abandon()
             raise
@@ -287,20 +303,26 @@ class Engine(Service):
         for token, logprob, others in picks:
             code = row.append(token, logprob, others, self._specials)
             if code is not None:
-                row.forced_tokens.extend(self._tool_output(self._tokenizer.decode(code)))
+                row.call = self._tools.start(self._tokenizer.decode(code))
+                row.answer(self._tokenizer, self._specials)
             if row.finish_reason:
                 self._rows[slot] = None
                 return
 
-    def _tool_output(self, code: str) -> list[int]:
-        """The ids that a call of the tools puts into its row."""
-        try:
-            ids = self._tokenizer.encode(self._tools(code))
-        except (
-            Exception
-        ):  # the tools may be anyone's: whatever they raise, the completion continues
-            ids = self._tokenizer.encode(TOOL_FAILED)
-        return [self._specials.output_start, *ids, self._specials.output_end]
+    def _collect(self, rows: Iterable[SequenceState]) -> None:
+        """Gives rows the outputs of tools that have come."""
+        waiting = [row for row in rows if row.waits]
+        if waiting:
+            self._tools.poll()
+        for row in waiting:
+            row.answer(self._tokenizer, self._specials)
+
+    def _drop_calls(self, rows: Iterable[SequenceState | None]) -> None:
+        """The rows are gone; their tool calls are not waited for."""
+        for row in rows:
+            if row is not None and row.call is not None:
+                self._tools.drop(row.call)
+                row.call = None
 
     def _programs(self) -> Iterator[Callable[[], object]]:
         """Calls that together compile everything, to prefill, insert and decode; no row changes."""
@@ -333,6 +355,7 @@ class Engine(Service):
 
     def _abandon(self) -> None:
         """After an error, when the donated cache may be gone: all slots are empty and fresh."""
+        self._drop_calls(self._rows)
         self._rows, self._in_flight = [None] * self.slots, None
         self._shared.forget()
         self._make_cache()

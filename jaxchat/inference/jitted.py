@@ -68,14 +68,14 @@ def padded(tokens: Sequence[int], length: int) -> tuple[npt.NDArray[np.int32], .
 
 
 def packed_slots(slots: Sequence[SequenceState | None], steps: int) -> npt.NDArray[np.int32]:
-    """The slots as the device gets them, [B,9+steps]."""
+    """The slots as the device gets them, [B,9+steps]; a row that waits for a tool is not active."""
     packed = np.zeros(len(slots), [*SLOT, ("forced", "i4", (steps,))])
     packed["top_p"] = 1.0  # an empty slot is greedy
     for slot, row in enumerate(slots):
         if row is not None:
             forced, r = list(row.forced_tokens)[:steps], row.request
             packed[slot] = (
-                row.last, True, row.limit - len(row.tokens), len(forced),
+                row.last, not row.waits, row.limit - len(row.tokens), len(forced),
                 r.temperature, r.top_k, r.top_p, r.seed % 2**32, row.stream,
                 forced + [0] * (steps - len(forced)),
             )  # fmt: skip

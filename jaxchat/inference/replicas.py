@@ -122,12 +122,10 @@ class Replicas(Service):
         for engine, lane in zip(self.engines, self._lanes, strict=True):
             engine.finish()
             self._share_out()
-            started = lane.submit(engine.start)
-            try:
-                started.result()
-            finally:  # an interrupt ends the waiting, not what it waits for
-                wait([started])
+            _call(lane, engine)
             busy |= engine.busy
+        if busy and not any(engine.in_flight for engine in self.engines):
+            next(engine for engine in self.engines if engine.busy).wait()
         return busy or bool(self._waiting)
 
     def _share_out(self) -> None:
@@ -186,3 +184,12 @@ class MultiHostEngine:
 def _tuples(value: Any) -> Any:
     """Lists of JSON, at any depth, as tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _call(lane: ThreadPoolExecutor, engine: Engine) -> None:
+    """`engine.start` in the engine's thread; returns only when that has."""
+    future = lane.submit(engine.start, wait=False)
+    try:
+        future.result()
+    finally:  # an interrupt ends the waiting, not what it waits for
+        wait([future])

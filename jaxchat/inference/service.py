@@ -78,8 +78,9 @@ class Service(ABC):
     def step(self) -> bool:
         """Gives free slots to queued rows, then decodes one dispatch. False: nothing is left.
 
-        Whatever is raised in it, a device's error or an interrupt: what was in slots is dropped as
-        by `cancel`, what is queued stays, and the engine remains usable.
+        Where all rows wait for tools it waits a moment too. Whatever is raised in it, a device's
+        error or an interrupt: what was in slots is dropped as by `cancel`, what is queued stays,
+        and the engine remains usable.
         """
 
     def generate(

@@ -36,7 +36,6 @@ _TOKEN = re.compile(
 )
 
 Number = int | float
-Tool = Callable[[str], str]  # code -> output
 
 
 class CalculatorError(ValueError):
