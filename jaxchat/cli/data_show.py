@@ -141,11 +141,11 @@ def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, coun
     """
     from jaxchat.data.files.folders import TALKS, kind_of
     from jaxchat.tasks import EVERYDAY_WORDS, FILE_SOURCES, TASKS, make_tasks, open_source
-    from jaxchat.tasks.dataset import Drawn
+    from jaxchat.tasks.dataset import drawn
 
     if source in TASKS and not files:
         task = make_tasks([source], seed, EVERYDAY_WORDS)[source]
-        return Drawn(task, count, "test" if split == "test" else "train")
+        return drawn(task, count, "test" if split == "test" else "train")
     if source in FILE_SOURCES and files:
         return open_source(source, files)
     if kind_of(source, TALKS):
