@@ -67,11 +67,11 @@ def main() -> int:
         size = sum(len(str(m["content"]).encode()) for c in chats for m in c["messages"])
 
         def batches() -> Iterator[Any]:
-            yield from (render_batch(part, tokenizer, 2_048, threads=1) for part in parts(chats))
+            yield from (render_batch(part, tokenizer, threads=1) for part in parts(chats))
 
         def together() -> Iterator[Any]:
             rows = parts(mixture)
-            yield from (render_batch(part, tokenizer, 2_048, threads=1) for part in rows)
+            yield from (render_batch(part, tokenizer, threads=1) for part in rows)
 
         works: dict[str, Callable[[], Iterable[Any]]] = {
             "reading in the mixture's order": lambda: mixture,

@@ -75,7 +75,8 @@ def show_command(args: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)  # it knows terminals and NO_COLOR
     for number in range(min(args.n, len(mixture))):
         _, index = mixture.place(number)
-        ids, mask = render(mixture.conversation(number), tokenizer, args.max_tokens)
+        ids, mask = render(mixture.conversation(number), tokenizer)
+        ids, mask = ids[: args.max_tokens], mask[: args.max_tokens]
         console.print(
             f"{dataset.name}, number {index}: {len(ids):,} tokens, {_learned(mask)} "
             f"(lines with {LEARNED.strip()})",

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-import codecs
 import json
 import os
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -108,20 +106,12 @@ class Tokenizer:
         """Whether an id stands for bytes of text: no special token, and in the vocabulary."""
         return 0 <= token < len(self.tokens)
 
-    def encode(self, text: str, *, allowed_special: Collection[str] = ()) -> list[int]:
-        """The ids of a text, in which only the names in `allowed_special` are special tokens.
-
-        Raises TokenizerError for lone surrogates and names of no special token.
-        """
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text. Raises TokenizerError for lone surrogates."""
         try:
-            if not allowed_special:
-                return self._encoder.encode(text)
-            ids = {name: self.special(name) for name in allowed_special}
-            parts = re.split("(" + "|".join(map(re.escape, ids)) + ")", text)
-            known = [[ids[p]] if p in ids else self._encoder.encode(p) for p in parts]
+            return self._encoder.encode(text)
         except ValueError as error:
             raise TokenizerError(str(error)) from error
-        return [token for part in known for token in part]
 
     def encode_batch(
         self,
@@ -156,10 +146,6 @@ class Tokenizer:
         if bad is not None:
             raise TokenizerError(f"token id {bad} is outside the vocabulary of {self.vocab_size}.")
         return b"".join([self._bytes[token] for token in ids])
-
-    def decode_stream(self) -> DecodeStream:
-        """A decoder for ids as they come."""
-        return DecodeStream(self.decode_bytes)
 
     def to_tiktoken(self) -> tiktoken.Encoding:
         """The same tokenizer for tiktoken, special tokens included."""
@@ -237,29 +223,6 @@ class Tokenizer:
             "special_tokens": self._specials,
             "hash": self.hash,
         }
-
-
-class DecodeStream:
-    """Turns ids into text as they arrive, whole UTF-8 characters only.
-
-    `decode_bytes` gives the bytes of ids. What `feed` and `close` return, joined, is the text of
-    all ids: a character of several tokens comes with its last one, and bytes that never become a
-    character as U+FFFD.
-    """
-
-    def __init__(self, decode_bytes: Callable[[Sequence[int]], bytes]) -> None:
-        self._decode_bytes = decode_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def feed(self, ids: Sequence[int]) -> str:
-        """The text that new ids complete. Raises what `decode_bytes` raises."""
-        return self._decoder.decode(self._decode_bytes(ids))
-
-    def close(self) -> str:
-        """What is left of an unfinished character; the stream starts afresh."""
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
 
 
 class TrainingReport(NamedTuple):
