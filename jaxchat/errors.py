@@ -123,6 +123,12 @@ def _system_error(error: BaseException, home: Path) -> str | None:
     return f"{path} cannot be used ({reason}); fix it, or name another {other}."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text without its full stop, else its type, for a parenthesis."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:200].removesuffix(".")
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The error and what led to it."""
     current: BaseException | None = error

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxchat.data import shard_folder
-from jaxchat.data.shard_folder import FolderManifest, ShardFolder, ShardManifest
+from jaxchat.data.shard_folder import ShardFolder, ShardManifest
 from jaxchat.errors import ArtifactError
 from jaxchat.progress import PLAIN_INTERVAL
 
@@ -42,7 +42,7 @@ Batch = TypeVar("Batch")
 Indices = npt.NDArray[np.int64]
 
 
-class Shards:
+class Shards(ShardFolder):
     """The shards of a folder, waited for and checked when they are first used.
 
     Safe to share between threads.
@@ -52,10 +52,8 @@ class Shards:
         """Waits for the folder's manifest. Raises ArtifactError for one of another tokenizer."""
         self._alive = alive or (lambda: "they are not being prepared")
         there = (path / shard_folder.MANIFEST).exists
-        self.folder = self._wait(
-            lambda: ShardFolder(path) if there() else None, f"the manifest of the shards in {path}"
-        )
-        self.manifest: FolderManifest = self.folder.manifest
+        self._wait(lambda: there() or None, f"the manifest of the shards in {path}")
+        super().__init__(path)
         if self.manifest.tokenizer != tokenizer_hash:
             raise ArtifactError(
                 f"the shards in {path} are of tokenizer {self.manifest.tokenizer[:12]}, not "
@@ -68,7 +66,7 @@ class Shards:
     def known(self, number: int) -> ShardManifest | None:
         """The manifest of a shard; None while it is not there."""
         if number not in self._manifests:
-            manifest = self.folder.read_manifest(number)
+            manifest = self.read_manifest(number)
             if manifest is None:
                 return None
             self._manifests[number] = manifest
@@ -76,7 +74,7 @@ class Shards:
 
     def rows(self, number: int) -> int:
         """How many rows a shard has, waiting until it is there."""
-        return self._wait(partial(self.known, number), self.folder.name(number)).rows
+        return self._wait(partial(self.known, number), self.name(number)).rows
 
     def array(self, number: int) -> np.ndarray:
         """The rows of a shard [N, T+1], memory-mapped. Raises ArtifactError when it is damaged."""
@@ -85,8 +83,8 @@ class Shards:
             with self._lock:
                 if number not in self._arrays:
                     manifest = self._manifests[number]
-                    self.folder.check(number, manifest)
-                    self._arrays[number] = self.folder.load(number, manifest)
+                    self.check(number, manifest)
+                    self._arrays[number] = self.load(number, manifest)
         return self._arrays[number]
 
     def open_ahead(self, numbers: range) -> None:
@@ -150,7 +148,7 @@ class ShardedRows:
         missing = sum(self.shards.known(number) is None for number in numbers)
         if missing:
             raise ArtifactError(
-                f"{missing} of {len(numbers)} shards in {self.shards.folder.path} are not "
+                f"{missing} of {len(numbers)} shards in {self.shards.path} are not "
                 "prepared yet, so the number of rows in a pass is unknown; set base.steps, or "
                 "wait until they are."
             )
@@ -190,7 +188,7 @@ class ShardedRows:
             # Beyond the first pass, all shards have been seen.
             total = self._starts[-1]
             if total == 0:
-                raise ArtifactError(f"the shards in {self.shards.folder.path} hold no rows.")
+                raise ArtifactError(f"the shards in {self.shards.path} hold no rows.")
             turn, place = divmod(index, total)
             window = bisect.bisect_right(self._starts, place) - 1
             size = self._starts[window + 1] - self._starts[window]

@@ -128,17 +128,8 @@ class Web:
         self.policy = policy or RetryPolicy()
         self.reached = False  # whether any server has answered
         self._token, self._token_for = token, token_for
-        self._opener = urllib.request.OpenerDirector()
-        for handler in (
-            urllib.request.ProxyHandler(dict(proxies or {})),
-            urllib.request.HTTPHandler(),
-            urllib.request.HTTPSHandler(),
-            urllib.request.UnknownHandler(),
-            urllib.request.HTTPDefaultErrorHandler(),
-            urllib.request.HTTPErrorProcessor(),
-            _Redirects(),
-        ):
-            self._opener.add_handler(handler)
+        proxy = urllib.request.ProxyHandler(dict(proxies or {}))
+        self._opener = urllib.request.build_opener(proxy, _Redirects())
 
     @contextlib.contextmanager
     def open(
@@ -212,7 +203,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         new.method = req.get_method()  # urllib of Python 3.11 makes it GET
         if _origin(newurl) != _origin(req.full_url):
             new.remove_header("Authorization")
-        if req.type == "https" and new.type != "https":
+        if new.type not in (req.type, "https"):
             raise urllib.error.HTTPError(newurl, code, "a redirect away from https", headers, fp)
         return new
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from jaxchat.errors import ArtifactError
+from jaxchat.errors import ArtifactError, first_line
 
 COMPRESSED = (".gz", ".zst")
 BUFFER = 1 << 20  # bytes that are decompressed at a time
@@ -113,7 +113,7 @@ def _decompressed(file: IO[bytes], suffix: str) -> IO[bytes]:
 
 
 def _undecodable(path: Path, error: BaseException, suffix: str) -> Unreadable:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     if suffix == ".zst":
         window = zstd_window(path)
         if window > MAX_WINDOW + 1 or "too much memory" in reason:

@@ -15,7 +15,7 @@ import mmap
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from jaxchat.data.files import folders
 from jaxchat.data.files.compressed import COMPRESSED, opened, refused
@@ -120,7 +120,7 @@ class Table:
         return file.row(local)
 
 
-def _open(path: Path, columns: Sequence[str], optional: Sequence[str]) -> _File:
+def _open(path: Path, columns: Sequence[str], optional: Sequence[str]) -> _Lines | _Parquet:
     if not path.is_file():
         raise ConfigError(
             f"{path} is no file; name a {', '.join(folders.TALKS[:-1])} or {folders.TALKS[-1]}."
@@ -131,14 +131,6 @@ def _open(path: Path, columns: Sequence[str], optional: Sequence[str]) -> _File:
     if kind:
         return _Lines(path)
     raise ConfigError(f"{path} is of no known kind; they are {', '.join(folders.TALKS)}.")
-
-
-class _File(Protocol):
-    unread: Sequence[str]  # columns
-
-    def __len__(self) -> int: ...
-
-    def row(self, index: int) -> Row: ...
 
 
 class _Lines:
