@@ -124,9 +124,8 @@ def _system_error(error: BaseException, home: Path) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text without its full stop, else its type, for a parenthesis."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:200].removesuffix(".")
+    """The first line of another package's error, for a parenthesis: at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].removesuffix(".")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

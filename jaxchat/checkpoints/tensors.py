@@ -224,9 +224,9 @@ def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist.") from error
     except (SafetensorError, ValueError) as error:
-        reason = first_line(error)
         raise ArtifactError(
-            f"{path} is damaged, cut off or no safetensors file ({reason}); get it again."
+            f"{path} is damaged, cut off or no safetensors file ({first_line(error)}); get it "
+            "again."
         ) from error
 
 

@@ -70,10 +70,9 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     except RefusedPickle as error:
         raise ArtifactError(f"{path} cannot be imported: {error}.") from error
     except _BROKEN as error:
-        reason = first_line(error)
         raise ArtifactError(
             f"{path} is damaged, cut off, or no file of torch.save as torch 1.6 and later write it "
-            f"({reason}); get it again."
+            f"({first_line(error)}); get it again."
         ) from error
 
 

@@ -84,7 +84,6 @@ def text_column(file: Any, path: Path, column: str) -> None:
 
 def _undecodable(path: Path, error: BaseException) -> Unreadable:
     """The error by the file's first and last bytes: of another kind, cut off, or damaged."""
-    reason = first_line(error)
     with contextlib.suppress(OSError):
         if path.suffix.lower() not in COMPRESSED:
             with path.open("rb") as file:
@@ -97,11 +96,12 @@ def _undecodable(path: Path, error: BaseException) -> Unreadable:
                 found = looks_like(head)
                 kind = f"; it looks like {found}" if found else ""
                 return Unreadable(
-                    f"{path} is no Parquet file{kind} ({reason}); fetch it again, or leave it out."
+                    f"{path} is no Parquet file{kind} ({first_line(error)}); fetch it again, or "
+                    "leave it out."
                 )
             if tail != b"PAR1":
                 return Unreadable(
-                    f"{path} is cut off: no Parquet footer stands at its end ({reason}); "
-                    "fetch it again, or leave it out."
+                    f"{path} is cut off: no Parquet footer stands at its end "
+                    f"({first_line(error)}); fetch it again, or leave it out."
                 )
-    return Unreadable(f"{path} is damaged ({reason}); fetch it again, or leave it out.")
+    return Unreadable(f"{path} is damaged ({first_line(error)}); fetch it again, or leave it out.")
