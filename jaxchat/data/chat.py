@@ -78,7 +78,8 @@ def build_chat_rows(
             tokens, mask, counts = _packed(
                 conversations, count, tokenizer, config, target.name, group
             )
-            some = _text(text[split], round(train.text_share * len(tokens)), config.seed)
+            places = np.arange(round(train.text_share * len(tokens)))
+            some = text[split].take(places, config.seed)
             tokens = np.concatenate([tokens, some.astype(tokens.dtype)])
             mask = np.concatenate([mask, np.ones(some.shape, mask.dtype)])
             manifest = write_rows(target, tokens, mask, tokenizer.hash)
@@ -171,13 +172,6 @@ def _rendered(
             f"{stage}.mixture and how many in {stage}.conversations."
         )
     return ids, np.concatenate(masks), offsets
-
-
-def _text(rows: ShardedRows | HeldOutRows, count: int, seed: int) -> np.ndarray:
-    """The first `count` rows of text [n, T+1] in the order of training."""
-    if isinstance(rows, HeldOutRows):
-        return np.asarray(rows.tokens[:count])
-    return rows.take(np.arange(count), seed)
 
 
 def _generated(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import itertools
 import queue
 import sys
@@ -16,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,7 +74,7 @@ class Shards(ShardFolder):
 
     def rows(self, number: int) -> int:
         """How many rows a shard has, waiting until it is there."""
-        return self._wait(partial(self.known, number), self.name(number)).rows
+        return self._wait(functools.partial(self.known, number), self.name(number)).rows
 
     def array(self, number: int) -> np.ndarray:
         """The rows of a shard [N, T+1], memory-mapped. Raises ArtifactError when it is damaged."""
@@ -138,7 +138,6 @@ class ShardedRows:
         numbers = range(self.manifest.validation)
         self._windows = [numbers[i : i + window] for i in range(0, len(numbers), window)]
         self._starts = [0]  # of the windows whose shards are there, and the end of the last one
-        self._orders: dict[tuple[int, int, int], Indices] = {}
         self._ahead: set[int] = set()
         self._lock = threading.RLock()
 
@@ -174,7 +173,8 @@ class ShardedRows:
             turn, window, first, size = self._find(int(indices[left].min()))
             inside = indices[left] < first + size
             chosen = left[inside]
-            order = self._order(seed, turn, window)
+            self._open_ahead(window)
+            order = permutation(size, seed, turn, window)
             self._gather(window, order[indices[chosen] - first], rows, chosen)
             left = left[~inside]
         return rows
@@ -194,19 +194,14 @@ class ShardedRows:
             size = self._starts[window + 1] - self._starts[window]
             return turn, window, turn * total + self._starts[window], size
 
-    def _order(self, seed: int, turn: int, window: int) -> Indices:
+    def _open_ahead(self, window: int) -> None:
+        """Has the shards of the window after this one checked, once."""
+        following = (window + 1) % len(self._windows)
         with self._lock:
-            key = seed, turn, window
-            if key not in self._orders:
-                while len(self._orders) >= ORDERS:
-                    del self._orders[next(iter(self._orders))]
-                size = self._starts[window + 1] - self._starts[window]
-                self._orders[key] = permutation(size, *key)
-                following = (window + 1) % len(self._windows)
-                if following not in self._ahead:
-                    self._ahead.add(following)
-                    self.shards.open_ahead(self._windows[following])
-            return self._orders[key]
+            if following in self._ahead:
+                return
+            self._ahead.add(following)
+        self.shards.open_ahead(self._windows[following])
 
     def _gather(self, window: int, places: Indices, rows: np.ndarray, into: Indices) -> None:
         """Writes the rows at `places` of a window to rows[into]."""
@@ -253,6 +248,15 @@ class HeldOutRows(Rows):
         shards = Shards(folder, tokenizer_hash, alive)
         self.manifest = shards.manifest
         super().__init__(shards.array(self.manifest.validation))
+
+    def ready(self) -> int:
+        """All rows."""
+        return len(self)
+
+    def take(self, indices: Indices, seed: int) -> npt.NDArray[np.int32]:
+        """The rows [n, T+1] at those of the places that there are, not shuffled by any seed."""
+        del seed
+        return np.asarray(self.tokens[indices[indices < len(self)]], np.int32)
 
 
 class _EndlessBatches:
@@ -367,6 +371,7 @@ def prefetched(
         thread.join(timeout=1.0)  # a batch that waits for its data is not waited for
 
 
+@functools.lru_cache(maxsize=ORDERS)
 def permutation(size: int, *key: int) -> Indices:
     """An order of 0..size-1 that depends on the key alone, on every machine and NumPy.
 

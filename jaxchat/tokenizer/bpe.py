@@ -28,7 +28,6 @@ from jaxchat.tokenizer.patterns import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
     covering,
-    uncovered,
 )
 
 if TYPE_CHECKING:
@@ -157,13 +156,6 @@ class Tokenizer:
             mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
             special_tokens=self._specials,
         )
-
-    @classmethod
-    def from_tiktoken(cls, encoding: tiktoken.Encoding) -> Tokenizer:
-        """The same tokenizer as tiktoken's. Raises TokenizerError as `from_ranks`."""
-        state: Any = encoding
-        pattern = uncovered(state._pat_str)
-        return cls.from_ranks(state._mergeable_ranks, pattern, state._special_tokens)
 
     @classmethod
     def from_ranks(

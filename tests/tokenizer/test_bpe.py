@@ -140,9 +140,10 @@ def test_ids_equal_those_of_tiktoken(name: str, text: str) -> None:
 @each_pattern
 @given(text=texts | busy_texts)
 def test_no_pattern_loses_text(name: str, text: str) -> None:
-    ours, _ = ENCODINGS[name]
+    ours, theirs = ENCODINGS[name]
     assert ours.decode(ours.encode(text)) == text
-    assert Tokenizer.from_tiktoken(ours.to_tiktoken()).hash == ours.hash
+    again = Tokenizer.from_ranks(theirs._mergeable_ranks, ours.pattern, theirs._special_tokens)
+    assert again.hash == ours.hash
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)

@@ -12,10 +12,9 @@ from jaxchat import paths
 from jaxchat.data.download import cache
 from jaxchat.data.download.cache import RemoteFile
 from jaxchat.data.download.hub import Hub, measured
-from jaxchat.data.download.transfer import download
+from jaxchat.data.download.transfer import download_all
 from jaxchat.data.download.web import Web, WebError, check_address
 from jaxchat.errors import ArtifactError
-from jaxchat.progress import Progress
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # as nanochat has it
 FOLDER = "eval_bundle"  # in HOME, and in the zip file
@@ -50,12 +49,11 @@ def fetch_bundle(root: Path, url: str = URL, web: Web | None = None) -> Path:
     remote = RemoteFile(FOLDER, local.name, check_address("the bundle's address", url), local)
     try:
         file = measured(web, remote)
-        with Progress("downloading", file.size or 0, "B") as progress:
-            for _, path in download([file], web, progress=progress.update):
-                _note(root, file, path)
-                unpack(path, folder)
+        download_all([file], web)
     except WebError as error:
         raise WebError(error.why, ADVICE) from error
+    _note(root, file, local)
+    unpack(local, folder)
     check_bundle(root)
     cache.remove(file)
     return folder
