@@ -60,7 +60,6 @@ class Prepared:
     training: packing.TextStatistics
     held_out: packing.TextStatistics
     seconds: float
-    artifact: str  # hash
 
 
 Fetch = Callable[[InputFile], Path]
@@ -104,25 +103,15 @@ def prepare_shards(
         sweep(folder)
         maker = _Maker(made, tokenizer, inputs, fetch)
         maker.run(max(1, min(workers, len(inputs), MOST_WORKERS)))
-    return _summary(made, maker, time.monotonic() - began)
-
-
-def _summary(folder: ShardFolder, maker: _Maker, seconds: float) -> Prepared:
-    held_out = folder.manifest.validation
+    held_out = manifest.validation
     training = [s for n, s in maker.statistics.items() if n != held_out]
     if not (total := reduce(add, training)).rows:
         raise ArtifactError(
-            f"the text for {folder.path} does not fill one row of {folder.manifest.row_tokens} "
-            "tokens; give more text, or shorter rows."
+            f"the text for {folder} does not fill one row of {row_tokens} tokens; give more text, "
+            "or shorter rows."
         )
-    return Prepared(
-        shards=len(folder),
-        made=maker.made,
-        training=total,
-        held_out=maker.statistics[held_out],
-        seconds=seconds,
-        artifact=sha256_text(*(maker.hashes[n] for n in range(len(folder)))),
-    )
+    seconds = time.monotonic() - began
+    return Prepared(len(inputs), maker.made, total, maker.statistics[held_out], seconds)
 
 
 @dataclass
@@ -134,7 +123,6 @@ class _Maker:
     inputs: Sequence[InputFile]
     fetch: Fetch | None
     statistics: dict[int, packing.TextStatistics] = field(default_factory=dict)
-    hashes: dict[int, str] = field(default_factory=dict)
     made: int = 0
     read: dict[int, int] = field(default_factory=dict)  # bytes of files, by shard
     found: int = 0  # bytes of the files of shards that were there already
@@ -184,7 +172,7 @@ class _Maker:
             self.stop.set()
             raise
         with self.lock:
-            self.statistics[number], self.hashes[number] = manifest.statistics, manifest.sha256
+            self.statistics[number] = manifest.statistics
             self.made += found is None
             self.found += self.inputs[number].size if found else 0
 

@@ -180,7 +180,7 @@ def test_multiple_choice_is_worded_with_the_letter_behind_the_option(tmp_path: P
         "Respond only with the letter of the correct answer."
     )
     assert problem.solution == [text("D")]
-    assert (problem.answer, problem.letters, problem.subject) == ("D", tuple("ABCD"), "")
+    assert (problem.answer, problem.letters) == ("D", tuple("ABCD"))
 
 
 def test_mmlu_reads_rows_within_a_column_called_train(tmp_path: Path) -> None:

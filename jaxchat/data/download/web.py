@@ -221,7 +221,16 @@ class Retry:
         policy = self.web.policy
         self.failures = 1 if progressed else self.failures + 1
         if self.failures >= (policy.tries if self.web.reached else policy.first_tries):
-            raise self._given_up(error) from error
+            if self.web.reached:
+                raise WebError(
+                    f"{self.what} cannot be had: {error}, {self.failures} times in a row. What has "
+                    "come is kept: give the same command again later."
+                ) from error
+            raise WebError(
+                f"{self.what} is wanted, but {self.host} cannot be reached ({error}).",
+                "Without a network: --offline uses what was downloaded before, --data-dir your own "
+                "files.",
+            ) from error
         wait = error.wait
         if wait is None:
             longest = min(policy.wait * 2 ** (self.failures - 1), policy.longest_wait)
@@ -235,18 +244,6 @@ class Retry:
             wait += policy.wait * random.random()  # not all workers at once
         if self.stop.wait(wait):
             raise Stopped
-
-    def _given_up(self, error: TransientError) -> WebError:
-        if self.web.reached:
-            return WebError(
-                f"{self.what} cannot be had: {error}, {self.failures} times in a row. What has "
-                "come is kept: give the same command again later."
-            )
-        return WebError(
-            f"{self.what} is wanted, but {self.host} cannot be reached ({error}).",
-            "Without a network: --offline uses what was downloaded before, --data-dir your own "
-            "files.",
-        )
 
 
 def fetch(web: Web, url: str, what: str, result: Callable[[Response], T], method: str = "GET") -> T:

@@ -53,22 +53,16 @@ class Listing(NamedTuple):
 
     def omitted(self) -> str:
         """The files left out: counts, reasons, and the first names."""
-        return ", ".join(
-            f"{len(names):,} {_described(reason, len(names), _some(names))}"
-            for reason, names in sorted(self.left_out.items())
-        )
-
-
-def _described(reason: Reason, count: int, names: str) -> str:
-    words = reason[count > 1]
-    if words.endswith(")"):  # it has a remark of its own
-        return f"{words.removesuffix(')')}: {names})"
-    return f"{words} ({names})"
-
-
-def _some(names: tuple[str, ...]) -> str:
-    more = [f"and {len(names) - SHOWN:,} more"] if len(names) > SHOWN else []
-    return ", ".join([*map(shown, names[:SHOWN]), *more])
+        parts = []
+        for (one, several), names in sorted(self.left_out.items()):
+            words = one if len(names) == 1 else several
+            more = [f"and {len(names) - SHOWN:,} more"] if len(names) > SHOWN else []
+            some = ", ".join([*map(shown, names[:SHOWN]), *more])
+            if words.endswith(")"):  # it has a remark of its own
+                parts.append(f"{len(names):,} {words.removesuffix(')')}: {some})")
+            else:
+                parts.append(f"{len(names):,} {words} ({some})")
+        return ", ".join(parts)
 
 
 def shown(name: str) -> str:
