@@ -61,6 +61,7 @@ class Shards(ShardFolder):
             )
         self._manifests: dict[int, ShardManifest] = {}
         self._arrays: dict[int, np.ndarray] = {}
+        self._ahead: set[range] = set()
         self._lock = threading.Lock()
 
     def known(self, number: int) -> ShardManifest | None:
@@ -88,7 +89,11 @@ class Shards(ShardFolder):
         return self._arrays[number]
 
     def open_ahead(self, numbers: range) -> None:
-        """Checks, in a thread, those of the shards that are there: it takes 0.1 s each or so."""
+        """Checks, in a thread and once, those of the shards that are there: it takes 0.1 s each."""
+        with self._lock:
+            if numbers in self._ahead:
+                return
+            self._ahead.add(numbers)
 
         def check() -> None:
             for number in numbers:
@@ -138,7 +143,6 @@ class ShardedRows:
         numbers = range(self.manifest.validation)
         self._windows = [numbers[i : i + window] for i in range(0, len(numbers), window)]
         self._starts = [0]  # of the windows whose shards are there, and the end of the last one
-        self._ahead: set[int] = set()
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -173,7 +177,7 @@ class ShardedRows:
             turn, window, first, size = self._find(int(indices[left].min()))
             inside = indices[left] < first + size
             chosen = left[inside]
-            self._open_ahead(window)
+            self.shards.open_ahead(self._windows[(window + 1) % len(self._windows)])
             order = permutation(size, seed, turn, window)
             self._gather(window, order[indices[chosen] - first], rows, chosen)
             left = left[~inside]
@@ -193,15 +197,6 @@ class ShardedRows:
             window = bisect.bisect_right(self._starts, place) - 1
             size = self._starts[window + 1] - self._starts[window]
             return turn, window, turn * total + self._starts[window], size
-
-    def _open_ahead(self, window: int) -> None:
-        """Has the shards of the window after this one checked, once."""
-        following = (window + 1) % len(self._windows)
-        with self._lock:
-            if following in self._ahead:
-                return
-            self._ahead.add(following)
-        self.shards.open_ahead(self._windows[following])
 
     def _gather(self, window: int, places: Indices, rows: np.ndarray, into: Indices) -> None:
         """Writes the rows at `places` of a window to rows[into]."""

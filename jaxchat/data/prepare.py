@@ -53,9 +53,7 @@ def open_task(name: str, files: Mapping[str, Sequence[Path]], named_by: str) -> 
     train = next((split for split in ("train", "auxiliary_train") if split in files), None)
     splits = {"train": train, "test": "test" if "test" in files else train}
     problems: dict[str, Any] = {
-        role: open_source(name, files[split])
-        for role, split in splits.items()
-        if split is not None and split in files
+        role: open_source(name, files[split]) for role, split in splits.items() if split is not None
     }
     if not all(isinstance(dataset, FileProblems) for dataset in problems.values()):
         raise ConfigError(
