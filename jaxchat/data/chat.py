@@ -23,7 +23,7 @@ from jaxchat.data.packing import (
     pack_conversations,
 )
 from jaxchat.data.prepare import FIRST_INDEX, mixture, run_tasks
-from jaxchat.data.registry import chat_source, in_order, train_split
+from jaxchat.data.registry import chat_source, chat_stages, in_order, train_split
 from jaxchat.data.shard_folder import write_rows
 from jaxchat.errors import ConfigError
 from jaxchat.paths import sha256_text
@@ -60,10 +60,7 @@ def build_chat_rows(
     """
     results: dict[str, Any] = {}
     parts: dict[str, str] = {}
-    stages = {"mid": config.mid, "sft": config.sft}
-    for stage, train in stages.items():
-        if not config.imported.trains(stage):
-            continue
+    for stage, train in chat_stages(config).items():
         tasks = run_tasks(train.mixture, config.seed, inputs, tokenizer)
         digests: list[str] = []
         for split in SPLITS:

@@ -180,9 +180,8 @@ def _dataset(
     return _hashed(files), training
 
 
-def _hashed(files: Iterable[RemoteFile]) -> list[InputFile]:
+def _hashed(files: Sequence[RemoteFile]) -> list[InputFile]:
     """Files by their sha256, which the list has, the download noted, or is computed now."""
-    files = list(files)
     named = []
     with Progress("reading checksums", len(files), "file") as progress:
         for file in files:
@@ -245,9 +244,8 @@ def chat_names(config: RunConfig) -> list[str]:
 
     Raises ConfigError for an unknown one among `epochs`.
     """
-    stages = {"mid": config.mid, "sft": config.sft}
-    stages = {s: train for s, train in stages.items() if config.imported.trains(s)}
-    trained = {name: s for s, train in stages.items() for name in train.epochs}
+    stages = registry.chat_stages(config).items()
+    trained = {name: stage for stage, train in stages for name in train.epochs}
     for name, stage in trained.items():
         registry.chat_source(name, f"{stage}.epochs")
     tasks = (*config.eval.tasks, config.rl.task)
