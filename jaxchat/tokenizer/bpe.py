@@ -73,7 +73,7 @@ class Tokenizer:
         """Reads what `save` wrote. Raises TokenizerError when it is absent, foreign or damaged."""
         try:
             settings = _parse_settings(_read(folder / SETTINGS_FILE))
-            tokens = _parse_ranks(_read(folder / RANKS_FILE))
+            tokens = parse_ranks(_read(folder / RANKS_FILE))
             tokenizer = cls(tokens, settings["pattern"])
             if tokenizer._settings() != settings:  # the hash among them
                 raise TokenizerError(f"{SETTINGS_FILE} was not written for this {RANKS_FILE}")
@@ -299,7 +299,7 @@ def _parse_settings(text: str) -> dict[str, Any]:
     return settings
 
 
-def _parse_ranks(text: str) -> list[bytes]:
+def parse_ranks(text: str) -> list[bytes]:
     """The tokens of tiktoken's text format: a line `base64 rank` per token, by rank from 0."""
     tokens = []
     for expected, line in enumerate(text.splitlines()):
