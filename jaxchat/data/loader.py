@@ -75,7 +75,7 @@ class Shards(ShardFolder):
 
     def rows(self, number: int) -> int:
         """How many rows a shard has, waiting until it is there."""
-        return self._wait(functools.partial(self.known, number), self.name(number)).rows
+        return self._wait(functools.partial(self.known, number), self.name(number)).statistics.rows
 
     def array(self, number: int) -> np.ndarray:
         """The rows of a shard [N, T+1], memory-mapped. Raises ArtifactError when it is damaged."""

@@ -110,7 +110,11 @@ class Checksums:
     def __init__(self, path: Path, folder: Path) -> None:
         """`path`: where they are saved. What is missing or damaged there is computed again."""
         self._path, self._top = path, os.path.join(folder, "")
-        self._known = _read_checksums(path)
+        self._known: dict[str, str] = {}
+        with contextlib.suppress(OSError, ValueError):
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(value, dict) and all(isinstance(mark, str) for mark in value.values()):
+                self._known = value
         self._used: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -140,15 +144,6 @@ class Checksums:
 def saved_in(home: Path, folder: Path) -> Path:
     """Where a home saves the checksums of the files below a folder, or of one file."""
     return home / CHECKSUMS / f"{sha256_text(str(folder))[:16]}.json"
-
-
-def _read_checksums(path: Path) -> dict[str, str]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    whole = isinstance(value, dict) and all(isinstance(mark, str) for mark in value.values())
-    return value if whole else {}
 
 
 Checksum = Callable[[Path], str]  # the sha256 of a file's bytes

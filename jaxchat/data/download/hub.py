@@ -61,7 +61,6 @@ from jaxchat.paths import (
 FORMAT = "jaxchat-list-1"
 _ASKING = 8  # files whose sizes are asked for at the same time
 _PAGES = {"datasets": "datasets/", "models": ""}  # where the page of a repository is
-_HEX = re.compile(r"[0-9a-f]+")
 _LINK = re.compile(r"""<a\s[^>]*?href\s*=\s*["']?([^"'\s>]+)""", re.IGNORECASE)
 
 
@@ -327,9 +326,9 @@ def _entry(raw: dict[str, Any]) -> dict[str, Any]:
     large = raw.get("lfs") or {}
     entry: dict[str, Any] = {"path": raw["path"], "size": large.get("size", raw["size"])}
     sha256 = str(large.get("oid", "")).removeprefix("sha256:")
-    if len(sha256) == 64 and _HEX.fullmatch(sha256):
+    if re.fullmatch(r"[0-9a-f]{64}", sha256):
         entry["sha256"] = sha256
-    elif not large and _HEX.fullmatch(str(raw.get("oid", ""))) and len(raw["oid"]) == 40:
+    elif not large and re.fullmatch(r"[0-9a-f]{40}", str(raw.get("oid", ""))):
         entry["blob"] = raw["oid"]
     return entry
 

@@ -97,13 +97,6 @@ def find(names: Iterable[str]) -> Listing:
     return Listing(tuple(files), {why: tuple(sorted(n)) for why, n in search.left_out.items()})
 
 
-def exactly(paths: Iterable[Path]) -> Listing:
-    """These files, each as often as it is named; what has no known ending is plain text."""
-    return Listing(
-        tuple(Found(path, path.stat().st_size, kind_of(path) or ".txt") for path in paths), {}
-    )
-
-
 class _Search:
     """A search, and what it has found so far. Real paths are those without links."""
 

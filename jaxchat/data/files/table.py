@@ -140,7 +140,15 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._bytes = _contents(path)
+        self._bytes: bytes | mmap.mmap = b""
+        try:
+            with opened(path) as (content, _):
+                if path.suffix.lower() in COMPRESSED:
+                    self._bytes = content.read()
+                elif path.stat().st_size:  # else it cannot be mapped
+                    self._bytes = mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise refused(path, error) from error
         self._places = array.array("q")  # of each line: its number, where it begins and ends
         mark_length(self._bytes[:4], str(path))  # refuses UTF-16
         begin, size = 0, len(self._bytes)
@@ -176,18 +184,6 @@ class _Lines:
         while line.startswith(MARK):
             line = line.removeprefix(MARK)
         return line
-
-
-def _contents(path: Path) -> bytes | mmap.mmap:
-    """The bytes of a file, mapped into memory; of a compressed one, decompressed."""
-    try:
-        with opened(path) as (content, _):
-            if path.suffix.lower() in COMPRESSED:
-                return content.read()
-            empty = path.stat().st_size == 0  # cannot be mapped
-            return b"" if empty else mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise refused(path, error) from error
 
 
 class _Parquet:
