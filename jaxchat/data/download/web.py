@@ -204,7 +204,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if _origin(newurl) != _origin(req.full_url):
             new.remove_header("Authorization")
         if new.type not in (req.type, "https"):
-            raise urllib.error.HTTPError(newurl, code, "a redirect away from https", headers, fp)
+            raise urllib.error.HTTPError(
+                newurl, code, f"a redirect away from {req.type}", headers, fp
+            )
         return new
 
 
