@@ -94,20 +94,16 @@ class Checkpoints:
                 errors[step] = error
                 continue
             for damaged, why in errors.items():
-                aside = self._put_aside(damaged)
+                aside = self.folder.parent / f"damaged-checkpoint-{damaged}"
+                remove(aside)
+                (self.folder / str(damaged)).rename(aside)
+                self._manager.reload()
                 reason = str(why).partition(";")[0]
                 print(f"{reason}; it is now in {aside}, and step {step} is used.", flush=True)
             return found
         if errors:
             raise errors[max(errors)]
         return None
-
-    def _put_aside(self, step: int) -> Path:
-        aside = self.folder.parent / f"damaged-checkpoint-{step}"
-        remove(aside)
-        (self.folder / str(step)).rename(aside)
-        self._manager.reload()
-        return aside
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """The state and meta saved at `step`, with the shapes and shardings of `like`.

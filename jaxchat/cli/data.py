@@ -207,7 +207,7 @@ def _of_folder(args: argparse.Namespace) -> str:
 
     tokenizer, row_tokens = Tokenizer.load(args.tokenizer), args.row_tokens or ROW_TOKENS
     folder = own.path_of(args.data_dir)
-    inputs = own.text_below(folder, row_tokens, paths.home(args.home), report=True)
+    inputs = own.local_inputs(folder, row_tokens, paths.home(args.home), report=True)
     inputs = own.with_held_out(inputs, args.out / "split", row_tokens)
     prepared = prepare_shards(
         inputs, tokenizer, row_tokens, args.out, workers=min(args.workers or cores(), cores())

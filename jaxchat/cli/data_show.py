@@ -74,7 +74,8 @@ def show_command(args: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)  # it knows terminals and NO_COLOR
     for number in range(min(args.n, len(mixture))):
         _, index = mixture.place(number)
-        ids, mask = render(mixture.conversation(number), tokenizer, args.max_tokens)
+        ids, mask = render(mixture.conversation(number), tokenizer)
+        ids, mask = ids[: args.max_tokens], mask[: args.max_tokens]
         console.print(
             f"{dataset.name}, number {index}: {len(ids):,} tokens, {_learned(mask)} "
             f"(lines with {LEARNED.strip()})",
@@ -140,11 +141,11 @@ def find_dataset(source: str, files: Sequence[Path], split: str, seed: int, coun
     """
     from jaxchat.data.files.folders import TALKS, kind_of
     from jaxchat.tasks import EVERYDAY_WORDS, FILE_SOURCES, TASKS, make_tasks, open_source
-    from jaxchat.tasks.dataset import Drawn
+    from jaxchat.tasks.dataset import drawn
 
     if source in TASKS and not files:
         task = make_tasks([source], seed, EVERYDAY_WORDS)[source]
-        return Drawn(task, count, "test" if split == "test" else "train")
+        return drawn(task, count, "test" if split == "test" else "train")
     if source in FILE_SOURCES and files:
         return open_source(source, files)
     if kind_of(source, TALKS):

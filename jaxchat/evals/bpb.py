@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -125,25 +125,18 @@ class TextRows:
 
     def __init__(self, folder: Path, tokenizer_hash: str, split: TextSplit, seed: int) -> None:
         """Opens a folder of prepared shards. Raises ArtifactError when it is damaged."""
-        self._count: Callable[[], int]
-        self._take: Callable[[np.ndarray], np.ndarray]
-        if split == "train":
-            train = ShardedRows(folder, tokenizer_hash)
-            self._count, self._take = train.ready, lambda places: train.take(places, seed)
-        else:
-            rows = HeldOutRows(folder, tokenizer_hash)
-            self._count = rows.__len__
-            self._take = lambda places: np.stack([rows[int(i)]["tokens"] for i in places])
+        opened = ShardedRows if split == "train" else HeldOutRows
+        self._rows, self._seed = opened(folder, tokenizer_hash), seed
 
     def __len__(self) -> int:
         """Rows of the split; of training text, those of one pass that are prepared."""
-        return self._count()
+        return self._rows.ready()
 
     def batches(self, count: int, size: int) -> Iterator[dict[str, np.ndarray]]:
         """The first `count` rows in batches of `size`; what the last one lacks is masked."""
         for first in range(0, count, size):
             places = np.arange(first, first + size)
-            tokens = self._take(np.minimum(places, count - 1))
+            tokens = self._rows.take(np.minimum(places, count - 1), self._seed)
             mask = np.broadcast_to((places < count)[:, None], tokens.shape)
             yield {"tokens": tokens, "mask": mask.astype(np.float32)}
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-import codecs
 import json
 import os
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +28,6 @@ from jaxchat.tokenizer.patterns import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
     covering,
-    uncovered,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +73,7 @@ class Tokenizer:
         """Reads what `save` wrote. Raises TokenizerError when it is absent, foreign or damaged."""
         try:
             settings = _parse_settings(_read(folder / SETTINGS_FILE))
-            tokens = _parse_ranks(_read(folder / RANKS_FILE))
+            tokens = parse_ranks(_read(folder / RANKS_FILE))
             tokenizer = cls(tokens, settings["pattern"])
             if tokenizer._settings() != settings:  # the hash among them
                 raise TokenizerError(f"{SETTINGS_FILE} was not written for this {RANKS_FILE}")
@@ -108,20 +105,12 @@ class Tokenizer:
         """Whether an id stands for bytes of text: no special token, and in the vocabulary."""
         return 0 <= token < len(self.tokens)
 
-    def encode(self, text: str, *, allowed_special: Collection[str] = ()) -> list[int]:
-        """The ids of a text, in which only the names in `allowed_special` are special tokens.
-
-        Raises TokenizerError for lone surrogates and names of no special token.
-        """
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text. Raises TokenizerError for lone surrogates."""
         try:
-            if not allowed_special:
-                return self._encoder.encode(text)
-            ids = {name: self.special(name) for name in allowed_special}
-            parts = re.split("(" + "|".join(map(re.escape, ids)) + ")", text)
-            known = [[ids[p]] if p in ids else self._encoder.encode(p) for p in parts]
+            return self._encoder.encode(text)
         except ValueError as error:
             raise TokenizerError(str(error)) from error
-        return [token for part in known for token in part]
 
     def encode_batch(
         self,
@@ -157,10 +146,6 @@ class Tokenizer:
             raise TokenizerError(f"token id {bad} is outside the vocabulary of {self.vocab_size}.")
         return b"".join([self._bytes[token] for token in ids])
 
-    def decode_stream(self) -> DecodeStream:
-        """A decoder for ids as they come."""
-        return DecodeStream(self.decode_bytes)
-
     def to_tiktoken(self) -> tiktoken.Encoding:
         """The same tokenizer for tiktoken, special tokens included."""
         import tiktoken
@@ -171,13 +156,6 @@ class Tokenizer:
             mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
             special_tokens=self._specials,
         )
-
-    @classmethod
-    def from_tiktoken(cls, encoding: tiktoken.Encoding) -> Tokenizer:
-        """The same tokenizer as tiktoken's. Raises TokenizerError as `from_ranks`."""
-        state: Any = encoding
-        pattern = uncovered(state._pat_str)
-        return cls.from_ranks(state._mergeable_ranks, pattern, state._special_tokens)
 
     @classmethod
     def from_ranks(
@@ -237,29 +215,6 @@ class Tokenizer:
             "special_tokens": self._specials,
             "hash": self.hash,
         }
-
-
-class DecodeStream:
-    """Turns ids into text as they arrive, whole UTF-8 characters only.
-
-    `decode_bytes` gives the bytes of ids. What `feed` and `close` return, joined, is the text of
-    all ids: a character of several tokens comes with its last one, and bytes that never become a
-    character as U+FFFD.
-    """
-
-    def __init__(self, decode_bytes: Callable[[Sequence[int]], bytes]) -> None:
-        self._decode_bytes = decode_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def feed(self, ids: Sequence[int]) -> str:
-        """The text that new ids complete. Raises what `decode_bytes` raises."""
-        return self._decoder.decode(self._decode_bytes(ids))
-
-    def close(self) -> str:
-        """What is left of an unfinished character; the stream starts afresh."""
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
 
 
 class TrainingReport(NamedTuple):
@@ -344,7 +299,7 @@ def _parse_settings(text: str) -> dict[str, Any]:
     return settings
 
 
-def _parse_ranks(text: str) -> list[bytes]:
+def parse_ranks(text: str) -> list[bytes]:
     """The tokens of tiktoken's text format: a line `base64 rank` per token, by rank from 0."""
     tokens = []
     for expected, line in enumerate(text.splitlines()):

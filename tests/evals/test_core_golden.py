@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.checkpoints.nanochat import params_from_nanochat
+from jaxchat.checkpoints.nanochat import nanochat_name
+from jaxchat.checkpoints.tensors import to_params
 from jaxchat.config.derive import derive_model, windows
 from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.evals.core.bundle import read_bundle, read_examples
@@ -48,7 +49,7 @@ def model(golden):
 @pytest.fixture(scope="module")
 def params(golden, model):
     weights = {k.removeprefix("weight/"): v for k, v in golden.items() if k.startswith("weight/")}
-    return params_from_nanochat(weights, model)
+    return to_params(weights, model, nanochat_name)
 
 
 @pytest.fixture(scope="module")

@@ -63,14 +63,15 @@ def text_column(file: Any, path: Path, column: str) -> None:
 
     schema = file.schema_arrow
     count = schema.names.count(column)
-    if count != 1:
-        there = ", ".join(schema.names) or "none"
-        had = "no" if count == 0 else f"{count} columns"
+    if count == 0:
         raise Unreadable(
-            f'{path} has {had} column "{column}", only {there}; rename the one that holds the '
-            "text, or leave the file out."
-            if count == 0
-            else f'{path} has {had} of the name "{column}"; rename all but one, or leave it out.'
+            f'{path} has no column "{column}", only {", ".join(schema.names) or "none"}; rename '
+            "the one that holds the text, or leave the file out."
+        )
+    if count > 1:
+        raise Unreadable(
+            f'{path} has {count} columns of the name "{column}"; rename all but one, or leave it '
+            "out."
         )
     kind = schema.field(column).type
     held = kind.value_type if types.is_dictionary(kind) else kind

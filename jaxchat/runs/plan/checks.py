@@ -41,8 +41,8 @@ def check_names(config: RunConfig) -> None:
 
 def _talks(config: RunConfig) -> list[str]:
     """Datasets and files of conversations that are trained on."""
-    trained = [stage for stage in ("mid", "sft") if config.imported.trains(stage)]
-    return list(dict.fromkeys(name for s in trained for name in getattr(config, s).epochs))
+    trained = registry.chat_stages(config).values()
+    return list(dict.fromkeys(name for train in trained for name in train.epochs))
 
 
 def check_sizes(config: RunConfig) -> None:
