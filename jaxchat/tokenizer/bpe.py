@@ -11,7 +11,8 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,7 @@ from jaxchat.tokenizer.patterns import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
     covering,
+    uncovered,
 )
 
 if TYPE_CHECKING:
@@ -105,12 +107,20 @@ class Tokenizer:
         """Whether an id stands for bytes of text: no special token, and in the vocabulary."""
         return 0 <= token < len(self.tokens)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text. Raises TokenizerError for lone surrogates."""
+    def encode(self, text: str, *, allowed_special: Collection[str] = ()) -> list[int]:
+        """The ids of a text, in which only the names in `allowed_special` are special tokens.
+
+        Raises TokenizerError for lone surrogates and names of no special token.
+        """
         try:
-            return self._encoder.encode(text)
+            if not allowed_special:
+                return self._encoder.encode(text)
+            ids = {name: self.special(name) for name in allowed_special}
+            parts = re.split("(" + "|".join(map(re.escape, ids)) + ")", text)
+            known = [[ids[p]] if p in ids else self._encoder.encode(p) for p in parts]
         except ValueError as error:
             raise TokenizerError(str(error)) from error
+        return [token for part in known for token in part]
 
     def encode_batch(
         self,
@@ -156,6 +166,13 @@ class Tokenizer:
             mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
             special_tokens=self._specials,
         )
+
+    @classmethod
+    def from_tiktoken(cls, encoding: tiktoken.Encoding) -> Tokenizer:
+        """The same tokenizer as tiktoken's. Raises TokenizerError as `from_ranks`."""
+        state: Any = encoding
+        pattern = uncovered(state._pat_str)
+        return cls.from_ranks(state._mergeable_ranks, pattern, state._special_tokens)
 
     @classmethod
     def from_ranks(

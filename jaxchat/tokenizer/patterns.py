@@ -82,3 +82,9 @@ def covering(pattern: str) -> str:
     if pattern in PATTERNS.values():
         return pattern
     return f"{pattern}|(?:(?!{pattern})[\\s\\S])+"
+
+
+def uncovered(pattern: str) -> str:
+    """The pattern that `covering` was given, or the pattern as it is."""
+    own = pattern[: (len(pattern) - len(covering(r"\s")) + 4) // 2]
+    return own if covering(own) == pattern else pattern

@@ -140,10 +140,9 @@ def test_ids_equal_those_of_tiktoken(name: str, text: str) -> None:
 @each_pattern
 @given(text=texts | busy_texts)
 def test_no_pattern_loses_text(name: str, text: str) -> None:
-    ours, theirs = ENCODINGS[name]
+    ours, _ = ENCODINGS[name]
     assert ours.decode(ours.encode(text)) == text
-    again = Tokenizer.from_ranks(theirs._mergeable_ranks, ours.pattern, theirs._special_tokens)
-    assert again.hash == ours.hash
+    assert Tokenizer.from_tiktoken(ours.to_tiktoken()).hash == ours.hash
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
@@ -237,6 +236,17 @@ def test_names_of_special_tokens_in_text_are_text_and_others_are_refused() -> No
     assert TOKENIZER.decode(ids) == "".join(SPECIAL_TOKENS)
     with pytest.raises(TokenizerError, match="'<script>' is not a special token"):
         TOKENIZER.special("<script>")
+
+
+def test_only_allowed_special_tokens_are_read_in_text() -> None:
+    text = "<|bos|>hi<|user_end|><|bos|>"
+    ids = TOKENIZER.encode(text, allowed_special={"<|bos|>"})
+    bos = TOKENIZER.bos
+    assert ids == [bos, *TOKENIZER.encode("hi<|user_end|>"), bos]
+    ids = TOKENIZER.encode(text, allowed_special=SPECIAL_TOKENS)
+    assert ids == [bos, *TOKENIZER.encode("hi"), TOKENIZER.special("<|user_end|>"), bos]
+    with pytest.raises(TokenizerError, match="'<script>' is not a special token"):
+        TOKENIZER.encode(text, allowed_special=["<script>"])
 
 
 def test_tiktoken_knows_our_special_tokens() -> None:

@@ -32,6 +32,7 @@ def test_what_is_exported_is_read_as_the_same(tmp_path, pattern):
     ours = train_tokenizer([TEXT] * 3, 290, pattern)
     ours.to_huggingface(tmp_path)
     assert Tokenizer.from_huggingface(tmp_path / "tokenizer.json").hash == ours.hash
+    assert Tokenizer.from_tiktoken(ours.to_tiktoken()).hash == ours.hash
 
 
 def test_what_transformers_converted_from_tiktoken_is_read():
@@ -118,4 +119,4 @@ def test_other_vocabularies_of_tiktoken_are_refused():
         special_tokens={"<|endoftext|>": 256},
     )  # fmt: skip
     with pytest.raises(TokenizerError, match=r"special tokens .*'<\|endoftext\|>'"):
-        Tokenizer.from_ranks(other._mergeable_ranks, other._pat_str, other._special_tokens)
+        Tokenizer.from_tiktoken(other)
