@@ -63,7 +63,8 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
     checks.check_names(config)
     checks.check_sizes(config)
     if args.plan:
-        if not run_dir.has_data(root, config.name):  # else they were read, and may be gone
+        if not run_dir.has_one(run_dir.folder(root, config.name), ("data",)):
+            # else they were read, and may be gone
             checks.check_files(config)
         print(plan.render(plan.make_plan(config)))
         return 0

@@ -63,18 +63,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         file = args.file or write_chats(args.text, args.limit, Path(temporary) / "chats.parquet")
         mixture = Mixture([Ingredient(SmolTalk([file]), rows=args.limit)], 0)
-        chats = list(mixture.read())
+        chats = list(mixture)
         size = sum(len(str(m["content"]).encode()) for c in chats for m in c["messages"])
 
         def batches() -> Iterator[Any]:
-            yield from (render_batch(part, tokenizer, 2_048, threads=1) for part in parts(chats))
+            yield from (render_batch(part, tokenizer, threads=1) for part in parts(chats))
 
         def together() -> Iterator[Any]:
-            rows = parts(mixture.read())
-            yield from (render_batch(part, tokenizer, 2_048, threads=1) for part in rows)
+            rows = parts(mixture)
+            yield from (render_batch(part, tokenizer, threads=1) for part in rows)
 
         works: dict[str, Callable[[], Iterable[Any]]] = {
-            "reading in the mixture's order": mixture.read,
+            "reading in the mixture's order": lambda: mixture,
             "render, one by one": lambda: (render(chat, tokenizer) for chat in chats),
             "render_batch": batches,
             "reading and render_batch": together,
@@ -133,7 +133,7 @@ def mixing() -> str:
     mixture = Mixture(ingredients, 0)
     seconds = time.process_time() - began
     where = np.array([mixture.place(index)[0].name == "gsm8k" for index in range(50_000)])
-    share = mixture.counts["gsm8k"] / len(mixture)
+    share = ingredients[list(SIZES).index("gsm8k")].count / len(mixture)
     away = np.abs(np.cumsum(where) - share * np.arange(1, len(where) + 1)).max()
     return (
         f"the order of {len(mixture):,} conversations: {seconds:.2f} s; gsm8k is never more than "

@@ -31,7 +31,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxchat.checkpoints.nanochat import params_from_nanochat
+from jaxchat.checkpoints.nanochat import nanochat_name
+from jaxchat.checkpoints.tensors import to_params
 from jaxchat.config.derive import DATA_RATIO, derive_horizon, derive_model
 from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig
 from jaxchat.evals.bpb import bits_per_byte
@@ -147,7 +148,7 @@ def batches(rows: np.ndarray, size: int) -> list[dict[str, np.ndarray]]:
 def nanochat_params(path: Path, model: ModelConfig) -> Any:
     """nanochat's initial weights as our parameters."""
     with np.load(path, allow_pickle=False) as file:
-        return params_from_nanochat({name: file[name] for name in file.files}, model)
+        return to_params({name: file[name] for name in file.files}, model, nanochat_name)
 
 
 def show(curves: list[dict[str, Any]], eval_every: int) -> None:

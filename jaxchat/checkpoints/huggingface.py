@@ -89,8 +89,8 @@ def huggingface_name(path: tuple[str, ...]) -> str:
     return f"model.layers.{block.removeprefix('h_')}.{_LAYER[module[0], module[1]]}.weight"
 
 
-def obstacles(model: ModelConfig) -> list[str]:
-    """The settings of a model that NanoChatForCausalLM cannot hold."""
+def refuse_obstacles(model: ModelConfig) -> None:
+    """Raises ConfigError for a model that is not classic, with the settings that prevent it."""
     found = [
         f"model.{name} is true"
         for name in ("value_embeds", "residual_scalars", "smear", "backout")
@@ -100,12 +100,7 @@ def obstacles(model: ModelConfig) -> list[str]:
         found.append(f"model.qk_scale is {model.qk_scale}, not 1")
     if min(windows(model)) < model.sequence_len:
         found.append(f"model.window_pattern is {model.window_pattern!r}, not all L")
-    return found
-
-
-def refuse_obstacles(model: ModelConfig) -> None:
-    """Raises ConfigError for a model that is not classic, with the settings that prevent it."""
-    if found := obstacles(model):
+    if found:
         raise ConfigError(
             f"{ARCHITECTURE} of transformers cannot hold this model: {'; '.join(found)}; only the "
             "classic architecture can be exported to it. --format jaxchat holds every model."

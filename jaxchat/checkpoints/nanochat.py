@@ -20,7 +20,6 @@ from jaxchat.checkpoints.torch_file import read_torch
 from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ArtifactError
-from jaxchat.model.gpt import Params
 from jaxchat.paths import read_json, sha256_file
 
 # The folders that its scripts write into, and what they are here.
@@ -37,24 +36,17 @@ _MODEL = re.compile(r"model_(\d+)\.pt")
 
 
 def nanochat_name(path: tuple[str, ...]) -> str:
-    """nanochat's name of the parameter at a path of our tree."""
+    """nanochat's name of the parameter at a path of our tree, for `to_params`.
+
+    Its matrices are [out, in]; its two lone scalars are vectors of one; since 2026 it pads the
+    vocabulary to a multiple of 64, with rows that no token reaches.
+    """
     if len(path) == 1:  # a scalar, or one scalar a layer
         return path[0]
     *modules, _ = path  # the last is "kernel" or "embedding", always "weight" there
     modules[0] = re.sub(r"^(h|value_embeds)_(\d+)$", r"\1.\2", modules[0])
     trunk = modules[0] == "wte" or modules[0].startswith("h.")
     return ".".join([*(["transformer"] if trunk else []), *modules, "weight"])
-
-
-def params_from_nanochat(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
-    """nanochat's state dict as our tree of float32 NumPy arrays.
-
-    Its matrices are [out, in]; its two lone scalars are vectors of one; since 2026 it pads the
-    vocabulary to a multiple of 64, with rows that no token reaches.
-
-    Raises ValueError when a tensor is missing, left over, or not as `config` has it.
-    """
-    return to_params(tensors, config, nanochat_name)
 
 
 def checkpoints_in(folder: Path) -> dict[int, Path]:
@@ -90,7 +82,7 @@ def read_nanochat(folder: Path, step: int | None, tokenizer_folder: Path | None)
     preset = _preset(tensors, weights)
     try:
         model = _model(sizes, preset)
-        params = params_from_nanochat(tensors, model)
+        params = to_params(tensors, model, nanochat_name)
     except ValueError as error:  # ConfigError, too
         raise ArtifactError(f"{weights} cannot be imported: {error}") from error
     constants = (

@@ -35,11 +35,6 @@ FILE = "jaxchat.json"
 FORMAT = "jaxchat-model-1"
 
 
-def native_name(path: tuple[str, ...]) -> str:
-    """The name in the file of the parameter at a path of our tree."""
-    return "/".join(path)
-
-
 def of_tokenizer(
     params: Params, config: RunConfig, tokenizer: Tokenizer
 ) -> tuple[Params, RunConfig]:
@@ -62,7 +57,7 @@ def write_native(
     """Writes a model of any architecture into a folder."""
     hashes = {WEIGHTS_HASH: hash_params(params), TOKENIZER_HASH: tokenizer.hash}
     tokenizer.save(folder)
-    tensors = from_params(params, native_name, np.dtype(np.float32), flip=False)
+    tensors = from_params(params, "/".join, np.dtype(np.float32), flip=False)
     write_safetensors(folder / SAFETENSORS, tensors, {"format": "np", **hashes})
     description = {
         "format": FORMAT,
@@ -91,7 +86,7 @@ def read_native(folder: Path, tokenizer_folder: Path | None) -> ForeignModel:
     tokenizer, tokenizer_file = find_tokenizer([tokenizer_folder or folder])
     noted = {name: str(description.get(name)) for name in (WEIGHTS_HASH, TOKENIZER_HASH)}
     params, _ = read_weights(
-        folder, config.model, native_name, tokenizer, tokenizer_file, noted=noted, flip=False
+        folder, config.model, "/".join, tokenizer, tokenizer_file, noted=noted, flip=False
     )
     params, config = of_tokenizer(params, config, tokenizer)
     read = [path, tokenizer_file, folder / SAFETENSORS]

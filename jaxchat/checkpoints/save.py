@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.tree_util import DictKey
 
-from jaxchat.errors import ArtifactError
+from jaxchat.errors import ArtifactError, first_line
 from jaxchat.optim.stacking import STACKS
 from jaxchat.paths import atomic_folder, read_json, remove, sha256_file, write_json
 
@@ -94,20 +94,16 @@ class Checkpoints:
                 errors[step] = error
                 continue
             for damaged, why in errors.items():
-                aside = self._put_aside(damaged)
+                aside = self.folder.parent / f"damaged-checkpoint-{damaged}"
+                remove(aside)
+                (self.folder / str(damaged)).rename(aside)
+                self._manager.reload()
                 reason = str(why).partition(";")[0]
                 print(f"{reason}; it is now in {aside}, and step {step} is used.", flush=True)
             return found
         if errors:
             raise errors[max(errors)]
         return None
-
-    def _put_aside(self, step: int) -> Path:
-        aside = self.folder.parent / f"damaged-checkpoint-{step}"
-        remove(aside)
-        (self.folder / str(step)).rename(aside)
-        self._manager.reload()
-        return aside
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """The state and meta saved at `step`, with the shapes and shardings of `like`.
@@ -131,7 +127,7 @@ class Checkpoints:
                 ),
             )
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise ArtifactError(unreadable % _reason(error)) from error
+            raise ArtifactError(unreadable % first_line(error)) from error
         meta = dict(restored["meta"])
         if meta.get("format") != FORMAT:
             raise ArtifactError(
@@ -142,10 +138,6 @@ class Checkpoints:
             changed = "its fingerprint is not the one it was saved with"
             raise ArtifactError(unreadable % f"it is damaged or of another model: {changed}")
         return restored["state"], meta
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def remove_checkpoints(folder: Path, *, last: bool) -> None:
@@ -257,6 +249,6 @@ def load_params(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
             params = checkpointer.restore(folder / "params", abstract)
     except Exception as error:  # Orbax and TensorStore raise many kinds
         raise ArtifactError(
-            f"the weights in {folder} cannot be read ({_reason(error)}); {advice}"
+            f"the weights in {folder} cannot be read ({first_line(error)}); {advice}"
         ) from error
     return params, meta

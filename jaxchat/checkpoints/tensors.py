@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxchat.checkpoints.pickles import PICKLED_TOKENIZER, read_pickled_tokenizer
 from jaxchat.config.schema import ModelConfig, RunConfig
-from jaxchat.errors import ArtifactError
+from jaxchat.errors import ArtifactError, first_line
 from jaxchat.model.gpt import Params, param_shapes
 from jaxchat.paths import read_json
 from jaxchat.tokenizer import Tokenizer
@@ -31,18 +31,20 @@ SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of a model in several files
 VOCAB_TILE = 64  # to a multiple of which vocabularies are padded
 WEIGHT_DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float16, jnp.bfloat16))  # fit float32
-_DTYPES: Mapping[str, np.dtype[Any]] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(jnp.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
+# the types of numbers: in safetensors, in torch, and here
+TYPES = (
+    ("F64", "Double", np.float64),
+    ("F32", "Float", np.float32),
+    ("F16", "Half", np.float16),
+    ("BF16", "BFloat16", jnp.bfloat16),
+    ("I64", "Long", np.int64),
+    ("I32", "Int", np.int32),
+    ("I16", "Short", np.int16),
+    ("I8", "Char", np.int8),
+    ("U8", "Byte", np.uint8),
+    ("BOOL", "Bool", np.bool_),
+)
+_DTYPES: Mapping[str, np.dtype[Any]] = {code: np.dtype(kind) for code, _, kind in TYPES}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 Tensors = dict[str, np.ndarray]
@@ -224,9 +226,9 @@ def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist.") from error
     except (SafetensorError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200].removesuffix(".")
         raise ArtifactError(
-            f"{path} is damaged, cut off or no safetensors file ({reason}); get it again."
+            f"{path} is damaged, cut off or no safetensors file ({first_line(error)}); get it "
+            "again."
         ) from error
 
 

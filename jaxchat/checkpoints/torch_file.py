@@ -14,24 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxchat.checkpoints.pickles import MAX_BYTES, Name, Names, RefusedPickle, read_pickle
-from jaxchat.errors import ArtifactError
+from jaxchat.checkpoints.tensors import TYPES
+from jaxchat.errors import ArtifactError, first_line
 
-_STORAGES = {
-    "torch FloatStorage": np.dtype(np.float32),
-    "torch DoubleStorage": np.dtype(np.float64),
-    "torch HalfStorage": np.dtype(np.float16),
-    "torch BFloat16Storage": np.dtype(jnp.bfloat16),
-    "torch LongStorage": np.dtype(np.int64),
-    "torch IntStorage": np.dtype(np.int32),
-    "torch ShortStorage": np.dtype(np.int16),
-    "torch CharStorage": np.dtype(np.int8),
-    "torch ByteStorage": np.dtype(np.uint8),
-    "torch BoolStorage": np.dtype(np.bool_),
-}
+_STORAGES = {f"torch {name}Storage": np.dtype(kind) for _, name, kind in TYPES}
 MAX_AXES = 8  # of a tensor; sizes of a million axes would take forever to multiply
 _BROKEN = (
     zipfile.BadZipFile,
@@ -70,10 +59,9 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     except RefusedPickle as error:
         raise ArtifactError(f"{path} cannot be imported: {error}.") from error
     except _BROKEN as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].removesuffix(".")
         raise ArtifactError(
             f"{path} is damaged, cut off, or no file of torch.save as torch 1.6 and later write it "
-            f"({reason}); get it again."
+            f"({first_line(error)}); get it again."
         ) from error
 
 

@@ -23,7 +23,7 @@ from jaxchat.data.packing import (
     pack_conversations,
 )
 from jaxchat.data.prepare import FIRST_INDEX, mixture, run_tasks
-from jaxchat.data.registry import chat_source, in_order, train_split
+from jaxchat.data.registry import chat_source, chat_stages, in_order, train_split
 from jaxchat.data.shard_folder import write_rows
 from jaxchat.errors import ConfigError
 from jaxchat.paths import sha256_text
@@ -31,7 +31,7 @@ from jaxchat.progress import Progress
 from jaxchat.tasks import Problem, Task, open_source
 from jaxchat.tasks.base import Split
 from jaxchat.tasks.conversations import Custom
-from jaxchat.tasks.dataset import Dataset, Drawn, Slice
+from jaxchat.tasks.dataset import Dataset, Selection, drawn
 from jaxchat.tasks.mixture import Ingredient, Mixture
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tokenizer.chat_format import Conversation, Mask, render_batch
@@ -60,17 +60,14 @@ def build_chat_rows(
     """
     results: dict[str, Any] = {}
     parts: dict[str, str] = {}
-    stages = {"mid": config.mid, "sft": config.sft}
-    for stage, train in stages.items():
-        if not config.imported.trains(stage):
-            continue
+    for stage, train in chat_stages(config).items():
         tasks = run_tasks(train.mixture, config.seed, inputs, tokenizer)
         digests: list[str] = []
         for split in SPLITS:
             target = folder / f"{stage}_{FOLDERS[split]}"
             if train.epochs:
                 mixed = _mixed(stage, train, inputs, tasks, split, config.seed)
-                conversations, count = mixed.read(), len(mixed)
+                conversations, count = iter(mixed), len(mixed)
             else:
                 conversations, count = _generated(stage, train, tasks, split)
             # evaluation on held-out rows uses no weights
@@ -78,7 +75,8 @@ def build_chat_rows(
             tokens, mask, counts = _packed(
                 conversations, count, tokenizer, config, target.name, group
             )
-            some = _text(text[split], round(train.text_share * len(tokens)), config.seed)
+            places = np.arange(round(train.text_share * len(tokens)))
+            some = text[split].take(places, config.seed)
             tokens = np.concatenate([tokens, some.astype(tokens.dtype)])
             mask = np.concatenate([mask, np.ones(some.shape, mask.dtype)])
             manifest = write_rows(target, tokens, mask, tokenizer.hash)
@@ -173,13 +171,6 @@ def _rendered(
     return ids, np.concatenate(masks), offsets
 
 
-def _text(rows: ShardedRows | HeldOutRows, count: int, seed: int) -> np.ndarray:
-    """The first `count` rows of text [n, T+1] in the order of training."""
-    if isinstance(rows, HeldOutRows):
-        return np.asarray(rows.tokens[:count])
-    return rows.take(np.arange(count), seed)
-
-
 def _generated(
     stage: str, train: TrainConfig, tasks: Mapping[str, Task], split: Split
 ) -> tuple[Iterator[Conversation], int]:
@@ -193,7 +184,11 @@ def _generated(
     else:
         problems = mixture(shares, tasks, "test", HELD_OUT_PROBLEMS)
         groups, count = _grouped(problems, (1,)), HELD_OUT_PROBLEMS
-    return map(_conversation, groups), count
+    joined = (
+        Conversation(messages=[m for p in group for m in p.conversation["messages"]])
+        for group in groups
+    )
+    return joined, count
 
 
 def _grouped(problems: Iterable[Problem], sizes: Sequence[int]) -> Iterator[list[Problem]]:
@@ -204,10 +199,6 @@ def _grouped(problems: Iterable[Problem], sizes: Sequence[int]) -> Iterator[list
         if not group:
             return
         yield group
-
-
-def _conversation(problems: Sequence[Problem]) -> Conversation:
-    return {"messages": [m for p in problems for m in p.conversation["messages"]]}
 
 
 def _mixed(
@@ -226,20 +217,25 @@ def _mixed(
         name: _ingredient(stage, name, _dataset(name, inputs, "train"), train.epochs[name], split)
         for name in in_order(train.epochs)  # whatever order they are written in
     }
+    generated = set[str]()
     total = sum(train.mixture.values()) if train.conversations else 0
     for name, share in sorted(train.mixture.items()) if total else ():
         count = round(train.conversations * share / total)
         if not count and split == "train":
             _report_one(f"{stage}.mixture.{name}", share, "problem")
-        training[name] = Ingredient(Drawn(tasks[name], max(count, 1), "train", FIRST_INDEX[stage]))
+        training[name] = Ingredient(drawn(tasks[name], max(count, 1), "train", FIRST_INDEX[stage]))
+        generated.add(name)
     if split == "train":
         return Mixture(list(training.values()), seed)
     scale = min(1.0, HELD_OUT / sum(one.count for one in training.values()))
     held_out = []
     for name, one in training.items():
         rows = max(1, round(scale * one.count))
-        generated = isinstance(one.dataset, Drawn)
-        dataset = Drawn(tasks[name], rows, "test") if generated else _dataset(name, inputs, "test")
+        dataset = (
+            drawn(tasks[name], rows, "test")
+            if name in generated
+            else _dataset(name, inputs, "test")
+        )
         held_out.append(Ingredient(dataset, rows=rows))
     return Mixture(held_out, seed)
 
@@ -267,7 +263,8 @@ def _dataset(name: str, inputs: Inputs, split: Split) -> Dataset:
         if len(own) == 1:
             return own
         first = len(own) - held_out
-        return Slice(own, range(first) if split == "train" else range(first, len(own)))
+        numbers = range(first) if split == "train" else range(first, len(own))
+        return Selection(own.name, numbers, own.conversation)
     return open_source(
         name, inputs.paths(name, train_split(source) if split == "train" else "test")
     )

@@ -43,6 +43,7 @@ class Inputs:
     words: tuple[str, ...] = ()  # of the text, commonest first
     persona: Mapping[str, Any] = field(default_factory=dict)  # `tasks.persona`; {}: jaxchat
     own: Own = NOTHING  # what of all this the user named
+    format: str = field(default="", compare=False)  # on disk, where paths below the home are short
 
     @property
     def text_hash(self) -> str:
@@ -68,13 +69,6 @@ class Inputs:
         return tuple(path for file in self.chat[name][split] for path in file.paths)
 
 
-@dataclass(frozen=True)
-class _Record(Inputs):
-    """Inputs on disk; paths below the home are relative."""
-
-    format: str = ""
-
-
 def read_inputs(folder: Path) -> Inputs:
     """The record of the stage `data`. Raises ArtifactError when it is missing or damaged."""
     path, home = folder / FILE, _home(folder)
@@ -83,19 +77,18 @@ def read_inputs(folder: Path) -> Inputs:
         return tuple(replace(file, paths=tuple(home / p for p in file.paths)) for file in files)
 
     try:
-        record = read_record(path, _Record)
-        if record.format != FORMAT:
-            raise InvalidRecord(f"format {record.format!r}, not {FORMAT!r}")
+        read = read_record(path, Inputs)
+        if read.format != FORMAT:
+            raise InvalidRecord(f"format {read.format!r}, not {FORMAT!r}")
     except InvalidRecord as error:
         raise ArtifactError(
             f"{path} is damaged ({error}); make it again with --force data."
         ) from error
     chat = {
         name: {split: placed(files) for split, files in splits.items()}
-        for name, splits in record.chat.items()
+        for name, splits in read.chat.items()
     }
-    fields = {one: getattr(record, one) for one in ("first", "words", "persona", "own")}
-    return Inputs(text=placed(record.text), chat=chat, **fields)
+    return replace(read, text=placed(read.text), chat=chat)
 
 
 def write_inputs(folder: Path, inputs: Inputs) -> None:
@@ -105,7 +98,7 @@ def write_inputs(folder: Path, inputs: Inputs) -> None:
     def below(path: Path) -> str:
         return str(path.relative_to(home) if path.is_relative_to(home) else path)
 
-    record = {"format": FORMAT} | asdict(inputs)
+    record = asdict(inputs) | {"format": FORMAT}
     if not inputs.own:
         del record["own"]
     write_json(folder / FILE, json.loads(json.dumps(record, default=below)))
@@ -123,25 +116,34 @@ def gather(config: RunConfig, folder: Path, hub: Hub) -> dict[str, Any]:
     others are downloaded during training. Raises ConfigError and ArtifactError for missing files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    chat = _chat_files(config, hub)
-    fetched = [file for splits in chat.values() for files in splits.values() for file in files]
-    first: int | None = None
+    sources = [registry.find(name) for name in chat_names(config) if not registry.is_own(name)]
+    remote = {s.name: {split: hub.files(s, splits=[split]) for split in s.splits} for s in sources}
+    wanted = [file for splits in remote.values() for files in splits.values() for file in files]
+    home, mine = _home(folder), own.named(config)
     report: dict[str, Any] = {}
-    mine = own.named(config)
     if config.data.source in registry.SOURCES:
-        text, first = _dataset(config, hub, fetched)
+        text, first = _dataset(config, hub, wanted)
     else:
-        _fetch(hub, fetched)
+        if wanted:
+            download_all(wanted, hub.web, offline=hub.offline)
         if config.data.source == "folder":
-            text, mine = _own_text(config, folder, mine)
+            found = own.text(config, home, report=True)
+            mine = replace(mine, content=tuple(file.sha256 for file in found))
+            row_tokens = config.model.sequence_len + 1
+            text = own.with_held_out(found, folder / "split", row_tokens)
         else:
             text, report = _build_corpus(config.data, folder / "corpus")
+        first = len(text) - 1
     if config.data.source != "machine":
         report = {"files": len(text), "bytes": sum(file.size for file in text)}
-    first = len(text) - 1 if first is None else first
-    chats = {**_named(chat), **_own_files(mine, _home(folder))}
-    inputs = Inputs(tuple(text), chats, first, persona=own.persona(config), own=mine)
-    inputs = replace(inputs, words=_words(inputs, config.data.words))
+    chat: dict[str, Splits] = {
+        name: {split: tuple(_hashed(files)) for split, files in splits.items()}
+        for name, splits in remote.items()
+    }
+    chat |= _own_files(mine, home)
+    inputs = Inputs(tuple(text), chat, first, persona=own.persona(config), own=mine)
+    common = select_words(read_texts(inputs, WORD_CHARACTERS), config.data.words)
+    inputs = replace(inputs, words=tuple(dict.fromkeys([*common, *EVERYDAY_WORDS])))
     write_inputs(folder, inputs)
     parts = {"text": inputs.text_hash}
     return {"artifact": inputs.hash, "parts": parts, "words": len(inputs.words), **report}
@@ -151,29 +153,17 @@ def _build_corpus(config: DataConfig, folder: Path) -> tuple[list[InputFile], di
     """The documentation that this machine carries, and its part of the report."""
     with Progress("gathering text", config.max_chars, "char") as progress:
         manifest = corpus.build(folder, max_chars=config.max_chars, progress=progress.update)
-    files = []
-    for split in ("train", "heldout"):
-        path = folder / f"{split}.jsonl"
-        counts = manifest.splits[split]
-        files.append(InputFile(path.name, counts.sha256, path.stat().st_size, (path,)))
-    return files, {
-        "characters": manifest.chars,
-        "sources": {name: asdict(counts) for name, counts in manifest.sources.items()},
-        "splits": {name: asdict(counts) for name, counts in manifest.splits.items()},
-    }
+    paths = [folder / f"{split}.jsonl" for split in corpus.SPLITS]
+    files = [own.as_input(path, manifest["splits"][path.stem]["sha256"]) for path in paths]
+    characters = sum(split["chars"] for split in manifest["splits"].values())
+    parts = {name: manifest[name] for name in ("sources", "splits")}
+    return files, {"characters": characters, **parts}
 
 
 def text_files(config: DataConfig, hub: Hub) -> tuple[RemoteFile, ...]:
     """The shards of a dataset that a configuration names, the last one held out."""
     source = registry.find(config.source)
     return hub.files(source, config.shards or None, held_out=config.held_out_shard)
-
-
-def _own_text(config: RunConfig, folder: Path, mine: Own) -> tuple[list[InputFile], Own]:
-    """The user's own text, the last of it held out; one file alone is split into `folder`."""
-    found = own.text(config, _home(folder), report=True)
-    mine = replace(mine, content=tuple(entry.sha256 for entry in found))
-    return own.with_held_out(found, folder / "split", config.model.sequence_len + 1), mine
 
 
 def _dataset(
@@ -186,13 +176,12 @@ def _dataset(
     if all(file.sha256 for file in files):  # else only what has come can be named
         enough = math.ceil(config.tokenizer.max_chars / source.characters_per_file)
         training = min(enough, training)
-    _fetch(hub, [*chat, files[-1], *files[:training]])
+    download_all([*chat, files[-1], *files[:training]], hub.web, offline=hub.offline)
     return _hashed(files), training
 
 
-def _hashed(files: Iterable[RemoteFile]) -> list[InputFile]:
+def _hashed(files: Sequence[RemoteFile]) -> list[InputFile]:
     """Files by their sha256, which the list has, the download noted, or is computed now."""
-    files = list(files)
     named = []
     with Progress("reading checksums", len(files), "file") as progress:
         for file in files:
@@ -201,11 +190,6 @@ def _hashed(files: Iterable[RemoteFile]) -> list[InputFile]:
             named.append(InputFile(file.path, digest, size, (file.local,)))
             progress.advance()
     return named
-
-
-def _fetch(hub: Hub, files: Sequence[RemoteFile]) -> None:
-    if files:
-        download_all(files, hub.web, offline=hub.offline)
 
 
 def read_texts(inputs: Inputs, max_characters: int, *, held_out: bool = False) -> Iterator[str]:
@@ -227,11 +211,6 @@ def read_texts(inputs: Inputs, max_characters: int, *, held_out: bool = False) -
             seen += len(text)
             if seen >= max_characters:
                 return
-
-
-def _words(inputs: Inputs, count: int) -> tuple[str, ...]:
-    common = select_words(read_texts(inputs, WORD_CHARACTERS), count)
-    return tuple(dict.fromkeys([*common, *EVERYDAY_WORDS]))
 
 
 def data_of(task: str, read: Inputs, seed: int) -> tuple[object, ...]:
@@ -265,33 +244,13 @@ def chat_names(config: RunConfig) -> list[str]:
 
     Raises ConfigError for an unknown one among `epochs`.
     """
-    stages = {"mid": config.mid, "sft": config.sft}
-    stages = {s: train for s, train in stages.items() if config.imported.trains(s)}
-    trained = {name: s for s, train in stages.items() for name in train.epochs}
+    stages = registry.chat_stages(config).items()
+    trained = {name: stage for stage, train in stages for name in train.epochs}
     for name, stage in trained.items():
         registry.chat_source(name, f"{stage}.epochs")
     tasks = (*config.eval.tasks, config.rl.task)
     problems = [n for n in tasks if n in registry.SOURCES and registry.SOURCES[n].kind == "chat"]
     return sorted({*trained, *problems})  # a run's own configuration has them in another order
-
-
-Chat = dict[str, dict[str, tuple[RemoteFile, ...]]]  # dataset of the hub -> split -> files
-
-
-def _chat_files(config: RunConfig, hub: Hub) -> Chat:
-    found: Chat = {}
-    for name in chat_names(config):
-        if not registry.is_own(name):
-            source = registry.find(name)
-            found[name] = {split: hub.files(source, splits=[split]) for split in source.splits}
-    return found
-
-
-def _named(chat: Chat) -> dict[str, Splits]:
-    return {
-        name: {split: tuple(_hashed(files)) for split, files in splits.items()}
-        for name, splits in chat.items()
-    }
 
 
 def _own_files(mine: Own, home: Path) -> dict[str, Splits]:
@@ -302,13 +261,8 @@ def _own_files(mine: Own, home: Path) -> dict[str, Splits]:
         unused = Custom([path]).unused_message
         if unused and name not in found:  # both stages may name it
             own.say(unused)
-        found[name] = {"train": (_own_file(path, home),)}
+        found[name] = {"train": (own.one_file(path, home),)}
     return found
-
-
-def _own_file(path: Path, home: Path) -> InputFile:
-    """A file of conversations of the user's own."""
-    return InputFile(path.name, own.digest(path, home), path.stat().st_size, (path,))
 
 
 def own_files_changed(config: RunConfig, folder: Path) -> bool:
@@ -343,7 +297,7 @@ def _found_again(config: RunConfig, read: Inputs, home: Path) -> Inputs | None:
             return None
         splits = read.chat[old]
         if not _is_gone(name, old):
-            file = _own_file(own.path_of(name), home)
+            file = own.one_file(own.path_of(name), home)
             if [file.sha256] != [one.sha256 for one in splits["train"]]:
                 return None
             splits = {"train": (file,)}
@@ -356,7 +310,17 @@ def _found_again(config: RunConfig, read: Inputs, home: Path) -> Inputs | None:
         if content and hashes != content:
             return None
         if not content:
-            own.say(_recorded(now.folder, sum(len(file.paths) for file in found), same))
+            made_of = "it is what the run was made of."
+            if not same:
+                made_of = (
+                    "the run was made of something else, before that was recorded, and stays as it "
+                    "is: --force data restarts with what is there now."
+                )
+            count = sum(len(file.paths) for file in found)
+            own.say(
+                f"{own.path_of(now.folder)}: what it holds now ({count:,} files) is recorded; "
+                f"{made_of}"
+            )
         text, content = found if same else text, hashes
     return replace(read, chat=chat, text=text, own=replace(now, content=content))
 
@@ -367,13 +331,3 @@ def _is_gone(name: str, before: str) -> bool:
     if name != before and not path.exists():
         raise ConfigError(f"{path} does not exist; correct its name.")
     return not path.exists()
-
-
-def _recorded(folder: str, files: int, same: bool) -> str:
-    recorded = f"{own.path_of(folder)}: what it holds now ({files:,} files) is recorded"
-    if same:
-        return f"{recorded}; it is what the run was made of."
-    return (
-        f"{recorded}; the run was made of something else, before that was recorded, and stays "
-        "as it is: --force data restarts with what is there now."
-    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import itertools
 import queue
 import sys
@@ -16,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxchat.data import shard_folder
-from jaxchat.data.shard_folder import FolderManifest, ShardFolder, ShardManifest
+from jaxchat.data.shard_folder import ShardFolder, ShardManifest
 from jaxchat.errors import ArtifactError
 from jaxchat.progress import PLAIN_INTERVAL
 
@@ -42,7 +42,7 @@ Batch = TypeVar("Batch")
 Indices = npt.NDArray[np.int64]
 
 
-class Shards:
+class Shards(ShardFolder):
     """The shards of a folder, waited for and checked when they are first used.
 
     Safe to share between threads.
@@ -52,10 +52,8 @@ class Shards:
         """Waits for the folder's manifest. Raises ArtifactError for one of another tokenizer."""
         self._alive = alive or (lambda: "they are not being prepared")
         there = (path / shard_folder.MANIFEST).exists
-        self.folder = self._wait(
-            lambda: ShardFolder(path) if there() else None, f"the manifest of the shards in {path}"
-        )
-        self.manifest: FolderManifest = self.folder.manifest
+        self._wait(lambda: there() or None, f"the manifest of the shards in {path}")
+        super().__init__(path)
         if self.manifest.tokenizer != tokenizer_hash:
             raise ArtifactError(
                 f"the shards in {path} are of tokenizer {self.manifest.tokenizer[:12]}, not "
@@ -63,12 +61,13 @@ class Shards:
             )
         self._manifests: dict[int, ShardManifest] = {}
         self._arrays: dict[int, np.ndarray] = {}
+        self._ahead: set[range] = set()
         self._lock = threading.Lock()
 
     def known(self, number: int) -> ShardManifest | None:
         """The manifest of a shard; None while it is not there."""
         if number not in self._manifests:
-            manifest = self.folder.read_manifest(number)
+            manifest = self.read_manifest(number)
             if manifest is None:
                 return None
             self._manifests[number] = manifest
@@ -76,7 +75,7 @@ class Shards:
 
     def rows(self, number: int) -> int:
         """How many rows a shard has, waiting until it is there."""
-        return self._wait(partial(self.known, number), self.folder.name(number)).rows
+        return self._wait(functools.partial(self.known, number), self.name(number)).statistics.rows
 
     def array(self, number: int) -> np.ndarray:
         """The rows of a shard [N, T+1], memory-mapped. Raises ArtifactError when it is damaged."""
@@ -85,12 +84,16 @@ class Shards:
             with self._lock:
                 if number not in self._arrays:
                     manifest = self._manifests[number]
-                    self.folder.check(number, manifest)
-                    self._arrays[number] = self.folder.load(number, manifest)
+                    self.check(number, manifest)
+                    self._arrays[number] = self.load(number, manifest)
         return self._arrays[number]
 
     def open_ahead(self, numbers: range) -> None:
-        """Checks, in a thread, those of the shards that are there: it takes 0.1 s each or so."""
+        """Checks, in a thread and once, those of the shards that are there: it takes 0.1 s each."""
+        with self._lock:
+            if numbers in self._ahead:
+                return
+            self._ahead.add(numbers)
 
         def check() -> None:
             for number in numbers:
@@ -140,8 +143,6 @@ class ShardedRows:
         numbers = range(self.manifest.validation)
         self._windows = [numbers[i : i + window] for i in range(0, len(numbers), window)]
         self._starts = [0]  # of the windows whose shards are there, and the end of the last one
-        self._orders: dict[tuple[int, int, int], Indices] = {}
-        self._ahead: set[int] = set()
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -150,7 +151,7 @@ class ShardedRows:
         missing = sum(self.shards.known(number) is None for number in numbers)
         if missing:
             raise ArtifactError(
-                f"{missing} of {len(numbers)} shards in {self.shards.folder.path} are not "
+                f"{missing} of {len(numbers)} shards in {self.shards.path} are not "
                 "prepared yet, so the number of rows in a pass is unknown; set base.steps, or "
                 "wait until they are."
             )
@@ -176,7 +177,8 @@ class ShardedRows:
             turn, window, first, size = self._find(int(indices[left].min()))
             inside = indices[left] < first + size
             chosen = left[inside]
-            order = self._order(seed, turn, window)
+            self.shards.open_ahead(self._windows[(window + 1) % len(self._windows)])
+            order = permutation(size, seed, turn, window)
             self._gather(window, order[indices[chosen] - first], rows, chosen)
             left = left[~inside]
         return rows
@@ -190,25 +192,11 @@ class ShardedRows:
             # Beyond the first pass, all shards have been seen.
             total = self._starts[-1]
             if total == 0:
-                raise ArtifactError(f"the shards in {self.shards.folder.path} hold no rows.")
+                raise ArtifactError(f"the shards in {self.shards.path} hold no rows.")
             turn, place = divmod(index, total)
             window = bisect.bisect_right(self._starts, place) - 1
             size = self._starts[window + 1] - self._starts[window]
             return turn, window, turn * total + self._starts[window], size
-
-    def _order(self, seed: int, turn: int, window: int) -> Indices:
-        with self._lock:
-            key = seed, turn, window
-            if key not in self._orders:
-                while len(self._orders) >= ORDERS:
-                    del self._orders[next(iter(self._orders))]
-                size = self._starts[window + 1] - self._starts[window]
-                self._orders[key] = permutation(size, *key)
-                following = (window + 1) % len(self._windows)
-                if following not in self._ahead:
-                    self._ahead.add(following)
-                    self.shards.open_ahead(self._windows[following])
-            return self._orders[key]
 
     def _gather(self, window: int, places: Indices, rows: np.ndarray, into: Indices) -> None:
         """Writes the rows at `places` of a window to rows[into]."""
@@ -255,6 +243,15 @@ class HeldOutRows(Rows):
         shards = Shards(folder, tokenizer_hash, alive)
         self.manifest = shards.manifest
         super().__init__(shards.array(self.manifest.validation))
+
+    def ready(self) -> int:
+        """All rows."""
+        return len(self)
+
+    def take(self, indices: Indices, seed: int) -> npt.NDArray[np.int32]:
+        """The rows [n, T+1] at those of the places that there are, not shuffled by any seed."""
+        del seed
+        return np.asarray(self.tokens[indices[indices < len(self)]], np.int32)
 
 
 class _EndlessBatches:
@@ -369,6 +366,7 @@ def prefetched(
         thread.join(timeout=1.0)  # a batch that waits for its data is not waited for
 
 
+@functools.lru_cache(maxsize=ORDERS)
 def permutation(size: int, *key: int) -> Indices:
     """An order of 0..size-1 that depends on the key alone, on every machine and NumPy.
 

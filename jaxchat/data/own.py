@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from jaxchat.config.schema import RunConfig
 from jaxchat.data.files.textfiles import TextFiles
+from jaxchat.data.records import write_texts
 from jaxchat.data.registry import own_conversations
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import (
@@ -74,6 +75,11 @@ class InputFile:
     paths: tuple[Path, ...] = ()  # where they are or will be; (): it has to be fetched first
 
 
+def as_input(path: Path, sha256: str, name: str = "") -> InputFile:
+    """One file as an input; `name`: by default its own."""
+    return InputFile(name or path.name, sha256, path.stat().st_size, (path,))
+
+
 def named(config: RunConfig) -> Own:
     """The files that a configuration names; nothing is read."""
     return Own(config.data.folder, config.data.persona, own_conversations(config))
@@ -89,10 +95,10 @@ def persona(config: RunConfig) -> dict[str, Any]:
     return read_persona(path_of(config.data.persona)) if config.data.persona else {}
 
 
-def digest(path: Path, home: Path) -> str:
-    """The hash of one file of the user's own."""
+def one_file(path: Path, home: Path) -> InputFile:
+    """One file of the user's own, its checksum saved in the home."""
     with Checksums(saved_in(home, path), path.parent) as checksums:
-        return checksums.of(path)
+        return as_input(path, checksums.of(path))
 
 
 class Checksums:
@@ -104,7 +110,11 @@ class Checksums:
     def __init__(self, path: Path, folder: Path) -> None:
         """`path`: where they are saved. What is missing or damaged there is computed again."""
         self._path, self._top = path, os.path.join(folder, "")
-        self._known = _read_checksums(path)
+        self._known: dict[str, str] = {}
+        with contextlib.suppress(OSError, ValueError):
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(value, dict) and all(isinstance(mark, str) for mark in value.values()):
+                self._known = value
         self._used: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -136,15 +146,6 @@ def saved_in(home: Path, folder: Path) -> Path:
     return home / CHECKSUMS / f"{sha256_text(str(folder))[:16]}.json"
 
 
-def _read_checksums(path: Path) -> dict[str, str]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    whole = isinstance(value, dict) and all(isinstance(mark, str) for mark in value.values())
-    return value if whole else {}
-
-
 Checksum = Callable[[Path], str]  # the sha256 of a file's bytes
 
 
@@ -160,24 +161,18 @@ def text(config: RunConfig, home: Path, report: bool = False) -> list[InputFile]
     Raises ConfigError for a folder that is not there, or without text.
     """
     row_tokens = config.model.sequence_len + 1
-    found = text_below(path_of(config.data.folder), row_tokens, home, report)
+    found = local_inputs(path_of(config.data.folder), row_tokens, home, report)
     return [*found[:-1][: config.data.shards or None], found[-1]]
 
 
-def text_below(folder: Path, row_tokens: int, home: Path, report: bool = False) -> list[InputFile]:
-    """`local_inputs` of a folder, or of one file, with checksums saved in the home."""
-    with Checksums(saved_in(home, folder), folder) as checksums:
-        return local_inputs(folder, row_tokens, checksums.of, report)
-
-
 def local_inputs(
-    folder: Path, row_tokens: int, checksum: Checksum = sha256_file, report: bool = False
+    folder: Path, row_tokens: int, home: Path | None = None, report: bool = False
 ) -> list[InputFile]:
     """The text files below a folder, in the order of their names, as inputs of shards.
 
     Small files next to each other share a shard: each shard drops what fills no row. A file may
-    stand for a folder that holds it alone. `report` prints which files are read and which are not.
-    Raises ConfigError for neither, and for no text.
+    stand for a folder that holds it alone. Checksums are saved in `home`. `report` prints which
+    files are read and which are not. Raises ConfigError for neither, and for no text.
     """
     if not folder.exists():
         raise ConfigError(f"{folder} does not exist; name the folder that holds the text.")
@@ -188,7 +183,11 @@ def local_inputs(
     top = folder if folder.is_dir() else folder.parent
     inputs = []
     done = 0
-    with Progress("reading checksums", files.size // 1_000_000, "MB") as bar:
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(Progress("reading checksums", files.size // 1_000_000, "MB"))
+        checksum: Checksum = sha256_file
+        if home is not None:
+            checksum = stack.enter_context(Checksums(saved_in(home, folder), folder)).of
         for group in grouped(files.sizes, row_tokens):
             members = tuple(paths[group.start : group.stop])
             names = [path.relative_to(top).as_posix() for path in (members[0], members[-1])]
@@ -217,61 +216,43 @@ def grouped(sizes: Sequence[int], row_tokens: int) -> list[range]:
     return [range(*ends) for ends in itertools.pairwise([*bounds, len(sizes)])]
 
 
-@dataclass(frozen=True)
-class Split:
-    """One file of text as two inputs of shards: its beginning, and its end, which is held out."""
-
-    name: str  # of the file
-    inputs: tuple[InputFile, InputFile]
-    characters: tuple[int, int]  # of each
-
-    def __str__(self) -> str:
-        training, held_out = self.characters
-        return (
-            f"{self.name} is the only file of text, so it is split: its first {training:,} "
-            f"characters are trained on, its last {held_out:,} are held out"
-        )
-
-
 def with_held_out(found: list[InputFile], folder: Path, row_tokens: int) -> list[InputFile]:
-    """Inputs of shards, the last one held out: one file alone is split into `folder`."""
+    """Inputs of shards, the last one held out: one file alone is split into `folder`, and reported.
+
+    It is split between two documents, where the held-out ones are not much more or less than they
+    should be; else within one, at a line's end. What has been split already stays. Raises
+    ConfigError for text too short to be split.
+    """
     if len(found) > 1:
         return found
-    split = split_file(found[0], folder, row_tokens)
-    say(split)
-    return list(split.inputs)
-
-
-def split_file(file: InputFile, folder: Path, row_tokens: int) -> Split:
-    """Splits the only input into `folder`, unless it has been split there already.
-
-    Between two documents, where the held-out ones are not much more or less than they should be;
-    else within one, at a line's end. Raises ConfigError for text too short to be split.
-    """
+    (file,) = found
     wanted = {"format": SPLIT_FORMAT, "sha256": file.sha256, "row_tokens": row_tokens}
-    characters = _read_split(folder, wanted) or _write_split(file, folder, wanted, row_tokens)
-    train, held_out = (
-        InputFile(f"{name} of {file.name}", sha256_file(path), path.stat().st_size, (path,))
-        for name, path in ((name, folder / name) for name in SPLIT_NAMES)
+    training, held_out = _read_split(folder, wanted) or _write_split(
+        file, folder, wanted, row_tokens
     )
-    return Split(file.name, (train, held_out), characters)
+    say(
+        f"{file.name} is the only file of text, so it is split: its first {training:,} characters "
+        f"are trained on, its last {held_out:,} are held out"
+    )
+    parts = (folder / name for name in SPLIT_NAMES)
+    return [as_input(path, sha256_file(path), f"{path.name} of {file.name}") for path in parts]
 
 
-def _read_split(folder: Path, wanted: Mapping[str, Any]) -> tuple[int, int] | None:
+def _read_split(folder: Path, wanted: Mapping[str, Any]) -> list[int] | None:
     """The characters of both parts, where they were made of this and are whole."""
     try:
         record = read_json(folder / SPLIT_RECORD)
         made_of = {name: record[name] for name in wanted}
         whole = [sha256_file(folder / name) for name in SPLIT_NAMES] == record["parts"]
-        training, held_out = record["characters"]
+        characters: list[int] = record["characters"]
     except (ArtifactError, OSError, KeyError, TypeError, ValueError):
         return None
-    return (training, held_out) if whole and made_of == wanted else None
+    return characters if whole and made_of == wanted else None
 
 
 def _write_split(
     file: InputFile, folder: Path, wanted: Mapping[str, Any], row_tokens: int
-) -> tuple[int, int]:
+) -> list[int]:
     texts = TextFiles(map(str, file.paths))
     with Progress(f"splitting {file.name}", 2 * texts.size // 1_000_000, "MB") as bar:
 
@@ -287,17 +268,18 @@ def _write_split(
                 "hold out the others; give more text."
             )
         held_out = min(max(min(total // SHARE, MOST), ROWS * row_tokens * 4), total // 2)
-        counts = [0, 0]
-        with atomic_folder(folder) as temporary, contextlib.ExitStack() as stack:
-            paths = [temporary / name for name in SPLIT_NAMES]
-            files = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
-            for part, text in divided(read(texts.size), total - held_out, held_out):
-                files[part].write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-                counts[part] += len(text)
-            stack.close()
-            parts = [sha256_file(path) for path in paths]
-            write_json(temporary / SPLIT_RECORD, {**wanted, "characters": counts, "parts": parts})
-    return counts[0], counts[1]
+        divided_texts = divided(read(texts.size), total - held_out, held_out)
+        with atomic_folder(folder) as temporary:
+            written = write_texts(
+                [temporary / name for name in SPLIT_NAMES],
+                ((part, {"text": text}) for part, text in divided_texts),
+                ascii=False,
+            )
+            characters = [part["chars"] for part in written]
+            parts = [part["sha256"] for part in written]
+            record = {**wanted, "characters": characters, "parts": parts}
+            write_json(temporary / SPLIT_RECORD, record)
+    return characters
 
 
 def divided(texts: Iterable[str], training: int, held_out: int) -> Iterator[tuple[int, str]]:

@@ -53,9 +53,7 @@ def open_task(name: str, files: Mapping[str, Sequence[Path]], named_by: str) -> 
     train = next((split for split in ("train", "auxiliary_train") if split in files), None)
     splits = {"train": train, "test": "test" if "test" in files else train}
     problems: dict[str, Any] = {
-        role: open_source(name, files[split])
-        for role, split in splits.items()
-        if split is not None and split in files
+        role: open_source(name, files[split]) for role, split in splits.items() if split is not None
     }
     if not all(isinstance(dataset, FileProblems) for dataset in problems.values()):
         raise ConfigError(
@@ -104,7 +102,12 @@ def train_tokenizer(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str
         tokenizer = bpe.train_tokenizer(
             itertools.chain(text, spoken), config.tokenizer.vocab_size, progress=progress.update
         )
-    _check_vocabulary(tokenizer, config)
+    if tokenizer.vocab_size < config.tokenizer.vocab_size:
+        raise ConfigError(
+            f"the text gives a vocabulary of {tokenizer.vocab_size:,} tokens and no more, but "
+            f"tokenizer.vocab_size is {config.tokenizer.vocab_size:,}; give more text, or set "
+            f"tokenizer.vocab_size={tokenizer.vocab_size}."
+        )
     tokenizer.save(folder)
     sample = list(read_texts(inputs, HELD_OUT_CHARACTERS, held_out=True))
     ids, _ = tokenizer.encode_batch(sample)
@@ -113,17 +116,6 @@ def train_tokenizer(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str
         "vocabulary": tokenizer.vocab_size,
         "bytes_per_token": sum(len(t.encode()) for t in sample) / len(ids),
     }
-
-
-def _check_vocabulary(tokenizer: Tokenizer, config: RunConfig) -> None:
-    """Raises ConfigError where the model would have rows for ids that do not exist."""
-    found, asked = tokenizer.vocab_size, config.tokenizer.vocab_size
-    if found < asked:
-        raise ConfigError(
-            f"the text gives a vocabulary of {found:,} tokens and no more, but "
-            f"tokenizer.vocab_size is {asked:,}; give more text, or set "
-            f"tokenizer.vocab_size={found}."
-        )
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -1,15 +1,18 @@
-"""JSON records of our own as dataclasses, each field of its type."""
+"""JSON of our own: records as dataclasses, each field of its type; and texts as JSON lines."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from jaxchat.errors import ArtifactError
-from jaxchat.paths import read_json
+from jaxchat.paths import read_json, sha256_file
 
 R = TypeVar("R")
 
@@ -29,3 +32,27 @@ def read_record(path: Path, kind: type[R]) -> R:
         raise InvalidRecord(f"{where}: {first['msg']}" if where else first["msg"]) from error
     except ArtifactError as error:
         raise InvalidRecord(str(error).split(";")[0].removesuffix(".")) from error
+
+
+def write_texts(
+    paths: Sequence[Path], texts: Iterable[tuple[int, Mapping[str, str]]], *, ascii: bool = True
+) -> list[dict[str, Any]]:
+    """Writes texts as JSON lines, each to the file of its number, and flushes them onto the disk.
+
+    Of each file the result has how many `documents` and `chars` it holds, and its `sha256`.
+    """
+    counts: list[dict[str, Any]] = [{"documents": 0, "chars": 0} for _ in paths]
+    with contextlib.ExitStack() as stack:
+        files = [
+            stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in paths
+        ]
+        for number, line in texts:
+            files[number].write(json.dumps(line, ensure_ascii=ascii) + "\n")
+            counts[number]["documents"] += 1
+            counts[number]["chars"] += len(line["text"])
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+    return [
+        count | {"sha256": sha256_file(path)} for count, path in zip(counts, paths, strict=True)
+    ]

@@ -234,15 +234,16 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (is_own(name), name))
 
 
+def chat_stages(config: RunConfig) -> dict[str, TrainConfig]:
+    """The stages on conversations that a run trains itself."""
+    stages = {"mid": config.mid, "sft": config.sft}
+    return {name: train for name, train in stages.items() if config.imported.trains(name)}
+
+
 def own_conversations(config: RunConfig) -> dict[str, str]:
     """Role -> name of the user's own files of conversations that a run trains on."""
-    stages = {"mid": config.mid, "sft": config.sft}
-    return {
-        role: name
-        for stage, train in stages.items()
-        if config.imported.trains(stage)
-        for name, role in _roles(stage, train).items()
-    }
+    stages = chat_stages(config).items()
+    return {role: name for stage, train in stages for name, role in _roles(stage, train).items()}
 
 
 def _roles(stage: str, train: TrainConfig) -> dict[str, str]:

@@ -72,11 +72,6 @@ class ShardManifest:
     statistics: TextStatistics
     sha256: str  # of the .npy
 
-    @property
-    def rows(self) -> int:
-        """Number of rows of T+1 tokens."""
-        return self.statistics.rows
-
 
 @dataclass(frozen=True, config=_STRICT)
 class RowsManifest:
@@ -157,8 +152,9 @@ class ShardFolder:
 
     def load(self, number: int, manifest: ShardManifest) -> np.ndarray:
         """The rows of a shard [N, T+1], memory-mapped."""
-        shape, dtype = (manifest.rows, manifest.row_tokens), np.dtype(self.manifest.dtype)
-        if manifest.rows == 0:  # nothing that could be mapped
+        rows, dtype = manifest.statistics.rows, np.dtype(self.manifest.dtype)
+        shape = (rows, manifest.row_tokens)
+        if rows == 0:  # nothing that could be mapped
             return np.zeros(shape, dtype)
         array = np.load(self.file(number), mmap_mode="r")
         if array.shape != shape or array.dtype != dtype:

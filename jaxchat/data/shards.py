@@ -11,7 +11,7 @@ import fcntl
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -23,13 +23,19 @@ import numpy as np
 
 from jaxchat.config.schema import RunConfig
 from jaxchat.data import packing, shard_folder
-from jaxchat.data.download.cache import RemoteFile
 from jaxchat.data.download.hub import Hub
 from jaxchat.data.download.transfer import download
 from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.data.inputs import Inputs, text_files
 from jaxchat.data.own import InputFile, hash_of
-from jaxchat.data.shard_folder import FORMAT, DamagedShard, FolderManifest, InputName, ShardFolder
+from jaxchat.data.shard_folder import (
+    FORMAT,
+    DamagedShard,
+    FolderManifest,
+    InputName,
+    ShardFolder,
+    ShardManifest,
+)
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import atomic_open, remove, sha256_text, sweep
 from jaxchat.progress import Progress
@@ -54,7 +60,6 @@ class Prepared:
     training: packing.TextStatistics
     held_out: packing.TextStatistics
     seconds: float
-    artifact: str  # hash
 
 
 Fetch = Callable[[InputFile], Path]
@@ -98,25 +103,15 @@ def prepare_shards(
         sweep(folder)
         maker = _Maker(made, tokenizer, inputs, fetch)
         maker.run(max(1, min(workers, len(inputs), MOST_WORKERS)))
-    return _summary(made, maker, time.monotonic() - began)
-
-
-def _summary(folder: ShardFolder, maker: _Maker, seconds: float) -> Prepared:
-    held_out = folder.manifest.validation
+    held_out = manifest.validation
     training = [s for n, s in maker.statistics.items() if n != held_out]
     if not (total := reduce(add, training)).rows:
         raise ArtifactError(
-            f"the text for {folder.path} does not fill one row of {folder.manifest.row_tokens} "
-            "tokens; give more text, or shorter rows."
+            f"the text for {folder} does not fill one row of {row_tokens} tokens; give more text, "
+            "or shorter rows."
         )
-    return Prepared(
-        shards=len(folder),
-        made=maker.made,
-        training=total,
-        held_out=maker.statistics[held_out],
-        seconds=seconds,
-        artifact=sha256_text(*(maker.hashes[n] for n in range(len(folder)))),
-    )
+    seconds = time.monotonic() - began
+    return Prepared(len(inputs), maker.made, total, maker.statistics[held_out], seconds)
 
 
 @dataclass
@@ -128,7 +123,6 @@ class _Maker:
     inputs: Sequence[InputFile]
     fetch: Fetch | None
     statistics: dict[int, packing.TextStatistics] = field(default_factory=dict)
-    hashes: dict[int, str] = field(default_factory=dict)
     made: int = 0
     read: dict[int, int] = field(default_factory=dict)  # bytes of files, by shard
     found: int = 0  # bytes of the files of shards that were there already
@@ -146,7 +140,7 @@ class _Maker:
             Progress("preparing shards", total // 1_000_000, "MB") as bar,
             ThreadPoolExecutor(workers, "shards") as pool,
         ):
-            pending = {pool.submit(self.prepare, number) for number in order}
+            pending = {pool.submit(self.ensure, number) for number in order}
             try:
                 while pending:
                     done, pending = wait(pending, POLL, FIRST_EXCEPTION)
@@ -165,47 +159,47 @@ class _Maker:
         note = f"{rate:.1f} million characters/s, shard {len(self.statistics)}/{len(self.inputs)}"
         bar.update((self.found + sum(list(self.read.values()))) // 1_000_000, note)
 
-    def prepare(self, number: int) -> None:
+    def ensure(self, number: int) -> None:
         """Makes a shard, unless it is there and whole. An error stops the other workers too."""
         try:
-            if not self.stop.is_set():
-                self.ensure(number)
+            if self.stop.is_set():
+                raise _Stopped
+            found = self.find(number)
+            manifest = found or self.folder.write_manifest(number, self.make(number))
+        except _Stopped:
+            return
         except BaseException:
             self.stop.set()
             raise
+        with self.lock:
+            self.statistics[number] = manifest.statistics
+            self.made += found is None
+            self.found += self.inputs[number].size if found else 0
 
-    def ensure(self, number: int) -> None:
-        """Makes a shard that is missing or damaged."""
+    def find(self, number: int) -> ShardManifest | None:
+        """The manifest of a shard that is there and whole; a damaged one is reported."""
         try:
             manifest = self.folder.read_manifest(number)
             if manifest is not None:
                 self.folder.check(number, manifest)
+            return manifest
         except DamagedShard as error:
             print(f"{error} It is made again now.", file=sys.stderr, flush=True)
-            manifest = None
-        found = manifest is not None
-        if manifest is None:
-            rows = self.make(number)
-            if rows is None:
-                return
-            manifest = self.folder.write_manifest(number, rows)
-        with self.lock:
-            self.statistics[number], self.hashes[number] = manifest.statistics, manifest.sha256
-            self.made += not found
-            self.found += found * self.inputs[number].size
+            return None
 
-    def make(self, number: int) -> packing.TextStatistics | None:
-        """Writes the rows of a shard; None when it was stopped."""
-        paths = self.inputs[number].paths
-        if not paths:
-            if self.fetch is None:
-                raise ValueError(
-                    f"{self.folder.name(number)} has no path, and there is no `fetch`."
-                )
-            paths = (self.fetch(self.inputs[number]),)
-        self.check_input(number, paths)
+    def make(self, number: int) -> packing.TextStatistics:
+        """Writes the rows of a shard. Raises ArtifactError where its files are not those named."""
+        entry, shard = self.inputs[number], self.folder.name(number)
+        if not entry.paths and self.fetch is None:
+            raise ValueError(f"{shard} has no path, and there is no `fetch`.")
+        paths = entry.paths if self.fetch is None or entry.paths else (self.fetch(entry),)
+        if (found := hash_of(paths)) != entry.sha256:
+            raise ArtifactError(
+                f"{shard} is not what was announced: {paths[0]} has the sha256 {found[:12]}, not "
+                f"{entry.sha256[:12]}; fetch it again, or prepare into another folder."
+            )
         statistics = packing.TextStatistics()
-        with contextlib.suppress(_Stopped), atomic_open(self.folder.file(number), "wb") as file:
+        with atomic_open(self.folder.file(number), "wb") as file:
             row = self.folder.manifest.row_tokens
             dtype = np.dtype(self.folder.manifest.dtype)
             _write_header(file, dtype, (0, row))
@@ -218,20 +212,9 @@ class _Maker:
             file.seek(0)
             _write_header(file, dtype, (statistics.rows, row))
             assert file.tell() == begin, "the header of an .npy file changed its size"
-            for remark in texts.remarks():
-                print(remark, file=sys.stderr, flush=True)
-            return statistics
-        return None
-
-    def check_input(self, number: int, paths: Sequence[Path]) -> None:
-        """Raises ArtifactError when the files are not those whose hash is in the manifest."""
-        entry = self.inputs[number]
-        if (found := hash_of(paths)) != entry.sha256:
-            raise ArtifactError(
-                f"{self.folder.name(number)} is not what was announced: {paths[0]} has the sha256 "
-                f"{found[:12]}, not {entry.sha256[:12]}; fetch it again, or prepare into another "
-                "folder."
-            )
+        for remark in texts.remarks():
+            print(remark, file=sys.stderr, flush=True)
+        return statistics
 
     def encoded(
         self, number: int, files: TextFiles
@@ -336,8 +319,15 @@ class _Fetcher:
     def __init__(self, config: RunConfig, inputs: Inputs, hub: Hub) -> None:
         """Raises ArtifactError when the files are no longer those that the run began with."""
         remote = {file.path: file for file in text_files(config.data, hub)}
-        order = (inputs.text[-1], *inputs.text[:-1])
-        files = [_same(remote, file) for file in order]
+        files = []
+        for wanted in (inputs.text[-1], *inputs.text[:-1]):
+            file = remote.get(wanted.name)
+            if file is None or file.sha256 not in (None, wanted.sha256):
+                raise ArtifactError(
+                    f"{wanted.name} is no longer what it was when the run began; begin with the "
+                    "new files with --force data."
+                )
+            files.append(file)
         self._coming = download(files, hub.web, ahead=AHEAD, offline=hub.offline)
         self._paths: dict[str, Path] = {}
         self._lock = threading.Lock()
@@ -349,13 +339,3 @@ class _Fetcher:
                 file, path = next(self._coming)
                 self._paths[file.path] = path
             return self._paths[shard.name]
-
-
-def _same(remote: Mapping[str, RemoteFile], wanted: InputFile) -> RemoteFile:
-    file = remote.get(wanted.name)
-    if file is None or file.sha256 not in (None, wanted.sha256):
-        raise ArtifactError(
-            f"{wanted.name} is no longer what it was when the run began; begin with the new files "
-            "with --force data."
-        )
-    return file

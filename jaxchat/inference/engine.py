@@ -19,16 +19,7 @@ import jax
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
-from jaxchat.inference.batch import (
-    MIN_CACHE,
-    MIN_PROMPT,
-    buckets,
-    packed_slots,
-    padded,
-    picks_of,
-    slots_to_fill,
-)
-from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request, cut_prompt
+from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job, Service
 from jaxchat.model.backend import PLAIN, Compute, bucket
@@ -121,7 +112,7 @@ class Engine(Service):
         self._tools = ToolExecutor(tools, timeout=tool_timeout)
         self._pauses = (*self._specials.stops, self._specials.python_end)
         self._shared = shared or DeviceState()
-        self._cache_lengths = buckets(MIN_CACHE, whole_blocks(self.max_len))
+        self._cache_lengths = jitted.buckets(jitted.MIN_CACHE, whole_blocks(self.max_len))
         self._rows: list[SequenceState | None] = [None] * slots
         self._waiting: deque[SequenceState] = deque()
         self._in_flight: tuple[jitted.DecodeOutput, list[SequenceState | None]] | None = None
@@ -136,11 +127,6 @@ class Engine(Service):
     @property
     def free(self) -> int:
         return self._rows.count(None) - len(self._waiting)
-
-    @property
-    def max_compilations(self) -> int:
-        """How many programs of the engine's shapes there are: to prefill, insert and decode."""
-        return sum(1 for _ in self._programs())
 
     def set_params(self, params: Any) -> None:
         """See `Service`. Engines that share the device's state get them too.
@@ -159,16 +145,15 @@ class Engine(Service):
             placed = round_kernels(placed)
         self._shared.set_params(cut_vocabulary(placed, self._trained, self.config.vocab_size)[0])
 
-    def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
+    def warm_up(self, stopped: Callable[[], bool] = lambda: False) -> None:
         if any(self._rows) or self._waiting:
             raise EngineError("warm_up was called with requests under way; call it before them.")
-        programs = list(self._programs())
-        for number, program in enumerate(programs):
+        for program in self._programs():
+            if stopped():
+                break
             program()
             self._in_flight = None
             jax.block_until_ready(self._cache.length)
-            if progress is not None:
-                progress(number + 1, len(programs))
         self._make_cache()
 
     def submit(self, request: Request) -> Job:
@@ -179,10 +164,6 @@ class Engine(Service):
     def make_job(self, request: Request) -> Job:
         """A job that is not queued. Raises EngineError if the request does not fit."""
         self.check(request)
-        if request.cut:
-            size = {"max_tokens": request.max_tokens, "context": self.max_len}
-            tokens = cut_prompt(request.tokens, bos=self._specials.bos, **size)
-            request = replace(request, tokens=tokens)
         limit = min(request.max_tokens, self.max_len - len(request.tokens))
         return Job(request, limit, self._tokenizer)
 
@@ -232,7 +213,9 @@ class Engine(Service):
         try:
             if self._in_flight is not None:
                 (output, rows), self._in_flight = self._in_flight, None
-                for slot, (row, picks) in enumerate(zip(rows, picks_of(output), strict=True)):
+                for slot, (row, picks) in enumerate(
+                    zip(rows, jitted.picks_of(output), strict=True)
+                ):
                     if row is not None and row is self._rows[slot]:  # else it was cancelled
                         self._append(slot, row, picks)
         except BaseException:
@@ -242,10 +225,10 @@ class Engine(Service):
 
     def check(self, request: Request) -> None:
         length = len(request.tokens)
-        if length > self.max_len - 1 and not request.cut:
+        if length > self.max_len - 1:
             raise EngineError(
                 f"the prompt has {length} tokens, and the context of {self.max_len} leaves room "
-                f"for {self.max_len - 1} and one to answer; shorten the prompt, or let it be cut."
+                f"for {self.max_len - 1} and one to answer; shorten the prompt."
             )
         if not all(0 <= token < self.config.vocab_size for token in request.tokens):
             raise EngineError(
@@ -255,9 +238,9 @@ class Engine(Service):
 
     def prefill(self, tokens: tuple[int, ...]) -> Cache:
         """The cache after `tokens`: a prompt but its last one, which is decoded like its answer."""
-        length = bucket(len(tokens), MIN_PROMPT, self.max_len)
+        length = bucket(len(tokens), jitted.MIN_PROMPT, self.max_len)
         prompt: Cache = jitted.prefill(
-            self.params, *padded(tokens, length), config=self.config, compute=self.compute
+            self.params, *jitted.padded(tokens, length), config=self.config, compute=self.compute
         )
         return prompt
 
@@ -276,7 +259,7 @@ class Engine(Service):
         length = max(layer.shape[2] for layer in prompt.k)
         if length > self._cache_length:
             self._resize(self._length_for(length))
-        self._cache = jitted.insert(self._cache, prompt, slots_to_fill(slots, self.slots))
+        self._cache = jitted.insert(self._cache, prompt, jitted.slots_to_fill(slots, self.slots))
 
     def _decode(self, rows: list[SequenceState]) -> None:
         """Begins one dispatch of decode steps for all slots."""
@@ -289,7 +272,7 @@ class Engine(Service):
         self._dispatch(truncate, alternatives)
 
     def _length_for(self, positions: int) -> int:
-        return bucket(positions, MIN_CACHE, self._cache_lengths[-1])
+        return bucket(positions, jitted.MIN_CACHE, self._cache_lengths[-1])
 
     def _fit(self, length: int) -> None:
         """Lengthens the cache where rows need it; shortens it only when that lasts."""
@@ -306,7 +289,7 @@ class Engine(Service):
         self._cache, output = jitted.decode_steps(
             self.params,
             self._cache,
-            packed_slots(self._rows, self._steps),
+            jitted.packed_slots(self._rows, self._steps),
             config=self.config,
             compute=self.compute,
             pauses=self._pauses,
@@ -342,12 +325,12 @@ class Engine(Service):
                 row.call = None
 
     def _programs(self) -> Iterator[Callable[[], object]]:
-        """Calls that together compile everything; they change no row."""
+        """Calls that together compile everything, to prefill, insert and decode; no row changes."""
 
         def insert(prompt: tuple[int, ...]) -> None:
             self._insert(self.prefill(prompt), [0])
 
-        prompts = [(0,) * length for length in buckets(MIN_PROMPT, self.max_len)]
+        prompts = [(0,) * length for length in jitted.buckets(jitted.MIN_PROMPT, self.max_len)]
         for prompt in prompts:
             yield partial(self.prefill, prompt)
         for length in self._cache_lengths:

@@ -69,8 +69,10 @@ def make_tasks(
         task = TASKS[name]
         if task is IdentityTask:
             tasks[name] = task(seed, persona)
-        elif issubclass(task, WordTask | RepeatTask):
+        elif issubclass(task, WordTask):
             tasks[name] = task(seed, words, always_train=always_train)
+        elif task is RepeatTask:
+            tasks[name] = task(seed, words)
         else:
             tasks[name] = task(seed)
     return tasks

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -24,16 +25,6 @@ class Dataset(Protocol):
 
     def conversation(self, index: int) -> Conversation:
         """One conversation. Raises IndexError outside the data set."""
-        ...
-
-
-class ProblemSet(Dataset, Protocol):
-    """A data set of problems that grades answers to them."""
-
-    def __getitem__(self, index: int) -> Problem: ...
-
-    def grade(self, problem: Problem, parts: Sequence[Part]) -> bool:
-        """Whether the parts of a completion solve the problem."""
         ...
 
 
@@ -66,9 +57,6 @@ class FileProblems(FileData):
         """
         return self.read(self.table[index])
 
-    def __iter__(self) -> Iterator[Problem]:
-        return (self[index] for index in range(len(self)))
-
     def conversation(self, index: int) -> Conversation:
         """A problem with its reference solution, as a conversation."""
         return self[index].conversation
@@ -77,45 +65,31 @@ class FileProblems(FileData):
     def read(self, row: Row) -> Problem:
         """The problem of a row."""
 
-
-class Drawn:
-    """The first `size` problems of a generated task's split, as a data set."""
-
-    def __init__(self, task: Task, size: int, split: Split = "train", first: int = 0) -> None:
-        """`first`: the index of the task's problem that comes first."""
-        self.name = task.name
-        self.task, self.size, self.split, self.first = task, size, split, first
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Problem:
-        """A problem. Raises IndexError outside."""
-        if not 0 <= index < self.size:
-            raise IndexError(f"problem {index} of {self.size}")
-        return self.task.problem(self.split, self.first + index)
-
-    def conversation(self, index: int) -> Conversation:
-        """A problem with its reference solution, as a conversation."""
-        return self[index].conversation
-
     def grade(self, problem: Problem, parts: Sequence[Part]) -> bool:
-        return self.task.grade(problem, parts)
+        """Whether the parts of a completion solve the problem."""
+        raise NotImplementedError(f"no text of {self.name} is right or wrong by itself")
 
 
-class Slice:
-    """Some conversations of a data set, as a data set."""
+@dataclass
+class Selection:
+    """Some conversations, in an order of their own, as a data set."""
 
-    def __init__(self, dataset: Dataset, rows: range) -> None:
-        self.name = dataset.name
-        self.dataset, self.rows = dataset, rows
+    name: str
+    numbers: range
+    get: Callable[[int], Conversation]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.numbers)
 
     def conversation(self, index: int) -> Conversation:
         """One of them. Raises IndexError outside."""
-        return self.dataset.conversation(self.rows[index])
+        return self.get(self.numbers[index])
+
+
+def drawn(task: Task, size: int, split: Split = "train", first: int = 0) -> Selection:
+    """`size` problems of a split of a generated task, from index `first` on, as a data set."""
+    numbers = range(first, first + size)
+    return Selection(task.name, numbers, lambda index: task.problem(split, index).conversation)
 
 
 ORDER_SEED = 42  # nanochat's, so that the first n problems are the ones it takes
@@ -124,7 +98,7 @@ ORDER_SEED = 42  # nanochat's, so that the first n problems are the ones it take
 class FixedTask:
     """Problem sets of two splits as a `Task`, shuffled; after the last the first comes again."""
 
-    def __init__(self, train: ProblemSet | None = None, test: ProblemSet | None = None) -> None:
+    def __init__(self, train: FileProblems | None = None, test: FileProblems | None = None) -> None:
         self._splits = {"train": train, "test": test}
         one = test if test is not None else train
         if one is None:

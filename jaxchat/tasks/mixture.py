@@ -85,14 +85,6 @@ class Mixture:
         """Conversations of all ingredients, repetitions included."""
         return len(self._which)
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Conversations of each data set, by name."""
-        counts: dict[str, int] = {}
-        for one in self.ingredients:
-            counts[one.dataset.name] = counts.get(one.dataset.name, 0) + one.count
-        return counts
-
     def place(self, index: int) -> tuple[Dataset, int]:
         """The data set of a conversation, and the index in it."""
         if not 0 <= index < len(self):
@@ -104,10 +96,8 @@ class Mixture:
         dataset, row = self.place(index)
         return dataset.conversation(row)
 
-    def read(self, first: int = 0, stop: int | None = None) -> Iterator[Conversation]:
-        """The conversations from index `first` on, up to `stop` (None: to the end)."""
-        for index in range(first, len(self) if stop is None else min(stop, len(self))):
-            yield self.conversation(index)
+    def __iter__(self) -> Iterator[Conversation]:
+        return map(self.conversation, range(len(self)))
 
 
 def interleave(counts: Sequence[int]) -> npt.NDArray[np.int16]:

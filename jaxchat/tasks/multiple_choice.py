@@ -22,7 +22,6 @@ class ChoiceProblem(Problem):
     """A problem whose answer is one of its letters."""
 
     letters: tuple[str, ...]
-    subject: str = ""  # groups problems; "": none
 
 
 def wording(question: str, letters: Sequence[str], options: Sequence[str]) -> str:
@@ -48,7 +47,6 @@ class MultipleChoice(FileProblems):
         letters: Sequence[str],
         options: Sequence[str],
         answer: str,
-        subject: str = "",
     ) -> ChoiceProblem:
         """The problem of a row with the field `question`."""
         if len(letters) != len(options):
@@ -56,7 +54,7 @@ class MultipleChoice(FileProblems):
         if answer not in letters:
             row.fail(f"has the answer {answer!r}, which is none of {', '.join(letters)}")
         conversation = say(wording(row.text("question"), letters, options), answer)
-        return ChoiceProblem(self.name, key, conversation, answer, tuple(letters), subject)
+        return ChoiceProblem(self.name, key, conversation, answer, tuple(letters))
 
     def grade(self, problem: Problem, parts: Sequence[Part]) -> bool:
         """Whether the reply is the letter and nothing else."""
@@ -80,7 +78,7 @@ class MMLU(MultipleChoice):
         if not 0 <= number < len(LETTERS):
             row.fail(f"has answer = {number}; it must be 0 to {len(LETTERS) - 1}")
         key = f"{subject}: {row.text('question')}"
-        return self.problem(row, key, LETTERS, options, LETTERS[number], subject)
+        return self.problem(row, key, LETTERS, options, LETTERS[number])
 
 
 class _ARC(MultipleChoice):

@@ -151,11 +151,8 @@ class RepeatTask(GeneratedTask):
 
     name = "repeat"
 
-    def __init__(
-        self, seed: int, words: Sequence[str], *, always_train: Collection[str] = ()
-    ) -> None:
+    def __init__(self, seed: int, words: Sequence[str]) -> None:
         super().__init__(seed)
-        del always_train  # about the letters of words, which do not matter here
         if not words:
             raise ValueError(f"task {self.name!r} has no words; give it some")
         self.words = tuple(words)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import codecs
 import json
 import os
 import re
@@ -76,7 +75,7 @@ class Tokenizer:
         """Reads what `save` wrote. Raises TokenizerError when it is absent, foreign or damaged."""
         try:
             settings = _parse_settings(_read(folder / SETTINGS_FILE))
-            tokens = _parse_ranks(_read(folder / RANKS_FILE))
+            tokens = parse_ranks(_read(folder / RANKS_FILE))
             tokenizer = cls(tokens, settings["pattern"])
             if tokenizer._settings() != settings:  # the hash among them
                 raise TokenizerError(f"{SETTINGS_FILE} was not written for this {RANKS_FILE}")
@@ -157,10 +156,6 @@ class Tokenizer:
             raise TokenizerError(f"token id {bad} is outside the vocabulary of {self.vocab_size}.")
         return b"".join([self._bytes[token] for token in ids])
 
-    def decode_stream(self) -> DecodeStream:
-        """A decoder for ids as they come."""
-        return DecodeStream(self.decode_bytes)
-
     def to_tiktoken(self) -> tiktoken.Encoding:
         """The same tokenizer for tiktoken, special tokens included."""
         import tiktoken
@@ -237,29 +232,6 @@ class Tokenizer:
             "special_tokens": self._specials,
             "hash": self.hash,
         }
-
-
-class DecodeStream:
-    """Turns ids into text as they arrive, whole UTF-8 characters only.
-
-    `decode_bytes` gives the bytes of ids. What `feed` and `close` return, joined, is the text of
-    all ids: a character of several tokens comes with its last one, and bytes that never become a
-    character as U+FFFD.
-    """
-
-    def __init__(self, decode_bytes: Callable[[Sequence[int]], bytes]) -> None:
-        self._decode_bytes = decode_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def feed(self, ids: Sequence[int]) -> str:
-        """The text that new ids complete. Raises what `decode_bytes` raises."""
-        return self._decoder.decode(self._decode_bytes(ids))
-
-    def close(self) -> str:
-        """What is left of an unfinished character; the stream starts afresh."""
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
 
 
 class TrainingReport(NamedTuple):
@@ -344,7 +316,7 @@ def _parse_settings(text: str) -> dict[str, Any]:
     return settings
 
 
-def _parse_ranks(text: str) -> list[bytes]:
+def parse_ranks(text: str) -> list[bytes]:
     """The tokens of tiktoken's text format: a line `base64 rank` per token, by rank from 0."""
     tokens = []
     for expected, line in enumerate(text.splitlines()):

@@ -12,6 +12,7 @@ assistant's is never learned, whatever they say.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal, NotRequired, TypedDict, get_args
@@ -82,27 +83,28 @@ DELIMITERS: Mapping[PartType, tuple[str, str]] = {
 }
 
 
-def render(
-    conversation: Conversation, tokenizer: Tokenizer, max_tokens: int | None = None
-) -> tuple[list[int], list[float]]:
+def render(conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int], list[float]]:
     """The ids of a conversation, and for each id its weight in the loss: 0 where it isn't learned.
 
     Learned are the assistant's text, its Python calls with their delimiters, and
     `<|assistant_end|>`; the output of a call is the tool's and not learned. Their weight is 1,
     or the product of what message and conversation say (WEIGHTS). A system message is put before
     the first user message, with an empty line between them; a blank one is as if it were not there.
-    What is beyond `max_tokens` ids is cut off.
 
     Raises ConversationError when the conversation is malformed.
     """
-    ids, mask = _render_segments(_segments(conversation), tokenizer)
-    return ids[:max_tokens], mask[:max_tokens]
+    ids: list[int] = []
+    mask: list[float] = []
+    for text, special, weight in _segments(conversation):
+        body = [tokenizer.special(text)] if special else tokenizer.encode(text)
+        ids += body
+        mask += [weight] * len(body)
+    return ids, mask
 
 
 def render_batch(
     conversations: Iterable[Conversation],
     tokenizer: Tokenizer,
-    max_tokens: int | None = None,
     threads: int | None = None,
 ) -> tuple[npt.NDArray[np.uint16 | np.uint32], Mask, npt.NDArray[np.int64]]:
     """`render` of many conversations at once, several times as fast: (ids, mask, offsets).
@@ -142,8 +144,7 @@ def render_batch(
     ids[ordinary] = body
     whole = all(weight in (0, 1) for weight in weights)
     mask: Mask = np.repeat(np.array(weights, np.uint8 if whole else np.float32), sizes)
-    offsets = places[ends]
-    return (ids, mask, offsets) if max_tokens is None else _cut(ids, mask, offsets, max_tokens)
+    return ids, mask, places[ends]
 
 
 def check_conversation(value: object) -> Conversation:
@@ -167,12 +168,12 @@ def check_conversation(value: object) -> Conversation:
     return checked
 
 
-def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+def render_prompt(messages: list[Message], tokenizer: Tokenizer) -> list[int]:
     """The ids after which the assistant speaks: the messages, then `<|assistant_start|>`.
 
     Raises ConversationError when the messages are malformed or the last is not the user's.
     """
-    ids, _ = _render_segments(_segments({"messages": messages}), tokenizer)
+    ids, _ = render({"messages": messages}, tokenizer)
     if messages[-1]["role"] != "user":
         raise ConversationError(
             f"messages[{len(messages) - 1}].role is {messages[-1]['role']!r}; the last message of "
@@ -205,8 +206,8 @@ class PartParser:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._is_ordinary = tokenizer.is_ordinary
-        self._stream = tokenizer.decode_stream()
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._opens: dict[int, PartType] = {}  # what begins after a delimiter
         for kind, (start, end) in DELIMITERS.items():
             self._opens |= {tokenizer.special(start): kind, tokenizer.special(end): "text"}
@@ -224,8 +225,8 @@ class PartParser:
             self._ended = True
         if self._ended or token in self._opens:
             added = self.close()
-        elif self._is_ordinary(token):
-            added["text"] = self._stream.feed([token])
+        elif self._tokenizer.is_ordinary(token):
+            added["text"] = self._utf8.decode(self._tokenizer.tokens[token])
         if self._ended or token not in self._opens:
             return [added]
         self._kind = self._opens[token]
@@ -233,7 +234,9 @@ class PartParser:
 
     def close(self) -> Part:
         """What is left of an unfinished character, once no more ids come."""
-        return {"type": self._kind, "text": self._stream.close()}
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return {"type": self._kind, "text": rest}
 
 
 def opening(system: str) -> str:
@@ -313,18 +316,6 @@ def _check_unicode(text: str, where: str) -> None:
         ) from error
 
 
-def _render_segments(
-    segments: Iterable[tuple[str, bool, float]], tokenizer: Tokenizer
-) -> tuple[list[int], list[float]]:
-    ids: list[int] = []
-    mask: list[float] = []
-    for text, special, weight in segments:
-        body = [tokenizer.special(text)] if special else tokenizer.encode(text)
-        ids += body
-        mask += [weight] * len(body)
-    return ids, mask
-
-
 def _segments(conversation: object) -> Iterator[tuple[str, bool, float]]:
     """What a conversation consists of, in order.
 
@@ -346,19 +337,6 @@ def _segments(conversation: object) -> Iterator[tuple[str, bool, float]]:
             yield part["text"], False, learned
             yield end, True, learned
         yield f"<|{role}_end|>", True, said
-
-
-def _cut(
-    ids: npt.NDArray[np.uint16 | np.uint32],
-    mask: Mask,
-    offsets: npt.NDArray[np.int64],
-    limit: int,
-) -> tuple[npt.NDArray[np.uint16 | np.uint32], Mask, npt.NDArray[np.int64]]:
-    """The first `limit` ids of each conversation."""
-    sizes = np.diff(offsets)
-    kept = np.minimum(sizes, limit)
-    keep = np.arange(len(ids)) - np.repeat(offsets[:-1], sizes) < limit
-    return ids[keep], mask[keep], np.concatenate([[0], np.cumsum(kept)])
 
 
 def _turns(messages: Sequence[Message]) -> list[tuple[str, list[Part], float]]:

@@ -10,7 +10,7 @@ import pytest
 from finished_run import finish_run, random_params, tiny_tokenizer
 
 from jaxchat.checkpoints import huggingface, native
-from jaxchat.checkpoints.huggingface import obstacles
+from jaxchat.checkpoints.huggingface import refuse_obstacles
 from jaxchat.checkpoints.save import save_params
 from jaxchat.checkpoints.tensors import SAFETENSORS, read_tensors, write_safetensors
 from jaxchat.config import loading
@@ -122,9 +122,9 @@ def test_what_transformers_cannot_hold_is_refused_with_its_switches(home, tmp_pa
 
 
 def test_windows_that_see_everything_are_no_obstacle():
-    assert obstacles(derive_model(2, "classic", 512)) == []
+    refuse_obstacles(derive_model(2, "classic", 512))
     model = ModelConfig(sequence_len=100, window_pattern="SL")  # a short window is 128
-    assert obstacles(model) == []
+    refuse_obstacles(model)
 
 
 def test_a_stage_that_is_not_there_and_a_run_that_is_not(home, tmp_path):

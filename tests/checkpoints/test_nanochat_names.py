@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxchat.checkpoints.nanochat import nanochat_name, params_from_nanochat
+from jaxchat.checkpoints.nanochat import nanochat_name
+from jaxchat.checkpoints.tensors import to_params
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model.gpt import init_params
 
@@ -44,7 +45,7 @@ def checkpoint(vocabulary: int = 70) -> dict[str, np.ndarray]:
 
 def test_every_parameter_is_found_and_matrices_are_transposed() -> None:
     tensors = checkpoint()
-    params = params_from_nanochat(tensors, MODEL)
+    params = to_params(tensors, MODEL, nanochat_name)
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), MODEL))
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, shapes)
     up = params["h_1"]["mlp"]["c_fc"]["kernel"]
@@ -55,13 +56,14 @@ def test_every_parameter_is_found_and_matrices_are_transposed() -> None:
 
 
 def test_names_are_nanochats_own() -> None:
-    paths = jax.tree_util.tree_leaves_with_path(params_from_nanochat(checkpoint(), MODEL))
+    paths = jax.tree_util.tree_leaves_with_path(to_params(checkpoint(), MODEL, nanochat_name))
     names = {nanochat_name(tuple(key.key for key in path)) for path, _ in paths}
     assert names == set(checkpoint())
 
 
 def test_the_padding_of_the_vocabulary_is_cut_off() -> None:
-    params = params_from_nanochat(checkpoint(128), MODEL)  # 70 rounded up to a multiple of 64
+    # 70 rounded up to a multiple of 64
+    params = to_params(checkpoint(128), MODEL, nanochat_name)
     assert params["wte"]["embedding"].shape == (70, 16)
     assert params["lm_head"]["kernel"].shape == (16, 70)
     assert params["value_embeds_1"]["embedding"].shape == (70, 8)
@@ -69,14 +71,14 @@ def test_the_padding_of_the_vocabulary_is_cut_off() -> None:
 
 def test_another_vocabulary_is_not_taken_for_padding() -> None:
     with pytest.raises(ValueError, match=r"lm_head\.weight is \(192, 16\) .* wants \(16, 70\)"):
-        params_from_nanochat(checkpoint(192), MODEL)
+        to_params(checkpoint(192), MODEL, nanochat_name)
 
 
 def test_a_missing_and_a_superfluous_tensor_are_named() -> None:
     tensors = checkpoint()
     del tensors["x0_lambdas"]
     with pytest.raises(ValueError, match=r"has no tensor x0_lambdas; .* compare their switches"):
-        params_from_nanochat(tensors, MODEL)
+        to_params(tensors, MODEL, nanochat_name)
     more = {**checkpoint(), "lm_head.bias": np.zeros(70)}
     with pytest.raises(ValueError, match=r"no place for: \['lm_head\.bias'\]"):
-        params_from_nanochat(more, MODEL)
+        to_params(more, MODEL, nanochat_name)

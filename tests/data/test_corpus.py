@@ -3,8 +3,8 @@
 import hashlib
 import json
 import random
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +82,10 @@ def read(folder: Path, split: str) -> list[str]:
     return list(TextFiles.of([folder / f"{split}.jsonl"]))
 
 
+def characters(manifest: dict[str, Any]) -> int:
+    return sum(split["chars"] for split in manifest["splits"].values())
+
+
 def all_text(folder: Path) -> str:
     return "\n".join([*read(folder, "train"), *read(folder, "heldout")])
 
@@ -90,12 +94,12 @@ def test_builds_and_reads_back(tree: Paths, tmp_path: Path) -> None:
     manifest = corpus.build(tmp_path / "out", max_chars=10**9, paths=tree)
     for split in ("train", "heldout"):
         texts = read(tmp_path / "out", split)
-        assert len(texts) == manifest.splits[split].documents
-        assert sum(map(len, texts)) == manifest.splits[split].chars
-    assert sorted(manifest.sources) == ["code", "packages", "python", "readme", "stdlib"]
-    assert manifest.sources["python"].documents == 5
-    assert manifest.chars == sum(counts.chars for counts in manifest.sources.values())
-    assert read_json(tmp_path / "out" / "manifest.json") == asdict(manifest)
+        assert len(texts) == manifest["splits"][split]["documents"]
+        assert sum(map(len, texts)) == manifest["splits"][split]["chars"]
+    assert sorted(manifest["sources"]) == ["code", "packages", "python", "readme", "stdlib"]
+    assert manifest["sources"]["python"]["documents"] == 5
+    assert characters(manifest) == sum(c["chars"] for c in manifest["sources"].values())
+    assert read_json(tmp_path / "out" / "manifest.json") == manifest
 
 
 def test_reads_what_it_should_and_leaves_out_what_it_should(tree: Paths, tmp_path: Path) -> None:
@@ -119,7 +123,7 @@ def test_docstrings_stand_under_their_names(tree: Paths) -> None:
 
 def test_copies_are_counted_and_left_out(tree: Paths, tmp_path: Path) -> None:
     manifest = corpus.build(tmp_path / "out", max_chars=10**9, paths=tree)
-    assert manifest.sources["packages"].near_duplicates == 2  # copy.py has another title
+    assert manifest["sources"]["packages"]["near_duplicates"] == 2  # copy.py has another title
     text = all_text(tmp_path / "out")
     for seed in (1100, 1101):
         assert text.count(prose(seed).strip()) == 1
@@ -146,10 +150,10 @@ def test_the_same_files_give_the_same_bytes_wherever_they_are(tree: Paths, tmp_p
 
 def test_a_cap_keeps_the_mixture_and_the_held_out_share(tree: Paths, tmp_path: Path) -> None:
     manifest = corpus.build(tmp_path / "out", max_chars=40_000, paths=tree)
-    assert 40_000 <= manifest.chars <= 40_000 + MAX_CHARS
-    assert all(manifest.sources[name].documents for name in manifest.sources)
+    assert 40_000 <= characters(manifest) <= 40_000 + MAX_CHARS
+    assert all(counts["documents"] for counts in manifest["sources"].values())
     whole = corpus.build(tmp_path / "whole", max_chars=10**9, paths=tree)
-    assert whole.chars > 2 * manifest.chars
+    assert characters(whole) > 2 * characters(manifest)
 
 
 def test_progress_is_reported_the_characters_so_far(tree: Paths, tmp_path: Path) -> None:
@@ -158,14 +162,14 @@ def test_progress_is_reported_the_characters_so_far(tree: Paths, tmp_path: Path)
         tmp_path / "out", max_chars=20_000, progress=reported.append, paths=tree
     )
     assert reported == sorted(set(reported))
-    assert reported[-1] == manifest.chars
+    assert reported[-1] == characters(manifest)
 
 
 def test_a_changed_file_is_refused(tree: Paths, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    splits = corpus.build(folder, max_chars=20_000, paths=tree).splits
+    splits = corpus.build(folder, max_chars=20_000, paths=tree)["splits"]
     paths = [folder / f"{split}.jsonl" for split in ("train", "heldout")]
-    text = [InputFile(p.name, splits[p.stem].sha256, p.stat().st_size, (p,)) for p in paths]
+    text = [InputFile(p.name, splits[p.stem]["sha256"], p.stat().st_size, (p,)) for p in paths]
     inputs = Inputs(tuple(text), {}, first=1)
     with (folder / "train.jsonl").open("a") as file:
         file.write('{"text": "slipped in", "source": "code"}\n')
@@ -191,7 +195,7 @@ def test_a_build_that_stops_midway_leaves_the_old_corpus(tree: Paths, tmp_path: 
     old = corpus.build(folder, max_chars=20_000, paths=tree)
     with pytest.raises(StopError):
         corpus.build(folder, max_chars=50_000, paths=tree, progress=stop)
-    assert read_json(folder / "manifest.json") == asdict(old)
+    assert read_json(folder / "manifest.json") == old
     assert read(folder, "train")
     assert {path.name for path in tmp_path.iterdir()} == {"stdlib", "site-packages", "out"}
 
@@ -255,9 +259,9 @@ def test_deduplication_sees_through_white_space_and_small_changes() -> None:
 
 def test_the_real_library_gives_readable_english(tmp_path: Path) -> None:
     manifest = corpus.build(tmp_path / "out", max_chars=400_000)
-    counts = manifest.sources
-    assert all(counts[name].documents > 0 for name in ("python", "stdlib", "code"))
-    heldout = manifest.splits["heldout"].chars / manifest.chars
+    counts = manifest["sources"]
+    assert all(counts[name]["documents"] > 0 for name in ("python", "stdlib", "code"))
+    heldout = manifest["splits"]["heldout"]["chars"] / characters(manifest)
     assert 0.002 < heldout < 0.15
     text = all_text(tmp_path / "out")
     assert len(text) >= 400_000
@@ -265,4 +269,4 @@ def test_the_real_library_gives_readable_english(tmp_path: Path) -> None:
     line = (tmp_path / "out" / "train.jsonl").read_text().splitlines()[0]
     assert set(json.loads(line)) == {"text", "source"}
     data = (tmp_path / "out" / "train.jsonl").read_bytes()
-    assert hashlib.sha256(data).hexdigest() == manifest.splits["train"].sha256
+    assert hashlib.sha256(data).hexdigest() == manifest["splits"]["train"]["sha256"]

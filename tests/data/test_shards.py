@@ -56,7 +56,7 @@ def test_a_shard_holds_the_packed_documents_of_its_file(
 def test_the_number_of_workers_changes_nothing(inputs: list[InputFile], tmp_path: Path) -> None:
     reported = [prepare(inputs, tmp_path / str(n), workers=n) for n in (1, 3)]
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
-    assert reported[0].artifact == reported[1].artifact
+    assert reported[0].training == reported[1].training
 
 
 def test_what_is_whole_is_not_made_again(inputs: list[InputFile], tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_what_is_whole_is_not_made_again(inputs: list[InputFile], tmp_path: Path
     first = prepare(inputs, out)
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     again = prepare(inputs, out)
-    assert (again.made, again.artifact, again.training) == (0, first.artifact, first.training)
+    assert (again.made, again.training, again.held_out) == (0, first.training, first.held_out)
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
@@ -140,7 +140,7 @@ def test_a_killed_process_is_resumed_to_the_same_bytes(
     inputs = write_texts(tmp_path / "text")
     reported = prepare(inputs, out)
     assert 0 < reported.made < 6
-    assert reported.artifact == prepare(inputs, tmp_path / "uninterrupted").artifact
+    assert reported.training == prepare(inputs, tmp_path / "uninterrupted").training
     assert contents(out) == contents(tmp_path / "uninterrupted")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import hub_replica
 import pytest
 from hub_server import HubServer
-from tiny_shards import TOKENIZER
+from tiny_shards import TOKENIZER, contents
 
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
@@ -62,7 +62,8 @@ def test_what_comes_late_gives_the_same_rows(server: HubServer, tmp_path: Path) 
     late = prepare_text(config, read, TOKENIZER, tmp_path / "late", hub, workers=2)
     assert all(path.exists() for file in read.text for path in file.paths)
     here = prepare_text(config, read, TOKENIZER, tmp_path / "here", hub, workers=1)
-    assert late.artifact == here.artifact
+    assert late.training == here.training
+    assert contents(tmp_path / "late") == contents(tmp_path / "here")
     assert is_whole(tmp_path / "late")
     asked = [asked.path for asked in server.asked if asked.host == "store"]
     wanted = [f"shard_{n:05d}.parquet" for n in (1, 2, 3)]

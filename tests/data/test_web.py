@@ -148,6 +148,12 @@ def test_a_redirect_away_from_https_is_refused():
         redirected("https://a.example/x", "http://a.example/x")
 
 
+def test_a_redirect_to_no_web_server_is_refused():
+    with pytest.raises(urllib.error.HTTPError, match=r"away from http$"):
+        redirected("http://a.example/x", "ftp://a.example/x")
+    assert redirected("http://a.example/x", "https://a.example/x").full_url.startswith("https:")
+
+
 def test_a_server_that_is_not_there_is_given_up_sooner_than_one_that_failed(server):
     web = Web(policy=QUICK)
     with pytest.raises(WebError, match=r"it is wanted, but 127.0.0.1:1 cannot be reached"):

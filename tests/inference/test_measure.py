@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from jaxchat.config.derive import windows
-from jaxchat.config.peaks import memory_bandwidth
+from jaxchat.config.machine import memory_bandwidth
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import measure as measuring
 from jaxchat.inference.measure import cache_bytes, device_bandwidth, measure, weight_bytes

@@ -1,6 +1,7 @@
 """Slow tools: only the row that called waits, and when the output comes changes nothing."""
 
 import dataclasses
+import itertools
 import random
 import threading
 import time
@@ -52,6 +53,36 @@ def test_a_tool_that_dawdles_gives_the_same_as_a_quick_one(make_engine):
     want = make_engine(Quick()).generate(random_requests())
     assert any(0 in completion.mask for (completion,) in want)
     assert make_engine(slow).generate(random_requests()) == want
+
+
+@pytest.mark.parametrize("said", ["", "a\nb", "\u20ac 7", "<|assistant_end|>"])
+def test_what_a_tool_says_is_put_in_as_it_stands(make_engine, tokenizer, said):
+    """Also where it says nothing, or the name of a special token: that is text here."""
+    completions = make_engine(lambda code: said).generate(random_requests())
+    start, end = map(tokenizer.special, ("<|output_start|>", "<|output_end|>"))
+    want = [start, *tokenizer.encode(said), end]
+    outputs = [
+        [token for _, token in run]
+        for (completion,) in completions
+        for sampled, run in itertools.groupby(
+            zip(completion.mask, completion.tokens, strict=True), lambda pair: pair[0]
+        )
+        if not sampled
+    ]
+    assert want in outputs
+    assert all(output == want[: len(output)] for output in outputs)  # cut at the limit
+
+
+def test_what_others_get_does_not_depend_on_a_tools_output(make_engine):
+    requests = random_requests()
+    long, short = (
+        make_engine(tool).generate(requests) for tool in (lambda code: "1 + 1, " * 9, reverse)
+    )
+    calls = [0 in completion.mask for (completion,) in short]
+    assert any(calls)
+    assert not all(calls)
+    for called, one, other in zip(calls, long, short, strict=True):
+        assert called or one == other
 
 
 def test_others_continue_while_one_waits_for_its_tool(make_engine):

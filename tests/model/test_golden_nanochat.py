@@ -16,7 +16,8 @@ import optax
 import pytest
 from gpt_reference import logits_of
 
-from jaxchat.checkpoints.nanochat import params_from_nanochat
+from jaxchat.checkpoints.nanochat import nanochat_name
+from jaxchat.checkpoints.tensors import to_params
 from jaxchat.config.derive import derive_horizon, derive_model
 from jaxchat.config.schema import OptimConfig
 from jaxchat.evals.bpb import bits_per_byte
@@ -50,7 +51,7 @@ class Golden:
         return {k.removeprefix(f"{prefix}/"): v for k, v in found.items()}
 
     def params(self, prefix="weight"):
-        return params_from_nanochat(self.named(prefix), self.model)
+        return to_params(self.named(prefix), self.model, nanochat_name)
 
     def batch(self):
         """Rows [B, T+1] and their mask; a masked target may be any token: it takes 0."""
@@ -147,7 +148,7 @@ def test_ten_steps_of_the_optimizer(golden):
     state = optimizer.init(params)
     for index in range(10):
         grads = {k: step_gradient(v, index) for k, v in golden.named("grad").items()}
-        params, state = step(params, state, params_from_nanochat(grads, golden.model))
+        params, state = step(params, state, to_params(grads, golden.model, nanochat_name))
         if index in (0, 9):
             want = golden.params(f"after{index + 1}")
             assert_trees_close(params, want, atol=1e-5, rtol=1e-6)

@@ -1,6 +1,7 @@
 """Mixtures: every row as often as asked, every stretch with the right shares, fixed by a seed."""
 
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxchat.tasks import make_tasks, open_source
 from jaxchat.tasks.base import say
-from jaxchat.tasks.dataset import Drawn
+from jaxchat.tasks.dataset import drawn
 from jaxchat.tasks.mixture import Ingredient, Mixture, interleave
 from jaxchat.tokenizer.chat_format import Conversation
 
@@ -39,6 +40,10 @@ def places(mixture: Mixture) -> list[tuple[str, int]]:
     return found
 
 
+def counts_of(mixture: Mixture) -> dict[str, int]:
+    return {one.dataset.name: one.count for one in mixture.ingredients}
+
+
 def test_every_row_comes_as_often_as_its_epochs_say() -> None:
     mixture = Mixture(
         [
@@ -53,10 +58,10 @@ def test_every_row_comes_as_often_as_its_epochs_say() -> None:
         seed=0,
     )
     counts = {"all": 30, "twice": 14, "more": 25, "fraction": 8, "some": 9, "some, twice": 8}
-    assert mixture.counts == counts | {"short": 3}
+    assert counts_of(mixture) == counts | {"short": 3}
     assert len(mixture) == 97
     times = Counter(places(mixture))
-    assert Counter(name for name, _ in times.elements()) == mixture.counts
+    assert Counter(name for name, _ in times.elements()) == counts_of(mixture)
     found = {name: sorted(n for (s, _), n in times.items() if s == name) for name, _ in times}
     assert found == {
         "all": [1] * 30,
@@ -107,11 +112,11 @@ def test_a_small_part_is_spread_over_the_whole() -> None:
 
 def test_reading_begins_anywhere() -> None:
     mixture = Mixture([Ingredient(Numbers("a", 9)), Ingredient(Numbers("b", 4))], 0)
-    whole = list(mixture.read())
+    whole = list(mixture)
     assert len(whole) == 13
-    assert list(mixture.read(7)) == whole[7:]
-    assert list(mixture.read(2, 5)) == whole[2:5]
-    assert list(mixture.read(13)) == []
+    assert list(islice(mixture, 7, None)) == whole[7:]
+    assert list(islice(mixture, 2, 5)) == whole[2:5]
+    assert list(islice(mixture, 13, None)) == []
     with pytest.raises(IndexError):
         mixture.conversation(13)
 
@@ -130,11 +135,11 @@ def test_files_and_generated_problems_mix(tmp_path: Path) -> None:
         [
             Ingredient(open_source("smoltalk", [parquet(tmp_path / "s.parquet", CHATS)]), rows=6),
             Ingredient(open_source("gsm8k", [jsonl(tmp_path / "g.jsonl", GSM8K_ROWS)]), epochs=3),
-            Ingredient(Drawn(task, 5, first=30), epochs=2),
+            Ingredient(drawn(task, 5, first=30), epochs=2),
         ],
         0,
     )
-    assert mixture.counts == {"smoltalk": 6, "gsm8k": 6, "identity": 10}
-    said = Counter(str(conversation["messages"]) for conversation in mixture.read())
+    assert counts_of(mixture) == {"smoltalk": 6, "gsm8k": 6, "identity": 10}
+    said = Counter(str(conversation["messages"]) for conversation in mixture)
     assert said[str(task.problem("train", 30).conversation["messages"])] >= 2
     assert sum(said.values()) == 22

@@ -19,7 +19,7 @@ from hub_files import (
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.tasks import FILE_SOURCES, make_tasks, open_source
 from jaxchat.tasks.conversations import SmolTalk
-from jaxchat.tasks.dataset import Drawn, FixedTask
+from jaxchat.tasks.dataset import FixedTask, drawn
 from jaxchat.tasks.gsm8k import GSM8K, final_number, parse_solution
 from jaxchat.tasks.humaneval import HumanEval
 from jaxchat.tasks.multiple_choice import MMLU, ARCChallenge, ARCEasy
@@ -180,7 +180,7 @@ def test_multiple_choice_is_worded_with_the_letter_behind_the_option(tmp_path: P
         "Respond only with the letter of the correct answer."
     )
     assert problem.solution == [text("D")]
-    assert (problem.answer, problem.letters, problem.subject) == ("D", tuple("ABCD"), "")
+    assert (problem.answer, problem.letters) == ("D", tuple("ABCD"))
 
 
 def test_mmlu_reads_rows_within_a_column_called_train(tmp_path: Path) -> None:
@@ -260,9 +260,9 @@ def test_problems_of_files_are_a_task_that_comes_round_again(tmp_path: Path) -> 
 
 def test_generated_problems_are_a_data_set_of_a_given_size() -> None:
     task = make_tasks(["arithmetic"], 0)["arithmetic"]
-    drawn = Drawn(task, 5, "train", first=100)
-    assert len(drawn) == 5
-    assert drawn[4] == task.problem("train", 104)
-    assert drawn.conversation(0) == task.problem("train", 100).conversation
+    problems = drawn(task, 5, "train", first=100)
+    assert len(problems) == 5
+    assert problems.conversation(4) == task.problem("train", 104).conversation
+    assert problems.conversation(0) == task.problem("train", 100).conversation
     with pytest.raises(IndexError):
-        drawn[5]
+        problems.conversation(5)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from jaxchat import _bpe
 from jaxchat.errors import TokenizerError
 from jaxchat.tokenizer import PATTERNS, SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train_tokenizer
+from jaxchat.tokenizer.chat_format import PartParser
 
 TRAINING_TEXT = list(itertools.islice(pydoc_data.topics.topics.values(), 20))
 TOKENIZER = train_tokenizer(TRAINING_TEXT, 1024)
@@ -229,6 +230,14 @@ def _encoded_sum(texts: list[str]) -> int:
     return int(TOKENIZER.encode_batch(texts, threads=2)[0].sum())
 
 
+def test_names_of_special_tokens_in_text_are_text_and_others_are_refused() -> None:
+    ids = TOKENIZER.encode("".join(SPECIAL_TOKENS))
+    assert all(map(TOKENIZER.is_ordinary, ids))
+    assert TOKENIZER.decode(ids) == "".join(SPECIAL_TOKENS)
+    with pytest.raises(TokenizerError, match="'<script>' is not a special token"):
+        TOKENIZER.special("<script>")
+
+
 def test_only_allowed_special_tokens_are_read_in_text() -> None:
     text = "<|bos|>hi<|user_end|><|bos|>"
     ids = TOKENIZER.encode(text, allowed_special={"<|bos|>"})
@@ -248,21 +257,21 @@ def test_tiktoken_knows_our_special_tokens() -> None:
     ]
 
 
-@given(texts | busy_texts, st.integers(1, 5))
-def test_a_stream_gives_whole_characters(text: str, size: int) -> None:
-    ids = TOKENIZER.encode(text)
-    stream = TOKENIZER.decode_stream()
-    pieces = [stream.feed(ids[at : at + size]) for at in range(0, len(ids), size)]
+@given(texts | busy_texts)
+def test_a_stream_gives_whole_characters(text: str) -> None:
+    stream = PartParser(TOKENIZER)
+    pieces = [stream.feed(token)[0]["text"] for token in TOKENIZER.encode(text)]
     assert "".join(pieces) == text
-    assert stream.close() == ""
+    assert stream.close() == {"type": "text", "text": ""}
 
 
 def test_a_stream_tells_of_bytes_that_are_no_character() -> None:
-    stream = TOKENIZER.decode_stream()
+    stream = PartParser(TOKENIZER)
     first, second, _ = (TOKENS.index(bytes([byte])) for byte in "日".encode())
-    assert stream.feed([first, second]) == ""
-    assert stream.close() == "\ufffd"
-    assert stream.feed(TOKENIZER.encode("again")) == "again"
+    assert [stream.feed(token)[0]["text"] for token in (first, second)] == ["", ""]
+    assert stream.close()["text"] == "\ufffd"
+    again = (stream.feed(token)[0]["text"] for token in TOKENIZER.encode("again"))
+    assert "".join(again) == "again"
 
 
 def test_lone_surrogates_are_refused() -> None:

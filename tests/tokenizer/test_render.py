@@ -305,13 +305,13 @@ def conversations(draw: st.DrawFn) -> Conversation:
     return {"messages": messages}  # type: ignore[typeddict-item]
 
 
-@given(st.lists(conversations(), max_size=6), st.one_of(st.none(), st.integers(0, 30)))
-def test_a_batch_is_rendered_as_one_by_one(batch: list[Conversation], limit: int | None) -> None:
-    ids, mask, offsets = render_batch(batch, BYTES, limit)
+@given(st.lists(conversations(), max_size=6))
+def test_a_batch_is_rendered_as_one_by_one(batch: list[Conversation]) -> None:
+    ids, mask, offsets = render_batch(batch, BYTES)
     assert (ids.dtype, mask.dtype, offsets.dtype) == (np.uint16, np.uint8, np.int64)
     assert len(offsets) == len(batch) + 1
     for conversation, (start, end) in zip(batch, pairwise(offsets), strict=True):
-        alone = render(conversation, BYTES, limit)
+        alone = render(conversation, BYTES)
         assert (ids[start:end].tolist(), mask[start:end].tolist()) == alone
     assert len(ids) == len(mask) == offsets[-1]
 
@@ -371,11 +371,12 @@ def test_a_malformed_conversation_of_a_batch_is_counted() -> None:
         render_batch([good, good, bad], BYTES)
 
 
-def test_what_is_beyond_the_limit_is_cut() -> None:
-    conversation: Any = {"messages": [user("abc"), assistant("defg")]}
-    ids, mask = render(conversation, BYTES)
-    for limit in range(len(ids) + 3):
-        assert render(conversation, BYTES, limit) == (ids[:limit], mask[:limit])
+def test_what_was_said_first_is_rendered_alike_whatever_follows() -> None:
+    messages: Any = [user("abc"), assistant("defg"), user("hi"), assistant("jk")]
+    ids, mask = render({"messages": messages}, BYTES)
+    for count in range(1, 5):
+        first, flags = render({"messages": messages[:count]}, BYTES)
+        assert (first, flags) == (ids[: len(first)], mask[: len(first)])
 
 
 def test_a_checked_conversation_is_one_that_renders() -> None:

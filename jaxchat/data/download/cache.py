@@ -109,17 +109,15 @@ def is_whole(file: RemoteFile, verify: bool = False) -> bool:
     digest = Digest(file)
     with file.local.open("rb") as data:
         digest.read(data)
-    if not digest.matches() or _differs_from(record, file, digest):
+    if not digest.matches():
         return False
+    if not (file.sha256 or file.blob):  # the checksum recorded when it came counts
+        known = record["sha256"] if record.get("version") == file.version else digest.sha256
+        if known != digest.sha256:
+            return False
     with contextlib.suppress(OSError):  # a cache that others may only read is still good
         _write_record(file, digest)
     return True
-
-
-def _differs_from(record: dict[str, object], file: RemoteFile, digest: Digest) -> bool:
-    """For a file without a server checksum, the one recorded when it came counts."""
-    known = file.sha256 or file.blob
-    return not known and record.get("version") == file.version and record["sha256"] != digest.sha256
 
 
 def is_here(file: RemoteFile) -> bool:

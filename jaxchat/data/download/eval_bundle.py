@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -12,10 +11,9 @@ from jaxchat import paths
 from jaxchat.data.download import cache
 from jaxchat.data.download.cache import RemoteFile
 from jaxchat.data.download.hub import Hub, measured
-from jaxchat.data.download.transfer import download
+from jaxchat.data.download.transfer import download_all
 from jaxchat.data.download.web import Web, WebError, check_address
 from jaxchat.errors import ArtifactError
-from jaxchat.progress import Progress
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # as nanochat has it
 FOLDER = "eval_bundle"  # in HOME, and in the zip file
@@ -50,12 +48,11 @@ def fetch_bundle(root: Path, url: str = URL, web: Web | None = None) -> Path:
     remote = RemoteFile(FOLDER, local.name, check_address("the bundle's address", url), local)
     try:
         file = measured(web, remote)
-        with Progress("downloading", file.size or 0, "B") as progress:
-            for _, path in download([file], web, progress=progress.update):
-                _note(root, file, path)
-                unpack(path, folder)
+        download_all([file], web)
     except WebError as error:
         raise WebError(error.why, ADVICE) from error
+    _note(root, file, local)
+    unpack(local, folder)
     check_bundle(root)
     cache.remove(file)
     return folder
@@ -120,12 +117,8 @@ def unpack(path: Path, folder: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive, paths.atomic_folder(folder) as temporary:
-            for entry, name in _members(archive, path):
-                target = temporary / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                # Never more than the entry says; the checksum is checked at its end.
-                with archive.open(entry) as source, target.open("wb") as file:
-                    shutil.copyfileobj(source, file)
+            # Never more bytes than the entries say; their checksums are checked.
+            archive.extractall(temporary, _members(archive, path))
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         if isinstance(error, ArtifactError):
             raise
@@ -134,8 +127,8 @@ def unpack(path: Path, folder: Path) -> None:
         ) from error
 
 
-def _members(archive: zipfile.ZipFile, path: Path) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """The entries that are unpacked, and their names below the bundle's folder."""
+def _members(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
+    """The entries that are unpacked, by their names below the bundle's folder."""
     found = []
     for entry in archive.infolist():
         name = PurePosixPath(entry.filename)
@@ -143,8 +136,9 @@ def _members(archive: zipfile.ZipFile, path: Path) -> list[tuple[zipfile.ZipInfo
             continue  # macOS adds folders of its own
         if ".." in name.parts or "\\" in entry.filename:
             raise ArtifactError(f"{path} would write outside its folder: {entry.filename!r}.")
-        found.append((entry, name.relative_to(FOLDER)))
-    total = sum(entry.file_size for entry, _ in found)
+        entry.filename = name.relative_to(FOLDER).as_posix()
+        found.append(entry)
+    total = sum(entry.file_size for entry in found)
     if not found or len(found) > MAX_FILES or total > MAX_BYTES:
         raise ArtifactError(
             f"{path} is no bundle of CORE's tasks: it has {len(found):,} files in {FOLDER}/, of "

@@ -24,7 +24,7 @@ import html
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -61,7 +61,6 @@ from jaxchat.paths import (
 FORMAT = "jaxchat-list-1"
 _ASKING = 8  # files whose sizes are asked for at the same time
 _PAGES = {"datasets": "datasets/", "models": ""}  # where the page of a repository is
-_HEX = re.compile(r"[0-9a-f]+")
 _LINK = re.compile(r"""<a\s[^>]*?href\s*=\s*["']?([^"'\s>]+)""", re.IGNORECASE)
 
 
@@ -243,16 +242,15 @@ class Hub:
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             url = f"{api}/revision/{quote(commit, safe='')}"
             commit = str(self._json(url, f"{source.repo} at {commit}")[0]["sha"])
-        entries = self._tree(f"{api}/tree/{commit}?recursive=true", source)
-        return commit, [_entry(e) for e in entries if e["type"] == "file" and source.has(e["path"])]
-
-    def _tree(self, url: str, source: Source) -> Iterator[dict[str, Any]]:
-        cursor: str | None = ""
-        while cursor is not None:
+        url, cursor = f"{api}/tree/{commit}?recursive=true", ""
+        found: list[dict[str, Any]] = []
+        while True:
             page = f"{url}&cursor={quote(cursor, safe='')}" if cursor else url
             entries, link = self._json(page, f"the list of files of {source.repo}")
-            yield from entries
-            cursor = _next_cursor(link)
+            found += [_entry(e) for e in entries if e["type"] == "file" and source.has(e["path"])]
+            if (following := _next_cursor(link)) is None:
+                return commit, found
+            cursor = following
 
     def _json(self, url: str, what: str) -> tuple[Any, str]:
         """A response as JSON, and its Link header."""
@@ -328,9 +326,9 @@ def _entry(raw: dict[str, Any]) -> dict[str, Any]:
     large = raw.get("lfs") or {}
     entry: dict[str, Any] = {"path": raw["path"], "size": large.get("size", raw["size"])}
     sha256 = str(large.get("oid", "")).removeprefix("sha256:")
-    if len(sha256) == 64 and _HEX.fullmatch(sha256):
+    if re.fullmatch(r"[0-9a-f]{64}", sha256):
         entry["sha256"] = sha256
-    elif not large and _HEX.fullmatch(str(raw.get("oid", ""))) and len(raw["oid"]) == 40:
+    elif not large and re.fullmatch(r"[0-9a-f]{40}", str(raw.get("oid", ""))):
         entry["blob"] = raw["oid"]
     return entry
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from jaxchat.data.download import cache
 from jaxchat.data.download.cache import Digest, RemoteFile
@@ -178,7 +178,9 @@ class _Transfer:
                     self._receive()
                 if self.digest.matches():
                     return cache.finish(self.file, self.part, self.digest)
-                self._reject_all()
+                came = f"{self.digest.size:,} bytes with sha256 {self.digest.sha256}"
+                self._restart()
+                self._reject(came)
             except TransientError as error:
                 self.part.flush()
                 if not self.file.version or isinstance(error, OutOfRange):
@@ -225,13 +227,8 @@ class _Transfer:
         if wanted is not None and self.digest.size < wanted:
             raise TransientError(f"the answer ended after {self.digest.size:,} of {wanted:,} bytes")
 
-    def _reject_all(self) -> None:
-        """Discards what has come. Raises WebError the last time, else TransientError."""
-        came = f"{self.digest.size:,} bytes with sha256 {self.digest.sha256}"
-        self._restart()
-        self._reject(came)
-
-    def _reject(self, came: str) -> None:
+    def _reject(self, came: str) -> NoReturn:
+        """Raises WebError the last time, else TransientError."""
         wanted = self.file.sha256 or self.file.blob or "unknown"
         size = "unknown" if self.file.size is None else f"{self.file.size:,}"
         self.wrong += 1

@@ -128,17 +128,8 @@ class Web:
         self.policy = policy or RetryPolicy()
         self.reached = False  # whether any server has answered
         self._token, self._token_for = token, token_for
-        self._opener = urllib.request.OpenerDirector()
-        for handler in (
-            urllib.request.ProxyHandler(dict(proxies or {})),
-            urllib.request.HTTPHandler(),
-            urllib.request.HTTPSHandler(),
-            urllib.request.UnknownHandler(),
-            urllib.request.HTTPDefaultErrorHandler(),
-            urllib.request.HTTPErrorProcessor(),
-            _Redirects(),
-        ):
-            self._opener.add_handler(handler)
+        proxy = urllib.request.ProxyHandler(dict(proxies or {}))
+        self._opener = urllib.request.build_opener(proxy, _Redirects())
 
     @contextlib.contextmanager
     def open(
@@ -212,8 +203,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         new.method = req.get_method()  # urllib of Python 3.11 makes it GET
         if _origin(newurl) != _origin(req.full_url):
             new.remove_header("Authorization")
-        if req.type == "https" and new.type != "https":
-            raise urllib.error.HTTPError(newurl, code, "a redirect away from https", headers, fp)
+        if new.type not in (req.type, "https"):
+            raise urllib.error.HTTPError(
+                newurl, code, f"a redirect away from {req.type}", headers, fp
+            )
         return new
 
 
@@ -230,7 +223,16 @@ class Retry:
         policy = self.web.policy
         self.failures = 1 if progressed else self.failures + 1
         if self.failures >= (policy.tries if self.web.reached else policy.first_tries):
-            raise self._given_up(error) from error
+            if self.web.reached:
+                raise WebError(
+                    f"{self.what} cannot be had: {error}, {self.failures} times in a row. What has "
+                    "come is kept: give the same command again later."
+                ) from error
+            raise WebError(
+                f"{self.what} is wanted, but {self.host} cannot be reached ({error}).",
+                "Without a network: --offline uses what was downloaded before, --data-dir your own "
+                "files.",
+            ) from error
         wait = error.wait
         if wait is None:
             longest = min(policy.wait * 2 ** (self.failures - 1), policy.longest_wait)
@@ -244,18 +246,6 @@ class Retry:
             wait += policy.wait * random.random()  # not all workers at once
         if self.stop.wait(wait):
             raise Stopped
-
-    def _given_up(self, error: TransientError) -> WebError:
-        if self.web.reached:
-            return WebError(
-                f"{self.what} cannot be had: {error}, {self.failures} times in a row. What has "
-                "come is kept: give the same command again later."
-            )
-        return WebError(
-            f"{self.what} is wanted, but {self.host} cannot be reached ({error}).",
-            "Without a network: --offline uses what was downloaded before, --data-dir your own "
-            "files.",
-        )
 
 
 def fetch(web: Web, url: str, what: str, result: Callable[[Response], T], method: str = "GET") -> T:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from jaxchat.errors import ArtifactError
+from jaxchat.errors import ArtifactError, first_line
 
 COMPRESSED = (".gz", ".zst")
 BUFFER = 1 << 20  # bytes that are decompressed at a time
@@ -113,11 +113,17 @@ def _decompressed(file: IO[bytes], suffix: str) -> IO[bytes]:
 
 
 def _undecodable(path: Path, error: BaseException, suffix: str) -> Unreadable:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     if suffix == ".zst":
         window = zstd_window(path)
         if window > MAX_WINDOW + 1 or "too much memory" in reason:
-            return _too_wide(path, window)
+            size = f"{window / 2**20:,.0f} MiB"
+            wide = f"a window of {size}" if window > MAX_WINDOW else "too large a window"
+            return Unreadable(
+                f"{path} was compressed with {wide}, as --long and --ultra do, and at most "
+                f"{MAX_WINDOW >> 20} MiB are read; compress it again: zstd -d --long=31 -c "
+                f"{shlex.quote(str(path))} | zstd -19 -o NEW{''.join(path.suffixes[-2:])}"
+            )
         if "ictionary" in reason:
             return Unreadable(
                 f"{path} was compressed with a dictionary, which is not read ({reason}); compress "
@@ -128,16 +134,6 @@ def _undecodable(path: Path, error: BaseException, suffix: str) -> Unreadable:
     return Unreadable(
         f"{path} is damaged: its bytes are not what {_NAMES[suffix]} wrote ({reason}); fetch it "
         "again, or leave it out."
-    )
-
-
-def _too_wide(path: Path, window: int) -> Unreadable:
-    size = f"a window of {window / 2**20:,.0f} MiB" if window > MAX_WINDOW else "too large a window"
-    ending = "".join(path.suffixes[-2:])
-    return Unreadable(
-        f"{path} was compressed with {size}, as --long and --ultra do, and at most "
-        f"{MAX_WINDOW >> 20} MiB are read; compress it again: zstd -d --long=31 -c "
-        f"{shlex.quote(str(path))} | zstd -19 -o NEW{ending}"
     )
 
 

@@ -53,22 +53,16 @@ class Listing(NamedTuple):
 
     def omitted(self) -> str:
         """The files left out: counts, reasons, and the first names."""
-        return ", ".join(
-            f"{len(names):,} {_described(reason, len(names), _some(names))}"
-            for reason, names in sorted(self.left_out.items())
-        )
-
-
-def _described(reason: Reason, count: int, names: str) -> str:
-    words = reason[count > 1]
-    if words.endswith(")"):  # it has a remark of its own
-        return f"{words.removesuffix(')')}: {names})"
-    return f"{words} ({names})"
-
-
-def _some(names: tuple[str, ...]) -> str:
-    more = [f"and {len(names) - SHOWN:,} more"] if len(names) > SHOWN else []
-    return ", ".join([*map(shown, names[:SHOWN]), *more])
+        parts = []
+        for (one, several), names in sorted(self.left_out.items()):
+            words = one if len(names) == 1 else several
+            more = [f"and {len(names) - SHOWN:,} more"] if len(names) > SHOWN else []
+            some = ", ".join([*map(shown, names[:SHOWN]), *more])
+            if words.endswith(")"):  # it has a remark of its own
+                parts.append(f"{len(names):,} {words.removesuffix(')')}: {some})")
+            else:
+                parts.append(f"{len(names):,} {words} ({some})")
+        return ", ".join(parts)
 
 
 def shown(name: str) -> str:
@@ -101,13 +95,6 @@ def find(names: Iterable[str]) -> Listing:
         if collecting:
             gc.enable()
     return Listing(tuple(files), {why: tuple(sorted(n)) for why, n in search.left_out.items()})
-
-
-def exactly(paths: Iterable[Path]) -> Listing:
-    """These files, each as often as it is named; what has no known ending is plain text."""
-    return Listing(
-        tuple(Found(path, path.stat().st_size, kind_of(path) or ".txt") for path in paths), {}
-    )
 
 
 class _Search:

@@ -17,6 +17,7 @@ from jaxchat.data.files.compressed import (
     opened,
     refused,
 )
+from jaxchat.errors import first_line
 
 # types of pyarrow that hold text
 _TEXTUAL = "string large_string string_view binary large_binary binary_view null".split()
@@ -49,8 +50,8 @@ def open_parquet(path: Path) -> Iterator[Any]:
             raise _undecodable(path, error) from error
         except pyarrow.ArrowNotImplementedError as error:
             raise Unreadable(
-                f"{path} uses what pyarrow does not read ({_reason(error)}); write it again with "
-                "other settings, or leave it out."
+                f"{path} uses what pyarrow does not read ({first_line(error)}); write it again "
+                "with other settings, or leave it out."
             ) from error
         except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise _undecodable(path, error) from error
@@ -62,14 +63,15 @@ def text_column(file: Any, path: Path, column: str) -> None:
 
     schema = file.schema_arrow
     count = schema.names.count(column)
-    if count != 1:
-        there = ", ".join(schema.names) or "none"
-        had = "no" if count == 0 else f"{count} columns"
+    if count == 0:
         raise Unreadable(
-            f'{path} has {had} column "{column}", only {there}; rename the one that holds the '
-            "text, or leave the file out."
-            if count == 0
-            else f'{path} has {had} of the name "{column}"; rename all but one, or leave it out.'
+            f'{path} has no column "{column}", only {", ".join(schema.names) or "none"}; rename '
+            "the one that holds the text, or leave the file out."
+        )
+    if count > 1:
+        raise Unreadable(
+            f'{path} has {count} columns of the name "{column}"; rename all but one, or leave it '
+            "out."
         )
     kind = schema.field(column).type
     held = kind.value_type if types.is_dictionary(kind) else kind
@@ -78,10 +80,6 @@ def text_column(file: Any, path: Path, column: str) -> None:
             f'{path} has a column "{column}" of type {kind}; it must hold text: write it again, or '
             "leave it out."
         )
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].removesuffix(".")
 
 
 def _undecodable(path: Path, error: BaseException) -> Unreadable:
@@ -98,12 +96,12 @@ def _undecodable(path: Path, error: BaseException) -> Unreadable:
                 found = looks_like(head)
                 kind = f"; it looks like {found}" if found else ""
                 return Unreadable(
-                    f"{path} is no Parquet file{kind} ({_reason(error)}); fetch it again, or leave "
-                    "it out."
+                    f"{path} is no Parquet file{kind} ({first_line(error)}); fetch it again, or "
+                    "leave it out."
                 )
             if tail != b"PAR1":
                 return Unreadable(
-                    f"{path} is cut off: no Parquet footer stands at its end ({_reason(error)}); "
-                    "fetch it again, or leave it out."
+                    f"{path} is cut off: no Parquet footer stands at its end "
+                    f"({first_line(error)}); fetch it again, or leave it out."
                 )
-    return Unreadable(f"{path} is damaged ({_reason(error)}); fetch it again, or leave it out.")
+    return Unreadable(f"{path} is damaged ({first_line(error)}); fetch it again, or leave it out.")

@@ -15,7 +15,7 @@ import mmap
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from jaxchat.data.files import folders
 from jaxchat.data.files.compressed import COMPRESSED, opened, refused
@@ -120,7 +120,7 @@ class Table:
         return file.row(local)
 
 
-def _open(path: Path, columns: Sequence[str], optional: Sequence[str]) -> _File:
+def _open(path: Path, columns: Sequence[str], optional: Sequence[str]) -> _Lines | _Parquet:
     if not path.is_file():
         raise ConfigError(
             f"{path} is no file; name a {', '.join(folders.TALKS[:-1])} or {folders.TALKS[-1]}."
@@ -133,14 +133,6 @@ def _open(path: Path, columns: Sequence[str], optional: Sequence[str]) -> _File:
     raise ConfigError(f"{path} is of no known kind; they are {', '.join(folders.TALKS)}.")
 
 
-class _File(Protocol):
-    unread: Sequence[str]  # columns
-
-    def __len__(self) -> int: ...
-
-    def row(self, index: int) -> Row: ...
-
-
 class _Lines:
     """JSON lines, as bytes mapped into memory; blank lines do not count."""
 
@@ -148,7 +140,15 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._bytes = _contents(path)
+        self._bytes: bytes | mmap.mmap = b""
+        try:
+            with opened(path) as (content, _):
+                if path.suffix.lower() in COMPRESSED:
+                    self._bytes = content.read()
+                elif path.stat().st_size:  # else it cannot be mapped
+                    self._bytes = mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise refused(path, error) from error
         self._places = array.array("q")  # of each line: its number, where it begins and ends
         mark_length(self._bytes[:4], str(path))  # refuses UTF-16
         begin, size = 0, len(self._bytes)
@@ -184,18 +184,6 @@ class _Lines:
         while line.startswith(MARK):
             line = line.removeprefix(MARK)
         return line
-
-
-def _contents(path: Path) -> bytes | mmap.mmap:
-    """The bytes of a file, mapped into memory; of a compressed one, decompressed."""
-    try:
-        with opened(path) as (content, _):
-            if path.suffix.lower() in COMPRESSED:
-                return content.read()
-            empty = path.stat().st_size == 0  # cannot be mapped
-            return b"" if empty else mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise refused(path, error) from error
 
 
 class _Parquet:

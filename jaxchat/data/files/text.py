@@ -6,6 +6,7 @@ record that must be parsed whole has at most MAX_RECORD bytes.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -46,9 +47,15 @@ def decode(data: bytes, name: str, position: int = 0) -> str:
 
     Raises Unreadable for UTF-16, UTF-32 and all else that is not UTF-8.
     """
+    return _decode(data, name, position, final=True)[0]
+
+
+def _decode(data: bytes, name: str, position: int, final: bool) -> tuple[str, int]:
+    """The text, and its bytes; a last character that is not whole is left, unless `final`."""
     skipped = mark_length(data, name) if position == 0 else 0
     try:
-        return str(memoryview(data)[skipped:], "utf-8")
+        text, used = codecs.utf_8_decode(memoryview(data)[skipped:], "strict", final)
+        return text, skipped + used
     except UnicodeDecodeError as error:
         found = looks_like(data[:16]) if position == 0 else ""
         advice = (
@@ -93,24 +100,13 @@ def pieces(file: IO[bytes], name: str) -> Iterator[tuple[str, int]]:
     position, held = 0, b""
     while data := file.read(CHUNK):
         data = held + data + file.readline(CHUNK)
-        end = _last_character(data)
-        held = data[end:]
-        text = decode(data[:end] if held else data, name, position)
-        position += end
+        text, used = _decode(data, name, position, final=False)
+        held = data[used:]
+        position += used
         if text:  # not a mark alone
             yield text, position
     if held:
         yield decode(held, name, position), position + len(held)
-
-
-def _last_character(data: bytes) -> int:
-    """Where the last character ends that is whole: at most three bytes before the end."""
-    for back in range(1, min(4, len(data) + 1)):
-        byte = data[-back]
-        if byte & 0xC0 != 0x80:  # it begins a character
-            length = 1 + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
-            return len(data) - back if length > back else len(data)
-    return len(data)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str, int]]:

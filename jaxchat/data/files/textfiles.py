@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxchat.data.files.compressed import Unreadable, opened
-from jaxchat.data.files.folders import STDIN, SUFFIXES, Found, Listing, exactly, find, shown
+from jaxchat.data.files.folders import STDIN, SUFFIXES, Found, Listing, find, kind_of, shown
 from jaxchat.data.files.parquet import open_parquet, text_column
 from jaxchat.data.files.text import MAX_RECORD, is_unicode, pieces, read_lines
+from jaxchat.errors import first_line
 
 __all__ = ["STDIN", "SUFFIXES", "TextFiles"]
 
@@ -38,8 +39,12 @@ class TextFiles:
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> TextFiles:
-        """The texts of exactly these files. Raises OSError for one that is gone."""
-        return cls(exactly(paths))
+        """The texts of exactly these files, each as often as it is named.
+
+        What has no known ending is plain text. Raises OSError for one that is gone.
+        """
+        files = (Found(path, path.stat().st_size, kind_of(path) or ".txt") for path in paths)
+        return cls(Listing(tuple(files), {}))
 
     def __iter__(self) -> Iterator[str]:
         """The texts. Raises Unreadable, naming the file, for one that cannot be read."""
@@ -118,6 +123,6 @@ def _texts_of(column: Any, first: int, path: Path) -> list[str | None]:
     except (UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
         raise Unreadable(
             f"rows {first + 1} to {first + len(column)} of {path} are not all UTF-8 text "
-            f"({str(error).splitlines()[0]}); mend the file, or leave it out."
+            f"({first_line(error)}); mend the file, or leave it out."
         ) from error
     return values
