@@ -5,18 +5,24 @@
 COPY is a checkout of its own (`git worktree add COPY`, with the built extension); its files are
 changed and restored. Each mutation is one change of one expression: a comparison, an operator, a
 boolean, a number, a condition. A mutation survives when all tests of its room pass. The tests of
-the module run first, then those of the room, up to the first failure.
+the module run first, then those of the room, up to the first failure. They must pass without a
+mutation: look at that first. --first N resumes an interrupted run.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import os
 import random
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOMS = (
@@ -87,26 +93,66 @@ def mutate(source: str, rng: random.Random) -> tuple[str, int, str, str] | None:
     return changed, node.lineno, data[start:end].decode(), text
 
 
-def verdict(tree: Path, module: Path, seconds: float) -> str:
-    """The first test that fails, "timeout", or "survived"."""
-    room = module.parts[1]
-    folder = Path("tests") / room
-    own = sorted(tree.glob(f"{folder}/**/test_{module.stem}.py"))
-    for tests in ([str(path) for path in own], [str(folder)]):
-        if not tests:
-            continue
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+def batches(tree: Path, module: Path) -> Iterator[list[str]]:
+    """The room's test files, the likeliest to notice first: the module's own, those that name it,
+    the rest.
+    """
+    *package, stem = module.with_suffix("").parts
+    name = re.compile(
+        rf"{re.escape('.'.join([*package, stem]).removesuffix('.__init__'))}\b"
+        rf"|from {re.escape('.'.join(package))} import [^\n]*\b{stem}\b"
+    )
+    left = sorted((tree / "tests" / package[1]).rglob("test_*.py"))
+    own = [path for path in left if path.name == f"test_{stem}.py"]
+    near = [path for path in left if name.search(path.read_text(encoding="utf-8"))]
+    for paths in (own, near, left):
+        if now := [str(path.relative_to(tree)) for path in paths if path in left]:
+            yield now
+        left = [path for path in left if path not in paths]
+
+
+def failure(tree: Path, tests: list[str], seconds: int) -> str:
+    """The first test that fails, or ""; one that takes longer than `seconds` has failed, too."""
+    limit = ["-o", f"faulthandler_timeout={seconds}", "-o", "faulthandler_exit_on_timeout=true"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *limit, *tests]
+    # What the tests start imports the changed files, too, wherever it runs.
+    paths = os.pathsep.join(filter(None, [str(tree.resolve()), os.environ.get("PYTHONPATH")]))
+    with tempfile.TemporaryFile("w+") as out:  # a file: children left behind hold no pipe open
+        child = subprocess.Popen(
+            command, cwd=tree, env={**os.environ, "PYTHONPATH": paths},
+            stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+        )  # fmt: skip
         try:
-            done = subprocess.run(
-                command, cwd=tree, capture_output=True, text=True, timeout=seconds, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return "timeout"
-        if done.returncode:
-            lines = done.stdout.splitlines()
-            said = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-            return said[0][:100] if said else "the tests did not start"
-    return "survived"
+            code = child.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+        out.seek(0)
+        lines = out.read().splitlines()
+    if code == 0:
+        return ""
+    said = [line for line in lines if line.startswith(("FAILED ", "ERROR ", "Timeout "))]
+    return (said or lines or ["no output"])[-1][:120]
+
+
+def verdict(tree: Path, module: Path, seconds: int) -> str:
+    """The first test that fails, or "survived"."""
+    failures = (failure(tree, tests, seconds) for tests in batches(tree, module))
+    return next(filter(None, failures), "survived")
+
+
+def draw(
+    tree: Path, rooms: Sequence[str], seed: int, number: int
+) -> tuple[Path, str, tuple[str, int, str, str]]:
+    """(file, its source, the mutation): rooms in turn, files by their size."""
+    rng = random.Random(f"{seed} {number}")
+    files = sorted((tree / "jaxchat" / rooms[number % len(rooms)]).rglob("*.py"))
+    lengths = [path.stat().st_size for path in files]
+    while True:
+        [path] = rng.choices(files, lengths)
+        source = path.read_text(encoding="utf-8")
+        if made := mutate(source, rng):
+            return path, source, made
 
 
 def main() -> None:
@@ -115,20 +161,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--first", type=int, default=0, help="skip the mutations before this one")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=900, help="for the tests of one mutation")
+    parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=ROOMS)
+    parser.add_argument("--seconds", type=int, default=900, help="the limit of one test")
     parser.add_argument("--tree", type=Path, required=True)
     args = parser.parse_args()
+    if subprocess.run(["git", "diff", "--quiet"], cwd=args.tree, check=False).returncode:
+        sys.exit(f"{args.tree} has changes: restore it (`git checkout jaxchat`), or make another")
     survivors = []
     for number in range(args.first, args.count):
-        rng = random.Random(f"{args.seed} {number}")
-        room = ROOMS[number % len(ROOMS)]
-        files = sorted((args.tree / "jaxchat" / room).rglob("*.py"))
-        lengths = [path.stat().st_size for path in files]
-        made, path = None, files[0]
-        while made is None:
-            path = rng.choices(files, lengths)[0]
-            made = mutate(source := path.read_text(encoding="utf-8"), rng)
-        changed, line, before, after = made
+        path, source, (changed, line, before, after) = draw(
+            args.tree, args.rooms, args.seed, number
+        )
         where = path.relative_to(args.tree)
         began = time.monotonic()
         path.write_text(changed, encoding="utf-8")

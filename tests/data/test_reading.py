@@ -18,6 +18,7 @@ from pyarrow import parquet
 from jaxchat.cli.serve import read_key
 from jaxchat.config import loading
 from jaxchat.data.files import compressed, text
+from jaxchat.data.files.compressed import Unreadable
 from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.errors import ArtifactError, ConfigError, explain
 from jaxchat.evals.core.bundle import read_bundle, read_examples
@@ -168,6 +169,23 @@ def test_a_window_that_is_too_large_is_reported_with_the_command(
         )
         assert ("2,048 MiB" in reported) == (not before.startswith(b"\x28"))
         assert "fetch it again" not in reported
+
+
+@pytest.mark.parametrize("number", range(16))
+def test_frames_that_carry_no_text_are_passed_over(tmp_path: Path, number: int) -> None:
+    """RFC 8878, 3.1.2: their first four bytes are one of sixteen numbers."""
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(bytes([0x50 + number]) + b"\x2a\x4d\x18\x02\0\0\0ab" + zstd_frame(20))
+    with compressed.opened(path) as (content, _):
+        assert content.read() == LINE
+
+
+@pytest.mark.parametrize("first", [0x4F, 0x60])
+def test_numbers_beside_theirs_are_no_zstandard(tmp_path: Path, first: int) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(bytes([first]) + b"\x2a\x4d\x18\x02\0\0\0ab" + zstd_frame(20))
+    with pytest.raises(Unreadable, match="is not Zstandard"), compressed.opened(path):
+        pass
 
 
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="the program zstd is not installed")

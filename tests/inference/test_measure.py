@@ -1,12 +1,15 @@
 """What the engine's benchmark counts, against counts by hand."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 
 from jaxchat.config.derive import windows
 from jaxchat.config.machine import memory_bandwidth
 from jaxchat.config.schema import ModelConfig
-from jaxchat.inference.measure import cache_bytes, measure, weight_bytes
+from jaxchat.inference import measure as measuring
+from jaxchat.inference.measure import cache_bytes, device_bandwidth, measure, weight_bytes
 from jaxchat.model.gpt import init_params
 
 
@@ -56,3 +59,13 @@ def test_figures_belong_together(params, config, tokenizer):
 )
 def test_bandwidths_of_known_cards(kind, bandwidth):
     assert memory_bandwidth(kind) == bandwidth
+
+
+def test_the_bandwidth_is_the_data_sheets_or_else_measured(monkeypatch):
+    monkeypatch.setattr(measuring, "MEASURED_BYTES", 1 << 20)
+    bandwidth, source = device_bandwidth()
+    assert bandwidth > 0
+    assert source == "measured by a sum"
+    card = SimpleNamespace(device_kind="NVIDIA H200")
+    monkeypatch.setattr(jax, "devices", lambda: [card])
+    assert device_bandwidth() == (4.8e12, "NVIDIA H200's data sheet")

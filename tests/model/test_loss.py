@@ -158,6 +158,24 @@ def test_token_logprobs_are_the_plain_ones(chunk_rows):
     np.testing.assert_allclose(got, plain_logprobs(x, kernel, targets), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("chunk_rows", "chunks"), [(1, 10), (3, 10), (9, 4), (12, 3), (29, 2), (30, 1), (1000, 1)]
+)
+def test_a_chunk_has_at_most_its_rows_and_there_are_no_more_than_needed(chunk_rows, chunks):
+    """Rows are of all B sequences at once; more chunks would be slower, larger ones need memory."""
+    x, kernel, targets, mask, _ = make_batch()
+
+    def logprobs(x):
+        return token_logprobs(x, kernel, targets, softcap=SOFTCAP, chunk_rows=chunk_rows)
+
+    def loss(x):
+        compute = Compute(chunk_rows=chunk_rows)
+        return cross_entropy(x, kernel, targets, mask, softcap=SOFTCAP, compute=compute)[0]
+
+    for function in (logprobs, loss, jax.grad(loss)):
+        assert f" length={chunks}\n" in str(jax.make_jaxpr(function)(x)), function
+
+
 def test_bits_per_byte_are_nats_over_bytes_and_nan_without_bytes():
     assert bits_per_byte(3.0, 5.0) == pytest.approx(3.0 / 5.0 / math.log(2.0))
     with pytest.raises(ValueError, match="no byte"):

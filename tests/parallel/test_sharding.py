@@ -6,12 +6,20 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from jaxchat.config.derive import derive_model
 from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.model import gpt
-from jaxchat.parallel.mesh import batch_shards, make_mesh, param_specs, put_batch, row_share
+from jaxchat.parallel.mesh import (
+    batch_shards,
+    make_mesh,
+    param_specs,
+    put_batch,
+    row_share,
+    spec_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +97,25 @@ def test_a_process_reads_the_rows_of_its_own_devices(
 def test_processes_whose_rows_overlap_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data=2, fsdp=1, tensor=3 gives its 2 processes"):
         row_share(processes([[[0, 0, 0]], [[0, 1, 1]]]))
+
+
+@pytest.mark.parametrize(
+    ("config", "logical", "shape", "spec"),
+    [
+        (MeshConfig(fsdp=2, tensor=2), ("embed", "heads"), (6, 4), P("fsdp", "tensor")),
+        (MeshConfig(fsdp=2, tensor=2), ("embed", "heads"), (5, 4), P(None, "tensor")),
+        (MeshConfig(fsdp=2, tensor=2), ("embed", "heads"), (6, 3), P("fsdp", None)),
+        (MeshConfig(fsdp=2, tensor=2), ("gate", "kv_heads"), (4, 4), P(None, "tensor")),
+        (MeshConfig(fsdp=2, tensor=2), ("batch", None), (8, 4), P(("data", "fsdp"), None)),
+        (MeshConfig(fsdp=2, tensor=2), ("batch", None), (6, 4), P(None, None)),  # 6 rows over 4
+        (MeshConfig(tensor=2), ("batch", "heads"), (4, 2), P("data", "tensor")),
+        (MeshConfig(fsdp=8), ("batch", "heads"), (8, 2), P("fsdp", None)),
+    ],
+)
+def test_an_axis_is_split_where_it_divides_and_else_whole(
+    config: MeshConfig, logical: tuple[str | None, ...], shape: tuple[int, ...], spec: P
+) -> None:
+    assert spec_of(make_mesh(config), logical, shape) == spec
 
 
 @pytest.mark.parametrize("preset", ["classic", "modern"])

@@ -1,5 +1,8 @@
 """The names of levels, and what they lack."""
 
+import subprocess
+import sys
+
 import pytest
 
 from jaxchat.tools.sandbox import levels
@@ -48,3 +51,20 @@ def test_a_machine_that_cannot_even_start_one_has_no_level(monkeypatch: pytest.M
         assert levels.detect() == Level("none", (), False)
     finally:
         levels.detect.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
+def test_capabilities_are_those_of_the_caller_and_gone_once_dropped() -> None:
+    """In a process of its own, and of no other: process 1 keeps what it has."""
+    code = """
+from jaxchat.tools.sandbox import kernel
+def listed():  # permitted, effective and inheritable, as the kernel lists them
+    lines = [line.split() for line in open("/proc/self/status") if line.startswith("Cap")]
+    return any(int(rest[0], 16) for name, *rest in lines if name[3:6] in ("Prm", "Eff", "Inh"))
+assert kernel.has_capabilities() == listed()
+kernel.drop_capabilities()
+assert not listed()
+assert not kernel.has_capabilities()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
