@@ -27,12 +27,13 @@ from jaxchat.config.schema import RLConfig
 from jaxchat.evals.chat import Sampling, sampled_right
 from jaxchat.evals.scores import pass_rates
 from jaxchat.inference.service import Service
-from jaxchat.model.backend import bucket
+from jaxchat.model.backend import bucket, memory_used
 from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
 from jaxchat.signals import Interrupted
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.divergence import DivergenceError, save_batch
+from jaxchat.train.micro_rows import fitting
 from jaxchat.train.oom import explained
 from jaxchat.train.rollouts import (
     MIN_ROW,
@@ -66,6 +67,7 @@ class RLResult:
     skipped: int  # steps without signal
     pass_rates: dict[str, dict[str, float]]  # "first" and "last" -> k -> pass@k, where evaluated
     seconds: float
+    micro_rows: int  # rows that a device took at once, in the last session
 
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
@@ -79,14 +81,27 @@ def advantages(rewards: np.ndarray) -> np.ndarray:
 def train_rl(job: RLJob, params: Any) -> RLResult:
     """Trains `params` on rewards, from the newest checkpoint when there is one.
 
-    Raises Interrupted after saving when SIGTERM, SIGUSR1 or SIGINT comes, OutOfMemory, with the
-    micro_rows that would fit, where a device cannot hold a step, and FloatingPointError for a loss
-    or gradient that is not finite.
+    Raises Interrupted after saving when SIGTERM, SIGUSR1 or SIGINT comes, and FloatingPointError
+    for a loss or gradient that is not finite. A first step that a device cannot hold is tried again
+    with fewer rows (see `micro_rows`); for what it cannot hold then or later, OutOfMemory is
+    raised.
     """
+    config = job.config
+    rollouts = config.problems_per_step * config.samples_per_problem
+    single = plan_rows(rollouts, 1, batch_shards(job.mesh))
+    return fitting(
+        job, config.micro_rows, (*single, job.model.sequence_len),
+        lambda rows: _train_rl(job, params, rows),
+        held=memory_used(jax.local_devices()[0]),  # by the engine that samples
+    )  # fmt: skip
+
+
+def _train_rl(job: RLJob, params: Any, micro_rows: int) -> RLResult:
+    """Likewise, with `micro_rows` a device. Raises Exhausted for the first step."""
     config = job.config
     with Session(job, config.steps, lr_scale=config.lr_scale) as session:
         state, meta = session.resume(params)
-        loop = _Loop(job, session, meta)
+        loop = _Loop(job, session, meta, micro_rows)
         with session.running() as run_step:
             while session.done < config.steps:
                 try:
@@ -102,7 +117,9 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
             if config.eval_every:
                 give_weights(job.engine, state)
                 loop.evaluate("last")
-    return RLResult(state.params, loop.rewards, loop.skipped, loop.pass_rates, session.seconds())
+    return RLResult(
+        state.params, loop.rewards, loop.skipped, loop.pass_rates, session.seconds(), micro_rows
+    )
 
 
 def give_weights(engine: Service, state: TrainState) -> None:
@@ -114,9 +131,11 @@ def give_weights(engine: Service, state: TrainState) -> None:
 class _Loop:
     """The two halves of a step of `train_rl`, and what they have found so far."""
 
-    def __init__(self, job: RLJob, session: Session, meta: Mapping[str, Any]) -> None:
+    def __init__(
+        self, job: RLJob, session: Session, meta: Mapping[str, Any], micro_rows: int
+    ) -> None:
         """`meta` is what the newest checkpoint was saved with."""
-        self.job, self.session = job, session
+        self.job, self.session, self.micro_rows = job, session, micro_rows
         self.rewards: list[float] = list(meta.get("rewards", []))
         self.skipped = int(meta.get("skipped", 0))
         self.pass_rates: dict[str, dict[str, float]] = dict(meta.get("pass_rates", {}))
@@ -190,7 +209,7 @@ class _Loop:
         """This process's part of the micro-batches [A, B, ...] of a step."""
         job, (index, parts) = self.job, row_share(self.job.mesh)
         shards = batch_shards(job.mesh)
-        count, rows = plan_rows(rollouts.rewards.size, job.config.micro_rows, shards)
+        count, rows = plan_rows(rollouts.rewards.size, self.micro_rows, shards)
         row_tokens = bucket(rollouts.longest - 1, MIN_ROW, job.model.sequence_len) + 1
         batch = make_batch(
             rollouts, advantage, row_tokens, count * rows, job.tokenizer.bos,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from jaxchat.optim.optimizer import carry_over, make_optimizer
 from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
 from jaxchat.signals import Interrupted
 from jaxchat.train.divergence import DivergenceError, data_index, save_batch
+from jaxchat.train.micro_rows import fitting
 from jaxchat.train.oom import explained
 from jaxchat.train.session import Session, TrainingJob
 from jaxchat.train.step import TrainState, init_state
@@ -67,6 +68,7 @@ class FitResult:
     loss: float  # mean of the last tenth of the steps
     bits_per_byte: float  # on the held-out rows, at the end
     seconds: float  # of training, over all sessions that were interrupted
+    micro_rows: int  # rows that a device took at once, in the last session
 
 
 def plan_batch(
@@ -74,6 +76,7 @@ def plan_batch(
 ) -> tuple[int, int]:
     """(A, rows): A micro-batches of `rows` rows over all shards make one step.
 
+    With micro_rows "auto" those of one row a shard, of which others are made.
     Raises ConfigError, with the numbers and the settings of the `stage`, when they do not divide.
     """
     table = stage and f"{stage}."
@@ -89,7 +92,8 @@ def plan_batch(
             f"set {table}batch_tokens to a multiple of {shards * row_tokens}, or [mesh] to fewer "
             "devices."
         )
-    micro = min(train.micro_rows * shards, rows)
+    at_once = 1 if isinstance(train.micro_rows, str) else train.micro_rows
+    micro = min(at_once * shards, rows)
     if rows % micro:
         raise ConfigError(
             f"a step of {rows} rows is not a multiple of {micro} rows ({table}micro_rows "
@@ -109,10 +113,23 @@ def fit(job: FitJob, params: Any) -> FitResult:
     """Trains `params` for the job's steps, from its newest checkpoint when there is one.
 
     Raises Interrupted after saving when SIGTERM, SIGUSR1 or SIGINT comes (to any of several
-    processes: all stop at the same step), OutOfMemory, with the micro_rows that would fit, where a
-    device cannot hold a step, FloatingPointError where the loss diverges (see `divergence`), and
-    ArtifactError for held-out rows in which nothing is predicted.
+    processes: all stop at the same step), FloatingPointError where the loss diverges (see
+    `divergence`), and ArtifactError for held-out rows in which nothing is predicted. A first step
+    that a device cannot hold is tried again with fewer rows (see `micro_rows`); for what it cannot
+    hold then or later, OutOfMemory is raised.
     """
+    row_tokens, shards = job.rows.manifest.row_tokens - 1, batch_shards(job.mesh)
+    plan_batch(job.train, row_tokens, shards, job.title)  # what cannot be is said at once
+    single = plan_batch(replace(job.train, micro_rows=1), row_tokens, shards, job.title)
+
+    def train(rows: int) -> FitResult:
+        return _fit(replace(job, train=replace(job.train, micro_rows=rows)), params, rows)
+
+    return fitting(job, job.train.micro_rows, (*single, row_tokens), train)
+
+
+def _fit(job: FitJob, params: Any, micro_rows: int) -> FitResult:
+    """Likewise, with `micro_rows` a device. Raises Exhausted for the first step."""
     train, row_tokens = job.train, job.rows.manifest.row_tokens - 1
     accumulation, rows = plan_batch(train, row_tokens, batch_shards(job.mesh), job.title)
     with (
@@ -129,7 +146,7 @@ def fit(job: FitJob, params: Any) -> FitResult:
         loop = _Loop(job, session, accumulation, rows)
         while True:
             try:
-                return loop.finish(loop.train(loop.resume(params)))
+                return loop.finish(loop.train(loop.resume(params)), micro_rows)
             except DivergenceError as error:
                 loop.leave_out(error)
                 session.checkpoints.wait()
@@ -295,7 +312,7 @@ class _Loop:
         )
         self.skipped |= {index}
 
-    def finish(self, state: TrainState) -> FitResult:
+    def finish(self, state: TrainState, micro_rows: int) -> FitResult:
         """The result, after the last step, which is saved. Raises Interrupted on a signal."""
         session = self.session
         losses = session.losses()
@@ -308,6 +325,7 @@ class _Loop:
             loss=float(np.mean(losses[-max(1, len(losses) // 10) :])),
             bits_per_byte=self.bpb,
             seconds=session.seconds(),
+            micro_rows=micro_rows,
         )
         session.stop()  # of several processes, the next call has the outcome of this one
         if number := session.stop():
