@@ -1,11 +1,17 @@
 """The message when a device cannot hold a step; the errors are JAX's own."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny_rl
 from tiny_training import CLASSIC, CLASSIC_OPTIM, TRAIN, T, random_params, tiny_job
 
 from jaxchat.checkpoints.save import fingerprint
@@ -16,8 +22,11 @@ from jaxchat.errors import ConfigError, OutOfMemory, explain
 from jaxchat.model import backend
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.train import loop, oom, session
+from jaxchat.train.grpo import train_rl
 
 PETABYTES = 4 * 2**50
+SHORT = Path(__file__).with_name("short_of_memory.py")
+BOUND = 800_000_000  # bytes: 8,192 rows of that program take 840 MB, 4,096 half, without compiling
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +174,48 @@ def test_a_resumed_stage_goes_back_to_its_checkpoint(tmp_path, monkeypatch):
     result = loop.fit(job, params)
     assert calls[8:] == [4] + [2] * (TRAIN.steps - 5)  # from the checkpoint of step 5
     assert result.micro_rows == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems bound no address space")
+def test_real_memory_that_runs_out_and_a_kill_leave_the_bits_of_fewer_rows(tmp_path):
+    def command(folder, rows, more):
+        return [sys.executable, SHORT, str(tmp_path / folder), str(rows), str(more)]
+
+    def output_of(*arguments):
+        return subprocess.run(
+            command(*arguments), check=True, stdout=subprocess.PIPE, text=True, env=env
+        ).stdout
+
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    for name in ("plain", "short"):
+        (tmp_path / name).mkdir()
+    killed = subprocess.Popen(
+        command("short", 8_192, BOUND), stdout=subprocess.PIPE, text=True, env=env
+    )
+    for line in killed.stdout:
+        if "it is tried again with 4096" in line:
+            assert "(RESOURCE_EXHAUSTED: Out of memory allocating" in line
+            break
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    again = output_of("short", 8_192, BOUND)
+    assert "micro_rows is 4096 as before" in again
+    assert "tried again" not in again
+    assert again.splitlines()[-1] == output_of("plain", 4_096, 0).splitlines()[-1]
+
+
+def test_the_first_step_of_rl_is_tried_again_too(tmp_path, monkeypatch, capsys):
+    config = replace(tiny_rl.CONFIG, steps=2, eval_every=0)
+    calls = failing(monkeypatch, lambda call, rows: rows > 3)
+    params = tiny_rl.lively_params()
+    halved = train_rl(tiny_rl.tiny_job(tmp_path / "halved", config), params)
+    assert set(calls) == {6, 3}
+    assert "rl: a step with micro_rows 6 does not fit" in capsys.readouterr().out
+    config = replace(config, micro_rows=3)
+    plain = train_rl(tiny_rl.tiny_job(tmp_path / "plain", config), params)
+    assert fingerprint(halved.params) == fingerprint(plain.params)
+    assert (halved.micro_rows, halved.rewards) == (3, plain.rewards)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 8])
