@@ -83,7 +83,8 @@ def read_settings(args: argparse.Namespace, root: Path) -> tuple[RunConfig, list
     checks.check_names(config)
     checks.check_sizes(config)
     if args.plan:
-        if not run_dir.has_data(root, config.name):  # else they were read, and may be gone
+        if not run_dir.has_one(run_dir.folder(root, config.name), ("data",)):
+            # else they were read, and may be gone
             checks.check_files(config)
     else:
         trackers.check_installed(config.track.trackers)

@@ -28,6 +28,7 @@ from jaxchat.config.schema import ModelConfig
 from jaxchat.evals.core.bundle import Bundle, read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.core.result import TaskResult
+from jaxchat.evals.model import EvalModel
 from jaxchat.model import gpt
 from jaxchat.runs.opening import load_model
 from jaxchat.runs.run_dir import read_config
@@ -117,8 +118,8 @@ def report(
     for _ in range(2):
         began, processor = time.perf_counter(), time.process_time()
         result = evaluate_core(
-            params, model, tokenizer, bundle, tasks=[label], max_problems=args.max_problems,
-            context=args.context,
+            EvalModel(lambda: params, model, tokenizer), bundle, tasks=[label],
+            max_problems=args.max_problems, context=args.context,
         )  # fmt: skip
         seconds.append((time.perf_counter() - began, time.process_time() - processor))
     task = result.tasks[0]

@@ -1,326 +1,265 @@
 """Benchmarks of jaxchat on one GPU, in under 8 minutes; started by bench/gpu.sh.
 
-Each part runs in its own process with its own time limit, so that a part that fails, runs out of
-memory or hangs does not lose the results of the others. A part prints one line of JSON per result
-as it comes; the lines printed before its time limit count.
+1. Every program is compiled, all at the same time, into JAX's cache of compiled programs; nanochat
+   compiles beside them, makes its first steps, and waits.
+2. nanochat's step is measured, alone; then ours one by one, each loaded from the cache.
+3. Steps and decoding are traced, with XLA's command buffers off so that every kernel has a name.
+4. Decoding is measured.
+
+Each part has its own processes (bench/gpu_parts.py) and its own time limit, so that one that fails,
+runs out of memory or hangs does not lose the results of the others. Results are lines of JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import gpu_table
 import measure
+from gpu_parts import TRACED, programs
 
-TOTAL = 460.0  # seconds for everything
-ROWS = 32  # of 2048 tokens: one GPU's part of a step of 524,288 tokens on 8
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of the benchmark and its time limit."""
-
-    name: str
-    arguments: tuple[str, ...]
-    seconds: float
-
-
-def parts(args: argparse.Namespace) -> Iterator[Part]:
-    """The parts in order of importance: the last are dropped when time runs out."""
-    if args.smoke:  # one of each kind, however long it takes
-        yield Part("attention", ("attention",), args.seconds)
-        yield Part("d12", ("steps", "12", "32,64"), args.seconds)
-        if args.nanochat:
-            yield Part("nanochat d12", ("nanochat", "12", "32"), args.seconds)
-        return
-    yield Part("attention", ("attention",), 75)
-    yield Part("d20", ("steps", "20", "16,32"), 120)
-    yield Part("d24", ("steps", "24", "8,16"), 120)
-    if args.nanochat:
-        yield Part("nanochat d20", ("nanochat", "20", "16"), 110)
-    yield Part("d12", ("steps", "12", "32,64"), 75)
-    yield Part("d20 fp8", ("steps", "20", "16", "fp8"), 100)
+BENCH = Path(__file__).resolve().parent
+TOTAL = 450.0  # seconds for everything
+LIMITS = {"compile": 200.0, "nanochat": 30.0, "steps": 170.0, "traces": 75.0, "decode": 60.0}
+# Seconds that a part leaves to those after it, the table and the archives included.
+LATER = {"compile": 10.0, "nanochat": 10.0, "steps": 100.0, "traces": 40.0, "decode": 10.0}
+# Command buffers hide the kernels' names. What XLA's autotuner chose is kept.
+NO_BUFFERS = "--xla_gpu_enable_command_buffer= --xla_gpu_dump_autotune_results_to="
+ARCHIVE_BYTES = 12 << 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs all parts, or inside one of its processes the one that is named."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Runs all parts and prints the table; 1 when no step was measured."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for all results")
     parser.add_argument("--seconds", type=float, default=TOTAL, help=f"for everything ({TOTAL:g})")
-    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=8, help="steps that are timed (8)")
     measure.add_peer_arguments(parser)
     args = parser.parse_args(argv)
-    if args.part:
-        return run_part(args)
-    return run_all(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="jaxchat-gpu-") as scratch, Book(args.out) as book:
+        Day(args, book, Path(scratch)).run()
+        table = gpu_table.render(book.results)
+        book.log(table)
+    return 0 if any(r["kind"] == "step" for r in book.results) else 1
 
 
-# ---------------------------------------------------------------------------- all parts
+class Book:
+    """The results, written as they come: results.jsonl, and log.txt with all that was printed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.results: list[dict[str, Any]] = []
+        self._began = time.monotonic()
+        self._lock = threading.Lock()
+        self._lines = (folder / "results.jsonl").open("w", encoding="utf-8")
+        self.output = (folder / "log.txt").open("w", encoding="utf-8")
+
+    def __enter__(self) -> Book:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+        self.output.close()
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Keeps a result."""
+        result = {"at": round(time.monotonic() - self._began, 1), **result}
+        with self._lock:
+            self.results.append(result)
+            self._lines.write(json.dumps(result) + "\n")
+            self._lines.flush()
+        self.log(gpu_table.short(result))
+
+    def note(self, text: str) -> None:
+        """Keeps a sentence about a part."""
+        self.add({"kind": "note", "text": text})
+
+    def log(self, text: str) -> None:
+        """Prints, and writes into log.txt."""
+        with self._lock:
+            print(text, flush=True)
+            self.output.write(text + "\n")
+            self.output.flush()
 
 
-def run_all(args: argparse.Namespace) -> int:
-    """Prints the table; 1 when no part gave a result."""
-    deadline = time.monotonic() + args.seconds
-    results: list[dict[str, Any]] = []
-    notes = []
-    if not args.nanochat:
-        notes.append("nanochat: no --nanochat CHECKOUT given, left out")
-    for part in parts(args):
-        left = deadline - time.monotonic()
-        if left < 15:
-            notes.append(f"{part.name}: no time left")
-            continue
-        began = time.monotonic()
-        found, failure = collect(part, args, min(part.seconds, left))
-        results += found
-        took = time.monotonic() - began
-        measure.log(f"{part.name}: {len(found)} results in {took:.0f} s{failure and ', '}{failure}")
-        if failure:
-            notes.append(f"{part.name}: {failure}")
-    print(render(results, notes))
-    if args.json:
-        args.json.write_text(json.dumps({"results": results, "notes": notes}, indent=1) + "\n")
-    return 0 if results else 1
+class Child:
+    """A process of a part; the lines of JSON that it prints are results."""
 
-
-def collect(
-    part: Part, args: argparse.Namespace, seconds: float
-) -> tuple[list[dict[str, Any]], str]:
-    """The results of a part, and its failure, if any."""
-    command = [sys.executable, __file__, "--part", *part.arguments]
-    command += ["--smoke"] if args.smoke else []
-    if args.nanochat:
-        command += ["--nanochat", str(args.nanochat), "--torch-python", str(args.torch_python)]
-    with subprocess.Popen(
-        [*command, "--seconds", f"{seconds:.0f}"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as child:  # fmt: skip
-        failure = ""
-        try:
-            out, err = child.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            out, err = child.communicate()
-            failure = f"stopped after {seconds:.0f} s"
-    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    if child.returncode and not failure:
-        failure = " ".join(err.strip().splitlines()[-1:]) or f"exit code {child.returncode}"
-    return found, failure
-
-
-def render(results: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
-    """One table."""
-    lines = []
-    for device in dict.fromkeys(r["device"] for r in results):
-        lines.append(device)
-    for title, kind in (("attention, B x T x H x K", "attention"), ("step", "step")):
-        rows = [r for r in results if r["kind"] == kind]
-        if rows:
-            lines += ["", HEADS[kind].format(title)]
-        for r in rows:
-            lines.append(attention_row(r) if kind == "attention" else step_row(r))
-    notes = [*notes, *fp8_notes(results)]
-    return "\n".join([*lines, "", *notes]) if notes else "\n".join(lines)
-
-
-def fp8_notes(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Whether the requested products are in fp8, by the compiled programs."""
-    return [
-        f"{r['name']}, {r['rows']} rows: "
-        + (f"{r['fp8_products']} products in fp8" if r["fp8_products"] else "NOTHING IS IN FP8")
-        for r in results
-        if "fp8_products" in r
-    ]
-
-
-HEADS = {
-    "attention": f"{'{:<26}'}{'window':>7}  {'implementation':<16}{'forward ms':>11}"
-    f"{'with backward':>14}{'TFLOP/s':>9}",
-    "step": f"{'{:<16}'}{'rows':>5}{'dtype':>10}{'tokens/s':>11}{'ms':>9}{'TFLOP/s':>9}{'MFU':>7}"
-    f"{'GB':>7}{'compile s':>11}",
-}
-
-
-def attention_row(r: dict[str, Any]) -> str:
-    """A line of the first half."""
-    head = f"{r['shape']:<26}{r['window']:>7}  {r['name']:<16}"
-    if "failure" in r:
-        return f"{head}  {r['failure']}"
-    times = f"{r['forward_ms']:>11.3f}{r['both_ms']:>14.3f}"
-    return f"{head}{times}{r['flops_per_second'] / 1e12:>9.1f}"
-
-
-def step_row(r: dict[str, Any]) -> str:
-    """A line of the second half."""
-    head = f"{r['name']:<16}{r['rows']:>5}{r['dtype']:>10}"
-    if "failure" in r:
-        return f"{head}  {r['failure']}"
-    return (
-        f"{head}{r['tokens_per_second']:>11,.0f}{r['step_ms']:>9.1f}"
-        f"{r['model_flops'] / 1e12:>9.2f}{r['mfu']:>7.1%}{r['memory_bytes'] / 1e9:>7.1f}"
-        f"{r['compile_seconds']:>11.1f}"
-    )
-
-
-# ---------------------------------------------------------------------------- one part
-
-
-def run_part(args: argparse.Namespace) -> int:
-    """The work of a child process; results go to standard output."""
-    kind, *rest = args.part
-    if args.smoke:
-        import jax
-
-        jax.config.update("jax_platforms", "cpu")
-    if kind == "attention":
-        run_attention(args.smoke)
-    elif kind == "steps":
-        run_steps(int(rest[0]), rest[1], "fp8" in rest[2:], args.smoke)
-    else:
-        run_peer(int(rest[0]), int(rest[1]), args)
-    return 0
-
-
-def emit(**result: Any) -> None:
-    """Hands a result over."""
-    import jax
-
-    device = jax.devices()[0]
-    print(json.dumps({"device": f"{device.device_kind}, jax {jax.__version__}", **result}))
-
-
-def case_of(depth: int, micro: int, fp8: bool, smoke: bool) -> measure.Case:
-    """The step of a depth; with --smoke a caricature of it."""
-    if smoke:
-        return measure.Case(
-            1, width=128, seq_len=64, vocab=512, batch=64 * 4, micro_rows=max(1, micro // 16),
-            dtype="float32", fp8=fp8,
+    def __init__(
+        self, name: str, command: Sequence[str], book: Book, extra: dict[str, Any] | None = None,
+        **environment: str,
+    ) -> None:  # fmt: skip
+        self.name, self._book, self._extra = name, book, extra or {}
+        self._began = time.monotonic()
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=book.output, text=True,
+            env={**os.environ, **environment}, process_group=0,
         )  # fmt: skip
-    rows = max(ROWS, micro)
-    return measure.Case(depth, batch=rows * 2_048, micro_rows=micro, fp8=fp8)
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,))
+        self._reader.start()
 
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            if line.startswith("{"):
+                self._book.add({**json.loads(line), **self._extra})
 
-def run_steps(depth: int, micros: str, fp8: bool, smoke: bool) -> None:
-    """A depth at several sizes of the micro-batch, the small ones first; ends when memory does."""
-    from concurrent.futures import ThreadPoolExecutor
+    def ended(self) -> bool:
+        """Whether it needs no more waiting for."""
+        return self._process.poll() is not None
 
-    import jax
-
-    name = f"d{depth}{' fp8' if fp8 else ''}"
-    peak = 0.0 if smoke else measure.peak_flops("bfloat16")
-    sizes = [int(micro) for micro in micros.split(",")]
-    steps = [measure.Step(case_of(depth, micro, fp8, smoke)) for micro in sizes]
-    shapes = jax.eval_shape(steps[0].init)
-    with ThreadPoolExecutor() as pool:  # XLA compiles outside of Python's lock
-        compiling = [pool.submit(step.compile, shapes) for step in steps]
-    state = None
-    for step, compiled in zip(steps, compiling, strict=True):
-        about = {
-            "kind": "step", "name": name, "rows": step.case.micro, "dtype": step.case.dtype,
-        }  # fmt: skip
+    def close(self, until: float) -> None:
+        """Waits, at most until then, and notes how it ended."""
         try:
-            compiled.result()
-            state = step.init() if state is None else state
-            state, figures = step.measure(state, 2 if smoke else 8, peak)
-        except Exception as error:  # of any kind; the sizes before it are already printed
-            first = str(error).splitlines()[0][:100]
-            emit(**about, failure="out of memory" if "RESOURCE_EXHAUSTED" in first else first)
-            return
-        if fp8:
-            about["fp8_products"] = step.fp8_products()
-        emit(**{**figures.to_json(), **about})
+            code = self._process.wait(max(0.1, until - time.monotonic()))
+            ending = f"exit code {code}" if code else "done"
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)  # torch's compilers too
+            self._process.wait()
+            ending = "STOPPED at its time limit"
+        self._reader.join()
+        self._book.note(f"{self.name}: {ending} after {time.monotonic() - self._began:.0f} s")
 
 
-def run_peer(depth: int, micro: int, args: argparse.Namespace) -> None:
-    """nanochat's step for the same case."""
-    import jax
+class Day:
+    """The parts, one after the other."""
 
-    from jaxchat.config.peaks import bf16_peak
+    def __init__(self, args: argparse.Namespace, book: Book, scratch: Path) -> None:
+        self._args, self._book, self._scratch = args, book, scratch
+        self._deadline = time.monotonic() + args.seconds
+        self._programs = programs(smoke=args.smoke)
+        self._go = scratch / "go"
+        self._autotuned = scratch / "autotune.txtpb"
+        self._flags = {"XLA_FLAGS": NO_BUFFERS + str(self._autotuned)}
 
-    case = case_of(depth, micro, False, args.smoke)
-    # this process must not hold the GPU's memory: it asks for its name only
-    jax.config.update("jax_platforms", "cpu")
-    figures = measure.run_nanochat(
-        case, 2 if args.smoke else 8, args.nanochat, args.torch_python, args.seconds
-    )
-    peak = bf16_peak(gpu_name()) or 0.0
-    figures = measure.Figures(**{**vars(figures), "peak_flops": peak})
-    about = {"kind": "step", "name": f"nanochat d{depth}", "rows": micro, "dtype": case.dtype}
-    print(json.dumps({"device": gpu_name(), **figures.to_json(), **about}))
+    def run(self) -> None:
+        """All of them; what there is no time for is noted."""
+        try:
+            self._measure(self._compile())
+            for name, environment in (("traces", self._flags), ("decode", {})):
+                if self._time_left(name):
+                    self._child(name, **environment).close(self._until(name))
+        finally:
+            self._keep_autotuning()
+
+    def _compile(self) -> Child | None:
+        """Compiles everything; returns nanochat's process where it waits to be measured."""
+        peer = self._peer()
+        until = self._until("compile")
+        growing = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        groups: dict[str, list[str]] = {}
+        for name, program in self._programs.items():
+            groups.setdefault(program.group, []).append(name)
+        compiling = [self._child("compile", *names, **growing) for names in groups.values()]
+        traced = [name for name in TRACED if name in self._programs]
+        compiling.append(self._child("compile", "decode", **growing))
+        compiling.append(
+            self._child(
+                "compile",
+                *traced[:3],
+                "decode",
+                "--nice",
+                "10",
+                **growing,
+                **self._flags,
+                extra={"kind": "compiled for its trace"},
+            )
+        )  # fmt: skip
+        for child in compiling:
+            child.close(until)
+        ready = self._go.with_suffix(".ready")
+        while peer and not ready.exists() and not peer.ended() and time.monotonic() < until:
+            time.sleep(0.1)
+        if peer and not ready.exists():
+            peer.close(0)
+            return None
+        return peer
+
+    def _peer(self) -> Child | None:
+        if not self._args.nanochat:
+            self._book.note("nanochat: no --nanochat CHECKOUT given, left out")
+            return None
+        program = next(iter(self._programs.values()))  # tier 100's
+        case = {**asdict(program.case), "rows": program.case.rows, "micro": program.case.micro}
+        command = [
+            str(self._args.torch_python), str(BENCH / "nanochat_step.py"),
+            str(self._args.nanochat), json.dumps(case), str(self._args.steps), str(self._go),
+        ]  # fmt: skip
+        extra = {"kind": "step", "name": "nanochat", "device": gpu_name()}
+        return Child("nanochat", command, self._book, extra)
+
+    def _measure(self, peer: Child | None) -> None:
+        if peer:
+            self._go.touch()
+            peer.close(self._until("nanochat"))
+        compiled = {r["name"] for r in self._book.results if r["kind"] == "compiled"}
+        for name in self._programs.keys() - compiled:
+            self._book.note(f"{name}: not compiled")
+        names = [name for name in self._programs if name in compiled]
+        if self._time_left("steps"):
+            self._child("steps", *names).close(self._until("steps"))
+
+    def _child(
+        self, part: str, *names: str, extra: dict[str, Any] | None = None, **environment: str
+    ) -> Child:
+        command = [sys.executable, str(BENCH / "gpu_parts.py"), part, *names]
+        command += ["--out", str(self._args.out), "--steps", str(self._args.steps)]
+        command += ["--cache", str(self._scratch / "programs")]
+        command += ["--smoke"] if self._args.smoke else []
+        return Child(" ".join([part, *names[:1]]), command, self._book, extra, **environment)
+
+    def _until(self, part: str) -> float:
+        """When a part that begins now is stopped."""
+        limit, later = LIMITS[part], LATER[part]
+        if self._args.smoke:
+            limit, later = self._args.seconds, 0.0
+        return min(time.monotonic() + limit, self._deadline - later)
+
+    def _time_left(self, part: str) -> bool:
+        enough = self._until(part) - time.monotonic() > 15
+        if not enough:
+            self._book.note(f"{part}: no time left")
+        return enough
+
+    def _keep_autotuning(self) -> None:
+        folders = (self._scratch / "programs").glob("xla_gpu_*")
+        kept = [path for path in (self._autotuned, *folders) if path.exists()]
+        if kept:
+            archive(self._args.out / "autotune.tgz", kept)
+
+
+def archive(file: Path, paths: Sequence[Path]) -> None:
+    """Packs files and folders; a result over ARCHIVE_BYTES is too large to come back."""
+    with tarfile.open(file, "w:gz", compresslevel=6) as tar:
+        for path in paths:
+            tar.add(path, arcname=path.name)
+    if file.stat().st_size > ARCHIVE_BYTES:
+        measure.log(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB is over 12 MiB")
 
 
 def gpu_name() -> str:
-    """The first GPU as the driver names it; nothing where there is none."""
+    """The first GPU as the driver names it; "cpu" where there is none."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return "cpu"
     return done.stdout.splitlines()[0].strip()
-
-
-def run_attention(smoke: bool) -> None:
-    """Forward, and forward with backward, of one layer of d20; full and short windows."""
-    import jax
-    import jax.numpy as jnp
-
-    batch, time_, heads, size = (2, 128, 2, 16) if smoke else (16, 2_048, 10, 128)
-    dtype = jnp.float32 if smoke else jnp.bfloat16
-    keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key, (batch, time_, heads, size), dtype) for key in keys)
-    q, k = (x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True)) for x in (q, k))
-    q, k = q.astype(dtype), k.astype(dtype)
-    for window in (time_, time_ // 4):
-        visible = sum(min(t, window) + 1 for t in range(time_)) * batch * heads
-        for name, attend in implementations(window, time_).items():
-            about = {
-                "kind": "attention", "name": name, "window": window,
-                "shape": f"{batch} x {time_} x {heads} x {size}",
-            }  # fmt: skip
-
-            def total(q: Any, k: Any, v: Any, attend: Any = attend) -> Any:
-                return jnp.sum(attend(q, k, v).astype(jnp.float32))
-
-            forward, both = jax.jit(attend), jax.jit(jax.grad(total, argnums=(0, 1, 2)))
-            times = 1 if smoke else 10
-            try:
-                seconds = [measure.repeat(lambda f=f: f(q, k, v), times) for f in (forward, both)]
-            except Exception as error:  # one that does not work here says so, and the next comes
-                emit(**about, failure=str(error).splitlines()[0][:80])
-                continue
-            # 2 products of the visible scores forward, 5 backward
-            flops = 2 * 7 * visible * size
-            emit(
-                **about, forward_ms=1e3 * seconds[0], both_ms=1e3 * seconds[1],
-                flops_per_second=flops / seconds[1],
-            )  # fmt: skip
-
-
-def implementations(window: int, time_: int) -> dict[str, Any]:
-    """Name -> function of q, k, v. Training on a GPU uses the first."""
-    import jax
-
-    from jaxchat.model.attention import causal_attention
-
-    left = None if window >= time_ - 1 else (window, 0)
-
-    def ours(name: Any) -> Any:
-        return lambda q, k, v: causal_attention(q, k, v, window=window, implementation=name)
-
-    def xla(q: Any, k: Any, v: Any) -> Any:
-        return jax.nn.dot_product_attention(
-            q, k, v, is_causal=True, local_window_size=left, implementation="xla"
-        )
-
-    return {"cudnn": ours("cudnn"), "blocked": ours("blocked"), "jax xla": xla}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# One GPU, under 8 minutes: attention, the steps of d12, d20 and d24, fp8, and nanochat beside them.
+# One GPU, under 8 minutes: all steps compiled at once, then measured one by one beside nanochat's,
+# traces of training and decoding, and the speed of decoding.
 #
-#   bench/gpu.sh [--nanochat CHECKOUT --torch-python PYTHON] [--json FILE]
-#   bench/gpu.sh --smoke          # tiny shapes, on a CPU: shows that it works
+#   bench/gpu.sh --out FOLDER [--nanochat CHECKOUT --torch-python PYTHON]
+#   bench/gpu.sh --smoke --out FOLDER    # tiny shapes, on a CPU: shows that it works
 #
-# PYTHON is the interpreter that has jaxchat (default: .venv/bin/python, else python3). One table is
-# printed at the end; progress goes to standard error.
+# PYTHON is the interpreter that has jaxchat (default: .venv/bin/python, else python3). Results are
+# written as they come into FOLDER/results.jsonl, the traces beside it; a table is printed at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [[ -z "${PYTHON:-}" ]]; then

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Case:
     depth: int
     preset: str = "modern"
     width: int = 0  # 0: as depth derives it
+    window_pattern: str = ""  # "L": full windows; "": as the preset has it
     seq_len: int = 2_048
     vocab: int = 32_768
     batch: int = 65_536  # tokens of a step
@@ -36,6 +37,7 @@ class Case:
     fp8: bool = False
     products: str = "auto"  # of float32 activations: see `compute.products`
     chunk_rows: int = 0  # tokens whose logits are held at once; 0: as training chooses
+    fused: bool | None = None  # the forms that move the fewest bytes; None: as training chooses
     options: tuple[str, ...] = ()  # XLA's, beside those training chooses
 
     @property
@@ -68,6 +70,7 @@ class Figures:
     planned_bytes: float = 0.0  # XLA's own account of the step; 0: unknown
     peak_flops: float = 0.0  # of the device, for MFU; 0: unknown
     loss: float = 0.0  # after the timed steps
+    spread_ms: float = 0.0  # the slowest timed step less the fastest
 
     @property
     def mfu(self) -> float:
@@ -87,6 +90,8 @@ def run_config(case: Case) -> Any:
     if case.width:
         heads = max(1, case.width // HEAD_DIM)
         model |= {"n_embd": case.width, "n_head": heads, "n_kv_head": heads}
+    if case.window_pattern:
+        model["window_pattern"] = case.window_pattern
     run = {"name": "bench", "depth": case.depth, "preset": case.preset}
     tables = {"run": run, "model": model, "tokenizer": {"vocab_size": case.vocab}}
     return loading.from_document(tables, "the benchmark's arguments")
@@ -115,6 +120,8 @@ class Step:
             compiler_options=case.options,
         )  # fmt: skip
         self.compute = choose_compute(switches, self.model, dtype)
+        if case.fused is not None:
+            self.compute = replace(self.compute, fused=case.fused)
         self.optimizer = make_optimizer(
             self.model, config.optim, 1000, muon_dtype=self.compute.muon_dtype
         )
@@ -165,7 +172,8 @@ class Step:
                 float(previous["loss"])
                 marks.append(time.perf_counter())
             previous = metrics
-        seconds = statistics.median(b - a for a, b in itertools.pairwise(marks))
+        times = [b - a for a, b in itertools.pairwise(marks)]
+        seconds = statistics.median(times)
         rate = self.case.batch / seconds
         return state, Figures(
             name="jaxchat",
@@ -177,6 +185,7 @@ class Step:
             planned_bytes=planned_memory(self.compiled),
             peak_flops=peak,
             loss=float(metrics["loss"]),
+            spread_ms=1e3 * (max(times) - min(times)),
         )
 
 
@@ -225,7 +234,7 @@ def peak_flops(dtype: Any) -> float:
     import jax
     import jax.numpy as jnp
 
-    from jaxchat.config.peaks import bf16_peak
+    from jaxchat.config.machine import bf16_peak
 
     device = jax.devices()[0]
     if device.platform != "cpu":

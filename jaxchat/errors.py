@@ -131,6 +131,11 @@ def _system_error(error: BaseException, home: Path) -> str | None:
     return f"{path} cannot be used ({reason}); fix it, or name another {other}."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another package's error, for a parenthesis: at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].removesuffix(".")
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The error and what led to it."""
     current: BaseException | None = error

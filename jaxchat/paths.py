@@ -73,7 +73,7 @@ def offline_by() -> str:
     return "HF_HUB_OFFLINE" if hub_offline() else "--offline"
 
 
-def share_gpu(settings: Mapping[str, str], names: Collection[str]) -> bool:
+def set_environment(settings: Mapping[str, str], names: Collection[str]) -> bool:
     """Sets environment variables, unless the user has set one of `names`; whether it did."""
     if any(os.environ.get(name) for name in names):
         return False

@@ -28,14 +28,17 @@ def is_terminal(stream: IO[str] | None) -> bool:
 class Progress:
     """Shows `done` of `total` with rate and time left. Use as a context manager.
 
-    `total = 0` means unknown. Work that ends within two seconds prints no line of its own.
+    `total = 0` means unknown. `warmup` names what happens until the first update, for example
+    "compiling": it is shown until then and left out of the rate.
     """
 
-    def __init__(self, title: str, total: int = 0, unit: str = "it", start: int = 0) -> None:
+    def __init__(
+        self, title: str, total: int = 0, unit: str = "it", start: int = 0, warmup: str = ""
+    ) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.start = self.done = start
         self.began = self.printed = time.monotonic()
-        self.note = ""
+        self.note = self.warmup = warmup
         self._bar: Any = None
 
     def __enter__(self) -> Self:
@@ -43,8 +46,10 @@ class Progress:
             self._bar = self._make_bar()
             self._bar.start()
             self._task = self._bar.add_task(
-                self.title, total=self.total or None, completed=self.start, note=""
+                self.title, total=self.total or None, completed=self.start, note=self.note
             )
+        elif self.warmup:
+            print(f"{self.title}: {self.warmup}", file=sys.stderr, flush=True)
         return self
 
     def _make_bar(self) -> Any:
@@ -67,25 +72,28 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         """Sets how much is done; `note` is shown beside it (a loss, a rate)."""
         self.done, self.note = done, note
+        if self.warmup:
+            self.start, self.began, self.warmup = done, time.monotonic(), ""
         if self._bar is not None:
-            shown = f"{self.speed()} {note}"
-            self._bar.update(self._task, completed=done, note=shown)
+            self._bar.update(self._task, completed=done, note=f"{self.speed()} {note}".strip())
         elif time.monotonic() - self.printed >= PLAIN_INTERVAL:
             self.printed = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
+    def advance(self, amount: int = 1) -> None:
         """Adds to what is done."""
-        self.update(self.done + amount, note)
+        self.update(self.done + amount)
 
     def rate(self) -> float:
-        """Units a second since the start."""
+        """Units a second since the start, or since the end of the warm-up."""
         return (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
 
     def speed(self) -> str:
         """The rate as text: `2.5 step/s`, or `12.5 s/step` where it is that slow."""
         rate = self.rate()
-        if 0 < rate < 0.1:
+        if not rate:
+            return ""
+        if rate < 0.1:
             return f"{1 / rate:,.1f} s/{self.unit}"
         return f"{rate:,.1f} {self.unit}/s"
 
@@ -97,10 +105,7 @@ class Progress:
             parts[0] += f"/{self.total:,}"
             if rate > 0:
                 parts.append(f"{duration((self.total - self.done) / rate)} left")
-        parts.append(self.speed())
-        if self.note:
-            parts.append(self.note)
-        return ", ".join(parts)
+        return ", ".join([*parts, *filter(None, (self.speed(), self.note))])
 
     def __exit__(
         self,

@@ -43,6 +43,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="module")
+def replica(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small copies of all datasets, as the hub has them."""
+    import hub_replica
+
+    folder = tmp_path_factory.mktemp("replica")
+    hub_replica.build(folder)
+    return folder
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--slow` runs the tests that are marked so, too."""
     parser.addoption("--slow", action="store_true", help="run the slow tests too")

@@ -92,9 +92,11 @@ def test_every_function_that_states_shapes_keeps_them() -> None:
     trace(gpt.forward, params, ids(B, T), config=config)
     steps_over_a_mesh(config, params)
     wide = replace(config, n_embd=128)
+    narrow = {"dtype": jnp.bfloat16}
     for how in (
         {"attention": "banded", "matmul": "bfloat16"},
-        {"matmul": "fp8", "dtype": jnp.bfloat16},
+        {"matmul": "fp8", **narrow},
+        {"fused": True, **narrow},
     ):
         loss = functools.partial(mean_loss, model=wide, compute=compute(**how))
         for function in (loss, jax.grad(loss)):

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.tree_util import DictKey
 
-from jaxchat.errors import ArtifactError
+from jaxchat.errors import ArtifactError, first_line
 from jaxchat.optim.stacking import STACKS
 from jaxchat.paths import atomic_folder, read_json, remove, sha256_file, write_json
 
@@ -131,7 +131,7 @@ class Checkpoints:
                 ),
             )
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise ArtifactError(unreadable % _reason(error)) from error
+            raise ArtifactError(unreadable % first_line(error)) from error
         meta = dict(restored["meta"])
         if meta.get("format") != FORMAT:
             raise ArtifactError(
@@ -142,10 +142,6 @@ class Checkpoints:
             changed = "its fingerprint is not the one it was saved with"
             raise ArtifactError(unreadable % f"it is damaged or of another model: {changed}")
         return restored["state"], meta
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def remove_checkpoints(folder: Path, *, last: bool) -> None:
@@ -257,6 +253,6 @@ def load_params(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
             params = checkpointer.restore(folder / "params", abstract)
     except Exception as error:  # Orbax and TensorStore raise many kinds
         raise ArtifactError(
-            f"the weights in {folder} cannot be read ({_reason(error)}); {advice}"
+            f"the weights in {folder} cannot be read ({first_line(error)}); {advice}"
         ) from error
     return params, meta

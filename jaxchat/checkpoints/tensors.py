@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxchat.checkpoints.pickles import PICKLED_TOKENIZER, read_pickled_tokenizer
 from jaxchat.config.schema import ModelConfig, RunConfig
-from jaxchat.errors import ArtifactError
+from jaxchat.errors import ArtifactError, first_line
 from jaxchat.model.gpt import Params, param_shapes
 from jaxchat.paths import read_json
 from jaxchat.tokenizer import Tokenizer
@@ -224,9 +224,9 @@ def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist.") from error
     except (SafetensorError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200].removesuffix(".")
         raise ArtifactError(
-            f"{path} is damaged, cut off or no safetensors file ({reason}); get it again."
+            f"{path} is damaged, cut off or no safetensors file ({first_line(error)}); get it "
+            "again."
         ) from error
 
 

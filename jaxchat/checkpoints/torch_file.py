@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxchat.checkpoints.pickles import MAX_BYTES, Name, Names, RefusedPickle, read_pickle
-from jaxchat.errors import ArtifactError
+from jaxchat.errors import ArtifactError, first_line
 
 _STORAGES = {
     "torch FloatStorage": np.dtype(np.float32),
@@ -70,10 +70,9 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     except RefusedPickle as error:
         raise ArtifactError(f"{path} cannot be imported: {error}.") from error
     except _BROKEN as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].removesuffix(".")
         raise ArtifactError(
             f"{path} is damaged, cut off, or no file of torch.save as torch 1.6 and later write it "
-            f"({reason}); get it again."
+            f"({first_line(error)}); get it again."
         ) from error
 
 

@@ -4,11 +4,42 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxchat.config import numbers
 from jaxchat.config.fields import kinds, plain
 from jaxchat.config.numbers import NumberError, Range
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes --home, as those of its commands do: it may stand anywhere."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_argument(
+            "--home",
+            type=Path,
+            default=argparse.SUPPRESS,  # so that a command's does not undo what stood before it
+            help="where all artefacts are (default JAXCHAT_HOME or ~/.cache/jaxchat)",
+        )
+
+    def option(
+        self,
+        flags: str,
+        kind: Callable[[str], Any] = str,
+        metavar: str | None = None,
+        text: str | None = None,
+        default: object = None,
+        **more: Any,
+    ) -> None:
+        """Adds an option with a value; `flags` are its names, separated by spaces."""
+        names = flags.split()
+        self.add_argument(*names, type=kind, metavar=metavar, help=text, default=default, **more)
+
+    def switch(self, flags: str, text: str, **more: Any) -> None:
+        """Adds an option without a value."""
+        self.add_argument(*flags.split(), action="store_true", help=text, **more)
 
 
 def number(allowed: Range) -> Callable[[str], Any]:
@@ -34,7 +65,7 @@ at_once = number(numbers.AT_ONCE)
 
 
 def add_field(
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     cls: type,
     field: str,
     metavar: str | None,
@@ -56,16 +87,14 @@ def add_field(
     parser.add_argument(flag or f"--{field.replace('_', '-')}", **options)
 
 
-def add_model(
-    parser: argparse.ArgumentParser, stages: Sequence[str], default: str | None = None
-) -> None:
+def add_model(parser: Parser, stages: Sequence[str], default: str | None = None) -> None:
     """--run and --stage."""
-    parser.add_argument("--run", metavar="NAME", help="default: the last")
+    parser.option("--run", str, "NAME", "default: the last")
     text = f"default: {default or 'the last complete'}"
-    parser.add_argument("-i", "--stage", choices=stages, default=default, help=text)
+    parser.option("-i --stage", str, None, text, default, choices=stages)
 
 
-def add_hub(parser: argparse.ArgumentParser, offline: str, address: str) -> None:
+def add_hub(parser: Parser, offline: str, address: str) -> None:
     """--offline and --base-url, with their help."""
-    parser.add_argument("--offline", action="store_true", help=offline)
-    parser.add_argument("--base-url", metavar="URL", help=address)
+    parser.switch("--offline", offline)
+    parser.option("--base-url", str, "URL", address)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import jaxchat
 from jaxchat import paths
-from jaxchat.cli.args import add_model, depth, positive
+from jaxchat.cli.args import Parser, add_model, depth, positive
 from jaxchat.config.schema import MODELS, PRESETS, PRODUCTS, ComputeConfig, MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import start_jax
@@ -34,7 +34,7 @@ FORMAT = "jaxchat-bench-inference-1"
 VOCAB_SIZE = 32_768  # of random weights
 
 
-def add_commands(parser: argparse.ArgumentParser) -> None:
+def add_commands(parser: Parser) -> None:
     """Adds inference to the parser of `jaxchat bench`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     inference = commands.add_parser(
@@ -43,23 +43,17 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         description="Measures the engine with a run's model, or with random weights of a depth.",
     )
     add_model(inference, MODELS)
-    inference.add_argument("--depth", type=depth, metavar="N", help="random weights instead")
-    inference.add_argument("--preset", choices=PRESETS, default="modern", help="of random weights")
-    inference.add_argument(
-        "--batch", type=_numbers, default=(1, 8, 32), metavar="N,N", help="sequences (1,8,32)"
-    )
-    inference.add_argument("--prompt", type=positive, default=128, metavar="N", help="tokens (128)")
-    inference.add_argument("--tokens", type=positive, default=128, metavar="N", help="new (128)")
+    inference.option("--depth", depth, "N", "random weights instead")
+    inference.option("--preset", str, None, "of random weights", "modern", choices=PRESETS)
+    inference.option("--batch", _numbers, "N,N", "sequences (1,8,32)", (1, 8, 32))
+    inference.option("--prompt", positive, "N", "tokens (128)", 128)
+    inference.option("--tokens", positive, "N", "new (128)", 128)
     products = "multiplication of large matrices (as compute.products)"
-    inference.add_argument("--products", choices=PRODUCTS, default="auto", help=products)
-    inference.add_argument("--repeats", type=positive, default=3, metavar="N", help="best of (3)")
-    inference.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    inference.add_argument(
-        "--nanochat", type=Path, metavar="CHECKOUT", help="compare with its engine, on the CPU"
-    )
-    inference.add_argument(
-        "--nanochat-python", metavar="PYTHON", default="python3", help="one that has torch"
-    )
+    inference.option("--products", str, None, products, "auto", choices=PRODUCTS)
+    inference.option("--repeats", positive, "N", "best of (3)", 3)
+    inference.option("--json", Path, "FILE", "write the figures there too")
+    inference.option("--nanochat", Path, "CHECKOUT", "compare with its engine, on the CPU")
+    inference.option("--nanochat-python", str, "PYTHON", "one that has torch", "python3")
     inference.set_defaults(run_command=inference_command)
 
 
@@ -81,7 +75,11 @@ def inference_command(args: argparse.Namespace) -> int:
     from jaxchat.progress import Progress
 
     title, model, params, tokenizer = _model(args, root)
-    _check(args, model)
+    if args.prompt + args.tokens > model.sequence_len:
+        raise ConfigError(
+            f"--prompt {args.prompt} and --tokens {args.tokens} are over the model's context of "
+            f"{model.sequence_len}; choose fewer."
+        )
     if args.nanochat is not None:
         _check_checkout(args.nanochat)
     bandwidth, source = device_bandwidth()
@@ -137,14 +135,6 @@ def _model(args: argparse.Namespace, root: Path) -> tuple[str, ModelConfig, Any,
     tokenizer = Tokenizer([*(bytes([n]) for n in range(256)), *pairs])  # an id for every row
     title = f"random weights, {args.preset}, depth {args.depth}"
     return title, model, init_params(jax.random.key(0), model), tokenizer
-
-
-def _check(args: argparse.Namespace, model: ModelConfig) -> None:
-    if args.prompt + args.tokens > model.sequence_len:
-        raise ConfigError(
-            f"--prompt {args.prompt} and --tokens {args.tokens} are over the model's context of "
-            f"{model.sequence_len}; choose fewer."
-        )
 
 
 def write_model(path: Path, model: ModelConfig, params: Any) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxchat import paths
-from jaxchat.cli.args import positive, seed, temperature, whole
+from jaxchat.cli.args import Parser, positive, seed, temperature, whole
+from jaxchat.config.derive import count_params
 from jaxchat.config.numbers import TEMPERATURE, NumberError
 from jaxchat.config.schema import CHAT_STAGES
 from jaxchat.errors import ArtifactError, ConfigError
@@ -27,7 +28,7 @@ from jaxchat.runs import run_dir
 from jaxchat.signals import NOTICES, Interrupted, stop_requests
 
 if TYPE_CHECKING:
-    from jaxchat.cli.conversation import Chat, Loaded
+    from jaxchat.cli.conversation import RunChat
 
 DESCRIPTION = """\
 Talks to a model. In a pipe each line is a question of its own and has one answer, whatever it
@@ -43,26 +44,19 @@ BLOCK = '"""'  # begins and ends a message of several lines
 HISTORY_LINES = 1000
 
 
-def add_chat(parser: argparse.ArgumentParser) -> None:
+def add_chat(parser: Parser) -> None:
     """The options of `jaxchat chat`."""
     parser.description = DESCRIPTION
-    parser.add_argument("--run", help="name of the run (default: the last with a chat model)")
-    parser.add_argument("--stage", choices=CHAT_STAGES[::-1], help="default: the last complete")
-    parser.add_argument("-p", "--prompt", help="answer this and exit; - reads it from stdin")
-    parser.add_argument("--system", default="", metavar="TEXT", help="stands before the messages")
-    parser.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy")
-    parser.add_argument(
-        "--top-k", type=whole, default=0, help="sample among the k likeliest; 0: all"
-    )
-    parser.add_argument("--max-tokens", type=positive, default=256, help="length of an answer")
-    parser.add_argument("--seed", type=seed, default=0)
-    parser.add_argument("--json", action="store_true", help="an object a line for each answer")
-    parser.add_argument(
-        "--continue",
-        action="store_true",
-        dest="together",
-        help="the lines of a pipe are one conversation",
-    )
+    parser.option("--run", text="name of the run (default: the last with a chat model)")
+    parser.option("--stage", text="default: the last complete", choices=CHAT_STAGES[::-1])
+    parser.option("-p --prompt", text="answer this and exit; - reads it from stdin")
+    parser.option("--system", str, "TEXT", "stands before the messages", "")
+    parser.option("--temperature", temperature, None, "0 is greedy", 0.0)
+    parser.option("--top-k", whole, None, "sample among the k likeliest; 0: all", 0)
+    parser.option("--max-tokens", positive, None, "length of an answer", 256)
+    parser.option("--seed", seed, default=0)
+    parser.switch("--json", "an object a line for each answer")
+    parser.switch("--continue", "the lines of a pipe are one conversation", dest="together")
     parser.set_defaults(run_command=chat_command)
 
 
@@ -77,25 +71,27 @@ def chat_command(args: argparse.Namespace) -> int:
     if args.run is None and run != (last := run_dir.find(root, None)):
         text = f"jaxchat: the last run, {last.name}, has no model to talk to; this is {run.name}."
         print(text, file=sys.stderr, flush=True)
-    start_jax(config.mesh, root / "xla")
+    start_jax(config.mesh, root / "xla", quiet=args.prompt is not None)
     from rich.console import Console
 
-    from jaxchat.cli.conversation import Sampling, load
+    from jaxchat.cli.conversation import load
+    from jaxchat.evals.chat import Sampling
 
-    sampling = Sampling(args.temperature, args.top_k, args.max_tokens, args.seed)
-    loaded = load(root, args.run, args.stage, sampling)
-    loaded.chat.system = args.system
+    sampling = Sampling(args.max_tokens, 1, args.temperature, args.seed, args.top_k)
+    chat = load(root, args.run, args.stage, sampling)
+    chat.system = args.system
     console = Console()  # it knows terminals and NO_COLOR
     session = Session(
-        loaded,
+        chat,
         colours=TERMINAL if console.is_terminal and not console.no_color else PLAIN,
         as_json=args.json,
         interactive=is_terminal(sys.stdin) and prompt is None,
         together=args.together,
     )
-    size = f"{loaded.parameters:,} parameters, a context of {config.model.sequence_len} tokens"
     if session.interactive or (is_terminal(sys.stderr) and not args.json):
-        session.notify(f"jaxchat: {loaded.description}; {size}.")
+        parameters = count_params(config.model)["total"]
+        size = f"{parameters:,} parameters, a context of {config.model.sequence_len} tokens"
+        session.notify(f"jaxchat: {chat.description}; {size}.")
     if prompt is not None:
         return answer_once(session, prompt)
     return converse(session, root / "chat_history")
@@ -128,17 +124,12 @@ TERMINAL = Colours(tool="\x1b[36m", notice="\x1b[2m", plain="\x1b[0m")
 class Session:
     """A conversation and its presentation."""
 
-    loaded: Loaded
+    chat: RunChat
     colours: Colours = PLAIN
     as_json: bool = False  # one object a line for each answer, and nothing else
     interactive: bool = False  # a person sits there, so there are prompts
     together: bool = False  # the lines of a pipe are one conversation
     failed: bool = False  # some message had no answer
-
-    @property
-    def chat(self) -> Chat:
-        """The conversation."""
-        return self.loaded.chat
 
     def notify(self, notice: str) -> None:
         """Prints something that is not the model's; a pipe carries nothing but answers."""
@@ -169,7 +160,7 @@ class Session:
                 return
         if self.as_json:
             assert self.chat.last is not None  # `ask` has just ended
-            record = {"model": self.loaded.name, "prompt": text, **self.chat.last.to_json()}
+            record = {"model": self.chat.name, "prompt": text, **self.chat.last.to_json()}
             _print_json(record, line)
         else:
             print(" (stopped)" if stop() and self.interactive else "", flush=True)
@@ -364,10 +355,10 @@ def _save(session: Session, argument: str) -> str:
 def _stage(session: Session, argument: str) -> str:
     if argument:
         try:
-            session.loaded = session.loaded.switched(argument)
+            session.chat.switch(argument)
         except ArtifactError as error:
             return f"({error})"
-    return f"(this is {session.loaded.description})"
+    return f"(this is {session.chat.description})"
 
 
 class Command(NamedTuple):

@@ -6,20 +6,20 @@ import json
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
-from jaxchat.config.derive import count_params
 from jaxchat.config.schema import CHAT_STAGES
 from jaxchat.errors import ConfigError
+from jaxchat.evals.chat import Sampling
 from jaxchat.inference.engine import Engine, Request
 from jaxchat.inference.request import ROOM
 from jaxchat.inference.transcript import PartStream, printable
 from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.opening import check_stage, find_model, load_model
 from jaxchat.runs.runner import Context
-from jaxchat.runs.stages import STAGES
+from jaxchat.runs.stages import BY_NAME
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import (
     ConversationError,
@@ -33,16 +33,6 @@ from jaxchat.tokenizer.chat_format import (
 BYTE_ORDER_MARK = "\ufeff"
 LONGEST = 1 << 24  # bytes of a line: no context holds as much
 _CONVERSATION = re.compile(r'\{.*"messages"\s*:', re.DOTALL)  # or one that is broken
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are sampled."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    max_tokens: int = 256
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class Chat:
     engine: Engine
     tokenizer: Tokenizer
     context: int  # T, ids of prompt and answer together
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling
     notice: Callable[[str], object] = lambda _: None
     system: str = ""  # stands before the first message
     messages: list[Message] = field(default_factory=list)
@@ -153,39 +143,36 @@ def _harmless(piece: Part) -> Part:
     return {"type": piece["type"], "text": printable(piece["text"])}
 
 
-@dataclass(frozen=True)
-class Loaded:
+@dataclass(kw_only=True)
+class RunChat(Chat):
     """A chat with the model of a run's stage."""
 
-    context: Context
+    run: Context
     stage: str
-    parameters: int
-    chat: Chat
 
     @property
     def name(self) -> str:
         """RUN/STAGE."""
-        return f"{self.context.root.name}/{self.stage}"
+        return f"{self.run.root.name}/{self.stage}"
 
     @property
     def description(self) -> str:
         """The model, and the run's others that chat."""
-        others = [name for name in CHAT_STAGES if name in self.context.done and name != self.stage]
+        others = [name for name in CHAT_STAGES if name in self.run.done and name != self.stage]
         other = f"; {' and '.join(others)} with /stage" if others else ""
-        title = next(stage.title for stage in STAGES if stage.name == self.stage)
-        return f"{self.name}, the model of {title}{other}"
+        return f"{self.name}, the model of {BY_NAME[self.stage].title}{other}"
 
-    def switched(self, stage: str) -> Loaded:
-        """The same conversation, continued with the model of another stage of the run.
+    def switch(self, stage: str) -> None:
+        """Continues the conversation with the model of another stage of the run.
 
         Raises ArtifactError when that stage is not complete.
         """
-        check_stage(self.context, stage, CHAT_STAGES)
-        self.chat.engine.set_params(load_model(self.context.root, stage, self.context.config.model))
-        return replace(self, stage=stage)
+        check_stage(self.run, stage, CHAT_STAGES)
+        self.engine.set_params(load_model(self.run.root, stage, self.run.config.model))
+        self.stage = stage
 
 
-def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) -> Loaded:
+def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) -> RunChat:
     """Opens a run of the home `root` and one of its chat models, by default the last and the best.
 
     Raises ArtifactError when there is no such run, or the stage is not complete.
@@ -195,8 +182,7 @@ def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) ->
     params: Any = load_model(context.root, chosen, model)
     tokenizer = tokenizer_of(context)
     engine = Engine(params, model, tokenizer, slots=1)
-    chat = Chat(engine, tokenizer, model.sequence_len, sampling)
-    return Loaded(context, chosen, count_params(model)["total"], chat)
+    return RunChat(engine, tokenizer, model.sequence_len, sampling, run=context, stage=chosen)
 
 
 class Line(NamedTuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from jaxchat import paths
 from jaxchat.cli import data_show
-from jaxchat.cli.args import add_hub, at_once, positive, row_tokens
+from jaxchat.cli.args import Parser, add_hub, at_once, positive, row_tokens
 from jaxchat.data.files.folders import shown
 from jaxchat.data.files.text import MAX_RECORD
 from jaxchat.errors import ConfigError
@@ -35,10 +35,12 @@ ADDRESS = (
 )
 
 
-def add_commands(parser: argparse.ArgumentParser) -> None:
+def add_commands(parser: Parser) -> None:
     """Adds list, download, prepare and show to the parser of `jaxchat data`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_list(commands.add_parser("list", help="sources of data, and what of them is here"))
+    listing = commands.add_parser("list", help="sources of data, and what of them is here")
+    listing.option("--base-url", str, "URL", ADDRESS)
+    listing.set_defaults(run_command=list_command)
     _add_download(
         commands.add_parser("download", help="download sources; resumes where it stopped")
     )
@@ -52,60 +54,39 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_list(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base-url", metavar="URL", help=ADDRESS)
-    parser.set_defaults(run_command=list_command)
-
-
-def _add_download(parser: argparse.ArgumentParser) -> None:
+def _add_download(parser: Parser) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="as `jaxchat data list` has them")
-    parser.add_argument(
-        "--shards",
-        type=_shards,
-        metavar="N",
-        help="of text: the first N, and the last for validation; or all",
-    )
-    parser.add_argument("--refresh", action="store_true", help="fetch the lists of files again")
-    parser.add_argument("--verify", action="store_true", help="check the bytes of what is here")
-    parser.add_argument("--workers", type=at_once, default=4, metavar="N", help="at once (4)")
+    shards = "of text: the first N, and the last for validation; or all"
+    parser.option("--shards", lambda text: text if text == ALL else positive(text), "N", shards)
+    parser.switch("--refresh", "fetch the lists of files again")
+    parser.switch("--verify", "check the bytes of what is here")
+    parser.option("--workers", at_once, "N", "at once (4)", 4)
     add_hub(parser, "only say whether all is here", ADDRESS)
     parser.set_defaults(run_command=download_command)
 
 
-def _add_prepare(parser: argparse.ArgumentParser) -> None:
+def _add_prepare(parser: Parser) -> None:
     parser.description = (
         "Tokenizes the text of a run (--run), whose tokenizer is trained, or a folder of text "
         "(--data-dir, --tokenizer, --out)."
     )
-    parser.add_argument("--run", metavar="NAME", help="what the run's stage `rows` would prepare")
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="holds .txt, .jsonl and .parquet files, each also with .gz or .zst behind, in "
+    parser.option("--run", str, "NAME", "what the run's stage `rows` would prepare")
+    parser.option(
+        "--data-dir", Path, "DIR",
+        "holds .txt, .jsonl and .parquet files, each also with .gz or .zst behind, in "
         "capitals or not; links are followed, each file is read once, and skipped files are "
         "reported; the last in the order of their names is held out; of one file alone (or named "
         "itself), its last twentieth. A .txt file is read in pieces; a "
         f"line of .jsonl may have {MAX_RECORD >> 20} MiB",
-    )
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR")
-    parser.add_argument("--out", type=Path, metavar="DIR")
-    parser.add_argument(
-        "--row-tokens",
-        type=row_tokens,
-        metavar="N",
-        help=f"of a row: the model's sequence length and one (default {ROW_TOKENS})",
-    )
-    parser.add_argument(
-        "--workers", type=positive, metavar="N", help="at most, and by default, one per core"
-    )
+    )  # fmt: skip
+    parser.option("--tokenizer", Path, "DIR")
+    parser.option("--out", Path, "DIR")
+    rows = f"of a row: the model's sequence length and one (default {ROW_TOKENS})"
+    parser.option("--row-tokens", row_tokens, "N", rows)
+    parser.option("--workers", positive, "N", "at most, and by default, one per core")
     add_hub(parser, "with --run: download nothing", "with --run: see jaxchat data download")
-    parser.add_argument(CHILD, action="store_true", help=argparse.SUPPRESS)
+    parser.switch(CHILD, argparse.SUPPRESS)
     parser.set_defaults(run_command=prepare_command)
-
-
-def _shards(text: str) -> int | str:
-    return text if text == ALL else positive(text)
 
 
 def list_command(args: argparse.Namespace) -> int:

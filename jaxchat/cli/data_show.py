@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxchat import paths
-from jaxchat.cli.args import positive, seed
+from jaxchat.cli.args import Parser, positive, seed
+from jaxchat.cli.tokenizer import visible
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.runs import run_dir
 
@@ -33,7 +34,7 @@ _STYLES = {  # (learned, special token)
 }
 
 
-def add_show(show: argparse.ArgumentParser) -> None:
+def add_show(show: Parser) -> None:
     """The options of `jaxchat data show`."""
     show.add_argument(
         "source",
@@ -43,13 +44,11 @@ def add_show(show: argparse.ArgumentParser) -> None:
         "fields are counted",
     )
     show.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the source's files")
-    show.add_argument("-n", type=positive, default=3, metavar="N", help="examples (3)")
-    show.add_argument("--seed", type=seed, default=0, help="chooses the examples (0)")
-    show.add_argument("--split", choices=("train", "test"), default="train")
-    show.add_argument("--tokens", action="store_true", help="every token with its id")
-    show.add_argument(
-        "--max-tokens", type=positive, metavar="N", help="cut there, as training does"
-    )
+    show.option("-n", positive, "N", "examples (3)", 3)
+    show.option("--seed", seed, None, "chooses the examples (0)", 0)
+    show.option("--split", default="train", choices=("train", "test"))
+    show.switch("--tokens", "every token with its id")
+    show.option("--max-tokens", positive, "N", "cut there, as training does")
     which = show.add_mutually_exclusive_group()
     which.add_argument("--tokenizer", type=Path, metavar="DIR", help="of this folder")
     which.add_argument("--run", help="the tokenizer of this run (default: the last)")
@@ -187,25 +186,15 @@ def _pieces(
         range(len(ids)), lambda i: (not tokenizer.is_ordinary(ids[i]), bool(mask[i]))
     ):
         run = [ids[i] for i in group]
-        if special:
+        if special or with_ids:
             for token in run:
+                shown = visible(tokenizer.decode_bytes([token]), "\n", NEW_LINE)
+                piece = tokenizer.decode([token]) if special else shown
                 number = f"[{token}]" if with_ids else ""
-                yield tokenizer.decode([token]) + number, True, learned, False
-        elif with_ids:
-            for token in run:
-                piece = _shown(tokenizer.decode_bytes([token]))
-                yield f"{piece}[{token}]", False, learned, NEW_LINE in piece
+                yield piece + number, special, learned, not special and NEW_LINE in piece
         else:
-            *lines, last = _shown(tokenizer.decode_bytes(run)).split(NEW_LINE)
+            *lines, last = visible(tokenizer.decode_bytes(run), "\n", NEW_LINE).split(NEW_LINE)
             for line in lines:
                 yield line + NEW_LINE, False, learned, True
             if last:
                 yield last, False, learned, False
-
-
-def _shown(text: bytes) -> str:
-    r"""Text as it can be printed: new lines as NEW_LINE, other controls and lone bytes escaped."""
-    return "".join(
-        NEW_LINE if c == "\n" else c if c.isprintable() else c.encode("unicode_escape").decode()
-        for c in text.decode("utf-8", errors="backslashreplace")
-    )

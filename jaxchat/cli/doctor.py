@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxchat import paths
-from jaxchat.cli.args import add_hub
+from jaxchat.cli.args import Parser, add_hub
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.parallel.launch_env import configure_jax
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from jaxchat.runs.doctor.check import Check
 
 
-def add_doctor(parser: argparse.ArgumentParser) -> None:
+def add_doctor(parser: Parser) -> None:
     """The options of `jaxchat doctor`."""
     parser.description = (
         "Looks at this machine, and ends with 1 when a tier cannot run on it. It asks for the "
         "datasets of the tier, downloads nothing, and times a training step for about 10 seconds."
     )
-    parser.add_argument("--tier", default="cpu", help="which is to run here (cpu)")
+    parser.option("--tier", text="which is to run here (cpu)", default="cpu")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of it")
     add_hub(parser, "ask no server for datasets", "datasets from here instead of the hub")
-    parser.add_argument("-n", "--no-bench", action="store_true", help="time no training step")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.switch("-n --no-bench", "time no training step")
+    parser.switch("--json", "for programs")
     parser.set_defaults(run_command=doctor_command)
 
 

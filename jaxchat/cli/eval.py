@@ -9,20 +9,19 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jaxchat import paths
-from jaxchat.cli.args import add_model, positive, seed, temperature
+from jaxchat.cli.args import Parser, add_model, positive, seed, temperature
 from jaxchat.config.schema import CHAT_STAGES, GENERATED_PROBLEMS, MODELS, NOWHERE, MeshConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.launch_env import start_jax
-from jaxchat.paths import read_json, sha256_file, sha256_text, write_json
+from jaxchat.paths import sha256_file, sha256_text, write_json
 from jaxchat.runs import run_dir
 
 if TYPE_CHECKING:
     from jaxchat.evals.bpb import TextSplit
     from jaxchat.evals.core.result import CoreResult
-    from jaxchat.runs.opening import Opened
     from jaxchat.runs.runner import Context
     from jaxchat.tasks import Task
 
@@ -32,11 +31,39 @@ SPLITS: tuple[TextSplit, ...] = ("train", "heldout")
 ROWS = 1_024
 
 
-def add_commands(parser: argparse.ArgumentParser) -> None:
+def add_commands(parser: Parser) -> None:
     """Adds core, bpb, chat and samples to the parser of `jaxchat eval`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_core(commands)
-    _add_bpb(commands)
+    core = commands.add_parser(
+        "core",
+        help="CORE: 22 tasks of DCLM",
+        description="Evaluates a model on CORE's tasks. Finished tasks are saved: the same command "
+        "resumes. The run's next report (jaxchat report, or the run's own) has the result.",
+    )
+    add_model(core, MODELS, "base")
+    core.option("--bundle", Path, "DIR", "with core.yaml (default HOME/eval_bundle)")
+    fetch = "fetch nanochat's eval_bundle.zip to HOME/eval_bundle first"
+    core.option("--download", str, "URL", fetch, nargs="?", const="")
+    core.option("-a --task", str, "TASK", "only this; may be given again", action="append")
+    core.option("--max-problems", positive, "N", "of each task")
+    core.option(
+        "--context", positive, "N",
+        "tokens of a prompt, of which the last are used (default: the model's); beyond the "
+        "training length, a modern model sees what its windows let it, as in nanochat",
+    )  # fmt: skip
+    core.option("--dump", Path, "FILE", "write every example, a line each")
+    core.set_defaults(run_command=core_command)
+    bpb = commands.add_parser(
+        "bpb",
+        help="bits per byte of text",
+        description="Measures bits per byte on the text that the run trained on, and on the shard "
+        "that it held out. They do not depend on the tokenizer.",
+    )
+    add_model(bpb, MODELS, "base")
+    bpb.option("--split", text="default: both", choices=SPLITS)
+    rows = f"of each split (default: what eval.text_tokens says, else {ROWS:,})"
+    bpb.option("--rows", positive, "N", rows)
+    bpb.set_defaults(run_command=bpb_command)
     chat = commands.add_parser(
         "chat",
         help="ChatCORE's tasks and counting, or others; finished ones are skipped",
@@ -45,89 +72,29 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         "evaluation took, greedy and at no fewer tokens.",
     )
     add_model(chat, CHAT_STAGES[::-1])
-    chat.add_argument(
-        "-a", "--task", action="append", metavar="TASK", help=f"default: {', '.join(TASKS)}"
-    )
-    chat.add_argument("--max-problems", type=positive, metavar="N", help="of a task; default: all")
-    chat.add_argument("--samples", type=positive, default=1, metavar="N", help="a problem (1)")
-    chat.add_argument(
-        "--temperature", type=temperature, metavar="T", help="default: 0, with several samples 1"
-    )
-    chat.add_argument(
-        "--max-tokens", type=positive, default=512, metavar="N", help="generated (512)"
-    )
-    chat.add_argument(
-        "--slots", type=positive, default=64, metavar="N", help="decoded at once (64)"
-    )
-    chat.add_argument("--seed", type=seed, default=0)
-    chat.add_argument(
-        "--unsafe-exec",
-        action="store_true",
-        help="run the model's programs even where they cannot be sandboxed",
-    )
-    chat.add_argument("--force", action="store_true", help="repeat finished tasks")
+    chat.option("-a --task", str, "TASK", f"default: {', '.join(TASKS)}", action="append")
+    chat.option("--max-problems", positive, "N", "of a task; default: all")
+    chat.option("--samples", positive, "N", "a problem (1)", 1)
+    chat.option("--temperature", temperature, "T", "default: 0, with several samples 1")
+    chat.option("--max-tokens", positive, "N", "generated (512)", 512)
+    chat.option("--slots", positive, "N", "decoded at once (64)", 64)
+    chat.option("--seed", seed, default=0)
+    unsafe = "run the model's programs even where they cannot be sandboxed"
+    chat.switch("--unsafe-exec", unsafe)
+    chat.switch("--force", "repeat finished tasks")
     chat.set_defaults(run_command=chat_command)
     samples = commands.add_parser("samples", help="answers of a model to a few prompts")
     add_model(samples, MODELS)
     samples.set_defaults(run_command=samples_command)
 
 
-def _add_core(commands: Any) -> None:
-    core = commands.add_parser(
-        "core",
-        help="CORE: 22 tasks of DCLM",
-        description="Evaluates a model on CORE's tasks. Finished tasks are saved: the same command "
-        "resumes. The run's next report (jaxchat report, or the run's own) has the result.",
-    )
-    add_model(core, MODELS, "base")
-    core.add_argument(
-        "--bundle", type=Path, metavar="DIR", help="with core.yaml (default HOME/eval_bundle)"
-    )
-    core.add_argument(
-        "--download",
-        nargs="?",
-        const="",
-        metavar="URL",
-        help="fetch nanochat's eval_bundle.zip to HOME/eval_bundle first",
-    )
-    core.add_argument(
-        "-a", "--task", action="append", metavar="TASK", help="only this; may be given again"
-    )
-    core.add_argument("--max-problems", type=positive, metavar="N", help="of each task")
-    core.add_argument(
-        "--context",
-        type=positive,
-        metavar="N",
-        help="tokens of a prompt, of which the last are used (default: the model's); beyond the "
-        "training length, a modern model sees what its windows let it, as in nanochat",
-    )
-    core.add_argument("--dump", type=Path, metavar="FILE", help="write every example, a line each")
-    core.set_defaults(run_command=core_command)
-
-
-def _add_bpb(commands: Any) -> None:
-    bpb = commands.add_parser(
-        "bpb",
-        help="bits per byte of text",
-        description="Measures bits per byte on the text that the run trained on, and on the shard "
-        "that it held out. They do not depend on the tokenizer.",
-    )
-    add_model(bpb, MODELS, "base")
-    bpb.add_argument("--split", choices=SPLITS, help="default: both")
-    bpb.add_argument(
-        "--rows",
-        type=positive,
-        metavar="N",
-        help=f"of each split (default: what eval.text_tokens says, else {ROWS:,})",
-    )
-    bpb.set_defaults(run_command=bpb_command)
-
-
-def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]:
+def _open(
+    args: argparse.Namespace, among: Sequence[str], mesh: MeshConfig | None = None
+) -> tuple[Context, str]:
     root = paths.home(args.home)
     run = run_dir.find(root, args.run, (args.stage,) if args.stage else among)
     config = run_dir.read_config(run)  # says what is missing, before JAX starts
-    start_jax(config.mesh, root / "xla")
+    start_jax(mesh or config.mesh, root / "xla")
     from jaxchat.runs.opening import find_model
 
     return find_model(root, args.run, args.stage, among)
@@ -136,17 +103,13 @@ def _open(args: argparse.Namespace, among: Sequence[str]) -> tuple[Context, str]
 def samples_command(args: argparse.Namespace) -> int:
     """Prints samples of a model."""
     context, stage = _open(args, MODELS[::-1])
-    from jaxchat.evals.chat import COMPLETIONS, QUESTIONS, chat_samples, text_samples
+    from jaxchat.evals.chat import sampler
     from jaxchat.runs.inputs import tokenizer_of
     from jaxchat.runs.opening import load_model, make_engine
 
     engine = make_engine(context, load_model(context.root, stage, context.config.model))
-    tokenizer = tokenizer_of(context)
-    if stage == "base":
-        found = text_samples(engine, tokenizer, COMPLETIONS)
-    else:
-        found = chat_samples(engine, tokenizer, QUESTIONS)
-    for sample in found:
+    ask, prompts = sampler(stage)
+    for sample in ask(engine, tokenizer_of(context), prompts):
         print("\n".join(f"{name}: {text}" for name, text in sample.items()) + "\n")
     return 0
 
@@ -156,7 +119,8 @@ def chat_command(args: argparse.Namespace) -> int:
     context, stage = _open(args, CHAT_STAGES)
     from jaxchat.evals.scores import chatcore, chatcore_counting
 
-    names = list(dict.fromkeys(map(task_name, args.task or TASKS)))
+    given = (name.lower().replace("-", "_") for name in args.task or TASKS)  # GSM8K, ARC-Easy
+    names = list(dict.fromkeys(given))
     tasks = find_tasks(context, names)
     results = evaluate(context, stage, tasks, args)
     print(table(results))
@@ -170,16 +134,8 @@ def chat_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def task_name(given: str) -> str:
-    """A task's name as it is written here: `GSM8K` is gsm8k, `ARC-Easy` arc_easy."""
-    return given.lower().replace("-", "_")
-
-
-class TaskData(NamedTuple):
-    """A task, and the hashes or settings that decide its problems."""
-
-    task: Task
-    data: tuple[object, ...]
+# A task, and the hashes or settings that decide its problems
+TaskData: TypeAlias = "tuple[Task, tuple[object, ...]]"
 
 
 def find_tasks(context: Context, names: Sequence[str]) -> dict[str, TaskData]:
@@ -204,12 +160,11 @@ def find_tasks(context: Context, names: Sequence[str]) -> dict[str, TaskData]:
     found = dict[str, TaskData]()
     for name in names:
         if name in tasks:
-            data = inputs.data_of(name, read, context.config.seed)
-            found[name] = TaskData(tasks[name], data)
+            found[name] = tasks[name], inputs.data_of(name, read, context.config.seed)
         else:
             splits = inputs.downloaded(name, hub)
             data = tuple(sha256_file(path) for paths in splits.values() for path in paths)
-            found[name] = TaskData(prepare.open_task(name, splits, "-a"), data)
+            found[name] = prepare.open_task(name, splits, "-a"), data
     return found
 
 
@@ -222,9 +177,9 @@ def evaluate(
     """
     from jaxchat.evals import humaneval
     from jaxchat.evals.chat import Sampling, by_letters, evaluate_task
+    from jaxchat.evals.saved import keyed_file, read_record
     from jaxchat.runs.inputs import tokenizer_of
     from jaxchat.runs.opening import load_model, make_engine
-    from jaxchat.runs.report.by_hand import chat_file
     from jaxchat.tasks.dataset import FixedTask
 
     temperature = args.temperature
@@ -241,9 +196,9 @@ def evaluate(
         key = sha256_text(
             FORMAT, weights, tokenizer.hash, name, repr(sampling), str(limit), *map(str, data)
         )
-        path = chat_file(context.root, stage, name, key)
-        saved = _saved(path, key)
-        if saved is None or args.force:
+        path = keyed_file(context.root / "eval", f"chat-{stage}-{name}", key)
+        saved = read_record(path, "key", "result")
+        if saved is None or saved["key"] != key or args.force:
             if engine is None:
                 params = load_model(context.root, stage, context.config.model)
                 engine = make_engine(context, params, slots=args.slots)
@@ -251,23 +206,13 @@ def evaluate(
                 engine, tokenizer, task, problems=limit, sampling=sampling,
                 title=f"{name}, {stage}", judge=judge,
             )  # fmt: skip
-            saved = result.to_json()
             greedy = sampling.samples == 1 and sampling.temperature == 0
             length = None if by_letters(task) else sampling.max_tokens  # a letter has none
             options = {"weights": weights, "task": name, "greedy": greedy, "max_tokens": length}
-            write_json(path, {"format": FORMAT, "key": key, **options, "result": saved})
-        results[name] = saved
+            saved = {"format": FORMAT, "key": key, **options, "result": result.to_json()}
+            write_json(path, saved)
+        results[name] = saved["result"]
     return results
-
-
-def _saved(path: Path, key: str) -> dict[str, Any] | None:
-    """The saved result of an evaluation; a damaged file is no loss."""
-    try:
-        record = read_json(path)
-        result: dict[str, Any] = record["result"]
-        return result if record["key"] == key else None
-    except (ArtifactError, KeyError, TypeError):
-        return None
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -319,16 +264,16 @@ def core_command(args: argparse.Namespace) -> int:
     start_jax(MeshConfig(), root / "xla")
     from jaxchat.evals.core.evaluate import evaluate_saved
     from jaxchat.evals.saved import core_folder
-    from jaxchat.runs.opening import open_model
+    from jaxchat.runs.opening import eval_model, find_model
 
-    opened = open_model(root, args.run, args.stage)
-    place = core_folder(opened.run, opened.stage)
+    context, stage = find_model(root, args.run, args.stage, MODELS)
+    run = context.root
     result, path = evaluate_saved(
-        place, lambda: opened.params, opened.digest, opened.config.model, opened.tokenizer, bundle,
-        compute=opened.compute, mesh=opened.mesh, tasks=args.task, max_problems=args.max_problems,
-        context=args.context, widen=opened.config.preset == "classic", title=opened.stage,
+        core_folder(run, stage), eval_model(context, stage), bundle, tasks=args.task,
+        max_problems=args.max_problems, context=args.context,
+        widen=context.config.preset == "classic", title=stage,
     )  # fmt: skip
-    print(f"run {opened.run.name}, stage {opened.stage}, bundle {folder}\n\n{core_table(result)}")
+    print(f"run {run.name}, stage {stage}, bundle {folder}\n\n{core_table(result)}")
     if args.dump is not None:
         write_dump(args.dump, result)
         print(f"\nevery example: {args.dump}")
@@ -362,49 +307,30 @@ def write_dump(path: Path, result: CoreResult) -> None:
 
 def bpb_command(args: argparse.Namespace) -> int:
     """Measures bits per byte, and prints a line a split."""
-    root = paths.home(args.home)
-    run_dir.find(root, args.run, (args.stage,))  # reports what is missing before JAX starts
-    start_jax(MeshConfig(), root / "xla")
-    from jaxchat.runs.opening import open_model
-
-    opened = open_model(root, args.run, args.stage)
-    model, settings = opened.config.model, opened.config.eval
-    limit = args.rows or -(-settings.text_tokens // model.sequence_len) or ROWS
-    measured = {}
-    for split in SPLITS if args.split is None else (args.split,):
-        bits, rows = measure(opened, split, limit)
-        tokens = rows * model.sequence_len
-        print(f"{split:<8} {bits:.4f} bits per byte over {rows:,} rows, {tokens:,} tokens")
-        measured[split] = {"bits_per_byte": bits, "rows": rows}
-    path = opened.run / "eval" / f"bpb-{opened.stage}.json"
-    saved = paths.read_json(path) if path.exists() else {}
-    if saved.get("model") != opened.digest:
-        saved = {"model": opened.digest}
-    paths.write_json(path, saved | measured)
-    return 0
-
-
-def measure(opened: Opened, split: TextSplit, limit: int) -> tuple[float, int]:
-    """Bits per byte over the first `limit` rows of a split, or all; and how many there were.
-
-    Raises ArtifactError when there are none.
-    """
-    from jaxchat.data.inputs import read_inputs
-    from jaxchat.data.shards import text_folder
+    context, stage = _open(args, MODELS, MeshConfig())
     from jaxchat.evals.bpb import TextRows, bits_of_text
+    from jaxchat.runs.inputs import text_folder
+    from jaxchat.runs.opening import eval_model
 
-    model, tokenizer = opened.config.model, opened.tokenizer
-    read = read_inputs(opened.run / "data")
-    folder = text_folder(opened.run, read, tokenizer, model.sequence_len + 1)
+    config, run, length = context.config, context.root, context.config.model.sequence_len
+    folder = text_folder(context)
     if not folder.exists():
         raise ArtifactError(
-            f"the run in {opened.run} has no rows of text in {folder}; make them with: jaxchat "
-            f"data prepare --run {opened.run.name}"
+            f"the run in {run} has no rows of text in {folder}; make them with: jaxchat data "
+            f"prepare --run {run.name}"
         )
-    rows = TextRows(folder, tokenizer.hash, split, opened.config.seed)
-    count = min(limit, len(rows))
-    bits = bits_of_text(
-        opened.params, rows, count, token_bytes=tokenizer.token_bytes, model=model,
-        compute=opened.compute, mesh=opened.mesh, title=f"{opened.stage} on {split}",
-    )  # fmt: skip
-    return bits, count
+    model = eval_model(context, stage)
+    limit = args.rows or -(-config.eval.text_tokens // length) or ROWS
+    measured = {}
+    for split in SPLITS if args.split is None else (args.split,):
+        rows = TextRows(folder, model.tokenizer.hash, split, config.seed)
+        count = min(limit, len(rows))
+        bits = bits_of_text(model, rows, count, f"{stage} on {split}")
+        print(f"{split:<8} {bits:.4f} bits per byte over {count:,} rows, {count * length:,} tokens")
+        measured[split] = {"bits_per_byte": bits, "rows": count}
+    path = run / "eval" / f"bpb-{stage}.json"
+    saved = paths.read_json(path) if path.exists() else {}
+    if saved.get("model") != model.digest:
+        saved = {"model": model.digest}
+    paths.write_json(path, saved | measured)
+    return 0

@@ -6,26 +6,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jaxchat
 from jaxchat import paths
 from jaxchat.cli import bench, chat, data, doctor, eval, models, report, runs, serve, tokenizer
-from jaxchat.cli.args import positive, whole
+from jaxchat.cli.args import Parser, positive, whole
 from jaxchat.errors import EXIT_CODES, ErrorHandler
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that takes --home, as those of its commands do: it may stand anywhere."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.add_argument(
-            "--home",
-            type=Path,
-            default=argparse.SUPPRESS,  # so that a command's does not undo what stood before it
-            help="where all artefacts are (default JAXCHAT_HOME or ~/.cache/jaxchat)",
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments; exits with 2 for bad ones and 0 after --help."""
-    parser: argparse.ArgumentParser = Parser(
+    parser = Parser(
         "jaxchat", description="Talk to what run_speedrun.py trained.", epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -67,13 +53,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _add_profile(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "path", type=Path, metavar="PATH", help="the folder that --profile made, or a *.xplane.pb"
-    )
-    parser.add_argument("--top", type=positive, default=20, help="operations listed (20)")
-    parser.add_argument("--device", type=whole, default=0, help="which of the trace's devices (0)")
-    parser.add_argument("--json", action="store_true", help="as JSON, times in ms a step")
+def _add_profile(parser: Parser) -> None:
+    path = "the folder that --profile made, or a *.xplane.pb"
+    parser.add_argument("path", type=Path, metavar="PATH", help=path)
+    parser.option("--top", positive, None, "operations listed (20)", 20)
+    parser.option("--device", whole, None, "which of the trace's devices (0)", 0)
+    parser.switch("--json", "as JSON, times in ms a step")
     parser.set_defaults(run_command=profile_command)
 
 

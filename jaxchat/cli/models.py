@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from jaxchat import paths
-from jaxchat.cli.args import whole
+from jaxchat.cli.args import Parser, whole
 from jaxchat.config.schema import MODELS, MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import start_jax
@@ -20,7 +20,7 @@ FORMATS = ("hf", "jaxchat")
 DTYPES = ("float32", "bfloat16")
 
 
-def add_export(parser: argparse.ArgumentParser) -> None:
+def add_export(parser: Parser) -> None:
     """The options of `jaxchat export`."""
     parser.description = (
         "Writes the model of a stage, its tokenizer and a model card into a folder. `hf` is the "
@@ -30,16 +30,15 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="name of the run")
     parser.add_argument("stage", metavar="STAGE", choices=MODELS, help=", ".join(MODELS))
     parser.add_argument("folder", metavar="DIR", type=Path, help="a new folder")
-    parser.add_argument("--format", choices=FORMATS, default="hf", help="default: hf")
-    parser.add_argument(
-        "--dtype", choices=DTYPES, help="of the weights, with hf; bfloat16 rounds (float32)"
-    )
-    parser.add_argument("--license", default="", metavar="ID", help="of the weights, for the card")
-    parser.add_argument("--force", action="store_true", help="replace an export that is there")
+    parser.option("--format", text="default: hf", default="hf", choices=FORMATS)
+    dtype = "of the weights, with hf; bfloat16 rounds (float32)"
+    parser.option("--dtype", text=dtype, choices=DTYPES)
+    parser.option("--license", str, "ID", "of the weights, for the card", "")
+    parser.switch("--force", "replace an export that is there")
     parser.set_defaults(run_command=export_command)
 
 
-def add_import(parser: argparse.ArgumentParser) -> None:
+def add_import(parser: Parser) -> None:
     """The options of `jaxchat import`."""
     parser.description = (
         "Makes a run of a model: from a folder that jaxchat or transformers wrote, from nanochat's "
@@ -49,22 +48,17 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", help="a folder, or OWNER/NAME of a model on the hub"
     )
-    parser.add_argument("--name", help="of the new run (default: that of the folder or model)")
-    parser.add_argument(
-        "--stage",
-        choices=MODELS,
-        help="the place it takes; training continues with the next one (default: what its files "
-        "say, else sft)",
+    parser.option("--name", text="of the new run (default: that of the folder or model)")
+    place = (
+        "the place it takes; training continues with the next one (default: what its files say, "
+        "else sft)"
     )
-    parser.add_argument(
-        "--tokenizer", type=Path, metavar="DIR", help="where its tokenizer is (default: beside it)"
-    )
-    parser.add_argument(
-        "--step", type=whole, metavar="N", help="of nanochat's checkpoints; the last"
-    )
-    parser.add_argument("--revision", default="main", metavar="REV", help="on the hub (main)")
-    parser.add_argument("--offline", action="store_true", help="only what was downloaded before")
-    parser.add_argument("--refresh", action="store_true", help="ask the hub for its files again")
+    parser.option("--stage", text=place, choices=MODELS)
+    parser.option("--tokenizer", Path, "DIR", "where its tokenizer is (default: beside it)")
+    parser.option("--step", whole, "N", "of nanochat's checkpoints; the last")
+    parser.option("--revision", str, "REV", "on the hub (main)", "main")
+    parser.switch("--offline", "only what was downloaded before")
+    parser.switch("--refresh", "ask the hub for its files again")
     parser.set_defaults(run_command=import_command)
 
 
@@ -80,15 +74,9 @@ def export_command(args: argparse.Namespace) -> int:
     from jaxchat.runs import export_run
 
     size = export_run.export_model(
-        root,
-        args.run,
-        args.stage,
-        args.folder.absolute(),
-        kind=args.format,
-        dtype=args.dtype or DTYPES[0],
-        licence=args.license,
-        force=args.force,
-    )
+        root, args.run, args.stage, args.folder.absolute(), kind=args.format,
+        dtype=args.dtype or DTYPES[0], licence=args.license, force=args.force,
+    )  # fmt: skip
     print(f"{args.folder}: stage {args.stage} of the run {args.run}, {size / 1e6:,.1f} MB")
     return 0
 
@@ -110,16 +98,8 @@ def import_command(args: argparse.Namespace) -> int:
     import_run.check_name(root, name)  # before anything is read
     origin = str(source.absolute())
     if on_hub:
-        from jaxchat.runs.import_run import fetch_model
-
-        source, origin = fetch_model(
-            root,
-            args.source,
-            args.revision,
-            step=args.step,
-            offline=args.offline,
-            refresh=args.refresh,
-        )
+        options = {"step": args.step, "offline": args.offline, "refresh": args.refresh}
+        source, origin = import_run.fetch_model(root, args.source, args.revision, **options)
     found = import_run.read_model(source, args.step, args.tokenizer)
     stage = args.stage or found.stage or import_run.DEFAULT_STAGE
     config = import_run.make_run(root, name, found, stage, origin)

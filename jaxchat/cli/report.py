@@ -9,12 +9,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxchat.cli.args import Parser
 from jaxchat.errors import ConfigError
 from jaxchat.paths import atomic_open, home
 from jaxchat.runs import run_dir
 
 
-def add_report(parser: argparse.ArgumentParser) -> None:
+def add_report(parser: Parser) -> None:
     """The options of `jaxchat report`."""
     parser.description = (
         "Makes report.md, report.html and report.json of the stages a run has, and prints the "
@@ -26,10 +27,8 @@ def add_report(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="name of a run, its folder, or a report.json (default: the last run)",
     )
-    parser.add_argument("--run", help="as RUN: name of the run")
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="of a comparison (default: the second run's)"
-    )
+    parser.option("--run", text="as RUN: name of the run")
+    parser.option("--out", Path, "FOLDER", "of a comparison (default: the second run's)")
     parser.set_defaults(run_command=report_command)
 
 
@@ -72,10 +71,10 @@ def _path(root: Path, name: str | None) -> Path:
 
 def _compare(paths: Sequence[Path], out: Path | None) -> int:
     from jaxchat.runs.report import compare
-    from jaxchat.runs.report.files import gather_run, read_file
+    from jaxchat.runs.report.files import gather_run, read_report
     from jaxchat.runs.tables import table
 
-    a, b = (read_file(p) if p.is_file() else gather_run(p) for p in paths)
+    a, b = (read_report(p) if p.is_file() else gather_run(p) for p in paths)
     compared = compare.compare(a, b)
     folder = out or (paths[1].parent if paths[1].is_file() else paths[1])
     stem = f"compare_{a['run']['name']}_{b['run']['name']}"

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from jaxchat import paths
-from jaxchat.cli.args import seconds
+from jaxchat.cli.args import Parser, seconds
 from jaxchat.progress import duration
 from jaxchat.runs import run_dir
 from jaxchat.runs.tables import table
@@ -19,19 +19,17 @@ if TYPE_CHECKING:
     from jaxchat.runs.status import RunState
 
 
-def add_runs(parser: argparse.ArgumentParser) -> None:
+def add_runs(parser: Parser) -> None:
     """The options of `jaxchat runs`."""
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.switch("--json", "as JSON")
     parser.set_defaults(run_command=runs_command)
 
 
-def add_watch(parser: argparse.ArgumentParser) -> None:
+def add_watch(parser: Parser) -> None:
     """The options of `jaxchat watch`."""
     parser.add_argument("run", nargs="?", metavar="RUN", help="default: the last")
-    parser.add_argument("--once", action="store_true", help="show its present state and exit")
-    parser.add_argument(
-        "--interval", type=seconds, default=2.0, metavar="SECONDS", help="between looks (2)"
-    )
+    parser.switch("--once", "show its present state and exit")
+    parser.option("--interval", seconds, "SECONDS", "between looks (2)", 2.0)
     parser.set_defaults(run_command=watch_command)
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from jaxchat import paths
-from jaxchat.cli.args import add_field, add_model
+from jaxchat.cli.args import Parser, add_field, add_model
 from jaxchat.config.fields import build
 from jaxchat.config.operations import ServeConfig
 from jaxchat.config.schema import CHAT_STAGES
@@ -44,32 +44,21 @@ FLAGS = (
 )
 
 
-def add_serve(parser: argparse.ArgumentParser) -> None:
+def add_serve(parser: Parser) -> None:
     """The options of `jaxchat serve`."""
     parser.description = (
         "Serves models of runs: a page to chat with, and OpenAI's chat completions under /v1. Only "
         "this machine can reach it, unless --host says otherwise."
     )
     add_model(parser, CHAT_STAGES[::-1])
-    parser.add_argument(
-        "--model",
-        action="append",
-        default=[],
-        metavar="RUN/STAGE",
-        help="several at once; the first is the default",
-    )
+    several = "several at once; the first is the default"
+    parser.option("--model", str, "RUN/STAGE", several, [], action="append")
     for flag in FLAGS:
         add_field(parser, ServeConfig, *flag)
-    parser.add_argument(
-        "--api-key-file",
-        type=Path,
-        metavar="FILE",
-        help="with the key that clients must send; else that of the variable JAXCHAT_API_KEY",
-    )
-    parser.add_argument(
-        "--no-key", action="store_true", help="listen elsewhere than on this machine without a key"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no line for each request")
+    key = "with the key that clients must send; else that of the variable JAXCHAT_API_KEY"
+    parser.option("--api-key-file", Path, "FILE", key)
+    parser.switch("--no-key", "listen elsewhere than on this machine without a key")
+    parser.switch("--quiet", "no line for each request")
     parser.set_defaults(run_command=serve_command)
 
 
@@ -80,7 +69,9 @@ def serve_command(args: argparse.Namespace) -> int:
     key = read_key(args.api_key_file)
     check_key(config, key, unless=args.no_key)
     root = paths.home(args.home)
-    names = requested_models(args)
+    if args.model and (args.run or args.stage):
+        raise ConfigError("--model is given beside --run or --stage; name all models by --model.")
+    names = [parse_name(name) for name in args.model] or [(args.run, args.stage)]
     configs = [
         run_dir.read_config(run_dir.find(root, run, (stage,) if stage else CHAT_STAGES))
         for run, stage in names
@@ -105,15 +96,6 @@ def serve_command(args: argparse.Namespace) -> int:
 def notify(sentence: str) -> None:
     """Prints a sentence at once."""
     print(f"jaxchat: {sentence}", flush=True)
-
-
-def requested_models(args: argparse.Namespace) -> list[tuple[str | None, str | None]]:
-    """The runs and stages to serve. Raises ConfigError where they are named in two ways."""
-    if not args.model:
-        return [(args.run, args.stage)]
-    if args.run or args.stage:
-        raise ConfigError("--model is given beside --run or --stage; name all models by --model.")
-    return [parse_name(name) for name in args.model]
 
 
 def parse_name(name: str) -> tuple[str, str | None]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxchat.cli.args import positive
+from jaxchat.cli.args import Parser, positive
 from jaxchat.errors import ConfigError
 from jaxchat.progress import Progress, duration
 
@@ -25,47 +25,37 @@ FILES = "FILE"
 _FILES_HELP = "a .txt, .jsonl or .parquet file, also with .gz or .zst behind, or a folder of them"
 
 
-def add_commands(parser: argparse.ArgumentParser) -> None:
+def add_commands(parser: Parser) -> None:
     """Adds train, eval, encode and compare to the parser of `jaxchat tokenizer`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="learn a vocabulary from text")
     train.add_argument("files", nargs="+", metavar=FILES, help=f"{_FILES_HELP}; - is stdin")
-    train.add_argument("--vocab-size", type=positive, required=True, metavar="N")
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    train.add_argument(
-        "--pattern",
-        default="jaxchat",
-        help="splits text into words: jaxchat (default), gpt2, gpt4, or a regular expression; "
-        "a stretch that it doesn't match is a word of its own",
+    train.option("--vocab-size", positive, "N", required=True)
+    train.option("--out", Path, "DIR", "a new folder", required=True)
+    pattern = (
+        "splits text into words: jaxchat (default), gpt2, gpt4, or a regular expression; a stretch "
+        "that it doesn't match is a word of its own"
     )
-    train.add_argument(
-        "--max-words",
-        type=positive,
-        metavar="N",
-        help="limit memory: drop the rarest words when more distinct ones are held",
-    )
-    train.add_argument(
-        "--threads", type=positive, metavar="N", help="at most, and by default, one per core"
-    )
+    train.option("--pattern", text=pattern, default="jaxchat")
+    words = "limit memory: drop the rarest words when more distinct ones are held"
+    train.option("--max-words", positive, "N", words)
+    train.option("--threads", positive, "N", "at most, and by default, one per core")
     train.set_defaults(run_command=train_command)
     encode = commands.add_parser("encode", help="print the ids of a text")
     encode.add_argument("tokenizer", type=Path, metavar="DIR")
     encode.add_argument("text", nargs="?", metavar="TEXT", help="default: stdin")
-    encode.add_argument("--file", metavar=FILES, help=f"encode {_FILES_HELP} instead")
-    encode.add_argument("--show", action="store_true", help="a line for each token, and a summary")
+    encode.option("--file", str, FILES, f"encode {_FILES_HELP} instead")
+    encode.switch("--show", "a line for each token, and a summary")
     encode.set_defaults(run_command=encode_command)
     evaluate = commands.add_parser("eval", help="characters and bytes per token, by kind of text")
     evaluate.add_argument("tokenizer", type=Path, metavar="DIR")
     evaluate.set_defaults(run_command=eval_command)
-    compare = commands.add_parser(
-        "compare", help="tokenizers side by side, GPT-2's and GPT-4's too"
-    )
+    beside = "tokenizers side by side, GPT-2's and GPT-4's too"
+    compare = commands.add_parser("compare", help=beside)
     compare.add_argument("tokenizers", type=Path, nargs="+", metavar="DIR")
     compare.set_defaults(run_command=compare_command)
     for command in (evaluate, compare):
-        command.add_argument(
-            "--text", action="append", default=[], metavar=FILES, help=f"also on {_FILES_HELP}"
-        )
+        command.option("--text", str, FILES, f"also on {_FILES_HELP}", [], action="append")
 
 
 def train_command(args: argparse.Namespace) -> int:
@@ -175,11 +165,11 @@ def encode_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def visible(piece: bytes) -> str:
-    r"""A token for reading: spaces as `·`, other white space and lone bytes as `\n`, `\xe4`."""
+def visible(piece: bytes, marked: str = " ", mark: str = "·") -> str:
+    r"""Text for reading: spaces as `·`, controls and lone bytes escaped, as `\n` or `\xe4`."""
     text = piece.decode("utf-8", errors="backslashreplace")
     return "".join(
-        "·" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode()
+        mark if c == marked else c if c.isprintable() else c.encode("unicode_escape").decode()
         for c in text
     )
 

@@ -1,7 +1,8 @@
-"""The machine as the operating system describes it: processor, cores and memory."""
+"""The machine as the operating system describes it, and the peaks of devices by their kind."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -10,6 +11,17 @@ import sys
 from pathlib import Path
 
 MAX_LANES = 8  # each has a cache of its own
+# Words of a device's name, FLOP/s of dense bf16 matrix products and bytes a second of the memory,
+# from the vendors' data sheets (without sparsity). The first whose words are in the name counts.
+PEAKS = (
+    (("A100", "40GB"), 312e12, 1.555e12),
+    (("A100",), 312e12, 2.039e12),
+    (("GH200",), 989e12, 4.0e12),
+    (("H100", "PCIe"), 756e12, 2.0e12),
+    (("H100",), 989e12, 3.35e12),
+    (("H200",), 989e12, 4.8e12),
+    (("B200",), 2250e12, 8.0e12),
+)
 
 
 def processor() -> str:
@@ -44,21 +56,38 @@ def memory_bytes() -> int:
 
 def free_memory_bytes() -> int:
     """Memory that a process may still take; where it is unknown, all there is."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="utf-8")
-    except OSError:
-        return memory_bytes()
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else memory_bytes()
+    return _of_proc("meminfo", "MemAvailable") or memory_bytes()
+
+
+def _of_proc(file: str, name: str) -> int:
+    """Bytes that an entry of a file of Linux's /proc has; 0 where there is none."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc", file).read_text(encoding="utf-8")
+        if found := re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE):
+            return int(found[1]) * 1024
+    return 0
 
 
 def peak_memory_bytes() -> int:
     """Peak memory of this process so far."""
     # Linux's ru_maxrss also counts what the parent held when it started this process.
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text("utf-8"), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
+    if peak := _of_proc("self/status", "VmHWM"):
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _peaks(device_kind: str) -> tuple[float | None, float | None]:
+    words = set(device_kind.replace("-", " ").split())
+    found = ((flops, memory) for names, flops, memory in PEAKS if words.issuperset(names))
+    return next(found, (None, None))
+
+
+def bf16_peak(device_kind: str) -> float | None:
+    """FLOP/s of one device as jax names it, such as `NVIDIA H100 80GB HBM3`; None if unknown."""
+    return _peaks(device_kind)[0]
+
+
+def memory_bandwidth(device_kind: str) -> float | None:
+    """Bytes a second of one device as jax names it; None if unknown."""
+    return _peaks(device_kind)[1]

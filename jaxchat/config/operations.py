@@ -49,8 +49,6 @@ class MirrorConfig(Settings):
     every: Count = 60  # seconds between two looks for what is new
 
 
-NOT_TRACKED = TrackConfig()
-NOT_MIRRORED = MirrorConfig()
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

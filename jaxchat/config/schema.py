@@ -25,13 +25,7 @@ from jaxchat.config.fields import (
     kinds,
 )
 from jaxchat.config.numbers import UNBOUNDED, Range
-from jaxchat.config.operations import (
-    NOT_MIRRORED,
-    NOT_TRACKED,
-    HardwareConfig,
-    MirrorConfig,
-    TrackConfig,
-)
+from jaxchat.config.operations import HardwareConfig, MirrorConfig, TrackConfig
 from jaxchat.errors import ConfigError
 
 MODELS = ("base", "mid", "sft", "rl")  # the stages that train a model
@@ -53,7 +47,7 @@ Orthogonalizer = Annotated[str, OneOf(("newton_schulz", "polar_express"))]
 DecaySchedule = Annotated[str, OneOf(("constant", "cosine"))]
 CompilerOption = Annotated[
     str,
-    Form(r"[^\W\d]\w*=.+", "like name=value, for example xla_gpu_enable_triton_gemm=false"),
+    Form(r"[^\W\d]\w*=.*", "like name=value, for example xla_gpu_enable_triton_gemm=false"),
 ]
 
 
@@ -346,7 +340,7 @@ class ComputeConfig(Settings):
     # sums in float32, "auto" does that where the processor is made for it (AVX-512 BF16, AMX).
     products: Annotated[str, OneOf(PRODUCTS)] = "auto"
     loss_chunk_rows: Whole = 0  # tokens whose logits are held at once; 0: suits the device
-    compiler_options: tuple[CompilerOption, ...] = ()  # XLA's, beside those tried anyway
+    compiler_options: tuple[CompilerOption, ...] = ()  # XLA's, beside those of the backend
 
 
 DEFAULT_COMPUTE = ComputeConfig()
@@ -408,8 +402,8 @@ class RunConfig(Settings):
     hardware: HardwareConfig
     compute: ComputeConfig = DEFAULT_COMPUTE
     imported: ImportedConfig = ImportedConfig()
-    track: TrackConfig = NOT_TRACKED
-    mirror: MirrorConfig = NOT_MIRRORED
+    track: TrackConfig = field(default_factory=TrackConfig)
+    mirror: MirrorConfig = field(default_factory=MirrorConfig)
     mid_optim: StageOptimConfig = StageOptimConfig()
     sft_optim: StageOptimConfig = StageOptimConfig()
     rl_optim: StageOptimConfig = StageOptimConfig()

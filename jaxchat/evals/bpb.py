@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.data.loader import HeldOutRows, ShardedRows
 from jaxchat.errors import ArtifactError
+from jaxchat.evals.model import EvalModel
 from jaxchat.model import gpt, loss
 from jaxchat.model.backend import PLAIN, Compute, backend
 from jaxchat.model.loss import cross_entropy
@@ -147,18 +148,8 @@ class TextRows:
             yield {"tokens": tokens, "mask": mask.astype(np.float32)}
 
 
-def bits_of_text(
-    params: Any,
-    rows: TextRows,
-    count: int,
-    *,
-    token_bytes: np.ndarray,
-    model: ModelConfig,
-    compute: Compute,
-    mesh: Mesh,
-    title: str,
-) -> float:
-    """Bits per byte over the first `count` rows; `params` lie on `mesh` as in training.
+def bits_of_text(model: EvalModel, rows: TextRows, count: int, title: str) -> float:
+    """Bits per byte over the first `count` rows, split over the model's mesh.
 
     Raises ArtifactError when there are no rows, or they have no byte to predict.
     """
@@ -167,8 +158,9 @@ def bits_of_text(
             "there are no rows of the text to measure bits per byte on; prepare them with: jaxchat "
             "data prepare"
         )
+    mesh = model.mesh or make_mesh(MeshConfig(), jax.devices()[:1])
     tokens, shards = backend(mesh.devices.flat[0].platform).eval_tokens, batch_shards(mesh)
-    size = shards * max(1, tokens // model.sequence_len)
+    size = shards * max(1, tokens // model.config.sequence_len)
     size = min(size, -(-count // shards) * shards)
     with Progress(title, count, "row") as progress:
 
@@ -177,4 +169,6 @@ def bits_of_text(
                 yield batch
                 progress.advance(min(size, count - progress.done))
 
-        return bits_per_byte(params, batches(), token_bytes, model, compute, mesh)
+        return bits_per_byte(
+            model.params, batches(), model.tokenizer.token_bytes, model.config, model.compute, mesh
+        )

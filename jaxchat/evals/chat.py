@@ -86,11 +86,6 @@ def answer(
         return engine.generate(requests, progress=progress.update)
 
 
-def parts_of(completion: Completion, tokenizer: Tokenizer) -> list[Part]:
-    """The parts of a completion: text, and calls of tools with their outputs."""
-    return parse_completion(completion.tokens, tokenizer)
-
-
 @dataclass(frozen=True)
 class Result:
     """The result of one task."""
@@ -217,7 +212,12 @@ def _said(
 ) -> list[list[list[Part]]]:
     """The parts of every completion of every problem."""
     groups = answer(engine, tokenizer, problems, sampling, title=title)
-    return [[parts_of(completion, tokenizer) for completion in group] for group in groups]
+    return [[parse_completion(one.tokens, tokenizer) for one in group] for group in groups]
+
+
+def sampler(stage: str) -> tuple[Callable[..., list[dict[str, Any]]], tuple[str, ...]]:
+    """What samples a stage's model (engine, tokenizer, prompts), and the prompts."""
+    return (text_samples, COMPLETIONS) if stage == "base" else (chat_samples, QUESTIONS)
 
 
 def text_samples(
@@ -245,4 +245,4 @@ def _greedy(
     engine: Service, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]]
 ) -> list[list[Part]]:
     requests = [Request(tokens=prompt, max_tokens=MAX_TOKENS) for prompt in prompts]
-    return [parts_of(completion, tokenizer) for (completion,) in engine.generate(requests)]
+    return [parse_completion(one.tokens, tokenizer) for (one,) in engine.generate(requests)]

@@ -95,9 +95,11 @@ def read_texts() -> dict[str, list[str]]:
 
 def measure(name: str, tokenizer: Tokenizer, texts: Texts) -> Result:
     """One tokenizer's result. `texts` has a name for each row; they are read once, and not held."""
-    return _measure(
-        name, tokenizer.vocab_size, lambda batch: len(tokenizer.encode_batch(batch)[0]), texts
-    )
+
+    def count(batch: list[str]) -> int:
+        return len(tokenizer.encode_batch(batch)[0])
+
+    return Result(name, tokenizer.vocab_size, _sizes(count, texts))
 
 
 def survey(
@@ -110,7 +112,7 @@ def survey(
     """
     texts = read_texts() if texts is None else texts
     own = [measure(name, tokenizer, texts) for name, tokenizer in tokenizers.items()]
-    return [*own, *(_measure_peer(p, texts, folder) for p in PEERS)]
+    return [*own, *(_measure_peer(peer, texts, folder) for peer in PEERS)]
 
 
 def _measure_peer(peer: Vocabulary, texts: Texts, folder: Path | None) -> Result:
@@ -122,21 +124,20 @@ def _measure_peer(peer: Vocabulary, texts: Texts, folder: Path | None) -> Result
     def count(batch: list[str]) -> int:
         return sum(map(len, encoding.encode_ordinary_batch(batch)))
 
-    return _measure(peer.name, encoding.n_vocab, count, texts)
+    return Result(peer.name, encoding.n_vocab, _sizes(count, texts))
 
 
-def _measure(name: str, vocabulary: int, count: Counter, texts: Texts) -> Result:
-    return Result(name, vocabulary, {title: _sizes(count, some) for title, some in texts.items()})
-
-
-def _sizes(count: Counter, texts: Iterable[str]) -> Compression:
-    characters = size = tokens = 0
-    source = iter(texts)
-    while batch := list(itertools.islice(source, BATCH)):
-        characters += sum(map(len, batch))
-        size += sum(len(text.encode()) for text in batch)
-        tokens += count(batch)
-    return Compression(characters, size, tokens)
+def _sizes(count: Counter, texts: Texts) -> dict[str, Compression]:
+    found = {}
+    for name, some in texts.items():
+        characters = size = tokens = 0
+        source = iter(some)
+        while batch := list(itertools.islice(source, BATCH)):
+            characters += sum(map(len, batch))
+            size += sum(len(text.encode()) for text in batch)
+            tokens += count(batch)
+        found[name] = Compression(characters, size, tokens)
+    return found
 
 
 def cells(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jaxchat.config.machine import cores
 from jaxchat.errors import ArtifactError, ConfigError
@@ -32,8 +32,6 @@ class Verdict:
 
     passed: bool
     reason: str
-    program: run.Outcome = field(repr=False)
-    tests: run.Outcome = field(repr=False)
 
 
 def imports_of(prompt: str) -> str:
@@ -45,25 +43,6 @@ def imports_of(prompt: str) -> str:
         elif line and not line.startswith("#"):
             break
     return "\n".join(lines)
-
-
-def grade(problem: CodeProblem, completion: str, *, unsafe: bool = False) -> Verdict:
-    """Runs an answer against the tests of its problem.
-
-    Args:
-        problem: what was asked.
-        completion: the model's answer, with any text around the program.
-        unsafe: run it even where it cannot be sandboxed (see `sandbox.run_python`).
-
-    Raises ConfigError where this machine cannot, and ArtifactError where it suddenly could not:
-    neither is a wrong answer.
-    """
-    require(unsafe)
-    return _run(problem, _program(problem, completion), unsafe)
-
-
-def _program(problem: CodeProblem, completion: str) -> str:
-    return program_of(completion, problem.prompt, problem.entry_point)
 
 
 def _run(problem: CodeProblem, answer: str, unsafe: bool) -> Verdict:
@@ -83,51 +62,54 @@ def _run(problem: CodeProblem, answer: str, unsafe: bool) -> Verdict:
         return _verdict(program.result(), outcome)
 
 
-def require(unsafe: bool) -> None:
-    """Raises ConfigError where no program of a model may be run; for the start of an evaluation."""
-    if not unsafe and levels.detect().name == "none":
-        raise ConfigError(
-            "HumanEval runs programs that a model wrote, and this machine cannot sandbox "
-            "them (jaxchat doctor says what is missing); leave humaneval out, or pass --unsafe-exec"
-        )
-
-
 def _verdict(program: run.Outcome, tests: run.Outcome) -> Verdict:
     for outcome in (program, tests):
         if outcome.status == "refused":
             raise ArtifactError(f"a program of HumanEval was not run: {outcome.reason}")
     if tests.status == "ok":  # the program's own end proves nothing: it can claim anything
-        return Verdict(True, "", program, tests)
+        return Verdict(True, "")
     failed = program if program.status != "ok" else tests
-    return Verdict(False, failed.reason or "it failed its tests", program, tests)
+    return Verdict(False, failed.reason or "it failed its tests")
 
 
 def grade_many(
-    answers: Sequence[tuple[CodeProblem, str]], *, workers: int | None = None, unsafe: bool = False
+    answers: Sequence[tuple[CodeProblem, str]], *, unsafe: bool = False
 ) -> Iterator[Verdict]:
-    """`grade` of many answers, in order, as many at a time as there are cores; shows progress."""
-    require(unsafe)
+    """Runs answers against the tests of their problems, as many at a time as there are cores.
+
+    Each answer is what the model said, with any text around the program. The verdicts come in
+    order, and progress is shown. `unsafe` runs programs even where they cannot be sandboxed.
+
+    Raises ArtifactError where one suddenly could not be: that is no wrong answer.
+    """
     with (
-        concurrent.futures.ThreadPoolExecutor(workers or cores()) as pool,
+        concurrent.futures.ThreadPoolExecutor(cores()) as pool,
         Progress("humaneval", len(answers), "program") as progress,
     ):
         # Programs are found here and not in the pool: parsing sets the filters of warnings.
-        waiting = [pool.submit(_run, one, _program(one, said), unsafe) for one, said in answers]
+        programs = [program_of(said, one.prompt, one.entry_point) for one, said in answers]
+        waiting = [
+            pool.submit(_run, one, program, unsafe)
+            for (one, _), program in zip(answers, programs, strict=True)
+        ]
         try:
             for done, future in enumerate(waiting, 1):
                 yield future.result()
                 progress.update(done)
         finally:
-            for future in waiting:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
 def judge(unsafe: bool = False) -> Callable[[Sequence[CodeProblem], Sequence[str]], list[bool]]:
     """The judge that `evals.chat.evaluate_task` takes: whether each of many answers passes.
 
-    Raises ConfigError as `require` does.
+    Raises ConfigError where no program of a model may be run.
     """
-    require(unsafe)
+    if not unsafe and levels.detect().name == "none":
+        raise ConfigError(
+            "HumanEval runs programs that a model wrote, and this machine cannot sandbox "
+            "them (jaxchat doctor says what is missing); leave humaneval out, or pass --unsafe-exec"
+        )
 
     def passed(problems: Sequence[CodeProblem], answers: Sequence[str]) -> list[bool]:
         pairs = list(zip(problems, answers, strict=True))

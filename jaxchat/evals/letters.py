@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxchat.config.schema import ModelConfig
+from jaxchat.inference.request import cut_prompt
 from jaxchat.model import gpt
 from jaxchat.model.backend import PLAIN, Compute, backend, bucket
 from jaxchat.tasks.multiple_choice import ChoiceProblem
@@ -39,7 +40,9 @@ def choose_letters(
     A prompt longer than the context loses its beginning, but for <|bos|>. `progress` is
     called with the number of problems done. Raises ValueError for a letter that is not one token.
     """
-    prompts = [_prompt(problem, tokenizer, model.sequence_len) for problem in problems]
+    said = (render_prompt(p.conversation["messages"][:-1], tokenizer) for p in problems)
+    room = {"max_tokens": 0, "context": model.sequence_len}  # nothing is sampled
+    prompts = [cut_prompt(tuple(ids), bos=tokenizer.bos, **room) for ids in said]
     letters = [[_token(letter, tokenizer) for letter in problem.letters] for problem in problems]
     budget = backend().letter_tokens
     chosen = [""] * len(problems)
@@ -68,11 +71,6 @@ def _last_logits(
     """Logits [B,V] after token `last` [B] of rows [B,T]."""
     x = gpt.features(params, tokens, model, compute)
     return gpt.unembed(params, x[jnp.arange(len(last)), last], model, compute)
-
-
-def _prompt(problem: ChoiceProblem, tokenizer: Tokenizer, limit: int) -> list[int]:
-    ids = render_prompt(problem.conversation["messages"][:-1], tokenizer)
-    return ids if len(ids) <= limit else [ids[0], *ids[len(ids) - limit + 1 :]]
 
 
 def _token(letter: str, tokenizer: Tokenizer) -> int:

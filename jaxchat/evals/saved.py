@@ -53,8 +53,8 @@ def core_results(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{CORE_RESULT}*.json"))
 
 
-def core_file(folder: Path, name: str, key: str) -> Path:
-    """The file of a task, or of a result, with a key."""
+def keyed_file(folder: Path, name: str, key: str) -> Path:
+    """The file of a result with a key, the hash of all that it depends on."""
     return folder / f"{name}-{key[:KEY_CHARACTERS]}.json"
 
 

@@ -9,7 +9,7 @@ that little is compiled; what a request gets does not depend on its company, to 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -19,16 +19,7 @@ import jax
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
-from jaxchat.inference.batch import (
-    MIN_CACHE,
-    MIN_PROMPT,
-    buckets,
-    packed_slots,
-    padded,
-    picks_of,
-    slots_to_fill,
-)
-from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request, cut_prompt
+from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job, Service
 from jaxchat.model.backend import PLAIN, Compute, bucket
@@ -37,15 +28,14 @@ from jaxchat.model.kernels.matmul import round_kernels
 from jaxchat.model.kv_cache import Cache, init_cache, slots_of, whole_blocks
 from jaxchat.parallel.mesh import gathered
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tools.calculator import run_tool
-from jaxchat.tools.executor import TOOL_SECONDS, Tool, ToolExecutor
+from jaxchat.tools.calculator import Tool, run_tool
 
 __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
 # Dispatches for which fewer slots would do, before the cache is made smaller. To make it smaller
 # and larger again moves it twice; a dispatch would read what is too much in each of its steps.
 PATIENCE = 2
 ROUNDED_SLOTS = 8  # XLA multiplies a row or a few faster in float32: docs/log.md, 2026-11-24
-WAIT = 0.05  # seconds that a step waits where all rows wait for tools
+TOOL_FAILED = "error"  # the output of a tool that raises, or gives no text
 
 
 class DeviceState:
@@ -91,16 +81,15 @@ class Engine(Service):
         max_len: int | None = None,
         compute: Compute = PLAIN,
         tools: Tool = run_tool,
-        tool_timeout: float = TOOL_SECONDS,
         steps_per_dispatch: int = 8,
         device: jax.Device | None = None,
         shared: DeviceState | None = None,
     ) -> None:
         """`max_len` (the model's context by default) holds a prompt and its completion.
 
-        The calculator answers at once; any other of the `tools` is called in a thread, at most for
-        `tool_timeout` seconds. Engines of one device may have a `shared` state; where that has
-        weights, `params` are ignored. Ids that the tokenizer does not have are never given. Raises
+        All rows wait while one of them calls the `tools`, which must answer as quickly as the
+        calculator. Engines of one device may have a `shared` state; where that has weights,
+        `params` are ignored. Ids that the tokenizer does not have are never given. Raises
         EngineError when it has ids that the model does not know.
 
         Rounded matmuls are for ROUNDED_SLOTS and more; fewer are decoded in `compute.dtype`.
@@ -118,10 +107,10 @@ class Engine(Service):
         self._steps = steps_per_dispatch
         self.device = device or jax.local_devices()[0]
         self._tokenizer, self._specials = tokenizer, Specials.of(tokenizer)
-        self._tools = ToolExecutor(tools, timeout=tool_timeout)
+        self._tools = tools
         self._pauses = (*self._specials.stops, self._specials.python_end)
         self._shared = shared or DeviceState()
-        self._cache_lengths = buckets(MIN_CACHE, whole_blocks(self.max_len))
+        self._cache_lengths = jitted.buckets(jitted.MIN_CACHE, whole_blocks(self.max_len))
         self._rows: list[SequenceState | None] = [None] * slots
         self._waiting: deque[SequenceState] = deque()
         self._in_flight: tuple[jitted.DecodeOutput, list[SequenceState | None]] | None = None
@@ -136,11 +125,6 @@ class Engine(Service):
     @property
     def free(self) -> int:
         return self._rows.count(None) - len(self._waiting)
-
-    @property
-    def max_compilations(self) -> int:
-        """How many programs of the engine's shapes there are: to prefill, insert and decode."""
-        return sum(1 for _ in self._programs())
 
     def set_params(self, params: Any) -> None:
         """See `Service`. Engines that share the device's state get them too.
@@ -159,16 +143,15 @@ class Engine(Service):
             placed = round_kernels(placed)
         self._shared.set_params(cut_vocabulary(placed, self._trained, self.config.vocab_size)[0])
 
-    def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
+    def warm_up(self, stopped: Callable[[], bool] = lambda: False) -> None:
         if any(self._rows) or self._waiting:
             raise EngineError("warm_up was called with requests under way; call it before them.")
-        programs = list(self._programs())
-        for number, program in enumerate(programs):
+        for program in self._programs():
+            if stopped():
+                break
             program()
             self._in_flight = None
             jax.block_until_ready(self._cache.length)
-            if progress is not None:
-                progress(number + 1, len(programs))
         self._make_cache()
 
     def submit(self, request: Request) -> Job:
@@ -179,10 +162,6 @@ class Engine(Service):
     def make_job(self, request: Request) -> Job:
         """A job that is not queued. Raises EngineError if the request does not fit."""
         self.check(request)
-        if request.cut:
-            size = {"max_tokens": request.max_tokens, "context": self.max_len}
-            tokens = cut_prompt(request.tokens, bos=self._specials.bos, **size)
-            request = replace(request, tokens=tokens)
         limit = min(request.max_tokens, self.max_len - len(request.tokens))
         return Job(request, limit, self._tokenizer)
 
@@ -191,7 +170,6 @@ class Engine(Service):
         self._waiting.append(row)
 
     def cancel(self, job: Job) -> None:
-        self._drop_calls(job.rows)
         self._rows = [None if row in job.rows else row for row in self._rows]
         self._waiting = deque(row for row in self._waiting if row not in job.rows)
 
@@ -204,25 +182,12 @@ class Engine(Service):
         """Whether there is a row, in a slot or queued."""
         return any(self._rows) or bool(self._waiting)
 
-    @property
-    def in_flight(self) -> bool:
-        """Whether there is a dispatch to `finish`."""
-        return self._in_flight is not None
-
-    def wait(self) -> None:
-        """A moment, or until a tool has answered."""
-        self._tools.wait(WAIT)
-
-    def start(self, *, wait: bool = True) -> None:
-        """The first half of `step`, which waits for tools at most, and not for the device."""
+    def start(self) -> None:
+        """The first half of `step`, which does not wait for the device."""
         try:
             self._admit()
-            rows = [row for row in self._rows if row is not None]
-            self._collect(rows)
-            if any(not row.waits for row in rows):
+            if rows := [row for row in self._rows if row is not None]:
                 self._decode(rows)
-            elif rows and wait:
-                self.wait()
         except BaseException:
             self._abandon()
             raise
@@ -232,7 +197,9 @@ class Engine(Service):
         try:
             if self._in_flight is not None:
                 (output, rows), self._in_flight = self._in_flight, None
-                for slot, (row, picks) in enumerate(zip(rows, picks_of(output), strict=True)):
+                for slot, (row, picks) in enumerate(
+                    zip(rows, jitted.picks_of(output), strict=True)
+                ):
                     if row is not None and row is self._rows[slot]:  # else it was cancelled
                         self._append(slot, row, picks)
         except BaseException:
@@ -242,10 +209,10 @@ class Engine(Service):
 
     def check(self, request: Request) -> None:
         length = len(request.tokens)
-        if length > self.max_len - 1 and not request.cut:
+        if length > self.max_len - 1:
             raise EngineError(
                 f"the prompt has {length} tokens, and the context of {self.max_len} leaves room "
-                f"for {self.max_len - 1} and one to answer; shorten the prompt, or let it be cut."
+                f"for {self.max_len - 1} and one to answer; shorten the prompt."
             )
         if not all(0 <= token < self.config.vocab_size for token in request.tokens):
             raise EngineError(
@@ -255,9 +222,9 @@ class Engine(Service):
 
     def prefill(self, tokens: tuple[int, ...]) -> Cache:
         """The cache after `tokens`: a prompt but its last one, which is decoded like its answer."""
-        length = bucket(len(tokens), MIN_PROMPT, self.max_len)
+        length = bucket(len(tokens), jitted.MIN_PROMPT, self.max_len)
         prompt: Cache = jitted.prefill(
-            self.params, *padded(tokens, length), config=self.config, compute=self.compute
+            self.params, *jitted.padded(tokens, length), config=self.config, compute=self.compute
         )
         return prompt
 
@@ -276,7 +243,7 @@ class Engine(Service):
         length = max(layer.shape[2] for layer in prompt.k)
         if length > self._cache_length:
             self._resize(self._length_for(length))
-        self._cache = jitted.insert(self._cache, prompt, slots_to_fill(slots, self.slots))
+        self._cache = jitted.insert(self._cache, prompt, jitted.slots_to_fill(slots, self.slots))
 
     def _decode(self, rows: list[SequenceState]) -> None:
         """Begins one dispatch of decode steps for all slots."""
@@ -289,7 +256,7 @@ class Engine(Service):
         self._dispatch(truncate, alternatives)
 
     def _length_for(self, positions: int) -> int:
-        return bucket(positions, MIN_CACHE, self._cache_lengths[-1])
+        return bucket(positions, jitted.MIN_CACHE, self._cache_lengths[-1])
 
     def _fit(self, length: int) -> None:
         """Lengthens the cache where rows need it; shortens it only when that lasts."""
@@ -306,7 +273,7 @@ class Engine(Service):
         self._cache, output = jitted.decode_steps(
             self.params,
             self._cache,
-            packed_slots(self._rows, self._steps),
+            jitted.packed_slots(self._rows, self._steps),
             config=self.config,
             compute=self.compute,
             pauses=self._pauses,
@@ -320,34 +287,28 @@ class Engine(Service):
         for token, logprob, others in picks:
             code = row.append(token, logprob, others, self._specials)
             if code is not None:
-                row.call = self._tools.start(self._tokenizer.decode(code))
-                row.answer(self._tokenizer, self._specials)
+                row.forced_tokens.extend(self._tool_output(self._tokenizer.decode(code)))
             if row.finish_reason:
                 self._rows[slot] = None
                 return
 
-    def _collect(self, rows: Iterable[SequenceState]) -> None:
-        """Gives rows the outputs of tools that have come."""
-        waiting = [row for row in rows if row.waits]
-        if waiting:
-            self._tools.poll()
-        for row in waiting:
-            row.answer(self._tokenizer, self._specials)
-
-    def _drop_calls(self, rows: Iterable[SequenceState | None]) -> None:
-        """The rows are gone; their tool calls are not waited for."""
-        for row in rows:
-            if row is not None and row.call is not None:
-                self._tools.drop(row.call)
-                row.call = None
+    def _tool_output(self, code: str) -> list[int]:
+        """The ids that a call of the tools puts into its row."""
+        try:
+            ids = self._tokenizer.encode(self._tools(code))
+        except (
+            Exception
+        ):  # the tools may be anyone's: whatever they raise, the completion continues
+            ids = self._tokenizer.encode(TOOL_FAILED)
+        return [self._specials.output_start, *ids, self._specials.output_end]
 
     def _programs(self) -> Iterator[Callable[[], object]]:
-        """Calls that together compile everything; they change no row."""
+        """Calls that together compile everything, to prefill, insert and decode; no row changes."""
 
         def insert(prompt: tuple[int, ...]) -> None:
             self._insert(self.prefill(prompt), [0])
 
-        prompts = [(0,) * length for length in buckets(MIN_PROMPT, self.max_len)]
+        prompts = [(0,) * length for length in jitted.buckets(jitted.MIN_PROMPT, self.max_len)]
         for prompt in prompts:
             yield partial(self.prefill, prompt)
         for length in self._cache_lengths:
@@ -372,7 +333,6 @@ class Engine(Service):
 
     def _abandon(self) -> None:
         """After an error, when the donated cache may be gone: all slots are empty and fresh."""
-        self._drop_calls(self._rows)
         self._rows, self._in_flight = [None] * self.slots, None
         self._shared.forget()
         self._make_cache()

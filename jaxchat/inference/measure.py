@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxchat.config.derive import windows
-from jaxchat.config.peaks import memory_bandwidth
+from jaxchat.config.machine import memory_bandwidth
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference.engine import Engine, Request
 from jaxchat.model.backend import PLAIN, Compute

@@ -1,7 +1,6 @@
-"""Several engines of this process as one: on each device, or side by side on a CPU.
+"""Several engines as one: on each device, side by side on a CPU, or of several processes.
 
-A request is queued here and goes to the engine with most free slots. All have the same shapes, so a
-request gets the same, to the last bit, on any.
+All have the same shapes, so a request gets the same, to the last bit, on any.
 """
 
 from __future__ import annotations
@@ -9,17 +8,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, cast
 
 import jax
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference.engine import DeviceState, Engine
-from jaxchat.inference.request import EngineError, Request
+from jaxchat.inference.request import Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState
 from jaxchat.inference.service import Job, Service
 from jaxchat.model.backend import backend
 from jaxchat.parallel.mesh import gathered
+from jaxchat.parallel.process_group import ProcessGroup
 from jaxchat.tokenizer.bpe import Tokenizer
 
 LANE_STEPS = 4  # of a dispatch: fewer are wasted behind the end of a row, and the host keeps up
@@ -50,8 +50,9 @@ def make_service(
 class Replicas(Service):
     """Engines on several devices, or several on one, which work at the same time.
 
-    JAX runs what one thread sends to a device in order, one after the other, so each engine's work
-    is sent by a thread of its own.
+    A request is queued here and goes to the engine with most free slots. JAX runs what one thread
+    sends to a device in order, one after the other, so each engine's work is sent by a thread of
+    its own.
     """
 
     def __init__(
@@ -89,24 +90,14 @@ class Replicas(Service):
     def free(self) -> int:
         return sum(engine.free for engine in self.engines) - len(self._waiting)
 
-    @property
-    def max_compilations(self) -> int:
-        """The programs of all devices: JAX compiles for each."""
-        return len(self._firsts) * self.engines[0].max_compilations
-
     def set_params(self, params: Any) -> None:
         params = gathered(params)
         for engine in self._firsts:
             engine.set_params(params)
 
-    def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
-        for number, engine in enumerate(self._firsts):
-
-            def count(done: int, of: int, number: int = number) -> None:
-                if progress is not None:
-                    progress(number * of + done, len(self._firsts) * of)
-
-            engine.warm_up(count)
+    def warm_up(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        for engine in self._firsts:
+            engine.warm_up(stopped)
 
     def check(self, request: Request) -> None:
         self.engines[0].check(request)
@@ -131,10 +122,12 @@ class Replicas(Service):
         for engine, lane in zip(self.engines, self._lanes, strict=True):
             engine.finish()
             self._share_out()
-            _call(lane, engine)
+            started = lane.submit(engine.start)
+            try:
+                started.result()
+            finally:  # an interrupt ends the waiting, not what it waits for
+                wait([started])
             busy |= engine.busy
-        if busy and not any(engine.in_flight for engine in self.engines):
-            next(engine for engine in self.engines if engine.busy).wait()
         return busy or bool(self._waiting)
 
     def _share_out(self) -> None:
@@ -150,10 +143,46 @@ class Replicas(Service):
                 engine.queue(self._waiting.popleft())
 
 
-def _call(lane: ThreadPoolExecutor, engine: Engine) -> None:
-    """`engine.start` in the engine's thread; returns only when that has."""
-    future = lane.submit(engine.start, wait=False)
-    try:
-        future.result()
-    finally:  # an interrupt ends the waiting, not what it waits for
-        wait([future])
+class MultiHostEngine:
+    """The engines of several processes as one: each answers its share of the requests.
+
+    It divides what `generate` gets, which all processes must call with the same requests.
+
+    All else is the local engine's: what is submitted to it, it serves for its own process.
+    """
+
+    def __init__(self, group: ProcessGroup, local: Service) -> None:
+        self.group, self.local = group, local
+
+    @classmethod
+    def over(cls, group: ProcessGroup, local: Service) -> Service:
+        """The local engine itself where there is one process."""
+        return local if group.size == 1 else cast(Service, cls(group, local))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.local, name)
+
+    def generate(
+        self, requests: Sequence[Request], progress: Callable[[int], object] | None = None
+    ) -> list[list[Completion]]:
+        """The completions of every request, in every process; `progress` is that of this one."""
+        size = self.group.size
+
+        def scaled(done: int) -> None:
+            if progress is not None:
+                progress(min(done * size, len(requests)))
+
+        for request in requests:
+            self.local.check(request)
+        own = self.local.generate(requests[self.group.index :: size], scaled)
+        # numbers come back as they were: JSON has every float's shortest exact form
+        shares = self.group.gather([[list(vars(c).values()) for c in row] for row in own])
+        found: list[list[Completion]] = [[]] * len(requests)
+        for index, share in enumerate(shares):
+            found[index::size] = [[Completion(*map(_tuples, c)) for c in row] for row in share]
+        return found
+
+
+def _tuples(value: Any) -> Any:
+    """Lists of JSON, at any depth, as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -46,10 +46,6 @@ class Request:
     # says is looked at, not calls of tools and what they answer.
     stop: tuple[str, ...] = ()
     alternatives: int = 0  # for each sampled token: the n likeliest in its place
-    # Where a prompt leaves less than a quarter of the context for the answer (or than max_tokens,
-    # if that is less), its oldest tokens are dropped, but not a `<|bos|>` at its start. Without
-    # this a prompt that fits is left whole, and one that does not is refused.
-    cut: bool = False
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -81,7 +77,11 @@ class Completion:
 def cut_prompt(
     tokens: tuple[int, ...], *, max_tokens: int, context: int, bos: int
 ) -> tuple[int, ...]:
-    """A prompt that leaves room for an answer in the context: see `Request.cut`."""
+    """A prompt that leaves room for an answer in the context.
+
+    Where it leaves less than a quarter of the context (or than max_tokens, if that is less), its
+    oldest tokens are dropped, but not a `<|bos|>` at its start.
+    """
     room = min(max_tokens, max(1, context // ROOM))
     extra = len(tokens) + room - context
     first = int(tokens[0] == bos)

@@ -1,8 +1,8 @@
 """The host's state of one completion: its tokens so far, and its tool calls.
 
-A model calls a tool by sampling `<|python_start|>`, code, `<|python_end|>`. The sequence then
-pauses until the host has run the tool and queued `<|output_start|>`, the output and
-`<|output_end|>`; these are fed through decode steps like sampled tokens, but were not chosen.
+A model calls a tool by sampling `<|python_start|>`, code, `<|python_end|>`. The host then runs the
+tool and queues `<|output_start|>`, the output and `<|output_end|>`; these are fed through decode
+steps like sampled tokens, but were not chosen.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from jaxchat.errors import TokenizerError
 from jaxchat.inference.request import Alternatives, Completion, FinishReason, Request
 from jaxchat.inference.stop_strings import StopWatch
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tools.executor import TOOL_FAILED, Call
 
 
 class Specials(NamedTuple):
@@ -52,7 +50,6 @@ class SequenceState:
     alternatives: list[Alternatives] = field(default_factory=list)
     stops: StopWatch | None = None
     code: list[int] | None = None  # the tool call being sampled
-    call: Call | None = None  # the tool call that it waits for
     forced_tokens: deque[int] = field(default_factory=deque)  # the tool's, not yet decoded
     finish_reason: FinishReason | None = None
 
@@ -65,11 +62,6 @@ class SequenceState:
     def last(self) -> int:
         """The last token, which the cache does not hold."""
         return self.tokens[-1] if self.tokens else self.request.tokens[-1]
-
-    @property
-    def waits(self) -> bool:
-        """Whether it is paused until a tool has answered."""
-        return self.call is not None
 
     @property
     def completion(self) -> Completion:
@@ -103,14 +95,3 @@ class SequenceState:
         elif self.code is not None:
             self.code.append(token)
         return None
-
-    def answer(self, tokenizer: Tokenizer, specials: Specials) -> None:
-        """Queues the output of its tool call, if that has ended."""
-        if self.call is None or self.call.output is None:
-            return
-        try:
-            ids = tokenizer.encode(self.call.output)
-        except TokenizerError:  # half of a surrogate pair
-            ids = tokenizer.encode(TOOL_FAILED)
-        self.forced_tokens.extend([specials.output_start, *ids, specials.output_end])
-        self.call = None

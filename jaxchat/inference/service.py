@@ -15,10 +15,7 @@ from jaxchat.tokenizer.bpe import Tokenizer
 
 
 class Job:
-    """A submitted request; its rows fill up with every step of the engine.
-
-    `request` is as it is served: with what `cut` has left of the prompt.
-    """
+    """A submitted request; its rows fill up with every step of the engine."""
 
     def __init__(self, request: Request, limit: int, tokenizer: Tokenizer) -> None:
         self.request = request
@@ -51,11 +48,9 @@ class Service(ABC):
         """Slots that neither a row nor one that is queued will take."""
 
     @abstractmethod
-    def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
-        """Compiles every program, so that no request waits for that.
-
-        `progress` gets how many are compiled and of how many. Raises EngineError while requests are
-        under way.
+    def warm_up(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Compiles every program, so that no request waits for that, or as many as come before
+        `stopped` says so. Raises EngineError while requests are under way.
         """
 
     @abstractmethod
@@ -83,9 +78,8 @@ class Service(ABC):
     def step(self) -> bool:
         """Gives free slots to queued rows, then decodes one dispatch. False: nothing is left.
 
-        Where all rows wait for tools it waits a moment too. Whatever is raised in it, a device's
-        error or an interrupt: what was in slots is dropped as by `cancel`, what is queued stays,
-        and the engine remains usable.
+        Whatever is raised in it, a device's error or an interrupt: what was in slots is dropped as
+        by `cancel`, what is queued stays, and the engine remains usable.
         """
 
     def generate(

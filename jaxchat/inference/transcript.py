@@ -6,7 +6,7 @@ As a text, a call of the tool and its result stand in brackets, `[calculator: 37
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import Part, PartParser, PartType
@@ -65,10 +65,6 @@ class Scribe:
             return self.open(piece["type"])
         before = "" if piece["type"] == self._shown else self.open(piece["type"])
         return before + piece["text"]
-
-    def write_all(self, pieces: Iterable[Part]) -> str:
-        """The text of several pieces."""
-        return "".join(map(self.write, pieces))
 
     def open(self, kind: PartType) -> str:
         """What stands between the part before and a new one."""

@@ -24,18 +24,8 @@ Implementation = Literal["blocked", "banded", "cudnn", "xla"] | Callable[..., Ar
 MatmulPrecision = Literal["default", "bfloat16", "fp8"]
 Value = bool | int | str
 Option = tuple[str, Value]  # XLA's, name and value
-Candidate = tuple[tuple[str, ...], Value]  # an option's names, the newest first, and its value
-MEBIBYTE = 1 << 20
-
-OVERLAP: tuple[Candidate, ...] = (  # communication between several GPUs, hidden behind arithmetic
-    (("xla_gpu_enable_latency_hiding_scheduler",), True),
-    (("xla_gpu_pipeline_all_reduce", "xla_gpu_enable_pipelined_all_reduce"), True),
-    (("xla_gpu_pipeline_all_gather", "xla_gpu_enable_pipelined_all_gather"), True),
-    (("xla_gpu_pipeline_reduce_scatter", "xla_gpu_enable_pipelined_reduce_scatter"), True),
-    (("xla_gpu_all_reduce_combine_threshold_bytes",), 256 * MEBIBYTE),
-    (("xla_gpu_all_gather_combine_threshold_bytes",), 256 * MEBIBYTE),
-    (("xla_gpu_reduce_scatter_combine_threshold_bytes",), 256 * MEBIBYTE),
-)
+# A collective that one GPU never enters ends all processes with an error; XLA's default is to wait.
+COLLECTIVE_TIMEOUT: Option = ("xla_gpu_nccl_termination_timeout_seconds", 600)
 
 
 @dataclass(frozen=True)
@@ -45,7 +35,10 @@ class Backend:
     dtype: DTypeLike  # of activations; weights are always float32
     attention: Implementation  # "cudnn" only where a trial of it succeeds
     sizes: Literal["cpu", "gpu"]  # whose formulas of `config.memory`, and other sizes, fit it
-    overlap: tuple[Candidate, ...] = ()  # XLA's options to try for a step over several devices
+    # Whether XLA makes one kernel of what `kernels.norms` and the loss's narrow form write;
+    # elsewhere they would only be more arithmetic than the plain forms
+    fused: bool = False
+    options: tuple[Option, ...] = ()  # XLA's, for a step over several devices, where it takes them
     # A CPU's devices are virtual: they share its cores, its memory, and several engines use one.
     shares_host: bool = False
     eval_tokens: int = 65_536  # of an evaluation's batch, on each device
@@ -62,7 +55,7 @@ BACKENDS = {
         jnp.float32, "blocked", "cpu",
         shares_host=True, eval_tokens=4_096, letter_tokens=4_096,
     ),
-    "gpu": Backend(jnp.bfloat16, "cudnn", "gpu", overlap=OVERLAP),
+    "gpu": Backend(jnp.bfloat16, "cudnn", "gpu", fused=True, options=(COLLECTIVE_TIMEOUT,)),
     "tpu": Backend(jnp.bfloat16, "xla", "gpu"),
 }  # fmt: skip
 
@@ -86,7 +79,8 @@ class Compute:
     chunk_rows: int = CHUNK_ROWS["cpu"]  # tokens whose logits are held at once
     matmul: MatmulPrecision = "default"  # of large matrices; "default": `dtype`
     options: tuple[Option, ...] = ()  # XLA's
-    dropped: tuple[str, ...] = ()  # names of XLA's options that were tried and do not work
+    refused: tuple[tuple[str, str], ...] = ()  # options of ours, and what XLA says against each
+    fused: bool = False  # norms, rotations and losses in the forms that move the fewest bytes
 
     @property
     def muon_dtype(self) -> DTypeLike:
@@ -94,9 +88,15 @@ class Compute:
         return jnp.bfloat16 if self.matmul == "bfloat16" else self.dtype
 
     def unrounded(self) -> Compute:
-        """The same for evaluating a model: nothing is rounded to less than `dtype`."""
+        """The same for evaluating a model: nothing is rounded to less than `dtype`, and without
+        the forms that pay for gradients.
+        """
         attention = "blocked" if self.attention == "banded" else self.attention
-        return replace(self, matmul="default", attention=attention)
+        return replace(self, matmul="default", attention=attention, fused=False)
+
+    def refusals(self) -> str:
+        """Which options of ours this XLA refuses, and why, to end a line with; "" for none."""
+        return "".join(f"; XLA refuses {name}: {reason}" for name, reason in self.refused)
 
     def describe(self, devices: Sequence[jax.Device], axes: Mapping[str, int]) -> str:
         """One line, with the devices and the sizes of the mesh's axes."""
@@ -109,12 +109,11 @@ class Compute:
         named = self.attention if isinstance(self.attention, str) else self.attention.__name__
         matmul = name if self.matmul == "default" else self.matmul
         options = ", ".join(f"{key}={value}" for key, value in self.options) or "XLA's own"
-        unknown = f"; not in this jaxlib: {', '.join(self.dropped)}" if self.dropped else ""
         return (
             f"{listed} ({sizes}){memory}; "
             f"{name}{'' if name == 'float32' else ' over float32 weights'}; "
             f"attention {named}; loss in chunks of {self.chunk_rows:,} tokens; "
-            f"large products {matmul}; compiler options: {options}{unknown}"
+            f"large products {matmul}; compiler options: {options}{self.refusals()}"
         )
 
 

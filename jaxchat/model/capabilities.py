@@ -22,7 +22,6 @@ from jaxchat.errors import ConfigError
 from jaxchat.model.attention import causal_attention
 from jaxchat.model.backend import (
     Backend,
-    Candidate,
     Compute,
     Implementation,
     MatmulPrecision,
@@ -55,28 +54,34 @@ def choose_compute(
     on = on or backend()
     dtype = on.dtype if dtype is None else dtype
     matmul = choose_matmul(config, model, dtype, on)
-    overlap = on.overlap if devices > 1 else ()  # on one device there is nothing to hide
-    options, dropped = choose_options(overlap, config.compiler_options)
+    ours = on.options if devices > 1 else ()
+    options, refused = choose_options(ours, config.compiler_options)
     return Compute(
         dtype=dtype,
         attention=choose_attention(model.head_dim, dtype, matmul, on),
         chunk_rows=config.loss_chunk_rows or on.chunk_rows,
         matmul=matmul,
         options=options,
-        dropped=dropped,
+        refused=refused,
+        fused=on.fused,
     )
 
 
 def inference_compute(config: ComputeConfig, model: ModelConfig) -> Compute:
-    """`choose_compute` for an engine: never in fp8, and without the step's compiler options."""
-    return choose_compute(replace(config, fp8=False, compiler_options=()), model)
+    """`choose_compute` for an engine: never in fp8, without the step's compiler options, and with
+    the plain forms, as the others pay for gradients.
+    """
+    return replace(
+        choose_compute(replace(config, fp8=False, compiler_options=()), model), fused=False
+    )
 
 
 def evaluation_compute(
     config: ComputeConfig, model: ModelConfig, dtype: DTypeLike | None = None
 ) -> Compute:
     """`choose_compute` for an evaluation: in full precision, whatever the model was trained in."""
-    return choose_compute(replace(config, fp8=False, products="plain"), model, dtype)
+    plain = replace(config, fp8=False, products="plain")
+    return choose_compute(plain, model, dtype).unrounded()
 
 
 def choose_attention(
@@ -213,32 +218,28 @@ def _layer_program(matmul: Callable[[Array, Array], Array], dtype: DTypeLike) ->
 
 
 def choose_options(
-    tried: Iterable[Candidate], wanted: Iterable[str] = ()
-) -> tuple[tuple[Option, ...], tuple[str, ...]]:
-    """(options that work here, names that do not), of those tried and those wanted ("name=value").
+    ours: Iterable[Option], wanted: Iterable[str] = ()
+) -> tuple[tuple[Option, ...], tuple[tuple[str, str], ...]]:
+    """The options wanted ("name=value") and those of ours that work, and (name, reason) of others.
 
-    What is wanted goes before what is tried. Raises ConfigError where XLA refuses what is wanted.
+    What is wanted replaces ours. Raises ConfigError where XLA refuses what is wanted.
     """
-    asked = [parse_option(text) for text in wanted]
-    if asked and (failure := refusal(asked)) is not None:
-        raise ConfigError(f"compute.compiler_options: {failure}; correct the option or leave it.")
-    taken = {name for name, _ in asked}
-    rows = [(names, value) for names, value in tried if not taken & set(names)]
-    newest = [(names[0], value) for names, value in rows]
-    if refusal([*asked, *newest]) is None:  # the usual case takes one compilation
-        return (*asked, *newest), ()
-    chosen, dropped = list(asked), []
-    for names, value in rows:
-        works = next((name for name in names if refusal([*chosen, (name, value)]) is None), None)
-        if works is None:
-            dropped.append(names[0])
+    chosen, refused = [parse_option(text) for text in wanted], []
+    if (reason := refusal(chosen)) is not None:
+        raise ConfigError(f"compute.compiler_options: {reason}; correct the option or leave it.")
+    taken = {name for name, _ in chosen}
+    for option in ours:
+        if option[0] in taken:
+            continue
+        if (reason := refusal([option])) is None:
+            chosen.append(option)
         else:
-            chosen.append((works, value))
-    return tuple(chosen), tuple(dropped)
+            refused.append((option[0], reason))
+    return tuple(chosen), tuple(refused)
 
 
 def parse_option(text: str) -> Option:
-    """ "name=value", where the value is true, false, a whole number or text."""
+    """ "name=value", where the value is true, false, a whole number or text, which may be empty."""
     name, _, value = text.partition("=")
     if value in ("true", "false"):
         return name, value == "true"

@@ -38,6 +38,7 @@ from jaxchat.config.schema import ModelConfig
 from jaxchat.model.attention import MAX_SCORE, cached_attention, causal_attention
 from jaxchat.model.backend import PLAIN, Compute, MatmulPrecision
 from jaxchat.model.init import Initializer, init_table
+from jaxchat.model.kernels import norms
 from jaxchat.model.kernels.matmul import matmul, widened_matmul
 from jaxchat.model.kv_cache import Cache, View, fill, view_of, write
 from jaxchat.model.rope import Rope, rope_table, rotate
@@ -66,11 +67,24 @@ def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
     )
 
 
-def rms_norm(x: Float[Array, "*rows D"], config: ModelConfig) -> Float[Array, "*rows D"]:
+def rms_norm(
+    x: Float[Array, "*rows D"], config: ModelConfig, compute: Compute = PLAIN
+) -> Float[Array, "*rows D"]:
     """Divides by the root mean square of the last axis; computed in float32."""
+    if compute.fused:
+        return norms.rms_norm(x, config.norm_epsilon)
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_epsilon)
     return (wide * scale).astype(x.dtype)
+
+
+def norm_rotated(
+    x: Float[Array, "B T H K"], rope: Rope, config: ModelConfig, compute: Compute = PLAIN
+) -> Float[Array, "B T H K"]:
+    """Queries or keys, rotated by their positions, normalised and scaled."""
+    if compute.fused:
+        return norms.norm_rope(x, *rope, config.qk_scale, config.norm_epsilon)
+    return config.qk_scale * rms_norm(rotate(x, *rope), config)
 
 
 class Linear(nn.Module):
@@ -130,7 +144,7 @@ class Attention(nn.Module):
             channels = x[..., : min(VALUE_GATE_CHANNELS, config.n_embd)]
             gate = 3.0 * nn.sigmoid(Linear(groups, init["ve_gate"], name="ve_gate")(channels))
             v = v + gate[..., None] * value.reshape(v.shape)
-        q, k = (config.qk_scale * rms_norm(rotate(a, *rope), config) for a in (q, k))
+        q, k = (norm_rotated(a, rope, config, self.compute) for a in (q, k))
         y, saved = attend(self.layer, q, k, v)
         y = y.reshape(*y.shape[:-2], -1)
         return Linear(config.n_embd, init["c_proj"], self.compute.matmul, name="c_proj")(y), saved
@@ -165,10 +179,11 @@ class Block(nn.Module):
         rope: Rope,
         attend: Attend,
     ) -> tuple[Float[Array, "B T D"], Any]:
+        norm = functools.partial(rms_norm, config=self.config, compute=self.compute)
         attention = Attention(self.config, self.layer, self.compute, name="attn")
-        y, saved = attention(rms_norm(x, self.config), value, rope, attend)
+        y, saved = attention(norm(x), value, rope, attend)
         x = x + y
-        return x + MLP(self.config, self.compute, name="mlp")(rms_norm(x, self.config)), saved
+        return x + MLP(self.config, self.compute, name="mlp")(norm(x)), saved
 
 
 class GPT(nn.Module):
@@ -190,7 +205,8 @@ class GPT(nn.Module):
         Returns features, embeddings before smear, and what `attend` saved of each layer.
         """
         config, init = self.config, init_table(self.config)
-        embedded = rms_norm(self._table("wte", config.n_embd, "wte")(tokens), config)
+        norm = functools.partial(rms_norm, config=config, compute=self.compute)
+        embedded = norm(self._table("wte", config.n_embd, "wte")(tokens))
         x = embedded
         if config.smear:
             x = self._smear(x, previous)
@@ -216,7 +232,7 @@ class GPT(nn.Module):
         if config.backout:
             share = self.param("backout_lambda", init["backout_lambda"], ())
             x = x - share.astype(x.dtype) * middle
-        return rms_norm(x, config), embedded, saved
+        return norm(x), embedded, saved
 
     def _table(self, name: str, width: int, init: str) -> Embedding:
         table = init_table(self.config)[init]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Float, Float32, Int, Num
+from jaxtyping import Bool, Float, Float32, Int, Num
 
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.kernels.matmul import dot
@@ -42,8 +42,9 @@ def cross_entropy(
     """
     mask = mask.astype(jnp.float32)
     factor = mask if weights is None else mask * weights.astype(jnp.float32)
-    dtype = jnp.bfloat16 if compute.matmul == "bfloat16" else x.dtype
-    how = _Head(softcap, max(1, compute.chunk_rows // x.shape[0]), jnp.dtype(dtype))
+    dtype = jnp.dtype(jnp.bfloat16 if compute.matmul == "bfloat16" else x.dtype)
+    narrow = compute.fused and x.dtype == dtype == jnp.bfloat16
+    how = _Head(softcap, max(1, compute.chunk_rows // x.shape[0]), dtype, narrow)
     total = _weighted_nll(how, x, kernel, targets, lax.stop_gradient(factor))
     return total, jnp.sum(mask)
 
@@ -108,12 +109,60 @@ def _nll(
     return jnp.log(total) + softcap - hit, tanh, exp, total
 
 
+def _chunk_gradient(
+    rows: Float[Array, "N D"],
+    targets: Int[Array, " N"],
+    factor: Float32[Array, " N"],
+    head: Float[Array, "D V"],
+    softcap: float,
+) -> tuple[Float32[Array, " N"], Float[Array, "N V"]]:
+    """-log p(target) of features, and factor times its gradient by the logits."""
+    nll, tanh, exp, total = _nll(rows, targets, head, softcap)
+    hit = _hit(targets, head)
+    grad = (factor / total)[:, None] * exp - jnp.where(hit, factor[:, None], 0.0)
+    return nll, (grad * (1.0 - tanh * tanh)).astype(head.dtype)
+
+
+def _narrow_chunk_gradient(
+    rows: Float[Array, "N D"],
+    targets: Int[Array, " N"],
+    factor: Float32[Array, " N"],
+    head: Float[Array, "D V"],
+    softcap: float,
+) -> tuple[Float32[Array, " N"], Float[Array, "N V"]]:
+    """`_chunk_gradient` from logits that are rounded to bfloat16, as nanochat's are, and then read
+    twice, each time by one kernel: the sum of exponentials, then the gradient.
+    """
+
+    def capped(logits: Array) -> tuple[Array, Array]:
+        """q with 1 - tanh(logits / softcap) = 2 q, and exp(capped logits - cap)."""
+        q = 1.0 / (1.0 + jnp.exp(logits.astype(jnp.float32) * (2.0 / softcap)))
+        return q, jnp.exp(-2.0 * softcap * q)
+
+    # Behind barriers, as XLA would otherwise write what both passes need in float32
+    logits = lax.optimization_barrier(jnp.matmul(rows, head, preferred_element_type=rows.dtype))
+    total = jnp.sum(capped(logits)[1], axis=-1)
+    missed, _ = capped(jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0])
+    nll = jnp.log(total) + 2.0 * softcap * missed
+    logits, total, factor = lax.optimization_barrier((logits, total, factor))
+    q, exp = capped(logits)
+    hit = jnp.where(_hit(targets, head), factor[:, None], 0.0)
+    grad = ((factor / total)[:, None] * exp - hit) * (4.0 * q * (1.0 - q))
+    return nll, lax.optimization_barrier(grad.astype(head.dtype))
+
+
+def _hit(targets: Int[Array, " N"], head: Float[Array, "D V"]) -> Bool[Array, "N V"]:
+    """Where each row's target is."""
+    return targets[:, None] == jnp.arange(head.shape[1], dtype=targets.dtype)[None, :]
+
+
 class _Head(NamedTuple):
     """How logits are computed."""
 
     softcap: float
     chunk: int  # positions of every row at once
     dtype: np.dtype[Any]  # of the operands
+    narrow: bool  # logits in `dtype` where there are gradients: see `_narrow_chunk_gradient`
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -129,7 +178,8 @@ def _forward(
     how: _Head, x: Array, kernel: Array, targets: Array, factor: Array
 ) -> tuple[Array, tuple[Array, Array]]:
     """The value, and the gradients as they are for a cotangent of 1."""
-    softcap, chunk, dtype = how
+    softcap, chunk, dtype, narrow = how
+    chunk_gradient = _narrow_chunk_gradient if narrow else _chunk_gradient
     head = kernel.astype(dtype)
 
     def one(
@@ -139,10 +189,7 @@ def _forward(
         x, *labels = inputs
         rows = x.reshape(-1, x.shape[-1]).astype(dtype)
         targets, factor = (label.reshape(-1) for label in labels)
-        nll, tanh, exp, total = _nll(rows, targets, head, softcap)
-        hit = targets[:, None] == jnp.arange(kernel.shape[1], dtype=targets.dtype)[None, :]
-        grad = (factor / total)[:, None] * exp - jnp.where(hit, factor[:, None], 0.0)
-        grad = (grad * (1.0 - tanh * tanh)).astype(dtype)
+        nll, grad = chunk_gradient(rows, targets, factor, head, softcap)
         x_grad = dot(grad, head, over=(-1, -1), dtype=dtype).astype(x.dtype)
         kernel_grad += dot(rows, grad, over=(-2, -2), dtype=dtype)
         return (value + jnp.sum(factor * nll), kernel_grad), x_grad.reshape(x.shape)

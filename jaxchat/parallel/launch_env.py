@@ -42,7 +42,9 @@ def configure_jax(mesh: MeshConfig, cache: Path | None, *, whole_gpu: bool = Fal
     are cached, so that the next process starts faster, in the folder `cache`, if it is given and
     JAX_COMPILATION_CACHE_DIR names no other.
     """
-    paths.share_gpu(memory_settings(whole_gpu=whole_gpu), MEMORY_VARIABLES)
+    paths.set_environment(memory_settings(whole_gpu=whole_gpu), MEMORY_VARIABLES)
+    # Without it NCCL aborts a collective in silence (`backend.COLLECTIVE_TIMEOUT`).
+    paths.set_environment({"NCCL_DEBUG": "WARN"}, ["NCCL_DEBUG"])
     import jax
 
     if mesh.host_devices:
@@ -53,10 +55,13 @@ def configure_jax(mesh: MeshConfig, cache: Path | None, *, whole_gpu: bool = Fal
     warnings.filterwarnings("ignore", message="Error (read|writ)ing persistent compilation cache")
 
 
-def start_jax(mesh: MeshConfig, cache: Path | None) -> None:
-    """Sets up and starts JAX for a command that shares a GPU; prints how much it may take."""
+def start_jax(mesh: MeshConfig, cache: Path | None, *, quiet: bool = False) -> None:
+    """Sets up and starts JAX for a command that shares a GPU; prints how much it may take.
+
+    `quiet`: it prints nothing, for a command whose whole output is one answer.
+    """
     configure_jax(mesh, cache)
-    if limit := memory_notice():
+    if (limit := memory_notice()) and not quiet:
         print(f"jaxchat: {limit}, as it needs it.", file=sys.stderr, flush=True)
 
 

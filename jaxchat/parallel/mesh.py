@@ -8,7 +8,6 @@ axes; no other module names what a mesh axis splits.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Collection
 from typing import Any
 
@@ -19,7 +18,6 @@ from jax.sharding import PartitionSpec as P
 
 from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ConfigError
-from jaxchat.model.backend import Compute
 
 AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...] | None] = {
@@ -211,10 +209,3 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
         return jax.make_array_from_process_local_data(layout, np.asarray(x), shape)
 
     return jax.tree.map(place, batch)
-
-
-def announce(title: str, compute: Compute, mesh: Mesh) -> None:
-    """Prints how a step is computed on this mesh; process 0 alone does."""
-    if jax.process_index() == 0:
-        line = compute.describe(list(mesh.devices.flat), mesh.shape)
-        print(f"{title}: {line}", file=sys.stderr, flush=True)

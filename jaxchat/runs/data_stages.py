@@ -61,7 +61,8 @@ def run_rows(context: Context) -> dict[str, Any]:
     counts["base_heldout"] = len(rows.held_out)
     if not len(rows.held_out):
         raise ConfigError(_no_held_out(config, read))
-    chat = build_chat_rows(config, read, tokenizer, rows.by_split, folder)
+    by_split: dict[Any, Any] = {"train": rows.train, "test": rows.held_out}
+    chat = build_chat_rows(config, read, tokenizer, by_split, folder)
     if config.imported.trains("base"):
         rows.train.take(np.arange(1), config.seed)  # waits until training can begin
     else:

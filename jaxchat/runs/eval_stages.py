@@ -17,11 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
-
 from jaxchat.config import loading
-from jaxchat.config.schema import MODELS, NOWHERE, MeshConfig, RunConfig
+from jaxchat.config.schema import MODELS, NOWHERE, RunConfig
 from jaxchat.data import inputs, prepare
 from jaxchat.data.download import eval_bundle
 from jaxchat.data.download.web import WebError
@@ -30,28 +27,23 @@ from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals import humaneval
 from jaxchat.evals.bpb import TextRows, TextSplit, bits_of_text
 from jaxchat.evals.chat import (
-    COMPLETIONS,
     MAX_TOKENS,
-    QUESTIONS,
     Sampling,
     by_letters,
-    chat_samples,
     evaluate_task,
     held_out_problems,
     sampled_right,
-    text_samples,
+    sampler,
 )
 from jaxchat.evals.core.bundle import Bundle, read_bundle
 from jaxchat.evals.core.evaluate import evaluate_saved
+from jaxchat.evals.model import EvalModel
 from jaxchat.evals.saved import PARTS, TASK, Found, Part, Parts, core_folder, record
 from jaxchat.evals.scores import mean_reward, pass_rates
 from jaxchat.inference.service import Service
-from jaxchat.model.backend import Compute
-from jaxchat.model.capabilities import evaluation_compute
-from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.paths import offline_by, sha256_text, sweep
 from jaxchat.runs.inputs import home_of, hub_of, text_folder, tokenizer_of
-from jaxchat.runs.opening import load_model, make_engine
+from jaxchat.runs.opening import eval_model, load_model, make_engine
 from jaxchat.runs.report.by_hand import cores
 from jaxchat.runs.report.metrics import core_record
 from jaxchat.runs.runner import Context, read_done, settings_hash
@@ -124,20 +116,9 @@ class Bench:
             self._engine = make_engine(self.context, params)
         return self._engine
 
-    def spread(self, stage: str) -> Any:
-        """The weights of a model whole on each device of `mesh`."""
-        params = self.params(stage)
-        return put(params, param_shardings(self.mesh, params))
-
-    @cached_property
-    def mesh(self) -> Mesh:
-        """All devices of this process, rows split over them."""
-        return make_mesh(MeshConfig(), jax.local_devices())
-
-    @cached_property
-    def compute(self) -> Compute:
-        """How whole rows are computed."""
-        return evaluation_compute(self.config.compute, self.config.model)
+    def model(self, stage: str) -> EvalModel:
+        """A model as whole rows are computed with it."""
+        return eval_model(self.context, stage, lambda: self.params(stage))
 
     @cached_property
     def read(self) -> inputs.Inputs:
@@ -162,10 +143,6 @@ class Bench:
     def _tasks_of(self, names: list[str]) -> dict[str, Task]:
         return prepare.run_tasks(names, self.config.seed, self.read, self.tokenizer)
 
-    def data_of(self, name: str) -> tuple[object, ...]:
-        """What the problems of a task depend on."""
-        return inputs.data_of(name, self.read, self.config.seed)
-
 
 def parts_of(bench: Bench, stage: str) -> list[Part]:
     """The parts of a model's evaluation, in the order in which they are measured."""
@@ -188,11 +165,8 @@ def _bits(bench: Bench, stage: str, split: TextSplit) -> Part:
     def measure() -> Found:
         rows = TextRows(text_folder(context), bench.tokenizer.hash, split, config.seed)
         count = min(limit, len(rows))
-        bits = bits_of_text(
-            bench.spread(stage), rows, count, token_bytes=bench.tokenizer.token_bytes,
-            model=config.model, compute=bench.compute, mesh=bench.mesh,
-            title=f"evaluating {stage}, {split} text",
-        )  # fmt: skip
+        title = f"evaluating {stage}, {split} text"
+        bits = bits_of_text(bench.model(stage), rows, count, title)
         return {"bits_per_byte": bits, "tokens": count * row_tokens}
 
     order = config.seed if split == "train" else ""
@@ -212,8 +186,9 @@ def _task(bench: Bench, stage: str, name: str, task: Task) -> Part:
             title=f"evaluating {stage}, {name}", judge=judge,
         ).to_json()  # fmt: skip
 
+    data = inputs.data_of(name, bench.read, bench.config.seed)
     said = "by letters" if by_letters(task) else sampling  # a letter has no length
-    return Part(stage, f"{TASK}{name}", (count, said, *bench.data_of(name)), measure)
+    return Part(stage, f"{TASK}{name}", (count, said, *data), measure)
 
 
 def _reward(bench: Bench, stage: str) -> Part:
@@ -234,13 +209,13 @@ def _reward(bench: Bench, stage: str) -> Part:
         }
 
     depends = (rl.task, count, samples_each, rl.max_new_tokens, rl.top_k, config.seed)
-    return Part(stage, "reward", (*depends, *bench.data_of(rl.task)), measure)
+    return Part(
+        stage, "reward", (*depends, *inputs.data_of(rl.task, bench.read, config.seed)), measure
+    )
 
 
 def _samples(bench: Bench, stage: str) -> Part:
-    base = stage == "base"
-    prompts = COMPLETIONS if base else QUESTIONS
-    ask = text_samples if base else chat_samples
+    ask, prompts = sampler(stage)
 
     def measure() -> Found:
         return {"samples": ask(bench.engine(stage), bench.tokenizer, prompts)}
@@ -259,9 +234,7 @@ def core_of(bench: Bench, stage: str) -> dict[str, Any]:
     if bundle is None:
         return {}
     result, _ = evaluate_saved(
-        core_folder(context.root, stage), lambda: bench.spread(stage),
-        str(context.done[stage]["results"]["artifact"]), config.model, bench.tokenizer,
-        bundle, compute=bench.compute, mesh=bench.mesh,
+        core_folder(context.root, stage), bench.model(stage), bundle,
         max_problems=config.eval.core_examples or None,
     )  # fmt: skip
     seconds = sum(task.seconds for task in result.tasks)  # of earlier sessions, too

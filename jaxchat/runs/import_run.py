@@ -26,11 +26,10 @@ from jaxchat.config.schema import ImportedConfig, RunConfig
 from jaxchat.data.download import cache
 from jaxchat.data.download.cache import RemoteFile
 from jaxchat.data.download.hub import open_hub
-from jaxchat.data.download.transfer import download
+from jaxchat.data.download.transfer import download_all
 from jaxchat.data.registry import Source
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import atomic_folder, offline_by
-from jaxchat.progress import Progress
 from jaxchat.runs import run_dir, runner
 
 DEFAULT_STAGE = "sft"
@@ -82,13 +81,7 @@ def fetch_model(
             f"{missing[0]} is not here, and {offline_by()} forbids asking for it; where there "
             f"is a network, run: {again}"
         )
-    total = sum(file.size or 0 for file in files)
-    with Progress("downloading", total // 10**6, "MB") as bar:
-        done = download(
-            files, hub.web, offline=hub.offline, progress=lambda here: bar.update(here // 10**6)
-        )
-        for _ in done:
-            pass
+    download_all(files, hub.web, offline=hub.offline)
     return listing.folder, f"{repo}@{listing.commit[:12]}"
 
 

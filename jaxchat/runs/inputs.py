@@ -13,7 +13,6 @@ from jaxchat.data.loader import HeldOutRows, ShardedRows
 from jaxchat.data.shard_folder import is_whole
 from jaxchat.runs.background import Preparer
 from jaxchat.runs.runner import Context
-from jaxchat.tasks.base import Split
 from jaxchat.tokenizer.bpe import Tokenizer
 
 
@@ -46,11 +45,6 @@ class TextRows(NamedTuple):
 
     train: ShardedRows
     held_out: HeldOutRows
-
-    @property
-    def by_split(self) -> dict[Split, ShardedRows | HeldOutRows]:
-        """The rows by the name of the split."""
-        return {"train": self.train, "test": self.held_out}
 
 
 def text_of(context: Context) -> TextRows:

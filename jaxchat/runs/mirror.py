@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from jaxchat.config.operations import MirrorConfig
-from jaxchat.errors import ConfigError
+from jaxchat.errors import ConfigError, first_line
 from jaxchat.paths import remove, sha256_file
 from jaxchat.runs.stages import STAGES
 
@@ -96,7 +96,7 @@ class Mirror:
             self.fetch()
         except Exception as error:  # of many packages
             raise ConfigError(
-                f"the mirror {self.url} cannot be read ({_reason(error)}); see to it, or leave "
+                f"the mirror {self.url} cannot be read ({first_line(error)}); see to it, or leave "
                 "mirror.url out."
             ) from error
         self._thread.start()
@@ -118,7 +118,9 @@ class Mirror:
                 self._send(unit)
         names = {unit.name for unit in there}
         for name in self._manifests().keys() - names:
-            if "@" in name and any(self._follows(name, unit) for unit in there):
+            stage, _, step = name.partition("@")
+            sent = [unit for unit in there if unit.stage == stage and unit.name in self._sent]
+            if step and any(unit.step is None or unit.step > int(step) for unit in sent):
                 self._remove(name)
 
     def fetch(self) -> None:
@@ -186,12 +188,6 @@ class Mirror:
             (new / "checkpoints" / step).rename(target)  # last: it is what the stage resumes from
             return True
 
-    def _follows(self, name: str, unit: Unit) -> bool:
-        """Whether a unit that is copied makes a checkpoint of the mirror superfluous."""
-        stage, _, step = name.partition("@")
-        newer = unit.step is None or unit.step > int(step)
-        return unit.stage == stage and newer and unit.name in self._sent
-
     def _remove(self, name: str) -> None:
         """The manifest first: without it the rest is nothing."""
         for path, recursive in ((f"{name}.json", False), (name, True)):
@@ -224,7 +220,7 @@ class Mirror:
                 pause = min(2 * pause, LONGEST_PAUSE)
                 if not self._warned:
                     self._warned = True
-                    self._print(f"it cannot be written ({_reason(error)}); it is tried again.")
+                    self._print(f"it cannot be written ({first_line(error)}); it is tried again.")
             if last:
                 return
 
@@ -250,7 +246,7 @@ def _connect(url: str) -> tuple[Any, str]:
         fs.rm_file(f"{base}/.writable")
     except Exception as error:  # of many packages
         raise ConfigError(
-            f"nothing can be written to mirror.url, {url} ({_reason(error)}); see to the bucket "
+            f"nothing can be written to mirror.url, {url} ({first_line(error)}); see to the bucket "
             "and its credentials, or leave mirror.url out."
         ) from error
     return fs, base
@@ -261,7 +257,3 @@ def _safe(name: str, files: Mapping[str, Any]) -> bool:
     parts = [PurePosixPath(path).parts for path in files]
     stage = name.partition("@")[0]
     return all(p[:1] == (stage,) and len(p) > 1 and ".." not in p for p in parts)
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from jaxchat.checkpoints.save import load_params
 from jaxchat.config.machine import lanes
@@ -21,6 +20,7 @@ from jaxchat.config.schema import (
     RunConfig,
 )
 from jaxchat.errors import ArtifactError
+from jaxchat.evals.model import EvalModel
 from jaxchat.inference.replicas import make_service
 from jaxchat.inference.service import Service
 from jaxchat.model import gpt
@@ -31,19 +31,17 @@ from jaxchat.runs import run_dir
 from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.runner import Context, read_current
 from jaxchat.runs.stages import BY_NAME
-from jaxchat.tokenizer.bpe import Tokenizer
 
-
-def abstract_params(model: ModelConfig) -> Any:
-    """Shapes and types of a model's parameters, on one device."""
-    shapes = gpt.param_shapes(model)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+_evaluation_compute = functools.cache(evaluation_compute)  # it may try the device
 
 
 def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
-    """The weights a stage of the run in `root` made."""
-    return load_params(root / stage / "model", abstract_params(model))[0]
+    """The weights a stage of the run in `root` made, on one device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), gpt.param_shapes(model)
+    )
+    return load_params(root / stage / "model", abstract)[0]
 
 
 def make_engine(
@@ -111,37 +109,22 @@ def how_to_make(config: RunConfig, stage: str | None) -> str:
     return "resume it: give its run_speedrun.py command again."
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A model and what is needed to run it."""
+def eval_model(context: Context, stage: str, load: Callable[[], Any] | None = None) -> EvalModel:
+    """A complete stage's model, to be measured on all devices of this process.
 
-    run: Path  # its folder
-    stage: str  # which of the run's models
-    digest: str  # of the weights
-    config: RunConfig
-    params: Any  # whole on every device of `mesh`
-    tokenizer: Tokenizer
-    compute: Compute
-    mesh: Mesh  # its axis `data` is over all devices
-
-
-def open_model(root: Path, name: str | None, stage: str) -> Opened:
-    """Opens a stage's model of the run called `name`, or the last one, in the home `root`.
-
-    Raises ArtifactError when there is no such run, or the stage is not complete.
+    `load` gives its weights, where they may be in memory already.
     """
-    context = open_run(run_dir.find(root, name, (stage,)))
-    run, config = context.root, context.config
-    check_stage(context, stage)
-    mesh = make_mesh(MeshConfig())
-    params = load_model(run, stage, config.model)
-    return Opened(
-        run=run,
-        stage=stage,
+    config, mesh = context.config, make_mesh(MeshConfig(), jax.local_devices())
+
+    def whole_on_each_device() -> Any:
+        params = load() if load else load_model(context.root, stage, config.model)
+        return put(params, param_shardings(mesh, params))
+
+    return EvalModel(
+        whole_on_each_device,
+        config.model,
+        tokenizer_of(context),
+        _evaluation_compute(config.compute, config.model),
+        mesh,
         digest=str(context.done[stage]["results"]["artifact"]),
-        config=config,
-        params=put(params, param_shardings(mesh, params)),
-        tokenizer=tokenizer_of(context),
-        compute=evaluation_compute(config.compute, config.model),
-        mesh=mesh,
     )

@@ -28,11 +28,6 @@ DONE = "done.json"  # in the folder of a stage that is complete
 LOOKS = 5  # attempts to lock before another process is taken for the owner
 
 
-def has_data(root: Path, name: str) -> bool:
-    """Whether a run has found all it reads: the record of its stage `data` is there."""
-    return (folder(root, name) / "data" / DONE).exists()
-
-
 def folder(root: Path, name: str) -> Path:
     """Where the run called `name` lives under the home `root`. Raises ConfigError for a path."""
     if not re.fullmatch(r"\w[\w.-]*", name):

@@ -12,7 +12,7 @@ import json
 import pkgutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,28 +47,21 @@ class Network:
 DEFAULT_NETWORK = Network()
 
 
+@dataclass(eq=False)
 class Context:
     """What stages share: the configuration, the run's folder, and the records of what is complete.
 
     Of several processes, the `group`, only process 0 has the records.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        root: Path,
-        profiles: Sequence[Request] = (),
-        network: Network = DEFAULT_NETWORK,
-        group: ProcessGroup = ALONE,
-    ) -> None:
-        self.config = config
-        self.root = root  # the run's folder
-        self.profiles = profiles  # steps that `--profile` records; they change nothing that is made
-        self.network = network
-        self.group = group
-        self.preparer: Preparer | None = None  # tokenizes text in the background; `close` ends it
-        self.done: dict[str, Record] = {}
-        self.said: set[str] = set()  # messages that are printed once, however many stages have them
+    config: RunConfig
+    root: Path  # the run's folder
+    profiles: Sequence[Request] = ()  # steps that `--profile` records; they change no result
+    network: Network = DEFAULT_NETWORK
+    group: ProcessGroup = ALONE
+    preparer: Preparer | None = None  # tokenizes text in the background; `close` ends it
+    done: dict[str, Record] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)  # messages that several stages have, printed once
 
     def __enter__(self) -> Self:
         return self
@@ -244,7 +237,10 @@ def run_stages(
     """
     stages = list(stages)
     if not context.group.leads:
-        return _follow(stages, context)
+        by_name = {stage.name: stage for stage in stages}
+        while (name := context.group.broadcast()) is not None:
+            _function(by_name[name].run)(context)
+        return
     wanted = {stage.name for stage in stages} if only is None else check_names(only, stages)
     forced = check_names(force, stages)
     sweep(context.root)
@@ -282,19 +278,11 @@ def run_stages(
         )
         print(f"{label}: {duration(seconds)}", flush=True)
     context.group.broadcast(None)
-    return None
 
 
 def _function(named: Callable[..., Any] | str) -> Callable[..., Any]:
     """A function of a stage, imported where it is named."""
     return pkgutil.resolve_name(f"{__package__}.{named}") if isinstance(named, str) else named
-
-
-def _follow(stages: Iterable[Stage], context: Context) -> None:
-    """Runs the stages that process 0 names, until it names none."""
-    by_name = {stage.name: stage for stage in stages}
-    while (name := context.group.broadcast()) is not None:
-        _function(by_name[name].run)(context)
 
 
 def _skip_complete(record: Record, stage: Stage, context: Context, inputs: str, label: str) -> None:

@@ -14,11 +14,12 @@ from jaxchat.checkpoints.save import remove_checkpoints, save_params
 from jaxchat.config.schema import MODELS, ComputeConfig, TrainConfig
 from jaxchat.data import inputs, prepare
 from jaxchat.data.loader import RowSource
-from jaxchat.evals.chat import COMPLETIONS, QUESTIONS, chat_samples, text_samples
+from jaxchat.evals.chat import sampler
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
+from jaxchat.evals.model import EvalModel
 from jaxchat.inference.engine import Engine
-from jaxchat.inference.multihost import MultiHostEngine
+from jaxchat.inference.replicas import MultiHostEngine
 from jaxchat.model import gpt
 from jaxchat.model.backend import backend
 from jaxchat.model.capabilities import choose_compute, evaluation_compute, inference_compute
@@ -70,25 +71,34 @@ def _chat_job(context: Context, stage: str, train: TrainConfig) -> FitJob:
 
 
 def _job(context: Context, stage: str, train: TrainConfig, rows: Any, held_out: Any) -> FitJob:
-    config, mesh, dtype = context.config, make_mesh(context.config.mesh), backend().dtype
+    common = _of_every_job(context, stage)
     return FitJob(
-        title=stage,
-        folder=context.folder(stage),
-        model=config.model,
-        optim=config.optim_of(stage),
+        **common,
         train=train,
         rows=rows,
         held_out=held_out,
         token_bytes=tokenizer_of(context).token_bytes,
-        mesh=mesh,
-        seed=config.seed,
-        dtype=dtype,
-        compute=config.compute,
-        profile=_capture(context, stage),
-        trackers=config.track.trackers,
-        probe=probe_of(context, stage, train, mesh, dtype),
+        probe=probe_of(context, stage, train, common["mesh"], common["dtype"]),
         before=optimizer_before(context, stage),
     )
+
+
+def _of_every_job(context: Context, stage: str) -> dict[str, Any]:
+    """The fields of a TrainingJob."""
+    config, wanted = context.config, request.for_stage(context.profiles, stage)
+    place = request.folder(context.root, stage)
+    return {
+        "title": stage,
+        "folder": context.folder(stage),
+        "model": config.model,
+        "optim": config.optim_of(stage),
+        "mesh": make_mesh(config.mesh),
+        "seed": config.seed,
+        "dtype": backend().dtype,
+        "compute": config.compute,
+        "profile": wanted and Capture(wanted, stage, place, config.model),
+        "trackers": config.track.trackers,
+    }
 
 
 def _trained(context: Context, job: FitJob, result: FitResult) -> dict[str, Any]:
@@ -121,14 +131,6 @@ def _save_model(context: Context, stage: str, params: Any) -> str:
     return str(context.group.broadcast(digest))
 
 
-def _capture(context: Context, stage: str) -> Capture | None:
-    """What `--profile` asks to record of a training stage."""
-    wanted = request.for_stage(context.profiles, stage)
-    if wanted is None:
-        return None
-    return Capture(wanted, stage, request.folder(context.root, stage), context.config.model)
-
-
 def optimizer_before(context: Context, stage: str) -> PreviousStage | None:
     """The stage before, where the optimizer starts with its averages and they were saved."""
     if not context.config.starts_warm(stage):
@@ -149,25 +151,17 @@ def optimizer_before(context: Context, stage: str) -> PreviousStage | None:
 def run_rl(context: Context) -> dict[str, Any]:
     """Reinforcement learning on problems with a checkable answer."""
     config, rl, tokenizer = context.config, context.config.rl, tokenizer_of(context)
-    read, folder = inputs.read_inputs(context.folder("data")), context.folder("rl")
+    read = inputs.read_inputs(context.folder("data"))
     params = load_model(context.root, "sft", config.model)
     tasks = prepare.run_tasks([rl.task], config.seed, read, tokenizer)
     # what samples is computed as what is trained
     sampling = inference_compute(config.compute, config.model)
     job = RLJob(
-        folder=folder,
-        model=config.model,
-        optim=config.optim_of("rl"),
+        **_of_every_job(context, "rl"),
         config=rl,
         task=tasks[rl.task],
         tokenizer=tokenizer,
-        mesh=make_mesh(config.mesh),
         engine=MultiHostEngine.over(context.group, make_engine(context, params, compute=sampling)),
-        seed=config.seed,
-        dtype=backend().dtype,
-        compute=config.compute,
-        profile=_capture(context, "rl"),
-        trackers=config.track.trackers,
     )
     result = train_rl(job, params)
     if result.skipped:
@@ -177,7 +171,7 @@ def run_rl(context: Context) -> dict[str, Any]:
         )
     digest = _save_model(context, "rl", result.params)
     if context.group.leads:
-        remove(folder / "checkpoints")
+        remove(job.folder / "checkpoints")
     tenth = max(1, len(result.rewards) // 10)
     rates = {f"pass@{k}_{at}": r for at, of in result.pass_rates.items() for k, r in of.items()}
     return {
@@ -210,10 +204,11 @@ def probe_of(
     def probe(done: int, params: Any) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if folder and done % train.core_every == 0:
+            compute = evaluation_compute(config.compute, config.model, dtype)
+            model = EvalModel(lambda: params, config.model, tokenizer_of(context), compute, mesh)
             result = evaluate_core(
-                params, config.model, tokenizer_of(context), read_bundle(Path(folder)),
-                compute=evaluation_compute(config.compute, config.model, dtype), mesh=mesh,
-                max_problems=train.core_examples or None, title=f"{stage}: CORE",
+                model, read_bundle(Path(folder)), max_problems=train.core_examples or None,
+                title=f"{stage}: CORE",
             )  # fmt: skip
             found |= {"core": result.core, "core_name": result.name}
         if train.sample_every and done % train.sample_every == 0:
@@ -231,7 +226,7 @@ def _samples(context: Context, stage: str, dtype: DTypeLike, params: Any) -> dic
     if not context.group.leads:
         return {}
     tokenizer, model = tokenizer_of(context), context.config.model
-    prompts, ask = (COMPLETIONS, text_samples) if stage == "base" else (QUESTIONS, chat_samples)
+    ask, prompts = sampler(stage)
     compute = choose_compute(ComputeConfig(products="plain"), model, dtype)
     engine = Engine(
         whole, model, tokenizer, device=jax.local_devices()[0], compute=compute,

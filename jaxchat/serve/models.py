@@ -115,7 +115,8 @@ def _load(
     params = load_model(context.root, chosen, model)
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     name = f"{context.root.name}/{chosen}"
-    wanted = config.slots or default_slots()
+    # by default as many as a device decodes about as fast as one; measured, see docs/log.md
+    wanted = config.slots or (max(4, 2 * cores()) if backend().shares_host else GPU_SLOTS)
     slots = fit_slots(model, wanted, jnp.dtype(dtype).itemsize, free_bytes() / left, name)
     if slots < wanted:
         notify(f"memory is short: {name} decodes {slots} answers at once, not {wanted}.")
@@ -134,11 +135,6 @@ def _load(
             compute=inference_compute(context.config.compute, model),
         ),
     )  # fmt: skip
-
-
-def default_slots() -> int:
-    """Answers that a device decodes about as fast as one; measured, see docs/log.md."""
-    return max(4, 2 * cores()) if backend().shares_host else GPU_SLOTS
 
 
 def slot_bytes(model: ModelConfig, item: int) -> int:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Generic, TypeVar
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -34,51 +34,45 @@ LONGEST_WAIT = 60  # seconds, of a Retry-After header
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
-T = TypeVar("T")
 
-
-class FairQueue(Generic[T]):
+class FairQueue:
     """A queue in which clients take turns, however many requests each has."""
 
-    def __init__(self, client: Callable[[T], Hashable]) -> None:
-        """`client` gives the client of an item."""
-        self._client = client
-        self._turns: dict[Hashable, deque[T]] = {}  # in the order of the turns
+    def __init__(self) -> None:
+        self._turns: OrderedDict[str, deque[PendingRequest]] = OrderedDict()  # by client
 
     def __len__(self) -> int:
         return sum(map(len, self._turns.values()))
 
-    def __iter__(self) -> Iterator[T]:
-        return (item for items in self._turns.values() for item in items)
+    def __iter__(self) -> Iterator[PendingRequest]:
+        return itertools.chain.from_iterable(self._turns.values())
 
-    def push(self, item: T) -> None:
-        """Puts an item behind the others of its client."""
-        self._turns.setdefault(self._client(item), deque()).append(item)
+    def push(self, pending: PendingRequest) -> None:
+        """Puts a request behind the others of its client."""
+        self._turns.setdefault(pending.client, deque()).append(pending)
 
-    def peek(self) -> T:
-        """The item that `pop` would give. Raises IndexError when nothing waits."""
+    def peek(self) -> PendingRequest:
+        """The request that `pop` would give. Raises IndexError when nothing waits."""
         if not self._turns:
             raise IndexError("the queue is empty")
-        return next(iter(self._turns.values()))[0]
+        return next(iter(self))
 
-    def pop(self) -> T:
-        """The next item; its client then comes last. Raises IndexError when nothing waits."""
-        item = self.peek()
-        self.remove(item)
-        client = self._client(item)
-        if client in self._turns:
-            self._turns[client] = self._turns.pop(client)
-        return item
+    def pop(self) -> PendingRequest:
+        """The next request; its client then comes last. Raises IndexError when nothing waits."""
+        pending = self.peek()
+        self.remove(pending)
+        if pending.client in self._turns:
+            self._turns.move_to_end(pending.client)
+        return pending
 
-    def remove(self, item: T) -> bool:
-        """Takes an item out; False when it does not wait."""
-        client = self._client(item)
-        items = self._turns.get(client, deque())
-        if item not in items:
+    def remove(self, pending: PendingRequest) -> bool:
+        """Takes a request out; False when it does not wait."""
+        waiting = self._turns.get(pending.client, deque())
+        if pending not in waiting:
             return False
-        items.remove(item)
-        if not items:
-            del self._turns[client]
+        waiting.remove(pending)
+        if not waiting:
+            del self._turns[pending.client]
         return True
 
 
@@ -115,17 +109,13 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _Stopped(Exception):
-    """The server is stopped while it warms up."""
-
-
 class _ModelQueue:
     """A model's engine, the requests that wait for it, and those that it serves."""
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model
         self.engine: Service = model.open_engine()
-        self.waiting: FairQueue[PendingRequest] = FairQueue(lambda pending: pending.client)
+        self.waiting = FairQueue()
         self.live: dict[PendingRequest, tuple[Job, list[int]]] = {}  # tokens sent, of each sample
         self.failures = 0
 
@@ -269,38 +259,29 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
-            self._work()
+            self._warm_up()
+            while self._wait_for_work():
+                for queue in self._queues.values():
+                    if not queue.dead:
+                        self._turn(queue)
         except Exception:
             log.exception("the scheduler failed")
             self.abort()
 
-    def _work(self) -> None:
-        self._warm_up()
-        while True:
-            with self._changed:
-                self._changed.wait_for(self._has_work)
-                if self._stopping:
-                    return
-            for queue in self._queues.values():
-                if not queue.dead:
-                    self._turn(queue)
-
     def _warm_up(self) -> None:
-        def stopping(done: int, of: int) -> None:
-            del done, of
-            if self._stopping:
-                raise _Stopped
-
         for queue in self._queues.values():
             if self._config.warm_up:
-                with contextlib.suppress(_Stopped):
-                    queue.engine.warm_up(stopping)
+                queue.engine.warm_up(lambda: self._stopping)
         self._ready.set()
 
-    def _has_work(self) -> bool:
-        return self._stopping or any(
-            queue.busy for queue in self._queues.values() if not queue.dead
-        )
+    def _wait_for_work(self) -> bool:
+        """Whether there is any; False once the thread is to stop."""
+        queues = self._queues.values()
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._stopping or any(queue.busy and not queue.dead for queue in queues)
+            )
+            return not self._stopping
 
     def _turn(self, queue: _ModelQueue) -> None:
         """One dispatch for a model."""

@@ -36,6 +36,7 @@ _TOKEN = re.compile(
 )
 
 Number = int | float
+Tool = Callable[[str], str]  # code -> output
 
 
 class CalculatorError(ValueError):

@@ -39,10 +39,7 @@ class SpikeDetector:
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raises DivergenceError, with the figures."""
         loss = metrics["loss"]
-        for name, value in {
-            "loss": loss,
-            **metrics,
-        }.items():  # the loss first: it is the best known
+        for name, value in {"loss": loss, **metrics}.items():  # the loss first: it is best known
             if not math.isfinite(value):
                 label = "gradient's norm" if name == "grad_norm" else name
                 raise DivergenceError(step, f"the {label} of step {step} is {value}")

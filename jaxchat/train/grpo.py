@@ -65,7 +65,7 @@ class RLResult:
     params: Any
     rewards: list[float]  # mean reward of each step's rollouts
     skipped: int  # steps without signal
-    pass_rates: dict[str, dict[int, float]]  # "first" and "last" -> k -> pass@k, where evaluated
+    pass_rates: dict[str, dict[str, float]]  # "first" and "last" -> k -> pass@k, where evaluated
     seconds: float
 
 
@@ -122,15 +122,13 @@ class _Loop:
         self.job, self.session = job, session
         self.rewards: list[float] = list(meta.get("rewards", []))
         self.skipped = int(meta.get("skipped", 0))
-        # JSON has turned the numbers k into text
-        rates = meta.get("pass_rates", {})
-        self.pass_rates = {at: {int(k): v for k, v in found.items()} for at, found in rates.items()}
+        self.pass_rates: dict[str, dict[str, float]] = dict(meta.get("pass_rates", {}))
 
     def meta(self) -> dict[str, Any]:
         """The part of a checkpoint's meta that `__init__` reads."""
-        rates = {at: {str(k): v for k, v in f.items()} for at, f in self.pass_rates.items()}
-        # a copy of the rewards: it is written in the background
-        return {"rewards": list(self.rewards), "skipped": self.skipped, "pass_rates": rates}
+        # copies: it is written in the background
+        rewards, rates = list(self.rewards), dict(self.pass_rates)
+        return {"rewards": rewards, "skipped": self.skipped, "pass_rates": rates}
 
     def sample(self, state: TrainState) -> Rollouts:
         """A step's rollouts, after an evaluation where it is due. A signal may end it at once."""
@@ -150,7 +148,8 @@ class _Loop:
         right = sampled_right(
             job.engine, job.tokenizer, job.task, problems=config.eval_problems, sampling=how
         )
-        rates = self.pass_rates[when] = pass_rates(right, config.eval_samples)
+        rates = {str(k): rate for k, rate in pass_rates(right, config.eval_samples).items()}
+        self.pass_rates[when] = rates  # text, as JSON has the keys
         found = {f"pass@{k}": round(rate, 6) for k, rate in rates.items()}
         self.session.write({"step": self.session.done}, found)
 

@@ -262,7 +262,8 @@ class _Loop:
         session.detector.check(step, values)
         session.write({"step": step, "steps": session.steps}, values)
         rate = session.progress.rate() * self.job.train.batch_tokens
-        session.progress.update(step + 1, f"{rate:,.0f} tok/s loss {values['loss']:.3f}")
+        tokens = f"{rate:,.0f} tok/s " if rate else ""  # of the first step, most is compiling
+        session.progress.update(step + 1, f"{tokens}loss {values['loss']:.3f}")
 
     def log(self, found: dict[str, Any]) -> None:
         """Logs what was found after the newest step, behind that step's metrics."""

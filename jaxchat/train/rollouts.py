@@ -11,12 +11,13 @@ from jaxtyping import Float
 
 from jaxchat.config.schema import RLConfig
 from jaxchat.data.prepare import FIRST_INDEX
-from jaxchat.evals.chat import Sampling, answer, parts_of, prompts_of
+from jaxchat.evals.chat import Sampling, answer, prompts_of
 from jaxchat.inference.request import Completion
 from jaxchat.inference.service import Service
 from jaxchat.paths import sha256_text
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
+from jaxchat.tokenizer.chat_format import parse_completion
 
 MIN_ROW = 64  # tokens of the shortest rows
 
@@ -60,7 +61,7 @@ def sample_rollouts(
     )  # fmt: skip
     groups = answer(engine, tokenizer, problems, sampling)
     rewards = [
-        [float(task.grade(problem, parts_of(completion, tokenizer))) for completion in group]
+        [float(task.grade(problem, parse_completion(one.tokens, tokenizer))) for one in group]
         for problem, group in zip(problems, groups, strict=True)
     ]
     prompts = prompts_of(engine, tokenizer, problems, config.max_new_tokens)

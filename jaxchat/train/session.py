@@ -6,6 +6,7 @@ is in the newest checkpoint, and what a step is given depends on nothing but the
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -15,15 +16,16 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxchat.checkpoints.save import Checkpoints
 from jaxchat.config.schema import DEFAULT_COMPUTE, ComputeConfig, ModelConfig, OptimConfig
 from jaxchat.model.capabilities import choose_compute
 from jaxchat.optim.optimizer import make_optimizer
-from jaxchat.parallel.mesh import announce
-from jaxchat.parallel.stop_consensus import StopConsensus
+from jaxchat.parallel.mesh import replicated
 from jaxchat.progress import Progress
 from jaxchat.signals import stop_requests
 from jaxchat.train.divergence import SpikeDetector
@@ -67,7 +69,9 @@ class Session:
         """`spike` is that of `SpikeDetector`, `keep` and `keep_every` those of `Checkpoints`."""
         self.job, self.steps = job, steps
         self.compute = choose_compute(job.compute, job.model, job.dtype, job.mesh.size)
-        announce(job.title, self.compute, job.mesh)
+        if jax.process_index() == 0:
+            line = self.compute.describe(list(job.mesh.devices.flat), job.mesh.shape)
+            print(f"{job.title}: {line}", file=sys.stderr, flush=True)
         self.optimizer = make_optimizer(
             job.model, job.optim, steps, lr_scale=lr_scale, muon_dtype=self.compute.muon_dtype
         )
@@ -106,7 +110,7 @@ class Session:
         state, meta = self.checkpoints.restore_newest(fresh) or (fresh, dict[str, Any]())
         self.done = self.saved = int(meta.get("step", 0))
         self._before, self._began = float(meta.get("seconds", 0.0)), time.monotonic()
-        self.progress = Progress(job.title, self.steps, "step", self.done)
+        self.progress = Progress(job.title, self.steps, "step", self.done, "compiling")
         self._close_log()
         path, leads = job.folder / "metrics.jsonl", jax.process_index() == 0
         losses = [r["loss"] for r in read_metrics(path) if "loss" in r and r["step"] < self.done]
@@ -150,3 +154,29 @@ class Session:
         if self.done > self.saved:
             self.checkpoints.save(self.done, state, {"seconds": self.seconds(), **meta})
             self.saved = self.done
+
+
+class StopConsensus:
+    """The signal that any process received; called once a step, it returns the same to all.
+
+    An all-reduce of the stop flag, one step late, so that several processes stop at the same step.
+
+    A signal reaches the processes at different moments, or one of them only. The devices reduce
+    every process's flag behind the step; the outcome of the step before is read, so that no process
+    waits for it.
+    """
+
+    def __init__(self, mesh: Mesh, received: Callable[[], int]) -> None:
+        """`received` is the number of this process's signal, or 0."""
+        self._received = received
+        self._size = mesh.size
+        self._layout = NamedSharding(mesh, P(mesh.axis_names))
+        self._highest = jax.jit(lambda flags: flags.max(), out_shardings=replicated(mesh))
+        self._pending: jax.Array | None = None
+
+    def __call__(self) -> int:
+        """The highest number of any process's signal at the call before; 0: none."""
+        mine = np.full(len(self._layout.addressable_devices), self._received(), np.int32)
+        flags = jax.make_array_from_process_local_data(self._layout, mine, (self._size,))
+        before, self._pending = self._pending, self._highest(flags)
+        return 0 if before is None else int(before)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jaxchat.config.peaks import bf16_peak
+from jaxchat.config.machine import bf16_peak
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable}
@@ -32,11 +32,13 @@ print(json.dumps(dict(step_ms=4.0, tokens_per_second=32_000.0, model_flops=2e9,
 def bench() -> Iterator[Any]:
     """The modules of bench/, which is no package."""
     sys.path.insert(0, str(ROOT / "bench"))
-    import gpu
+    import gpu_parts
+    import gpu_table
     import measure
     import train_step
 
-    yield {"gpu": gpu, "measure": measure, "train_step": train_step}
+    modules = (gpu_parts, gpu_table, measure, train_step)
+    yield {module.__name__: module for module in modules}
     sys.path.remove(str(ROOT / "bench"))
 
 
@@ -80,24 +82,48 @@ def test_the_table_has_both_and_the_ratio(bench: Any) -> None:
 
 
 def test_the_table_of_a_gpu_keeps_what_failed(bench: Any) -> None:
-    step = {"kind": "step", "name": "d20", "dtype": "bfloat16", "device": "NVIDIA X"}
-    good = {**figures(bench, "d20", 150_000.0).to_json(), **step, "rows": 16}
-    table = bench["gpu"].render(
-        [good, {**step, "rows": 32, "failure": "out of memory"}], ["fp8: left out"]
-    )
-    lines = table.splitlines()
+    step = {"kind": "step", "name": "d20 plain", "device": "NVIDIA X", "before_ms": 453.0}
+    good = {**figures(bench, "d20", 150_000.0, planned_bytes=48e9).to_json(), **step}
+    compiled = {"kind": "compiled", "name": "d20 plain", "compile_seconds": 36.0, "recomputed": 6}
+    bad = {**step, "name": "d20 32 rows", "failure": "out of memory"}
+    note = {"kind": "note", "text": "decode: no time left"}
+    lines = bench["gpu_table"].render([compiled, good, bad, note]).splitlines()
     assert lines[0] == "NVIDIA X"
-    assert lines[3].split()[:4] == ["d20", "16", "bfloat16", "150,000"]
-    assert lines[4].split() == ["d20", "32", "bfloat16", "out", "of", "memory"]
-    assert lines[-1] == "fp8: left out"
+    (row,) = (line.split() for line in lines if line.startswith("d20 plain"))
+    assert row[:6] == ["d20", "plain", "27.3", "0.0", "453.0", "150,000"]
+    assert row[7:10] == ["48.0", "10.0", "6"]
+    assert "d20 32 rows: out of memory" in lines
+    assert lines[-1] == "decode: no time left"
 
 
 def test_the_table_says_whether_fp8_was_there(bench: Any) -> None:
-    step = {"kind": "step", "dtype": "bfloat16", "device": "NVIDIA X", "rows": 16}
-    step |= figures(bench, "d20", 150_000.0).to_json()
-    good, bad = ({**step, "name": name, "fp8_products": n} for name, n in (("a", 360), ("b", 0)))
-    lines = bench["gpu"].render([good, bad, {**step, "name": "c"}], []).splitlines()
-    assert lines[-2:] == ["a, 16 rows: 360 products in fp8", "b, 16 rows: NOTHING IS IN FP8"]
+    step = {"kind": "step", "device": "NVIDIA X", **figures(bench, "x", 150_000.0).to_json()}
+    rows = [
+        {**step, "name": "d20 fp8"},
+        {"kind": "compiled", "name": "d20 fp8", "fp8_products": 360, "recomputed": 0},
+    ]
+    lines = bench["gpu_table"].render(rows).splitlines()
+    (row,) = (line.split() for line in lines if line.startswith("d20 fp8"))
+    assert row[-3:-1] == ["0", "360"]
+
+
+def test_the_programs_of_a_gpu_are_the_most_important_first(bench: Any) -> None:
+    names = list(bench["gpu_parts"].programs(smoke=False))
+    assert names[0].startswith("tier 100")
+    assert names[-1].startswith("d20 32 rows")
+    for program in bench["gpu_parts"].programs(smoke=False).values():
+        assert program.case.rows * 2_048 == 65_536
+        assert bench["measure"].run_config(program.case).model.n_layer == program.case.depth
+    assert all(p.case.depth == 1 for p in bench["gpu_parts"].programs(smoke=True).values())
+
+
+def test_recomputed_operations_are_counted(bench: Any) -> None:
+    text = """
+  %fusion.remat = f32[8]{0} fusion(%a)
+  ROOT %dot.2.remat2 = f32[8,8]{1,0} dot(%fusion.remat, %b)
+  %add.1 = f32[8]{0} add(%fusion.remat, %c)
+"""
+    assert len(bench["gpu_parts"].RECOMPUTED.findall(text)) == 2
 
 
 @pytest.mark.parametrize(
@@ -151,18 +177,42 @@ def test_a_step_is_measured_beside_its_peer(tmp_path: Path) -> None:
     assert ours["compile_seconds"] > 0 < ours["planned_bytes"] < ours["memory_bytes"]
 
 
+# nanochat that compiles, waits for its turn, and is measured
+WAITING_PEER = """#!{python}
+import json, pathlib, sys, time
+go = pathlib.Path(sys.argv[4])
+go.with_suffix(".ready").touch()
+while not go.exists():
+    time.sleep(0.1)
+print(json.dumps(dict(step_ms=4.0, tokens_per_second=32_000.0, model_flops=2e9, spread_ms=0.1,
+                      compile_seconds=9.0, memory_bytes=1e9, loss=5.0)))
+"""
+
+
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_in_miniature(tmp_path: Path) -> None:
-    file = tmp_path / "results.json"
+    peer = tmp_path / "python"
+    peer.write_text(WAITING_PEER.format(python=sys.executable))
+    peer.chmod(0o755)
+    command = [ROOT / "bench" / "gpu.sh", "--smoke", "--seconds", "3000", "--out", tmp_path / "out"]
     done = subprocess.run(
-        [ROOT / "bench" / "gpu.sh", "--smoke", "--seconds", "3000", "--json", file],
+        [*command, "--steps", "2", "--nanochat", "CHECKOUT", "--torch-python", peer],
         capture_output=True, text=True, check=False, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    results = json.loads(file.read_text())["results"]
+    lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    results = [json.loads(line) for line in lines]
+    assert not [r for r in results if "failure" in r]
     steps = [r for r in results if r["kind"] == "step"]
-    assert [(r["name"], r["rows"]) for r in steps] == [("d12", 2), ("d12", 4)]
+    names = [r["name"] for r in steps]
+    assert names[0] == "nanochat"  # alone, after everything is compiled
+    assert [name.removesuffix(" plain").removesuffix(" fused") for name in names[1:]]
+    assert names[1].startswith("tier 100")
+    assert max(r["at"] for r in results if r["kind"].startswith("compiled")) <= steps[0]["at"]
     assert all(r["tokens_per_second"] > 0 for r in steps)
-    attention = [r for r in results if r["kind"] == "attention" and "failure" not in r]
-    assert {r["name"] for r in attention} >= {"blocked", "jax xla"}
-    assert "d12" in done.stdout
+    assert [r["batch"] for r in results if r["kind"] == "decode"] == [1, 8, 64]
+    first = [r for r in results if r["kind"] == "first token"]
+    assert [len(r["seconds"]) for r in first] == [5, 5]
+    archives = {path.name for path in (tmp_path / "out").glob("*.tgz")}
+    assert {"trace_decode_1.tgz", "trace_decode_8.tgz"} < archives
+    assert "tier 100" in done.stdout

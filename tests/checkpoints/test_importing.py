@@ -20,9 +20,10 @@ from jaxchat.checkpoints.tensors import SAFETENSORS, read_tensors, write_safeten
 from jaxchat.checkpoints.torch_file import read_torch
 from jaxchat.cli import conversation
 from jaxchat.errors import ArtifactError, ConfigError, TokenizerError
+from jaxchat.evals.chat import Sampling
 from jaxchat.model.gpt import forward
 from jaxchat.runs import import_run, run_dir, runner
-from jaxchat.runs.opening import open_model
+from jaxchat.runs.opening import eval_model, find_model
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
 from jaxchat.tokenizer.patterns import SPECIAL_TOKENS
 
@@ -74,12 +75,12 @@ def test_an_imported_model_opens_as_a_run(models, name, tmp_path):
     found = models[name]
     import_run.make_run(tmp_path, "mine", found, "sft", "somewhere")
     if name == "classic":  # for the others it would only compile again
-        loaded = conversation.load(tmp_path, "mine", None, conversation.Sampling(max_tokens=5))
+        loaded = conversation.load(tmp_path, "mine", None, Sampling(max_tokens=5))
         assert loaded.stage == "sft"
-        list(loaded.chat.ask("the cat"))
-        assert loaded.chat.last.completion_tokens
-    opened = open_model(tmp_path, None, "sft")
-    assert opened.config.model == found.model
+        list(loaded.ask("the cat"))
+        assert loaded.last.completion_tokens
+    opened = eval_model(*find_model(tmp_path, None, "sft"))
+    assert opened.config == found.model
     np.testing.assert_array_equal(
         opened.params["wte"]["embedding"], found.params["wte"]["embedding"]
     )
@@ -98,7 +99,7 @@ def test_weights_that_were_exchanged_are_noticed(models, tmp_path):
     config["imported"]["weights"] = "0" * 64
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="no model there is complete"):
-        conversation.load(tmp_path, "mine", None, conversation.Sampling())
+        conversation.load(tmp_path, "mine", None, Sampling(256))
 
 
 # ---------------------------------------------------------------------------- bad folders

@@ -9,11 +9,12 @@ import pytest
 from finished_run import finish_run, random_params, tiny_config, tiny_tokenizer
 
 from jaxchat.cli import conversation
-from jaxchat.cli.conversation import Chat, MessageTooLongError, Sampling
+from jaxchat.cli.conversation import Chat, MessageTooLongError
 from jaxchat.cli.main import main
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
+from jaxchat.evals.chat import Sampling
 from jaxchat.inference.engine import Engine
 from jaxchat.inference.transcript import printable
 from jaxchat.runs import run_dir
@@ -68,23 +69,23 @@ def joined(pieces) -> list[Part]:
 
 
 def test_the_last_complete_stage_talks(root):
-    assert conversation.load(root, None, None, Sampling()).stage == "rl"
+    assert conversation.load(root, None, None, Sampling(256)).stage == "rl"
     (root / "runs" / "tiny" / "rl" / "done.json").unlink()
-    loaded = conversation.load(root, "tiny", None, Sampling())
+    loaded = conversation.load(root, "tiny", None, Sampling(256))
     assert (loaded.stage, loaded.name) == ("sft", "tiny/sft")
-    assert conversation.load(root, None, "mid", Sampling()).stage == "mid"
+    assert conversation.load(root, None, "mid", Sampling(256)).stage == "mid"
 
 
 def test_a_stage_that_is_not_complete_says_which_are(root):
     (root / "runs" / "tiny" / "rl" / "done.json").unlink()
     with pytest.raises(ArtifactError, match=r"no model rl \(complete there: sft, mid\)"):
-        conversation.load(root, None, "rl", Sampling())
+        conversation.load(root, None, "rl", Sampling(256))
 
 
 def test_a_run_without_any_model_says_what_to_do(root):
     (root / "runs" / "tiny" / "base" / "done.json").unlink()
     with pytest.raises(ArtifactError, match=r"no model to talk to .*run_speedrun\.py"):
-        conversation.load(root, None, None, Sampling())
+        conversation.load(root, None, None, Sampling(256))
 
 
 def test_models_of_other_settings_are_not_taken_for_this_run(root, config):
@@ -92,7 +93,7 @@ def test_models_of_other_settings_are_not_taken_for_this_run(root, config):
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, n_embd=32))
     run_dir.write_config(run, other)
     with pytest.raises(ArtifactError, match="no model to talk to"):
-        conversation.load(root, None, None, Sampling())
+        conversation.load(root, None, None, Sampling(256))
 
 
 def test_a_damaged_model_is_one_sentence(root):
@@ -100,22 +101,22 @@ def test_a_damaged_model_is_one_sentence(root):
         if file.is_file() and file.name != "meta.json":
             file.write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match="--force") as caught:
-        conversation.load(root, None, None, Sampling())
+        conversation.load(root, None, None, Sampling(256))
     assert "\n" not in str(caught.value)
 
 
 def test_another_stage_continues_the_conversation(root):
     loaded = conversation.load(root, None, "rl", Sampling(max_tokens=20))
     alone = conversation.load(root, None, "sft", Sampling(max_tokens=20))
-    before = joined(loaded.chat.ask("who are you"))
-    loaded = loaded.switched("sft")
+    before = joined(loaded.ask("who are you"))
+    loaded.switch("sft")
     assert loaded.name == "tiny/sft"
-    alone.chat.messages[:] = loaded.chat.messages
-    after = joined(loaded.chat.ask("who are you"))
-    assert after == joined(alone.chat.ask("who are you"))
+    alone.messages[:] = loaded.messages
+    after = joined(loaded.ask("who are you"))
+    assert after == joined(alone.ask("who are you"))
     assert after != before
     with pytest.raises(ArtifactError, match=r"no model base \(complete there: rl, sft, mid\)"):
-        loaded.switched("base")
+        loaded.switch("base")
 
 
 def test_what_was_said_is_remembered(engine, tokenizer):
@@ -201,7 +202,7 @@ def failed_run(root, name="failed"):
 def test_a_run_that_failed_at_once_is_passed_over(root, capsys):
     failed_run(root)
     assert run_dir.find(root, None).name == "failed"
-    assert conversation.load(root, None, None, Sampling()).name == "tiny/rl"
+    assert conversation.load(root, None, None, Sampling(256)).name == "tiny/rl"
     assert main(["chat", "--home", str(root), "-p", "who", "--max-tokens", "2"]) == 0
     assert capsys.readouterr().err.startswith(
         "jaxchat: the last run, failed, has no model to talk to; this is tiny.\n"

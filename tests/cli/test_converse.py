@@ -17,8 +17,9 @@ import pytest
 from finished_run import finish_run, tiny_config, tiny_tokenizer
 
 from jaxchat.cli.chat import HELP, PLAIN, SEPARATE_LINES, TERMINAL, Session, answer_once, converse
-from jaxchat.cli.conversation import Chat, Sampling, load
+from jaxchat.cli.conversation import Chat, load
 from jaxchat.cli.main import main
+from jaxchat.evals.chat import Sampling
 from jaxchat.inference.transcript import Scribe, as_text, printable
 from jaxchat.signals import Interrupted
 from jaxchat.tasks.conversations import Custom
@@ -35,15 +36,16 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def loaded(root):
+def chat(root):
     return load(root, None, None, Sampling(max_tokens=20))
 
 
 @pytest.fixture
-def session(loaded):
-    loaded.chat.forget()
-    loaded.chat.system, loaded.chat.sampling = "", Sampling(max_tokens=20)
-    return Session(loaded.switched("rl"))
+def session(chat):
+    chat.forget()
+    chat.system, chat.sampling = "", Sampling(max_tokens=20)
+    chat.switch("rl")
+    return Session(chat)
 
 
 def expected(session, text):
@@ -51,7 +53,7 @@ def expected(session, text):
     chat = session.chat
     fresh = Chat(chat.engine, chat.tokenizer, chat.context, chat.sampling, system=chat.system)
     scribe = Scribe(session.colours.tool, session.colours.plain)
-    return scribe.write_all(list(fresh.ask(text))) + scribe.close()
+    return "".join(map(scribe.write, fresh.ask(text))) + scribe.close()
 
 
 def piped(monkeypatch, data):

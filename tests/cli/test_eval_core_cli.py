@@ -94,11 +94,11 @@ def test_core_is_reported_saved_dumped_and_resumes_where_it_stopped(
     given = ["core", "--bundle", str(BUNDLE), "-a", "because", "-a", "copying"]
     done, real = [], evaluate._evaluate_task
 
-    def interrupted_at_copying(params, model, tokenizer, task, **options):
+    def interrupted_at_copying(model, task, **options):
         if task.label == "copying" and not done:
             raise KeyboardInterrupt
         done.append(task.label)
-        return real(params, model, tokenizer, task, **options)
+        return real(model, task, **options)
 
     monkeypatch.setattr(evaluate, "_evaluate_task", interrupted_at_copying)
     done.clear()
@@ -128,7 +128,7 @@ def test_other_models_and_options_are_evaluated_anew(home, capsys, monkeypatch):
     done, real = [], evaluate._evaluate_task
 
     def watched(*arguments, **options):
-        done.append(arguments[3].label)
+        done.append(arguments[1].label)
         return real(*arguments, **options)
 
     monkeypatch.setattr(evaluate, "_evaluate_task", watched)
@@ -149,7 +149,7 @@ def test_neither_fewer_examples_nor_another_length_replaces_a_larger_result(
     done, real = [], evaluate._evaluate_task
 
     def watched(*arguments, **options):
-        done.append(arguments[3].label)
+        done.append(arguments[1].label)
         return real(*arguments, **options)
 
     monkeypatch.setattr(evaluate, "_evaluate_task", watched)
@@ -209,9 +209,9 @@ def test_of_a_longer_context_only_a_model_without_windows_sees_all(home, monkeyp
     """nanochat of November 2025 has no windows; in July 2026 they are those of training."""
     models, real = [], evaluate._evaluate_task
 
-    def watched(params, model, *arguments, **options):
-        models.append(model)
-        return real(params, model, *arguments, **options)
+    def watched(model, *arguments, **options):
+        models.append(model.config)
+        return real(model, *arguments, **options)
 
     monkeypatch.setattr(evaluate, "_evaluate_task", watched)
     path = home / "runs" / "tiny" / "config.json"

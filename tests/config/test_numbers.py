@@ -58,7 +58,7 @@ def numeric(monkeypatch):
     flags = []
     for parser in parsers(monkeypatch):
         for action in parser._actions:
-            if action.type not in (None, Path) and action.dest != "stages":
+            if action.type not in (None, str, Path) and action.dest != "stages":
                 flags.append((parser.prog, action.option_strings[0], action.type))
     return flags
 

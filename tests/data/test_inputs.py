@@ -35,13 +35,6 @@ gsm8k = 1
 """
 
 
-@pytest.fixture(scope="module")
-def replica(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("replica")
-    hub_replica.build(folder)
-    return folder
-
-
 @pytest.fixture
 def server(replica: Path) -> Iterator[HubServer]:
     with hub_replica.served(replica) as server:

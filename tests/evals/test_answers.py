@@ -10,13 +10,13 @@ import warnings
 import pytest
 
 from jaxchat.evals.answers import program_of, split
-from jaxchat.evals.humaneval import grade
+from jaxchat.evals.humaneval import grade_many
 from jaxchat.tasks.base import say
 from jaxchat.tasks.humaneval import CodeProblem
 from jaxchat.tools.sandbox import levels
 
 needs_sandbox = pytest.mark.skipif(
-    levels.detect().name == "none", reason=f"no sandbox here:\n{levels.describe()}"
+    levels.detect().name == "none", reason=f"no sandbox here:\n{levels.detect()}"
 )
 
 PROMPT = '''from typing import List
@@ -286,14 +286,14 @@ FAIL = {
 @needs_sandbox
 @pytest.mark.parametrize("shape", PASS)
 def test_a_right_program_passes_in_any_shape(shape: str) -> None:
-    verdict = grade(PROBLEM, PASS[shape])
+    verdict = next(grade_many([(PROBLEM, PASS[shape])]))
     assert verdict.passed, f"{verdict.reason}\n{program(PASS[shape])}"
 
 
 @needs_sandbox
 @pytest.mark.parametrize("shape", FAIL)
 def test_a_wrong_program_fails_in_any_shape(shape: str) -> None:
-    verdict = grade(PROBLEM, FAIL[shape])
+    verdict = next(grade_many([(PROBLEM, FAIL[shape])]))
     assert not verdict.passed, program(FAIL[shape])
     assert verdict.reason
 

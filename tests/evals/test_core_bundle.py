@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxchat.cli.eval import core_table
+from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core.batches import make_batches
 from jaxchat.evals.core.bundle import read_bundle, read_examples
@@ -23,6 +24,7 @@ from jaxchat.evals.core.prompts import (
     task_rows,
 )
 from jaxchat.evals.core.result import CoreResult, Judged, TaskResult, judge
+from jaxchat.evals.model import EvalModel
 from jaxchat.model.backend import bucket
 from jaxchat.tokenizer import Tokenizer
 
@@ -232,3 +234,11 @@ def test_core_is_the_mean_of_accuracies_above_guessing():
     assert (whole.name, whole.complete, whole.to_json()["core"]) == ("CORE", True, 0.5)
     part = CoreResult(whole.tasks, max_problems=8)
     assert part.name == "CORE of at most 8 examples a task, not comparable"
+
+
+def test_a_models_weights_are_read_once_and_only_when_they_are_needed():
+    read = []
+    model = EvalModel(lambda: read.append("weights") or "weights", ModelConfig(), None)
+    assert not read
+    assert (model.params, model.params) == ("weights", "weights")
+    assert read == ["weights"]

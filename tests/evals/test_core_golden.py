@@ -22,6 +22,7 @@ from jaxchat.evals.core.bundle import read_bundle, read_examples
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.core.prompts import draw_shots, find_scored, prompts
 from jaxchat.evals.core.scoring import Sizes
+from jaxchat.evals.model import EvalModel
 from jaxchat.model import gpt
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.tokenizer import Tokenizer
@@ -68,7 +69,9 @@ def assert_same(found, want):
 def test_every_prediction_and_loss_is_nanochats(golden, model, params, tokenizer, number):
     want = json.loads(str(golden["results"]))[number]
     bundle = read_bundle(BUNDLE)
-    result = evaluate_core(params, model, tokenizer, bundle, context=want["context"], sizes=SMALL)
+    result = evaluate_core(
+        EvalModel(lambda: params, model, tokenizer), bundle, context=want["context"], sizes=SMALL
+    )
     assert [task.label for task in result.tasks] == list(want["tasks"])
     for task in result.tasks:
         assert_same(task.judged, want["tasks"][task.label])
@@ -107,8 +110,9 @@ def test_batches_on_a_mesh_score_as_one_choice_at_a_time_does(golden, tokenizer)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     laid = put(weights, param_shardings(mesh, weights))
     result = evaluate_core(
-        laid, config, tokenizer, bundle, mesh=mesh, context=150, sizes=SMALL, tasks=labels
-    )
+        EvalModel(lambda: laid, config, tokenizer, mesh=mesh), bundle,
+        context=150, sizes=SMALL, tasks=labels,
+    )  # fmt: skip
     for task, done in zip(bundle.select(labels), result.tasks, strict=True):
         want = one_at_a_time(weights, config, tokenizer, task, 150)
         found = [loss for one in done.judged for loss in one.losses]
@@ -118,8 +122,9 @@ def test_batches_on_a_mesh_score_as_one_choice_at_a_time_does(golden, tokenizer)
 def test_the_longest_continuation_that_fits_is_scored(model, params, tokenizer):
     """A context shorter than a continuation: its first token has nothing before it."""
     result = evaluate_core(
-        params, model, tokenizer, read_bundle(BUNDLE), tasks=["copying"], context=4
-    )
+        EvalModel(lambda: params, model, tokenizer), read_bundle(BUNDLE),
+        tasks=["copying"], context=4,
+    )  # fmt: skip
     assert all(math.isfinite(one.losses[0]) for one in result.tasks[0].judged)
 
 
@@ -151,7 +156,11 @@ def test_beyond_the_training_length_a_layer_sees_what_it_saw_in_training(short, 
     def losses(context, **options):
         return losses_of(
             evaluate_core(
-                weights, config, tokenizer, bundle, tasks=labels, context=context, **options
+                EvalModel(lambda: weights, config, tokenizer),
+                bundle,
+                tasks=labels,
+                context=context,
+                **options,
             )
         )
 

@@ -1,6 +1,6 @@
 """What the host hands to the device."""
 
-from jaxchat.inference.batch import slots_to_fill
+from jaxchat.inference.jitted import slots_to_fill
 
 
 def test_slots_are_filled_up_with_one_that_there_is_not():

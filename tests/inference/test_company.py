@@ -11,7 +11,7 @@ import pytest
 from compilation import compilations
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.inference import batch, jitted
+from jaxchat.inference import jitted
 from jaxchat.inference.engine import PATIENCE, Engine, EngineError, Request
 from jaxchat.inference.jitted import insert
 from jaxchat.model.backend import Compute
@@ -44,12 +44,9 @@ def engine(request, tokenizer):
     engine = Engine(
         params, config, tokenizer, slots=31, max_len=256, steps_per_dispatch=4, compute=compute
     )
-    progress = []
-    engine.warm_up(lambda done, count: progress.append((done, count)))
-    assert progress[-1] == (
-        27,
-        27,
-    )  # see test_a_second_engine_and_any_mix_of_requests_compile_little
+    asked = []
+    engine.warm_up(lambda: bool(asked.append(None)))
+    assert len(asked) == 27  # see test_a_second_engine_and_any_mix_of_requests_compile_little
     return engine
 
 
@@ -161,6 +158,14 @@ def test_few_slots_are_not_rounded(engine, tokenizer):
     assert (many.compute.matmul, many.compute.attention) == ("bfloat16", "banded")
 
 
+def test_warm_up_ends_early_where_it_is_stopped_and_the_engine_works(engine):
+    asked = []
+    engine.warm_up(lambda: bool(asked.append(None)) or len(asked) == 3)
+    assert len(asked) == 3
+    requests = random_requests(3, seed=8)
+    assert engine.generate(requests) == engine.generate(requests)
+
+
 def test_warm_up_is_for_an_idle_engine(engine):
     job = engine.submit(random_requests(1, seed=0)[0])
     with pytest.raises(EngineError, match="warm_up was called with requests under way"):
@@ -191,14 +196,14 @@ def test_the_cache_grows_for_a_long_text_and_shrinks_beside_one_that_continues(e
 
 
 def test_the_cache_is_donated_and_never_copied_whole(engine):
-    rows = batch.packed_slots([None] * engine.slots, 4)
+    rows = jitted.packed_slots([None] * engine.slots, 4)
     engine._resize(256)
     size = sum(array.nbytes for array in jax.tree.leaves(engine._cache))
     decode = jitted.decode_steps.lower(
         engine.params, engine._cache, rows, config=engine.config, compute=engine.compute,
         pauses=(1,), truncate=False, alternatives=0,
     ).compile()  # fmt: skip
-    slots = batch.slots_to_fill([0], engine.slots)
+    slots = jitted.slots_to_fill([0], engine.slots)
     place = insert.lower(engine._cache, engine.prefill((1,)), slots).compile()
     for program in (decode, place):
         plan = program.memory_analysis()
@@ -211,7 +216,7 @@ def test_no_step_copies_a_layer_of_the_cache(config, params, slots):
     """One row once did, four times each, as XLA wrote it otherwise than two."""
     cache = init_cache(config, slots, 128)
     decode = jitted.decode_steps.lower(
-        params, cache, batch.packed_slots([None] * slots, 4), config=config,
+        params, cache, jitted.packed_slots([None] * slots, 4), config=config,
         compute=Compute(), pauses=(1,), truncate=False, alternatives=0,
     ).compile()  # fmt: skip
     program = decode.as_text()

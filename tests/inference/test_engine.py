@@ -10,6 +10,7 @@ import pytest
 from compilation import compilations
 
 from jaxchat.inference.engine import Engine, EngineError, Request
+from jaxchat.inference.request import cut_prompt
 from jaxchat.model.backend import Compute
 from jaxchat.model.gpt import forward
 from jaxchat.tokenizer.chat_format import parse_completion
@@ -216,26 +217,28 @@ def test_alternatives_are_the_likeliest_tokens_of_the_model(engine, params, conf
     assert plain[0].tokens == completion.tokens
 
 
-def test_a_prompt_that_is_too_long_is_cut_only_where_that_is_asked(engine, config, tokenizer):
-    rest = tuple(np.random.default_rng(0).integers(0, 256, 3 * config.sequence_len).tolist())
-    for prompt, first in (((tokenizer.bos, *rest), (tokenizer.bos,)), (rest, ())):
-        request = Request(prompt, max_tokens=200, cut=True)
-        job = engine.submit(request)
-        room = config.sequence_len // 4
-        kept = config.sequence_len - room - len(first)
-        assert job.request.tokens == first + rest[-kept:]
-        while not job.done:
-            engine.step()
-        assert 0 < len(job.rows[0].tokens) <= room
-        short = engine.submit(dataclasses.replace(request, max_tokens=5))
-        assert len(short.request.tokens) == config.sequence_len - 5
-        engine.cancel(short)
-        with pytest.raises(EngineError, match="shorten the prompt, or let it be cut"):
-            engine.submit(dataclasses.replace(request, cut=False))
-    fits = Request(rest[:50], max_tokens=200, cut=True)
-    job = engine.submit(fits)
-    assert job.request == fits
-    engine.cancel(job)
+@pytest.mark.parametrize("begins_with_bos", [True, False])
+def test_a_prompt_that_is_too_long_is_refused_unless_it_is_cut(
+    engine, config, tokenizer, begins_with_bos
+):
+    context = config.sequence_len
+    rest = tuple(np.random.default_rng(0).integers(0, 256, 3 * context).tolist())
+    first = (tokenizer.bos,) if begins_with_bos else ()
+
+    def cut(tokens, max_tokens):
+        return cut_prompt(tokens, max_tokens=max_tokens, context=context, bos=tokenizer.bos)
+
+    with pytest.raises(EngineError, match="shorten the prompt"):
+        engine.submit(Request(first + rest, max_tokens=200))
+    room = context // 4
+    kept = context - room - len(first)
+    assert cut(first + rest, 200) == first + rest[-kept:]
+    job = engine.submit(Request(cut(first + rest, 200), max_tokens=200))
+    while not job.done:
+        engine.step()
+    assert 0 < len(job.rows[0].tokens) <= room
+    assert len(cut(first + rest, 5)) == context - 5
+    assert cut(first + rest[:50], 200) == first + rest[:50]
 
 
 @pytest.mark.parametrize("steps", [1, 3, 16])
@@ -344,7 +347,7 @@ def test_a_second_engine_and_any_mix_of_requests_compile_little(make_engine, con
         for size in (1, 2, 5, 9, 30, 3, 70, 11):
             run(engine, size)
         engine.warm_up()  # what no request has asked for by chance
-    assert count() <= engine.max_compilations == 3 + (3 + 2 + 1) + 3 * 4 + 3 * 2
+    assert count() <= sum(1 for _ in engine._programs()) == 3 + (3 + 2 + 1) + 3 * 4 + 3 * 2
     with compilations() as count:
         for size in (4, 40):
             run(make_engine(), size)

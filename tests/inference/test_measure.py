@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from jaxchat.config.derive import windows
-from jaxchat.config.peaks import memory_bandwidth
+from jaxchat.config.machine import memory_bandwidth
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference.measure import cache_bytes, measure, weight_bytes
 from jaxchat.model.gpt import init_params

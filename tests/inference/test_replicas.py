@@ -67,14 +67,14 @@ def test_all_are_at_work_between_two_steps_and_one_waits_for_no_other(pool, monk
         monkeypatch.setattr(Engine, name, noted)
     jobs = [pool.submit(request) for request in random_requests(6, seed=5)]
     pool.step()
-    assert all(engine.in_flight for engine in pool.engines)
+    assert all(engine._in_flight for engine in pool.engines)
     done.clear()
     pool.step()
     assert done == [(name, number) for number in range(3) for name in ("finish", "start")]
     for job in jobs:
         pool.cancel(job)
     pool.step()
-    assert not any(engine.in_flight for engine in pool.engines)
+    assert not any(engine._in_flight for engine in pool.engines)
 
 
 def test_engines_side_by_side_on_one_device_give_what_one_gives(params, config, tokenizer, one):
@@ -90,8 +90,17 @@ def test_engines_side_by_side_on_one_device_give_what_one_gives(params, config, 
         np.testing.assert_array_equal(kernel, given["lm_head"]["kernel"])
         for engine in others:
             assert engine.params is first.params, "the weights are there more than once"
-    assert lanes.max_compilations == one.max_compilations
+    assert len(lanes._firsts) == 1
     requests = random_requests(30, seed=6)
+    assert lanes.generate(requests) == one.generate(requests)
+
+
+def test_warming_up_ends_where_it_is_stopped(params, config, tokenizer, one):
+    lanes = make_service(params, config, tokenizer, lanes=2, **SETTINGS)
+    asked = []
+    lanes.warm_up(lambda: bool(asked.append(None)) or len(asked) > 2)
+    assert len(asked) == 3
+    requests = random_requests(4, seed=9)
     assert lanes.generate(requests) == one.generate(requests)
 
 

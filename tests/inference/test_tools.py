@@ -1,16 +1,14 @@
-"""Slow tools: only the row that called waits, and when the output comes changes nothing."""
+"""Tools: what they are asked, what they may answer, and errors around them."""
 
 import dataclasses
-import random
-import threading
-import time
+import itertools
 
 import jax
 import numpy as np
 import pytest
 
 from jaxchat.inference.engine import Engine, Request
-from jaxchat.tools.executor import TOOL_FAILED, ToolExecutor
+from jaxchat.tokenizer.chat_format import parse_completion
 
 
 @pytest.fixture(scope="module")
@@ -35,69 +33,74 @@ def reverse(code):
     return code[::-1]
 
 
-def test_a_tool_that_dawdles_gives_the_same_as_a_quick_one(make_engine):
-    dice = random.Random(0)
-
-    def slow(code):
-        time.sleep(dice.choice([0, 0.001, 0.05]))
-        return reverse(code)
-
-    class Quick:
-        def __call__(self, code):
-            raise AssertionError("this call needed no thread")
-
-        def quick(self, code):
-            return reverse(code)
-
-    want = make_engine(Quick()).generate(random_requests())
-    assert any(0 in completion.mask for (completion,) in want)
-    assert make_engine(slow).generate(random_requests()) == want
+def broken(code):
+    raise RuntimeError(code)
 
 
-def test_others_continue_while_one_waits_for_its_tool(make_engine):
-    answer = threading.Event()
-
-    def blocked(code):
-        assert answer.wait(60)
-        return "7"
-
-    engine = make_engine(blocked)
-    jobs = [engine.submit(request) for request in random_requests()]
-    while sum(job.done for job in jobs) < len(jobs) - 8:  # at most all slots wait
-        engine.step()
-        if all(row is None or row.waits for row in engine._rows):
-            break
-    waiting = [row for row in engine._rows if row is not None and row.waits]
-    assert waiting
-    assert any(job.done for job in jobs), "the fixture's model should not always call a tool"
-    tokens = [list(row.tokens) for row in waiting]
-    for _ in range(3):
-        engine.step()
-    assert [row.tokens for row in waiting] == tokens
-    answer.set()
-    while engine.step():
-        pass
-    assert all(job.done for job in jobs)
-
-
-def test_a_late_tool_answers_error_and_so_does_one_that_says_no_text(make_engine):
-    never = threading.Event()
-
-    def broken(code):
-        raise RuntimeError
-
+@pytest.mark.parametrize("tool", [lambda code: 7, lambda code: None, lambda code: "\ud800"])
+def test_a_tool_that_says_no_text_answers_as_one_that_raises(make_engine, tool):
     want = make_engine(broken).generate(random_requests())
     assert any(0 in completion.mask for (completion,) in want)
-    late = make_engine(lambda code: str(never.wait(60)), tool_timeout=0.02)
-    assert late.generate(random_requests()) == want
-    never.set()
-    assert make_engine(lambda code: 7).generate(random_requests()) == want
-    assert make_engine(lambda code: "\ud800").generate(random_requests()) == want
+    assert make_engine(tool).generate(random_requests()) == want
 
 
-def test_a_cancelled_request_that_waits_for_a_tool_frees_its_slot(make_engine):
-    answer = threading.Event()
-    engine = make_engine(lambda code: str(answer.wait(60)), slots=1)
+def test_a_tool_is_called_once_for_each_call_with_the_code_between_its_delimiters(
+    make_engine, tokenizer
+):
+    asked = []
+
+    def tool(code):
+        asked.append(code)
+        return reverse(code)
+
+    engine = make_engine(tool)
+    completions = [completion for (completion,) in engine.generate(random_requests())]
+    parts = [parse_completion(completion.tokens, tokenizer) for completion in completions]
+    pairs = [
+        (call["text"], output["text"])
+        for said in parts
+        for call, output in itertools.pairwise(said)
+        if (call["type"], output["type"]) == ("python", "python_output")
+    ]
+    assert pairs
+    called = sorted(asked)
+    for code, output in pairs:
+        called.remove(code)  # at least once each
+        assert output == reverse(code) or reverse(code).startswith(output)  # cut at the limit
+
+
+@pytest.mark.parametrize("said", ["", "a\nb", "\u20ac 7", "<|assistant_end|>"])
+def test_what_a_tool_says_is_put_in_as_it_stands(make_engine, tokenizer, said):
+    """Also where it says nothing, or the name of a special token: that is text here."""
+    completions = make_engine(lambda code: said).generate(random_requests())
+    start, end = map(tokenizer.special, ("<|output_start|>", "<|output_end|>"))
+    want = [start, *tokenizer.encode(said), end]
+    outputs = [
+        [token for _, token in run]
+        for (completion,) in completions
+        for sampled, run in itertools.groupby(
+            zip(completion.mask, completion.tokens, strict=True), lambda pair: pair[0]
+        )
+        if not sampled
+    ]
+    assert want in outputs
+    assert all(output == want[: len(output)] for output in outputs)  # cut at the limit
+
+
+def test_what_others_get_does_not_depend_on_a_tools_output(make_engine):
+    requests = random_requests()
+    long, short = (
+        make_engine(tool).generate(requests) for tool in (lambda code: "1 + 1, " * 9, reverse)
+    )
+    calls = [0 in completion.mask for (completion,) in short]
+    assert any(calls)
+    assert not all(calls)
+    for called, one, other in zip(calls, long, short, strict=True):
+        assert called or one == other
+
+
+def test_a_cancelled_request_whose_output_is_being_fed_frees_its_slot(make_engine):
+    engine = make_engine(lambda code: "12 + 34, " * 20, slots=1)
     calling = next(
         request
         for request, (completion,) in zip(
@@ -106,49 +109,13 @@ def test_a_cancelled_request_that_waits_for_a_tool_frees_its_slot(make_engine):
         if 0 in completion.mask
     )
     job = engine.submit(calling)
-    while not job.rows[0].waits:
+    while not job.rows[0].forced_tokens:
         engine.step()
     engine.cancel(job)
+    assert engine.free == 1
     assert not engine.step()
     short = dataclasses.replace(calling, max_tokens=2)
     assert engine.generate([short])
-    answer.set()
-
-
-def test_at_most_n_calls_run_at_once_and_their_time_counts_from_their_beginning():
-    running, most, lock = 0, 0, threading.Lock()
-
-    def tool(code):
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.05)
-        with lock:
-            running -= 1
-        return code
-
-    calls = ToolExecutor(tool, timeout=10.0, at_once=2)
-    started = [calls.start(str(number)) for number in range(9)]
-    dropped = started.pop()
-    calls.drop(dropped)
-    while any(call.output is None for call in started):
-        calls.wait(1.0)
-        calls.poll()
-    assert [call.output for call in started] == list("01234567")
-    assert most == 2
-    assert dropped.output is None
-
-
-def test_a_call_that_is_late_leaves_room_for_the_next():
-    never = threading.Event()
-    calls = ToolExecutor(lambda code: str(never.wait(60)), timeout=0.02, at_once=1)
-    first, second = calls.start("a"), calls.start("b")
-    while second.output is None:
-        calls.wait(0.01)
-        calls.poll()
-    assert first.output == second.output == TOOL_FAILED
-    never.set()
 
 
 def test_a_devices_error_leaves_an_empty_engine_that_works(make_engine):

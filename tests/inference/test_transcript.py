@@ -10,6 +10,10 @@ from jaxchat.tokenizer import SPECIAL_TOKENS
 from jaxchat.tokenizer.chat_format import parse_completion
 
 
+def write_all(scribe, pieces):
+    return "".join(map(scribe.write, pieces))
+
+
 def said(tokenizer, *parts):
     """Ids of texts and special tokens."""
     ids = []
@@ -34,8 +38,8 @@ def test_a_call_and_its_result_stand_in_brackets(tokenizer):
 def test_a_call_is_seen_before_its_result(tokenizer):
     stream, scribe, ids = PartStream(tokenizer), Scribe(), call(tokenizer)
     at = ids.index(tokenizer.special("<|python_end|>"))
-    assert scribe.write_all(stream.feed(ids[: at + 1])) == "[calculator: 37 * 24"
-    assert scribe.write_all(stream.feed(ids[at + 1 :])) == " = 888]\nThe answer is 888."
+    assert write_all(scribe, stream.feed(ids[: at + 1])) == "[calculator: 37 * 24"
+    assert write_all(scribe, stream.feed(ids[at + 1 :])) == " = 888]\nThe answer is 888."
     assert stream.close() == []
     assert scribe.close() == ""
 
@@ -46,7 +50,7 @@ def test_a_call_is_announced_and_may_be_painted(tokenizer):
     pieces = stream.feed(ids)
     announced = [piece["type"] for piece in pieces if not piece["text"]]
     assert announced == ["python", "python", "python_output"]
-    text = scribe.write_all(pieces) + scribe.close()
+    text = write_all(scribe, pieces) + scribe.close()
     assert text == "So <[calculator: ]>\n<[calculator: 37 * 24 = 888]>\nThe answer is 888."
 
 
@@ -72,8 +76,8 @@ def test_pieces_join_to_the_whole(tokenizer, data):
     )
     chunks = data.draw(st.lists(st.lists(token, max_size=6), max_size=8))
     stream, scribe = PartStream(tokenizer), Scribe()
-    texts = [scribe.write_all(stream.feed(chunk)) for chunk in chunks]
-    texts += [scribe.write_all(stream.close()), scribe.close()]
+    texts = [write_all(scribe, stream.feed(chunk)) for chunk in chunks]
+    texts += [write_all(scribe, stream.close()), scribe.close()]
     whole = parse_completion([token for chunk in chunks for token in chunk], tokenizer)
     assert "".join(texts) == as_text(whole)
 

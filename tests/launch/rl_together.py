@@ -18,7 +18,7 @@ from tiny_rl import CONFIG, lively_params, tiny_job
 
 from jaxchat.checkpoints.save import fingerprint
 from jaxchat.config.schema import MeshConfig
-from jaxchat.inference.multihost import MultiHostEngine
+from jaxchat.inference.replicas import MultiHostEngine
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.runs import processes
 from jaxchat.train.grpo import train_rl

@@ -1,5 +1,8 @@
 """Attention against the plain formula."""
 
+import functools
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +115,45 @@ def test_one_query_against_a_cache_is_the_last_row_of_attention():
         q[rows, lengths - 1], k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), jnp.array(visible)
     )
     np.testing.assert_allclose(got, want[rows, lengths - 1], atol=2e-5)
+
+
+@pytest.mark.parametrize(("time", "window"), [(7, 3), (63, 1000), (63, 62), (64, 16), (1, 0)])
+def test_rows_of_odd_length_reach_cudnn_as_even_ones(monkeypatch, time, window):
+    """With XLA's formula in cuDNN's place, as cuDNN needs a GPU."""
+    attend = jax.nn.dot_product_attention
+
+    def in_its_place(q, k, v, *, implementation, **options):
+        assert implementation == "cudnn"
+        assert q.shape[1] == k.shape[1] == v.shape[1] == time + time % 2
+        return attend(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr("jax.nn.dot_product_attention", in_its_place)
+    q, k, v, dy = random_qkv(time)
+
+    def total(attention):
+        return lambda q, k, v: jnp.sum(attention(q, k, v, window=window) * dy)
+
+    ours = functools.partial(causal_attention, implementation="cudnn")
+    np.testing.assert_allclose(ours(q, k, v, window=window), plain(q, k, v, window), atol=2e-5)
+    got = jax.grad(total(ours), (0, 1, 2))(q, k, v)
+    want = jax.grad(total(plain), (0, 1, 2))(q, k, v)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("time", [63, 64, 2047])
+def test_rows_of_any_length_lower_for_a_gpu(monkeypatch, time):
+    """On a CPU, up to the two calls of cuDNN, forward and backward."""
+    private = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(private, "check_cudnn_version", lambda: 92_300)  # none is installed here
+    x = jax.ShapeDtypeStruct((2, time, 4, 128), jnp.bfloat16)
+
+    def total(q, k, v):
+        y = causal_attention(q, k, v, window=16, implementation="cudnn")
+        return jnp.sum(y.astype(jnp.float32))
+
+    lowered = jax.jit(jax.grad(total, (0, 1, 2))).trace(x, x, x).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("__cudnn$fmha") == 2
 
 
 def test_a_cpu_gets_the_implementation_that_runs_on_it():

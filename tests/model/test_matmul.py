@@ -71,6 +71,20 @@ def test_small_matrices_and_plain_products_are_not_rounded() -> None:
     assert jnp.any(matmul(x, large, "bfloat16") != x @ large)
 
 
+def test_a_weights_gradient_is_summed_in_float32() -> None:
+    """In bfloat16 it would be rounded, once in every micro-batch."""
+    x, kernel = numbers(3, 50, 64).astype(jnp.bfloat16), numbers(64, 32, seed=1)
+    dy = numbers(3, 50, 32, seed=2).astype(jnp.bfloat16)
+    y, back = jax.vjp(matmul, x, kernel)
+    dx, dkernel = back(dy)
+    assert (y.dtype, dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    rows, grads = rounded(x).reshape(150, 64), rounded(dy).reshape(150, 32)
+    assert_close(dkernel, rows.T @ grads)
+    y, dx = (np.asarray(a, np.float32) for a in (y, dx))
+    np.testing.assert_allclose(y, rounded(x) @ rounded(kernel), rtol=5e-3, atol=1e-2)
+    np.testing.assert_allclose(dx, rounded(dy) @ rounded(kernel).T, rtol=5e-3, atol=1e-2)
+
+
 @pytest.mark.skipif(
     not processor_flags() & BFLOAT16_FLAGS, reason="this processor is not made for bfloat16"
 )

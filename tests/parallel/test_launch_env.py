@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from jaxchat.cli import main
 from jaxchat.config import memory
 from jaxchat.config.schema import MeshConfig
@@ -81,6 +83,28 @@ def test_of_a_gpu_the_limit_is_said_beside_what_a_command_prints(monkeypatch, ca
     assert said.err == (
         "jaxchat: JAX may take 73.6 GB of each NVIDIA H100 80GB HBM3, as it needs it.\n"
     )
+
+
+def test_a_single_answer_has_nothing_above_it(monkeypatch, capsys):
+    monkeypatch.setattr(launch_env, "configure_jax", lambda mesh, cache: None)
+    monkeypatch.setattr("jax.local_devices", lambda: [Card()])
+    start_jax(MeshConfig(), None, quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("theirs", [None, "INFO"])
+def test_a_collective_that_is_aborted_is_reported_by_nccl(theirs):
+    code = (
+        "import os\nfrom jaxchat.config.schema import MeshConfig\n"
+        "from jaxchat.parallel.launch_env import configure_jax\n"
+        "configure_jax(MeshConfig(), None)\nprint(os.environ['NCCL_DEBUG'])"
+    )
+    clean = {k: v for k, v in os.environ.items() if k != "NCCL_DEBUG"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**clean, **({"NCCL_DEBUG": theirs} if theirs else {})},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == (theirs or "WARN")
 
 
 def test_no_command_starts_jax_without_saying_it():

@@ -18,6 +18,7 @@ from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.core import evaluate
 from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.evals.core.evaluate import evaluate_saved
+from jaxchat.evals.model import EvalModel
 from jaxchat.evals.saved import core_folder, core_results
 from jaxchat.model.capabilities import evaluation_compute
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
@@ -61,11 +62,11 @@ def evaluated(monkeypatch):
     """The tasks that are evaluated from now on; a label in `stop` ends the process there."""
     done, stop, real = [], set(), evaluate._evaluate_task
 
-    def watched(params, model, tokenizer, task, **options):
+    def watched(model, task, **options):
         if task.label in stop:
             raise KeyboardInterrupt
         done.append(task.label)
-        return real(params, model, tokenizer, task, **options)
+        return real(model, task, **options)
 
     monkeypatch.setattr(evaluate, "_evaluate_task", watched)
     return done, stop
@@ -260,9 +261,12 @@ def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, confi
     tokenizer, mesh = tiny_tokenizer(), make_mesh(MeshConfig())
     params = load_model(run, "base", config.model)
     evaluate_saved(
-        core_folder(run, "base"), lambda: put(params, param_shardings(mesh, params)), "base",
-        config.model, tokenizer, read_bundle(TASKS), mesh=mesh,
-        compute=evaluation_compute(config.compute, config.model, jnp.float32),
+        core_folder(run, "base"),
+        EvalModel(
+            lambda: put(params, param_shardings(mesh, params)), config.model, tokenizer,
+            evaluation_compute(config.compute, config.model, jnp.float32), mesh, "base",
+        ),
+        read_bundle(TASKS),
     )  # fmt: skip
     found = write_run(run)
     assert not found["core_missing"]
@@ -275,7 +279,7 @@ def test_the_report_says_how_to_add_core_and_has_what_eval_core_found(run, confi
     context = runner.Context(config, run)
     context.done = {s.name: runner.read_done(run, s.name) for s in STAGES if s.name != "report"}
     write_report(config, run, context.done)
-    assert read_report(run)["core"] == found["core"]
+    assert read_report(run / "report.json")["core"] == found["core"]
 
 
 def test_core_is_the_same_on_one_device_and_on_eight(config):
@@ -283,12 +287,9 @@ def test_core_is_the_same_on_one_device_and_on_eight(config):
     found = []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = make_mesh(MeshConfig(), devices)
-        found.append(
-            evaluate.evaluate_core(
-                put(params, param_shardings(mesh, params)), config.model, tokenizer, bundle,
-                mesh=mesh,
-            )
-        )  # fmt: skip
+        laid = put(params, param_shardings(mesh, params))
+        model = EvalModel(lambda laid=laid: laid, config.model, tokenizer, mesh=mesh)
+        found.append(evaluate.evaluate_core(model, bundle))
     one, eight = ([j for task in result.tasks for j in task.judged] for result in found)
     assert [j.prediction for j in one] == [j.prediction for j in eight]
     np.testing.assert_allclose(

@@ -61,13 +61,6 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def replica(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("replica")
-    hub_replica.build(folder)
-    return folder
-
-
 @pytest.fixture
 def hub(replica: Path) -> Iterator[HubServer]:
     with hub_replica.served(replica) as server:

@@ -101,7 +101,7 @@ def test_all_files_have_the_same_figures(config, done, tmp_path):
     paths = write_report(config, tmp_path, done, sandbox="landlock, seccomp")
     assert [path.name for path in paths] == ["report.md", "report.html", "report.json"]
     text, page = (path.read_text() for path in paths[:2])
-    read = read_report(tmp_path)
+    read = read_report(tmp_path / "report.json")
     assert read["seconds"] == 93.75
     assert "1m34s in all" in text
     for row in metrics_cells(read["metrics"]):
@@ -231,7 +231,7 @@ def test_nothing_but_a_configuration_gives_a_report_too(config, tmp_path):
     run_dir.write_config(tmp_path, config)
     made = files.write_run(tmp_path)
     assert set(made["missing"].values()) == {"not run yet"}
-    assert read_report(tmp_path)["metrics"] == []
+    assert read_report(tmp_path / "report.json")["metrics"] == []
 
 
 def test_models_that_an_interrupted_evaluation_finished_are_reported(config, done, tmp_path):
@@ -324,7 +324,7 @@ def test_a_report_made_later_keeps_the_machine_and_the_commit(config, done, tmp_
 def test_a_foreign_report_is_refused(tmp_path):
     (tmp_path / "report.json").write_text('{"format": "jaxchat-report-1"}')
     with pytest.raises(ArtifactError, match="make it again from its run with jaxchat report"):
-        read_report(tmp_path)
+        read_report(tmp_path / "report.json")
 
 
 def test_the_final_summary_says_how_to_talk(config, done, tmp_path):

@@ -17,7 +17,7 @@ from hostile_programs import PROGRAMS, Hostile
 from jaxchat.tools.sandbox import levels, process
 from jaxchat.tools.sandbox.levels import Level
 from jaxchat.tools.sandbox.process import Program
-from jaxchat.tools.sandbox.run import Outcome, run_many, run_program, run_python
+from jaxchat.tools.sandbox.run import Outcome, run_program, run_python
 
 HERE = levels.detect()
 DOCS = Path(__file__).parents[2] / "docs" / "sandbox.md"
@@ -25,7 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "sandbox.md"
 TOO_MUCH_MEMORY = "it asked for more than its 268,435,456 bytes of memory"
 
 needs_sandbox = pytest.mark.skipif(
-    HERE.name == "none", reason=f"this machine cannot sandbox a program:\n{levels.describe(HERE)}"
+    HERE.name == "none", reason=f"this machine cannot sandbox a program:\n{HERE}"
 )
 
 
@@ -93,7 +93,7 @@ LEVELS = {
 def assault(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Assault:
     level = LEVELS[request.param]
     if level.name == "none":
-        pytest.skip(f"no such level on this machine:\n{levels.describe(HERE)}")
+        pytest.skip(f"no such level on this machine:\n{HERE}")
     if request.param == "in a user namespace":
         outcome = run_program(Program("pass"), level=level)
         if outcome.status == "refused":
@@ -209,7 +209,7 @@ print(hashlib.sha256(b"").hexdigest()[:8], random.random() < 1, datetime.datetim
 @needs_sandbox
 def test_each_program_has_a_folder_of_its_own_that_goes_with_it() -> None:
     if "private root" not in HERE.mechanisms:
-        pytest.skip(f"nothing can be written without a private root:\n{levels.describe(HERE)}")
+        pytest.skip(f"nothing can be written without a private root:\n{HERE}")
     before = set(os.listdir("/tmp"))
     source = """
 import os, tempfile
@@ -269,9 +269,9 @@ def test_a_program_is_refused_if_its_sandbox_fails(mechanisms: tuple[str, ...]) 
 @needs_sandbox
 def test_many_at_once_keep_their_order() -> None:
     programs = [Program(f"print({n})", timeout=30) for n in range(12)]
-    assert [outcome.stdout for outcome in run_many(programs, workers=4)] == [
-        f"{n}\n" for n in range(12)
-    ]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(run_program, programs))
+    assert [outcome.stdout for outcome in outcomes] == [f"{n}\n" for n in range(12)]
 
 
 def wait_for_two() -> list[int]:
@@ -339,11 +339,3 @@ def test_descriptors_are_not_leaked() -> None:
         run_python("print(1)", timeout=30)
     run_program(Program("pass"), level=Level("none", (), False))
     assert count() == before
-
-
-@needs_sandbox
-def test_abandoned_programs_do_not_pile_up() -> None:
-    running = run_many([Program("print(1)", timeout=30)] * 50, workers=2)
-    next(running)
-    del running
-    assert not wait_until_gone()

@@ -126,11 +126,17 @@ def test_the_line_says_everything() -> None:
         "tokens; large products float32; compiler options: XLA's own"
     )
     other = Compute(
-        jnp.bfloat16, "cudnn", 8192, "fp8", (("xla_a", True), ("xla_b", 4)), ("xla_c", "xla_d")
+        jnp.bfloat16,
+        "cudnn",
+        8192,
+        "fp8",
+        (("xla_a", True), ("xla_b", 4)),
+        (("xla_c", "no such"), ("xla_d", "not a bool")),
     )
     assert other.describe(list(mesh.devices.flat), mesh.shape).partition("; ")[2] == (
         "bfloat16 over float32 weights; attention cudnn; loss in chunks of 8,192 tokens; large "
-        "products fp8; compiler options: xla_a=True, xla_b=4; not in this jaxlib: xla_c, xla_d"
+        "products fp8; compiler options: xla_a=True, xla_b=4; XLA refuses xla_c: no such; "
+        "XLA refuses xla_d: not a bool"
     )
 
 

@@ -20,7 +20,7 @@ from tiny_rl import MODEL, TOKENIZER, Even, lively_params, make_engine, tiny_job
 
 from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, RLConfig
-from jaxchat.evals.chat import Sampling, answer, parts_of
+from jaxchat.evals.chat import Sampling, answer
 from jaxchat.inference.engine import Engine
 from jaxchat.inference.request import Request
 from jaxchat.model import gpt
@@ -30,7 +30,7 @@ from jaxchat.signals import Interrupted
 from jaxchat.tasks import Problem
 from jaxchat.tasks.base import Split, say
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.chat_format import Part
+from jaxchat.tokenizer.chat_format import Part, parse_completion
 from jaxchat.train.grpo import RLJob, RLResult, advantages, give_weights, train_rl
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.rollouts import sample_rollouts
@@ -157,14 +157,19 @@ def test_pass_at_k_is_evaluated_before_the_first_step_along_the_way_and_at_the_e
     assert [r["step"] for r in records] == [0, 3, 6, 8]
     assert set(result.pass_rates) == {"first", "last"}
     for record, found in ((records[0], "first"), (records[-1], "last")):
-        assert {k: record[f"pass@{k}"] for k in (1, 2)} == pytest.approx(result.pass_rates[found])
+        assert {k: record[f"pass@{k}"] for k in ("1", "2")} == pytest.approx(
+            result.pass_rates[found]
+        )
     # by hand, with the weights it began with
     groups = answer(
         make_engine(lively_params()), TOKENIZER, [Even().problem("test", i) for i in range(4)],
         Sampling(max_tokens=20, temperature=1.0, samples=2, seed=0),
     )  # fmt: skip
     right = [
-        [Even().grade(Even().problem("test", 0), parts_of(c, TOKENIZER)) for c in group]
+        [
+            Even().grade(Even().problem("test", 0), parse_completion(c.tokens, TOKENIZER))
+            for c in group
+        ]
         for group in groups
     ]
     assert records[0]["pass@1"] == np.mean(right)

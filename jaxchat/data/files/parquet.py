@@ -17,6 +17,7 @@ from jaxchat.data.files.compressed import (
     opened,
     refused,
 )
+from jaxchat.errors import first_line
 
 # types of pyarrow that hold text
 _TEXTUAL = "string large_string string_view binary large_binary binary_view null".split()
@@ -49,8 +50,8 @@ def open_parquet(path: Path) -> Iterator[Any]:
             raise _undecodable(path, error) from error
         except pyarrow.ArrowNotImplementedError as error:
             raise Unreadable(
-                f"{path} uses what pyarrow does not read ({_reason(error)}); write it again with "
-                "other settings, or leave it out."
+                f"{path} uses what pyarrow does not read ({first_line(error)}); write it again "
+                "with other settings, or leave it out."
             ) from error
         except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise _undecodable(path, error) from error
@@ -80,10 +81,6 @@ def text_column(file: Any, path: Path, column: str) -> None:
         )
 
 
-def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].removesuffix(".")
-
-
 def _undecodable(path: Path, error: BaseException) -> Unreadable:
     """The error by the file's first and last bytes: of another kind, cut off, or damaged."""
     with contextlib.suppress(OSError):
@@ -98,12 +95,12 @@ def _undecodable(path: Path, error: BaseException) -> Unreadable:
                 found = looks_like(head)
                 kind = f"; it looks like {found}" if found else ""
                 return Unreadable(
-                    f"{path} is no Parquet file{kind} ({_reason(error)}); fetch it again, or leave "
-                    "it out."
+                    f"{path} is no Parquet file{kind} ({first_line(error)}); fetch it again, or "
+                    "leave it out."
                 )
             if tail != b"PAR1":
                 return Unreadable(
-                    f"{path} is cut off: no Parquet footer stands at its end ({_reason(error)}); "
-                    "fetch it again, or leave it out."
+                    f"{path} is cut off: no Parquet footer stands at its end "
+                    f"({first_line(error)}); fetch it again, or leave it out."
                 )
-    return Unreadable(f"{path} is damaged ({_reason(error)}); fetch it again, or leave it out.")
+    return Unreadable(f"{path} is damaged ({first_line(error)}); fetch it again, or leave it out.")

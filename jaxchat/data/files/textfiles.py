@@ -17,6 +17,7 @@ from jaxchat.data.files.compressed import Unreadable, opened
 from jaxchat.data.files.folders import STDIN, SUFFIXES, Found, Listing, exactly, find, shown
 from jaxchat.data.files.parquet import open_parquet, text_column
 from jaxchat.data.files.text import MAX_RECORD, is_unicode, pieces, read_lines
+from jaxchat.errors import first_line
 
 __all__ = ["STDIN", "SUFFIXES", "TextFiles"]
 
@@ -118,6 +119,6 @@ def _texts_of(column: Any, first: int, path: Path) -> list[str | None]:
     except (UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
         raise Unreadable(
             f"rows {first + 1} to {first + len(column)} of {path} are not all UTF-8 text "
-            f"({str(error).splitlines()[0]}); mend the file, or leave it out."
+            f"({first_line(error)}); mend the file, or leave it out."
         ) from error
     return values

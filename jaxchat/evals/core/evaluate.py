@@ -7,34 +7,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from jaxchat import paths
-from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ConfigError
 from jaxchat.evals.core.bundle import Bundle, CoreTask, Example, read_examples
 from jaxchat.evals.core.prompts import task_rows
 from jaxchat.evals.core.result import CoreResult, Judged, TaskResult, judge
 from jaxchat.evals.core.scoring import ChoiceScore, Sizes, score_rows
-from jaxchat.evals.saved import CORE_RESULT, core_file, read_record
-from jaxchat.model.backend import PLAIN, Compute
+from jaxchat.evals.model import EvalModel
+from jaxchat.evals.saved import CORE_RESULT, keyed_file, read_record
 from jaxchat.progress import Progress
-from jaxchat.tokenizer.bpe import Tokenizer
 
 FORMAT = "jaxchat-core-1"
 
 
 def evaluate_core(
-    params: Any,
-    model: ModelConfig,
-    tokenizer: Tokenizer,
+    model: EvalModel,
     bundle: Bundle,
     *,
-    compute: Compute = PLAIN,
-    mesh: Mesh | None = None,
     tasks: Sequence[str] | None = None,
     max_problems: int | None = None,
     context: int | None = None,
@@ -47,7 +40,6 @@ def evaluate_core(
     """Evaluates the tasks of `bundle` (of `tasks`, if given).
 
     Args:
-        params: as training has them on `mesh`; without a mesh, on the first device.
         max_problems: takes only the first examples of each task; solved ones are drawn from them.
         context: prompts are cut to their last tokens, this many; the model's sequence length if
             None. Of more than that, each layer still sees what it sees in training, as in nanochat.
@@ -61,7 +53,7 @@ def evaluate_core(
     Raises ConfigError for labels or a context that cannot be, ArtifactError for damaged data.
     """
     chosen = bundle.select(tasks)
-    context = context or model.sequence_len
+    context = context or model.config.sequence_len
     model = _widened(model, context) if widen else model
     if context < 2:
         raise ConfigError(f"a context of {context} tokens leaves nothing to predict; take more.")
@@ -70,29 +62,26 @@ def evaluate_core(
         result = (finished or {}).get(task.label)
         if result is None:
             result = _evaluate_task(
-                params, model, tokenizer, task, compute=compute, mesh=mesh,
-                max_problems=max_problems, context=context, sizes=sizes, title=title,
-            )  # fmt: skip
+                model, task, max_problems=max_problems, context=context, sizes=sizes, title=title
+            )
             on_task(result)
         results.append(result)
     return CoreResult(tuple(results), bundle.missing, max_problems)
 
 
-def _widened(model: ModelConfig, context: int) -> ModelConfig:
+def _widened(model: EvalModel, context: int) -> EvalModel:
     """A model without windows for a context; one with windows keeps them, which depend on it."""
-    if context > model.sequence_len and set(model.window_pattern) == {"L"}:
-        return replace(model, sequence_len=context)
+    config = model.config
+    if context > config.sequence_len and set(config.window_pattern) == {"L"}:
+        wide = replace(config, sequence_len=context)
+        return replace(model, load=lambda: model.params, config=wide)
     return model
 
 
 def _evaluate_task(
-    params: Any,
-    model: ModelConfig,
-    tokenizer: Tokenizer,
+    model: EvalModel,
     task: CoreTask,
     *,
-    compute: Compute,
-    mesh: Mesh | None,
     max_problems: int | None,
     context: int,
     sizes: Sizes | None,
@@ -100,11 +89,9 @@ def _evaluate_task(
 ) -> TaskResult:
     began = time.monotonic()
     examples = read_examples(task, max_problems)
-    rows = task_rows(task, examples, tokenizer, context)
+    rows = task_rows(task, examples, model.tokenizer, context)
     with Progress(f"{title} {task.label}", len(rows), "row") as progress:
-        scores = score_rows(
-            rows, params, model, compute, mesh, sizes=sizes, progress=progress.advance
-        )
+        scores = score_rows(rows, model, sizes=sizes, progress=progress.advance)
     judged = tuple(_judge(task, index, example, scores) for index, example in enumerate(examples))
     return TaskResult(task.label, task.baseline, judged, time.monotonic() - began)
 
@@ -124,8 +111,6 @@ def _judge(
 class CoreOptions(TypedDict, total=False):
     """The options of `evaluate_core` that `evaluate_saved` has, too."""
 
-    compute: Compute
-    mesh: Mesh
     tasks: Sequence[str] | None
     max_problems: int | None
     context: int | None
@@ -134,26 +119,20 @@ class CoreOptions(TypedDict, total=False):
 
 
 def evaluate_saved(
-    folder: Path,
-    load: Callable[[], Any],
-    digest: str,
-    model: ModelConfig,
-    tokenizer: Tokenizer,
-    bundle: Bundle,
-    **options: Unpack[CoreOptions],
+    folder: Path, model: EvalModel, bundle: Bundle, **options: Unpack[CoreOptions]
 ) -> tuple[CoreResult, Path]:
     """As `evaluate_core`, less the tasks that `folder` has of these weights, data and options.
 
-    `load` gives the weights, if a task is missing; `digest` is their hash. Returns the result and
-    its file (see `evals.saved`). Raises as `evaluate_core` does.
+    The weights are read if a task is missing. Returns the result and its file (see `evals.saved`).
+    Raises as `evaluate_core` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths.sweep(folder)
     context = options.get("context")
-    has_windows = (context or 0) > model.sequence_len and not options.get("widen", False)
+    has_windows = (context or 0) > model.config.sequence_len and not options.get("widen", False)
     fixed = (
-        FORMAT, digest, tokenizer.hash, paths.sha256_text(repr(model)), str(context),
-        str(options.get("max_problems")), jnp.dtype(options.get("compute", PLAIN).dtype).name,
+        FORMAT, model.digest, model.tokenizer.hash, paths.sha256_text(repr(model.config)),
+        str(context), str(options.get("max_problems")), jnp.dtype(model.compute.dtype).name,
         *(["windows"] if has_windows else []),
     )  # fmt: skip
     keys = {
@@ -163,16 +142,14 @@ def evaluate_saved(
     read = {label: _read_task(folder, label, key) for label, key in keys.items()}
     finished = {label: task for label, task in read.items() if task is not None}
     result = evaluate_core(
-        load() if len(finished) < len(keys) else None,
         model,
-        tokenizer,
         bundle,
         finished=finished,
         on_task=lambda task: _write_task(folder, keys[task.label], task),
         **options,
     )
-    path = core_file(folder, CORE_RESULT, paths.sha256_text(*keys.values()))
-    record = {"format": FORMAT, "weights": digest, "context": context, **result.to_json()}
+    path = keyed_file(folder, CORE_RESULT, paths.sha256_text(*keys.values()))
+    record = {"format": FORMAT, "weights": model.digest, "context": context, **result.to_json()}
     paths.write_json(path, record)
     return result, path
 
@@ -187,14 +164,14 @@ def _write_task(folder: Path, key: str, result: TaskResult) -> None:
         "seconds": result.seconds,
         "examples": [one.to_json() for one in result.judged],
     }
-    with paths.atomic_open(core_file(folder, result.label, key)) as file:
+    with paths.atomic_open(keyed_file(folder, result.label, key)) as file:
         json.dump(record, file)
         file.write("\n")
 
 
 def _read_task(folder: Path, label: str, key: str) -> TaskResult | None:
     """A saved task with this key, also under the name that earlier versions gave its file."""
-    for path in (core_file(folder, label, key), folder / f"{label}.json"):
+    for path in (keyed_file(folder, label, key), folder / f"{label}.json"):
         record = read_record(path, "key", "label", "baseline", "seconds", "examples")
         if record is not None and record["key"] == key:
             try:

@@ -22,8 +22,9 @@ from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.evals.bpb import in_flight
 from jaxchat.evals.core.batches import Batch, make_batches
 from jaxchat.evals.core.prompts import Row
+from jaxchat.evals.model import EvalModel
 from jaxchat.model import gpt
-from jaxchat.model.backend import PLAIN, Compute, backend
+from jaxchat.model.backend import Compute, backend
 from jaxchat.model.branches import branch_features
 from jaxchat.optim.zero import ZeroLayout
 from jaxchat.parallel.mesh import RULES, batch_shards, make_mesh, put, replicated, sharding
@@ -62,7 +63,7 @@ def _scores_over(mesh: Mesh, model: ModelConfig, compute: Compute, head: int) ->
         params, one = gather(params), {name: x[0] for name, x in batch.items()}
         x = branch_features(
             params, one["tokens"], one["lengths"], one["branch"], one["positions"], model, compute
-        )  # fmt: skip
+        )
         x = x.reshape(-1, x.shape[-1])[one["at"].reshape(-1)]
         scores = _head(params, x, one["targets"].reshape(-1), one["count"][0], model, head)
         logprobs, best = (score.reshape(one["targets"].shape) for score in scores)
@@ -104,31 +105,27 @@ def _head(
 
 def score_rows(
     rows: Sequence[Row],
-    params: Any,
-    model: ModelConfig,
-    compute: Compute = PLAIN,
-    mesh: Mesh | None = None,
+    model: EvalModel,
     *,
     sizes: Sizes | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> dict[tuple[int, int], ChoiceScore]:
     """(example, choice) -> its score.
 
-    The rows of a batch are split over `mesh`, where the parameters lie as in training; every
-    process gives and gets all. Without a mesh all is on the first device. `progress` is
-    called with the number of rows of each batch that is done.
+    The rows of a batch are split over the model's mesh; every process gives and gets all.
+    `progress` is called with the number of rows of each batch that is done.
     """
-    mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = model.mesh or make_mesh(MeshConfig(), jax.devices()[:1])
     sizes = sizes or (CPU if backend(mesh.devices.flat[0].platform).sizes == "cpu" else GPU)
-    scores_over = _scores_over(mesh, model, compute, sizes.head)
+    scores_over = _scores_over(mesh, model.config, model.compute, sizes.head)
     layout, shards = sharding(mesh, "accumulation", "batch"), batch_shards(mesh)
     batches = make_batches(
-        rows, tokens=sizes.tokens, steps=sizes.steps, shards=shards, copies=model.smear
+        rows, tokens=sizes.tokens, steps=sizes.steps, shards=shards, copies=model.config.smear
     )
 
     def dispatch(batch: Batch) -> tuple[Batch, Any]:
         arrays = {name: array[None] for name, array in batch.arrays.items()}
-        return batch, scores_over(params, put(arrays, layout))
+        return batch, scores_over(model.params, put(arrays, layout))
 
     found: dict[tuple[int, int], ChoiceScore] = {}
     for batch, values in in_flight(map(dispatch, batches)):

@@ -39,7 +39,9 @@ def matmul(
         return fp8.matmul(x, kernel)
     if precision == "bfloat16" and takes(*kernel.shape):
         return rounded_matmul(x, kernel)
-    return x @ kernel.astype(x.dtype)
+    if x.dtype != kernel.dtype:
+        return mixed_matmul(x, kernel)
+    return x @ kernel
 
 
 def widened_matmul(
@@ -49,6 +51,31 @@ def widened_matmul(
     if precision == "bfloat16" and takes(*kernel.shape):
         return rounded_matmul(x, kernel).astype(jnp.float32)
     return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def mixed_matmul(
+    x: Float[Array, "*rows D"], kernel: Float[Array, "D F"]
+) -> Float[Array, "*rows F"]:
+    """x times kernel rounded to x's dtype, in that; gradients likewise, but for the kernel's, which
+    is summed in float32 and stays in the kernel's dtype.
+    """
+    return x @ kernel.astype(x.dtype)
+
+
+def _mixed_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return mixed_matmul(x, kernel), (x, kernel)
+
+
+def _mixed_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    dx = dy @ kernel.astype(dy.dtype).T
+    rows = tuple(range(x.ndim - 1))
+    dkernel = lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return dx, dkernel.astype(kernel.dtype)
+
+
+mixed_matmul.defvjp(_mixed_forward, _mixed_backward)
 
 
 def round_kernels(params: Any) -> Any:

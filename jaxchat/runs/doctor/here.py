@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from jaxchat.config.machine import cores, free_memory_bytes, memory_bytes, processor
 from jaxchat.config.schema import RunConfig
-from jaxchat.errors import ConfigError, explain
+from jaxchat.errors import ConfigError, explain, first_line
 from jaxchat.runs import provenance, run_dir
 from jaxchat.runs.doctor.check import Check
 from jaxchat.runs.tables import size
@@ -61,26 +62,18 @@ def check_cuda() -> Check:
         if name.startswith(CUDA):
             found[name] = part.version
     notes: tuple[str, ...] = ()
-    if driver := driver_version():
+    with contextlib.suppress(OSError):
+        text = DRIVER.read_text(encoding="utf-8")
+        version = re.search(r"\b\d{3}\.[\d.]+", text)
         if not any(name.startswith("jax-cuda") for name in found):
             notes = (
                 "there is an NVIDIA driver, but JAX has no CUDA here; for the GPU, run: "
                 'pip install "jaxchat[cuda]"',
             )
-        found["driver"] = driver
+        found["driver"] = version[0] if version else "unknown"
     found = dict(sorted(found.items()))
     text = ", ".join(f"{name} {version}" for name, version in found.items())
     return Check("cuda", text or "none", notes=notes, facts=found)
-
-
-def driver_version(path: Path = DRIVER) -> str:
-    """The NVIDIA driver's version; "" where there is none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    found = re.search(r"\b\d{3}\.[\d.]+", text)
-    return found[0] if found else "unknown"
 
 
 def check_devices() -> Check:
@@ -92,10 +85,9 @@ def check_devices() -> Check:
     try:
         devices = jax.devices()
     except Exception as error:  # whatever a broken driver raises is what the doctor is for
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         wrong = (
-            f"JAX finds no device ({first}); see to the driver, or set JAX_PLATFORMS=cpu to run "
-            "without it."
+            f"JAX finds no device ({first_line(error)}); see to the driver, or set "
+            "JAX_PLATFORMS=cpu to run without it."
         )
         return Check("devices", "none", (wrong,))
     kinds = [f"{device.platform}: {device.device_kind}" for device in devices]
@@ -145,7 +137,7 @@ def check_compute(config: RunConfig) -> tuple[Check, Check]:
         why = "with products of bfloat16, which this processor is made for"
     else:
         why = "cudnn needs a GPU and half precision"
-    named, options, dropped = str(chosen.attention), dict(chosen.options), list(chosen.dropped)
+    named, options = str(chosen.attention), dict(chosen.options)
     attention = Check(
         "attention",
         f"{named}, in {dtype.name}: {why}",
@@ -153,9 +145,9 @@ def check_compute(config: RunConfig) -> tuple[Check, Check]:
         facts={"implementation": named, "dtype": dtype.name, "why": why},
     )
     accepted = ", ".join(f"{name}={value}" for name, value in options.items()) or "XLA's own"
-    without = f"; not in this jaxlib: {', '.join(dropped)}" if dropped else ""
-    facts = {"options": options, "dropped": dropped}
-    return attention, Check("compiler", f"options accepted: {accepted}{without}", facts=facts)
+    facts = {"options": options, "dropped": [name for name, _ in chosen.refused]}
+    text = f"options accepted: {accepted}{chosen.refusals()}"
+    return attention, Check("compiler", text, facts=facts)
 
 
 def check_sandbox(config: RunConfig) -> Check:

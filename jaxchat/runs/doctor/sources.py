@@ -24,10 +24,10 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Response:
-    """The answer of a source: `refused` says why it cannot be downloaded."""
+    """The answer of a source."""
 
-    seconds: float
-    refused: str = ""
+    seconds: float = 0.0
+    refused: str | None = None  # why it cannot be downloaded; "": it can; None: offline
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,10 @@ class Found:
     """A source: its answer and its files."""
 
     source: Source
-    answer: Response | None  # None: offline
+    answer: Response
     here: int
     wanted: int
     damaged: str = ""  # a sentence
-
-    @property
-    def refused(self) -> str | None:
-        """Why its missing files cannot be downloaded; None where the network is not used."""
-        return None if self.answer is None else self.answer.refused
 
 
 def check_sources(config: RunConfig, hub: Hub) -> list[Check]:
@@ -71,10 +66,10 @@ def check_sources(config: RunConfig, hub: Hub) -> list[Check]:
     return checks or [Check("data", "nothing to download")]
 
 
-def ask(hub: Hub, source: Source) -> Response | None:
-    """Asks for one of the source's files, as a download would, without its bytes; None: offline."""
+def ask(hub: Hub, source: Source) -> Response:
+    """Asks for one of the source's files, as a download would, without its bytes."""
     if hub.offline:
-        return None
+        return Response()
     file, began, refused = hub.sample(source), time.monotonic(), ""
     try:
         with hub.web.open(file.url, source.name, method="HEAD"):
@@ -94,7 +89,7 @@ def _check(hub: Hub, found: Found, problem: str) -> Check:
     answer, address = found.answer, hub.address(found.source)
     host = urlsplit(address).netloc
     facts = {"here": found.here, "wanted": found.wanted, "address": address}
-    if answer is None:
+    if answer.refused is None:
         network = "offline"
     else:
         network = f"{host} answers in {answer.seconds:.1f} s"
@@ -128,19 +123,21 @@ def _problem(found: Sequence[Found], one: Found, shards: int | None) -> str:
     """
     if one.damaged:
         return one.damaged
-    if one.here == one.wanted or one.refused == "":
+    refused = one.answer.refused
+    if one.here == one.wanted or refused == "":
         return ""
-    alike = [other for other in found if other.here < other.wanted and other.refused == one.refused]
+    lacking = (other for other in found if other.here < other.wanted)
+    alike = [other for other in lacking if other.answer.refused == refused]
     names = ", ".join(other.source.name for other in alike)
     commands = download_commands([other.source for other in alike], shards)
     of = f"{_files(sum(other.wanted - other.here for other in alike))} of {names}"
-    if one.refused is None:
+    if refused is None:
         return (
             f"{of} cannot be had without a network (--offline or HF_HUB_OFFLINE); where there is "
             f"one, run: {commands}"
         )
     return (
-        f"{of} cannot be had ({one.refused.rstrip('.')}); see to the network, HF_ENDPOINT or "
+        f"{of} cannot be had ({refused.rstrip('.')}); see to the network, HF_ENDPOINT or "
         f"https_proxy, or copy the folder data from a home where this was run: {commands}"
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxchat.config import loading
 from jaxchat.config.derive import flops_per_token
-from jaxchat.config.schema import DEFAULT_COMPUTE, MeshConfig, RunConfig
+from jaxchat.config.schema import DEFAULT_COMPUTE, MeshConfig
 from jaxchat.model import gpt
 from jaxchat.model.backend import backend
 from jaxchat.model.capabilities import choose_compute
@@ -89,7 +89,9 @@ def measure_speed(platform: str, seconds: float = SECONDS) -> Speed:
 
     It takes about `seconds` beside the compilation. Rates are medians over the turns.
     """
-    config, dtype = small_config(platform), backend().dtype
+    tables, dtype = SMALL[platform], backend().dtype
+    document = {**tables, "run": {"name": "doctor", **tables["run"]}}
+    config = loading.from_document(document, "the doctor's model")
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     compute = choose_compute(DEFAULT_COMPUTE, config.model, dtype)
     optimizer = make_optimizer(config.model, config.optim, 1_000, muon_dtype=compute.muon_dtype)
@@ -140,10 +142,3 @@ def _rate(work: Callable[[], Any]) -> float:
         previous, count = current, count + 1
     jax.block_until_ready(previous)
     return count / (time.perf_counter() - began)
-
-
-def small_config(platform: str) -> RunConfig:
-    """The small model's run."""
-    tables = SMALL[platform]
-    run = {"name": "doctor", **tables["run"]}
-    return loading.from_document({**tables, "run": run}, "the doctor's model")

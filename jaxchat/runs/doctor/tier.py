@@ -68,30 +68,25 @@ def lacks_gpu(config: RunConfig, here: Here) -> bool:
 
 def check_devices(config: RunConfig, here: Here) -> Check:
     """Whether the tier has the kind of device it is meant for, and a step divides by them."""
+    from jaxchat.parallel.mesh import batch_shards, make_mesh
+    from jaxchat.train.loop import plan_batch
+
     meant = config.hardware
     text = f"meant for {meant.devices} x {meant.name}; here {here.devices} x {here.kind}"
+    wrong = ""
     if lacks_gpu(config, here):
         wrong = (
             f"the tier is meant for {meant.devices} x {meant.name}, and JAX sees no GPU; where "
             'there is one, run: pip install "jaxchat[cuda]"; without one, take --tier cpu.'
         )
     else:
-        wrong = _indivisible(config)
+        try:
+            shards = batch_shards(make_mesh(config.mesh))
+            for stage in TRAINED:
+                plan_batch(getattr(config, stage), config.model.sequence_len, shards, stage)
+        except ConfigError as error:
+            wrong = str(error)
     return Check("tier", text, (wrong,) if wrong else ())
-
-
-def _indivisible(config: RunConfig) -> str:
-    """Why a step cannot be divided among the devices; "" when it can."""
-    from jaxchat.parallel.mesh import batch_shards, make_mesh
-    from jaxchat.train.loop import plan_batch
-
-    try:
-        shards = batch_shards(make_mesh(config.mesh))
-        for stage in TRAINED:
-            plan_batch(getattr(config, stage), config.model.sequence_len, shards, stage)
-    except ConfigError as error:
-        return str(error)
-    return ""
 
 
 def check_memory(config: RunConfig, here: Here) -> Check:
@@ -139,7 +134,7 @@ def check_disk(config: RunConfig, root: Path) -> Check:
     there = sum(map(bytes_in, [*cached, paths.runs(root) / config.name]))
     total = sum(need.values()) + (cache.MARGIN if cached else 0)  # which downloads leave free
     left = max(0.0, total - there)
-    free = shutil.disk_usage(_existing(root)).free
+    free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free
     wrong = (
         f"{root} has {size(free)} free, and the tier takes {size(left)} more "
         f"({', '.join(f'{name} {size(value)}' for name, value in need.items())}); free some space, "
@@ -164,11 +159,6 @@ def bytes_in(folder: Path) -> int:
             except OSError:  # it is gone meanwhile
                 continue
     return total
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that there is."""
-    return path if path.exists() or path == path.parent else _existing(path.parent)
 
 
 def check_time(config: RunConfig, here: Here, speed: Speed) -> Check:

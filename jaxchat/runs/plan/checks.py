@@ -5,7 +5,7 @@ Where no such files are named, nothing heavy is imported for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from jaxchat.config.schema import GENERATED, RunConfig
@@ -17,31 +17,26 @@ from jaxchat.errors import ConfigError
 def check_names(config: RunConfig) -> None:
     """Raises ConfigError for a task or a dataset of conversations that does not exist."""
     chats = [name for name, source in registry.SOURCES.items() if source.kind == "chat"]
-    for setting, names, known in _named(config, chats):
+    every, talks = (*GENERATED, *chats), _talks(config)
+    read = [n for n in (*talks, *config.eval.tasks, config.rl.task) if n in chats]
+    # settings, the tasks they name, and those they may name
+    named: list[tuple[str, Iterable[str], tuple[str, ...]]] = []
+    for stage in ("mid", "sft"):
+        # the tokenizer is trained on what midtraining generates, before anything is read
+        spoken = stage == "mid" and not config.imported.stage
+        known = GENERATED if spoken else (*GENERATED, *dict.fromkeys(read))
+        if config.imported.trains(stage):
+            named.append((f"{stage}.mixture", getattr(config, stage).mixture, known))
+    named += [("eval.tasks", config.eval.tasks, every), ("rl.task", (config.rl.task,), every)]
+    for setting, names, known in named:
         for name in names:
             if name not in known:
                 raise ConfigError(
                     f"there is no task {name!r}; the tasks are {', '.join(known)} ({setting} names "
                     "it)."
                 )
-    for name in _talks(config):
+    for name in talks:
         chat_source(name)
-
-
-def _named(
-    config: RunConfig, chats: Sequence[str]
-) -> Iterator[tuple[str, Iterable[str], tuple[str, ...]]]:
-    """Settings, the tasks they name, and those they may name."""
-    every = (*GENERATED, *chats)
-    read = [n for n in (*_talks(config), *config.eval.tasks, config.rl.task) if n in chats]
-    for stage in ("mid", "sft"):
-        # the tokenizer is trained on what midtraining generates, before anything is read
-        spoken = stage == "mid" and not config.imported.stage
-        known = GENERATED if spoken else (*GENERATED, *dict.fromkeys(read))
-        if config.imported.trains(stage):
-            yield f"{stage}.mixture", getattr(config, stage).mixture, known
-    yield "eval.tasks", config.eval.tasks, every
-    yield "rl.task", (config.rl.task,), every
 
 
 def _talks(config: RunConfig) -> list[str]:

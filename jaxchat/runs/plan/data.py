@@ -27,13 +27,8 @@ class TextPlan:
     tokens: float = 0  # likewise
 
 
-@dataclass(frozen=True)
-class Download:
-    """What comes beside the text: a dataset of conversations, CORE's tasks, vocabularies."""
-
-    name: str
-    size: float  # bytes; 0 for files of the user's own
-    use: str
+# What comes beside the text, such as CORE's tasks: its name, bytes (0 for the user's own), its use
+Download = tuple[str, float, str]
 
 
 def plan_text(config: RunConfig) -> TextPlan:
@@ -60,7 +55,7 @@ def plan_text(config: RunConfig) -> TextPlan:
 def plan_downloads(config: RunConfig) -> list[Download]:
     """Everything but the text. Raises ConfigError for an unknown dataset of conversations."""
     stages = {name: getattr(config, name).epochs for name in ("mid", "sft")}
-    found = []
+    found: list[Download] = []
     for name in dict.fromkeys(name for epochs in stages.values() for name in epochs):
         source = chat_source(name)
         read = ", ".join(
@@ -68,13 +63,13 @@ def plan_downloads(config: RunConfig) -> list[Download]:
             for stage, epochs in stages.items()
             if source is not None and name in epochs
         )
-        found.append(Download(name, source.size if source else 0, read))
+        found.append((name, source.size if source else 0, read))
     wanted = config.eval
     if config.data.is_dataset and not wanted.bundle and wanted.bundle_url != NOWHERE:
-        found.append(Download("eval_bundle", registry.BUNDLE_SIZE, "CORE's tasks, for base"))
+        found.append(("eval_bundle", registry.BUNDLE_SIZE, "CORE's tasks, for base"))
     if config.data.is_dataset and wanted.vocabularies_url != NOWHERE:
         use = "GPT-2's and GPT-4's, beside the tokenizer"
-        found.append(Download("vocabularies", registry.VOCABULARIES_SIZE, use))
+        found.append(("vocabularies", registry.VOCABULARIES_SIZE, use))
     return found
 
 

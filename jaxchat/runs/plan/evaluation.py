@@ -39,7 +39,18 @@ class EvalPlan:
 
 def plan_eval(config: RunConfig) -> tuple[EvalPlan, ...]:
     """What the stage `eval` measures, in the order of the report."""
-    return tuple(_timed(config, *work) for work in _work(config))
+    hardware, forward, plans = config.hardware, flops_per_token(config.model) / 3, []
+    for what, models, each, of_prompts, of_answers in _work(config):
+        read, decoded = of_prompts * len(models), of_answers * len(models)
+        # The letters of multiple choice are chosen on one device.
+        devices = 1 if what in BY_LETTERS else hardware.devices
+        seconds = forward * (
+            read / (devices * hardware.peak_flops * hardware.utilization)
+            + decoded / (hardware.devices * hardware.peak_flops * DECODING)
+        )
+        dollars = hardware.dollars_per_hour * seconds / 3600
+        plans.append(EvalPlan(what, models, each, read, decoded, seconds, dollars))
+    return tuple(plans)
 
 
 def _work(config: RunConfig) -> Iterator[tuple[str, tuple[str, ...], int, float, float]]:
@@ -76,18 +87,3 @@ def _problems(task: str, asked: int, generated: int) -> int:
         return generated
     there = source.rows.get("test", 0)
     return min(asked or there, there)
-
-
-def _timed(
-    config: RunConfig, what: str, models: tuple[str, ...], each: int, read: float, decoded: float
-) -> EvalPlan:
-    hardware, forward = config.hardware, flops_per_token(config.model) / 3
-    read, decoded = read * len(models), decoded * len(models)
-    # The letters of multiple choice are chosen on one device.
-    devices = 1 if what in BY_LETTERS else hardware.devices
-    seconds = forward * (
-        read / (devices * hardware.peak_flops * hardware.utilization)
-        + decoded / (hardware.devices * hardware.peak_flops * DECODING)
-    )
-    dollars = hardware.dollars_per_hour * seconds / 3600
-    return EvalPlan(what, models, each, read, decoded, seconds, dollars)

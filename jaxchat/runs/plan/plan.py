@@ -106,12 +106,6 @@ def _stages(config: RunConfig) -> Iterator[StagePlan]:
         yield StagePlan(name, steps, step_tokens, flops, seconds, dollars)
 
 
-def optimizer_values(config: RunConfig) -> int:
-    """Numbers in the optimizer's state: Muon has one a weight (its momentum), AdamW two."""
-    counts = count_params(config.model)
-    return counts["matrices"] + 2 * (counts["total"] - counts["matrices"])
-
-
 def stage_step(config: RunConfig, stage: str = "base") -> memory.Step:
     """The step of base, mid or sft on one device; a run computes in bf16 on GPUs, else in fp32."""
     train: TrainConfig = getattr(config, stage)
@@ -150,16 +144,18 @@ def _rows_per_device(config: RunConfig, train: TrainConfig) -> int:
 
 def plan_disk(config: RunConfig) -> dict[str, float]:
     """Bytes under the home once all is done, and the checkpoints at their most."""
-    total = count_params(config.model)["total"]
+    counts = count_params(config.model)
+    total = counts["total"]
+    optimizer = 2 * total - counts["matrices"]  # Muon has a number a weight, AdamW two
     text = data.plan_text(config)
-    others = sum(download.size for download in data.plan_downloads(config))
+    others = sum(amount for _, amount, _ in data.plan_downloads(config))
     chat_tokens = sum(data.chat_tokens(train) for train in (config.mid, config.sft))
     # one more of a stage whose optimizer the next one starts with
     checkpoints = CHECKPOINTS_KEPT + sum(config.starts_warm(stage) for stage in MODELS)
     return {
         "text": (text.download or text.characters) + others,
         "rows": (text.tokens + chat_tokens) * (2 if config.model.vocab_size <= 2**16 else 4),
-        "checkpoints": checkpoints * MASTER_BYTES * (total + optimizer_values(config)),
+        "checkpoints": checkpoints * MASTER_BYTES * (total + optimizer),
         "models": MODELS_KEPT * MASTER_BYTES * total,
     }
 
@@ -209,8 +205,8 @@ def _data_lines(plan: Plan) -> list[str]:
             f"reads {passes:.2f} passes"
         )
     rows = [
-        (one.name, size(one.size) if one.size else "your own", one.use)
-        for one in data.plan_downloads(config)
+        (name, size(amount) if amount else "your own", use)
+        for name, amount, use in data.plan_downloads(config)
     ]
     generated = {name: getattr(config, name).conversations for name in ("mid", "sft")}
     counts = ", ".join(f"{number:,} in {stage}" for stage, number in generated.items() if number)
@@ -241,13 +237,12 @@ def _stage_lines(plan: Plan) -> list[str]:
         (s.name, f"{s.steps:,}", f"{s.step_tokens:,}", count(s.tokens), f"{s.flops:.3g}")
         for s in plan.stages
     )
-    rows_each = min(config.base.micro_rows, _rows_per_device(config, config.base))
-    accumulated = max(1, _rows_per_device(config, config.base) // rows_each)
+    step = stage_step(config)
     return [
         "Training",
         *_costed(("stage", "steps", "tokens/step", "tokens", "FLOPs"), rows, plan.stages),
-        f"  A step of base is {hardware.devices} devices x {rows_each} rows x "
-        f"{config.model.sequence_len:,} tokens x {accumulated} accumulated.",
+        f"  A step of base is {hardware.devices} devices x {step.rows} rows x "
+        f"{config.model.sequence_len:,} tokens x {step.accumulation} accumulated.",
         f"  Time is FLOPs / (devices x {hardware.peak_flops:.3g} FLOP/s x "
         f"{hardware.utilization:.0%}), at ${hardware.dollars_per_hour:g} an hour. Not in it: "
         "downloads, compiling, evaluation,",

@@ -20,14 +20,7 @@ from jaxchat.evals.saved import core_folder, core_results, with_more
 from jaxchat.paths import read_json
 from jaxchat.runs.report.metrics import core_record
 
-CHAT_KEY_CHARACTERS = 12  # of a key, in a file's name
-
 Saved = Mapping[str, Any]
-
-
-def chat_file(run: Path, stage: str, task: str, key: str) -> Path:
-    """Where `jaxchat eval chat` saves a model's result at a task; `key` is of all options."""
-    return run / "eval" / f"chat-{stage}-{task}-{key[:CHAT_KEY_CHARACTERS]}.json"
 
 
 def add_kept(

@@ -13,7 +13,7 @@ from jaxchat.runs.report.document import (
     NOTHING,
     Block,
     Rows,
-    Section,
+    Sections,
     heading,
     legend,
     note,
@@ -44,19 +44,18 @@ def compare(a: Report, b: Report) -> dict[str, Any]:
     with the values `a` and `b`, `difference` (b - a) and, where both have intervals, `interval` of
     the difference and whether it is `beyond` chance. `settings` are those that differ: name, a, b.
     """
+    names = a["run"]["name"], b["run"]["name"]
+    if names[0] == names[1]:
+        names = f"{names[0]} (first)", f"{names[1]} (second)"
+    # prices are settings
+    environments = [dict(content.environment_rows(report), price="") for report in (a, b)]
     return {
-        "names": names_of(a, b),
+        "names": names,
         "metrics": _metrics(a, b),
         "settings": _different(flat(a["config"]), flat(b["config"])),
-        "environment": _different(_environment(a), _environment(b)),
+        "environment": _different(*environments),
         "figures": _figures(a, b),
     }
-
-
-def names_of(a: Report, b: Report) -> tuple[str, str]:
-    """The names of the runs, numbered where they are the same."""
-    names = a["run"]["name"], b["run"]["name"]
-    return names if names[0] != names[1] else (f"{names[0]} (first)", f"{names[1]} (second)")
 
 
 def _metrics(a: Report, b: Report) -> list[dict[str, Any]]:
@@ -88,10 +87,6 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 def _different(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[list[Any]]:
     keys = dict.fromkeys([*a, *b])
     return [[key, a.get(key), b.get(key)] for key in keys if a.get(key) != b.get(key)]
-
-
-def _environment(report: Report) -> dict[str, str]:
-    return {name: value for name, value in content.environment_rows(report) if name != "price"}
 
 
 def _figures(a: Report, b: Report) -> list[list[str]]:
@@ -136,7 +131,7 @@ def _exact(value: Any) -> str:
     return repr(value) if isinstance(value, float) else plain(value)
 
 
-def _sections(compared: Mapping[str, Any], curves: Sequence[Block]) -> list[Section]:
+def _sections(compared: Mapping[str, Any], curves: Sequence[Block]) -> Sections:
     def shown(title: str, rows: Rows) -> list[Block]:
         return [table(title, rows)] if len(rows) > 1 else []
 
@@ -147,13 +142,13 @@ def _sections(compared: Mapping[str, Any], curves: Sequence[Block]) -> list[Sect
     settings = shown("Settings that differ", setting_rows(compared, "settings"))
     environment = shown("Environment that differs", setting_rows(compared, "environment"))
     figures: Rows = [("", *names), *(tuple(row) for row in compared["figures"])]
-    return [
-        Section("Metrics", metrics),
-        Section("Training", curves),
-        Section("Time and cost", shown("Time and cost", figures)),
-        Section("Settings that differ", settings or [note(SAME)]),
-        Section("Environment that differs", environment),
-    ]
+    return {
+        "Metrics": metrics,
+        "Training": curves,
+        "Time and cost": shown("Time and cost", figures),
+        "Settings that differ": settings or [note(SAME)],
+        "Environment that differs": environment,
+    }
 
 
 def render_markdown(compared: Mapping[str, Any]) -> str:

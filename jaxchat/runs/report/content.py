@@ -15,8 +15,9 @@ from jaxchat.runs.report.document import (
     NOTHING,
     Block,
     Rows,
-    Section,
+    Sections,
     code,
+    details,
     facts,
     heading,
     note,
@@ -47,21 +48,20 @@ def page(report: Report) -> str:
     return to_page(report["run"]["name"], "jaxchat · report of a run", lead, sections(report))
 
 
-def sections(report: Report) -> list[Section]:
+def sections(report: Report) -> Sections:
     """The sections, in order."""
-    return [
-        Section("Metrics", _metrics(report)),
-        Section("CORE by task", _core(report)),
-        Section("Training", _training(report)),
-        Section("Samples", _samples(report)),
-        Section("Tool use", _tools(report), within="Samples"),
-        Section("Stages", _stages(report)),
-        Section("Data", [table(rows[0][0], rows) for rows in _data(report)]),
-        Section("Tokenizer", _tokenizer(report)),
-        Section("To make it again", [_commands(report)]),
-        Section("Settings", _settings(report)),
-        Section("Environment", [facts(environment_rows(report))]),
-    ]
+    return {
+        "Metrics": _metrics(report),
+        "CORE by task": _core(report),
+        "Training": _training(report),
+        "Samples": [*_samples(report), *_tools(report)],
+        "Stages": _stages(report),
+        "Data": [table(rows[0][0], rows) for rows in _data(report)],
+        "Tokenizer": _tokenizer(report),
+        "To make it again": [_commands(report)],
+        "Settings": _settings(report),
+        "Environment": [facts(environment_rows(report))],
+    }
 
 
 def headline(report: Report) -> str:
@@ -99,11 +99,10 @@ def missing_notes(report: Report) -> list[str]:
 
 def _missing(report: Report) -> Block:
     notes = missing_notes(report)
-    if not notes:
-        return NOTHING
     items = "".join(f"<li>{words(one)}</li>" for one in notes)
     html = f'<div class="missing"><p>Not complete:</p><ul>{items}</ul></div>'
-    return Block("\n".join(["## Not complete", "", *(f"- {one}" for one in notes)]), html)
+    markdown = "\n".join(["## Not complete", "", *(f"- {one}" for one in notes)])
+    return Block(markdown, html) if notes else NOTHING
 
 
 def _metrics(report: Report) -> list[Block]:
@@ -143,21 +142,16 @@ def _core(report: Report) -> list[Block]:
             continue
         name = report["core_names"][model]
         drawn = Block("", drawings.core_figure(f"core-{model}", model, tasks))
+        rows: Rows = [("task", "accuracy", "centred", "problems")]
+        for task, found in sorted(tasks.items(), key=lambda item: -item[1]["centered"]):
+            accuracy = {"value": found["accuracy"], "interval": [found["low"], found["high"]]}
+            numbers = f"{found['centered']:.3f}", f"{found['problems']:,}"
+            rows.append((task, metric(accuracy, "share"), *numbers))
         blocks += [
             heading(f"CORE of {model}" + ("" if name == "CORE" else f": {name}")),
-            pair(drawn, table(f"CORE by task of {model}", _core_rows(tasks))),
+            pair(drawn, table(f"CORE by task of {model}", rows)),
         ]
     return blocks
-
-
-def _core_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Rows:
-    """CORE by task of one model, best first."""
-    rows: Rows = [("task", "accuracy", "centred", "problems")]
-    for name, task in sorted(tasks.items(), key=lambda item: -item[1]["centered"]):
-        accuracy = {"value": task["accuracy"], "interval": [task["low"], task["high"]]}
-        centred = f"{task['centered']:.3f}"
-        rows.append((name, metric(accuracy, "share"), centred, f"{task['problems']:,}"))
-    return rows
 
 
 def _training(report: Report) -> list[Block]:
@@ -176,31 +170,25 @@ def _training(report: Report) -> list[Block]:
 def _samples(report: Report) -> list[Block]:
     blocks: list[Block] = []
     for model in reversed(MODELS):
-        if samples := report["samples"].get(model):
-            said = code("\n\n".join(map(_sample_text, samples))).markdown
-            shown = "".join(map(_sample_html, samples))
-            opened = "" if blocks else " open"
-            html = f"<details{opened}><summary>{words(model)}</summary>{shown}</details>"
-            blocks.append(Block(f"{heading(model).markdown}\n\n{said}", html))
+        if samples := [_sample(one) for one in report["samples"].get(model, ())]:
+            said = code("\n\n".join(one.markdown for one in samples)).markdown
+            shown = details(model, "".join(one.html for one in samples), opened=not blocks)
+            blocks.append(Block(f"{heading(model).markdown}\n\n{said}", shown))
     return blocks
 
 
-def _sample_text(sample: Mapping[str, Any]) -> str:
+def _sample(sample: Mapping[str, Any]) -> Block:
     if "prompt" in sample:
-        return f"{sample['prompt']} |> {sample['completion']}"
-    return f"user: {sample['question']}\njaxchat: {as_text(sample['parts'])}"
-
-
-def _sample_html(sample: Mapping[str, Any]) -> str:
-    if "prompt" in sample:
-        prompt, completion = words(sample["prompt"]), words(sample["completion"])
-        return f'<p class="completion"><b>{prompt}</b>{completion}</p>'
-    parts = "".join(map(_part, sample["parts"], [*sample["parts"][1:], None]))
-    return (
-        f'<div class="talk"><p class="asked"><span class="hidden">asked: </span>'
-        f'{words(sample["question"])}</p><div class="said"><span class="hidden">answered: </span>'
-        f"{parts}</div></div>"
+        prompt, completion = sample["prompt"], sample["completion"]
+        html = f'<p class="completion"><b>{words(prompt)}</b>{words(completion)}</p>'
+        return Block(f"{prompt} |> {completion}", html)
+    question, parts = sample["question"], sample["parts"]
+    html = (
+        '<div class="talk"><p class="asked"><span class="hidden">asked: </span>'
+        f'{words(question)}</p><div class="said"><span class="hidden">answered: </span>'
+        f"{''.join(map(_part, parts, [*parts[1:], None]))}</div></div>"
     )
+    return Block(f"user: {question}\njaxchat: {as_text(parts)}", html)
 
 
 def _part(part: Mapping[str, str], after: Mapping[str, str] | None) -> str:
@@ -225,7 +213,7 @@ def _tools(report: Report) -> list[Block]:
         "Failed: the tool answered with an error. Cut off: the reply ended before the tool's "
         "answer."
     )
-    return [table("Tool use", rows), meaning] if len(rows) > 1 else []
+    return [heading("Tool use"), table("Tool use", rows), meaning] if len(rows) > 1 else []
 
 
 def _stages(report: Report) -> list[Block]:
@@ -320,7 +308,7 @@ def _settings(report: Report) -> list[Block]:
             rows = [(key, plain(value)) for key, value in values.items()]
             line = f"[{name}] " + ", ".join(f"{key}={value}" for key, value in rows)
             lines.append(textwrap.fill(line, 96, subsequent_indent="    "))
-            html.append(f"<details><summary>{words(name)}</summary>{facts(rows).html}</details>")
+            html.append(details(name, facts(rows).html))
     return [Block(code("\n\n".join(lines)).markdown, "".join(html))] if lines else []
 
 

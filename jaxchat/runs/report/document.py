@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.resources
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -30,14 +30,7 @@ class Block(NamedTuple):
     html: str
 
 
-class Section(NamedTuple):
-    """A section, left out where it has no content; a page shows it at the end of `within`."""
-
-    title: str
-    blocks: Sequence[Block]
-    within: str = ""
-
-
+Sections = Mapping[str, Sequence[Block]]  # by title; one without content is left out
 NOTHING = Block("", "")
 
 
@@ -147,6 +140,11 @@ def facts(rows: Iterable[tuple[str, str]], style: str = "facts") -> Block:
     return Block(markdown, f'<dl class="{style}">{items}</dl>')
 
 
+def details(title: str, html: str, *, opened: bool = False) -> str:
+    """What a page shows when its title is clicked."""
+    return f"<details{' open' * opened}><summary>{words(title)}</summary>{html}</details>"
+
+
 def pair(*blocks: Block) -> Block:
     """Blocks that a page shows side by side."""
     html = "".join(block.html for block in blocks)
@@ -182,23 +180,19 @@ def _joined(parts: Iterable[str]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def to_markdown(title: str, lead: Iterable[Block], sections: Iterable[Section]) -> str:
+def to_markdown(title: str, lead: Iterable[Block], sections: Sections) -> str:
     """The whole document as Markdown."""
     parts = [f"# {title}", *(block.markdown for block in lead)]
-    for section in sections:
-        if body := _joined(block.markdown for block in section.blocks):
-            parts += [f"## {section.title}", body]
+    for name, blocks in sections.items():
+        if body := _joined(block.markdown for block in blocks):
+            parts += [f"## {name}", body]
     return _joined(parts) + "\n"
 
 
-def to_page(title: str, eyebrow: str, lead: Iterable[Block], sections: Iterable[Section]) -> str:
+def to_page(title: str, eyebrow: str, lead: Iterable[Block], sections: Sections) -> str:
     """The whole page: a head, links to the sections, the sections."""
-    bodies: dict[str, str] = {}
-    for section in sections:
-        if body := "".join(block.html for block in section.blocks):
-            name = section.within or section.title
-            inner = f"<h3>{words(section.title)}</h3>" if section.within else ""
-            bodies[name] = bodies.get(name, "") + inner + body
+    bodies = {name: "".join(block.html for block in blocks) for name, blocks in sections.items()}
+    bodies = {name: body for name, body in bodies.items() if body}
     links = "".join(f'<li><a href="#{slug(name)}">{words(name)}</a></li>' for name in bodies)
     style = importlib.resources.files("jaxchat.runs.report").joinpath("page.css").read_text("utf-8")
     lines = [

@@ -21,6 +21,15 @@ COLLAPSE = {
     "length": "Tokens of an answer",
     "no_signal": "Share of problems without signal",
 }
+TRAINING = (  # caption, quantity, over what, of stages that predict tokens
+    ("Loss", "loss", "tokens"),
+    ("Loss", "loss", "time"),
+    ("Bits per byte", "bits_per_byte", "tokens"),
+    ("Bits per byte", "bits_per_byte", "time"),
+    ("CORE meanwhile", "core", "tokens"),
+    ("Tokens a second", "tokens_per_second", "tokens"),
+)
+NOT_FROM_ZERO = ("loss", "bits_per_byte", "core")
 SMOOTHED = 60  # points from which a line is drawn as its mean, and the points faintly behind it
 
 
@@ -34,28 +43,18 @@ class Drawn(NamedTuple):
 
 def stage_figures(key: str, title: str, curves: Sequence[Drawn]) -> list[str]:
     """All plots of one training stage; `key` is unique in the page."""
+    wanted: tuple[tuple[str, str, str], ...] = TRAINING
     if any("reward" in drawn.curve for drawn in curves):
-        wanted = [("Reward", "reward", "steps"), ("Reward", "reward", "time")]
-        wanted += [(f"Held-out {name}", name, "steps") for name in _passes(curves)]
-        wanted += [(caption, name, "steps") for name, caption in COLLAPSE.items()]
-        figures = [_over(key, title, *each, curves, zero=True) for each in wanted]
-    else:
-        figures = [
-            _over(key, title, "Loss", "loss", "tokens", curves, steep=True),
-            _over(key, title, "Loss", "loss", "time", curves, steep=True),
-            _over(key, title, "Bits per byte", "bits_per_byte", "tokens", curves),
-            _over(key, title, "Bits per byte", "bits_per_byte", "time", curves),
-            _over(key, title, "CORE meanwhile", "core", "tokens", curves),
-            _over(key, title, "Tokens a second", "tokens_per_second", "tokens", curves, zero=True),
-        ]
+        there = {name for d in curves for name in d.curve.get("passed", {}) if "@" in name}
+        ordered = sorted(there, key=lambda name: int(name.partition("@")[2]))
+        wanted = (
+            *(("Reward", "reward", over) for over in ("steps", "time")),
+            # pass@1, and the pass@k of the largest k that was evaluated
+            *((f"Held-out {n}", n, "steps") for n in dict.fromkeys([*ordered[:1], *ordered[-1:]])),
+            *((caption, name, "steps") for name, caption in COLLAPSE.items()),
+        )
+    figures = [_over(key, title, *each, curves) for each in wanted]
     return [*figures, _rates(key, title, curves)]
-
-
-def _passes(curves: Sequence[Drawn]) -> list[str]:
-    """pass@1 and the pass@k of the largest k that was evaluated."""
-    there = {name for d in curves for name in d.curve.get("passed", {}) if "@" in name}
-    ordered = sorted(there, key=lambda name: int(name.partition("@")[2]))
-    return list(dict.fromkeys([*ordered[:1], *ordered[-1:]]))
 
 
 def _over(
@@ -65,18 +64,17 @@ def _over(
     name: str,
     over: str,
     curves: Sequence[Drawn],
-    *,
-    steep: bool = False,
-    zero: bool = False,
 ) -> str:
-    """One quantity over tokens, steps or time."""
+    """One quantity over tokens, steps or time; a loss falls steeply, and most begin at zero."""
     part = {"bits_per_byte": "evaluated", "tokens_per_second": "speed", "core": "probed"}.get(name)
     part = "passed" if "@" in name else part
     columns = [(drawn, drawn.curve.get(part, {}) if part else drawn.curve) for drawn in curves]
     found = [(d, c, xs) for d, c in columns if name in c and (xs := _xs(d.curve, c, over))]
-    unit, label = 1.0, over
+    unit, label = 1.0, "seconds" if over == "time" else over
     if over == "time" and found:
-        unit, label = _time_unit(max(max(xs) for _, _, xs in found))
+        most = max(max(xs) for _, _, xs in found)
+        units = ((3600.0, "hours"), (60.0, "minutes"), (1.0, label))
+        unit, label = next(each for each in units if most >= 2 * each[0] or each[0] == 1)
     dots, alone = part in ("evaluated", "passed", "probed"), len(found) == 1
     series = [
         line
@@ -85,7 +83,7 @@ def _over(
     ]
     drawing = plots.line_plot(
         f"{key}-{document.slug(caption)}-{over}", f"{title}: {caption.lower()} over {over}", series,
-        label, from_zero=zero, steep=steep,
+        label, from_zero=name not in NOT_FROM_ZERO, steep=name == "loss",
     )  # fmt: skip
     return document.figure(caption, drawing, f"over {over}")
 
@@ -96,13 +94,6 @@ def _xs(curve: Curve, column: Mapping[str, Any], over: str) -> list[float]:
         tokens = curve["step_tokens"]
         return [step * tokens for step in column["step"]] if tokens else []
     return list(column.get("step" if over == "steps" else over, []))
-
-
-def _time_unit(most: float) -> tuple[float, str]:
-    for seconds, name in ((3600.0, "hours"), (60.0, "minutes")):
-        if most >= 2 * seconds:
-            return seconds, name
-    return 1.0, "seconds"
 
 
 def _lines(

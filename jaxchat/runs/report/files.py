@@ -89,7 +89,11 @@ def gather_run(root: Path) -> dict[str, Any]:
             total = getattr(config, name).steps
             of = f" of {total:,}" if total else ""
             states[name] = f"under way: {curve['steps']:,}{of} steps"
-    written = _written(root)
+    try:
+        written = read_json(root / FILES[2])  # of whatever format
+    except ArtifactError:
+        written = {}
+    written = written if isinstance(written, dict) else {}
     return make_report(
         config,
         done,
@@ -142,22 +146,8 @@ def _weights(done: Done) -> dict[str, str]:
     return {name: str(done[name]["results"]["artifact"]) for name in MODELS if name in done}
 
 
-def _written(root: Path) -> dict[str, Any]:
-    """The report that there is, of whatever format; empty when there is none."""
-    try:
-        report = read_json(root / "report.json")
-    except ArtifactError:
-        return {}
-    return report if isinstance(report, dict) else {}
-
-
-def read_report(root: Path) -> dict[str, Any]:
-    """The report of the run in `root`. Raises ArtifactError when there is none."""
-    return read_file(root / "report.json")
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """A report.json. Raises ArtifactError for anything else."""
+def read_report(path: Path) -> dict[str, Any]:
+    """The report in a report.json. Raises ArtifactError for anything else."""
     report: dict[str, Any] = read_json(path)
     if not isinstance(report, dict) or report.get("format") != FORMAT:
         raise ArtifactError(
@@ -180,7 +170,7 @@ def final_summary(run: Path, options: str = "") -> str:
     command = Path(sys.executable).with_name("jaxchat")
     on_path = shutil.which("jaxchat") is not None
     chat = f"{'jaxchat' if on_path or not command.exists() else command} chat{options}"
-    report = read_report(run)
+    report = read_report(run / FILES[2])
     best, *others = [name for name in reversed(MODELS[1:]) if name in report["stages"]] or [""]
     other = f"; --stage {' or '.join(others)} talks to another" if others else ""
     return "\n".join(

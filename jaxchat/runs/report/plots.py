@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jaxchat.runs.report.document import pixels as _px
 from jaxchat.runs.report.document import tag, words
@@ -110,38 +110,26 @@ def line_plot(
 ) -> str:
     """Lines and dots over a common x axis that begins at 0.
 
-    `key` is unique in the page. `from_zero`: the y axis begins at 0. `steep`: the y axis leaves out
-    what lies above it in the first twentieth of the x axis, where a loss falls from its start.
+    `key` is unique in the page. The y axis has what the points take, and a little room;
+    `from_zero`: it begins at 0. `steep`: it leaves out what lies above it in the first twentieth of
+    the x axis, where a loss falls from its start.
     """
     series = [one for one in series if one.points]
     if not series:
         return ""
-    x = Axis(
-        x_label, 0.0, max(p[0] for s in series for p in s.points) or 1.0, LEFT, WIDTH - RIGHT, short
-    )
-    x = replace(x, whole=all(float(p[0]).is_integer() for s in series for p in s.points))
-    low, high = _range([p for s in series for p in s.points], x, from_zero, steep)
-    y = Axis("", low, high, HEIGHT - BOTTOM, TOP, show)
+    points = [point for one in series for point in one.points]
+    last, whole = max(px for px, _ in points), all(float(px).is_integer() for px, _ in points)
+    x = Axis(x_label, 0.0, last or 1.0, LEFT, WIDTH - RIGHT, short, whole)
+    ys = [py for _, py in points]
+    settled = [py for px, py in points if px > x.high / 20] if steep else ys
+    low, high = 0.0 if from_zero else min(ys), max(settled or ys)
+    room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    y = Axis("", low if from_zero else low - room, high + room, HEIGHT - BOTTOM, TOP, show)
     clip = tag("rect", x=LEFT, y=TOP - 4, width=x.end - x.start + 4, height=y.start - y.end + 4)
     drawn = (_drawn(one, x, y) for one in series)
-    parts = [
-        _grid(x, y),
-        tag("clipPath", clip, id=f"{key}-clip"),
-        tag("g", *drawn, clip_path=f"url(#{key}-clip)"),
-    ]
-    return _svg(key, WIDTH, HEIGHT, title, _described(series, x, y), parts)
-
-
-def _range(
-    points: Sequence[tuple[float, float]], x: Axis, from_zero: bool, steep: bool
-) -> tuple[float, float]:
-    """The y axis: what the points take, and a little room."""
-    settled = [py for px, py in points if px > x.high / 20] if steep else []
-    ys = [py for _, py in points]
-    low, high = min(ys), max(settled or ys)
-    low = 0.0 if from_zero else low
-    room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return (low if from_zero else low - room), high + room
+    path = tag("clipPath", clip, id=f"{key}-clip")
+    lines = tag("g", *drawn, clip_path=f"url(#{key}-clip)")
+    return _svg(key, WIDTH, HEIGHT, title, _described(series, x, y), [_grid(x, y), path, lines])
 
 
 def _grid(x: Axis, y: Axis) -> str:
@@ -195,16 +183,14 @@ def mark_plot(
     rows: Sequence[tuple[str, Sequence[Mark]]],
     *,
     show: Show,
-    low: float = 0.0,
-    high: float = 1.0,
     chance: Sequence[float] = (),
 ) -> str:
-    """Marks with intervals, a group of them beside each name; `chance[i]` is a tick in group i."""
+    """Marks from 0 to 1 with intervals, a group by each name; `chance[i]` is a tick in group i."""
     rows = [(name, marks) for name, marks in rows if marks]
     if not rows:
         return ""
     left = _names_width(name for name, _ in rows)
-    x = Axis("", low, high, left, left + BODY - 22, show)
+    x = Axis("", 0.0, 1.0, left, left + BODY - 22, show)
     top = y = 24.0
     body = []
     for index, (name, marks) in enumerate(rows):
@@ -214,7 +200,15 @@ def mark_plot(
             hint = tag("title", f"guessing: {words(show(chance[index]))}")
             path = f"M{_px(x.at(chance[index]))} {_px(y + 1)}v{height - 2}"
             body.append(tag("path", hint, class_="chance", d=path))
-        body += [_marked(mark, x, y + ROW * (place + 0.5)) for place, mark in enumerate(marks)]
+        for place, mark in enumerate(marks):
+            at, hint = y + ROW * (place + 0.5), f"{mark.name}: {mark.text}".removeprefix(": ")
+            whisker = f"M{_px(x.at(mark.low))} {_px(at)}H{_px(x.at(mark.high))}"
+            inside = (
+                tag("title", words(hint)),
+                tag("path", class_="whisker", d=whisker),
+                tag("circle", class_="dot", cx=x.at(mark.value), cy=at, r=4),
+            )
+            body.append(tag("g", *inside, class_=f"mark {mark.style}"))
         y += height + 9
     scale = []
     for value in x.ticks(4):
@@ -222,22 +216,10 @@ def mark_plot(
         scale.append(tag("path", class_="rule", d=f"M{_px(at)} {top - 6}V{_px(y)}"))
         scale.append(_text(show(value), x=at, y="12", text_anchor="middle"))
     described = [
-        f"{name}: " + ", ".join(f"{m.name + ' ' if m.name else ''}{m.text}" for m in marks) + "."
+        f"{name}: " + ", ".join(f"{m.name} {m.text}".lstrip() for m in marks) + "."
         for name, marks in rows
     ]
     return _svg(key, left + BODY, y + 2, title, " ".join(described), [*scale, *body])
-
-
-def _marked(mark: Mark, x: Axis, y: float) -> str:
-    name = f"{mark.name}: " if mark.name else ""
-    whisker = f"M{_px(x.at(mark.low))} {_px(y)}H{_px(x.at(mark.high))}"
-    return tag(
-        "g",
-        tag("title", words(name + mark.text)),
-        tag("path", class_="whisker", d=whisker),
-        tag("circle", class_="dot", cx=x.at(mark.value), cy=y, r=4),
-        class_=f"mark {mark.style}",
-    )
 
 
 def bar_plot(key: str, title: str, bars: Sequence[Bar]) -> str:

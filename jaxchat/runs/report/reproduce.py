@@ -88,14 +88,8 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 def _toml(value: Any) -> str:
     """A value as TOML."""
     if isinstance(value, Mapping):
-        items = (f"{_quoted(key)} = {_toml(item)}" for key, item in value.items())
+        bare = re.compile(r"[A-Za-z0-9_-]+")
+        keys = (key if bare.fullmatch(key) else _toml(key) for key in value)
+        items = (f"{key} = {_toml(item)}" for key, item in zip(keys, value.values(), strict=True))
         return "{" + ", ".join(items) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, bool | str):
-        return json.dumps(value, ensure_ascii=False)
-    return repr(value)
-
-
-def _quoted(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
+    return json.dumps(value, ensure_ascii=False)  # of anything else JSON is TOML

@@ -15,18 +15,17 @@ from collections.abc import Callable, Collection
 
 from jaxchat.tools.sandbox import kernel, landlock, namespaces, seccomp
 
-# Every mechanism, and what it does.
-MECHANISMS = {
-    "no_new_privs": "keeps set-user-id programs from giving rights",
-    "rlimits": "bounds memory, processor time, file size, open files and tasks",
-    "seccomp": "forbids processes, sockets, signals to others and most of the kernel",
-    "landlock": "opens the files that Python needs and no others",
-    "no capabilities": "takes away the rights of root",
-    "private root": "hides all other files, and gives programs a /tmp of their own to write in",
-    "pid namespace": "hides other processes",
-    "net namespace": "hides the network's interfaces",
-    "ipc namespace": "hides other programs' shared memory and message queues",
-}
+MECHANISMS = (
+    "no_new_privs",  # keeps set-user-id programs from giving rights
+    "rlimits",  # bounds memory, processor time, file size, open files and tasks
+    "seccomp",  # forbids processes, sockets, signals to others and most of the kernel
+    "landlock",  # opens the files that Python needs and no others
+    "no capabilities",  # takes away the rights of root
+    "private root",  # hides all other files, and gives programs a /tmp of their own to write in
+    "pid namespace",  # hides other processes
+    "net namespace",  # hides the network's interfaces
+    "ipc namespace",  # hides other programs' shared memory and message queues
+)
 _NEEDS = {"landlock": "no_new_privs", "seccomp": "no_new_privs"}
 
 FILE_BYTES = 16 * 2**20  # of one file, and of all files in a private root

@@ -12,14 +12,11 @@ nothing is run, unless the caller says `unsafe=True`.
 
 from __future__ import annotations
 
-import concurrent.futures
 import signal
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxchat.config.machine import cores
 from jaxchat.tools.sandbox import confine, launcher, levels, process
 from jaxchat.tools.sandbox.process import MEMORY_BYTES, OUTPUT_BYTES, TIMEOUT, Program
 
@@ -49,7 +46,6 @@ class Outcome:
     stderr: str
     seconds: float  # wall-clock time, the start of the interpreter included
     reason: str  # a sentence; empty for ok
-    cpu_seconds: float = 0.0  # the program's own
 
 
 def run_python(
@@ -70,20 +66,6 @@ def run_python(
     return run_program(program, unsafe=unsafe)
 
 
-def run_many(
-    programs: Sequence[Program], *, workers: int | None = None, unsafe: bool = False
-) -> Iterator[Outcome]:
-    """The outcomes of many programs, in order, `workers` (by default the cores) at a time."""
-    with concurrent.futures.ThreadPoolExecutor(workers or cores()) as pool:
-        waiting = [pool.submit(run_program, program, unsafe=unsafe) for program in programs]
-        try:
-            for future in waiting:
-                yield future.result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 def run_program(
     program: Program, *, unsafe: bool = False, level: levels.Level | None = None
 ) -> Outcome:
@@ -97,7 +79,7 @@ def run_program(
     seconds = time.monotonic() - began
     out, err = (stream.decode(errors="replace") for stream in streams)
     status, reason = _explain(ending, err, program)
-    return Outcome(status, out, err, seconds, reason, ending.cpu_seconds)
+    return Outcome(status, out, err, seconds, reason)
 
 
 def _explain(ending: process.Ending, err: str, program: Program) -> tuple[Status, str]:

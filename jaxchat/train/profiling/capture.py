@@ -8,7 +8,7 @@ FOLDER/step.hlo.txt, FOLDER/profile.json            the compiled step; what was 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,21 +34,17 @@ class Capture:
     model: ModelConfig
 
 
-@contextlib.contextmanager
-def recorded(step_fn: StepFn, capture: Capture | None, first: int) -> Iterator[StepFn]:
-    """Yields a step function that counts its calls from `first` and records those asked for.
+def recorded(
+    step_fn: StepFn, capture: Capture | None, first: int
+) -> contextlib.AbstractContextManager[StepFn]:
+    """Opens a step function that counts its calls from `first` and records those asked for.
 
     Without a capture that is `step_fn` itself. On leaving, prints the profile's folder, or that
     there is none because the steps did not come. A recording cut short leaves nothing.
     """
     if capture is None or jax.process_index() != 0:
-        yield step_fn
-        return
-    recorder = _Recorder(step_fn, capture, first)
-    try:
-        yield recorder
-    finally:
-        recorder.close()
+        return contextlib.nullcontext(step_fn)
+    return contextlib.closing(_Recorder(step_fn, capture, first))
 
 
 class _Recorder:

@@ -1,8 +1,8 @@
 """Optimised HLO text (`compiled.as_text()`) read back: instructions, source lines, FLOPs.
 
 Only what a profile needs is read, and what is not understood is left out, never an error: the text
-is XLA's own and changes with it. Formats met: jax 0.10 names a stack frame of the tables at the top
-(`stack_frame_id=5`); older ones name `source_file` and `source_line` in place.
+is XLA's own and changes with it. An instruction names a stack frame (`stack_frame_id=5`) of the
+tables at the top.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class Frame:
 
     file: str
     line: int
-    function: str = ""
 
 
 Stack = tuple[Frame, ...]  # innermost first
@@ -162,6 +161,7 @@ def _instruction(name: str, rest: str, stacks: Mapping[int, Stack]) -> Instructi
     stop = _closing(rest, start)
     attributes = rest[stop:]
     op_name = re.search(r'op_name="((?:[^"\\]|\\.)*)"', attributes)
+    frame = re.search(r"stack_frame_id=(\d+)", attributes)
     return Instruction(
         name=name,
         opcode=opcode[1],
@@ -170,7 +170,7 @@ def _instruction(name: str, rest: str, stacks: Mapping[int, Stack]) -> Instructi
         attributes=attributes,
         called=tuple(_called(attributes)),
         op_name=op_name[1] if op_name else "",
-        frames=_frames_of(attributes, stacks),
+        frames=stacks.get(int(frame[1]), ()) if frame else (),
     )
 
 
@@ -208,14 +208,6 @@ def _numbers(pattern: str, text: str) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", found[1])] if found else []
 
 
-def _frames_of(attributes: str, stacks: Mapping[int, Stack]) -> Stack:
-    if found := re.search(r"stack_frame_id=(\d+)", attributes):
-        return stacks.get(int(found[1]), ())
-    file = re.search(r'source_file="([^"]*)"', attributes)
-    line = re.search(r"source_line=(\d+)", attributes)
-    return (Frame(file[1], int(line[1])),) if file and line else ()
-
-
 def _stack_frames(lines: list[str]) -> dict[int, Stack]:
     """Number -> frames, innermost first, from the four tables at the top."""
     tables: dict[str, dict[int, str]] = {name: {} for name in _TABLES}
@@ -227,7 +219,7 @@ def _stack_frames(lines: list[str]) -> dict[int, Stack]:
             current[int(row[1])] = row[2] if row[2] is not None else row[3]
         elif line:
             break  # the first computation: the tables are over
-    files, functions, locations, stack = (tables[name] for name in _TABLES)
+    files, _, locations, stack = (tables[name] for name in _TABLES)
 
     def number(fields: str, key: str) -> int:
         found = re.search(rf"\b{key}=(\d+)", fields)
@@ -236,11 +228,7 @@ def _stack_frames(lines: list[str]) -> dict[int, Stack]:
     @functools.cache
     def frame(location: int) -> Frame:
         fields = locations.get(location, "")
-        return Frame(
-            files.get(number(fields, "file_name_id"), ""),
-            number(fields, "line"),
-            functions.get(number(fields, "function_name_id"), ""),
-        )
+        return Frame(files.get(number(fields, "file_name_id"), ""), number(fields, "line"))
 
     # jax 0.10 prints the parent's number plus one, so that the first frame is its own parent.
     first = min(stack, default=0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxchat.config.peaks import bf16_peak
+from jaxchat.config.machine import bf16_peak
 from jaxchat.errors import ArtifactError
 from jaxchat.paths import read_json
 from jaxchat.train.profiling.breakdown import Breakdown, break_down

@@ -1,0 +1,235 @@
+"""The forms that move fewer bytes on a GPU, against the plain ones that they stand for."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_variants import CLASSIC, MODERN, lively_params
+
+from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig, OptimConfig
+from jaxchat.model import gpt
+from jaxchat.model.backend import BACKENDS, PLAIN, Compute, backend
+from jaxchat.model.capabilities import choose_compute, inference_compute
+from jaxchat.model.kernels import norms
+from jaxchat.model.loss import cross_entropy
+from jaxchat.model.rope import rotary
+from jaxchat.optim.optimizer import make_optimizer
+from jaxchat.parallel.mesh import make_mesh, put_batch
+from jaxchat.train.step import init_state, loss_and_grads, make_train_step
+
+FUSED = Compute(fused=True)
+SHAPES = {
+    "classic": CLASSIC,
+    "modern": MODERN,
+    "odd": dataclasses.replace(MODERN, n_embd=42, n_head=3, n_kv_head=1, vocab_size=67),
+}
+every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
+gradients = jax.jit(loss_and_grads, static_argnames=("model", "compute"))
+
+
+def make_batch(config: ModelConfig, time: int = 150, seed: int = 0) -> dict[str, Any]:
+    """Two micro-batches of two rows, with a mask of any weights and advantages of both signs."""
+    rng = np.random.default_rng(seed)
+    shape = (2, 2, time + 1)
+    return {
+        "tokens": rng.integers(0, config.vocab_size, shape, np.int32),
+        "mask": rng.random(shape, np.float32) * (rng.random(shape) < 0.7),
+        "advantage": np.array([[1.0, -0.4], [0.3, 2.0]], np.float32),
+    }
+
+
+def weights_of(config: ModelConfig, seed: int = 0) -> Any:
+    """As a model begins, and all moved a little: no tensor's gradient is zero or mostly cancels."""
+    begun = gpt.init_params(jax.random.key(seed), config)
+    return jax.tree.map(lambda x, y: x + 0.1 * (y - 0.1), begun, lively_params(config, seed))
+
+
+def distances_of(got: Any, want: Any) -> list[float]:
+    """Each tensor's root mean square difference, relative to its root mean square.
+
+    Without the scalars of the residual stream: what is left of their sums in bfloat16 is luck.
+    """
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    return [float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in pairs if b.ndim == 2]
+
+
+def relative(got: Any, want: Any) -> dict[str, float]:
+    """Path -> the largest difference, relative to the largest value."""
+    paths = jax.tree_util.tree_leaves_with_path(want)
+    pairs = zip(jax.tree.leaves(got), paths, strict=True)
+    return {
+        jax.tree_util.keystr(path): float(jnp.abs(a - b).max() / jnp.abs(b).max())
+        for a, (path, b) in pairs
+    }
+
+
+@every_shape
+def test_loss_and_gradients_in_float32_are_those_of_the_plain_forms(config: ModelConfig) -> None:
+    params, batch = weights_of(config), make_batch(config)
+    want, want_loss, _ = gradients(params, batch, config, PLAIN)
+    got, got_loss, _ = gradients(params, batch, config, FUSED)
+    np.testing.assert_allclose(got_loss, want_loss, rtol=1e-6)
+    for name, difference in relative(got, want).items():
+        limit = 1e-4 if "lambda" in name else 2e-6
+        assert difference <= limit, f"{name}: {difference}"
+
+
+@every_shape
+def test_bfloat16_is_as_near_to_float32_as_the_plain_forms_are(config: ModelConfig) -> None:
+    """Over three models, as one alone is mostly luck."""
+    distances: dict[bool, list[float]] = {False: [], True: []}
+    for seed in range(3):
+        params, batch = weights_of(config, seed), make_batch(config, seed=seed)
+        want, want_loss, _ = gradients(params, batch, config, PLAIN)
+        for fused, found in distances.items():
+            compute = Compute(dtype=jnp.bfloat16, fused=fused)
+            got, loss, _ = gradients(params, batch, config, compute)
+            np.testing.assert_allclose(loss, want_loss, rtol=1e-3)
+            found += distances_of(got, want)
+    plain, fused = (float(np.sqrt(np.mean(np.square(found)))) for found in distances.values())
+    assert fused <= 1.1 * plain, f"{fused} where the plain forms are {plain} from float32"
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 5, 3, 8), (1, 1, 1, 2), (2, 4, 2, 128)])
+@pytest.mark.parametrize("batched", [False, True])
+def test_norm_and_rotation_are_the_plain_ones(
+    dtype: Any, shape: tuple[int, ...], batched: bool
+) -> None:
+    """Alone, under `vmap` and in a loop; positions shared by the rows or of each its own."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, dy = (jax.random.normal(key, shape).astype(dtype) for key in keys)
+    positions = jnp.arange(shape[0] * shape[1], dtype=jnp.int32).reshape(shape[:2])
+    rope = rotary(positions if batched else positions[:1], shape[-1], 1e4, jnp.float32)
+    config = ModelConfig(qk_scale=1.2)
+
+    def run(compute: Compute, x: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        # A barrier, as the plain form in bfloat16 would otherwise be computed in float32, or not
+        table = tuple(a.astype(dtype) for a in rope)
+        y, back = jax.vjp(lambda x: gpt.norm_rotated(x, table, config, compute), x.astype(dtype))
+        return y, back(dy.astype(dtype))[0]
+
+    want = run(PLAIN, x, jnp.float32)
+    limit = 1e-6 if dtype == jnp.float32 else 1e-2
+    for got in (
+        jax.jit(lambda x: run(FUSED, x, dtype))(x),
+        [a[0] for a in jax.vmap(lambda x: run(FUSED, x, dtype))(x[None])],
+        jax.lax.scan(lambda _, x: (None, run(FUSED, x, dtype)), None, x[None])[1],
+    ):
+        for a, b in zip(got, want, strict=True):
+            assert a.dtype == dtype
+            wide = a.reshape(b.shape).astype(jnp.float32)
+            np.testing.assert_allclose(wide, b, rtol=0, atol=limit * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("factor", [1.0, -0.7, 0.0])
+def test_the_loss_of_rounded_logits_is_near_the_exact_one(factor: float) -> None:
+    """Rows of few and of many positions, masked, with advantages, in several chunks."""
+    keys = jax.random.split(jax.random.key(1), 4)
+    x = jax.random.normal(keys[0], (3, 40, 64)).astype(jnp.bfloat16)
+    kernel = jax.random.normal(keys[1], (64, 129)).astype(jnp.bfloat16).astype(jnp.float32)
+    targets = jax.random.randint(keys[2], (3, 40), 0, 129)
+    mask = jax.random.bernoulli(keys[3], 0.6, (3, 40)).astype(jnp.float32)
+    advantage = factor * jnp.broadcast_to(jnp.array([[1.0], [-2.0], [0.5]]), mask.shape)
+
+    def run(x: jax.Array, kernel: jax.Array, compute: Compute) -> tuple[Any, Any]:
+        def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return cross_entropy(
+                x, kernel, targets, mask, softcap=15.0, weights=advantage, compute=compute
+            )[0]
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(x, kernel)
+
+    want, exact = run(x.astype(jnp.float32), kernel, Compute(chunk_rows=24))
+    errors = []
+    for fused in (False, True):
+        got, grads = run(x, kernel, Compute(jnp.bfloat16, chunk_rows=24, fused=fused))
+        np.testing.assert_allclose(got, want, rtol=3e-3, atol=1e-6)
+        assert [grad.dtype for grad in grads] == [jnp.bfloat16, jnp.float32]
+        wide = [grad.astype(jnp.float32) for grad in grads]
+        if factor == 0.0:
+            assert all(jnp.all(grad == 0) for grad in wide)
+        else:
+            errors.append(distances_of(wide, exact))
+    for plain, fused_error in zip(*errors, strict=True) if errors else ():
+        assert fused_error < max(1.5 * plain, 8e-3)
+
+
+def test_rounded_logits_beyond_every_cap_stay_finite() -> None:
+    x = jnp.full((1, 4, 8), 1e4, jnp.bfloat16)
+    kernel = 1e4 * jnp.concatenate([jnp.ones((8, 3)), -jnp.ones((8, 3))], axis=1)
+    compute = Compute(jnp.bfloat16, fused=True)
+    targets, mask = jnp.array([[0, 5, 1, 3]]), jnp.ones((1, 4))
+
+    def loss(x: jax.Array) -> jax.Array:
+        return cross_entropy(x, kernel, targets, mask, softcap=15.0, compute=compute)[0]
+
+    value, grad = jax.value_and_grad(loss)(x)
+    np.testing.assert_allclose(value, 4 * math.log(3) + 2 * 30, rtol=1e-5)
+    assert jnp.all(grad == 0)  # tanh is flat there
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
+def test_a_step_over_a_mesh_is_the_step_of_one_device(mesh: tuple[int, int, int]) -> None:
+    config = dataclasses.replace(MODERN, n_layer=2)
+
+    def losses(compute: Compute, shape: tuple[int, int, int]) -> list[float]:
+        devices = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
+        optimizer = make_optimizer(config, OptimConfig(), 10)
+        step = make_train_step(config, optimizer, devices, compute)
+        state, found = init_state(weights_of(config), optimizer, devices), []
+        tokens = make_batch(config, time=20)["tokens"].repeat(4, axis=1)
+        batch = {"tokens": tokens, "mask": np.ones(tokens.shape, np.float32)}
+        for _ in range(3):
+            state, metrics = step(state, put_batch(devices, batch))
+            found.append(float(metrics["loss"]))
+        return found
+
+    one = losses(PLAIN, (1, 1, 1))
+    np.testing.assert_allclose(losses(FUSED, mesh), one, rtol=1e-5)
+    half = dataclasses.replace(FUSED, dtype=jnp.bfloat16)
+    np.testing.assert_allclose(losses(half, mesh), one, rtol=2e-2)
+
+
+@pytest.mark.parametrize("matmul", ["default", "fp8"])
+def test_gradients_lower_for_a_gpu_and_every_norm_rotation_and_loss_is_fused(matmul: Any) -> None:
+    """Which has barriers of its own in what a GPU gets, traced on any machine."""
+    config = dataclasses.replace(MODERN, n_embd=128, n_head=1, n_kv_head=1)
+    params, batch = gpt.param_shapes(config), jax.eval_shape(lambda: make_batch(config))
+
+    def barriers(fused: bool) -> int:
+        compute = Compute(jnp.bfloat16, "blocked", matmul=matmul, fused=fused)
+        traced = gradients.trace(params, batch, config, compute)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        return int(text.count("stablehlo.optimization_barrier"))
+
+    residual, rotated = 2 + 2 * config.n_layer, 2 * config.n_layer
+    assert barriers(True) - barriers(False) == residual + (1 + 2) * rotated + 3
+
+
+def test_only_a_gpu_takes_the_fused_forms_and_only_for_training() -> None:
+    assert {name: row.fused for name, row in BACKENDS.items()} == {
+        "cpu": False, "gpu": True, "tpu": False,
+    }  # fmt: skip
+    assert not choose_compute(ComputeConfig(), CLASSIC).fused
+    gpu = choose_compute(ComputeConfig(), CLASSIC, jnp.float32, on=backend("gpu"))
+    assert gpu.fused
+    assert not gpu.unrounded().fused
+    assert not inference_compute(ComputeConfig(), CLASSIC).fused
+
+
+def test_plain_computation_is_free_of_barriers() -> None:
+    params, batch = gpt.param_shapes(MODERN), jax.eval_shape(lambda: make_batch(MODERN))
+    text = gradients.lower(params, batch, MODERN, PLAIN).as_text()
+    assert "optimization_barrier" not in text
+
+
+def test_a_norm_keeps_its_input_alone() -> None:
+    x = jnp.ones((4, 8), jnp.bfloat16)
+    _, back = jax.vjp(lambda x: norms.rms_norm(x, 1e-6), x)
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(back)] == [(x.shape, x.dtype)]
