@@ -69,9 +69,13 @@ class Counts:
     recomputed_flops: int
     attention_calls: int
     attention_flops: int
+    attention_bytes: int  # of its operands and results
     naive: int  # bytes of elementwise kernels
     fine: int
     kernels: int  # elementwise
+    # Bytes of a pass that a card makes of its own: cuBLASLt, which it chooses for the head, has no
+    # tanh, and a compiler without a device puts that into its own product. In no other number
+    tanh: int
     parts: dict[str, tuple[int, int]]  # of the model: elementwise kernels, fine bytes
     collectives: tuple[Collective, ...]
 
@@ -105,9 +109,13 @@ def count(text: str) -> Counts:
         recomputed_flops=_total(again, "flops"),
         attention_calls=_runs(attention),
         attention_flops=_total(attention, "flops"),
+        attention_bytes=_total(attention, "naive"),
         naive=_total(elementwise, "naive"),
         fine=_total(elementwise, "fine"),
         kernels=_runs(elementwise),
+        tanh=sum(
+            2 * one.times * one.instruction.size for one in products if _has_tanh(module, one)
+        ),
         parts={name: (n, size) for name, (n, size) in sorted(parts.items())},
         collectives=tuple(collectives(module)),
     )
@@ -186,6 +194,10 @@ def _kernel(module: Module, one: Instruction, times: int) -> Kernel:
         kind = ATTENTION
     naive, fine = _bytes(module, one)
     return Kernel(one, kind, part_of(module, one), times, flops, naive, fine)
+
+
+def _has_tanh(module: Module, kernel: Kernel) -> bool:
+    return any(one.opcode == "tanh" for one in module.inside(kernel.instruction))
 
 
 def _takes_fp8(module: Module, one: Instruction) -> bool:
