@@ -7,6 +7,7 @@ of an update in place what is written. What stands in a loop counts as often as 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -190,9 +191,10 @@ def _is_kernel(one: Instruction) -> bool:
 def _kernel(module: Module, one: Instruction, times: int) -> Kernel:
     flops = module.flops(one)
     kind = PRODUCT if flops or one.target.startswith("__cublas") else ELEMENTWISE
+    naive, fine = _bytes(module, one)
     if "fmha" in one.target:
         kind = ATTENTION
-    naive, fine = _bytes(module, one)
+        naive = fine = naive - _scratch(one)
     return Kernel(one, kind, part_of(module, one), times, flops, naive, fine)
 
 
@@ -221,6 +223,12 @@ def _bytes(module: Module, one: Instruction) -> tuple[int, int]:
     if one.opcode == _UPDATE and len(operands) > 1:
         return naive, 2 * operands[1].size
     return naive, naive
+
+
+def _scratch(one: Instruction) -> int:
+    """Bytes of a library call's workspace, which it has on a card only."""
+    arrays = zip(one.types, one.shapes, strict=True)
+    return sum(math.prod(shape) for kind, shape in arrays if kind == "u8")
 
 
 def _is_start(one: Instruction) -> bool:

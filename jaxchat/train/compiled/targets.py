@@ -17,8 +17,8 @@ MEASURED, DATA_SHEET = "measured", "data sheet"
 # Shares of its data sheet that an H100 reached (docs/log.md, 2026-11-27); what others reach was not
 # measured. Attention takes time for the scores that are seen and for the bytes
 # that go in and out: with windows of 512 and without, 47.2 and 62.7 ms.
-PRODUCT_SHARE, FP8_SHARE, MEMORY_SHARE = 716 / 989, 0.5, 2.91 / 3.35232
-SCORES_SHARE, ATTENTION_MEMORY_SHARE = 655 / 989, 1.816 / 3.35232
+PRODUCT_SHARE, FP8_SHARE, MEMORY_SHARE = 716 / 989, 997 / 1979, 2.91 / 3.35232
+SCORES_SHARE, ATTENTION_MEMORY_SHARE = 655 / 989, 1.557 / 3.35232
 
 # xla/backends/gpu/target_config/specs has these of XLA's own; numbers as CUDA reports them.
 GPU_TEXT = Template("""gpu_device_info {
