@@ -67,13 +67,30 @@ def choose_compute(
     )
 
 
-def inference_compute(config: ComputeConfig, model: ModelConfig) -> Compute:
+def assumed_compute(config: ComputeConfig, on: Backend, devices: int = 1) -> Compute:
+    """`choose_compute` where all that it tries works: nothing is run, so a device of the backend
+    need not exist. Whether it has products of fp8 is the caller's to know.
+    """
+    options = {name: value for name, value in on.options if devices > 1}
+    options |= dict(map(parse_option, config.compiler_options))
+    return Compute(
+        dtype=on.dtype,
+        attention=on.attention,
+        chunk_rows=config.loss_chunk_rows or on.chunk_rows,
+        matmul="fp8" if config.fp8 else "default",
+        options=tuple(options.items()),
+        fused=on.fused,
+    )
+
+
+def inference_compute(
+    config: ComputeConfig, model: ModelConfig, *, on: Backend | None = None
+) -> Compute:
     """`choose_compute` for an engine: never in fp8, without the step's compiler options, and with
     the plain forms, as the others pay for gradients.
     """
-    return replace(
-        choose_compute(replace(config, fp8=False, compiler_options=()), model), fused=False
-    )
+    plain = replace(config, fp8=False, compiler_options=())
+    return replace(choose_compute(plain, model, on=on), fused=False)
 
 
 def evaluation_compute(

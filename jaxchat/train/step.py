@@ -75,6 +75,15 @@ def state_shardings(params: Params, optimizer: optax.GradientTransformation, mes
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
+def state_shapes(
+    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The shapes of a state of a model on the mesh, for compiling before there is one."""
+    fresh = functools.partial(_fresh, optimizer=optimizer, multiple=mesh.size)
+    shapes: TrainState = jax.eval_shape(fresh, gpt.param_shapes(model))
+    return shapes
+
+
 def batch_loss(
     params: Params,
     batch: Batch,

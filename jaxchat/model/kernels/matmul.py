@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32
 
-from jaxchat.model.backend import MatmulPrecision, platform
+from jaxchat.model.backend import MatmulPrecision
 from jaxchat.model.kernels import fp8
 
 SMALLEST = 64  # side of a matrix: rounding costs more than a smaller product gains
@@ -130,12 +130,19 @@ def dot(
     """
     a, b = a.astype(dtype), b.astype(dtype)
     left, right = over
-    if left == -2 and jnp.dtype(dtype).itemsize == 2 and platform() == "cpu":
-        a, left = transposed(a), -1
     stack = tuple(range(a.ndim - 2))
-    dimensions = (((a.ndim + left,), (b.ndim + right,)), (stack, stack))
-    y: Array = lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
-    return y
+
+    def multiplied(a: Array, left: int) -> Array:
+        dimensions = (((a.ndim + left,), (b.ndim + right,)), (stack, stack))
+        y: Array = lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+        return y
+
+    if left == -2 and jnp.dtype(dtype).itemsize == 2:
+        y: Array = lax.platform_dependent(  # decided when it is lowered, for whatever platform
+            a, cpu=lambda a: multiplied(transposed(a), -1), default=lambda a: multiplied(a, left)
+        )
+        return y
+    return multiplied(a, left)
 
 
 def transposed(a: Float[Array, "*stack M N"]) -> Float[Array, "*stack N M"]:
