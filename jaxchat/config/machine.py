@@ -12,8 +12,8 @@ from pathlib import Path
 
 MAX_LANES = 8  # each has a cache of its own
 # Words of a device's name, FLOP/s of dense bf16 matrix products and bytes a second of the memory,
-# from the vendors' data sheets (without sparsity), a TPU's of a chip, which is one device. The first
-# whose words are in the name counts: "TPU v5 lite" is a v5e, "TPU v5" a v5p.
+# from the vendors' data sheets (without sparsity), a TPU's of a chip, which is one device. The
+# first whose words are in the name counts: "TPU v5 lite" is a v5e, "TPU v5" a v5p.
 PEAKS = (
     (("A100", "40GB"), 312e12, 1.555e12),
     (("A100",), 312e12, 2.039e12),
