@@ -117,6 +117,9 @@ def test_every_function_that_states_shapes_keeps_them() -> None:
     branches = load("model.branches").branch_features
     trace(lambda *a: branches(*a, config), params, ids(B, T), ids(B), ids(B, 6), ids(B, 6))
 
+    splash, q, kv = load("model.kernels.splash"), shaped(B, 128, 2, 128), shaped(B, 128, 1, 128)
+    trace(splash.splash_attention, q, kv, kv, window=20)
+
     trace(next_tokens, shaped(B, V), ids(B))
     rewards_to_rows()
     assert STATED == CALLED

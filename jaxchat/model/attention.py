@@ -16,10 +16,15 @@ from jaxtyping import Bool, Float
 from jaxchat.model.backend import Implementation
 from jaxchat.model.kernels.banded import banded_attention
 from jaxchat.model.kernels.blocked import blocked_attention, sum_by_halves, sum_in_order
+from jaxchat.model.kernels.splash import splash_attention, takes
 from jaxchat.model.kv_cache import BLOCK, whole_blocks
 
 MAX_SCORE = 80.0  # exp(80) summed over a context is still finite in float32
-CPU_KERNELS = {"blocked": blocked_attention, "banded": banded_attention}
+KERNELS = {
+    "blocked": blocked_attention,
+    "banded": banded_attention,
+    "splash": splash_attention,
+}
 
 
 def causal_attention(
@@ -33,12 +38,15 @@ def causal_attention(
     """Each query sees its own key and `window` keys to its left.
 
     The result has q's dtype. "xla" is the plain formula and runs anywhere; "cudnn" needs a GPU and
-    half precision; "blocked" and "banded" are made for a CPU, the latter with operands of bfloat16.
+    half precision; "splash" needs a TPU, and is "xla" for shapes that its kernel does not take;
+    "blocked" and "banded" are made for a CPU, the latter with operands of bfloat16.
     """
-    kernel = implementation if callable(implementation) else CPU_KERNELS.get(implementation)
+    length, size = q.shape[1], q.shape[3]
+    if implementation == "splash" and not takes(length, size):
+        implementation = "xla"
+    kernel = implementation if callable(implementation) else KERNELS.get(implementation)
     if kernel is not None:
         return kernel(q, k, v, window=window)
-    length = q.shape[1]
     if implementation == "cudnn" and length % 2:  # it takes even lengths alone; none sees the last
         q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
     y = jax.nn.dot_product_attention(

@@ -19,7 +19,7 @@ from jaxchat.config.machine import memory_bytes
 from jaxchat.config.memory import CHUNK_ROWS
 
 # By name, or a function like `attention.causal_attention`
-Implementation = Literal["blocked", "banded", "cudnn", "xla"] | Callable[..., Array]
+Implementation = Literal["blocked", "banded", "cudnn", "splash", "xla"] | Callable[..., Array]
 # How large matrices are multiplied: in the dtype of the activations, or narrower.
 MatmulPrecision = Literal["default", "bfloat16", "fp8"]
 Value = bool | int | str
@@ -33,7 +33,7 @@ class Backend:
     """What follows from the platform alone."""
 
     dtype: DTypeLike  # of activations; weights are always float32
-    attention: Implementation  # "cudnn" only where a trial of it succeeds
+    attention: Implementation  # "cudnn" and "splash" only where a trial succeeds
     sizes: Literal["cpu", "gpu"]  # whose formulas of `config.memory`, and other sizes, fit it
     # Whether XLA makes one kernel of what `kernels.norms` and the loss's narrow form write;
     # elsewhere they would only be more arithmetic than the plain forms
@@ -56,7 +56,7 @@ BACKENDS = {
         shares_host=True, eval_tokens=4_096, letter_tokens=4_096,
     ),
     "gpu": Backend(jnp.bfloat16, "cudnn", "gpu", fused=True, options=(COLLECTIVE_TIMEOUT,)),
-    "tpu": Backend(jnp.bfloat16, "xla", "gpu"),
+    "tpu": Backend(jnp.bfloat16, "splash", "gpu"),
 }  # fmt: skip
 
 

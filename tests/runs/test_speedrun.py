@@ -65,7 +65,7 @@ def test_help_tells_the_code_that_a_scheduler_is_to_requeue(script, capsys):
 
 def test_every_config_is_a_tier_and_can_be_planned(script, capsys):
     tiers = list(script.tiers())
-    assert tiers == ["cpu", "100", "300", "gpt2", "1000"]
+    assert tiers == ["cpu", "100", "300", "gpt2", "1000", "tpu_v5e8"]
     assert len(tiers) == len(list((ROOT / "configs").glob("*.toml")))
     for tier in tiers:
         assert script.main(["--tier", tier, "--plan"]) == 0
@@ -74,7 +74,7 @@ def test_every_config_is_a_tier_and_can_be_planned(script, capsys):
         assert "Memory per device" in out
 
 
-@pytest.mark.parametrize("tier", ["cpu", "100", "300", "gpt2", "1000"])
+@pytest.mark.parametrize("tier", ["cpu", "100", "300", "gpt2", "1000", "tpu_v5e8"])
 def test_every_config_says_how_and_what_for(script, tier):
     head = script.tiers()[tier].read_text().partition("\n[run]")[0]
     assert f"# Command   python run_speedrun.py --tier {tier}\n" in head
@@ -92,7 +92,10 @@ def test_plan_takes_overrides_and_writes_nothing(script, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--tier", "2000"], "there is no tier '2000'; the tiers are cpu, 100, 300, gpt2, 1000."),
+        (
+            ["--tier", "2000"],
+            "there is no tier '2000'; the tiers are cpu, 100, 300, gpt2, 1000, tpu_v5e8.",
+        ),
         (["--tier", "cpu", "--set", "base.step=3"], "did you mean 'steps'?"),
         (["--tier", "cpu", "--set", "base.steps"], "not of the form table.key=value"),
         (["--tier", "cpu", "--set", "run.name=../up"], "run.name is '../up'"),
