@@ -80,7 +80,7 @@ def read_events(path: Path) -> dict[str, list[Event]]:
 
 
 def _require_operations(path: Path, planes: list[str], devices: Mapping[str, list[Event]]) -> None:
-    """Raises ArtifactError, saying what is in the trace, where no operation can be told."""
+    """Raises ArtifactError, saying what is in the trace, where no operation can be seen."""
     if not devices:
         has = f"its planes are {', '.join(planes)}" if planes else "it is empty"
         raise ArtifactError(

@@ -21,7 +21,7 @@ def profile() -> Profile:
     return read_profile(FOLDER)
 
 
-def test_steps_are_told_apart_by_their_launches(profile: Profile) -> None:
+def test_steps_are_separated_by_their_launches(profile: Profile) -> None:
     # the last kernels of the steps were cut off, of the last most
     assert len(profile.breakdown.steps) == 3
     assert profile.breakdown.step / 1e6 == pytest.approx(447.4, abs=0.1)
