@@ -29,7 +29,7 @@ _SILENT = ("parameter", "constant", "tuple", "get-tuple-element", "iota", "fusio
 # Kernels and operations whose instruction is not known, by name; the first that fits decides.
 _BY_NAME = (
     (COLLECTIVE, r"nccl|all.?reduce|all.?gather|reduce.?scatter|all.?to.?all|collective"),
-    (ATTENTION, r"fmha|sdpa|flash|attention|attn"),
+    (ATTENTION, r"fmha|sdpa|flash|attention|attn|dot_do_o|convert_dq"),
     (MATMUL, r"gemm|matmul|cublas|cutlass|nvjet|xmma|\bdot|_dot|conv\b"),
     (LOOKUP, r"gather|scatter|sort|radix"),
     (COPY, r"memcpy|memset|copy|transpose|slice|concatenate|bitcast|\bpad"),
