@@ -74,16 +74,17 @@ def choose_compute(
 
 def assumed_compute(config: ComputeConfig, on: Backend, devices: int = 1) -> Compute:
     """`choose_compute` where all that it tries works: nothing is run, so a device of the backend
-    need not exist. Whether it has products of fp8 is the caller's to know.
+    need not exist. Whether it has products of fp8 is the caller's to know. Raises ConfigError where
+    XLA refuses an option of `config`, which it does here as there.
     """
-    options = {name: value for name, value in on.options if devices > 1}
-    options |= dict(map(parse_option, config.compiler_options))
+    options, refused = choose_options(on.options if devices > 1 else (), config.compiler_options)
     return Compute(
         dtype=on.dtype,
         attention=on.attention,
         chunk_rows=config.loss_chunk_rows or on.chunk_rows,
         matmul="fp8" if config.fp8 else "default",
-        options=tuple(options.items()),
+        options=options,
+        refused=refused,
         fused=on.fused,
     )
 

@@ -8,7 +8,6 @@ of an update in place what is written. What stands in a loop counts as often as 
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -171,10 +170,7 @@ def _scheduled(module: Module, computation: str, times: int) -> Iterator[tuple[i
     """(times, instruction) of all that is executed, in order, loops and calls entered."""
     for one in module.computations.get(computation, ()):
         if one.opcode == "while":
-            body = re.search(r"\bbody=%?([\w.\-]+)", one.attributes)
-            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.attributes)
-            if body:
-                yield from _scheduled(module, body[1], times * (int(trips[1]) if trips else 1))
+            yield from _scheduled(module, one.body, times * (one.trips or 1))
         elif one.opcode in ("call", "conditional", "async-start") and not is_collective(
             module, one
         ):

@@ -7,7 +7,7 @@ wheels of the extra `aot`, a TPU libtpu.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -101,7 +101,7 @@ def compile_step(
         "tokens": jax.ShapeDtypeStruct(shape, jnp.int32),
         "mask": jax.ShapeDtypeStruct(shape, jnp.float32),
     }
-    step: Any = make_train_step(model, optimizer, mesh, replace(compute, options=()))
+    step: Any = make_train_step(model, optimizer, mesh, compute)
     return compile_program(step, state_shapes(model, optimizer, mesh), batch)
 
 

@@ -63,6 +63,18 @@ class Instruction:
         return found[1] if found else ""
 
     @property
+    def trips(self) -> int | None:
+        """How often a while loop runs its body; None where that is decided while it runs."""
+        found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.attributes)
+        return int(found[1]) if found else None
+
+    @property
+    def body(self) -> str:
+        """The computation that a while loop or a call runs; else ""."""
+        found = re.search(r"\b(?:body|to_apply|calls)=%?([\w.\-]+)", self.attributes)
+        return found[1] if found else ""
+
+    @property
     def size(self) -> int:
         """Bytes of the result."""
         elements = map(math.prod, self.shapes)

@@ -27,8 +27,6 @@ _KERNELS = (
     (BACKWARD, r"convert_dq"),
     (PRODUCT, r"nvjet|gemm|cutlass|xmma"),
 )
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_ONE_CALLED = re.compile(r"\b(?:body|to_apply|calls)=%?([\w.\-]+)")
 
 
 class _UnknownOrder(Exception):
@@ -67,12 +65,11 @@ def _executed(module: Module, computation: str) -> Iterator[Instruction]:
         if instruction.opcode not in ("while", "call", "conditional"):
             yield instruction
             continue
-        trips = _TRIPS.search(instruction.attributes)
-        called = _ONE_CALLED.search(instruction.attributes)
-        if called is None or (instruction.opcode == "while" and trips is None):
+        trips = instruction.trips if instruction.opcode == "while" else 1
+        if trips is None or not instruction.body:
             raise _UnknownOrder
-        for _ in range(int(trips[1]) if trips else 1):
-            yield from _executed(module, called[1])
+        for _ in range(trips):
+            yield from _executed(module, instruction.body)
 
 
 def _family(instruction: Instruction) -> str:

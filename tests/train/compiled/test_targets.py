@@ -3,13 +3,15 @@
 import dataclasses
 import re
 
+import jax
 import pytest
 
 from jaxchat.cli import main
+from jaxchat.config import loading
 from jaxchat.config.machine import PEAKS, bf16_peak
 from jaxchat.config.schema import ComputeConfig
-from jaxchat.errors import ArtifactError
-from jaxchat.model.backend import BACKENDS
+from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.model.backend import BACKENDS, Compute
 from jaxchat.model.capabilities import assumed_compute
 from jaxchat.train.compiled import program
 from jaxchat.train.compiled.counts import Counts
@@ -109,3 +111,19 @@ def test_doctor_refuses_a_kind_that_it_does_not_know(capsys):
         main.main(["doctor", "--compile", "v100"])
     assert left.value.code == 2
     assert "v100" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_an_option_of_the_users_reaches_the_compiler(monkeypatch):
+    """On the devices here, whose compiler refuses what it does not know."""
+    monkeypatch.setattr(program, "find_devices", lambda target, count: jax.devices()[:count])
+    config = loading.load(loading.find_tier("cpu"), ["mesh.host_devices=0", "hardware.devices=1"])
+    compute = Compute(options=(("xla_no_such_option", True),))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        program.compile_step(config, H100, compute=compute)
+
+
+def test_an_option_that_xla_refuses_is_one_sentence_before_anything_is_compiled():
+    config = ComputeConfig(compiler_options=("xla_no_such_option=1",))
+    with pytest.raises(ConfigError, match=r"compute\.compiler_options: .*xla_no_such_option"):
+        assumed_compute(config, BACKENDS["gpu"])

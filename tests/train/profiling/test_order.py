@@ -10,8 +10,10 @@ import pytest
 
 from jaxchat.errors import ArtifactError
 from jaxchat.train.profiling.classes import ATTENTION, MATMUL
+from jaxchat.train.profiling.hlo import parse
+from jaxchat.train.profiling.order import in_order
 from jaxchat.train.profiling.summary import Profile, read_profile
-from jaxchat.train.profiling.trace import read_events
+from jaxchat.train.profiling.trace import Event, read_events
 
 FOLDER = Path(__file__).parent / "h100"
 
@@ -45,3 +47,31 @@ def test_an_empty_trace_is_said_to_be_one(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(ArtifactError, match="no operation that XLA ran"):
         read_events(path)
+
+
+TWO_FUSIONS = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %add_fusion.1 = f32[4]{0} fusion(%p), kind=kLoop, calls=%a
+  ROOT %mul_fusion.2 = f32[4]{0} fusion(%add_fusion.1), kind=kLoop, calls=%b
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kernels", "want"),
+    [
+        (["add_fusion_1", "mul_fusion_2"], ["add_fusion.1", "mul_fusion.2"]),
+        (["mul_fusion_2", "add_fusion_1"], ["mul_fusion_2", "add_fusion_1"]),  # another order
+        (["add_fusion_1"], ["add_fusion_1"]),  # one is missing
+    ],
+)
+def test_kernels_that_do_not_fit_the_schedule_keep_their_names(
+    kernels: list[str], want: list[str]
+) -> None:
+    events = [
+        Event(name, n, n + 1, "Stream #1", "jit_step", 0, name, in_buffer=True)
+        for n, name in enumerate(kernels)
+    ]
+    assert [event.op for event in in_order(events, parse(TWO_FUSIONS))] == want
