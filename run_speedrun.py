@@ -10,7 +10,6 @@ interrupted run resumes where it was.
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from jaxchat import errors, paths
 from jaxchat.config import loading
 from jaxchat.config.loading import tiers
+from jaxchat.config.schema import RunConfig
 from jaxchat.runs import processes, run_dir
 from jaxchat.runs.plan import checks, plan
 from jaxchat.runs.stages import STAGES, check_names
@@ -29,7 +29,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a tier, or plans it; returns the exit code (see `jaxchat.errors`)."""
     args = parse(argv)
     root = paths.home(args.home)
-    return errors.guarded(functools.partial(speedrun, args, root), root)
+    with errors.ErrorHandler(root) as handler:
+        config, profiles = read_settings(args, root)
+        if args.plan:
+            print(plan.render(plan.make_plan(config)))
+            return 0
+        run = run_dir.folder(root, config.name)
+        with (
+            processes.joined(root) as group,
+            processes.working_on(run, config, group),
+            processes.mirrored(run, config, group),
+        ):
+            processes.start_jax(config, root, group)
+            from jaxchat.runs import runner
+            from jaxchat.runs.report import files
+
+            net = runner.Network(args.base_url, args.offline)
+            with runner.Context(config, run, profiles, net, group) as context:
+                runner.run_stages(STAGES, context, only=args.stages, force=args.force)
+            if "report" in context.done:
+                print(files.final_summary(run, "" if args.home is None else f" --home {root}"))
+    return handler.exit_code
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -54,8 +74,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def speedrun(args: argparse.Namespace, root: Path) -> int:
-    """Plans the run, or runs its stages in order and prints a summary."""
+def read_settings(args: argparse.Namespace, root: Path) -> tuple[RunConfig, list[request.Request]]:
+    """The run's configuration and the steps to profile, checked before anything is written."""
     own = [] if args.data_dir is None else loading.own_text(args.data_dir)
     config = run_dir.configure(root, loading.find_tier(args.tier), [*args.set, *own])
     profiles = [request.parse(text) for text in args.profile]
@@ -66,26 +86,10 @@ def speedrun(args: argparse.Namespace, root: Path) -> int:
         if not run_dir.has_one(run_dir.folder(root, config.name), ("data",)):
             # else they were read, and may be gone
             checks.check_files(config)
-        print(plan.render(plan.make_plan(config)))
-        return 0
-    trackers.check_installed(config.track.trackers)
-    run_dir.check_writable(root)
-    run = run_dir.folder(root, config.name)
-    with (
-        processes.joined(root) as group,
-        processes.working_on(run, config, group),
-        processes.mirrored(run, config, group),
-    ):
-        processes.start_jax(config, root, group)
-        from jaxchat.runs import runner
-        from jaxchat.runs.report import files
-
-        net = runner.Network(args.base_url, args.offline)
-        with runner.Context(config, run, profiles, net, group) as context:
-            runner.run_stages(STAGES, context, only=args.stages, force=args.force)
-        if "report" in context.done:
-            print(files.final_summary(run, "" if args.home is None else f" --home {root}"))
-    return 0
+    else:
+        trackers.check_installed(config.track.trackers)
+        run_dir.check_writable(root)
+    return config, profiles
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from jaxchat.signals import REQUEUE, Interrupted, install_handlers
 
@@ -49,24 +50,31 @@ _EXPECTED = (ArtifactError, BusyError, FloatingPointError, GroupError, OutOfMemo
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def guarded(work: Callable[[], int], home: Path) -> int:
-    """Runs `work` and returns its exit code; an error that the user can fix is one sentence.
+class ErrorHandler:
+    """Around a whole command: an error that the user can fix is one sentence and an exit code.
 
     Any other exception is a bug of ours and keeps its traceback. Artefacts are written to `home`.
     """
-    install_handlers()
-    try:
-        return work()
-    except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except BaseException as error:
-        explained = explain(error, home)
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.exit_code = 0
+
+    def __enter__(self) -> Self:
+        install_handlers()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.exit_code = 128 + signal.SIGPIPE
+            return True
+        explained = None if error is None else explain(error, self.home)
         if explained is None:
-            raise
-        sentence, code = explained
+            return False
+        sentence, self.exit_code = explained
         print(sentence, file=sys.stderr, flush=True)
-        return code
+        return True
 
 
 def explain(error: BaseException, home: Path) -> tuple[str, int] | None:

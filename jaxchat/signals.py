@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -24,6 +26,7 @@ class Interrupted(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
+        self.number = number
         self.exit_code = exit_code(number)
 
 
@@ -36,12 +39,32 @@ def raise_interrupted(number: int, frame: FrameType | None) -> None:
 def install_handlers() -> None:
     """Schedulers' signals raise Interrupted, and Ctrl-C at a terminal KeyboardInterrupt.
 
-    The latter also where SIGINT was inherited as ignored, as from `nohup ... &`.
+    The latter also where SIGINT was inherited as ignored, as from `nohup ... &`. What is raised
+    where Python ignores exceptions is raised again after it.
     """
+    sys.unraisablehook = _raise_again
     for number in NOTICES:  # training, which saves first, notes them itself
         signal.signal(number, raise_interrupted)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and os.isatty(0):
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _raise_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Sends a signal again that came during a callback of the garbage collector, or a `__del__`.
+
+    JAX has such a callback; about one in ten signals came there while JAX was imported.
+    """
+    match ignored.exc_value:
+        case Interrupted(number=number):
+            pass
+        case KeyboardInterrupt():
+            number = signal.SIGINT
+        case _:
+            sys.__unraisablehook__(ignored)
+            return
+    # From a thread and a little later, as a handler that ran in here would be ignored, too.
+    main = threading.main_thread().ident
+    threading.Timer(0.05, signal.pthread_kill, (main, number)).start()
 
 
 class StopRequest:

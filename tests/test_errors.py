@@ -6,13 +6,20 @@ import signal
 
 import pytest
 
-from jaxchat.errors import ArtifactError, BusyError, ConfigError, TokenizerError, explain, guarded
+from jaxchat.errors import (
+    ArtifactError,
+    BusyError,
+    ConfigError,
+    ErrorHandler,
+    TokenizerError,
+    explain,
+)
 from jaxchat.signals import NOTICES, REQUEUE, Interrupted
 
 
 @pytest.fixture(autouse=True)
 def _signals():
-    """`guarded` takes a scheduler's notices over; the test runner gets them back."""
+    """`ErrorHandler` takes a scheduler's notices over; the test runner gets them back."""
     before = {number: signal.getsignal(number) for number in NOTICES}
     yield
     for number, handler in before.items():
@@ -63,11 +70,9 @@ def test_an_interruption_by_the_user_gives_the_shell_the_signal(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_schedulers_notice_ends_what_runs_with_the_code_to_requeue(tmp_path, capsys, number):
-    def work():
+    with ErrorHandler(tmp_path) as handler:
         os.kill(os.getpid(), number)
-        return 0
-
-    assert guarded(work, tmp_path) == REQUEUE == 75  # EX_TEMPFAIL
+    assert handler.exit_code == REQUEUE == 75  # EX_TEMPFAIL
     assert capsys.readouterr().err == "Interrupted; give the same command again to resume.\n"
 
 
@@ -79,13 +84,10 @@ def test_a_package_that_is_missing_is_no_traceback(tmp_path):
 
 
 def test_a_bug_keeps_its_traceback(tmp_path):
-    def work():
-        raise ZeroDivisionError
-
     for bug in (ZeroDivisionError(), ValueError("x"), ImportError("y", name="jaxchat.runs.stages")):
         assert explain(bug, tmp_path) is None
-    with pytest.raises(ZeroDivisionError):
-        guarded(work, tmp_path)
+    with pytest.raises(ZeroDivisionError), ErrorHandler(tmp_path):
+        raise ZeroDivisionError
 
 
 def test_every_sentence_is_one_line(tmp_path):

@@ -17,6 +17,7 @@ from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
 from jaxchat.parallel.launch_env import configure_jax
 from jaxchat.runs import run_dir
+from jaxchat.train.compiled.targets import TARGETS
 
 if TYPE_CHECKING:
     from jaxchat.runs.doctor.check import Check
@@ -31,6 +32,8 @@ def add_doctor(parser: Parser) -> None:
     parser.option("--tier", text="which is to run here (cpu)", default="cpu")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of it")
     add_hub(parser, "ask no server for datasets", "datasets from here instead of the hub")
+    compiled = "compile its step for a kind of device without one, and count"
+    parser.option("--compile", str, "KIND", compiled, choices=TARGETS)
     parser.switch("-n --no-bench", "time no training step")
     parser.switch("--json", "for programs")
     parser.set_defaults(run_command=doctor_command)
@@ -40,6 +43,8 @@ def doctor_command(args: argparse.Namespace) -> int:
     """Prints the checks; 1 when the tier cannot run here."""
     root = paths.home(args.home)
     config = run_dir.configure(root, loading.find_tier(args.tier), args.set)
+    if args.compile:
+        return _compile(args, config)
 
     from jaxchat.runs.doctor.check import problems, render, to_json
 
@@ -49,6 +54,19 @@ def doctor_command(args: argparse.Namespace) -> int:
     else:
         print(render(checks, args.tier))
     return 1 if problems(checks) else 0
+
+
+def _compile(args: argparse.Namespace, config: RunConfig) -> int:
+    """Prints what the step does on devices that are not here; 1 when it does not fit."""
+    configure_jax(config.mesh, None)
+    import jax
+
+    from jaxchat.runs.doctor import compiled
+
+    jax.config.update("jax_platforms", "cpu")
+    found = compiled.compile_tier(config, args.tier, args.compile)
+    print(json.dumps(found.to_json(), indent=1) if args.json else compiled.render(found))
+    return 0 if found.fits else 1
 
 
 def find(args: argparse.Namespace, root: Path, config: RunConfig) -> list[Check]:

@@ -11,13 +11,15 @@ import jaxchat
 from jaxchat import paths
 from jaxchat.cli import bench, chat, data, doctor, eval, models, report, runs, serve, tokenizer
 from jaxchat.cli.args import Parser, positive, whole
-from jaxchat.errors import EXIT_CODES, guarded
+from jaxchat.errors import EXIT_CODES, ErrorHandler
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (see `errors`)."""
     args = parse(argv)
-    return guarded(lambda: args.run_command(args), paths.home(args.home))
+    with ErrorHandler(paths.home(args.home)) as handler:
+        handler.exit_code = args.run_command(args)
+    return handler.exit_code
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

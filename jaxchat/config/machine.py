@@ -12,7 +12,8 @@ from pathlib import Path
 
 MAX_LANES = 8  # each has a cache of its own
 # Words of a device's name, FLOP/s of dense bf16 matrix products and bytes a second of the memory,
-# from the vendors' data sheets (without sparsity). The first whose words are in the name counts.
+# from the vendors' data sheets (without sparsity), a TPU's of a chip, which is one device. The
+# first whose words are in the name counts: "TPU v5 lite" is a v5e, "TPU v5" a v5p.
 PEAKS = (
     (("A100", "40GB"), 312e12, 1.555e12),
     (("A100",), 312e12, 2.039e12),
@@ -21,6 +22,14 @@ PEAKS = (
     (("H100",), 989e12, 3.35e12),
     (("H200",), 989e12, 4.8e12),
     (("B200",), 2250e12, 8.0e12),
+    (("TPU", "v6", "lite"), 918e12, 1.638e12),
+    (("TPU", "v6e"), 918e12, 1.638e12),
+    (("TPU", "v5", "lite"), 197e12, 0.819e12),
+    (("TPU", "v5e"), 197e12, 0.819e12),
+    (("TPU", "v5p"), 459e12, 2.765e12),
+    (("TPU", "v5"), 459e12, 2.765e12),
+    (("TPU", "v4", "lite"), 138e12, 0.614e12),
+    (("TPU", "v4"), 275e12, 1.2e12),
 )
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Float32, Int32, UInt32
 
 SMALLEST = 2.0**-126  # temperature: a processor may take what is less for 0
 
@@ -19,15 +20,15 @@ SMALLEST = 2.0**-126  # temperature: a processor may take what is less for 0
 class Sampling(NamedTuple):
     """How each row is sampled."""
 
-    temperature: Array  # [B] float32; 0 takes the likeliest token
-    top_k: Array  # [B] int32; only the k likeliest tokens, 0: all
-    top_p: Array  # [B] float32; only the likeliest tokens that together reach p, 1: all
-    seed: Array  # [B] uint32
-    stream: Array  # [B] int32; which of several samples with one seed
+    temperature: Float32[Array, " B"]  # 0 takes the likeliest token
+    top_k: Int32[Array, " B"]  # only the k likeliest tokens, 0: all
+    top_p: Float32[Array, " B"]  # only the likeliest tokens that together reach p, 1: all
+    seed: UInt32[Array, " B"]
+    stream: Int32[Array, " B"]  # which of several samples with one seed
 
 
-def uniforms(rows: Sampling, position: Array) -> Array:
-    """What `sample` chooses by: a number in [0, 1) for each row and position [B,...], the same."""
+def uniforms(rows: Sampling, position: Int32[Array, " B *rest"]) -> Float32[Array, " B *rest"]:
+    """What `sample` chooses by: a number in [0, 1) for each row and position, the same."""
 
     def one(seed: Array, stream: Array, position: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(seed), stream)
@@ -38,13 +39,14 @@ def uniforms(rows: Sampling, position: Array) -> Array:
     return jax.vmap(one)(rows.seed, rows.stream, position)
 
 
-def sample(logits: Array, rows: Sampling, uniform: Array, *, truncate: bool) -> tuple[Array, Array]:
-    """The next token [B] int32 of each row, and its log-probability [B] in nats.
+def sample(
+    logits: Float[Array, "B V"], rows: Sampling, uniform: Float32[Array, " B"], *, truncate: bool
+) -> tuple[Int32[Array, " B"], Float32[Array, " B"]]:
+    """The next token of each row, and its log-probability in nats.
 
-    logits [B,V]; uniform [B] of the chosen token's position (see `uniforms`). The
-    log-probability is the model's: at temperature 1 and over all tokens, whatever the row was
-    sampled with. Where `truncate` is False top_k and top_p are not looked at, which saves sorting
-    the vocabulary.
+    `uniform` is that of the chosen token's position (see `uniforms`). The log-probability is the
+    model's: at temperature 1 and over all tokens, whatever the row was sampled with. Where
+    `truncate` is False top_k and top_p are not looked at, which saves sorting the vocabulary.
     """
     logits = logits.astype(jnp.float32)
     best = _argmax(logits)
@@ -65,10 +67,12 @@ def sample(logits: Array, rows: Sampling, uniform: Array, *, truncate: bool) -> 
     return token, _log_probability(chosen, logits)
 
 
-def likeliest(logits: Array, count: int) -> tuple[Array, Array]:
-    """The `count` likeliest tokens [B,count] int32 of each row, best first, and log-probabilities.
+def likeliest(
+    logits: Float32[Array, "B V"], count: int
+) -> tuple[Int32[Array, "B {count}"], Float32[Array, "B {count}"]]:
+    """The likeliest tokens of each row, best first, and their log-probabilities.
 
-    logits [B,V] float32; log-probabilities are at temperature 1, in nats.
+    Those are at temperature 1, in nats.
     """
     if not count:
         shape = (logits.shape[0], 0)
@@ -77,13 +81,15 @@ def likeliest(logits: Array, count: int) -> tuple[Array, Array]:
     return tokens, jax.vmap(_log_probability, in_axes=(1, None), out_axes=1)(best, logits)
 
 
-def _log_probability(chosen: Array, logits: Array) -> Array:
-    """Of tokens with logits `chosen` [B] among logits [B,V]; never above 0 by rounding."""
+def _log_probability(
+    chosen: Float32[Array, " B"], logits: Float32[Array, "B V"]
+) -> Float32[Array, " B"]:
+    """Of tokens with logits `chosen` among `logits`; never above 0 by rounding."""
     return jnp.minimum(chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
 
 
-def _argmax(logits: Array) -> Array:
-    """The first of the likeliest tokens [B] int32 of logits [B,V].
+def _argmax(logits: Float32[Array, "B V"]) -> Int32[Array, " B"]:
+    """The first of the likeliest tokens.
 
     In two levels, blocks and then tokens: XLA compiles `argmax` of a whole vocabulary to something
     much slower on a CPU. Always a token of a high logit, whatever was rounded in which way: a
@@ -96,8 +102,8 @@ def _argmax(logits: Array) -> Array:
     return index.astype(jnp.int32)
 
 
-def _blocks(rows: Array, filler: float) -> Array:
-    """Rows [B,V] as [B,blocks,size], the last block filled up."""
+def _blocks(rows: Float32[Array, "B V"], filler: float) -> Float32[Array, "B blocks size"]:
+    """Rows cut into blocks, the last one filled up."""
     batch, vocab = rows.shape
     size = _block_size(vocab)
     padding = -vocab % size
@@ -106,8 +112,8 @@ def _blocks(rows: Array, filler: float) -> Array:
     return rows.reshape(batch, -1, size)
 
 
-def _draw(weights: Array, uniform: Array) -> Array:
-    """Inverts the cumulative distribution of weights [B,V] at uniform [B]: [B] int32.
+def _draw(weights: Float32[Array, "B V"], uniform: Float32[Array, " B"]) -> Int32[Array, " B"]:
+    """Inverts the cumulative distribution of the weights at `uniform`.
 
     In two levels, blocks of tokens and then tokens, since a cumulative sum over a whole vocabulary
     is slow; and with one random number a row instead of Gumbel noise for every token.
@@ -129,8 +135,10 @@ def _block_size(vocab: int) -> int:
     return next((size for size in near if vocab % size == 0), root)
 
 
-def _first_above(weights: Array, target: Array) -> Array:
-    """The first index at which the cumulative sum of weights [B,N] exceeds target [B].
+def _first_above(
+    weights: Float32[Array, "B N"], target: Float32[Array, " B"]
+) -> Int32[Array, " B"]:
+    """The first index at which the cumulative sum of the weights exceeds the target.
 
     Where rounding leaves none, the last that has any weight.
     """
@@ -140,8 +148,10 @@ def _first_above(weights: Array, target: Array) -> Array:
     return jnp.minimum(index, last)
 
 
-def _lowest_kept(scaled: Array, top_k: Array, top_p: Array) -> Array:
-    """The lowest of scaled logits [B,V] that is kept, [B]; ties with it are kept too.
+def _lowest_kept(
+    scaled: Float32[Array, "B V"], top_k: Int32[Array, " B"], top_p: Float32[Array, " B"]
+) -> Float32[Array, " B"]:
+    """The lowest of scaled logits that is kept; ties with it are kept too.
 
     First the top_k likeliest; then, of their probabilities, the fewest that reach top_p.
     """

@@ -11,29 +11,42 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Bool, Float
 
 from jaxchat.model.backend import Implementation
 from jaxchat.model.kernels.banded import banded_attention
 from jaxchat.model.kernels.blocked import blocked_attention, sum_by_halves, sum_in_order
+from jaxchat.model.kernels.splash import splash_attention, takes
 from jaxchat.model.kv_cache import BLOCK, whole_blocks
 
 MAX_SCORE = 80.0  # exp(80) summed over a context is still finite in float32
-CPU_KERNELS = {"blocked": blocked_attention, "banded": banded_attention}
+KERNELS = {
+    "blocked": blocked_attention,
+    "banded": banded_attention,
+    "splash": splash_attention,
+}
 
 
 def causal_attention(
-    q: Array, k: Array, v: Array, *, window: int, implementation: Implementation = "blocked"
-) -> Array:
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T G K"],
+    *,
+    window: int,
+    implementation: Implementation = "blocked",
+) -> Float[Array, "B T H K"]:
     """Each query sees its own key and `window` keys to its left.
 
-    q [B,T,H,K], k and v [B,T,G,K] -> [B,T,H,K], in q's dtype. "xla" is the plain formula and runs
-    anywhere; "cudnn" needs a GPU and half precision; "blocked" and "banded" are made for a CPU, the
-    latter with operands of bfloat16.
+    The result has q's dtype. "xla" is the plain formula and runs anywhere; "cudnn" needs a GPU and
+    half precision; "splash" needs a TPU, and is "xla" for shapes that its kernel does not take;
+    "blocked" and "banded" are made for a CPU, the latter with operands of bfloat16.
     """
-    kernel = implementation if callable(implementation) else CPU_KERNELS.get(implementation)
+    length, size = q.shape[1], q.shape[3]
+    if implementation == "splash" and not takes(length, size):
+        implementation = "xla"
+    kernel = implementation if callable(implementation) else KERNELS.get(implementation)
     if kernel is not None:
         return kernel(q, k, v, window=window)
-    length = q.shape[1]
     if implementation == "cudnn" and length % 2:  # it takes even lengths alone; none sees the last
         q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
     y = jax.nn.dot_product_attention(
@@ -49,10 +62,13 @@ def causal_attention(
     return y[:, :length]
 
 
-def cached_attention(q: Array, k: Array, v: Array, visible: Array) -> Array:
-    """One query a row against the keys of a cache.
-
-    q [B,H,K], k and v [B,G,S,K], visible [B,S] bool -> [B,H,K]. A row that sees no key gives NaN.
+def cached_attention(
+    q: Float[Array, "B H K"],
+    k: Float[Array, "B G S K"],
+    v: Float[Array, "B G S K"],
+    visible: Bool[Array, "B S"],
+) -> Float[Array, "B H K"]:
+    """One query a row against the keys of a cache. A row that sees no key gives NaN.
 
     Every block of slots is a product of its own, and the blocks are added from the first to the
     last: so the result is the same to the last bit however many hidden blocks come after.

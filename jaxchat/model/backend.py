@@ -19,13 +19,15 @@ from jaxchat.config.machine import memory_bytes
 from jaxchat.config.memory import CHUNK_ROWS
 
 # By name, or a function like `attention.causal_attention`
-Implementation = Literal["blocked", "banded", "cudnn", "xla"] | Callable[..., Array]
+Implementation = Literal["blocked", "banded", "cudnn", "splash", "xla"] | Callable[..., Array]
 # How large matrices are multiplied: in the dtype of the activations, or narrower.
 MatmulPrecision = Literal["default", "bfloat16", "fp8"]
 Value = bool | int | str
 Option = tuple[str, Value]  # XLA's, name and value
 # A collective that one GPU never enters ends all processes with an error; XLA's default is to wait.
 COLLECTIVE_TIMEOUT: Option = ("xla_gpu_nccl_termination_timeout_seconds", 600)
+# Without command buffers, a trace has the instruction of each kernel.
+NO_COMMAND_BUFFERS: Option = ("xla_gpu_enable_command_buffer", "")
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,13 @@ class Backend:
     """What follows from the platform alone."""
 
     dtype: DTypeLike  # of activations; weights are always float32
-    attention: Implementation  # "cudnn" only where a trial of it succeeds
+    attention: Implementation  # "cudnn" and "splash" only where a trial succeeds
     sizes: Literal["cpu", "gpu"]  # whose formulas of `config.memory`, and other sizes, fit it
     # Whether XLA makes one kernel of what `kernels.norms` and the loss's narrow form write;
     # elsewhere they would only be more arithmetic than the plain forms
     fused: bool = False
     options: tuple[Option, ...] = ()  # XLA's, for a step over several devices, where it takes them
+    traced: tuple[Option, ...] = ()  # XLA's, beside the others for the steps that are recorded
     # A CPU's devices are virtual: they share its cores, its memory, and several engines use one.
     shares_host: bool = False
     eval_tokens: int = 65_536  # of an evaluation's batch, on each device
@@ -55,8 +58,11 @@ BACKENDS = {
         jnp.float32, "blocked", "cpu",
         shares_host=True, eval_tokens=4_096, letter_tokens=4_096,
     ),
-    "gpu": Backend(jnp.bfloat16, "cudnn", "gpu", fused=True, options=(COLLECTIVE_TIMEOUT,)),
-    "tpu": Backend(jnp.bfloat16, "xla", "gpu"),
+    "gpu": Backend(
+        jnp.bfloat16, "cudnn", "gpu", fused=True,
+        options=(COLLECTIVE_TIMEOUT,), traced=(NO_COMMAND_BUFFERS,),
+    ),
+    "tpu": Backend(jnp.bfloat16, "splash", "gpu"),
 }  # fmt: skip
 
 

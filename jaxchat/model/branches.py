@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model.attention import causal_attention
@@ -18,18 +19,18 @@ from jaxchat.model.rope import rope_table
 
 def branch_features(
     params: Params,
-    tokens: Array,
-    lengths: Array,
-    branch: Array,
-    positions: Array,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    branch: Int[Array, "B R"],
+    positions: Int[Array, "B R"],
     config: ModelConfig,
     compute: Compute = PLAIN,
-) -> Array:
-    """Normalised features [B,T,D] of `tokens` [B,T]: a trunk [B,P] and behind it branches [B,R].
+) -> Float[Array, "B T D"]:
+    """Normalised features of `tokens`: a trunk [B,P] and behind it branches [B,R].
 
     Row b's trunk has lengths[b] >= 1 tokens, padded on the right. A branch token has the number of
-    its branch in `branch` [B,R] and its place in the text in `positions` [B,R]; it sees the trunk
-    and what is before it in its own branch. Where the number is negative no other token sees it.
+    its branch in `branch` and its place in the text in `positions`; it sees the trunk and what is
+    before it in its own branch. Where the number is negative no other token sees it.
 
     With smear, a token mixes with the one that stands before it in `tokens`: so each branch must
     have the trunk's last token before it, with a negative number.
@@ -51,8 +52,14 @@ def branch_features(
     return apply(params, tokens, rope, None, attend, config, compute)[0]
 
 
-def _visible(lengths: Array, branch: Array, positions: Array, time: int, window: int) -> Array:
-    """[B,R,T]: which keys a branch token sees."""
+def _visible(
+    lengths: Int[Array, " B"],
+    branch: Int[Array, "B R"],
+    positions: Int[Array, "B R"],
+    time: int,
+    window: int,
+) -> Bool[Array, "B R T"]:
+    """Which keys a branch token sees."""
     trunk = jnp.arange(time, dtype=positions.dtype)[None, None, :]
     back = positions[:, :, None] - trunk
     sees_trunk = (trunk < lengths[:, None, None]) & (back <= window)
@@ -64,11 +71,13 @@ def _visible(lengths: Array, branch: Array, positions: Array, time: int, window:
     return jnp.concatenate([sees_trunk, own], axis=2)
 
 
-def _branch_attention(q: Array, k: Array, v: Array, visible: Array) -> Array:
-    """q [B,R,H,K], k and v [B,T,G,K], visible [B,R,T] -> [B,R,H,K].
-
-    Scores are bounded (see `model.attention`): no maximum is subtracted.
-    """
+def _branch_attention(
+    q: Float[Array, "B R H K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T G K"],
+    visible: Bool[Array, "B R T"],
+) -> Float[Array, "B R H K"]:
+    """Scores are bounded (see `model.attention`): no maximum is subtracted."""
     batch, rows, heads, size = q.shape
     groups = k.shape[2]
     q = q * jnp.asarray(size**-0.5, q.dtype)

@@ -28,9 +28,14 @@ from jaxchat.model.backend import (
     Option,
     backend,
 )
-from jaxchat.model.kernels import fp8
+from jaxchat.model.kernels import fp8, splash
 from jaxchat.model.kernels.matmul import count_products, rounded_matmul
 
+# Attention that is tried first: tokens of a trial's row, and what is used where it fails
+TRIALS: dict[str, tuple[int, Implementation]] = {
+    "cudnn": (64, "blocked"),
+    "splash": (splash.MAX_BLOCK, "xla"),
+}
 FP8_CAPABILITY = (8, 9)  # compute capability of the first GPUs that have it (Ada, Hopper)
 # As Linux names them; processors without them multiply bfloat16 slower than float32.
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -67,13 +72,31 @@ def choose_compute(
     )
 
 
-def inference_compute(config: ComputeConfig, model: ModelConfig) -> Compute:
+def assumed_compute(config: ComputeConfig, on: Backend, devices: int = 1) -> Compute:
+    """`choose_compute` where all that it tries works: nothing is run, so a device of the backend
+    need not exist. Whether it has products of fp8 is the caller's to know. Raises ConfigError where
+    XLA refuses an option of `config`, which it does here as there.
+    """
+    options, refused = choose_options(on.options if devices > 1 else (), config.compiler_options)
+    return Compute(
+        dtype=on.dtype,
+        attention=on.attention,
+        chunk_rows=config.loss_chunk_rows or on.chunk_rows,
+        matmul="fp8" if config.fp8 else "default",
+        options=options,
+        refused=refused,
+        fused=on.fused,
+    )
+
+
+def inference_compute(
+    config: ComputeConfig, model: ModelConfig, *, on: Backend | None = None
+) -> Compute:
     """`choose_compute` for an engine: never in fp8, without the step's compiler options, and with
     the plain forms, as the others pay for gradients.
     """
-    return replace(
-        choose_compute(replace(config, fp8=False, compiler_options=()), model), fused=False
-    )
+    plain = replace(config, fp8=False, compiler_options=())
+    return replace(choose_compute(plain, model, on=on), fused=False)
 
 
 def evaluation_compute(
@@ -89,15 +112,20 @@ def choose_attention(
 ) -> Implementation:
     """The fastest implementation that works here: the backend's, or "banded" for bfloat16 matmuls.
 
-    "cudnn" needs half precision and is tried on a tiny case; where it fails, a RuntimeWarning says
-    why.
+    "cudnn" needs half precision, "splash" heads of a multiple of 128; both are tried on a small
+    case, and where that fails, a RuntimeWarning says why.
     """
     if matmul == "bfloat16":
         return "banded"
-    if on.attention != "cudnn":
+    if on.attention == "cudnn":
+        able = jnp.dtype(dtype).itemsize == 2
+    elif on.attention == "splash":
+        able = head_dim % splash.MULTIPLE == 0
+    else:
         return on.attention
-    half = jnp.dtype(dtype).itemsize == 2
-    return "cudnn" if half and _cudnn_works(head_dim, dtype) else "blocked"
+    time, instead = TRIALS[on.attention]
+    works = able and _attention_works(on.attention, instead, time, head_dim, dtype)
+    return on.attention if works else instead
 
 
 def choose_matmul(
@@ -138,18 +166,24 @@ def _works(trial: Callable[[], str], message: str) -> bool:
     return not problem
 
 
-def _cudnn_works(head_dim: int, dtype: DTypeLike) -> bool:
-    x = jnp.ones((1, 64, 1, head_dim), dtype)
+def _attention_works(
+    implementation: Implementation, instead: Implementation, time: int, size: int, dtype: DTypeLike
+) -> bool:
+    """Whether rows of `time` tokens are attended to here, forward and backward."""
+    x = jnp.ones((1, time, 1, size), dtype)
 
     def total(q: Array) -> Array:
-        y = causal_attention(q, x, x, window=16, implementation="cudnn")
+        y = causal_attention(q, x, x, window=16, implementation=implementation)
         return jnp.sum(y.astype(jnp.float32))
 
     def trial() -> str:
         jax.jit(jax.grad(total))(x).block_until_ready()
         return ""
 
-    message = "cudnn attention does not work on this machine, so the slower blocked one is used"
+    message = (
+        f"{implementation} attention does not work on this machine, so the slower {instead} one is "
+        "used"
+    )
     return _works(trial, message)
 
 

@@ -1,7 +1,7 @@
 """The GPT: Flax Linen modules inside, pure functions over a plain dict of parameters outside.
 
 Axes: B batch, T time, D width, H query heads, G key/value heads, K head size, F hidden,
-V vocabulary, L layers. Kernels are [in, out].
+V vocabulary, L layers. Kernels are [in, out]. `rows` are any axes before the last.
 
     wte/embedding [V,D]      lm_head/kernel [D,V]      value_embeds_{l}/embedding [V,G*K]
     h_{l}/attn/c_q/kernel [D,H*K]    c_k, c_v [D,G*K]    c_proj [H*K,D]    ve_gate [12,G]
@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Float32, Int, Key
 
 from jaxchat.config.derive import (
     SMEAR_GATE_CHANNELS,
@@ -66,7 +67,9 @@ def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
     )
 
 
-def rms_norm(x: Array, config: ModelConfig, compute: Compute = PLAIN) -> Array:
+def rms_norm(
+    x: Float[Array, "*rows D"], config: ModelConfig, compute: Compute = PLAIN
+) -> Float[Array, "*rows D"]:
     """Divides by the root mean square of the last axis; computed in float32."""
     if compute.fused:
         return norms.rms_norm(x, config.norm_epsilon)
@@ -75,8 +78,10 @@ def rms_norm(x: Array, config: ModelConfig, compute: Compute = PLAIN) -> Array:
     return (wide * scale).astype(x.dtype)
 
 
-def norm_rotated(x: Array, rope: Rope, config: ModelConfig, compute: Compute = PLAIN) -> Array:
-    """Queries or keys [B,T,H,K]: rotated by their positions, normalised and scaled."""
+def norm_rotated(
+    x: Float[Array, "B T H K"], rope: Rope, config: ModelConfig, compute: Compute = PLAIN
+) -> Float[Array, "B T H K"]:
+    """Queries or keys, rotated by their positions, normalised and scaled."""
     if compute.fused:
         return norms.norm_rope(x, *rope, config.qk_scale, config.norm_epsilon)
     return config.qk_scale * rms_norm(rotate(x, *rope), config)
@@ -90,7 +95,7 @@ class Linear(nn.Module):
     precision: MatmulPrecision = "default"
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows F"]:
         kernel = self.param("kernel", self.initializer, (x.shape[-1], self.out))
         if self.out == 1:  # as a product, XLA on a CPU rounds some rows otherwise than others
             column = kernel.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
@@ -107,7 +112,7 @@ class Embedding(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, tokens: Array) -> Array:
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         table = self.param("embedding", self.initializer, (self.rows, self.width))
         return table[tokens].astype(self.dtype)
 
@@ -121,8 +126,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, value: Array | None, rope: Rope, attend: Attend
-    ) -> tuple[Array, Any]:
+        self,
+        x: Float[Array, "B T D"],
+        value: Float[Array, "B T GK"] | None,
+        rope: Rope,
+        attend: Attend,
+    ) -> tuple[Float[Array, "B T D"], Any]:
         config, init = self.config, init_table(self.config)
         size, groups = config.head_dim, config.n_kv_head
 
@@ -148,7 +157,7 @@ class MLP(nn.Module):
     compute: Compute = PLAIN
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         init = init_table(self.config)
         x = Linear(4 * self.config.n_embd, init["c_fc"], self.compute.matmul, name="c_fc")(x)
         x = jnp.square(nn.relu(x))
@@ -164,8 +173,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, value: Array | None, rope: Rope, attend: Attend
-    ) -> tuple[Array, Any]:
+        self,
+        x: Float[Array, "B T D"],
+        value: Float[Array, "B T GK"] | None,
+        rope: Rope,
+        attend: Attend,
+    ) -> tuple[Float[Array, "B T D"], Any]:
         norm = functools.partial(rms_norm, config=self.config, compute=self.compute)
         attention = Attention(self.config, self.layer, self.compute, name="attn")
         y, saved = attention(norm(x), value, rope, attend)
@@ -174,18 +187,22 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Tokens [B,T] -> normalised features [B,T,D]; the head is `unembed`."""
+    """Tokens -> normalised features; the head is `unembed`."""
 
     config: ModelConfig
     compute: Compute = PLAIN
 
     @nn.compact
     def __call__(
-        self, tokens: Array, rope: Rope, previous: Array, attend: Attend
-    ) -> tuple[Array, Array, list[Any]]:
-        """`rope` is of positions [1 or B,T]; `previous` [B,D] is the embedding before, or 0.
+        self,
+        tokens: Int[Array, "B T"],
+        rope: Rope,
+        previous: Float[Array, "B D"],
+        attend: Attend,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], list[Any]]:
+        """`previous` is the embedding before, or 0.
 
-        Returns features, embeddings [B,T,D] before smear, and what `attend` saved of each layer.
+        Returns features, embeddings before smear, and what `attend` saved of each layer.
         """
         config, init = self.config, init_table(self.config)
         norm = functools.partial(rms_norm, config=config, compute=self.compute)
@@ -221,7 +238,9 @@ class GPT(nn.Module):
         table = init_table(self.config)[init]
         return Embedding(self.config.vocab_size, width, table, self.compute.dtype, name=name)
 
-    def _smear(self, x: Array, previous: Array) -> Array:
+    def _smear(
+        self, x: Float[Array, "B T D"], previous: Float[Array, "B D"]
+    ) -> Float[Array, "B T D"]:
         """Adds a gated share of the embedding before each."""
         init = init_table(self.config)
         strength = self.param("smear_lambda", init["smear_lambda"], ()).astype(x.dtype)
@@ -232,7 +251,7 @@ class GPT(nn.Module):
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def init_params(key: Array, config: ModelConfig) -> Params:
+def init_params(key: Key[Array, ""], config: ModelConfig) -> Params:
     """The initial parameters in float32, equal in distribution to nanochat's.
 
     Raises ValueError when qk_scale would let exp(score) overflow.
@@ -265,13 +284,13 @@ def _see_itself(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, None]:
 
 def apply(
     params: Params,
-    tokens: Array,
+    tokens: Int[Array, "B T"],
     rope: Rope,
-    previous: Array | None,
+    previous: Float[Array, "B D"] | None,
     attend: Attend,
     config: ModelConfig,
     compute: Compute,
-) -> tuple[Array, Array, list[Any]]:
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], list[Any]]:
     """`GPT.__call__` with these parameters; `previous` is 0 by default."""
     if previous is None:
         previous = jnp.zeros((tokens.shape[0], config.n_embd), compute.dtype)
@@ -281,9 +300,9 @@ def apply(
 
 
 def _whole_rows(
-    params: Params, tokens: Array, config: ModelConfig, compute: Compute
-) -> tuple[Array, Array, list[Any]]:
-    """`apply` to whole rows [B,T] from position 0; saves each layer's (k, v)."""
+    params: Params, tokens: Int[Array, "B T"], config: ModelConfig, compute: Compute
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], list[Any]]:
+    """`apply` to whole rows from position 0; saves each layer's (k, v)."""
     specs = layer_specs(config)
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -295,33 +314,39 @@ def _whole_rows(
     return apply(params, tokens, rope, None, attend, config, compute)
 
 
-def features(params: Params, tokens: Array, config: ModelConfig, compute: Compute = PLAIN) -> Array:
-    """Tokens [B,T] -> normalised features [B,T,D] in compute.dtype, for `unembed` or a loss."""
+def features(
+    params: Params, tokens: Int[Array, "B T"], config: ModelConfig, compute: Compute = PLAIN
+) -> Float[Array, "B T D"]:
+    """Tokens -> normalised features in compute.dtype, for `unembed` or a loss."""
     return _whole_rows(params, tokens, config, compute)[0]
 
 
-def unembed(params: Params, x: Array, config: ModelConfig, compute: Compute = PLAIN) -> Array:
-    """Features [...,D] -> capped logits [...,V] in float32."""
+def unembed(
+    params: Params, x: Float[Array, "*rows D"], config: ModelConfig, compute: Compute = PLAIN
+) -> Float32[Array, "*rows V"]:
+    """Features -> capped logits."""
     logits = widened_matmul(x, params["lm_head"]["kernel"], compute.matmul)
     return config.softcap * jnp.tanh(logits / config.softcap)
 
 
-def forward(params: Params, tokens: Array, config: ModelConfig, compute: Compute = PLAIN) -> Array:
-    """Tokens [B,T] -> logits [B,T,V] in float32."""
+def forward(
+    params: Params, tokens: Int[Array, "B T"], config: ModelConfig, compute: Compute = PLAIN
+) -> Float32[Array, "B T V"]:
+    """Tokens -> capped logits."""
     return unembed(params, features(params, tokens, config, compute), config, compute)
 
 
 def prefill(
     params: Params,
-    tokens: Array,
-    lengths: Array,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
     cache: Cache,
     config: ModelConfig,
     compute: Compute = PLAIN,
-) -> tuple[Array, Cache]:
-    """Reads prompts into an empty cache: logits [B,V] after each row's last token, and the cache.
+) -> tuple[Float32[Array, "B V"], Cache]:
+    """Reads prompts into an empty cache: logits after each row's last token, and the cache.
 
-    tokens [B,T] are padded on the right (with anything); row b has lengths[b] real ones. Where that
+    Tokens are padded on the right (with anything); row b has lengths[b] real ones. Where that
     is 0 the logits mean nothing. What the cache held before is forgotten. It must have room for T
     positions.
     """
@@ -343,17 +368,17 @@ def prefill(
 
 def decode(
     params: Params,
-    tokens: Array,
+    tokens: Int[Array, " B"],
     cache: Cache,
     config: ModelConfig,
     compute: Compute = PLAIN,
     *,
-    active: Array | None = None,
+    active: Bool[Array, " B"] | None = None,
     view: View | None = None,
-) -> tuple[Array, Cache]:
-    """One more token [B] in each row: logits [B,V], and the cache with the token in it.
+) -> tuple[Float32[Array, "B V"], Cache]:
+    """One more token in each row: logits, and the cache with the token in it.
 
-    Rows may stand at different positions; `view` is from there, if at hand. Rows where `active` [B]
+    Rows may stand at different positions; `view` is from there, if at hand. Rows where `active`
     is False stay as they are: their logits mean nothing, and what was written for them lies beyond
     what they see.
     """

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Int
 
 from jaxchat.config.derive import windows
 from jaxchat.config.schema import ModelConfig
@@ -29,10 +30,10 @@ BLOCK = 64  # slots that attention sums over at once, see `attention.cached_atte
 class Cache(NamedTuple):
     """Keys and values of every layer, and the length of each row."""
 
-    k: tuple[Array, ...]  # per layer [B,G,S,K]
-    v: tuple[Array, ...]
-    length: Array  # [B] int32, positions already in the cache
-    previous: Array  # [B,D] the last token's embedding, for smear
+    k: tuple[Float[Array, "B G S K"], ...]  # per layer
+    v: tuple[Float[Array, "B G S K"], ...]
+    length: Int[Array, " B"]  # positions already in the cache
+    previous: Float[Array, "B D"]  # the last token's embedding, for smear
 
 
 def init_cache(
@@ -64,8 +65,10 @@ def whole_blocks(slots: int) -> int:
     return -(-slots // BLOCK) * BLOCK
 
 
-def fill(values: Array, lengths: Array, slots: int) -> Array:
-    """The slots of a layer after rows of `lengths` [B] positions: [B,T,G,K] -> [B,G,slots,K].
+def fill(
+    values: Float[Array, "B T G K"], lengths: Int[Array, " B"], slots: int
+) -> Float[Array, "B G {slots} K"]:
+    """The slots of a layer after rows of `lengths` positions.
 
     Slots that hold no position have arbitrary content.
     """
@@ -77,8 +80,10 @@ def fill(values: Array, lengths: Array, slots: int) -> Array:
     return jnp.take_along_axis(values, position[:, None, :, None], axis=2)
 
 
-def write(layer: Array, new: Array, position: Array) -> Array:
-    """Puts `new` [B,G,K] into the slots [B,G,S,K] of `position` [B].
+def write(
+    layer: Float[Array, "B G S K"], new: Float[Array, "B G K"], position: Int[Array, " B"]
+) -> Float[Array, "B G S K"]:
+    """Puts `new` into the slots of `position`.
 
     In a layer that is full the oldest key gives way.
     """
@@ -91,14 +96,14 @@ def write(layer: Array, new: Array, position: Array) -> Array:
     return layer.at[jnp.arange(count), :, slot].set(new, unique_indices=True, mode="drop")
 
 
-def slot_positions(lengths: Array, slots: int) -> Array:
-    """The position in each slot of a layer after `lengths` [B] positions: [B,S], negative: none."""
+def slot_positions(lengths: Int[Array, " B"], slots: int) -> Int[Array, "B {slots}"]:
+    """The position in each slot of a layer after `lengths` positions; negative: none."""
     last = lengths[:, None] - 1
     return last - (last - jnp.arange(slots, dtype=lengths.dtype)[None, :]) % slots
 
 
-def visible_slots(position: Array, slots: int, window: int) -> Array:
-    """Which slots of a layer a query at `position` [B] sees, its own key written: [B,S] bool."""
+def visible_slots(position: Int[Array, " B"], slots: int, window: int) -> Bool[Array, "B {slots}"]:
+    """Which slots of a layer a query at `position` sees, its own key written."""
     held = slot_positions(position + 1, slots)
     return (held >= 0) & (held >= position[:, None] - window)
 
@@ -106,12 +111,14 @@ def visible_slots(position: Array, slots: int, window: int) -> Array:
 class View(NamedTuple):
     """What decoding knows of a position before its token: rotation, and visible slots."""
 
-    rope: Rope  # [B,1,1,K/2]
-    visible: tuple[Array, ...]  # per layer [B,S] bool
+    rope: Rope  # T = 1
+    visible: tuple[Bool[Array, "B S"], ...]  # per layer
 
 
-def view_of(position: Array, slots: Sequence[int], config: ModelConfig, dtype: DTypeLike) -> View:
-    """The View from `position` [B] in a cache with `slots` in each layer."""
+def view_of(
+    position: Int[Array, " B"], slots: Sequence[int], config: ModelConfig, dtype: DTypeLike
+) -> View:
+    """The View from `position` in a cache with `slots` in each layer."""
     kinds = list(zip(slots, windows(config), strict=True))
     visible = {kind: visible_slots(position, *kind) for kind in kinds}  # most layers are alike
     rope = rope_table(position[:, None], config, dtype)
@@ -132,8 +139,8 @@ def resize(cache: Cache, slots: tuple[int, ...]) -> Cache:
     return cache._replace(k=tuple(map(fit, cache.k, slots)), v=tuple(map(fit, cache.v, slots)))
 
 
-def place(cache: Cache, prompt: Cache, rows: Array) -> Cache:
-    """Copies a cache of one row, which may have fewer slots, to `rows` [N] of `cache`.
+def place(cache: Cache, prompt: Cache, rows: Int[Array, " N"]) -> Cache:
+    """Copies a cache of one row, which may have fewer slots, to `rows` of `cache`.
 
     Valid rows come first; numbers past the last are dropped.
     """
@@ -143,7 +150,7 @@ def place(cache: Cache, prompt: Cache, rows: Array) -> Cache:
     return placed
 
 
-def copy_to_rows(cache: Cache, prompt: Cache, rows: Array) -> Cache:
+def copy_to_rows(cache: Cache, prompt: Cache, rows: Int[Array, " N"]) -> Cache:
     """`place`, row by row: on a CPU a scatter takes 14 ms for one of 64 rows, and this 0.2."""
 
     def copy(number: Array, cache: Cache) -> Cache:
@@ -161,7 +168,7 @@ def copy_to_rows(cache: Cache, prompt: Cache, rows: Array) -> Cache:
     return placed
 
 
-def scatter_to_rows(cache: Cache, prompt: Cache, rows: Array) -> Cache:
+def scatter_to_rows(cache: Cache, prompt: Cache, rows: Int[Array, " N"]) -> Cache:
     """`place`, all at once: a GPU would come back to the host for every turn of a loop."""
 
     def put(old: Array, new: Array) -> Array:

@@ -14,26 +14,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Bool, Float, Float32, Int, Num
 
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.kernels.matmul import dot
 
 
 def cross_entropy(
-    x: Array,
-    kernel: Array,
-    targets: Array,
-    mask: Array,
+    x: Float[Array, "B T D"],
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    mask: Num[Array, "B T"],
     *,
     softcap: float,
-    weights: Array | None = None,
+    weights: Float[Array, "B T"] | None = None,
     compute: Compute = PLAIN,
-) -> tuple[Array, Array]:
-    """Sum of mask * weights * -log p(target) in nats, and sum of mask, both float32 scalars.
+) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
+    """Sum of mask * weights * -log p(target) in nats, and sum of mask.
 
-    x [B,T,D] features, kernel [D,V] the head, targets [B,T] int, mask [B,T] float (what a token
-    weighs; 0: it is not counted), weights [B,T] float of either sign (1 when None), which the
-    second sum does not have. Where the mask is all zero both sums are 0.
+    x are features, kernel is the head, the mask what a token weighs (0: it is not counted); weights
+    are of either sign (1 when None), and the second sum does not have them. Where the mask is all
+    zero both sums are 0.
 
     The gradient, with respect to x and kernel only, is computed together with the value,
     compute.chunk_rows rows at a time: neither logits nor probabilities of the whole batch ever
@@ -49,9 +50,14 @@ def cross_entropy(
 
 
 def token_logprobs(
-    x: Array, kernel: Array, targets: Array, *, softcap: float, chunk_rows: int = PLAIN.chunk_rows
-) -> Array:
-    """log p(target) in nats, [B,T] float32, from features x [B,T,D] and the head [D,V]."""
+    x: Float[Array, "B T D"],
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    *,
+    softcap: float,
+    chunk_rows: int = PLAIN.chunk_rows,
+) -> Float32[Array, "B T"]:
+    """log p(target) in nats, from features x and the head."""
 
     head = kernel.astype(x.dtype)
 
@@ -104,9 +110,13 @@ def _nll(
 
 
 def _chunk_gradient(
-    rows: Array, targets: Array, factor: Array, head: Array, softcap: float
-) -> tuple[Array, Array]:
-    """-log p(target) [N] of features rows [N,D], and factor times its gradient by the logits."""
+    rows: Float[Array, "N D"],
+    targets: Int[Array, " N"],
+    factor: Float32[Array, " N"],
+    head: Float[Array, "D V"],
+    softcap: float,
+) -> tuple[Float32[Array, " N"], Float[Array, "N V"]]:
+    """-log p(target) of features, and factor times its gradient by the logits."""
     nll, tanh, exp, total = _nll(rows, targets, head, softcap)
     hit = _hit(targets, head)
     grad = (factor / total)[:, None] * exp - jnp.where(hit, factor[:, None], 0.0)
@@ -114,8 +124,12 @@ def _chunk_gradient(
 
 
 def _narrow_chunk_gradient(
-    rows: Array, targets: Array, factor: Array, head: Array, softcap: float
-) -> tuple[Array, Array]:
+    rows: Float[Array, "N D"],
+    targets: Int[Array, " N"],
+    factor: Float32[Array, " N"],
+    head: Float[Array, "D V"],
+    softcap: float,
+) -> tuple[Float32[Array, " N"], Float[Array, "N V"]]:
     """`_chunk_gradient` from logits that are rounded to bfloat16, as nanochat's are, and then read
     twice, each time by one kernel: the sum of exponentials, then the gradient.
     """
@@ -137,8 +151,8 @@ def _narrow_chunk_gradient(
     return nll, lax.optimization_barrier(grad.astype(head.dtype))
 
 
-def _hit(targets: Array, head: Array) -> Array:
-    """[N,V]: where each row's target is."""
+def _hit(targets: Int[Array, " N"], head: Float[Array, "D V"]) -> Bool[Array, "N V"]:
+    """Where each row's target is."""
     return targets[:, None] == jnp.arange(head.shape[1], dtype=targets.dtype)[None, :]
 
 

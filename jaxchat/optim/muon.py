@@ -18,12 +18,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float, Float32, Int
 
 from jaxchat.model.kernels.matmul import dot, transposed
 
 Schedule = Callable[[jax.Array], jax.Array]
 Coefficients = Sequence[tuple[float, float, float]]
+Matrices = Float[Array, "*stack M N"]
 
 # Keller Jordan's quintic, five times: it maximises the slope at zero.
 NEWTON_SCHULZ: Coefficients = ((3.4445, -4.7750, 2.0315),) * 5
@@ -40,7 +43,7 @@ POLAR_EXPRESS: Coefficients = (
 class MomentumState(NamedTuple):
     """Steps taken and the running mean of gradients."""
 
-    steps: jax.Array
+    steps: Int[Array, ""]
     momentum: Any
 
 
@@ -60,11 +63,11 @@ def nesterov_momentum(momentum: Schedule) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _norm(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
+def _norm(x: Matrices, axis: int | tuple[int, ...]) -> Float32[Array, "*stack _ _"]:
     return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axis, keepdims=True))
 
 
-def _equilibrate(x: jax.Array) -> jax.Array:
+def _equilibrate(x: Matrices) -> Matrices:
     target = _norm(x, (-2, -1)) / jnp.sqrt(x.shape[-1])
     return x * (target / jnp.maximum(_norm(x, -2), 1e-6)).astype(x.dtype)
 
@@ -75,9 +78,9 @@ def equilibrate_rows() -> optax.GradientTransformation:
 
 
 def orthogonalize_matrix(
-    x: jax.Array, coefficients: Coefficients, dtype: DTypeLike, slack: float, eps: float
-) -> jax.Array:
-    """Brings every singular value near 1 by odd polynomials of degree 5; [..., m, n].
+    x: Matrices, coefficients: Coefficients, dtype: DTypeLike, slack: float, eps: float
+) -> Matrices:
+    """Brings every singular value near 1 by odd polynomials of degree 5.
 
     x is first divided by its Frobenius norm times `slack`, plus `eps`: the slack keeps the largest
     singular value below 1 in low precision too. The result has x's dtype. What is multiplied is
@@ -125,7 +128,7 @@ def orthogonalize(
     return optax.stateless(update)
 
 
-def _renormalize(x: jax.Array) -> jax.Array:
+def _renormalize(x: Matrices) -> Matrices:
     target = math.sqrt(min(x.shape[-2:]))
     return x * (target / jnp.maximum(_norm(x, (-2, -1)), 1e-6)).astype(x.dtype)
 
@@ -188,7 +191,7 @@ def scale_by_shape() -> optax.GradientTransformation:
 class DecayState(NamedTuple):
     """Steps taken."""
 
-    steps: jax.Array
+    steps: Int[Array, ""]
 
 
 def decoupled_decay(decay: Schedule, cautious: bool) -> optax.GradientTransformation:

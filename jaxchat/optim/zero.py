@@ -26,6 +26,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey
+from jaxtyping import Float32
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
@@ -193,7 +194,7 @@ class ZeroLayout:
 
         return unstack(jax.tree.map(one, view, self.partitions), self.params)
 
-    def norm(self, view: Any) -> Array:
+    def norm(self, view: Any) -> Float32[Array, ""]:
         """The global norm of a view, from its shards."""
         squares: dict[tuple[str, ...], list[Array]] = {}
         for x, part in zip(jax.tree.leaves(view), jax.tree.leaves(self.partitions), strict=True):

@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from jaxchat.config.schema import RLConfig
 from jaxchat.evals.chat import Sampling, sampled_right
@@ -70,8 +71,10 @@ class RLResult:
     micro_rows: int  # rows that a device took at once, in the last session
 
 
-def advantages(rewards: np.ndarray) -> np.ndarray:
-    """A[i, j] = r[i, j] - mean_j r[i, j] of problem i's sample j, [problems, samples].
+def advantages(
+    rewards: Float[np.ndarray, "problems samples"],
+) -> Float[np.ndarray, "problems samples"]:
+    """A[i, j] = r[i, j] - mean_j r[i, j] of problem i's sample j.
 
     Not divided by the rewards' deviation, as in Dr. GRPO.
     """

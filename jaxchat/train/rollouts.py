@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxchat.config.schema import RLConfig
 from jaxchat.data.prepare import FIRST_INDEX
@@ -27,7 +28,7 @@ class Rollouts:
 
     prompts: Sequence[Sequence[int]]
     groups: Sequence[Sequence[Completion]]
-    rewards: np.ndarray  # [problems, samples]
+    rewards: Float[np.ndarray, "problems samples"]
     seconds: float = 0.0  # of sampling and grading
 
     @property
@@ -97,7 +98,7 @@ def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
 
 def make_batch(
     rollouts: Rollouts,
-    advantages: np.ndarray,
+    advantages: Float[np.ndarray, "problems samples"],
     row_tokens: int,
     rows: int,
     pad: int,
@@ -105,11 +106,11 @@ def make_batch(
 ) -> dict[str, np.ndarray]:
     """Rollouts as rows: `tokens` and `mask` [rows, row_tokens], `advantage` [rows].
 
-    `advantages` are [problems, samples]. The mask is 1 for sampled tokens. With a `loss_group`,
-    which divides the samples of a problem, it turns the mean over the mask into a mean over groups
-    of that many rollouts, each a mean over its sampled tokens, which weigh 1 on average. The ids
-    are those that were sampled, never decoded and encoded again. Rows beyond the rollouts have no
-    mask and no advantage: they change nothing. A rollout beyond the row's end loses its tail.
+    The mask is 1 for sampled tokens. With a `loss_group`, which divides the samples of a problem,
+    it turns the mean over the mask into a mean over groups of that many rollouts, each a mean over
+    its sampled tokens, which weigh 1 on average. The ids are those that were sampled, never decoded
+    and encoded again. Rows beyond the rollouts have no mask and no advantage: they change nothing.
+    A rollout beyond the row's end loses its tail.
     """
     tokens = np.full((rows, row_tokens), pad, np.int32)
     mask = np.zeros((rows, row_tokens), np.float32)
@@ -126,8 +127,10 @@ def make_batch(
     return {"tokens": tokens, "mask": mask, "advantage": advantage}
 
 
-def _group_weights(sampled: np.ndarray, group: int) -> np.ndarray:
-    """The weight of each rollout's tokens [rollouts], from how many were sampled [rollouts]."""
+def _group_weights(
+    sampled: Float[np.ndarray, " rollouts"], group: int
+) -> Float[np.ndarray, " rollouts"]:
+    """The weight of each rollout's tokens, from how many were sampled."""
     of_group = sampled.reshape(-1, group).sum(axis=1)
     mean = of_group.sum() / max(np.count_nonzero(of_group), 1)
     return np.repeat(mean / np.maximum(of_group, 1), group).astype(np.float32)

@@ -16,6 +16,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float32, Int32
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
@@ -36,7 +37,7 @@ class TrainState(NamedTuple):
 
     params: Params
     opt_state: Any
-    step: jax.Array  # int32 []
+    step: Int32[jax.Array, ""]
 
 
 def init_state(
@@ -74,12 +75,21 @@ def state_shardings(params: Params, optimizer: optax.GradientTransformation, mes
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
+def state_shapes(
+    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The shapes of a state of a model on the mesh, for compiling before there is one."""
+    fresh = functools.partial(_fresh, optimizer=optimizer, multiple=mesh.size)
+    shapes: TrainState = jax.eval_shape(fresh, gpt.param_shapes(model))
+    return shapes
+
+
 def batch_loss(
     params: Params,
     batch: Batch,
     model: ModelConfig,
     compute: Compute = PLAIN,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float32[jax.Array, ""], Float32[jax.Array, ""]]:
     """(sum, weight) of the loss over rows [B, T+1]; the caller divides once.
 
     `batch` holds `tokens` [B, T+1], `mask` [B, T+1] (what a token weighs where it is predicted)
@@ -101,7 +111,7 @@ def loss_and_grads(
     batch: Batch,
     model: ModelConfig,
     compute: Compute = PLAIN,
-) -> tuple[Params, jax.Array, jax.Array]:
+) -> tuple[Params, Float32[jax.Array, ""], Float32[jax.Array, ""]]:
     """Sums over the A micro-batches of [A, B, ...]: gradients, loss, weight. Nothing is divided."""
 
     def one(micro: Batch) -> tuple[Params, jax.Array, jax.Array]:
@@ -162,8 +172,8 @@ def _update(
     state: TrainState,
     whole: Params,
     grads: Params,
-    total: jax.Array,
-    weight: jax.Array,
+    total: Float32[jax.Array, ""],
+    weight: Float32[jax.Array, ""],
     *,
     optimizer: optax.GradientTransformation,
     zero: ZeroLayout,

@@ -127,6 +127,7 @@ def test_the_paid_tiers_weigh_the_loss_and_sample_as_nanochat_and_cpu_as_it_did(
     november, july = (0, 4, 8, 50), (0, 0, 8, 50)
     assert reported == {
         "cpu": (0, 0, 0, 0), "100": november, "300": november, "1000": november, "gpt2": july,
+        "tpu_v5e8": november,
     }  # fmt: skip
 
 

@@ -54,6 +54,8 @@ def test_figures_belong_together(params, config, tokenizer):
         ("NVIDIA H200", 4.8e12),
         ("NVIDIA A100-SXM4-40GB", 1.555e12),
         ("NVIDIA A100-SXM4-80GB", 2.039e12),
+        ("TPU v5 lite", 0.819e12),
+        ("TPU v6 lite", 1.638e12),
         ("cpu", None),
     ],
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from jaxchat.inference.multihost import MultiHostEngine
+from jaxchat.inference.replicas import MultiHostEngine
 from jaxchat.inference.request import Completion, EngineError, Request
 from jaxchat.parallel.process_group import ALONE
 

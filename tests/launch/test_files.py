@@ -129,7 +129,13 @@ def test_what_is_installed_elsewhere_stays_a_checkout():
 
 def scripts(job) -> dict[str, str]:
     """Every shell script that starts a run, those within YAML too."""
-    files = [LAUNCH / "slurm.sh", CLUSTER, ROOT / "bench" / "gpu.sh", ROOT / ".ci" / "run"]
+    files = [
+        LAUNCH / "slurm.sh",
+        LAUNCH / "tpu.sh",
+        CLUSTER,
+        ROOT / "bench" / "gpu.sh",
+        ROOT / ".ci" / "run",
+    ]
     sky = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     (container,) = job[1]["template"]["spec"]["template"]["spec"]["containers"]
     return {

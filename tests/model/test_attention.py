@@ -163,8 +163,10 @@ def test_a_cpu_gets_the_implementation_that_runs_on_it():
     assert choose_attention(64, jnp.float32, "bfloat16", backend()) == "banded"
 
 
-def test_other_platforms_get_theirs_and_cudnn_only_where_a_trial_succeeds():
+def test_other_platforms_get_theirs_and_cudnn_and_splash_only_where_a_trial_succeeds():
     assert choose_attention(64, jnp.bfloat16, "default", backend("tpu")) == "xla"
+    with pytest.warns(RuntimeWarning, match="splash attention .* so the slower xla one is used"):
+        assert choose_attention(128, jnp.bfloat16, "default", backend("tpu")) == "xla"
     assert choose_attention(64, jnp.float32, "default", backend("gpu")) == "blocked"
     with pytest.warns(RuntimeWarning, match="cudnn attention does not work on this machine"):
         assert choose_attention(64, jnp.bfloat16, "default", backend("gpu")) == "blocked"

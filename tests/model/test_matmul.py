@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from jaxchat.model.capabilities import BFLOAT16_FLAGS, processor_flags
-from jaxchat.model.kernels.matmul import count_products, dot, matmul, rounded_matmul, transposed
+from jaxchat.model.kernels.matmul import (
+    count_products,
+    dot,
+    matmul,
+    rounded_matmul,
+    transposed,
+    widened_matmul,
+)
 
 
 def numbers(*shape: int, seed: int = 0) -> jax.Array:
@@ -69,6 +76,31 @@ def test_small_matrices_and_plain_products_are_not_rounded() -> None:
     np.testing.assert_array_equal(matmul(x, small, "bfloat16"), x @ small)
     np.testing.assert_array_equal(matmul(x, large), x @ large)
     assert jnp.any(matmul(x, large, "bfloat16") != x @ large)
+
+
+@pytest.mark.parametrize(
+    ("sides", "precision", "narrow"),
+    [
+        ((96, 128), "bfloat16", True),
+        ((96, 128), "default", False),
+        ((96, 32), "bfloat16", False),  # smaller than is worth it
+        ((96, 128), "fp8", False),  # what the logits are computed with never is
+    ],
+)
+def test_of_widened_products_only_large_ones_are_rounded_and_on_request(
+    sides: tuple[int, int], precision: Any, narrow: bool
+) -> None:
+    x, kernel = numbers(5, sides[0]), numbers(*sides, seed=1)
+    got = widened_matmul(x, kernel, precision)
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    assert_close(got, rounded(x) @ rounded(kernel) if narrow else exact)
+
+
+def test_widened_products_of_narrow_activations_are_float32() -> None:
+    x, kernel = numbers(5, 96).astype(jnp.bfloat16), numbers(96, 128, seed=1)
+    got = widened_matmul(x, kernel)
+    assert got.dtype == jnp.float32
+    assert_close(got, rounded(x) @ rounded(kernel))
 
 
 def test_a_weights_gradient_is_summed_in_float32() -> None:

@@ -114,7 +114,9 @@ def test_more_problems_than_a_dataset_has_are_all_of_it():
     assert (parts["gsm8k"].each, parts["humaneval"].each, parts["counting"].each) == (500, 164, 256)
 
 
-@pytest.mark.parametrize("name", ["tier_100", "tier_300", "tier_1000", "gpt2", "tier_cpu"])
+@pytest.mark.parametrize(
+    "name", ["tier_100", "tier_300", "tier_1000", "gpt2", "tpu_v5e8", "tier_cpu"]
+)
 def test_a_plan_says_whether_rl_runs_and_how_to_leave_it_out(name):
     with_rl, without = plan_of(name), plan_of(name, "rl.steps=0")
     steps = with_rl.config.rl.steps

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from disk import remount
 
 from jaxchat.cli import main
 from jaxchat.config.schema import GENERATED, MODELS
+from jaxchat.errors import ConfigError
 from jaxchat.runs import run_dir
 from jaxchat.runs.stages import STAGES
 from jaxchat.signals import REQUEUE
 from jaxchat.tasks import TASKS
+from jaxchat.train import session
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "run_speedrun.py"
@@ -62,7 +65,7 @@ def test_help_tells_the_code_that_a_scheduler_is_to_requeue(script, capsys):
 
 def test_every_config_is_a_tier_and_can_be_planned(script, capsys):
     tiers = list(script.tiers())
-    assert tiers == ["cpu", "100", "300", "gpt2", "1000"]
+    assert tiers == ["cpu", "100", "300", "gpt2", "1000", "tpu_v5e8"]
     assert len(tiers) == len(list((ROOT / "configs").glob("*.toml")))
     for tier in tiers:
         assert script.main(["--tier", tier, "--plan"]) == 0
@@ -71,7 +74,7 @@ def test_every_config_is_a_tier_and_can_be_planned(script, capsys):
         assert "Memory per device" in out
 
 
-@pytest.mark.parametrize("tier", ["cpu", "100", "300", "gpt2", "1000"])
+@pytest.mark.parametrize("tier", ["cpu", "100", "300", "gpt2", "1000", "tpu_v5e8"])
 def test_every_config_says_how_and_what_for(script, tier):
     head = script.tiers()[tier].read_text().partition("\n[run]")[0]
     assert f"# Command   python run_speedrun.py --tier {tier}\n" in head
@@ -89,7 +92,10 @@ def test_plan_takes_overrides_and_writes_nothing(script, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--tier", "2000"], "there is no tier '2000'; the tiers are cpu, 100, 300, gpt2, 1000."),
+        (
+            ["--tier", "2000"],
+            "there is no tier '2000'; the tiers are cpu, 100, 300, gpt2, 1000, tpu_v5e8.",
+        ),
         (["--tier", "cpu", "--set", "base.step=3"], "did you mean 'steps'?"),
         (["--tier", "cpu", "--set", "base.steps"], "not of the form table.key=value"),
         (["--tier", "cpu", "--set", "run.name=../up"], "run.name is '../up'"),
@@ -152,6 +158,31 @@ def test_a_plan_of_a_run_that_has_its_data_needs_no_files(script, tmp_path, caps
     assert script.main([*plan, *setting]) == 2
     (done / "done.json").write_text("{}")
     assert script.main([*plan, *setting]) == 0
+
+
+def test_from_the_command_to_the_jitted_step_are_six_frames(script, tmp_path, monkeypatch):
+    """A whole base stage up to its first step, in whose place stands one that notes who called."""
+    frames = []
+
+    def step(state, batch):
+        ours = (str(ROOT / "jaxchat"), str(SCRIPT))
+        stack = traceback.extract_stack()[:-1]
+        frames.extend(frame.name for frame in stack if frame.filename.startswith(ours))
+        raise ConfigError("this step only notes who called it.")
+
+    monkeypatch.setattr(session, "make_train_step", lambda *_: step)
+    monkeypatch.setattr(script.processes, "start_jax", lambda *_: None)  # the test runner has
+    (tmp_path / "a.txt").write_text("the cat sat on the mat and saw the dog\n\n" * 500)
+    command = ["--tier", "cpu", "--home", str(tmp_path), "--data-dir", str(tmp_path / "a.txt")]
+    for setting in (
+        "run.depth=1", "model.n_embd=16", "model.n_head=1", "model.n_kv_head=1",
+        "model.sequence_len=64", "tokenizer.vocab_size=280", "base.steps=2",
+        "base.batch_tokens=512", "base.micro_rows=1", "base.eval_rows=8", "mid.conversations=200",
+        "sft.conversations=200", "data.words=50",
+    ):  # fmt: skip
+        command += ["--set", setting]
+    assert script.main([*command, "--stages", "data,tokenizer,rows,base"]) == 2
+    assert frames == ["main", "run_stages", "run_base", "fit", "train"]
 
 
 def test_the_tasks_that_a_plan_knows_are_those_there_are():

@@ -110,10 +110,14 @@ def test_a_gpu_takes_large_chunks() -> None:
     assert backend("cpu").chunk_rows == Compute().chunk_rows
 
 
-def test_a_tpu_computes_in_bfloat16_with_xlas_attention_and_has_no_fp8() -> None:
+def test_a_tpu_computes_in_bfloat16_and_has_no_fp8() -> None:
     tpu = backend("tpu")
+    assert WIDE.head_dim % 128
     chosen = choose_compute(ComputeConfig(), WIDE, devices=8, on=tpu)
     assert chosen == Compute(jnp.bfloat16, "xla", tpu.chunk_rows)
+    heads_of_128 = replace(WIDE, n_head=1, n_kv_head=1)
+    with pytest.warns(RuntimeWarning, match="splash attention does not work on this machine, so"):
+        assert choose_compute(ComputeConfig(), heads_of_128, devices=8, on=tpu) == chosen
     with pytest.raises(ConfigError, match=r"compute\.fp8 is on, but .* compute capability none"):
         choose_compute(ComputeConfig(fp8=True), WIDE, on=tpu)
     assert backend("an unknown one") == backend("cpu")

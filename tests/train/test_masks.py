@@ -54,9 +54,10 @@ def cut_chats() -> Batch:
         }
         for number in range(A * B)
     ]
-    ids, mask, offsets = render_batch(chats, BYTES, T + 1)
+    ids, mask, offsets = render_batch(chats, BYTES)
     tokens, flags = np.full((A * B, T + 1), BYTES.bos), np.zeros((A * B, T + 1))
     for row, (start, end) in enumerate(pairwise(offsets)):
+        end = min(end, start + T + 1)
         tokens[row, : end - start], flags[row, : end - start] = ids[start:end], mask[start:end]
     supervised = flags[:, 1:].sum(1)
     assert (supervised == 0).any(), "no conversation is cut before its reply"

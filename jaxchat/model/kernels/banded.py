@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float
 
 from jaxchat.model.kernels.blocked import spans, visible
 from jaxchat.model.kernels.matmul import dot
@@ -30,11 +31,14 @@ MAX_BLOCKS = 8  # of long ones, so that the compile time of long rows stays boun
 SCORES = 512 * 1024  # computed at once: what fits the cache of a CPU
 
 
-def banded_attention(q: Array, k: Array, v: Array, *, window: int) -> Array:
-    """Each query sees its own key and `window` keys to its left.
-
-    q [B,T,H,K], k and v [B,T,G,K] -> [B,T,H,K], in q's dtype.
-    """
+def banded_attention(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T G K"],
+    *,
+    window: int,
+) -> Float[Array, "B T H K"]:
+    """Each query sees its own key and `window` keys to its left. The result has q's dtype."""
     batch, time, heads, size = q.shape
     groups = k.shape[2]
     q = (q * jnp.asarray(size**-0.5, q.dtype)).reshape(batch, time, groups, -1, size)

@@ -13,12 +13,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Bool, Float
 
 MIN_BLOCK = 64  # queries: smaller blocks skip more masked keys, but make more and smaller products
 MAX_BLOCKS = 8  # so that the compile time of long rows stays bounded
 
 
-def blocked_attention(q: Array, k: Array, v: Array, *, window: int) -> Array:
+def blocked_attention(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T G K"],
+    *,
+    window: int,
+) -> Float[Array, "B T H K"]:
     """`causal_attention`, one key/value head after the other, in blocks of queries.
 
     No block computes keys it cannot see. Scores are computed again for the gradient, so that they
@@ -92,23 +99,23 @@ def spans(time: int, block: int, window: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(max(0, start - window), stop)
 
 
-def visible(queries: slice, keys: slice, window: int) -> Array:
-    """Whether a query sees a key, [Q,S]."""
+def visible(queries: slice, keys: slice, window: int) -> Bool[Array, "Q S"]:
+    """Whether a query sees a key."""
     own = jnp.arange(queries.start, queries.stop)[:, None]
     back = own - jnp.arange(keys.start, keys.stop)[None, :]
     return (back >= 0) & (back <= window)
 
 
-def sum_in_order(blocks: Array) -> Array:
-    """The sum over axis 2 of [B,G,N,...], added up from the first."""
+def sum_in_order(blocks: Float[Array, "B G N *rest"]) -> Float[Array, "B G *rest"]:
+    """The sum over the blocks N, added up from the first."""
     total = blocks[:, :, 0]
     for number in range(1, blocks.shape[2]):
         total = total + blocks[:, :, number]
     return total
 
 
-def sum_by_halves(weights: Array) -> Array:
-    """The sum [...,1] over the last axis, a power of two, as additions of halves.
+def sum_by_halves(weights: Float[Array, "*rows S"]) -> Float[Array, "*rows 1"]:
+    """The sum over the last axis, a power of two, as additions of halves.
 
     XLA's own sum on a CPU is taken in an order that depends on the other axes.
     """

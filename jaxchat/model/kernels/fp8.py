@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
+from jaxtyping import Float, Float32
 
 MULTIPLE = 16  # of both sides of a matrix, which the hardware wants
 SMALLEST = 128  # side: below, converting costs more than the product gains
@@ -31,8 +32,10 @@ def takes(rows: int, columns: int) -> bool:
     return min(rows, columns) >= SMALLEST and rows % MULTIPLE == columns % MULTIPLE == 0
 
 
-def quantize(x: Array, dtype: DTypeLike) -> tuple[Array, Array]:
-    """(values in the 8-bit `dtype`, a float32 scalar, a power of two): x is about their product.
+def quantize(
+    x: Float[Array, "*shape"], dtype: DTypeLike
+) -> tuple[Float[Array, "*shape"], Float32[Array, ""]]:
+    """(values in the 8-bit `dtype`, a power of two): x is about their product.
 
     Infinities and NaNs stay what they are, or become NaN: nothing is clipped.
     """
@@ -43,8 +46,8 @@ def quantize(x: Array, dtype: DTypeLike) -> tuple[Array, Array]:
 
 
 @jax.custom_vjp
-def matmul(x: Array, kernel: Array) -> Array:
-    """x [..., D] times kernel [D, F], in float32, as x's dtype [..., F].
+def matmul(x: Float[Array, "*rows D"], kernel: Float32[Array, "D F"]) -> Float[Array, "*rows F"]:
+    """x times kernel, in x's dtype.
 
     The gradient of the kernel is float32, that of x in x's dtype.
     """

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
+from jaxtyping import Float, Float32
 
-from jaxchat.model.backend import MatmulPrecision, platform
+from jaxchat.model.backend import MatmulPrecision
 from jaxchat.model.kernels import fp8
 
 SMALLEST = 64  # side of a matrix: rounding costs more than a smaller product gains
@@ -30,8 +31,10 @@ def takes(rows: int, columns: int) -> bool:
     return min(rows, columns) >= SMALLEST
 
 
-def matmul(x: Array, kernel: Array, precision: MatmulPrecision = "default") -> Array:
-    """x [..., D] times kernel [D, F], as x's dtype [..., F]; a large one in `precision`."""
+def matmul(
+    x: Float[Array, "*rows D"], kernel: Float[Array, "D F"], precision: MatmulPrecision = "default"
+) -> Float[Array, "*rows F"]:
+    """x times kernel, in x's dtype; a large one in `precision`."""
     if precision == "fp8" and fp8.takes(*kernel.shape):
         return fp8.matmul(x, kernel)
     if precision == "bfloat16" and takes(*kernel.shape):
@@ -41,7 +44,9 @@ def matmul(x: Array, kernel: Array, precision: MatmulPrecision = "default") -> A
     return x @ kernel
 
 
-def widened_matmul(x: Array, kernel: Array, precision: MatmulPrecision = "default") -> Array:
+def widened_matmul(
+    x: Float[Array, "*rows D"], kernel: Float[Array, "D F"], precision: MatmulPrecision = "default"
+) -> Float32[Array, "*rows F"]:
     """`matmul` whose result is float32 whatever x is; never in fp8."""
     if precision == "bfloat16" and takes(*kernel.shape):
         return rounded_matmul(x, kernel).astype(jnp.float32)
@@ -49,9 +54,11 @@ def widened_matmul(x: Array, kernel: Array, precision: MatmulPrecision = "defaul
 
 
 @jax.custom_vjp
-def mixed_matmul(x: Array, kernel: Array) -> Array:
-    """x [..., D] times kernel [D, F] rounded to x's dtype -> [..., F] in that; gradients likewise,
-    but for the kernel's, which is summed in float32 and stays in the kernel's dtype.
+def mixed_matmul(
+    x: Float[Array, "*rows D"], kernel: Float[Array, "D F"]
+) -> Float[Array, "*rows F"]:
+    """x times kernel rounded to x's dtype, in that; gradients likewise, but for the kernel's, which
+    is summed in float32 and stays in the kernel's dtype.
     """
     return x @ kernel.astype(x.dtype)
 
@@ -82,8 +89,10 @@ def round_kernels(params: Any) -> Any:
 
 
 @jax.custom_vjp
-def rounded_matmul(x: Array, kernel: Array) -> Array:
-    """x [..., D] times kernel [D, F] -> [..., F]: bfloat16 operands, forward and backward.
+def rounded_matmul(
+    x: Float[Array, "*rows D"], kernel: Float[Array, "D F"]
+) -> Float[Array, "*rows F"]:
+    """x times kernel: bfloat16 operands, forward and backward.
 
     What is saved for the gradients is bfloat16 too: half the memory.
     """
@@ -108,24 +117,35 @@ rounded_matmul.defvjp(_forward, _backward)
 
 
 def dot(
-    a: Array, b: Array, *, over: tuple[int, int] = (-1, -2), dtype: DTypeLike = jnp.bfloat16
-) -> Array:
-    """Matrices, or stacks of equally many, of operands in `dtype`, in float32.
+    a: Float[Array, "*stack _ _"],
+    b: Float[Array, "*stack _ _"],
+    *,
+    over: tuple[int, int] = (-1, -2),
+    dtype: DTypeLike = jnp.bfloat16,
+) -> Float32[Array, "*stack _ _"]:
+    """Products of matrices, or of stacks of equally many, with operands in `dtype`.
 
     `over` are the axes, -1 or -2, that are summed over: (-1, -2) for a b, (-1, -1) for a b^T,
     (-2, -2) for a^T b.
     """
     a, b = a.astype(dtype), b.astype(dtype)
     left, right = over
-    if left == -2 and jnp.dtype(dtype).itemsize == 2 and platform() == "cpu":
-        a, left = transposed(a), -1
     stack = tuple(range(a.ndim - 2))
-    dimensions = (((a.ndim + left,), (b.ndim + right,)), (stack, stack))
-    y: Array = lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
-    return y
+
+    def multiplied(a: Array, left: int) -> Array:
+        dimensions = (((a.ndim + left,), (b.ndim + right,)), (stack, stack))
+        y: Array = lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+        return y
+
+    if left == -2 and jnp.dtype(dtype).itemsize == 2:
+        y: Array = lax.platform_dependent(  # decided when it is lowered, for whatever platform
+            a, cpu=lambda a: multiplied(transposed(a), -1), default=lambda a: multiplied(a, left)
+        )
+        return y
+    return multiplied(a, left)
 
 
-def transposed(a: Array) -> Array:
+def transposed(a: Float[Array, "*stack M N"]) -> Float[Array, "*stack N M"]:
     """The last two axes exchanged, in memory, too.
 
     Through one axis behind a barrier, as XLA otherwise remembers how the array lay.

@@ -6,7 +6,7 @@ to have one producer and one consumer each, and automatic differentiation leaves
 the scale for the backward pass, and sums two products there. So the gradients are written out here
 and keep the input alone.
 
-Axes: B batch, T time, H heads, K head size.
+Axes: B batch, T time, H heads, K head size, C = K/2 pairs of channels.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def rms_norm(x: Array, epsilon: float) -> Array:
-    """x [..., D] divided by the root mean square of the last axis; computed in float32."""
+def rms_norm(x: Float[Array, "*rows D"], epsilon: float) -> Float[Array, "*rows D"]:
+    """x divided by the root mean square of the last axis; computed in float32."""
     wide = x.astype(jnp.float32)
     return (wide * _inverse_root(_mean(wide * wide), epsilon)).astype(x.dtype)
 
@@ -43,8 +44,14 @@ rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def norm_rope(x: Array, cos: Array, sin: Array, factor: float, epsilon: float) -> Array:
-    """factor * rms_norm(rotate(x, cos, sin)) for x [B,T,H,K], cos and sin [1 or B,T,1,K/2].
+def norm_rope(
+    x: Float[Array, "B T H K"],
+    cos: Float[Array, "#B T 1 C"],
+    sin: Float[Array, "#B T 1 C"],
+    factor: float,
+    epsilon: float,
+) -> Float[Array, "B T H K"]:
+    """factor * rms_norm(rotate(x, cos, sin)).
 
     It is normalised before it is rotated, as a rotation leaves the norm as it is, and rounded to
     x's dtype once. There is no gradient with respect to cos and sin.

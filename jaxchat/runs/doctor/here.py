@@ -129,8 +129,10 @@ def check_compute(config: RunConfig) -> tuple[Check, Check]:
             refused = Check("compiler", "not as the tier asks for it", (str(error),))
             return Check("attention", "not tried"), refused
     warned = (str(w.message) for w in said if issubclass(w.category, RuntimeWarning))
-    if chosen.attention == "cudnn":
+    if chosen.attention in ("cudnn", "splash"):
         why = "it worked on a trial"
+    elif backend().attention == "splash":
+        why = "splash does not work here, or the heads are no multiple of 128"
     elif backend().attention == "cudnn" and dtype.itemsize == 2:
         why = "cudnn was tried and does not work here"
     elif chosen.matmul == "bfloat16":

@@ -10,7 +10,7 @@ where the device waits for the host.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from jaxchat.train.profiling.classes import CLASSES, OTHER, Operation, Operations
@@ -89,7 +89,7 @@ def break_down(events: Sequence[Event], operations: Operations, module: str = ""
     for start, stop, event in segments:
         shares[name_of(event)] += clock.share(start, stop)
         busy[name_of(event)] += stop - start
-    counts = Counter(map(name_of, timed))
+    counts = _executions(timed, name_of)
     idle = clock.idle(first, last)
     within = sum(_overlap(gap, step) for gap in idle for step in steps)
     times = [
@@ -109,6 +109,15 @@ def break_down(events: Sequence[Event], operations: Operations, module: str = ""
     )
 
 
+def _executions(timed: Sequence[Event], name_of: Callable[[Event], str]) -> dict[str, int]:
+    """How often each operation ran. One of a GPU may run several kernels, one of them once."""
+    kernels = Counter((name_of(event), event.kernel) for event in timed)
+    counts: dict[str, int] = {}
+    for (name, _), count in kernels.items():
+        counts[name] = min(count, counts.get(name, count))
+    return counts
+
+
 def _longest(events: Sequence[Event]) -> str:
     time: dict[str, float] = defaultdict(float)
     for event in events:
@@ -119,15 +128,19 @@ def _longest(events: Sequence[Event]) -> str:
 def _steps(events: Sequence[Event], operations: Operations) -> list[Span]:
     """Start and end of each execution, in order.
 
-    Where the trace does not say which execution an event belongs to, the n-th event of an operation
-    that runs once a step belongs to the n-th step.
+    Where the trace does not say which execution any event belongs to, the n-th event of an
+    operation that runs once a step belongs to the n-th step.
     """
     spans: dict[int, Span] = {}
     seen: Counter[str] = Counter()
+    numbered = any(event.run is not None for event in events)
+    # Same fusions share a kernel: in a command buffer, its name does not say how often each ran.
+    ran = Counter(event.op for event in events if operations.is_in_entry(event.op))
+    usual = Counter(ran.values()).most_common(1)[0][0] if ran else 0
     for event in sorted(events, key=lambda e: e.start):
         if event.run is not None:
             run = event.run
-        elif operations.is_in_entry(event.op):
+        elif not numbered and 0 < ran[event.op] <= usual:
             run = seen[event.op]
             seen[event.op] += 1
         else:

@@ -3,6 +3,9 @@
 FOLDER/plugins/profile/DATE/HOST.xplane.pb          what XProf and `jaxchat profile` read
 FOLDER/plugins/profile/DATE/perfetto_trace.json.gz  what ui.perfetto.dev reads
 FOLDER/step.hlo.txt, FOLDER/profile.json            the compiled step; what was recorded
+
+On a GPU, the recorded steps run in a program of their own, without command buffers: it is compiled
+before the trace begins, by every process, since XLA tunes its kernels in all of them together.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import jax
 
 from jaxchat.config.derive import flops_per_token
 from jaxchat.config.schema import ModelConfig
+from jaxchat.model.backend import backend
 from jaxchat.paths import atomic_folder, atomic_open, write_json
 from jaxchat.train.profiling.request import HLO, RECORD, Request
 
@@ -42,7 +46,7 @@ def recorded(
     Without a capture that is `step_fn` itself. On leaving, prints the profile's folder, or that
     there is none because the steps did not come. A recording cut short leaves nothing.
     """
-    if capture is None or jax.process_index() != 0:
+    if capture is None or (jax.process_index() != 0 and not backend().traced):
         return contextlib.nullcontext(step_fn)
     return contextlib.closing(_Recorder(step_fn, capture, first))
 
@@ -50,6 +54,8 @@ def recorded(
 class _Recorder:
     def __init__(self, step_fn: StepFn, capture: Capture, first: int) -> None:
         self._step_fn, self._capture, self._next = step_fn, capture, first
+        self._options = dict(backend().traced) or None
+        self._leads = jax.process_index() == 0  # the others only run the same program
         self._programs: dict[Any, Any] = {}  # shapes of a batch -> the compiled step
         self._open = contextlib.ExitStack()  # holds the folder while steps are recorded
         self._folder: Path | None = None
@@ -60,20 +66,30 @@ class _Recorder:
         self._next += 1
         if step >= request.stop or self._done:
             return self._step_fn(state, batch)
+        if self._options is not None and step < request.start:
+            return self._step_fn(state, batch)
         # Compiled before its first call, which then finds the program: it is not compiled twice.
-        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
-        if shapes not in self._programs:
-            self._programs[shapes] = self._step_fn.lower(state, batch).compile()  # type: ignore[attr-defined]
+        program = self._compiled(state, batch)
         if step == request.start:
             self._start(state)
         with jax.profiler.StepTraceAnnotation(self._capture.stage, step_num=step):
-            result = self._step_fn(state, batch)
+            result = (program if self._options else self._step_fn)(state, batch)
         if step == request.stop - 1 and self._folder is not None:
             jax.block_until_ready(result)
-            self._finish(self._programs[shapes], batch)
+            self._finish(program, batch)
         return result
 
+    def _compiled(self, state: Any, batch: Any) -> Any:
+        """The step for batches of this shape, with the options for steps that are recorded."""
+        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+        if shapes not in self._programs:
+            lowered = self._step_fn.lower(state, batch)  # type: ignore[attr-defined]
+            self._programs[shapes] = lowered.compile(self._options)
+        return self._programs[shapes]
+
     def _start(self, state: Any) -> None:
+        if not self._leads:
+            return
         jax.block_until_ready(state)  # what was dispatched before does not belong to it
         self._folder = self._open.enter_context(atomic_folder(self._capture.folder))
         options = jax.profiler.ProfileOptions()
@@ -107,6 +123,8 @@ class _Recorder:
 
     def close(self) -> None:
         """Discards a recording that was cut short; prints the outcome."""
+        if not self._leads:
+            return
         request, stage = self._capture.request, self._capture.stage
         if self._folder is not None:
             jax.profiler.stop_trace()

@@ -29,7 +29,7 @@ _SILENT = ("parameter", "constant", "tuple", "get-tuple-element", "iota", "fusio
 # Kernels and operations whose instruction is not known, by name; the first that fits decides.
 _BY_NAME = (
     (COLLECTIVE, r"nccl|all.?reduce|all.?gather|reduce.?scatter|all.?to.?all|collective"),
-    (ATTENTION, r"fmha|sdpa|flash|attention|attn"),
+    (ATTENTION, r"fmha|sdpa|flash|attention|attn|dot_do_o|convert_dq"),
     (MATMUL, r"gemm|matmul|cublas|cutlass|nvjet|xmma|\bdot|_dot|conv\b"),
     (LOOKUP, r"gather|scatter|sort|radix"),
     (COPY, r"memcpy|memset|copy|transpose|slice|concatenate|bitcast|\bpad"),
@@ -62,7 +62,7 @@ class Operations:
         instruction = self._instruction(name)
         if instruction is None:
             return bool(re.match(r"(while|conditional|call)(\.|$)", name))
-        return instruction.opcode in CONTROL and not _is_collective(self._module, instruction)
+        return instruction.opcode in CONTROL and not is_collective(self._module, instruction)
 
     def is_in_entry(self, name: str) -> bool:
         """Whether it runs exactly once a step."""
@@ -125,7 +125,7 @@ def _chief(module: Module, instruction: Instruction) -> Instruction:
 
 
 def _class_of(module: Module, instruction: Instruction, chief: Instruction) -> str:
-    if _is_collective(module, instruction):
+    if is_collective(module, instruction):
         return COLLECTIVE
     if "fmha" in chief.target or any(ATTENTION_FILES.search(frame.file) for frame in chief.frames):
         return ATTENTION
@@ -146,7 +146,8 @@ def _is_product(instruction: Instruction) -> bool:
     )
 
 
-def _is_collective(module: Module, instruction: Instruction) -> bool:
+def is_collective(module: Module, instruction: Instruction) -> bool:
+    """Whether it moves data between devices, also within an asynchronous call."""
     names = {instruction.opcode}
     if instruction.opcode.startswith("async-"):
         names |= {inner.opcode for inner in module.inside(instruction)}

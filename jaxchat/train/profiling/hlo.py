@@ -17,7 +17,8 @@ Shape = tuple[int, ...]
 
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
-_ARRAY = re.compile(r"[a-z][a-z0-9]*\[([0-9,<=]*)\]")
+_ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,<=]*)\]")
+_BITS = re.compile(r"[a-z]+(\d+)")  # f32, bf16, f8e4m3fn
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
 _BRACKETED = re.compile(r"\([^()\[\]{}]*\)|\[[^()\[\]{}]*\]|\{[^()\[\]{}]*\}")
 _COMMENT = re.compile(r"/\*.*?\*/")
@@ -35,6 +36,7 @@ class Frame:
 
     file: str
     line: int
+    function: str = ""
 
 
 Stack = tuple[Frame, ...]  # innermost first
@@ -49,6 +51,7 @@ class Instruction:
     shapes: tuple[Shape, ...]  # of the result; several for a tuple
     operands: tuple[str, ...]
     attributes: str  # all that follows the operands, as it stands
+    types: tuple[str, ...] = ()  # of the result's elements, such as bf16
     called: tuple[str, ...] = ()  # computations: of a fusion, the loop's body, ...
     op_name: str = ""  # jax's path of name scopes, such as jit(step)/h_0/attn/c_q/dot_general
     frames: Stack = ()
@@ -58,6 +61,24 @@ class Instruction:
         """The target of a custom-call, such as __cublas$gemm; else ""."""
         found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return found[1] if found else ""
+
+    @property
+    def trips(self) -> int | None:
+        """How often a while loop runs its body; None where that is decided while it runs."""
+        found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.attributes)
+        return int(found[1]) if found else None
+
+    @property
+    def body(self) -> str:
+        """The computation that a while loop or a call runs; else ""."""
+        found = re.search(r"\b(?:body|to_apply|calls)=%?([\w.\-]+)", self.attributes)
+        return found[1] if found else ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the result."""
+        elements = map(math.prod, self.shapes)
+        return sum(map(int.__mul__, elements, map(_width, self.types)))
 
 
 @dataclass(frozen=True)
@@ -162,16 +183,24 @@ def _instruction(name: str, rest: str, stacks: Mapping[int, Stack]) -> Instructi
     attributes = rest[stop:]
     op_name = re.search(r'op_name="((?:[^"\\]|\\.)*)"', attributes)
     frame = re.search(r"stack_frame_id=(\d+)", attributes)
+    arrays = _ARRAY.findall(rest[: opcode.start()])
     return Instruction(
         name=name,
         opcode=opcode[1],
-        shapes=tuple(map(_shape, _ARRAY.findall(rest[: opcode.start()]))),
+        shapes=tuple(_shape(numbers) for _, numbers in arrays),
+        types=tuple(kind for kind, _ in arrays),
         operands=tuple(_operands(rest[start + 1 : stop - 1])),
         attributes=attributes,
         called=tuple(_called(attributes)),
         op_name=op_name[1] if op_name else "",
         frames=stacks.get(int(frame[1]), ()) if frame else (),
     )
+
+
+def _width(kind: str) -> int:
+    """Bytes of an element; pred takes one."""
+    bits = _BITS.match(kind)
+    return max(1, int(bits[1]) // 8) if bits else int(kind == "pred")
 
 
 def _closing(text: str, start: int) -> int:
@@ -219,7 +248,7 @@ def _stack_frames(lines: list[str]) -> dict[int, Stack]:
             current[int(row[1])] = row[2] if row[2] is not None else row[3]
         elif line:
             break  # the first computation: the tables are over
-    files, _, locations, stack = (tables[name] for name in _TABLES)
+    files, functions, locations, stack = (tables[name] for name in _TABLES)
 
     def number(fields: str, key: str) -> int:
         found = re.search(rf"\b{key}=(\d+)", fields)
@@ -228,7 +257,9 @@ def _stack_frames(lines: list[str]) -> dict[int, Stack]:
     @functools.cache
     def frame(location: int) -> Frame:
         fields = locations.get(location, "")
-        return Frame(files.get(number(fields, "file_name_id"), ""), number(fields, "line"))
+        function = functions.get(number(fields, "function_name_id"), "")
+        file = files.get(number(fields, "file_name_id"), "")
+        return Frame(file, number(fields, "line"), function)
 
     # jax 0.10 prints the parent's number plus one, so that the first frame is its own parent.
     first = min(stack, default=0)

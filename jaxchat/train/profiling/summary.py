@@ -14,6 +14,7 @@ from jaxchat.paths import read_json
 from jaxchat.train.profiling.breakdown import Breakdown, break_down
 from jaxchat.train.profiling.classes import Operations
 from jaxchat.train.profiling.hlo import NO_MODULE, parse
+from jaxchat.train.profiling.order import in_order
 from jaxchat.train.profiling.request import HLO, RECORD
 from jaxchat.train.profiling.trace import find_trace, read_events
 
@@ -69,7 +70,8 @@ def read_profile(path: Path, device: int = 0) -> Profile:
         )
     operations = Operations(module)
     try:
-        breakdown = break_down(devices[names[device]], operations, module.name)
+        events = in_order(devices[names[device]], module)
+        breakdown = break_down(events, operations, module.name)
     except ValueError as error:
         raise ArtifactError(f"{trace}: {error}; record the profile again.") from error
     return Profile(trace, facts, names[device], names, module is not NO_MODULE, breakdown)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxchat.config.derive import flops_per_token
 from jaxchat.config.schema import MeshConfig, ModelConfig, OptimConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.model import gpt
+from jaxchat.model.backend import BACKENDS
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.mesh import make_mesh, put_batch
 from jaxchat.train.profiling.capture import Capture, recorded
@@ -166,6 +168,37 @@ def test_a_recording_changes_nothing(tmp_path: Path) -> None:
     plain, watched = Training(), Training()
     capture = Capture(parse("1:3"), "mid", tmp_path / "profile", MODEL)
     assert watched.run(capture, range(4)) == plain.run(None, range(4))
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_steps_recorded_on_a_gpu_have_a_program_of_their_own(
+    compiled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the options of a GPU, which a CPU's compiler takes too."""
+    plain, watched = Training(), Training()
+    expected = plain.run(None, range(5))
+    monkeypatch.setitem(BACKENDS, "cpu", replace(BACKENDS["cpu"], traced=BACKENDS["gpu"].traced))
+    assert BACKENDS["gpu"].traced == (("xla_gpu_enable_command_buffer", ""),)
+    watched.run(None, range(1))
+    compiled.clear()
+    capture = Capture(parse("2:4"), "base", tmp_path / "profile", MODEL)
+    assert watched.run(capture, range(1, 5)) == expected[1:]
+    # once, for both recorded steps; the others find the program of before
+    assert [name for name in compiled if "step" in name] == ["jit(step)"]
+    assert len(read_profile(capture.folder).breakdown.steps) == 2
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_other_processes_run_the_program_and_record_nothing(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setitem(BACKENDS, "cpu", replace(BACKENDS["cpu"], traced=BACKENDS["gpu"].traced))
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    capture = Capture(parse("1:2"), "base", tmp_path / "profile", MODEL)
+    with recorded(training.step, capture, 0) as step:
+        assert step is not training.step
+    assert not list(tmp_path.iterdir())
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("optax_promotion")

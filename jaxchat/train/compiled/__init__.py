@@ -1,0 +1,1 @@
+"""What a compiled program does, counted in its text: no device is needed."""
