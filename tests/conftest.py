@@ -53,6 +53,11 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """No name from bytes nobody reads: the clock in them (gzip's) differs between workers."""
+    return argname if isinstance(val, bytes) and not val.isascii() else None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--slow` runs the tests that are marked so, too."""
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
