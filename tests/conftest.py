@@ -54,7 +54,7 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes that nobody reads give no name: a clock in them (gzip's) would differ between workers."""
+    """No name from bytes nobody reads: the clock in them (gzip's) differs between workers."""
     return argname if isinstance(val, bytes) and not val.isascii() else None
 
 
