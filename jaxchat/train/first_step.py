@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxchat.parallel.consensus import agreed
-from jaxchat.train.profiling.capture import StepFn
 
+Result = tuple[Any, Any]  # of a step: the state and the metrics
 WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # of XLA's many
 
 
@@ -37,16 +37,23 @@ class Exhausted(Exception):
 
 
 class FirstStep:
-    """Takes a session's steps, and raises Exhausted where the first of them finds no memory."""
+    """Raises Exhausted where the first step of a session finds no memory. Take steps inside:
+
+    `with first_step(state, batch) as awaited: state, metrics = awaited(step(state, batch))`.
+    """
 
     def __init__(self, jitted: Any, mesh: Mesh) -> None:
         """`jitted` is the step that will be taken, perhaps recorded meanwhile."""
         self._jitted, self._mesh, self._fits = jitted, mesh, False
 
-    def __call__(self, step: StepFn, state: Any, batch: Any) -> tuple[Any, Any]:
-        """(state, metrics) of `step`, which computes what the jitted one does."""
-        if self._fits:
-            return step(state, batch)
+    def __call__(
+        self, state: Any, batch: Any
+    ) -> contextlib.AbstractContextManager[Callable[[Result], Result]]:
+        """A block for the step on `batch`; of later steps it does nothing."""
+        return contextlib.nullcontext(_unchanged) if self._fits else self._tried(state, batch)
+
+    @contextlib.contextmanager
+    def _tried(self, state: Any, batch: Any) -> Iterator[Callable[[Result], Result]]:
         accumulation, rows, tokens = batch["tokens"].shape
         sizes = (accumulation, rows, tokens - 1)
         if jax.process_count() > 1:
@@ -55,13 +62,11 @@ class FirstStep:
             found = self._reserve(state, batch)
             if agreed(self._mesh, int(found is not None)):
                 raise Exhausted(found or "another process ran out of memory", sizes)
-            result = step(state, batch)
+            yield _unchanged
         else:
             with _exhausted_as(sizes):
-                result = step(state, batch)
-                jax.block_until_ready(result)  # it may be dispatched first, and fail then
+                yield _finished  # it may be dispatched first, and fail then
         self._fits = True
-        return result
 
     def _reserve(self, state: Any, batch: Any) -> str | None:
         """What this process's devices say where one lacks the step's memory; None where all do."""
@@ -79,6 +84,15 @@ class FirstStep:
                 raise
             return str(error)
         return None
+
+
+def _finished(result: Result) -> Result:
+    jax.block_until_ready(result)
+    return result
+
+
+def _unchanged(result: Result) -> Result:
+    return result
 
 
 @contextlib.contextmanager
