@@ -1,7 +1,8 @@
 """Settings: dataclasses that check and convert their fields, and their hashes.
 
 A field says what it may hold by its type: bool, int, float, str, a tuple or a mapping of them, or
-another table; bounds stand beside it, as in `Annotated[int, Range(1, 64)]`.
+another table; bounds stand beside it, as in `Annotated[int, Range(1, 64)]`. A word in place of a
+number is a Literal: `int | Literal["auto"]`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from jaxchat.config.numbers import UNBOUNDED, Range, cut
 from jaxchat.errors import ConfigError
@@ -67,6 +68,7 @@ LATER = "added when runs had been made already"
 X = TypeVar("X")
 Later = Annotated[X, LATER]  # at its default such a field is left out of hashes
 Count = Annotated[int, Range(1, UNBOUNDED)]
+CountOrAuto = Annotated[int | Literal["auto"], Range(1, UNBOUNDED)]
 Whole = Annotated[int, Range(0, UNBOUNDED)]
 Positive = Annotated[float, Range(0, math.inf, whole=False, open=True)]
 NotNegative = Annotated[float, Range(0, math.inf, whole=False)]
@@ -93,6 +95,13 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     no int64, and for what breaks a rule.
     """
     kind, rules = plain(kind)
+    if get_origin(kind) is Union:  # a number, or a word in its place
+        kind, word = get_args(kind)
+        (auto,) = get_args(word)
+        if value == auto:
+            return auto
+        if isinstance(value, str):
+            raise ConfigError(f'{where} is {cut(repr(value))}; it must be a number or "{auto}".')
     origin = get_origin(kind)
     if kind is float and type(value) is int:
         value = float(value) if abs(value) < 2**1023 else math.inf

@@ -146,6 +146,11 @@ def largest_rows(step: Step, device_rows: int, limit: float, *, most: int | None
     return 0
 
 
+def fewer_rows(rows: int, device_rows: int) -> int:
+    """Half the rows of a micro-batch, or the next fewer that divide `device_rows`; 0 for none."""
+    return next((n for n in range(rows // 2, 0, -1) if device_rows % n == 0), 0)
+
+
 def with_rows(step: Step, rows: int, device_rows: int) -> Step:
     """The same step in micro-batches of `rows` a device."""
     return replace(step, rows=rows, accumulation=device_rows // rows)

@@ -13,6 +13,7 @@ from typing import Annotated, Self
 from jaxchat.config import numbers
 from jaxchat.config.fields import (
     Count,
+    CountOrAuto,
     Decay,
     Form,
     Fraction,
@@ -219,7 +220,8 @@ class TrainConfig(Settings):
     table = "train"
     steps: Whole = 0  # 0: one pass over the stage's rows
     batch_tokens: Count = 524_288  # tokens of one optimizer step, over all devices
-    micro_rows: Count = 32  # rows one device takes at once; the rest is accumulated
+    # rows one device takes at once, the rest is accumulated; "auto": as many as should fit
+    micro_rows: CountOrAuto = 32
     lr_scale: NotNegative = 1.0  # multiplies every rate of [optim], or of [mid_optim], [sft_optim]
     # of mid and sft: passes over each dataset of the hub, or file of one's own
     epochs: Mapping[str, Positive] = field(default_factory=dict)
@@ -260,7 +262,7 @@ class RLConfig(Settings):
     samples_per_problem: Annotated[int, Range(2, UNBOUNDED)] = 16
     max_new_tokens: Annotated[int, numbers.COUNT] = 256
     temperature: Annotated[float, Range(0, numbers.TEMPERATURE.most, whole=False, open=True)] = 1.0
-    micro_rows: Count = 64
+    micro_rows: CountOrAuto = 64
     lr_scale: Positive = 0.05
     save_every: Count = 20
     eval_every: Whole = 60  # steps between evaluations of pass@k on held-out problems; 0: never

@@ -138,6 +138,11 @@ def device_memory(device: jax.Device) -> int:
     return memory_limit(device) or memory_bytes() // jax.local_device_count()
 
 
+def memory_used(device: jax.Device) -> int:
+    """Bytes that arrays take of a device now; 0 where it does not say."""
+    return int((device.memory_stats() or {}).get("bytes_in_use", 0))
+
+
 def bucket(size: int, least: int, most: int | None = None, steps: int = 1) -> int:
     """`size` rounded up to one of few, so that few shapes are compiled.
 

@@ -58,7 +58,7 @@ def units(run: Path) -> Iterator[Unit]:
         if (folder / "done.json").exists():
             yield Unit(stage, None, _files(run, folder))
             continue
-        records = [folder / name for name in ("begun.json", MOVING)]
+        records = [folder / name for name in ("begun.json", "micro_rows.json", MOVING)]
         known = tuple(f"{stage}/{path.name}" for path in records if path.exists())
         for step in _steps(folder):
             yield Unit(stage, step, (*known, *_files(run, folder / "checkpoints" / str(step))))

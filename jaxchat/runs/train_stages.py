@@ -31,6 +31,7 @@ from jaxchat.runs.opening import load_model, make_engine
 from jaxchat.runs.runner import Context
 from jaxchat.train.grpo import RLJob, train_rl
 from jaxchat.train.loop import FitJob, FitResult, PreviousStage, fit
+from jaxchat.train.micro_rows import Rows
 from jaxchat.train.profiling import request
 from jaxchat.train.profiling.capture import Capture
 
@@ -111,12 +112,18 @@ def _trained(context: Context, job: FitJob, result: FitResult) -> dict[str, Any]
     return {
         "artifact": digest,
         **({"warm_start": job.before is not None} if config.starts_warm(stage) else {}),
+        **_rows_used(job.train.micro_rows, result.micro_rows),
         "seconds": result.seconds,
         "steps": result.steps,
         "tokens": result.tokens,
         "loss": result.loss,
         "bits_per_byte": result.bits_per_byte,
     }
+
+
+def _rows_used(configured: Rows, used: int) -> dict[str, int]:
+    """The micro_rows of a stage, for its results, where they are not as configured."""
+    return {} if used == configured else {"micro_rows": used}
 
 
 def _save_model(context: Context, stage: str, params: Any) -> str:
@@ -176,6 +183,7 @@ def run_rl(context: Context) -> dict[str, Any]:
     rates = {f"pass@{k}_{at}": r for at, of in result.pass_rates.items() for k, r in of.items()}
     return {
         "artifact": digest,
+        **_rows_used(rl.micro_rows, result.micro_rows),
         "seconds": result.seconds,
         "steps": rl.steps,
         "rollouts": rl.steps * rl.problems_per_step * rl.samples_per_problem,

@@ -15,6 +15,7 @@ Source: GRPO (DeepSeekMath, arXiv 2402.03300) without what DAPO (arXiv 2503.1447
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,12 +29,14 @@ from jaxchat.config.schema import RLConfig
 from jaxchat.evals.chat import Sampling, sampled_right
 from jaxchat.evals.scores import pass_rates
 from jaxchat.inference.service import Service
-from jaxchat.model.backend import bucket
+from jaxchat.model.backend import bucket, memory_used
 from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
 from jaxchat.signals import Interrupted
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.divergence import DivergenceError, save_batch
+from jaxchat.train.first_step import Exhausted
+from jaxchat.train.micro_rows import fewer_rows, first_rows
 from jaxchat.train.oom import explained
 from jaxchat.train.rollouts import (
     MIN_ROW,
@@ -67,6 +70,7 @@ class RLResult:
     skipped: int  # steps without signal
     pass_rates: dict[str, dict[str, float]]  # "first" and "last" -> k -> pass@k, where evaluated
     seconds: float
+    micro_rows: int  # rows that a device took at once, in the last session
 
 
 def advantages(
@@ -82,30 +86,48 @@ def advantages(
 def train_rl(job: RLJob, params: Any) -> RLResult:
     """Trains `params` on rewards, from the newest checkpoint when there is one.
 
-    Raises Interrupted after saving when SIGTERM, SIGUSR1 or SIGINT comes, OutOfMemory, with the
-    micro_rows that would fit, where a device cannot hold a step, and FloatingPointError for a loss
-    or gradient that is not finite.
+    Raises Interrupted after saving when SIGTERM, SIGUSR1 or SIGINT comes, and FloatingPointError
+    for a loss or gradient that is not finite. A first step that a device cannot hold is tried again
+    with fewer rows (see `micro_rows`); for what it cannot hold then or later, OutOfMemory is
+    raised.
     """
     config = job.config
+    rollouts = config.problems_per_step * config.samples_per_problem
+    single = plan_rows(rollouts, 1, batch_shards(job.mesh))
+    engine = memory_used(jax.local_devices()[0])  # it samples beside
+    rows = first_rows(job, config.micro_rows, (*single, job.model.sequence_len), engine)
     with Session(job, config.steps, lr_scale=config.lr_scale) as session:
-        state, meta = session.resume(params)
-        loop = _Loop(job, session, meta)
-        with session.running() as run_step:
-            while session.done < config.steps:
-                try:
-                    rollouts = loop.sample(state)
-                    state = loop.train(run_step, state, rollouts)
-                    if number := session.stop():
-                        raise Interrupted(number)
-                except Interrupted:
-                    session.save(state, loop.meta())
-                    session.checkpoints.wait()
-                    raise
-        with session.at_once():
-            if config.eval_every:
-                give_weights(job.engine, state)
-                loop.evaluate("last")
-    return RLResult(state.params, loop.rewards, loop.skipped, loop.pass_rates, session.seconds())
+        while True:
+            try:
+                return _train_rl(job, session, params, rows)
+            except Exhausted as error:
+                rows = fewer_rows(job, config.micro_rows, error)
+            gc.collect()  # what the traceback held: a state and its batch
+
+
+def _train_rl(job: RLJob, session: Session, params: Any, micro_rows: int) -> RLResult:
+    """Likewise, with `micro_rows` a device. Raises Exhausted for the first step."""
+    config = job.config
+    state, meta = session.resume(params)
+    loop = _Loop(job, session, meta, micro_rows)
+    with session.running() as run_step:
+        while session.done < config.steps:
+            try:
+                rollouts = loop.sample(state)
+                state = loop.train(run_step, state, rollouts)
+                if number := session.stop():
+                    raise Interrupted(number)
+            except Interrupted:
+                session.save(state, loop.meta())
+                session.checkpoints.wait()
+                raise
+    with session.at_once():
+        if config.eval_every:
+            give_weights(job.engine, state)
+            loop.evaluate("last")
+    return RLResult(
+        state.params, loop.rewards, loop.skipped, loop.pass_rates, session.seconds(), micro_rows
+    )
 
 
 def give_weights(engine: Service, state: TrainState) -> None:
@@ -117,9 +139,11 @@ def give_weights(engine: Service, state: TrainState) -> None:
 class _Loop:
     """The two halves of a step of `train_rl`, and what they have found so far."""
 
-    def __init__(self, job: RLJob, session: Session, meta: Mapping[str, Any]) -> None:
+    def __init__(
+        self, job: RLJob, session: Session, meta: Mapping[str, Any], micro_rows: int
+    ) -> None:
         """`meta` is what the newest checkpoint was saved with."""
-        self.job, self.session = job, session
+        self.job, self.session, self.micro_rows = job, session, micro_rows
         self.rewards: list[float] = list(meta.get("rewards", []))
         self.skipped = int(meta.get("skipped", 0))
         self.pass_rates: dict[str, dict[str, float]] = dict(meta.get("pass_rates", {}))
@@ -168,7 +192,9 @@ class _Loop:
             batch = self.make_batch(rollouts, advantage)
             count, rows, row_tokens = batch["tokens"].shape
             with explained(self.job, (count, rows * row_share(self.job.mesh)[1], row_tokens - 1)):
-                state, metrics = run_step(state, put_batch(self.job.mesh, batch))
+                placed = put_batch(self.job.mesh, batch)
+                with session.first_step(state, placed) as awaited:
+                    state, metrics = awaited(run_step(state, placed))
                 values = {name: float(value) for name, value in metrics.items()}
             self.check(values, batch)
         else:
@@ -193,7 +219,7 @@ class _Loop:
         """This process's part of the micro-batches [A, B, ...] of a step."""
         job, (index, parts) = self.job, row_share(self.job.mesh)
         shards = batch_shards(job.mesh)
-        count, rows = plan_rows(rollouts.rewards.size, job.config.micro_rows, shards)
+        count, rows = plan_rows(rollouts.rewards.size, self.micro_rows, shards)
         row_tokens = bucket(rollouts.longest - 1, MIN_ROW, job.model.sequence_len) + 1
         batch = make_batch(
             rollouts, advantage, row_tokens, count * rows, job.tokenizer.bos,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,9 +13,12 @@ from jaxchat.config import memory
 from jaxchat.errors import OutOfMemory
 from jaxchat.model.backend import backend, device_memory
 from jaxchat.parallel.mesh import batch_shards
+from jaxchat.train.first_step import is_exhausted
 from jaxchat.train.session import TrainingJob
 
-WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # of XLA's many
+LARGER = (
+    "use more devices with --set mesh.fsdp=N, a smaller run.depth, or a shorter model.sequence_len"
+)
 
 
 @contextmanager
@@ -33,12 +34,6 @@ def explained(job: TrainingJob, batch: tuple[int, int, int]) -> Iterator[None]:
         if not is_exhausted(error):
             raise
         raise OutOfMemory(advice(job.title, predicted(job, batch), str(error))) from error
-
-
-def is_exhausted(error: Exception) -> bool:
-    """Whether XLA found no memory; a full disk may be called RESOURCE_EXHAUSTED, too."""
-    text = str(error)
-    return any(words in text for words in WORDS) and os.strerror(errno.ENOSPC) not in text
 
 
 def predicted(job: TrainingJob, batch: tuple[int, int, int]) -> memory.Step:
@@ -63,7 +58,7 @@ def advice(stage: str, step: memory.Step, error: str) -> str:
     requested = (
         f"{stage} runs out of memory on {device.device_kind} ({limit / 1e9:.1f} GB) with "
         f"micro_rows {step.rows}, predicted to take {memory.predict(step).peak / 1e9:.1f} GB "
-        f"({error.splitlines()[0][:200].rstrip('.')})"
+        f"({shortened(error)})"
     )
     # fewer than now, even where these should have fitted by the prediction
     rows = memory.largest_rows(step, whole, limit * (1 - memory.MARGIN), most=step.rows - 1)
@@ -74,6 +69,11 @@ def advice(stage: str, step: memory.Step, error: str) -> str:
             f"to take {peak / 1e9:.1f} GB: the batch of a step stays as it is."
         )
     return (
-        f"{requested}; a single row would take {peak / 1e9:.1f} GB, so no micro_rows helps: use "
-        "more devices with --set mesh.fsdp=N, a smaller run.depth, or a shorter model.sequence_len."
+        f"{requested}; a single row would take {peak / 1e9:.1f} GB, so no micro_rows helps: "
+        f"{LARGER}."
     )
+
+
+def shortened(error: str) -> str:
+    """XLA's error for a parenthesis."""
+    return error.splitlines()[0][:200].rstrip(".")

@@ -16,19 +16,18 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxchat.checkpoints.save import Checkpoints
 from jaxchat.config.schema import DEFAULT_COMPUTE, ComputeConfig, ModelConfig, OptimConfig
 from jaxchat.model.capabilities import choose_compute
 from jaxchat.optim.optimizer import make_optimizer
-from jaxchat.parallel.mesh import replicated
+from jaxchat.parallel.consensus import highest
 from jaxchat.progress import Progress
 from jaxchat.signals import stop_requests
 from jaxchat.train.divergence import SpikeDetector
+from jaxchat.train.first_step import FirstStep
 from jaxchat.train.metrics import MetricsLog, read_metrics
 from jaxchat.train.profiling.capture import Capture, StepFn, recorded
 from jaxchat.train.step import TrainState, init_state, make_train_step
@@ -76,6 +75,7 @@ class Session:
             job.model, job.optim, steps, lr_scale=lr_scale, muon_dtype=self.compute.muon_dtype
         )
         self._step_fn = make_train_step(job.model, self.optimizer, job.mesh, self.compute)
+        self.first_step = FirstStep(self._step_fn, job.mesh)
         self._spike, self._keep = spike, (keep, keep_every)
         self._log: MetricsLog | None = None
         self._open = ExitStack()
@@ -169,14 +169,10 @@ class StopConsensus:
     def __init__(self, mesh: Mesh, received: Callable[[], int]) -> None:
         """`received` is the number of this process's signal, or 0."""
         self._received = received
-        self._size = mesh.size
-        self._layout = NamedSharding(mesh, P(mesh.axis_names))
-        self._highest = jax.jit(lambda flags: flags.max(), out_shardings=replicated(mesh))
+        self._highest = highest(mesh)
         self._pending: jax.Array | None = None
 
     def __call__(self) -> int:
         """The highest number of any process's signal at the call before; 0: none."""
-        mine = np.full(len(self._layout.addressable_devices), self._received(), np.int32)
-        flags = jax.make_array_from_process_local_data(self._layout, mine, (self._size,))
-        before, self._pending = self._pending, self._highest(flags)
+        before, self._pending = self._pending, self._highest(self._received())
         return 0 if before is None else int(before)

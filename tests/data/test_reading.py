@@ -237,12 +237,24 @@ def test_a_damaged_page_names_the_file_and_not_the_home(tmp_path: Path, codec: s
     [
         ("a.parquet", b"", r"is cut off \(it is empty\)"),
         ("a.parquet", b'{"text": 1}\n' * 9, "is no Parquet file"),
-        ("a.parquet", gzip.compress(b"x", mtime=0), r"is no Parquet file; it looks like gzip \(\.gz\)"),
+        (
+            "a.parquet",
+            gzip.compress(b"x", mtime=0),
+            r"is no Parquet file; it looks like gzip \(\.gz\)",
+        ),
         ("a.parquet", b"PAR1" + bytes(99), "is cut off: no Parquet footer"),
         ("a.txt.gz", b"", r"is cut off \(it is empty\)"),
         ("a.txt.gz", b"plain", "is not gzip; give it a name"),
-        ("a.txt.zst", gzip.compress(b"x", mtime=0), r"is not Zstandard; it looks like gzip \(\.gz\)"),
-        ("a.txt.gz", gzip.compress(b"x", mtime=0) + b"more", "is damaged: its bytes are not what gzip"),
+        (
+            "a.txt.zst",
+            gzip.compress(b"x", mtime=0),
+            r"is not Zstandard; it looks like gzip \(\.gz\)",
+        ),
+        (
+            "a.txt.gz",
+            gzip.compress(b"x", mtime=0) + b"more",
+            "is damaged: its bytes are not what gzip",
+        ),
         ("a.txt", gzip.compress(b"x", mtime=0), r"is not UTF-8 text .*it looks like gzip \(\.gz\)"),
         ("a.jsonl", b"%PDF-1.7\n%\xe2\xe3", "is no JSON object|it looks like a PDF"),
     ],

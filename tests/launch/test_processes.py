@@ -22,6 +22,7 @@ from jaxchat.runs import opening, run_dir, stages
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCAL = ROOT / "launch" / "local.py"
 TOGETHER = Path(__file__).resolve().parent / "rl_together.py"
+FIT_TOGETHER = TOGETHER.with_name("fit_together.py")
 TRAINED = ("base", "mid", "sft", "rl")
 TINY = [
     *("run.depth=2", "model.n_embd=32", "model.sequence_len=128", "tokenizer.vocab_size=400"),
@@ -85,6 +86,20 @@ def test_two_processes_pretrain(tmp_path: Path) -> None:
     assert found["steps"] == 2
     assert np.isfinite(found["loss"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights(tmp_path, "base")))
+
+
+def test_a_process_without_memory_leaves_no_other_waiting(tmp_path: Path) -> None:
+    """Both take fewer rows, and come to the bits of a run that had them from the start."""
+    both = [sys.executable, LOCAL, "-n", "2", "--script", FIT_TOGETHER, "--", tmp_path]
+    out = subprocess.run(
+        list(map(str, both)), check=True, timeout=600, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ).stdout  # fmt: skip
+    assert out.count("it is tried again with 1") == 1
+    found = [json.loads((tmp_path / f"result_{index}.json").read_text()) for index in range(2)]
+    assert found[0] == found[1]
+    assert found[0]["halved"] == found[0]["plain"]
+    assert found[0]["halved"][0] == 1
 
 
 @pytest.mark.parametrize(

@@ -107,20 +107,28 @@ def _stages(config: RunConfig) -> Iterator[StagePlan]:
 
 
 def stage_step(config: RunConfig, stage: str = "base") -> memory.Step:
-    """The step of base, mid or sft on one device; a run computes in bf16 on GPUs, else in fp32."""
+    """The step of base, mid or sft on one device; a run computes in bf16 on GPUs, else in fp32.
+
+    With micro_rows "auto" it has as many rows as fit, and one where none does.
+    """
     train: TrainConfig = getattr(config, stage)
     device_rows = _rows_per_device(config, train)
-    rows = min(train.micro_rows, device_rows)
-    return memory.Step(
+    single = memory.Step(
         model=config.model,
         optim=config.optim_of(stage),
-        rows=rows,
-        accumulation=max(1, device_rows // rows),
+        rows=1,
+        accumulation=device_rows,
         mesh=memory.mesh_of(config.mesh, config.hardware.devices),
         platform="gpu" if config.hardware.compute_bytes < memory.WIDE else "cpu",
         compute_bytes=config.hardware.compute_bytes,
         chunk_rows=config.compute.loss_chunk_rows,
     )
+    if isinstance(train.micro_rows, str):
+        limit = room(config.hardware.memory_bytes)
+        rows = max(1, memory.largest_rows(single, device_rows, limit))
+    else:
+        rows = min(train.micro_rows, device_rows)
+    return memory.with_rows(single, rows, device_rows)
 
 
 def plan_card(config: RunConfig, memory_bytes: float) -> Card:
@@ -278,7 +286,8 @@ def _eval_lines(plan: Plan) -> list[str]:
 
 def _memory_lines(plan: Plan) -> list[str]:
     held, hardware, step = plan.memory, plan.config.hardware, stage_step(plan.config)
-    verdict = "" if plan.fits else "  It does not fit: lower base.micro_rows."
+    lower = "lower base.micro_rows" if step.rows > 1 else "not even 1 row does"
+    verdict = "" if plan.fits else f"  It does not fit: {lower}."
     mesh = f"data={step.mesh.data}, fsdp={step.mesh.fsdp}, tensor={step.mesh.tensor}"
     rows = [
         ("parameters", held.parameters, "fp32"),

@@ -305,7 +305,10 @@ def _settings(report: Report) -> list[Block]:
     lines, html = list[str](), list[str]()
     for stage in report["stages"].values():
         for name, values in stage["settings"].items():
+            used = stage["results"].get("micro_rows", values.get("micro_rows"))
             rows = [(key, plain(value)) for key, value in values.items()]
+            if "micro_rows" in values and used != values["micro_rows"]:
+                rows.append(("micro_rows used", plain(used)))
             line = f"[{name}] " + ", ".join(f"{key}={value}" for key, value in rows)
             lines.append(textwrap.fill(line, 96, subsequent_indent="    "))
             html.append(details(name, facts(rows).html))
