@@ -1,6 +1,7 @@
 """From raw text to a model that answers in a chat: the table of contents of the whole project.
 
 python run_speedrun.py --tier cpu            # minutes, on any machine, without a GPU or a network
+python run_speedrun.py --tier list           # what each tier takes, and what to expect of it
 python run_speedrun.py --tier 100 --plan     # what a run would take; runs nothing
 
 Every stage is skipped when its artefact is complete and nothing it depends on has changed, and an
@@ -19,7 +20,7 @@ from jaxchat.config import loading
 from jaxchat.config.loading import tiers
 from jaxchat.config.schema import RunConfig
 from jaxchat.runs import processes, run_dir
-from jaxchat.runs.plan import checks, plan
+from jaxchat.runs.plan import checks, plan, tier_list
 from jaxchat.runs.stages import STAGES, check_names
 from jaxchat.train import trackers
 from jaxchat.train.profiling import request
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     root = paths.home(args.home)
     with errors.ErrorHandler(root) as handler:
+        if args.tier == "list":
+            print(tier_list.render())
+            return 0
         config, profiles = read_settings(args, root)
         if args.plan:
             print(plan.render(plan.make_plan(config)))
@@ -59,7 +63,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, epilog=f"stages:\n{contents}\n\n{errors.EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--tier", required=True, help=f"one of {', '.join(tiers())}")
+    parser.add_argument(
+        "--tier", required=True, help=f"one of {', '.join(tiers())}; list compares them"
+    )
     parser.add_argument("--home", type=Path, help="where artefacts go (JAXCHAT_HOME)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
