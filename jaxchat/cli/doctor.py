@@ -35,7 +35,6 @@ def add_doctor(parser: Parser) -> None:
     compiled = "instead: compile its programs for a kind of device without one, and count (minutes)"
     parser.option("--compile", str, "KIND", compiled, choices=TARGETS)
     parser.option("--stages", str, "A,B", f"of --compile: only these of {', '.join(USERS)}", "")
-    parser.switch("--both-forms", "of --compile: each step without Triton's products, too")
     parser.switch("-n --no-bench", "time no training step")
     parser.switch("--json", "for programs")
     parser.set_defaults(run_command=doctor_command)
@@ -60,19 +59,12 @@ def doctor_command(args: argparse.Namespace) -> int:
 
 def _compile(args: argparse.Namespace, config: RunConfig) -> int:
     """Prints what the step does on devices that are not here; 1 when it does not fit."""
-    configure_jax(config.mesh, None)
-    import jax
-
     from jaxchat.runs.doctor import compiled, compiled_text
 
-    jax.config.update("jax_platforms", "cpu")
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
+    compiled.on_the_cpu(config)
     stages = args.stages.split(",") if args.stages else ()
     found = compiled.compile_all(
-        config, args.tier, args.compile, stages, both_forms=args.both_forms, say=say
+        config, args.tier, args.compile, stages, both_forms=True, say=compiled.say
     )
     if args.json:
         print(json.dumps(compiled.all_to_json(found), indent=1))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import jax
+
+from jaxchat import paths
 from jaxchat.config import memory
 from jaxchat.config.derive import count_params, flops_per_token, windows
 from jaxchat.config.schema import MODELS, ModelConfig, RunConfig
@@ -13,6 +17,7 @@ from jaxchat.errors import ConfigError
 from jaxchat.inference import jitted
 from jaxchat.model.backend import bucket
 from jaxchat.model.kv_cache import slots_of, whole_blocks
+from jaxchat.parallel.launch_env import configure_jax
 from jaxchat.runs.plan import plan
 from jaxchat.runs.plan.evaluation import prompt_tokens
 from jaxchat.train.compiled.engine import STEPS, EngineShape, compile_decode, compile_prefill
@@ -118,6 +123,19 @@ def _form(program: Program, time: Roofline | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def on_the_cpu(config: RunConfig) -> None:
+    """Starts JAX for compiling: with a driver wanted, a plugin without one would raise."""
+    # XLA warns that it knows no device's CUB, whose sort it replaces
+    paths.set_environment({"TF_CPP_MIN_LOG_LEVEL": "2"}, ["TF_CPP_MIN_LOG_LEVEL"])
+    configure_jax(config.mesh, None)
+    jax.config.update("jax_platforms", "cpu")
+
+
+def say(line: str) -> None:
+    """Progress, for a terminal."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def all_to_json(found: Sequence[Compiled]) -> dict[str, Any]:
     """For programs: the first one's keys, and all of them."""
     return {
@@ -138,8 +156,8 @@ def compile_all(
 ) -> tuple[Compiled, ...]:
     """Compiles what a tier runs on the kind, one after the other; `stages` (none: all) choose.
 
-    `both_forms`: each step in XLA's other form, too. See `train.compiled.program` for what it
-    raises.
+    `both_forms`: the first step in XLA's other form, too, which shows what it changes in all. See
+    `train.compiled.program` for what it raises, and ConfigError for an unknown stage.
     """
     target = TARGETS[kind]
     if unknown := set(stages).difference(USERS):
@@ -155,7 +173,7 @@ def compile_all(
     for number, work in enumerate(works, 1):
         names = ", ".join(work.stages)
         say(f"compiling {number} of {len(works)}: {work.what} of {names} ...")
-        found.append(_compile(config, tier, kind, work, both_forms=both_forms))
+        found.append(_compile(config, tier, kind, work, both_forms=both_forms and number == 1))
     return tuple(found)
 
 

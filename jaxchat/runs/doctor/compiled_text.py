@@ -82,28 +82,24 @@ def title(one: Compiled) -> str:
 
 def _details(one: Compiled) -> list[str]:
     heading = f"{title(one)[0].upper()}{title(one)[1:]}, in {', '.join(one.work.stages)}"
-    parts = [(name, f"{n:,}", size(fine), size(naive)) for name, n, fine, naive in _parts(one)]
-    work = "work of a dispatch" if one.work.what == DECODE else "work of a step"
-    if one.steps > 1:
-        work += f" ({one.steps} steps)"
     return [
         heading,
         "", *table([("memory of a device", "XLA", "predicted"), *_memory(one)]),
-        "", *table([(work, "number", "amount"), *_work(one)]),
+        "", *table([("work of a step", "number", "amount"), *_work(one)]),
         *_collectives(one),
-        "", *table([("elementwise, by part", "kernels", "fine", "naive"), *parts]),
+        "", *table([("elementwise, by part", "kernels", "fine", "naive"), *_parts(one)]),
         *_beside(one),
         *_time(one),
     ]  # fmt: skip
 
 
-def _parts(one: Compiled) -> list[tuple[str, int, int, int]]:
-    counts = one.program.counts
-    found = [
-        (name, kernels, amount, counts.naive_parts.get(name, amount))
-        for name, (kernels, amount) in counts.parts.items()
-    ]
-    return sorted(found, key=lambda part: -part[2])
+def _parts(one: Compiled) -> list[tuple[str, ...]]:
+    counts, steps = one.program.counts, one.steps
+    return [
+        (name, f"{kernels / steps:,.0f}", size(amount / steps),
+         size(counts.naive_parts.get(name, amount) / steps))
+        for name, (kernels, amount) in sorted(counts.parts.items(), key=lambda part: -part[1][1])
+    ]  # fmt: skip
 
 
 def _memory(one: Compiled) -> Iterator[tuple[str, ...]]:
@@ -127,26 +123,26 @@ def _memory(one: Compiled) -> Iterator[tuple[str, ...]]:
 
 
 def _work(one: Compiled) -> Iterator[tuple[str, ...]]:
-    counts = one.program.counts
-    yield "products", f"{counts.products:,}", _tera(counts.product_flops)
+    counts, steps, trains = one.program.counts, one.steps, one.work.what == STEP
+
+    def line(name: str, number: int, amount: str) -> tuple[str, ...]:
+        return name, f"{number / steps:,.0f}", amount
+
+    def tera(flops: int) -> str:
+        return f"{flops / steps / 1e12:,.4g} TFLOP"
+
+    yield line("products", counts.products, tera(counts.product_flops))
     if counts.fp8_products:
-        yield "  in fp8", f"{counts.fp8_products:,}", _tera(counts.fp8_flops)
-    if one.work.what == STEP:
-        yield (
-            "  recomputed to save memory",
-            f"{counts.recomputed:,}",
-            _tera(counts.recomputed_flops),
-        )
-    yield "attention calls", f"{counts.attention_calls:,}", _tera(counts.attention_flops)
-    yield "elementwise kernels", f"{counts.kernels:,}", size(counts.fine)
-    yield "  with whole operands (naive)", "", size(counts.naive)
-    if counts.tanh:
+        yield line("  in fp8", counts.fp8_products, tera(counts.fp8_flops))
+    if trains:
+        again = tera(counts.recomputed_flops)
+        yield line("  recomputed to save memory", counts.recomputed, again)
+    yield line("attention calls", counts.attention_calls, tera(counts.attention_flops))
+    yield line("elementwise kernels", counts.kernels, size(counts.fine / steps))
+    yield "  with whole operands (naive)", "", size(counts.naive / steps)
+    if trains and counts.tanh:
         yield "  tanh of the logits alone, on a card", "", size(counts.tanh)
-    yield "all kernels", f"{counts.launches:,}", ""
-
-
-def _tera(flops: int) -> str:
-    return f"{flops / 1e12:.1f} TFLOP"
+    yield line("all kernels but collectives", counts.launches, "")
 
 
 def _collectives(one: Compiled) -> list[str]:
@@ -218,4 +214,4 @@ def _time(one: Compiled) -> list[str]:
     if one.work.what == DECODE:
         rate = shape.slots / time.seconds
         tail = f"{rate:,.0f} tokens a second; {tail}"
-    return ["", f"{line}, {one.launches:,.0f} kernels a step; {tail}."]
+    return ["", f"{line}; {tail}."]
