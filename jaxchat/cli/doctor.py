@@ -15,7 +15,7 @@ from jaxchat import paths
 from jaxchat.cli.args import Parser, add_hub
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
-from jaxchat.parallel.launch_env import configure_jax
+from jaxchat.parallel.launch_env import configure_compiling, configure_jax
 from jaxchat.runs import run_dir
 from jaxchat.train.compiled.targets import TARGETS, USERS
 
@@ -59,9 +59,9 @@ def doctor_command(args: argparse.Namespace) -> int:
 
 def _compile(args: argparse.Namespace, config: RunConfig) -> int:
     """Prints what the step does on devices that are not here; 1 when it does not fit."""
+    configure_compiling(config.mesh)
     from jaxchat.runs.doctor import compiled, compiled_text
 
-    compiled.on_the_cpu(config)
     stages = args.stages.split(",") if args.stages else ()
     found = compiled.compile_all(
         config, args.tier, args.compile, stages, both_forms=True, say=compiled.say

@@ -7,9 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import jax
-
-from jaxchat import paths
 from jaxchat.config import memory
 from jaxchat.config.derive import count_params, flops_per_token, windows
 from jaxchat.config.schema import MODELS, ModelConfig, RunConfig
@@ -17,7 +14,6 @@ from jaxchat.errors import ConfigError
 from jaxchat.inference import jitted
 from jaxchat.model.backend import bucket
 from jaxchat.model.kv_cache import slots_of, whole_blocks
-from jaxchat.parallel.launch_env import configure_jax
 from jaxchat.runs.plan import plan
 from jaxchat.runs.plan.evaluation import prompt_tokens
 from jaxchat.train.compiled.engine import STEPS, EngineShape, compile_decode, compile_prefill
@@ -121,14 +117,6 @@ def _form(program: Program, time: Roofline | None) -> dict[str, Any]:
         "counts": program.counts.to_json(),
         "seconds": time and {**asdict(time), "step": time.seconds},
     }  # fmt: skip
-
-
-def on_the_cpu(config: RunConfig) -> None:
-    """Starts JAX for compiling: with a driver wanted, a plugin without one would raise."""
-    # XLA warns that it knows no device's CUB, whose sort it replaces
-    paths.set_environment({"TF_CPP_MIN_LOG_LEVEL": "2"}, ["TF_CPP_MIN_LOG_LEVEL"])
-    configure_jax(config.mesh, None)
-    jax.config.update("jax_platforms", "cpu")
 
 
 def say(line: str) -> None:
@@ -292,7 +280,7 @@ def _predicted_step(config: RunConfig, stage: str, shape: StepShape) -> memory.S
     return replace(
         like,
         model=replace(config.model, sequence_len=shape.tokens), optim=config.optim_of(stage),
-        rows=shape.rows // like.mesh.shards, accumulation=shape.accumulation,
+        rows=shape.device_rows, accumulation=shape.accumulation,
     )  # fmt: skip
 
 

@@ -61,20 +61,16 @@ def _ceilings(target: Target) -> Iterator[str]:
         yield "  No time is predicted for a TPU: its programs are not counted."
         return
     source = "measured on one" if target.source == MEASURED else "NOT measured: data sheet"
-    yield (
-        "  A step's time is that of its products, attention and bytes, if collectives run beside "
-        "it; in an engine each"
-    )
-    yield f"  kernel takes {LAUNCH * 1e6:g} us at least. Ceilings {source}."
+    yield "  A step's time is that of its products, attention and bytes, if collectives run beside it;"
+    yield f"  in an engine each kernel takes {LAUNCH * 1e6:g} us at least. Ceilings {source}."
 
 
 def title(one: Compiled) -> str:
     """A program's name, with its sizes on a device."""
     shape = one.work.shape
     if isinstance(shape, StepShape):
-        rows = shape.rows // max(1, one.devices)
         times = f" x {shape.accumulation}" if shape.accumulation > 1 else ""
-        return f"step of {rows} x {shape.tokens:,}{times}"
+        return f"step of {shape.device_rows} x {shape.tokens:,}{times}"
     if one.work.what == PREFILL:
         return f"prefill of {shape.prompt:,}"
     return f"decode of {shape.slots} x {shape.positions:,}"
@@ -210,8 +206,6 @@ def _time(one: Compiled) -> list[str]:
         return ["", f"{line}."]
     moved = sum(kernel.times * kernel.fine for kernel in one.program.kernels) / one.steps
     alone = moved / one.target.elementwise
-    tail = f"its {size(moved)} alone would take {alone * 1e3:.2g} ms"
-    if one.work.what == DECODE:
-        rate = shape.slots / time.seconds
-        tail = f"{rate:,.0f} tokens a second; {tail}"
-    return ["", f"{line}; {tail}."]
+    bytes_alone = f"Its {size(moved)} alone would take {alone * 1e3:.2g} ms."
+    rate = f"{shape.slots / time.seconds:,.0f} tokens a second. "
+    return ["", f"{line}.", f"{rate if one.work.what == DECODE else ''}{bytes_alone}"]

@@ -1,6 +1,6 @@
 """A plan with what was compiled for a kind of device: whether each stage fits, its time and cost.
 
-Starts JAX, on the CPU; `plan` itself needs none.
+It needs JAX; `plan` itself does not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from jaxchat.runs.doctor.compiled import (
     Compiled,
     all_to_json,
     compile_all,
-    on_the_cpu,
     say,
 )
 from jaxchat.runs.doctor.compiled_text import overview
@@ -53,7 +52,6 @@ def compile_plan(
 
     Raises ArtifactError where a wheel is missing, and ConfigError where a step cannot be.
     """
-    on_the_cpu(config)
     found = compile_all(config, tier, kind, stages, say=say)
     return found, tuple(stage_times(config, found))
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection
 
 from jaxchat.config.schema import RunConfig
+from jaxchat.parallel.launch_env import configure_compiling
 from jaxchat.runs.plan import plan
 from jaxchat.train.compiled.targets import USERS
 
@@ -26,6 +27,7 @@ def show(
     made = plan.make_plan(config)
     document, texts = plan.to_json(made), [plan.render(made)]
     if kind:
+        configure_compiling(config.mesh)
         from jaxchat.runs.plan import compiled
 
         found, times = compiled.compile_plan(

@@ -72,7 +72,13 @@ class StepShape:
     accumulation: int
     rows: int
     tokens: int
+    shards: int = 1  # that the rows are shared out over
     advantages: bool = False  # reinforcement learning's, a number a row
+
+    @property
+    def device_rows(self) -> int:
+        """Rows that a device takes at once."""
+        return self.rows // self.shards
 
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The arrays of `train.step.batch_loss`, A of each."""
@@ -130,8 +136,8 @@ def step_shape(config: RunConfig, stage: str, tokens: int = 0) -> StepShape:
         rl = config.rl
         rollouts = rl.problems_per_step * rl.samples_per_problem
         at_once = 1 if isinstance(rl.micro_rows, str) else rl.micro_rows
-        return StepShape(*plan_rows(rollouts, at_once, shards), tokens, advantages=True)
-    return StepShape(*plan_batch(getattr(config, stage), tokens, shards, stage), tokens)
+        return StepShape(*plan_rows(rollouts, at_once, shards), tokens, shards, advantages=True)
+    return StepShape(*plan_batch(getattr(config, stage), tokens, shards, stage), tokens, shards)
 
 
 def compile_step(
