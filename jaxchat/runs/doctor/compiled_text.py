@@ -61,7 +61,7 @@ def _ceilings(target: Target) -> Iterator[str]:
         yield "  No time is predicted for a TPU: its programs are not counted."
         return
     source = "measured on one" if target.source == MEASURED else "NOT measured: data sheet"
-    yield "  A step's time is that of its products, attention and bytes, if collectives run beside it;"
+    yield "  A step takes its products', attention's and bytes' time, if collectives run beside it;"
     yield f"  in an engine each kernel takes {LAUNCH * 1e6:g} us at least. Ceilings {source}."
 
 
