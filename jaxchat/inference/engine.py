@@ -253,10 +253,16 @@ class Engine(Service):
                 slots.append(free.popleft())
                 self._rows[slots[-1]] = self._waiting.popleft()
             prefill = partial(self.prefill, request.tokens[:-1])
-            self._insert(self._shared.prompt(request, prefill), slots)
+            reach = len(request.tokens) - 1 + self._steps
+            self._insert(self._shared.prompt(request, prefill), slots, reach)
 
-    def _insert(self, prompt: Cache, slots: Sequence[int]) -> None:
-        length = max(layer.shape[2] for layer in prompt.k)
+    def _insert(self, prompt: Cache, slots: Sequence[int], reach: int = 0) -> None:
+        """Puts a prompt into slots of a cache that has room for it and for `reach` positions.
+
+        Else decoding would lengthen the cache at once, and the next such prompt be put into one of
+        another length by a program of its own.
+        """
+        length = max(reach, *(layer.shape[2] for layer in prompt.k))
         if length > self._cache_length:
             self._resize(self._length_for(length))
         self._cache = jitted.insert(self._cache, prompt, jitted.slots_to_fill(slots, self.slots))

@@ -69,6 +69,7 @@ def choose_compute(
         options=options,
         refused=refused,
         fused=on.fused,
+        decode_rows=on.decode_rows,
     )
 
 
@@ -86,6 +87,7 @@ def assumed_compute(config: ComputeConfig, on: Backend, devices: int = 1) -> Com
         options=options,
         refused=refused,
         fused=on.fused,
+        decode_rows=on.decode_rows,
     )
 
 

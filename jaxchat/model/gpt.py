@@ -381,22 +381,30 @@ def decode(
     Rows may stand at different positions; `view` is from there, if at hand. Rows where `active`
     is False stay as they are: their logits mean nothing, and what was written for them lies beyond
     what they see.
+
+    Rows of which nothing is kept make them compute.decode_rows, but in the cache. A GPU's XLA makes
+    of a vector times a matrix all products of two numbers, rounds and writes them, and then sums;
+    of two rows it makes matrix products, one for queries, keys and values, and one kernel a norm.
     """
     position, dtype, store = cache.length, compute.dtype, cache.previous.dtype
+    batch = tokens.shape[0]
+    extra = max(0, compute.decode_rows - batch)
     if view is None:
         view = view_of(position, [k.shape[2] for k in cache.k], config, dtype)
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-        keys = write(cache.k[layer], k[:, 0].astype(store), position)
-        values = write(cache.v[layer], v[:, 0].astype(store), position)
+        keys = write(cache.k[layer], k[:batch, 0].astype(store), position)
+        values = write(cache.v[layer], v[:batch, 0].astype(store), position)
         seen = view.visible[layer]
-        y = cached_attention(q[:, 0], keys.astype(dtype), values.astype(dtype), seen)
-        return y[:, None], (keys, values)
+        y = cached_attention(q[:batch, 0], keys.astype(dtype), values.astype(dtype), seen)
+        return pad(y[:, None]), (keys, values)
 
-    previous = cache.previous.astype(dtype)
-    x, embedded, saved = apply(
-        params, tokens[:, None], view.rope, previous, attend, config, compute
-    )
+    def pad(rows: Array) -> Array:
+        return jnp.pad(rows, ((0, extra), *((0, 0),) * (rows.ndim - 1))) if extra else rows
+
+    inputs = (tokens[:, None], view.rope, cache.previous.astype(dtype))
+    x, embedded, saved = apply(params, *jax.tree.map(pad, inputs), attend, config, compute)
+    x, embedded = x[:batch], embedded[:batch]
     grows = jnp.ones_like(position, bool) if active is None else active
     new = Cache(
         k=tuple(k for k, _ in saved),
