@@ -354,6 +354,25 @@ def test_a_second_engine_and_any_mix_of_requests_compile_little(make_engine, con
     assert count() <= 1, "the second engine should find it compiled"
 
 
+def test_a_second_request_of_the_same_length_compiles_nothing(make_engine):
+    """Though the first one's answer has lengthened the cache, and its prompt filled a bucket."""
+    engine = make_engine(slots=3)
+    first = Request((1,) * 64, max_tokens=6)
+    engine.generate([first, first])
+    with compilations() as count:
+        engine.generate([first])
+    assert count() == 0
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_the_texts_of_an_engine_that_decodes_more_rows_than_slots(make_engine, naive, slots):
+    engine = make_engine(slots=slots, compute=Compute(decode_rows=4))
+    prompts = random_prompts(3, seed=4)
+    requests = [Request(prompt, max_tokens=40) for prompt in prompts]
+    for prompt, (completion,) in zip(prompts, engine.generate(requests), strict=True):
+        assert_is(completion, naive(prompt, 40))
+
+
 def test_half_precision_gives_nearly_the_same_probabilities(make_engine, params, config):
     prompt = random_prompts(1)[0]
     request = Request(prompt, max_tokens=30, temperature=1.0)
