@@ -403,7 +403,8 @@ def decode(
         return jnp.pad(rows, ((0, extra), *((0, 0),) * (rows.ndim - 1))) if extra else rows
 
     inputs = (tokens[:, None], view.rope, cache.previous.astype(dtype))
-    x, embedded, saved = apply(params, *jax.tree.map(pad, inputs), attend, config, compute)
+    ids, rope, previous = jax.tree.map(pad, inputs)
+    x, embedded, saved = apply(params, ids, rope, previous, attend, config, compute)
     x, embedded = x[:batch], embedded[:batch]
     grows = jnp.ones_like(position, bool) if active is None else active
     new = Cache(
