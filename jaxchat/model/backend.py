@@ -41,6 +41,7 @@ class Backend:
     # elsewhere they would only be more arithmetic than the plain forms
     fused: bool = False
     decode_rows: int = 1  # that a step of decoding computes at least: see `gpt.decode`
+    joined: bool = False  # whether an engine joins kernels: see `gpt.join_kernels`
     options: tuple[Option, ...] = ()  # XLA's, for a step over several devices, where it takes them
     traced: tuple[Option, ...] = ()  # XLA's, beside the others for the steps that are recorded
     # A CPU's devices are virtual: they share its cores, its memory, and several engines use one.
@@ -60,7 +61,7 @@ BACKENDS = {
         shares_host=True, eval_tokens=4_096, letter_tokens=4_096,
     ),
     "gpu": Backend(
-        jnp.bfloat16, "cudnn", "gpu", fused=True, decode_rows=2,
+        jnp.bfloat16, "cudnn", "gpu", fused=True, decode_rows=8, joined=True,
         options=(COLLECTIVE_TIMEOUT,), traced=(NO_COMMAND_BUFFERS,),
     ),
     "tpu": Backend(jnp.bfloat16, "splash", "gpu"),
@@ -89,6 +90,7 @@ class Compute:
     refused: tuple[tuple[str, str], ...] = ()  # options of ours, and what XLA says against each
     fused: bool = False  # norms, rotations and losses in the forms that move the fewest bytes
     decode_rows: int = 1  # that a step of decoding computes at least
+    joined: bool = False  # an engine's kernels of queries, keys and values are one
 
     @property
     def muon_dtype(self) -> DTypeLike:

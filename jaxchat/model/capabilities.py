@@ -70,6 +70,7 @@ def choose_compute(
         refused=refused,
         fused=on.fused,
         decode_rows=on.decode_rows,
+        joined=on.joined,
     )
 
 
@@ -88,6 +89,7 @@ def assumed_compute(config: ComputeConfig, on: Backend, devices: int = 1) -> Com
         refused=refused,
         fused=on.fused,
         decode_rows=on.decode_rows,
+        joined=on.joined,
     )
 
 

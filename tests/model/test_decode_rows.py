@@ -1,7 +1,8 @@
-"""Decoding of few rows as of more, which a GPU does faster, against decoding them as they are."""
+"""The forms in which a GPU decodes, few rows as more and three kernels as one, against the plain
+ones.
+"""
 
 import dataclasses
-import functools
 import re
 from typing import Any
 
@@ -36,6 +37,10 @@ def weights_of(config: ModelConfig, compute: Compute = PLAIN) -> Any:
     )
 
 
+def joined(params: Any) -> Any:
+    return {name: gpt.join_kernels(part) for name, part in params.items()}
+
+
 def decoded(
     config: ModelConfig, compute: Compute, batch: int, steps: int = 70
 ) -> tuple[np.ndarray, Cache]:
@@ -43,6 +48,8 @@ def decoded(
     after them; the last row stands still in every third step.
     """
     params = weights_of(config, compute)
+    if compute.joined:
+        params = joined(params)
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, config.vocab_size, (steps, batch), np.int32)
     cache, found = init_cache(config, batch, steps, compute.dtype), []
@@ -54,10 +61,14 @@ def decoded(
 
 
 @every_shape
-@pytest.mark.parametrize("batch", [1, 3])
-def test_few_rows_decode_in_float32_as_they_do_alone(config: ModelConfig, batch: int) -> None:
+@pytest.mark.parametrize(
+    ("batch", "join"), [(1, False), (3, False), (1, True)], ids=["one", "three", "one, joined"]
+)
+def test_few_rows_decode_in_float32_as_they_do_alone(
+    config: ModelConfig, batch: int, join: bool
+) -> None:
     want, plain = decoded(config, PLAIN, batch)
-    got, cache = decoded(config, Compute(decode_rows=ROWS), batch)
+    got, cache = decoded(config, Compute(decode_rows=ROWS, joined=join), batch)
     assert got.shape == want.shape
     scale = np.abs(want).max()
     np.testing.assert_allclose(got, want, atol=2e-6 * scale, rtol=0)
@@ -70,11 +81,32 @@ def test_few_rows_decode_in_float32_as_they_do_alone(config: ModelConfig, batch:
 def test_in_half_precision_they_are_no_further_from_float32(config: ModelConfig) -> None:
     exact = decoded(config, PLAIN, 1)[0]
 
-    def distance(rows: int) -> float:
-        logits = decoded(config, Compute(jnp.bfloat16, decode_rows=rows), 1)[0]
+    def distance(compute: Compute) -> float:
+        logits = decoded(config, compute, 1)[0]
         return float(np.linalg.norm(logits - exact) / np.linalg.norm(exact))
 
-    assert distance(2) <= 1.05 * distance(1)
+    gpu = Compute(jnp.bfloat16, decode_rows=8, joined=True)
+    assert distance(gpu) <= 1.05 * distance(Compute(jnp.bfloat16))
+
+
+@every_shape
+def test_joined_kernels_are_the_same_network(config: ModelConfig) -> None:
+    params = weights_of(config)
+    one = joined(params)
+    assert sum(x.size for x in jax.tree.leaves(one)) == sum(x.size for x in jax.tree.leaves(params))
+    for name in ("wte", "lm_head"):
+        assert one[name] is params[name]
+    assert one["h_0"]["mlp"] is params["h_0"]["mlp"]
+    assert "c_q" in params["h_0"]["attn"]  # still
+    assert sorted(one["h_0"]["attn"]) == sorted(
+        {"c_qkv", *params["h_0"]["attn"]} - {*"c_q c_k c_v".split()}
+    )
+    tokens = jnp.asarray(
+        np.random.default_rng(2).integers(0, config.vocab_size, (2, 150), np.int32)
+    )
+    want = gpt.forward(params, tokens, config)
+    got = gpt.forward(one, tokens, config)
+    np.testing.assert_allclose(got, want, atol=2e-6 * float(jnp.abs(want).max()), rtol=0)
 
 
 def test_enough_rows_are_decoded_by_the_very_program_of_the_plain_form() -> None:
@@ -95,6 +127,8 @@ def weight_products(compute: Compute, batch: int = 1) -> list[tuple[int, str]]:
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, compute.dtype), gpt.param_shapes(config)
     )
+    if compute.joined:
+        params = jax.eval_shape(joined, params)
     cache = jax.eval_shape(lambda: init_cache(config, batch, 64, compute.dtype))
     slots = jax.ShapeDtypeStruct((batch, len(jitted.SLOT) + 4), jnp.int32)
     traced = jitted.decode_steps.trace(
@@ -106,7 +140,7 @@ def weight_products(compute: Compute, batch: int = 1) -> list[tuple[int, str]]:
         r"dot_general .*: \(tensor<([\dx]+)xbf16>, tensor<\d+x\d+xbf16>\) -> tensor<\S*x(\w+)>",
         text,
     )
-    layers = 6 * config.n_layer
+    layers = (4 if compute.joined else 6) * config.n_layer
     gates = sum(spec.value_embedding for spec in gpt.layer_specs(config))
     assert len(found) == layers + gates + 1
     return [(int(shape.split("x")[0]), kind) for shape, kind in found]
@@ -117,11 +151,10 @@ def test_a_gpu_gets_products_of_matrices_summed_in_float32_for_one_row() -> None
     compute = dataclasses.replace(
         assumed_compute(ComputeConfig(), backend("gpu")), attention="blocked"
     )
-    *layers, head = weight_products(compute)
-    assert set(layers) == {(2, "f32")}
-    assert head[1] == "f32"
-    alone = weight_products(dataclasses.replace(compute, decode_rows=1))
-    assert set(alone) == {(1, "f32")}
+    assert set(weight_products(compute)) == {(8, "f32")}
+    assert set(weight_products(compute, batch=9)) == {(9, "f32")}
+    plain = dataclasses.replace(compute, decode_rows=1, joined=False)
+    assert set(weight_products(plain)) == {(1, "f32")}
 
 
 def test_a_product_in_half_precision_is_that_in_float32_rounded_once() -> None:
@@ -134,11 +167,12 @@ def test_a_product_in_half_precision_is_that_in_float32_rounded_once() -> None:
     np.testing.assert_allclose(got, wide, rtol=2.0**-8, atol=1e-5)
 
 
-def test_only_a_gpu_decodes_more_rows_than_there_are_and_always() -> None:
-    assert {name: row.decode_rows for name, row in BACKENDS.items()} == {
-        "cpu": 1, "gpu": 2, "tpu": 1,
-    }  # fmt: skip
-    for choose in (choose_compute, functools.partial(inference_compute)):
-        assert choose(ComputeConfig(), CLASSIC).decode_rows == 1
+def test_only_a_gpu_takes_these_forms_and_always_for_inference() -> None:
+    forms = {name: (row.decode_rows, row.joined) for name, row in BACKENDS.items()}
+    assert forms == {"cpu": (1, False), "gpu": (8, True), "tpu": (1, False)}
+    for choose in (choose_compute, inference_compute):
+        here = choose(ComputeConfig(), CLASSIC)
+        assert (here.decode_rows, here.joined) == (1, False)
     gpu = choose_compute(ComputeConfig(), CLASSIC, jnp.float32, on=backend("gpu"))
-    assert gpu.decode_rows == gpu.unrounded().decode_rows == 2
+    assert gpu.decode_rows == gpu.unrounded().decode_rows == 8
+    assert gpu.joined == gpu.unrounded().joined is True
