@@ -44,6 +44,7 @@ from jaxchat.model.kv_cache import Cache, View, fill, view_of, write
 from jaxchat.model.rope import Rope, rope_table, rotate
 
 Params = dict[str, Any]
+JOINED = "c_qkv"  # c_q, c_k and c_v beside one another: see `join_kernels`
 # (layer, q [B,T,H,K], k [B,T,G,K], v [B,T,G,K]) -> (attended [B,T,H,K], what the mode saves)
 Attend = Callable[[int, Array, Array, Array], tuple[Array, Any]]
 
@@ -136,10 +137,15 @@ class Attention(nn.Module):
         size, groups = config.head_dim, config.n_kv_head
 
         def heads(name: str, count: int) -> Array:
-            y = Linear(count * size, init[name], self.compute.matmul, name=name)(x)
+            initializer = init.get(name, init["c_q"])  # a joined kernel is never initialised
+            y = Linear(count * size, initializer, self.compute.matmul, name=name)(x)
             return y.reshape(*y.shape[:-1], count, size)
 
-        q, k, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
+        if self.has_variable("params", JOINED):
+            first, second = config.n_head, config.n_head + groups
+            q, k, v = jnp.split(heads(JOINED, second + groups), (first, second), axis=-2)
+        else:
+            q, k, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
         if value is not None:
             channels = x[..., : min(VALUE_GATE_CHANNELS, config.n_embd)]
             gate = 3.0 * nn.sigmoid(Linear(groups, init["ve_gate"], name="ve_gate")(channels))
@@ -381,30 +387,51 @@ def decode(
     Rows may stand at different positions; `view` is from there, if at hand. Rows where `active`
     is False stay as they are: their logits mean nothing, and what was written for them lies beyond
     what they see.
+
+    Rows of which nothing is kept make them compute.decode_rows, but in the cache. A GPU's XLA makes
+    of a vector times a matrix all products of two numbers, rounds and writes them, and then sums;
+    of two rows it makes matrix products, one for queries, keys and values, and one kernel a norm.
     """
     position, dtype, store = cache.length, compute.dtype, cache.previous.dtype
+    batch = tokens.shape[0]
+    extra = max(0, compute.decode_rows - batch)
     if view is None:
         view = view_of(position, [k.shape[2] for k in cache.k], config, dtype)
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-        keys = write(cache.k[layer], k[:, 0].astype(store), position)
-        values = write(cache.v[layer], v[:, 0].astype(store), position)
+        keys = write(cache.k[layer], k[:batch, 0].astype(store), position)
+        values = write(cache.v[layer], v[:batch, 0].astype(store), position)
         seen = view.visible[layer]
-        y = cached_attention(q[:, 0], keys.astype(dtype), values.astype(dtype), seen)
-        return y[:, None], (keys, values)
+        y = cached_attention(q[:batch, 0], keys.astype(dtype), values.astype(dtype), seen)
+        return pad(y[:, None]), (keys, values)
 
-    previous = cache.previous.astype(dtype)
-    x, embedded, saved = apply(
-        params, tokens[:, None], view.rope, previous, attend, config, compute
-    )
+    def pad(rows: Array) -> Array:
+        return jnp.pad(rows, ((0, extra), *((0, 0),) * (rows.ndim - 1))) if extra else rows
+
+    inputs = (tokens[:, None], view.rope, cache.previous.astype(dtype))
+    ids, rope, previous = jax.tree.map(pad, inputs)
+    x, embedded, saved = apply(params, ids, rope, previous, attend, config, compute)
+    embedded = embedded[:batch, 0]
     grows = jnp.ones_like(position, bool) if active is None else active
     new = Cache(
         k=tuple(k for k, _ in saved),
         v=tuple(v for _, v in saved),
         length=position + grows.astype(position.dtype),
-        previous=jnp.where(grows[:, None], embedded[:, 0].astype(store), cache.previous),
+        previous=jnp.where(grows[:, None], embedded.astype(store), cache.previous),
     )
-    return unembed(params, x[:, 0], config, compute), new
+    return unembed(params, x[:, 0], config, compute)[:batch], new
+
+
+def join_kernels(part: Any) -> Any:
+    """A layer's parameters, with one kernel c_qkv [D,(H+2G)*K] for c_q, c_k and c_v; others as they
+    are. The same network in a form for inference, where it makes one product of three.
+    """
+    if not (isinstance(part, dict) and "attn" in part):
+        return part
+    attention = dict(part["attn"])
+    kernels = [attention.pop(name)["kernel"] for name in ("c_q", "c_k", "c_v")]
+    attention[JOINED] = {"kernel": jnp.concatenate(kernels, axis=1)}
+    return {**part, "attn": attention}
 
 
 def cut_vocabulary(params: Any, config: ModelConfig, ids: int) -> tuple[Any, ModelConfig]:
