@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxchat.model.backend import backend
 from jaxchat.parallel.consensus import agreed
+from jaxchat.parallel.mesh import batch_shards
 from jaxchat.train.profiling.capture import StepFn
+from jaxchat.train.recomputed import recomputation
 
 WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # of XLA's many
 
@@ -37,11 +40,15 @@ class Exhausted(Exception):
 
 
 class FirstStep:
-    """Takes a session's steps, and raises Exhausted where the first of them finds no memory."""
+    """Takes a session's steps, and raises Exhausted where the first of them finds no memory.
 
-    def __init__(self, jitted: Any, mesh: Mesh) -> None:
+    Where the first one's program computes products twice to have enough, it says so.
+    """
+
+    def __init__(self, jitted: Any, mesh: Mesh, stage: str = "") -> None:
         """`jitted` is the step that will be taken, perhaps recorded meanwhile."""
-        self._jitted, self._mesh, self._fits = jitted, mesh, False
+        self._jitted, self._mesh, self._stage, self._fits = jitted, mesh, stage, False
+        self._program: Any = None  # the first step, where it was compiled before it is taken
 
     def __call__(self, step: StepFn, state: Any, batch: Any) -> tuple[Any, Any]:
         """(state, metrics) of `step`, which computes what the jitted one does."""
@@ -58,16 +65,32 @@ class FirstStep:
             result = step(state, batch)
         else:
             with _exhausted_as(sizes):
+                if not backend(self._mesh.devices.flat[0].platform).shares_host:
+                    self._compile(state, batch)
                 result = step(state, batch)
                 jax.block_until_ready(result)  # it may be dispatched first, and fail then
+        self._say_recomputed(sizes)
         self._fits = True
         return result
+
+    def _compile(self, state: Any, batch: Any) -> Any:
+        """The compiled step, which a call then finds: nothing is compiled twice."""
+        self._program = self._jitted.lower(state, batch).compile()
+        return self._program
+
+    def _say_recomputed(self, sizes: tuple[int, int, int]) -> None:
+        program, self._program = self._program, None
+        if program is None or jax.process_index() != 0:
+            return
+        accumulation, rows, _ = sizes
+        rows //= batch_shards(self._mesh)
+        if said := recomputation(self._stage, str(program.as_text()), rows, accumulation):
+            print(said, flush=True)
 
     def _reserve(self, state: Any, batch: Any) -> str | None:
         """What this process's devices say where one lacks the step's memory; None where all do."""
         try:
-            program = self._jitted.lower(state, batch).compile()  # the step's call finds it
-            facts = program.memory_analysis()
+            facts = self._compile(state, batch).memory_analysis()
             size = facts.temp_size_in_bytes if facts else 0
             blocks = [
                 jnp.zeros(size // 4, jnp.float32, device=device)
