@@ -129,6 +129,15 @@ def test_missing_wheels_are_one_sentence_with_what_to_install(kind, monkeypatch)
         program.find_devices(TARGETS[kind], 8)
 
 
+def test_a_library_that_another_process_has_is_not_called_missing(monkeypatch):
+    def locked(*_: object, **__: object) -> None:
+        raise RuntimeError("ABORTED: Internal error when accessing libtpu multi-process lockfile.")
+
+    monkeypatch.setattr(program.topologies, "get_topology_desc", locked)
+    with pytest.raises(ArtifactError, match="another process has loaded libtpu"):
+        program.find_devices(TARGETS["v5e-8"], 8)
+
+
 @pytest.mark.parametrize(("said", "wheel"), program.WHEELS)
 def test_a_part_of_the_compiler_that_is_missing_is_named(said, wheel):
     class Step:
