@@ -24,7 +24,7 @@ from jaxchat.train.compiled.program import (
     compile_step,
     step_shape,
 )
-from jaxchat.train.compiled.roofline import Roofline, roofline, small_kernels
+from jaxchat.train.compiled.roofline import Roofline, bound, roofline, small_kernels
 from jaxchat.train.compiled.targets import TARGETS, USERS, Target
 from jaxchat.train.rollouts import MIN_ROW
 
@@ -51,7 +51,7 @@ class Compiled:
     devices: int
     program: Program
     predicted: Mapping[str, int]  # bytes by use before it was compiled, and "peak"
-    time: Roofline | None  # of a step; None for a TPU, whose programs are not counted
+    time: Roofline | None  # None for an engine's programs on a TPU
     mfu: float
     others: int = 0  # bytes that the stage holds on the device beside the program's
 
@@ -87,10 +87,10 @@ class Compiled:
 
     def time_of(self, program: Program) -> Roofline | None:
         """The predicted time of a step in one of the program's forms."""
-        if self.target.platform != "gpu":
-            return None
         if self.work.what == STEP:
             return roofline(program.counts, self.target)
+        if self.target.platform != "gpu":
+            return None
         return small_kernels(program.kernels, self.target, self.steps)
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +106,7 @@ class Compiled:
             "predicted_bytes": dict(self.predicted), "other_bytes": self.others,
             "held_bytes": dict(program.held), "kernels_a_step": self.launches,
             "ceilings": self.target.source, "mfu": self.mfu,
+            "bound_seconds": bound(program.counts, self.target) / self.steps,
             "beside": program.beside and _form(program.beside, self.time_of(program.beside)),
         }  # fmt: skip
 
