@@ -94,6 +94,13 @@ class Compute:
         return jnp.bfloat16 if self.matmul == "bfloat16" else self.dtype
 
     @property
+    def scalars(self) -> DTypeLike:
+        """The dtype of parameters that scale the whole residual stream, whose gradients are sums
+        over all of it.
+        """
+        return jnp.float32 if self.fused else self.dtype
+
+    @property
     def fused_fp8(self) -> bool:
         """Whether products of fp8 are in the forms that move the fewest bytes, too."""
         return self.fused and self.matmul == "fp8"

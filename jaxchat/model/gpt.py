@@ -39,7 +39,7 @@ from jaxchat.config.schema import ModelConfig
 from jaxchat.model.attention import MAX_SCORE, cached_attention, causal_attention
 from jaxchat.model.backend import PLAIN, Compute, MatmulPrecision
 from jaxchat.model.init import Initializer, init_table
-from jaxchat.model.kernels import fp8, norms
+from jaxchat.model.kernels import fp8, norms, residual
 from jaxchat.model.kernels.matmul import matmul, widened_matmul
 from jaxchat.model.kv_cache import Cache, View, fill, view_of, write
 from jaxchat.model.rope import Rope, rope_table, rotate
@@ -236,16 +236,19 @@ class GPT(nn.Module):
         x = embedded
         if config.smear:
             x = self._smear(x, previous)
-        start = x
+        fused, dtype = self.compute.fused, self.compute.scalars
+        # Kept, as XLA would otherwise compute it again from the embeddings wherever it is used
+        start = x = jax.lax.optimization_barrier(x) if fused else x
+        mix = residual.mix if fused else _mix
         if config.residual_scalars:
             shape = (config.n_layer,)
-            residual = self.param("resid_lambdas", init["resid_lambdas"], shape).astype(x.dtype)
-            first = self.param("x0_lambdas", init["x0_lambdas"], shape).astype(x.dtype)
+            share = self.param("resid_lambdas", init["resid_lambdas"], shape).astype(dtype)
+            first = self.param("x0_lambdas", init["x0_lambdas"], shape).astype(dtype)
         saved = []
         middle = x
         for layer, spec in enumerate(layer_specs(config)):
             if config.residual_scalars:
-                x = residual[layer] * x + first[layer] * start
+                x = mix(x, start, share[layer], first[layer])
             value = None
             if spec.value_embedding:
                 width = config.n_kv_head * config.head_dim
@@ -256,8 +259,9 @@ class GPT(nn.Module):
             if layer == config.n_layer // 2:
                 middle = x
         if config.backout:
-            share = self.param("backout_lambda", init["backout_lambda"], ())
-            x = x - share.astype(x.dtype) * middle
+            back = self.param("backout_lambda", init["backout_lambda"], ())
+            back = back.astype(dtype)
+            x = mix(x, middle, jnp.ones((), dtype), -back) if fused else x - back * middle
         return norm(x), embedded, saved
 
     def _table(self, name: str, width: int, init: str) -> Embedding:
@@ -269,11 +273,16 @@ class GPT(nn.Module):
     ) -> Float[Array, "B T D"]:
         """Adds a gated share of the embedding before each."""
         init = init_table(self.config)
-        strength = self.param("smear_lambda", init["smear_lambda"], ()).astype(x.dtype)
+        strength = self.param("smear_lambda", init["smear_lambda"], ())
+        strength = strength.astype(self.compute.scalars)
         channels = x[..., : min(SMEAR_GATE_CHANNELS, self.config.n_embd)]
         gate = strength * nn.sigmoid(Linear(1, init["smear_gate"], name="smear_gate")(channels))
         before = jnp.concatenate([previous[:, None, :], x[:, :-1]], axis=1)
-        return x + gate * before
+        return (x + gate * before).astype(x.dtype)
+
+
+def _mix(x: Array, y: Array, a: Array, b: Array) -> Array:
+    return a * x + b * y
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -71,7 +71,8 @@ class Kernel(NamedTuple):
 
 def round_kernel(kernel: Float32[Array, "D F"]) -> Kernel:
     """Straight from the masters: rounding to bf16 on the way would be rounding twice."""
-    rounded = quantize(lax.stop_gradient(kernel), E4M3)
+    # Behind a barrier, that what follows reads 8 bits
+    rounded = lax.optimization_barrier(quantize(lax.stop_gradient(kernel), E4M3))
     squares = jnp.square(rounded.values.astype(jnp.float32))
     row, column = (rounded.scale * jnp.sqrt(jnp.max(jnp.sum(squares, axis))) for axis in (1, 0))
     return Kernel(rounded, row, column)
