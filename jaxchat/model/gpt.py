@@ -272,13 +272,13 @@ class GPT(nn.Module):
         self, x: Float[Array, "B T D"], previous: Float[Array, "B D"]
     ) -> Float[Array, "B T D"]:
         """Adds a gated share of the embedding before each."""
-        init = init_table(self.config)
-        strength = self.param("smear_lambda", init["smear_lambda"], ())
-        strength = strength.astype(self.compute.scalars)
+        init, dtype = init_table(self.config), self.compute.scalars
+        strength = self.param("smear_lambda", init["smear_lambda"], ()).astype(dtype)
         channels = x[..., : min(SMEAR_GATE_CHANNELS, self.config.n_embd)]
-        gate = strength * nn.sigmoid(Linear(1, init["smear_gate"], name="smear_gate")(channels))
+        gate = nn.sigmoid(Linear(1, init["smear_gate"], name="smear_gate")(channels))
         before = jnp.concatenate([previous[:, None, :], x[:, :-1]], axis=1)
-        return (x + gate * before).astype(x.dtype)
+        share = strength * gate.astype(dtype) * before.astype(dtype)
+        return (x.astype(dtype) + share).astype(x.dtype)
 
 
 def _mix(x: Array, y: Array, a: Array, b: Array) -> Array:

@@ -89,8 +89,8 @@ def matmul(
     The gradient of the kernel is float32, that of x in x's dtype. `rounded` is the kernel's, if at
     hand, and `bound` what |x| never exceeds, where that is known.
     """
-    rounded = round_kernel(kernel) if rounded is None else rounded
-    return _matmul(bound, x, kernel, rounded.rounded)
+    w = quantize(lax.stop_gradient(kernel), E4M3) if rounded is None else rounded.rounded
+    return _matmul(bound, x, kernel, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -21,7 +21,8 @@ def mix(
     b: Float32[Array, ""],
 ) -> Float[Array, "*rows D"]:
     """a x + b y in their dtype; computed in float32."""
-    mixed: Array = lax.optimization_barrier((a * x + b * y).astype(x.dtype))
+    wide = a * x.astype(jnp.float32) + b * y.astype(jnp.float32)
+    mixed: Array = lax.optimization_barrier(wide.astype(x.dtype))
     return mixed
 
 
