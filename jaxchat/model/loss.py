@@ -168,26 +168,25 @@ class _Head(NamedTuple):
 
 
 def _chunk_gradients(
-    how: _Head, x: Array, targets: Array, factor: Array, head: Array | fp8.Kernel
+    how: _Head, rows: Array, targets: Array, factor: Array, head: Array | fp8.Kernel
 ) -> tuple[Float32[Array, " N"], Float[Array, "N D"], Float32[Array, "D V"]]:
     """-log p(target) of features [N,D], and the gradients of factor times it by them and the
     head's kernel.
     """
     if isinstance(head, fp8.Kernel):
-        q = fp8.quantize(x, fp8.E4M3, math.sqrt(x.shape[-1]))
-        logits = fp8.product(q, head.rounded, (1, 0), x.dtype, lax.Precision.DEFAULT)
+        q = fp8.quantize(rows, fp8.E4M3, math.sqrt(rows.shape[-1]))
+        logits = fp8.product(q, head.rounded, (1, 0), how.dtype, lax.Precision.DEFAULT)
         nll, grad = _narrow_gradient(logits, targets, factor, how.softcap)
         rounded = fp8.quantize(grad, fp8.E5M2, jnp.max(jnp.abs(factor)))  # each is a difference
         rounded = lax.optimization_barrier(rounded)  # of probabilities, times its row's factor
-        return nll, *fp8.gradients(q, head.rounded, rounded, x.dtype)
-    rows = x.astype(how.dtype)
+        return nll, *fp8.gradients(q, head.rounded, rounded, how.dtype)
     if how.narrow:
         logits = jnp.matmul(rows, head, preferred_element_type=rows.dtype)
         nll, grad = _narrow_gradient(logits, targets, factor, how.softcap)
         grad = lax.optimization_barrier(grad.astype(head.dtype))
     else:
         nll, grad = _chunk_gradient(rows, targets, factor, head, how.softcap)
-    x_grad = dot(grad, head, over=(-1, -1), dtype=how.dtype).astype(x.dtype)
+    x_grad = dot(grad, head, over=(-1, -1), dtype=how.dtype)
     return nll, x_grad, dot(rows, grad, over=(-2, -2), dtype=how.dtype)
 
 
@@ -214,10 +213,11 @@ def _forward(
     ) -> tuple[tuple[Array, Array], Array]:
         value, kernel_grad = carry
         x, *labels = inputs
+        rows = x.reshape(-1, x.shape[-1]).astype(how.dtype)
         targets, factor = (label.reshape(-1) for label in labels)
-        rows = x.reshape(-1, x.shape[-1])
         nll, x_grad, one_grad = _chunk_gradients(how, rows, targets, factor, head)
-        return (value + jnp.sum(factor * nll), kernel_grad + one_grad), x_grad.reshape(x.shape)
+        x_grad, kernel_grad = x_grad.astype(x.dtype), kernel_grad + one_grad
+        return (value + jnp.sum(factor * nll), kernel_grad), x_grad.reshape(x.shape)
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros(kernel.shape, jnp.float32))
     inputs = (_chunks(x, how.chunk), _chunks(targets, how.chunk), _chunks(factor, how.chunk))

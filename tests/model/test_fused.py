@@ -14,7 +14,7 @@ from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig, OptimC
 from jaxchat.model import gpt
 from jaxchat.model.backend import BACKENDS, PLAIN, Compute, backend
 from jaxchat.model.capabilities import choose_compute, inference_compute
-from jaxchat.model.kernels import norms
+from jaxchat.model.kernels import norms, residual
 from jaxchat.model.loss import cross_entropy
 from jaxchat.model.rope import rotary
 from jaxchat.optim.optimizer import make_optimizer
@@ -240,3 +240,22 @@ def test_a_norm_keeps_its_input_alone() -> None:
     x = jnp.ones((4, 8), jnp.bfloat16)
     _, back = jax.vjp(lambda x: norms.rms_norm(x, 1e-6), x)
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(back)] == [(x.shape, x.dtype)]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_weighted_sum_has_the_gradients_of_the_plain_one(dtype: Any) -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, y, grad = (jax.random.normal(key, (2, 5, 64)).astype(dtype) for key in keys)
+    a, b = jnp.float32(0.9), jnp.float32(-0.3)
+
+    def plain(x: jax.Array, y: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        return a * x.astype(jnp.float32) + b * y.astype(jnp.float32)
+
+    want, pull_plain = jax.vjp(plain, x, y, a, b)
+    got, pull = jax.vjp(jax.jit(residual.mix), x, y, a, b)
+    found = (got, *pull(grad))
+    assert [one.dtype for one in found] == [dtype, dtype, dtype, jnp.float32, jnp.float32]
+    for one, exact in zip(found, (want, *pull_plain(grad.astype(jnp.float32))), strict=True):
+        limit = 1e-6 if one.dtype == jnp.float32 else 2.0**-8
+        wide = one.astype(jnp.float32)
+        np.testing.assert_allclose(wide, exact.astype(jnp.float32), rtol=limit, atol=limit)
