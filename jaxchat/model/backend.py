@@ -97,6 +97,18 @@ class Compute:
         """The dtype in which updates are orthogonalised."""
         return jnp.bfloat16 if self.matmul == "bfloat16" else self.dtype
 
+    @property
+    def scalars(self) -> DTypeLike:
+        """The dtype of parameters that scale the whole residual stream, whose gradients are sums
+        over all of it.
+        """
+        return jnp.float32 if self.fused else self.dtype
+
+    @property
+    def fused_fp8(self) -> bool:
+        """Whether products of fp8 are in the forms that move the fewest bytes, too."""
+        return self.fused and self.matmul == "fp8"
+
     def unrounded(self) -> Compute:
         """The same for evaluating a model: nothing is rounded to less than `dtype`, and without
         the forms that pay for gradients.
