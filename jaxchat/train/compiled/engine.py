@@ -83,9 +83,13 @@ def _parts_of_decode(params: Any, cache: Any, slots: Any) -> Mapping[str, Any]:
 
 
 def _weights(config: RunConfig, compute: Compute) -> Any:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, compute.dtype), gpt.param_shapes(config.model)
-    )
+    """The parameters as `Engine.set_params` has them."""
+
+    def part(shapes: Any) -> Any:
+        narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, compute.dtype), shapes)
+        return jax.eval_shape(gpt.join_kernels, narrow) if compute.joined else narrow
+
+    return {name: part(shapes) for name, shapes in gpt.param_shapes(config.model).items()}
 
 
 def _on(target: Target, shapes: Any) -> Any:

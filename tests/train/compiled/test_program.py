@@ -1,10 +1,13 @@
 """Programs of real stages, compiled for the CPU devices of the tests."""
 
+from dataclasses import replace
+
 import jax
 import pytest
 
 from jaxchat.config import loading
 from jaxchat.config.derive import count_params
+from jaxchat.model import gpt
 from jaxchat.model.backend import BACKENDS, Compute
 from jaxchat.train.compiled import engine, program
 from jaxchat.train.compiled.counts import ELEMENTWISE, PRODUCT
@@ -65,3 +68,13 @@ def test_an_engines_programs_are_compiled(config):
     assert decode.memory >= sum(decode.held.values())
     inside = [kernel for kernel in decode.kernels if kernel.times % engine.STEPS == 0]
     assert {PRODUCT, ELEMENTWISE} <= {kernel.kind for kernel in inside}, "in the loop of steps"
+
+
+def test_an_engines_weights_are_those_that_it_holds(config):
+    """As `Engine.set_params` makes them: on a GPU with the joined kernels."""
+    shapes = gpt.param_shapes(config.model)
+    joined = engine._weights(config, replace(Compute(), joined=True))
+    assert joined["h_0"]["attn"][gpt.JOINED]["kernel"].shape == (32, 3 * 32)
+    sizes = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (shapes, joined))
+    assert len(set(sizes)) == 1
+    assert jax.tree.structure(engine._weights(config, Compute())) == jax.tree.structure(shapes)
