@@ -474,13 +474,12 @@ def decode(
     inputs = (tokens[:, None], view.rope, cache.previous.astype(dtype))
     ids, rope, previous = jax.tree.map(pad, inputs)
     x, embedded, saved = apply(params, ids, rope, previous, attend, config, compute)
-    embedded = embedded[:batch, 0]
     grows = jnp.ones_like(position, bool) if active is None else active
     new = Cache(
         k=tuple(k for k, _ in saved),
         v=tuple(v for _, v in saved),
         length=position + grows.astype(position.dtype),
-        previous=jnp.where(grows[:, None], embedded.astype(store), cache.previous),
+        previous=jnp.where(grows[:, None], embedded[:batch, 0].astype(store), cache.previous),
     )
     return unembed(params, x[:, 0], config, compute)[:batch], new
 
