@@ -282,9 +282,9 @@ class GPT(nn.Module):
         strength = self.param("smear_lambda", init["smear_lambda"], ()).astype(dtype)
         channels = x[..., : min(SMEAR_GATE_CHANNELS, self.config.n_embd)]
         gate = nn.sigmoid(Linear(1, init["smear_gate"], name="smear_gate")(channels))
+        gate = strength * gate.astype(dtype)
         before = jnp.concatenate([previous[:, None, :], x[:, :-1]], axis=1)
-        share = strength * gate.astype(dtype) * before.astype(dtype)
-        return (x.astype(dtype) + share).astype(x.dtype)
+        return (x.astype(dtype) + gate * before.astype(dtype)).astype(x.dtype)
 
 
 def _mix(x: Array, y: Array, a: Array, b: Array) -> Array:

@@ -69,7 +69,8 @@ def test_iterating_with_few_bytes_is_as_near_to_float32(
 ) -> None:
     """With equal singular values, and such that fall off."""
     u, s, v = jnp.linalg.svd(jax.random.normal(jax.random.key(5), shape), full_matrices=False)
-    x = (u * (s / jnp.arange(1, s.shape[-1] + 1) ** decay)[..., None, :]) @ v
+    falling = s * jnp.broadcast_to(jnp.arange(1.0, s.shape[-1] + 1.0) ** -decay, s.shape)
+    x = (u * falling[..., None, :]) @ v
     x = x / (1.01 * jnp.linalg.norm(x, axis=(-2, -1), keepdims=True))
     exact = muon._iterate(muon.POLAR_EXPRESS, x)
     plain, narrow = (

@@ -11,6 +11,10 @@ gradients; sums are float32. Every tensor has one scale, from its largest value 
   2024 it often takes away the conversions instead, and multiplies bf16 (JAX issue 24051).
 
 With rows split over devices, each device scales its own.
+
+Finding the largest value is a pass over a tensor. Where `Compute.fused` counts bytes, a scale comes
+instead from what the tensor cannot exceed, wherever that is known: sqrt(D) for what is normalised,
+and see `relu2_mlp`. The products are the same but for what lies at the lower end of the range.
 """
 
 from __future__ import annotations
