@@ -19,12 +19,13 @@ STEP = {
     },
 }  # fmt: skip
 A100 = {**STEP, "kind": "a100", "ceilings": "data sheet", "fits": False}
+TPU = {**STEP, "kind": "v6e-8", "ceilings": "data sheet"}
 
 
 @pytest.fixture
 def lines(tmp_path, capsys):
     files = []
-    for name, one in (("100.h100", STEP), ("100.a100", A100)):
+    for name, one in (("v6e", TPU), ("h100", STEP), ("a100", A100)):
         files.append(tmp_path / f"{name}.json")
         files[-1].write_text(json.dumps(one))
     assert compiled_table.main([str(file) for file in files]) == 0
@@ -39,8 +40,15 @@ def test_a_step_on_a_measured_card_is_shown_in_full(lines):
 
 
 def test_other_cards_get_what_fits_and_bounds(lines):
-    assert lines[-1] == (
+    assert lines[6] == (
         "| 100 | NVIDIA A100-SXM4-80GB | 67.2 (67.7) GB | NO | 221.7 GB | 310 ms | 403 ms, 57% | 2 "
         "|"
     )
-    assert all(row.count("|") == lines[4].count("|") for row in lines[4:])
+    assert all(row.count("|") == lines[4].count("|") for row in lines[4:7])
+
+
+def test_a_tpus_time_is_marked(lines):
+    assert "| as an H100, not validated |" in lines[8]
+    assert lines[10] == (
+        "| 100 | TPU v6 lite | 67.2 (67.7) GB | yes | 221.7 GB | 310 ms | 403 ms, 57% | 2 |"
+    )
