@@ -1,6 +1,7 @@
 """From raw text to a model that answers in a chat: the table of contents of the whole project.
 
 python run_speedrun.py --tier cpu            # minutes, on any machine, without a GPU or a network
+python run_speedrun.py --tier list           # what each tier takes, and what to expect of it
 python run_speedrun.py --tier 100 --plan     # what a run would take; runs nothing
 
 Every stage is skipped when its artefact is complete and nothing it depends on has changed, and an
@@ -15,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxchat import errors, paths
-from jaxchat.config import loading
+from jaxchat.config.loading import find_tier, own_text, tiers
 from jaxchat.config.schema import RunConfig
 from jaxchat.runs import processes, run_dir
-from jaxchat.runs.plan import checks
+from jaxchat.runs.plan import checks, tier_list
 from jaxchat.runs.plan.show import show
 from jaxchat.runs.stages import STAGES, check_names
 from jaxchat.train import trackers
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     root = paths.home(args.home)
     with errors.ErrorHandler(root) as handler:
+        if args.tier == "list":
+            print(tier_list.render())
+            return 0
         config, profiles = read_settings(args, root)
         if args.plan:
             print(show(config, args.tier, args.compile, args.stages, as_json=args.json))
@@ -60,7 +64,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, epilog=f"stages:\n{contents}\n\n{errors.EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--tier", required=True, help=f"one of {', '.join(loading.tiers())}")
+    known = f"one of {', '.join(tiers())}; list compares them"
+    parser.add_argument("--tier", required=True, help=known)
     parser.add_argument("--home", type=Path, help="where artefacts go (JAXCHAT_HOME)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
@@ -81,8 +86,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def read_settings(args: argparse.Namespace, root: Path) -> tuple[RunConfig, list[request.Request]]:
     """The run's configuration and the steps to profile, checked before anything is written."""
-    own = [] if args.data_dir is None else loading.own_text(args.data_dir)
-    config = run_dir.configure(root, loading.find_tier(args.tier), [*args.set, *own])
+    own = [] if args.data_dir is None else own_text(args.data_dir)
+    config = run_dir.configure(root, find_tier(args.tier), [*args.set, *own])
     profiles = [request.parse(text) for text in args.profile]
     check_names([*(args.stages or ()), *args.force])
     checks.check_names(config)

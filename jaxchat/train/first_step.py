@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from jaxchat.model.backend import backend
 from jaxchat.parallel.consensus import agreed
 from jaxchat.parallel.mesh import batch_shards
-from jaxchat.train.profiling.capture import StepFn
 from jaxchat.train.recomputed import recomputation
 
+Result = tuple[Any, Any]  # of a step: the state and the metrics
 WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # of XLA's many
 
 
@@ -40,8 +40,9 @@ class Exhausted(Exception):
 
 
 class FirstStep:
-    """Takes a session's steps, and raises Exhausted where the first of them finds no memory.
+    """Raises Exhausted where the first step of a session finds no memory. Take steps inside:
 
+    `with first_step(state, batch) as awaited: state, metrics = awaited(step(state, batch))`.
     Where the first one's program computes products twice to have enough, it says so.
     """
 
@@ -50,10 +51,14 @@ class FirstStep:
         self._jitted, self._mesh, self._stage, self._fits = jitted, mesh, stage, False
         self._program: Any = None  # the first step, where it was compiled before it is taken
 
-    def __call__(self, step: StepFn, state: Any, batch: Any) -> tuple[Any, Any]:
-        """(state, metrics) of `step`, which computes what the jitted one does."""
-        if self._fits:
-            return step(state, batch)
+    def __call__(
+        self, state: Any, batch: Any
+    ) -> contextlib.AbstractContextManager[Callable[[Result], Result]]:
+        """A block for the step on `batch`; of later steps it does nothing."""
+        return contextlib.nullcontext(_unchanged) if self._fits else self._tried(state, batch)
+
+    @contextlib.contextmanager
+    def _tried(self, state: Any, batch: Any) -> Iterator[Callable[[Result], Result]]:
         accumulation, rows, tokens = batch["tokens"].shape
         sizes = (accumulation, rows, tokens - 1)
         if jax.process_count() > 1:
@@ -62,16 +67,14 @@ class FirstStep:
             found = self._reserve(state, batch)
             if agreed(self._mesh, int(found is not None)):
                 raise Exhausted(found or "another process ran out of memory", sizes)
-            result = step(state, batch)
+            yield _unchanged
         else:
             with _exhausted_as(sizes):
                 if not backend(self._mesh.devices.flat[0].platform).shares_host:
                     self._compile(state, batch)
-                result = step(state, batch)
-                jax.block_until_ready(result)  # it may be dispatched first, and fail then
+                yield _finished  # it may be dispatched first, and fail then
         self._say_recomputed(sizes)
         self._fits = True
-        return result
 
     def _compile(self, state: Any, batch: Any) -> Any:
         """The compiled step, which a call then finds: nothing is compiled twice."""
@@ -102,6 +105,15 @@ class FirstStep:
                 raise
             return str(error)
         return None
+
+
+def _finished(result: Result) -> Result:
+    jax.block_until_ready(result)
+    return result
+
+
+def _unchanged(result: Result) -> Result:
+    return result
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ Source: GRPO (DeepSeekMath, arXiv 2402.03300) without what DAPO (arXiv 2503.1447
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ from jaxchat.signals import Interrupted
 from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.train.divergence import DivergenceError, save_batch
-from jaxchat.train.micro_rows import fitting
+from jaxchat.train.first_step import Exhausted
+from jaxchat.train.micro_rows import fewer_rows, first_rows
 from jaxchat.train.oom import explained
 from jaxchat.train.rollouts import (
     MIN_ROW,
@@ -92,34 +94,37 @@ def train_rl(job: RLJob, params: Any) -> RLResult:
     config = job.config
     rollouts = config.problems_per_step * config.samples_per_problem
     single = plan_rows(rollouts, 1, batch_shards(job.mesh))
-    return fitting(
-        job, config.micro_rows, (*single, job.model.sequence_len),
-        lambda rows: _train_rl(job, params, rows),
-        held=memory_used(jax.local_devices()[0]),  # by the engine that samples
-    )  # fmt: skip
+    engine = memory_used(jax.local_devices()[0])  # it samples beside
+    rows = first_rows(job, config.micro_rows, (*single, job.model.sequence_len), engine)
+    with Session(job, config.steps, lr_scale=config.lr_scale) as session:
+        while True:
+            try:
+                return _train_rl(job, session, params, rows)
+            except Exhausted as error:
+                rows = fewer_rows(job, config.micro_rows, error)
+            gc.collect()  # what the traceback held: a state and its batch
 
 
-def _train_rl(job: RLJob, params: Any, micro_rows: int) -> RLResult:
+def _train_rl(job: RLJob, session: Session, params: Any, micro_rows: int) -> RLResult:
     """Likewise, with `micro_rows` a device. Raises Exhausted for the first step."""
     config = job.config
-    with Session(job, config.steps, lr_scale=config.lr_scale) as session:
-        state, meta = session.resume(params)
-        loop = _Loop(job, session, meta, micro_rows)
-        with session.running() as run_step:
-            while session.done < config.steps:
-                try:
-                    rollouts = loop.sample(state)
-                    state = loop.train(run_step, state, rollouts)
-                    if number := session.stop():
-                        raise Interrupted(number)
-                except Interrupted:
-                    session.save(state, loop.meta())
-                    session.checkpoints.wait()
-                    raise
-        with session.at_once():
-            if config.eval_every:
-                give_weights(job.engine, state)
-                loop.evaluate("last")
+    state, meta = session.resume(params)
+    loop = _Loop(job, session, meta, micro_rows)
+    with session.running() as run_step:
+        while session.done < config.steps:
+            try:
+                rollouts = loop.sample(state)
+                state = loop.train(run_step, state, rollouts)
+                if number := session.stop():
+                    raise Interrupted(number)
+            except Interrupted:
+                session.save(state, loop.meta())
+                session.checkpoints.wait()
+                raise
+    with session.at_once():
+        if config.eval_every:
+            give_weights(job.engine, state)
+            loop.evaluate("last")
     return RLResult(
         state.params, loop.rewards, loop.skipped, loop.pass_rates, session.seconds(), micro_rows
     )
@@ -187,7 +192,9 @@ class _Loop:
             batch = self.make_batch(rollouts, advantage)
             count, rows, row_tokens = batch["tokens"].shape
             with explained(self.job, (count, rows * row_share(self.job.mesh)[1], row_tokens - 1)):
-                state, metrics = run_step(state, put_batch(self.job.mesh, batch))
+                placed = put_batch(self.job.mesh, batch)
+                with session.first_step(state, placed) as awaited:
+                    state, metrics = awaited(run_step(state, placed))
                 values = {name: float(value) for name, value in metrics.items()}
             self.check(values, batch)
         else:

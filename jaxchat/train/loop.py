@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,8 @@ from jaxchat.optim.optimizer import carry_over, make_optimizer
 from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
 from jaxchat.signals import Interrupted
 from jaxchat.train.divergence import DivergenceError, data_index, save_batch
-from jaxchat.train.micro_rows import fitting
+from jaxchat.train.first_step import Exhausted
+from jaxchat.train.micro_rows import fewer_rows, first_rows
 from jaxchat.train.oom import explained
 from jaxchat.train.session import Session, TrainingJob
 from jaxchat.train.step import TrainState, init_state
@@ -118,38 +120,35 @@ def fit(job: FitJob, params: Any) -> FitResult:
     that a device cannot hold is tried again with fewer rows (see `micro_rows`); for what it cannot
     hold then or later, OutOfMemory is raised.
     """
-    row_tokens, shards = job.rows.manifest.row_tokens - 1, batch_shards(job.mesh)
-    plan_batch(job.train, row_tokens, shards, job.title)  # what cannot be is said at once
-    single = plan_batch(replace(job.train, micro_rows=1), row_tokens, shards, job.title)
-
-    def train(rows: int) -> FitResult:
-        return _fit(replace(job, train=replace(job.train, micro_rows=rows)), params, rows)
-
-    return fitting(job, job.train.micro_rows, (*single, row_tokens), train)
-
-
-def _fit(job: FitJob, params: Any, micro_rows: int) -> FitResult:
-    """Likewise, with `micro_rows` a device. Raises Exhausted for the first step."""
     train, row_tokens = job.train, job.rows.manifest.row_tokens - 1
-    accumulation, rows = plan_batch(train, row_tokens, batch_shards(job.mesh), job.title)
-    with (
-        explained(job, (accumulation, rows, row_tokens)),
-        Session(
-            job,
-            count_steps(train, job.rows),
-            lr_scale=train.lr_scale,
-            spike=train.spike,
-            keep=train.keep,
-            keep_every=train.keep_every,
-        ) as session,
-    ):
-        loop = _Loop(job, session, accumulation, rows)
+    plan_batch(train, row_tokens, batch_shards(job.mesh), job.title)  # what cannot be fails now
+    single = _batch(job, 1)
+    rows = first_rows(job, train.micro_rows, (*single, row_tokens))
+    with Session(
+        job,
+        count_steps(train, job.rows),
+        lr_scale=train.lr_scale,
+        spike=train.spike,
+        keep=train.keep,
+        keep_every=train.keep_every,
+    ) as session:
+        loop = _Loop(job, session, rows)
         while True:
             try:
-                return loop.finish(loop.train(loop.resume(params)), micro_rows)
+                with explained(job, (*_batch(job, loop.micro_rows), row_tokens)):
+                    return loop.finish(loop.train(loop.resume(params)))
             except DivergenceError as error:
                 loop.leave_out(error)
                 session.checkpoints.wait()
+            except Exhausted as error:
+                loop = _Loop(job, session, fewer_rows(job, train.micro_rows, error))
+            gc.collect()  # what the traceback held: a state and its batches
+
+
+def _batch(job: FitJob, micro_rows: int) -> tuple[int, int]:
+    """The micro-batches of a step and the rows of each, with `micro_rows` a device."""
+    train, row_tokens = replace(job.train, micro_rows=micro_rows), job.rows.manifest.row_tokens - 1
+    return plan_batch(train, row_tokens, batch_shards(job.mesh), job.title)
 
 
 def _held_out(job: FitJob, rows: int, share: tuple[int, int]) -> list[dict[str, Any]]:
@@ -195,10 +194,11 @@ def _warm(job: FitJob, state: TrainState, before: PreviousStage) -> TrainState:
 class _Loop:
     """The steps of `fit`; it reads the metrics of a step after the next was dispatched."""
 
-    def __init__(self, job: FitJob, session: Session, accumulation: int, rows: int) -> None:
+    def __init__(self, job: FitJob, session: Session, micro_rows: int) -> None:
         share = row_share(job.mesh)
-        self.job, self.session, self.accumulation = job, session, accumulation
-        self.batches = training_batches(job.rows, accumulation * rows, job.seed, *share)
+        self.job, self.session, self.micro_rows = job, session, micro_rows
+        self.accumulation, rows = _batch(job, micro_rows)
+        self.batches = training_batches(job.rows, self.accumulation * rows, job.seed, *share)
         self.held_out = _held_out(job, rows, share)
         self.skipped: frozenset[int] = frozenset()  # batches that are left out
 
@@ -213,7 +213,10 @@ class _Loop:
         return state
 
     def train(self, state: TrainState) -> TrainState:
-        """The state after the last step. Raises Interrupted, after saving, on a signal."""
+        """The state after the last step. Raises Interrupted, after saving, on a signal.
+
+        Raises Exhausted where the session's first step finds no memory.
+        """
         session, train, number = self.session, self.job.train, 0
         steps = range(session.done, session.steps)
         with (
@@ -222,7 +225,8 @@ class _Loop:
         ):
             try:
                 for batch in batches:
-                    state, metrics = run_step(state, batch)
+                    with session.first_step(state, batch) as awaited:
+                        state, metrics = awaited(run_step(state, batch))
                     self.dispatched(session.done, metrics)
                     session.done += 1
                     is_last = session.done == session.steps
@@ -312,7 +316,7 @@ class _Loop:
         )
         self.skipped |= {index}
 
-    def finish(self, state: TrainState, micro_rows: int) -> FitResult:
+    def finish(self, state: TrainState) -> FitResult:
         """The result, after the last step, which is saved. Raises Interrupted on a signal."""
         session = self.session
         losses = session.losses()
@@ -325,7 +329,7 @@ class _Loop:
             loss=float(np.mean(losses[-max(1, len(losses) // 10) :])),
             bits_per_byte=self.bpb,
             seconds=session.seconds(),
-            micro_rows=micro_rows,
+            micro_rows=self.micro_rows,
         )
         session.stop()  # of several processes, the next call has the outcome of this one
         if number := session.stop():

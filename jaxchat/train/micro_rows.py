@@ -5,9 +5,7 @@ Fewer rows are accumulated more often: a step has the same batch, and sums it in
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import jax
 
@@ -21,44 +19,41 @@ from jaxchat.train.first_step import Exhausted
 from jaxchat.train.session import TrainingJob
 
 FILE = "micro_rows.json"  # in a stage's folder, where its rows are not as configured
-R = TypeVar("R")
 Rows = int | Literal["auto"]
 
 
-def fitting(
-    job: TrainingJob,
-    configured: Rows,
-    single: tuple[int, int, int],
-    train: Callable[[int], R],
-    held: int = 0,
-) -> R:
-    """What `train(micro_rows)` returns, tried again with half the rows while its first step is too
-    large.
+def first_rows(
+    job: TrainingJob, configured: Rows, single: tuple[int, int, int], held: int = 0
+) -> int:
+    """The rows with which a stage begins: those of its session before, else as configured.
 
     `single` [A, B, T] are the sizes of a step's batch with one row a device at once; `held` bytes
-    of a device are taken by others. The rows are kept in the stage's folder for its next session.
-    Raises OutOfMemory where a single row does not fit. Collective.
+    of a device are taken by others. Raises OutOfMemory for "auto" where a single row is predicted
+    not to fit. Collective.
     """
-    rows = _remembered(job, configured) or (
+    return _remembered(job, configured) or (
         configured if isinstance(configured, int) else _predicted(job, single, held)
     )
-    while True:
-        try:
-            return train(rows)
-        except Exhausted as error:
-            step, text = oom.predicted(job, error.batch), str(error)
-        gc.collect()  # what the traceback held: the state and its batches
-        rows = memory.fewer_rows(step.rows, step.rows * step.accumulation)
-        if not rows:
-            raise OutOfMemory(oom.advice(job.title, step, text))
-        _remember(job, configured, rows)
-        _say(
-            f"{job.title}: a step with micro_rows {step.rows} does not fit "
-            f"({oom.shortened(text)}); it is tried again with {rows}, accumulated "
-            f"{step.rows // rows} times as often: the batch is the same, its sums are rounded in "
-            "another order. The run keeps that; to have it from the start, give "
-            f"--set {job.title}.micro_rows={rows}"
-        )
+
+
+def fewer_rows(job: TrainingJob, configured: Rows, error: Exhausted) -> int:
+    """The rows with which a first step that found no memory is tried again: half.
+
+    They are kept in the stage's folder for its next session. Raises OutOfMemory where a single row
+    did not fit.
+    """
+    step, text = oom.predicted(job, error.batch), str(error)
+    rows = memory.fewer_rows(step.rows, step.rows * step.accumulation)
+    if not rows:
+        raise OutOfMemory(oom.advice(job.title, step, text)) from error
+    _remember(job, configured, rows)
+    _say(
+        f"{job.title}: a step with micro_rows {step.rows} does not fit ({oom.shortened(text)}); "
+        f"it is tried again with {rows}, accumulated {step.rows // rows} times as often: the "
+        "batch is the same, its sums are rounded in another order. The run keeps that; to have it "
+        f"from the start, give --set {job.title}.micro_rows={rows}"
+    )
+    return rows
 
 
 def _predicted(job: TrainingJob, single: tuple[int, int, int], held: int) -> int:

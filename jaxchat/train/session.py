@@ -6,7 +6,6 @@ is in the newest checkpoint, and what a step is given depends on nothing but the
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -76,7 +75,7 @@ class Session:
             job.model, job.optim, steps, lr_scale=lr_scale, muon_dtype=self.compute.muon_dtype
         )
         self._step_fn = make_train_step(job.model, self.optimizer, job.mesh, self.compute)
-        self._first = FirstStep(self._step_fn, job.mesh, job.title)
+        self.first_step = FirstStep(self._step_fn, job.mesh, job.title)
         self._spike, self._keep = spike, (keep, keep_every)
         self._log: MetricsLog | None = None
         self._open = ExitStack()
@@ -121,12 +120,9 @@ class Session:
 
     @contextmanager
     def running(self) -> Iterator[StepFn]:
-        """Yields the jitted step, which records the steps of `job.profile`; shows progress.
-
-        The session's first step raises Exhausted where a device lacks the memory for it.
-        """
+        """Yields the jitted step, which records the steps of `job.profile`; shows progress."""
         with recorded(self._step_fn, self.job.profile, self.done) as step, self.progress:
-            yield functools.partial(self._first, step)
+            yield step
 
     def seconds(self) -> float:
         """Seconds of training, over all sessions that were interrupted."""

@@ -8,6 +8,7 @@ of an update in place what is written. What stands in a loop counts as often as 
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,9 +46,9 @@ class Kernel:
     fine: int
 
     @property
-    def recomputed(self) -> bool:
-        """Whether XLA runs it a second time to save memory."""
-        return "remat" in self.instruction.name
+    def original(self) -> str:
+        """The name of what it is a copy of, which XLA runs again to save memory; else its own."""
+        return re.sub(r"(\.remat\d*)+$", "", self.instruction.name)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def counted(module: Module, found: Sequence[Kernel]) -> Counts:
     """The totals of a module's kernels."""
     products = [kernel for kernel in found if kernel.kind == PRODUCT]
     fp8 = [kernel for kernel in products if _takes_fp8(module, kernel.instruction)]
-    again = [kernel for kernel in products if kernel.recomputed]
+    again = list(_again(products))
     attention = [kernel for kernel in found if kernel.kind == ATTENTION]
     elementwise = [kernel for kernel in found if kernel.kind == ELEMENTWISE]
     parts: dict[str, list[Kernel]] = defaultdict(list)
@@ -133,6 +134,15 @@ def counted(module: Module, found: Sequence[Kernel]) -> Counts:
         launches=_runs(found),
         naive_parts={name: _total(of, "naive") for name, of in sorted(parts.items())},
     )
+
+
+def _again(found: Sequence[Kernel]) -> Iterator[Kernel]:
+    """All but the first of each: a copy whose original is gone was only moved."""
+    seen: set[str] = set()
+    for kernel in found:
+        if kernel.original in seen:
+            yield kernel
+        seen.add(kernel.original)
 
 
 def _runs(found: Sequence[Kernel]) -> int:
