@@ -1,18 +1,17 @@
-"""Tables of docs/scaling.md from what `jaxchat doctor --compile KIND --stages base --json` wrote.
+"""Tables of docs/scaling.md: base steps compiled for devices that are not there, and counted.
 
-    for tier in 100 300 1000 gpt2; do for kind in h100 a100 h200 b200; do
-        python -m jaxchat doctor --tier $tier --compile $kind --stages base --json >$tier.$kind.json
-    done; done
-    python bench/compiled_table.py *.json
+    python bench/compiled_table.py FOLDER 100:h100 gpt2:b200 100:v6e-8:base.micro_rows=8
 
-A card with measured ceilings gets a line of its step in full, others what fits and how long a step
-is at least.
+A step is TIER:KIND, and settings behind. What `jaxchat doctor --compile KIND --json` says of it is
+kept in FOLDER, and asked only where it is not there: that takes minutes, and wheels. A card with
+measured ceilings gets a line of its step in full, others what fits and how long a step is at least.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,9 +25,10 @@ FULL = (
     "a step: products + attention + elementwise", "MFU", "recomputed", "compiled in",
 )  # fmt: skip
 BRIEF = (
-    "tier", "device", "memory by XLA (ours)", "fits", "elementwise", "at least", "as an H100's",
+    "tier", "device", "memory by XLA (ours)", "fits", "elementwise", "at least", "as an H100",
     "recomputed",
 )  # fmt: skip
+TPU = (*BRIEF[:6], "as an H100, not validated", "recomputed")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,14 +36,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json")
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in parser.parse_args(argv).files]
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("steps", nargs="+", metavar="TIER:KIND[:KEY=VALUE...]")
+    args = parser.parse_args(argv)
+    found = sorted((said_of(step, args.folder) for step in args.steps), key=_order)
+    tpus = [one for one in found if TARGETS[one["kind"]].platform == "tpu"]
     measured = [one for one in found if one["ceilings"] == MEASURED]
-    others = [one for one in found if one["ceilings"] != MEASURED]
-    print(
-        "\n".join([*markdown(FULL, map(full, measured)), "", *markdown(BRIEF, map(brief, others))])
-    )
+    others = [one for one in found if one not in tpus and one not in measured]
+    tables = ((FULL, map(full, measured)), (BRIEF, map(brief, others)), (TPU, map(brief, tpus)))
+    print("\n\n".join("\n".join(markdown(header, rows)) for header, rows in tables))
     return 0
+
+
+def said_of(step: str, folder: Path) -> Found:
+    """The doctor's JSON of a step; SystemExit with its last line where there is none."""
+    tier, kind, *changes = step.split(":")
+    path = folder / f"{tier}.{kind}.json"
+    if not path.exists():
+        command = ["doctor", "--tier", tier, "--compile", kind, "--stages", "base", "--json"]
+        command += [word for change in changes for word in ("--set", change)]
+        done = subprocess.run(
+            [sys.executable, "-m", "jaxchat", *command], capture_output=True, text=True
+        )
+        if not done.stdout:  # exit code 1 may also mean that it does not fit
+            sys.exit(f"{step}: {done.stderr.strip().splitlines()[-1:]}")
+        path.write_text(done.stdout, encoding="utf-8")
+    found: Found = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _order(one: Found) -> tuple[Any, ...]:
+    """100 before 1000, and others behind."""
+    return len(one["tier"]), one["tier"], list(TARGETS).index(one["kind"])
 
 
 def full(one: Found) -> tuple[str, ...]:

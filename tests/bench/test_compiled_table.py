@@ -1,6 +1,7 @@
 """The tables of compiled steps are made of what the doctor writes."""
 
 import json
+import subprocess
 
 import compiled_table
 import pytest
@@ -19,15 +20,14 @@ STEP = {
     },
 }  # fmt: skip
 A100 = {**STEP, "kind": "a100", "ceilings": "data sheet", "fits": False}
+TPU = {**STEP, "kind": "v6e-8", "ceilings": "data sheet"}
 
 
 @pytest.fixture
 def lines(tmp_path, capsys):
-    files = []
-    for name, one in (("100.h100", STEP), ("100.a100", A100)):
-        files.append(tmp_path / f"{name}.json")
-        files[-1].write_text(json.dumps(one))
-    assert compiled_table.main([str(file) for file in files]) == 0
+    for step in (TPU, STEP, A100):
+        (tmp_path / f"100.{step['kind']}.json").write_text(json.dumps(step))
+    assert compiled_table.main([str(tmp_path), "100:v6e-8", "100:h100", "100:a100"]) == 0
     return capsys.readouterr().out.splitlines()
 
 
@@ -39,8 +39,40 @@ def test_a_step_on_a_measured_card_is_shown_in_full(lines):
 
 
 def test_other_cards_get_what_fits_and_bounds(lines):
-    assert lines[-1] == (
+    assert lines[6] == (
         "| 100 | NVIDIA A100-SXM4-80GB | 67.2 (67.7) GB | NO | 221.7 GB | 310 ms | 403 ms, 57% | 2 "
         "|"
     )
-    assert all(row.count("|") == lines[4].count("|") for row in lines[4:])
+    assert all(row.count("|") == lines[4].count("|") for row in lines[4:7])
+
+
+def test_a_tpus_time_is_marked(lines):
+    assert "| as an H100, not validated |" in lines[8]
+    assert lines[10] == (
+        "| 100 | TPU v6 lite | 67.2 (67.7) GB | yes | 221.7 GB | 310 ms | 403 ms, 57% | 2 |"
+    )
+
+
+def test_what_is_not_there_is_asked_of_the_doctor_once(tmp_path, monkeypatch):
+    asked = []
+
+    def run(command, **_):
+        asked.append(command[2:])
+        return subprocess.CompletedProcess(command, 1, json.dumps(A100), "")
+
+    monkeypatch.setattr(compiled_table.subprocess, "run", run)
+    for _ in range(2):
+        found = compiled_table.said_of("100:a100:base.micro_rows=8", tmp_path)
+        assert found == A100, "also where it does not fit"
+    assert asked == [[
+        "jaxchat", "doctor", "--tier", "100", "--compile", "a100", "--stages", "base", "--json",
+        "--set", "base.micro_rows=8",
+    ]]  # fmt: skip
+
+
+def test_what_the_doctor_says_instead_ends_it(tmp_path, monkeypatch):
+    done = subprocess.CompletedProcess([], 1, "", "compiling ...\njaxchat: no wheels\n")
+    monkeypatch.setattr(compiled_table.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(SystemExit, match=r"100:h100: .*no wheels"):
+        compiled_table.said_of("100:h100", tmp_path)
+    assert not list(tmp_path.iterdir())
