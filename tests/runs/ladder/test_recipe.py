@@ -85,7 +85,7 @@ def test_a_run_that_is_none_of_the_ladders_is_not_overwritten(tmp_path: Path) ->
 
 
 def test_a_name_is_a_folder_and_a_missing_ladder_names_those_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the ladder's name is '../up'; it names a folder"):
+    with pytest.raises(ConfigError, match=r"the ladder's name is '../up'; it names a folder"):
         recipe.folder(tmp_path, "../up")
     with pytest.raises(ArtifactError, match=r"no ladder 'a' in .*\. Make one with: jaxchat ladder"):
         recipe.find(tmp_path, "a")
