@@ -108,18 +108,19 @@ def _exact(value: Any) -> str:
 
 
 def _write(
-    folder: Path, stem: str, titles: tuple[str, str], said: Sequence[str], parts: Sections
+    folder: Path, stem: str, names: Sequence[str], said: Sequence[str], parts: Sections
 ) -> list[Path]:
-    """Writes a document with its title, what stands over it, and what it begins with."""
-    title, eyebrow = titles
+    """Writes a document of the ladders of some names, and what it begins with."""
+    page, text = " and ".join(names), " and ".join(f"`{name}`" for name in names)
+    eyebrow = "jaxchat · a ladder" if len(names) == 1 else "jaxchat · ladders compared"
     lead = [note(line, style="lead") for line in said]
     texts = {
-        folder / f"{stem}.html": to_page(title, eyebrow, lead, parts),
-        folder / f"{stem}.md": to_markdown(f"`{title}`", lead, parts),
+        folder / f"{stem}.html": to_page(page, eyebrow, lead, parts),
+        folder / f"{stem}.md": to_markdown(text, lead, parts),
     }
-    for path, text in texts.items():
+    for path, content in texts.items():
         with atomic_open(path) as file:
-            file.write(text)
+            file.write(content)
     return list(texts)
 
 
@@ -131,8 +132,7 @@ def write_ladder(ladder: Ladder) -> list[Path]:
         "Rungs": [*rungs, _plots([ladder], None)],
         "Recipe": [table("Recipe", _recipe_rows([ladder.record]))],
     }
-    titles = ladder.name, "jaxchat · a ladder"
-    return _write(ladder.place, "report", titles, notes_of(shown), parts)
+    return _write(ladder.place, "report", [ladder.name], notes_of(shown), parts)
 
 
 def write_comparison(ladders: Sequence[Ladder], compared: Shown, folder: Path) -> list[Path]:
@@ -152,5 +152,4 @@ def write_comparison(ladders: Sequence[Ladder], compared: Shown, folder: Path) -
         ],
     }  # fmt: skip
     names = [ladder.name for ladder in ladders]
-    titles = " and ".join(names), "jaxchat · ladders compared"
-    return _write(folder, "compare_" + "_".join(names), titles, [*said, *remarks], parts)
+    return _write(folder, "compare_" + "_".join(names), names, [*said, *remarks], parts)

@@ -34,6 +34,17 @@ RECORD = "ladder.json"
 STAGES = ("data", "tokenizer", "rows", "base")  # of a rung
 DERIVED = {"base": ("steps",), "model": ("n_layer", "n_head", "n_kv_head", "n_embd")}
 OWN = ("run.name", "run.depth", "run.seed")  # the ladder's to set
+TABLES = (
+    "run",
+    "model",
+    "optim",
+    "tokenizer",
+    "data",
+    "base",
+    "mid",
+    "sft",
+    "compute",
+)  # they read
 TEXT_BYTES = 1_000_000
 SHOWN = 3  # settings that a sentence names
 
@@ -160,8 +171,12 @@ def freeze(root: Path, recipe: Recipe, text: Mapping[str, Any]) -> None:
 
 def _record(recipe: Recipe, configs: list[RunConfig], text: Mapping[str, Any]) -> dict[str, Any]:
     hashes = [runner.settings_hash(BY_NAME[stage], c) for c in configs for stage in STAGES]
-    first = settings(configs[0])
-    decisive = {k: v for k, v in first.items() if k.split(".")[1] not in NON_SEMANTIC_FIELDS}
+    named = ((*key.split(".", 1), key, value) for key, value in settings(configs[0]).items())
+    decisive = {
+        key: value
+        for table, field, key, value in named
+        if table in TABLES and field not in NON_SEMANTIC_FIELDS
+    }
     record = {
         "format": FORMAT,
         **dataclasses.asdict(recipe),
