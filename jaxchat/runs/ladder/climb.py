@@ -61,23 +61,18 @@ def climb(root: Path, recipe: Recipe, network: runner.Network) -> Path:
 def seconds_left(place: Path, configs: Sequence[RunConfig]) -> float:
     """Training time of the rungs that are missing.
 
-    As long as those of their depth have taken; else as planned, by the ratio of time to plan of the
-    deepest rung that is complete.
+    As long as those of their depth have taken; else as planned, by the ratio to plan of the time
+    that steps took at the deepest depth that is complete.
     """
     planned = {config.depth: make_plan(config).stages[0].seconds for config in configs}
-    taken: dict[int, list[float]] = {}
-    missing = list[int]()
-    for config in configs:
-        saved = results.read_rung(place, config.name)
-        if saved is None:
-            missing.append(config.depth)
-        else:
-            taken.setdefault(config.depth, []).append(saved["seconds"])
-    ratio = statistics.fmean(taken[max(taken)]) / planned[max(taken)] if taken else 1.0
-    return sum(
-        statistics.fmean(taken[depth]) if depth in taken else ratio * planned[depth]
-        for depth in missing
-    )
+    saved = [results.read_rung(place, config.name) for config in configs]
+    done = {run["depth"]: run for run in saved if run is not None}
+    missing = [c.depth for c, run in zip(configs, saved, strict=True) if run is None]
+    ratio = 1.0
+    if done:
+        deepest = done[max(done)]
+        ratio = deepest["tokens"] / deepest["tokens_per_second"] / planned[deepest["depth"]]
+    return sum(done[d]["seconds"] if d in done else ratio * planned[d] for d in missing)
 
 
 def _is_current(root: Path, config: RunConfig, saved: dict[str, Any]) -> bool:

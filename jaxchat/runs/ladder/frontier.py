@@ -76,6 +76,11 @@ class Frontier:
         """Of the polynomial."""
         return len(self.coefficients) - 1
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """ln(FLOPs) between which the frontier is read."""
+        return self.low - math.log(EDGE), self.high + math.log(EDGE)
+
     def bits(self, x: float) -> float:
         """ln(bits per byte) at ln(FLOPs) = x."""
         return float(powers(x - self.middle, self.degree) @ self.coefficients)
@@ -86,7 +91,7 @@ class Frontier:
 
     def solve(self, y: float) -> float | None:
         """ln(FLOPs) at which ln(bits per byte) is y, by bisection; None beyond the rungs."""
-        low, high = self.low - math.log(EDGE), self.high + math.log(EDGE)
+        low, high = self.ends
         if not self.bits(high) <= y <= self.bits(low):
             return None
         for _ in range(80):
@@ -126,7 +131,7 @@ def fit(rungs: Sequence[Rung], degree: int = 1) -> Frontier:
         covariance @ design.T @ y, covariance, middle, float(x.min()), float(x.max()),
         noise, freedom, 0.0, times,
     )  # fmt: skip
-    if max(found.slope(found.low), found.slope(found.high)) >= 0:
+    if max(map(found.slope, found.ends)) >= 0:
         raise ValueError("bits per byte do not fall with FLOPs")
     misses = [
         abs((mean_log(rung) - found.bits(at)) / found.slope(at))

@@ -17,7 +17,7 @@ from jaxchat.config.schema import RunConfig
 from jaxchat.data import inputs
 from jaxchat.data.own import InputFile
 from jaxchat.data.shards import TEXT_FOLDER
-from jaxchat.paths import atomic_folder
+from jaxchat.paths import atomic_folder, sweep
 from jaxchat.runs.runner import BEGUN, Context, input_hash, is_of, read_done
 from jaxchat.runs.stages import BY_NAME
 
@@ -29,6 +29,7 @@ def take_over(run: Path, config: RunConfig, others: Iterable[Path]) -> list[str]
 
     A stage that the run has begun or completed by itself stays as it is.
     """
+    sweep(run / TEXT_FOLDER)  # of a process that was killed while it linked
     context, others, taken = Context(config, run), list(others), list[str]()
     for name in SHARED:
         stage = BY_NAME[name]
