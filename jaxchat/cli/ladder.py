@@ -92,9 +92,12 @@ def run_command(args: argparse.Namespace) -> int:
     root = paths.home(args.home)
     configs = recipe.configs()  # what is wrong with it is said before anything is written
     if args.plan:
-        if not (folder(root, recipe.name) / RECORD).exists():  # else they were read
+        place = folder(root, recipe.name)
+        if not (place / RECORD).exists():  # else they were read
             checks.check_files(configs[0])
         print(_plan(recipe))
+        if done := sum(1 for _ in place.glob("rungs/*.json")):
+            print(f"  Complete are {done} of its runs.")
         return 0
     from jaxchat.runs.ladder import climb
     from jaxchat.runs.runner import Network
@@ -107,35 +110,30 @@ def run_command(args: argparse.Namespace) -> int:
 
 def _plan(recipe: Recipe) -> str:
     """What the rungs would take, a line each depth, and all together."""
-    from jaxchat.config.derive import count_params, flops_per_token
+    from jaxchat.config.derive import count_params
     from jaxchat.runs.ladder.tables import scientific
     from jaxchat.runs.plan.plan import make_plan
 
-    rows = [("depth", "parameters", "steps", "tokens", "FLOPs", "runs", "time", "cost")]
-    flops = seconds = cost = 0.0
-    seeds = len(recipe.seeds)
     configs = {config.depth: config for config in recipe.configs()}
-    for depth, config in configs.items():
-        base = make_plan(config).stages[0]
-        assert base.flops == flops_per_token(config.model) * base.tokens
-        flops, seconds, cost = (
-            total + seeds * one
-            for total, one in zip((flops, seconds, cost), (base.flops, base.seconds, base.dollars),
-                                  strict=True)
-        )  # fmt: skip
-        size = count(count_params(config.model)["total"])
-        rows.append(
-            (str(depth), size, f"{base.steps:,}", count(base.tokens), scientific(base.flops),
-             str(seeds), duration(base.seconds * seeds), dollars(base.dollars * seeds))
-        )  # fmt: skip
+    bases = {depth: make_plan(config).stages[0] for depth, config in configs.items()}
+    seeds, hardware = len(recipe.seeds), configs[recipe.depths[0]].hardware
+    rows = [("depth", "parameters", "steps", "tokens", "FLOPs", "runs", "time", "cost")]
+    for depth, base in bases.items():
+        size = count(count_params(configs[depth].model)["total"])
+        work = f"{base.steps:,}", count(base.tokens), scientific(base.flops)
+        cost = str(seeds), duration(base.seconds * seeds), dollars(base.dollars * seeds)
+        rows.append((str(depth), size, *work, *cost))
+    flops, seconds, price = (
+        seeds * sum(getattr(base, name) for base in bases.values())
+        for name in ("flops", "seconds", "dollars")
+    )
     runs = str(len(recipe.rungs))
-    rows.append(("all", "", "", "", scientific(flops), runs, duration(seconds), dollars(cost)))
-    hardware = next(iter(configs.values())).hardware
+    last = scientific(flops), runs, duration(seconds), dollars(price)
     return "\n".join(
         [
             f"{recipe.name}: {runs} runs of tier {recipe.tier} on {hardware.devices} x "
             f"{hardware.name}",
-            *table(rows),
+            *table([*rows, ("all", "", "", "", *last)]),
             f"  Time is FLOPs / (devices x {hardware.peak_flops:.3g} FLOP/s x "
             f"{hardware.utilization:.0%}). Not in it: text, compiling, evaluation.",
         ]

@@ -47,6 +47,9 @@ def test_a_plan_has_every_depth_and_writes_nothing(
     one, two, every = (float(row[-4]) for row in cells)
     assert every == pytest.approx(2 * (one + two), rel=0.01), "FLOPs of both seeds"
     assert not (tmp_path / "home").exists()
+    write_ladder(tmp_path / "home", "l", depths=(1, 2), seeds=(0, 1), missing=1)
+    assert main(command) == 0
+    assert "Complete are 3 of its runs." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
