@@ -227,7 +227,7 @@ def _half(
     flat = max(t**2 * _slope_variance(frontier, x) / frontier.slope(x) ** 2 for _, x in spots)
     if flat >= 1:  # the slope itself may be none
         return None
-    # as in Fieller's interval, to first order
+    # no narrower than Fieller's exact interval
     return t * math.sqrt(total) / (1 - flat) + frontier.misfit
 
 

@@ -135,7 +135,7 @@ def by_hand(base: Sequence[Rung], other: Rung, rungs: Sequence[Rung], level: flo
     theirs, own = se2(at)
     welch = (theirs + own) ** 2 / (theirs**2 / df[0] + own**2 / df[1])
     t = student_t(level, float(welch))
-    grid = np.linspace(at - 2, at + 2, 400_001)
+    grid = np.linspace(at - 8, at + 8, 1_600_001)
     inside = grid[np.abs(mean - height - slope * grid) <= t * np.sqrt(sum(se2(grid)))]
     misfit = max(
         abs(np.log(r.bits).mean() - height - slope * np.log(r.flops)) / -slope for r in base
@@ -158,6 +158,18 @@ def test_an_independent_computation_agrees(seed: int) -> None:
         assert one.value == pytest.approx(value, rel=1e-6)
         assert math.log(one.low or 0) == pytest.approx(math.log(low), abs=0.012)
         assert math.log(one.high or 0) == pytest.approx(math.log(high), abs=0.012)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_interval_is_no_narrower_than_fiellers_where_the_slope_is_uncertain(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    base = ladder(line, FLOPS, noise=0.02, rng=rng)
+    middle = ladder(line, (6e12,), noise=0.02, rng=rng)
+    (found,) = multipliers(fit(base), middle, 1)
+    _, low, high = by_hand(base, middle[0], middle, 0.95)
+    assert math.log(high / low) > 0.6, "the slope is uncertain"
+    wider = math.log((found.high or 0) / (found.low or 1)) / math.log(high / low)
+    assert 0.99 <= wider <= 1.15
 
 
 @pytest.mark.parametrize(
