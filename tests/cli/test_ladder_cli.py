@@ -113,7 +113,7 @@ def test_compare_prints_multipliers_and_a_conclusion(
     assert [line.split()[:2] for line in out.splitlines()[1:5]] == [
         ["b", "1"], ["b", "2"], ["b", "3"], ["b", "all"],
     ]  # fmt: skip
-    assert "beyond the baseline's rungs" in out, "the last rung has fewer bits than any of a's"
+    assert "fewer bits than any of the baseline's rungs" in out, "of the last rung"
     assert "b needs fewer FLOPs than a for the same bits per byte: multiplier 1.5" in out
     assert out.splitlines()[-2:] == [str(home / "out" / f"compare_a_b.{e}") for e in ("html", "md")]
     assert main([*command, "--json", "--degree", "2"]) == 0

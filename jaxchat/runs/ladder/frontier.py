@@ -26,7 +26,7 @@ import numpy.typing as npt
 LEVEL = 0.95  # of all intervals together
 EDGE = 1.1  # a frontier is read up to this factor of FLOPs beyond its outermost rungs
 
-Verdict = Literal["less", "more", "unclear", "beyond", "unknown"]
+Verdict = Literal["less", "more", "unclear", "above", "below", "beyond", "unknown"]
 Array = npt.NDArray[np.float64]
 
 
@@ -45,8 +45,9 @@ class Multiplier:
     """FLOPs that the baseline needs, over those of a rung, at the rung's bits per byte.
 
     `verdict`: the recipe needs "less" or "more" FLOPs; it is "unclear", as the interval contains
-    1; the baseline would need FLOPs "beyond" its rungs; or it is "unknown", as there are too few
-    seeds or the frontier is too flat for an interval.
+    1; bits per byte are "above" or "below" those of all the baseline's rungs ("beyond": of some
+    rungs the one, of others the other); or it is "unknown", as there are too few seeds or the
+    frontier is too flat for an interval.
     """
 
     depth: int | None  # None: the geometric mean over all rungs that are not beyond
@@ -165,15 +166,22 @@ def multipliers(
     spots = [(rung, frontier.solve(mean_log(rung))) for rung in rungs]
     within = [(rung, x) for rung, x in spots if x is not None]
     found = [
-        Multiplier(rung.depth, "beyond")
+        Multiplier(rung.depth, _side(frontier, rung))
         if x is None
         else _multiplier(frontier, rungs, [(rung, x)], level, rung.depth)
         for rung, x in spots
     ]
-    if len(rungs) > 1:
-        every = _multiplier(frontier, rungs, within, level, None) if within else None
-        found.append(every or Multiplier(None, "beyond"))
+    if len(rungs) > 1 and within:
+        found.append(_multiplier(frontier, rungs, within, level, None))
+    elif len(rungs) > 1:
+        sides = {one.verdict for one in found}
+        found.append(Multiplier(None, sides.pop() if len(sides) == 1 else "beyond"))
     return found
+
+
+def _side(frontier: Frontier, rung: Rung) -> Verdict:
+    """Where the bits per byte of a rung are that the frontier does not have."""
+    return "above" if mean_log(rung) > frontier.bits(frontier.ends[0]) else "below"
 
 
 def number_of(rungs: Sequence[Rung]) -> int:

@@ -13,6 +13,8 @@ VERDICTS = {
     "less": "needs less",
     "more": "needs more",
     "unclear": "no difference shown",
+    "above": "more bits than any of the baseline's rungs",
+    "below": "fewer bits than any of the baseline's rungs",
     "beyond": "beyond the baseline's rungs",
     "unknown": "no interval",
 }
@@ -92,10 +94,11 @@ def conclusion(baseline: str, variant: Shown) -> str:
             return f"{name} needs more FLOPs than {baseline} for the same bits per byte: {said}."
         case "unclear":
             return f"No difference between {name} and {baseline} can be shown: {said} contains 1."
-        case "beyond":
+        case "above" | "below" | "beyond":
+            bits = {"above": "more ", "below": "fewer "}.get(one["verdict"], "more or fewer ")
             return (
-                f"No difference between {name} and {baseline} can be shown: no rung of {name} has "
-                f"bits per byte within those of {baseline}'s rungs, and none are extrapolated."
+                f"There is no multiplier of {name}: each of its rungs has {bits}bits per byte than "
+                f"any of {baseline}'s, whose frontier is not extrapolated."
             )
     return (
         f"No difference between {name} and {baseline} can be shown: {said} without an interval, "
@@ -115,7 +118,7 @@ def method(compared: Shown) -> str:
         f"frontier misses one of its own rungs at most. All {compared['comparisons']} comparisons "
         f"hold together in 95% of cases: each has the level {compared['level']:.2%} (Bonferroni). "
         "`time` is the same ratio of the time of steps, without an interval. `all` is the "
-        "geometric mean of the rungs that are not beyond."
+        "geometric mean of the rungs within the frontier."
     )
 
 

@@ -71,18 +71,21 @@ def test_a_parabola_follows_a_curve_and_a_line_says_what_it_misses() -> None:
         assert one.value == pytest.approx(1.3, rel=0.02)
     # the same recipe, without any noise: what the line misses is not taken for a difference
     for one in multipliers(straight, ladder(curve, FLOPS)):
-        assert one.verdict in ("unclear", "beyond")
+        assert one.verdict in ("unclear", "above", "below")
 
 
 def test_what_lies_beyond_the_rungs_is_refused() -> None:
     base = fit(ladder(line, FLOPS))
     first, second, last, every = multipliers(base, ladder(line, FLOPS, gain=3))
-    assert (last.verdict, last.value, last.low) == ("beyond", None, None)
+    assert (last.verdict, last.value, last.low) == ("below", None, None)
     assert first.value == second.value == pytest.approx(3) == every.value
     (_, _, near, _) = multipliers(base, ladder(line, FLOPS, gain=1.05))
     assert near.verdict == "less", "within a tenth of the outermost rung"
-    beyond = multipliers(base, ladder(line, FLOPS, gain=1e4))
-    assert {one.verdict for one in beyond} == {"beyond"}
+    for gain, side in ((1e4, "below"), (1e-4, "above")):
+        beyond = multipliers(base, ladder(line, FLOPS, gain=gain))
+        assert {one.verdict for one in beyond} == {side}
+    both = [*ladder(line, FLOPS[:1], gain=1e-4), *ladder(line, FLOPS[1:], gain=1e4)]
+    assert multipliers(base, both)[-1].verdict == "beyond"
 
 
 @pytest.mark.parametrize(("one", "other"), [(1, 3), (3, 1), (1, 1)])
@@ -104,7 +107,7 @@ def test_a_slope_that_may_be_none_has_no_interval() -> None:
     rng = np.random.default_rng(3)
     base = fit(ladder(lambda c: 2 * c**-0.003, FLOPS, noise=0.02, rng=rng))
     found = multipliers(base, ladder(lambda c: 2 * c**-0.003, INNER, noise=0.02, rng=rng))
-    assert {one.verdict for one in found} <= {"unknown", "beyond"}
+    assert {one.verdict for one in found} <= {"unknown", "above", "below", "beyond"}
 
 
 def test_many_comparisons_widen_every_interval() -> None:
@@ -152,7 +155,7 @@ def test_an_independent_computation_agrees(seed: int) -> None:
     others = ladder(line, INNER, gain=1.2, noise=0.003, rng=rng)
     found = multipliers(fit(base), others, 4)
     for one, other in zip(found, others, strict=False):
-        if one.verdict == "beyond":
+        if one.value is None:
             continue
         value, low, high = by_hand(base, other, others, 1 - 0.05 / 4)
         assert one.value == pytest.approx(value, rel=1e-6)

@@ -33,7 +33,10 @@ def test_a_gain_is_concluded_with_its_interval(tmp_path: Path) -> None:
     [
         ({"noise": 0.02}, "No difference between b and a can be shown: multiplier"),
         ({"seeds": (0,)}, "without an interval, which takes 2 seeds or more of both"),
-        ({"gain": 1e6}, "no rung of b has bits per byte within those of a's rungs"),
+        (
+            {"gain": 1e6},
+            "no multiplier of b: each of its rungs has fewer bits per byte than any of a's",
+        ),
     ],
 )
 def test_what_noise_hides_is_not_concluded(tmp_path: Path, b: dict[str, object], said: str) -> None:
