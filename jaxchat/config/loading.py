@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxchat.config.derive import DATA_RATIO, derive_horizon, derive_model, derive_stage_optim
 from jaxchat.config.fields import build, check_keys, convert, kinds, plain
+from jaxchat.config.operations import About
 from jaxchat.config.schema import (
     MODELS,
     ModelConfig,
@@ -54,6 +55,11 @@ def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises ConfigError for a missing file, bad TOML, an unknown key or a value out of range.
     """
     return from_document(apply_overrides(read_toml(path, "config"), overrides), path.name)
+
+
+def about(path: Path) -> About:
+    """What the file of a tier says of its results. Raises ConfigError as `load` does."""
+    return _about(read_toml(path, "config"), path.name)
 
 
 def read_toml(path: Path, kind: str) -> dict[str, Any]:
@@ -140,12 +146,13 @@ def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
     """Builds the RunConfig from a parsed TOML document called `where` in errors."""
     if "base_optim" in document:
         raise ConfigError(f"{where} has the unknown key 'base_optim'; base's optimizer is [optim].")
-    names = [*TABLES, "run"]
+    names = [*TABLES, "run", "about"]
     check_keys(document, names, where)
     tables = {name: document.get(name, {}) for name in names}
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise ConfigError(f"{where}: {name} is {table!r}; it must be a table, [{name}].")
+    _about(document, where)
     run = _run_table(tables["run"], where)
     preset, given = run["preset"], tables["model"]
     tokenizer = build(TokenizerConfig, tables["tokenizer"], "tokenizer")
@@ -177,6 +184,10 @@ def from_document(document: Mapping[str, Any], where: str) -> RunConfig:
         for name, cls in TABLES.items()
     }
     return RunConfig(**run, **built)
+
+
+def _about(document: Mapping[str, Any], where: str) -> About:
+    return build(About, document.get("about", {}), f"{where} [about]")
 
 
 def _run_table(table: Mapping[str, Any], where: str) -> dict[str, Any]:

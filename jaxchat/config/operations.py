@@ -27,6 +27,15 @@ class HardwareConfig(Settings):
 
 
 @dataclass(frozen=True)
+class About(Settings):
+    """What a tier's file says of its results, for `--tier list`; no run reads it."""
+
+    table = "about"
+    expected: str = "not known"
+    evidence: str = "nobody has published this model's figures"
+
+
+@dataclass(frozen=True)
 class TrackConfig(Settings):
     """Trackers of metrics beside metrics.jsonl; results do not depend on them."""
 

@@ -99,6 +99,12 @@ def inference_compute(
     return replace(choose_compute(plain, model, on=on), fused=False)
 
 
+def assumed_inference(config: ComputeConfig, on: Backend) -> Compute:
+    """`inference_compute` where all that it tries works: nothing is run."""
+    plain = replace(config, fp8=False, compiler_options=())
+    return replace(assumed_compute(plain, on), fused=False)
+
+
 def evaluation_compute(
     config: ComputeConfig, model: ModelConfig, dtype: DTypeLike | None = None
 ) -> Compute:

@@ -11,9 +11,11 @@ import pytest
 from disk import remount
 
 from jaxchat.cli import main
+from jaxchat.config import loading
 from jaxchat.config.schema import GENERATED, MODELS
 from jaxchat.errors import ConfigError
 from jaxchat.runs import run_dir
+from jaxchat.runs.plan.plan import make_plan
 from jaxchat.runs.stages import STAGES
 from jaxchat.signals import REQUEUE
 from jaxchat.tasks import TASKS
@@ -21,6 +23,10 @@ from jaxchat.train import session
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "run_speedrun.py"
+TIERS = [
+    "cpu", "100", "300", "gpt2", "1000", "best_40", "best_100", "best_300", "tpu_v5e8",
+    "best_1000", "one_gpu_24gb", "one_gpu_80gb",
+]  # fmt: skip
 HEAVY = {"jax", "flax", "grain", "optax", "orbax", "tiktoken", "numpy", "rich"}
 
 
@@ -63,9 +69,32 @@ def test_help_tells_the_code_that_a_scheduler_is_to_requeue(script, capsys):
         assert f"  {REQUEUE}   stopped by SIGTERM or SIGUSR1" in capsys.readouterr().out
 
 
+def test_the_list_of_tiers_says_what_each_costs_and_how_its_figures_are_known(script, capsys):
+    assert script.main(["--tier", "list"]) == 0
+    out = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in out.splitlines()[1 : 1 + len(TIERS)]}
+    assert list(rows) == TIERS
+    for tier in TIERS:
+        assert rows[tier].endswith(loading.about(loading.tiers()[tier]).expected)
+        total = make_plan(loading.load(loading.tiers()[tier]))
+        dollars = sum(part.dollars for part in (*total.stages, *total.evaluation))
+        assert f"${dollars:,.0f} " in rows[tier]
+        assert f"\n  {tier}: " in out, "every tier has its evidence"
+
+
+def test_a_tier_of_ones_own_need_not_say_what_to_expect(tmp_path):
+    own = tmp_path / "mine.toml"
+    own.write_text('[run]\nname = "mine"\ndepth = 2\n')
+    assert loading.about(own).expected == "not known"
+    own.write_text('[about]\nexpcted = "CORE 0.3"\n[run]\nname = "mine"\ndepth = 2\n')
+    for read in (loading.about, loading.load):
+        with pytest.raises(ConfigError, match=r"mine\.toml \[about\].*did you mean 'expected'"):
+            read(own)
+
+
 def test_every_config_is_a_tier_and_can_be_planned(script, capsys):
-    tiers = list(script.tiers())
-    assert tiers == ["cpu", "100", "300", "gpt2", "1000", "tpu_v5e8"]
+    tiers = list(loading.tiers())
+    assert tiers == TIERS
     assert len(tiers) == len(list((ROOT / "configs").glob("*.toml")))
     for tier in tiers:
         assert script.main(["--tier", tier, "--plan"]) == 0
@@ -74,9 +103,9 @@ def test_every_config_is_a_tier_and_can_be_planned(script, capsys):
         assert "Memory per device" in out
 
 
-@pytest.mark.parametrize("tier", ["cpu", "100", "300", "gpt2", "1000", "tpu_v5e8"])
+@pytest.mark.parametrize("tier", TIERS)
 def test_every_config_says_how_and_what_for(script, tier):
-    head = script.tiers()[tier].read_text().partition("\n[run]")[0]
+    head = loading.tiers()[tier].read_text().partition("\n[run]")[0]
     assert f"# Command   python run_speedrun.py --tier {tier}\n" in head
     for word in ("Hardware", "Time", "Cost", "Metrics"):
         assert f"# {word:<9} " in head
@@ -94,7 +123,7 @@ def test_plan_takes_overrides_and_writes_nothing(script, tmp_path, capsys):
     [
         (
             ["--tier", "2000"],
-            "there is no tier '2000'; the tiers are cpu, 100, 300, gpt2, 1000, tpu_v5e8.",
+            f"there is no tier '2000'; the tiers are {', '.join(TIERS)}.",
         ),
         (["--tier", "cpu", "--set", "base.step=3"], "did you mean 'steps'?"),
         (["--tier", "cpu", "--set", "base.steps"], "not of the form table.key=value"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from jaxchat.config import memory
 from jaxchat.config.derive import count_params, flops_per_token
@@ -13,6 +14,7 @@ from jaxchat.runs.plan import data
 from jaxchat.runs.plan.evaluation import DECODING, EvalPlan, plan_eval
 from jaxchat.runs.tables import count, size, table
 
+FORMAT = "jaxchat-plan-1"
 MASTER_BYTES = 4  # weights, gradients and optimizer state are float32
 CHECKPOINTS_KEPT = 2
 MODELS_KEPT = 4  # base, mid, sft, rl
@@ -165,6 +167,23 @@ def plan_disk(config: RunConfig) -> dict[str, float]:
         "rows": (text.tokens + chat_tokens) * (2 if config.model.vocab_size <= 2**16 else 4),
         "checkpoints": checkpoints * MASTER_BYTES * (total + optimizer),
         "models": MODELS_KEPT * MASTER_BYTES * total,
+    }
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The plan for programs: sizes in bytes, times in seconds."""
+    return {
+        "format": FORMAT,
+        "name": plan.config.name,
+        "parameters": dict(plan.params),
+        "flops_per_token": plan.flops_per_token,
+        "seconds": plan.seconds,
+        "dollars": plan.dollars,
+        "stages": [{**asdict(stage), "tokens": stage.tokens} for stage in plan.stages],
+        "evaluation": [asdict(part) for part in plan.evaluation],
+        "memory": {**asdict(plan.memory), "peak": plan.memory.peak, "fits": plan.fits},
+        "cards": [asdict(card) for card in plan.cards],
+        "disk": dict(plan.disk),
     }
 
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from string import Template
 
 from jaxchat.config.memory import MARGIN
+from jaxchat.config.schema import MODELS
+
+USERS = (*MODELS, "eval", "chat")  # the stages, and the command, whose programs are compiled
 
 # Without a device XLA plans for this share of its memory, and computes products again where a step
 # takes more. It is given a card so large that the share is what training takes.
