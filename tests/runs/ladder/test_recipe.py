@@ -1,13 +1,17 @@
 """The recipe of a ladder: what it derives, and what it refuses."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
+from jaxchat.config import loading
+from jaxchat.config.loading import CONFIGS
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.runs import run_dir
 from jaxchat.runs.ladder import recipe
 from jaxchat.runs.ladder.recipe import Recipe
+from jaxchat.runs.report import reproduce
 
 TEXT = {"held_out_bytes": 1_000_000}
 
@@ -34,6 +38,14 @@ def test_what_is_set_for_the_ladder_is_not_derived() -> None:
         "base.steps=7", "model.n_embd=64", "model.n_head=2", "model.n_kv_head=2"
     ).configs():
         assert (config.base.steps, config.model.n_embd) == (7, 64)
+
+
+def test_a_rung_is_what_an_ordinary_command_would_make() -> None:
+    for config in of("run.preset=modern", "run.data_ratio=2").configs():
+        words = shlex.split(reproduce.command(config, CONFIGS))
+        settings = [word for word in words[4:] if word != "--set"]
+        assert words[:4] == ["python", "run_speedrun.py", "--tier", "cpu"]
+        assert loading.load(loading.find_tier("cpu"), settings) == config
 
 
 @pytest.mark.parametrize(
