@@ -86,14 +86,16 @@ def multiplier(one: Shown) -> str:
 def conclusion(baseline: str, variant: Shown) -> str:
     """One sentence: what all rungs together say, or why they say nothing."""
     one, name = variant["multipliers"][-1], variant["name"]
-    said = f"multiplier {multiplier(one)}"
+    rungs = [each for each in variant["multipliers"] if each["depth"] is not None]
+    within = sum(each["value"] is not None for each in rungs)
+    said = f"multiplier {multiplier(one)} over {within} of {len(rungs)} rungs"
     match one["verdict"]:
         case "less":
             return f"{name} needs fewer FLOPs than {baseline} for the same bits per byte: {said}."
         case "more":
             return f"{name} needs more FLOPs than {baseline} for the same bits per byte: {said}."
         case "unclear":
-            return f"No difference between {name} and {baseline} can be shown: {said} contains 1."
+            return f"No difference between {name} and {baseline} can be shown: {said}, and it contains 1."
         case "above" | "below" | "beyond":
             bits = {"above": "more ", "below": "fewer "}.get(one["verdict"], "more or fewer ")
             return (
