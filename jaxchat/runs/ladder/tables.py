@@ -95,7 +95,10 @@ def conclusion(baseline: str, variant: Shown) -> str:
         case "more":
             return f"{name} needs more FLOPs than {baseline} for the same bits per byte: {said}."
         case "unclear":
-            return f"No difference between {name} and {baseline} can be shown: {said}, and it contains 1."
+            return (
+                f"No difference between {name} and {baseline} can be shown: {said}, whose interval "
+                "contains 1."
+            )
         case "above" | "below" | "beyond":
             bits = {"above": "more ", "below": "fewer "}.get(one["verdict"], "more or fewer ")
             return (
