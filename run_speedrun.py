@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxchat import errors, paths
-from jaxchat.config import loading
+from jaxchat.config.loading import find_tier, own_text, tiers
 from jaxchat.config.schema import RunConfig
 from jaxchat.runs import processes, run_dir
 from jaxchat.runs.plan import checks, tier_list
@@ -64,7 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, epilog=f"stages:\n{contents}\n\n{errors.EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    known = f"one of {', '.join(loading.tiers())}; list compares them"
+    known = f"one of {', '.join(tiers())}; list compares them"
     parser.add_argument("--tier", required=True, help=known)
     parser.add_argument("--home", type=Path, help="where artefacts go (JAXCHAT_HOME)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -86,8 +86,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def read_settings(args: argparse.Namespace, root: Path) -> tuple[RunConfig, list[request.Request]]:
     """The run's configuration and the steps to profile, checked before anything is written."""
-    own = [] if args.data_dir is None else loading.own_text(args.data_dir)
-    config = run_dir.configure(root, loading.find_tier(args.tier), [*args.set, *own])
+    own = [] if args.data_dir is None else own_text(args.data_dir)
+    config = run_dir.configure(root, find_tier(args.tier), [*args.set, *own])
     profiles = [request.parse(text) for text in args.profile]
     check_names([*(args.stages or ()), *args.force])
     checks.check_names(config)

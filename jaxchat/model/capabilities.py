@@ -69,6 +69,8 @@ def choose_compute(
         options=options,
         refused=refused,
         fused=on.fused,
+        decode_rows=on.decode_rows,
+        joined=on.joined,
     )
 
 
@@ -86,6 +88,8 @@ def assumed_compute(config: ComputeConfig, on: Backend, devices: int = 1) -> Com
         options=options,
         refused=refused,
         fused=on.fused,
+        decode_rows=on.decode_rows,
+        joined=on.joined,
     )
 
 

@@ -24,7 +24,7 @@ from jaxchat.train.compiled.program import (
     compile_step,
     step_shape,
 )
-from jaxchat.train.compiled.roofline import Roofline, roofline, small_kernels
+from jaxchat.train.compiled.roofline import Roofline, bound, roofline, small_kernels
 from jaxchat.train.compiled.targets import TARGETS, USERS, Target
 from jaxchat.train.rollouts import MIN_ROW
 
@@ -51,7 +51,7 @@ class Compiled:
     devices: int
     program: Program
     predicted: Mapping[str, int]  # bytes by use before it was compiled, and "peak"
-    time: Roofline | None  # of a step; None for a TPU, whose programs are not counted
+    time: Roofline | None  # None for an engine's programs on a TPU
     mfu: float
     others: int = 0  # bytes that the stage holds on the device beside the program's
 
@@ -87,10 +87,10 @@ class Compiled:
 
     def time_of(self, program: Program) -> Roofline | None:
         """The predicted time of a step in one of the program's forms."""
-        if self.target.platform != "gpu":
-            return None
         if self.work.what == STEP:
             return roofline(program.counts, self.target)
+        if self.target.platform != "gpu":
+            return None
         return small_kernels(program.kernels, self.target, self.steps)
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +106,7 @@ class Compiled:
             "predicted_bytes": dict(self.predicted), "other_bytes": self.others,
             "held_bytes": dict(program.held), "kernels_a_step": self.launches,
             "ceilings": self.target.source, "mfu": self.mfu,
+            "bound_seconds": bound(program.counts, self.target) / self.steps,
             "beside": program.beside and _form(program.beside, self.time_of(program.beside)),
         }  # fmt: skip
 
@@ -183,7 +184,7 @@ def settled(config: RunConfig, target: Target) -> RunConfig:
         config = replace(config, **{stage: replace(getattr(config, stage), micro_rows=rows)})
     if isinstance(config.rl.micro_rows, str):
         single = _predicted_step(config, "rl", step_shape(config, "rl"))
-        limit = target.usable - sum(_engine_bytes(config, engine_shape(config)).values())
+        limit = target.usable - sum(_engine_bytes(config, rollout_shape(config)).values())
         rows = max(1, memory.largest_rows(single, single.accumulation, limit))
         config = replace(config, rl=replace(config.rl, micro_rows=rows))
     return config
@@ -201,17 +202,15 @@ def plan_works(config: RunConfig, wanted: Collection[str] = ()) -> Iterator[Work
         steps.setdefault(key, []).append(stage)
     for (shape, _), stages in steps.items():
         yield Work(STEP, tuple(stages), shape)
-    engine = engine_shape(config)
-    users = [user for user in ("rl", "eval", "chat") if not wanted or user in wanted]
-    if "rl" not in chosen and "rl" in users:
-        users.remove("rl")
-    many = tuple(user for user in users if user != "chat")
+    rollouts, answers = rollout_shape(config), answer_shape(config)
+    engines = {"rl": rollouts, "eval": answers, "chat": replace(answers, slots=1)}
+    if "rl" not in chosen:
+        del engines["rl"]
+    users = [user for user in engines if not wanted or user in wanted]
     if users:
-        yield Work(PREFILL, tuple(users), engine)
-    if many:
-        yield Work(DECODE, many, engine)
-    if "chat" in users:
-        yield Work(DECODE, ("chat",), replace(engine, slots=1, truncate=False))
+        yield Work(PREFILL, tuple(users), rollouts)
+    for shape in dict.fromkeys(engines[user] for user in users):
+        yield Work(DECODE, tuple(user for user in users if engines[user] == shape), shape)
 
 
 def _shape(config: RunConfig, stage: str) -> StepShape:
@@ -221,15 +220,24 @@ def _shape(config: RunConfig, stage: str) -> StepShape:
     return step_shape(config, stage, bucket(longest, MIN_ROW, config.model.sequence_len))
 
 
-def engine_shape(config: RunConfig) -> EngineShape:
-    """What samples in RL and answers in the evaluation: prompts and answers of RL's task."""
-    rl, longest = config.rl, whole_blocks(config.model.sequence_len)
-    prompt = prompt_tokens(rl.task)
+def rollout_shape(config: RunConfig) -> EngineShape:
+    """What samples in RL."""
+    return _engine_shape(config, config.rl.max_new_tokens, truncate=config.rl.top_k > 0)
+
+
+def answer_shape(config: RunConfig) -> EngineShape:
+    """What answers in the evaluation, the likeliest token each time."""
+    return _engine_shape(config, config.eval.max_new_tokens, truncate=False)
+
+
+def _engine_shape(config: RunConfig, answer: int, *, truncate: bool) -> EngineShape:
+    """For prompts of RL's task."""
+    prompt, longest = prompt_tokens(config.rl.task), config.model.sequence_len
     return EngineShape(
         slots=config.eval.slots,
-        positions=bucket(prompt + rl.max_new_tokens + STEPS, jitted.MIN_CACHE, longest),
-        prompt=bucket(prompt, jitted.MIN_PROMPT, config.model.sequence_len),
-        truncate=rl.top_k > 0,
+        positions=bucket(prompt + answer + STEPS, jitted.MIN_CACHE, whole_blocks(longest)),
+        prompt=bucket(prompt, jitted.MIN_PROMPT, longest),
+        truncate=truncate,
     )
 
 
@@ -243,7 +251,7 @@ def _compile(
         devices, predicted = config.hardware.devices, _predicted(config, work.stages[0], shape)
         others = 0
         if "rl" in work.stages:  # whose engine stays on the device
-            others = sum(_engine_bytes(config, engine_shape(config)).values())
+            others = sum(_engine_bytes(config, rollout_shape(config)).values())
     else:
         make = compile_prefill if work.what == PREFILL else compile_decode
         program, devices = make(config, target, shape), 1

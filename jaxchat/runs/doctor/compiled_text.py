@@ -58,7 +58,8 @@ def _shared(one: Compiled) -> int:
 
 def _ceilings(target: Target) -> Iterator[str]:
     if target.platform != "gpu":
-        yield "  No time is predicted for a TPU: its programs are not counted."
+        yield "  A step's time is NOT validated: the data sheet's peaks in the shares that an H100"
+        yield "  reaches, for the products, attention and bytes that are counted."
         return
     source = "measured on one" if target.source == MEASURED else "NOT measured: data sheet"
     yield "  A step takes its products', attention's and bytes' time, if collectives run beside it;"

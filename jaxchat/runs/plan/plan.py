@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxchat.config import memory
 from jaxchat.config.derive import count_params, flops_per_token
+from jaxchat.config.operations import HardwareConfig
 from jaxchat.config.schema import MODELS, RunConfig, TrainConfig
 from jaxchat.progress import duration
 from jaxchat.runs.plan import data
@@ -114,16 +115,18 @@ def stage_step(config: RunConfig, stage: str = "base") -> memory.Step:
     With micro_rows "auto" it has as many rows as fit, and one where none does.
     """
     train: TrainConfig = getattr(config, stage)
-    device_rows = _rows_per_device(config, train)
+    device_rows, platform = _rows_per_device(config, train), _platform(config.hardware)
     single = memory.Step(
         model=config.model,
         optim=config.optim_of(stage),
         rows=1,
         accumulation=device_rows,
         mesh=memory.mesh_of(config.mesh, config.hardware.devices),
-        platform="gpu" if config.hardware.compute_bytes < memory.WIDE else "cpu",
+        platform=platform,
         compute_bytes=config.hardware.compute_bytes,
         chunk_rows=config.compute.loss_chunk_rows,
+        fp8=config.compute.fp8,
+        fused=platform == "gpu",
     )
     if isinstance(train.micro_rows, str):
         limit = room(config.hardware.memory_bytes)
@@ -131,6 +134,13 @@ def stage_step(config: RunConfig, stage: str = "base") -> memory.Step:
     else:
         rows = min(train.micro_rows, device_rows)
     return memory.with_rows(single, rows, device_rows)
+
+
+def _platform(hardware: HardwareConfig) -> str:
+    """JAX's, by what it computes in and its name."""
+    if hardware.compute_bytes == memory.WIDE:
+        return "cpu"
+    return "tpu" if "TPU" in hardware.name else "gpu"
 
 
 def plan_card(config: RunConfig, memory_bytes: float) -> Card:

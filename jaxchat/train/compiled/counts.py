@@ -17,6 +17,7 @@ from typing import Any
 from jaxchat.train.compiled.parts import part_of
 from jaxchat.train.profiling.classes import is_collective
 from jaxchat.train.profiling.hlo import Instruction, Module, parse
+from jaxchat.train.profiling.tpu import splash_products
 
 PRODUCT, ATTENTION, COLLECTIVE, ELEMENTWISE = "product", "attention", "collective", "elementwise"
 # No kernels: names of what exists, and what only runs others.
@@ -27,6 +28,9 @@ _NO_KERNEL = {
 _TAKING = ("slice", "dynamic-slice", "gather")
 _UPDATE = "dynamic-update-slice"
 _IN_PLACE = (_UPDATE, "scatter")  # of their first operand at most what they change is read
+# Of a TPU, which has a memory of its own beside the large one, from and to which copies run beside
+# kernels: what only says where an array lies. In it no byte counts.
+_NO_CALL = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,7 @@ def _scheduled(module: Module, computation: str, times: int) -> Iterator[tuple[i
     """(times, instruction) of all that is executed, in order, loops and calls entered."""
     for one in module.computations.get(computation, ()):
         if one.opcode == "while":
-            yield from _scheduled(module, one.body, times * (one.trips or 1))
+            yield from _scheduled(module, one.body, times * (module.trips(one) or 1))
         elif one.opcode in ("call", "conditional", "async-start") and not is_collective(
             module, one
         ):
@@ -201,21 +205,25 @@ def _scheduled(module: Module, computation: str, times: int) -> Iterator[tuple[i
 
 
 def _is_kernel(one: Instruction) -> bool:
-    return one.opcode not in _NO_KERNEL and not one.opcode.endswith(("-done", "-update"))
+    if one.opcode in _NO_KERNEL or one.target in _NO_CALL:
+        return False
+    beside = one.opcode in ("copy-start", "slice-start") and any(one.spaces)
+    return not beside and not one.opcode.endswith(("-done", "-update"))
 
 
 def _kernel(module: Module, one: Instruction, times: int) -> Kernel:
     flops = module.flops(one)
     kind = PRODUCT if flops or one.target.startswith("__cublas") else ELEMENTWISE
     naive, fine = _bytes(module, one)
-    if "fmha" in one.target:
+    if "fmha" in one.target or splash_products(one.name):
         kind = ATTENTION
         naive = fine = naive - _scratch(one)
     return Kernel(one, kind, part_of(module, one), times, flops, naive, fine)
 
 
 def _has_tanh(module: Module, kernel: Kernel) -> bool:
-    return any(one.opcode == "tanh" for one in module.inside(kernel.instruction))
+    opcodes = {one.opcode for one in module.inside(kernel.instruction)}
+    return "tanh" in opcodes and "convolution" not in opcodes  # a TPU has no such library
 
 
 def _takes_fp8(module: Module, one: Instruction) -> bool:
@@ -229,15 +237,15 @@ def _bytes(module: Module, one: Instruction) -> tuple[int, int]:
     operands = [module.by_name[name] for name in one.operands if name in module.by_name]
     body = next((module.computations[name] for name in one.called
                  if name in module.computations), ())  # fmt: skip
-    result = _written(module, body[-1], fine=False) if _is_start(one) and body else one.size
-    naive = result + sum(operand.size for operand in operands)
+    result = _written(module, body[-1], fine=False) if _is_start(one) and body else one.far
+    naive = result + sum(operand.far for operand in operands)
     if body and one.opcode.startswith("fusion"):
         read = sum(_read(module, body, i) for i in body if i.opcode == "parameter")
         return naive, read + _written(module, body[-1], fine=True)
     if one.opcode in _TAKING:
-        return naive, 2 * one.size
+        return naive, one.far + (one.size if operands and operands[0].far else 0)
     if one.opcode == _UPDATE and len(operands) > 1:
-        return naive, 2 * operands[1].size
+        return naive, operands[1].far + (operands[1].size if one.far else 0)
     return naive, naive
 
 
@@ -256,12 +264,12 @@ def _read(module: Module, body: Sequence[Instruction], parameter: Instruction) -
     taken = 0
     for user, name in _users(body, parameter.name):
         if user.operands[0] != name or user.opcode not in (*_TAKING, *_IN_PLACE):
-            return parameter.size
+            return parameter.far
         if user.opcode in _TAKING:
             taken += user.size
         elif _adds(module, user):
             taken += module.by_name[user.operands[-1]].size
-    return min(parameter.size, taken)
+    return min(parameter.far, taken)
 
 
 def _adds(module: Module, scatter: Instruction) -> bool:
@@ -287,7 +295,7 @@ def _written(module: Module, root: Instruction, *, fine: bool) -> int:
     if root.opcode == "tuple":
         return sum(_written(module, by_name[name], fine=fine) for name in root.operands)
     if fine and root.opcode == _UPDATE:
-        return by_name[root.operands[1]].size
+        return min(root.far, by_name[root.operands[1]].size)
     if fine and root.opcode == "scatter":
-        return by_name[root.operands[-1]].size
-    return root.size
+        return min(root.far, by_name[root.operands[-1]].size)
+    return root.far

@@ -103,6 +103,11 @@ def find_devices(target: Target, count: int) -> list[jax.Device]:
                 platform="cuda", target_config=target.text(), topology=f"1x1x{count}"
             )
     except (NotImplementedError, RuntimeError) as error:
+        if "lockfile" in str(error):
+            raise ArtifactError(
+                "another process has loaded libtpu, which one at a time may; wait until it ends, "
+                "or set ALLOW_MULTIPLE_LIBTPU_LOAD=1 where it only compiles, too."
+            ) from error
         wheels = 'pip install "jax[tpu]"' if target.topology else AOT
         raise ArtifactError(
             f"compiling for {target.name} needs wheels that are not installed "

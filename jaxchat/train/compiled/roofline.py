@@ -49,6 +49,16 @@ def roofline(counts: Counts, target: Target) -> Roofline:
     )
 
 
+def bound(counts: Counts, target: Target) -> float:
+    """Seconds that no step takes less than where products, attention and bytes come one after the
+    other: by the peaks of the data sheet, which no program reaches.
+    """
+    wide = counts.product_flops - counts.fp8_flops + counts.attention_flops
+    fp8 = counts.fp8_flops / target.fp8_peak if counts.fp8_flops else 0.0
+    moved = counts.fine + counts.tanh + counts.attention_bytes
+    return wide / target.peak + fp8 + moved / target.bandwidth
+
+
 def small_kernels(kernels: Iterable[Kernel], target: Target, steps: int = 1) -> Roofline:
     """The predicted time of one of an engine's `steps`, in whose kernels no time is below LAUNCH.
 

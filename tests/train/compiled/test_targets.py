@@ -21,7 +21,7 @@ from jaxchat.model.capabilities import assumed_compute
 from jaxchat.train.compiled import program
 from jaxchat.train.compiled.counts import ATTENTION, ELEMENTWISE, PRODUCT, Counts
 from jaxchat.train.compiled.engine import STEPS
-from jaxchat.train.compiled.roofline import LAUNCH, roofline, small_kernels
+from jaxchat.train.compiled.roofline import LAUNCH, bound, roofline, small_kernels
 from jaxchat.train.compiled.targets import DATA_SHEET, MEASURED, TARGETS
 
 H100 = TARGETS["h100"]
@@ -31,6 +31,7 @@ def test_a_gpu_is_described_with_its_own_numbers():
     text = TARGETS["a100"].text()
     assert "major: 8 minor: 0" in text
     assert "core_count: 108" in text
+    assert "fpus_per_core: 64" in text
     assert 'device_description_str: "NVIDIA A100-SXM4-80GB"' in text
     assert "$" not in text
     planned = int(re.search(r"device_memory_size: (\d+)", text)[1])
@@ -108,6 +109,16 @@ def test_a_dispatch_has_the_engines_steps():
     assert inspect.signature(Engine.__init__).parameters["steps_per_dispatch"].default == STEPS
 
 
+def test_what_data_sheets_promise_is_a_bound_below_the_predicted_time():
+    step = counts_of(
+        product_flops=int(989e12), attention_flops=int(98.9e12),
+        attention_bytes=int(3.35232e12), fine=int(3.35232e12),
+    )  # fmt: skip
+    assert bound(step, H100) == pytest.approx(1 + 0.1 + 1 + 1)
+    assert bound(step, H100) < roofline(step, H100).seconds
+    assert bound(counts_of(product_flops=10**14, fp8_flops=10**14), H100) == 1e14 / 1979e12
+
+
 @pytest.mark.parametrize("kind", ["h100", "v5e-8"])
 def test_missing_wheels_are_one_sentence_with_what_to_install(kind, monkeypatch):
     def absent(*_: object, **__: object) -> None:
@@ -116,6 +127,15 @@ def test_missing_wheels_are_one_sentence_with_what_to_install(kind, monkeypatch)
     monkeypatch.setattr(program.topologies, "get_topology_desc", absent)
     with pytest.raises(ArtifactError, match=r'\(topology not .*\); run: pip install "jax.*\[.*\]"'):
         program.find_devices(TARGETS[kind], 8)
+
+
+def test_a_library_that_another_process_has_is_not_called_missing(monkeypatch):
+    def locked(*_: object, **__: object) -> None:
+        raise RuntimeError("ABORTED: Internal error when accessing libtpu multi-process lockfile.")
+
+    monkeypatch.setattr(program.topologies, "get_topology_desc", locked)
+    with pytest.raises(ArtifactError, match="another process has loaded libtpu"):
+        program.find_devices(TARGETS["v5e-8"], 8)
 
 
 @pytest.mark.parametrize(("said", "wheel"), program.WHEELS)

@@ -1,7 +1,7 @@
 """Programs for H100s compiled by XLA's own compiler for them: needs the wheels of the extra `aot`.
 
-Each test compiles in a process of its own, in which the CPU is not eight devices and XLA is not
-told to be fast. Without the wheels all are skipped, and say so.
+Each test compiles in a process of its own, in which the CPU is one device and XLA optimizes as
+usual. Without the wheels all are skipped, and say so.
 """
 
 import importlib.util
