@@ -93,6 +93,11 @@ def runs(root: Path) -> Path:
     return root / "runs"
 
 
+def ladders(root: Path) -> Path:
+    """The folder that holds one folder per ladder."""
+    return root / "ladders"
+
+
 def data(root: Path) -> Path:
     """The folder of downloads, one folder per source."""
     return root / "data"

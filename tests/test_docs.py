@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from docs_commands import Command, commands
 from finished_run import finish_run, tiny_config, tiny_tokenizer
+from ladder_records import write_ladder
 
 import bootstrap
 import run_speedrun
@@ -79,6 +80,8 @@ def tiny(tmp_path_factory):
     record = read_json(run / "eval" / "done.json")
     record["results"]["models"] = {name: {"bits_per_byte": 2.0, "tasks": {}} for name in MODELS}
     write_json(run / "eval" / "done.json", record)
+    for name, gain in (("classic", 1.0), ("modern", 1.5)):
+        write_ladder(home, name, gain=gain, overrides=[f"run.preset={name}"])
     return home, work
 
 

@@ -57,12 +57,13 @@ def add_commands(parser: Parser) -> None:
         "bpb",
         help="bits per byte of text",
         description="Measures bits per byte on the text that the run trained on, and on the shard "
-        "that it held out. They do not depend on the tokenizer.",
+        "that it held out; or on all documents of a file. They do not depend on the tokenizer.",
     )
     add_model(bpb, MODELS, "base")
     bpb.option("--split", text="default: both", choices=SPLITS)
     rows = f"of each split (default: what eval.text_tokens says, else {ROWS:,})"
     bpb.option("--rows", positive, "N", rows)
+    bpb.option("--text", Path, "FILE", "instead: all of a text, JSON lines or Parquet file")
     bpb.set_defaults(run_command=bpb_command)
     chat = commands.add_parser(
         "chat",
@@ -306,7 +307,9 @@ def write_dump(path: Path, result: CoreResult) -> None:
 
 
 def bpb_command(args: argparse.Namespace) -> int:
-    """Measures bits per byte, and prints a line a split."""
+    """Measures bits per byte, and prints a line a split, or one of a file."""
+    if args.text is not None:
+        return _bpb_of_file(args)
     context, stage = _open(args, MODELS, MeshConfig())
     from jaxchat.evals.bpb import TextRows, bits_of_text
     from jaxchat.runs.inputs import text_folder
@@ -333,4 +336,25 @@ def bpb_command(args: argparse.Namespace) -> int:
     if saved.get("model") != model.digest:
         saved = {"model": model.digest}
     paths.write_json(path, saved | measured)
+    return 0
+
+
+def _bpb_of_file(args: argparse.Namespace) -> int:
+    """Measures bits per byte of a file's documents, every byte once, and prints a line."""
+    if args.split is not None or args.rows is not None:
+        raise ConfigError("--text measures all of a file; leave --split and --rows away.")
+    from jaxchat.data.files.textfiles import TextFiles
+
+    documents = [text for text in TextFiles([str(args.text)]) if text]
+    if not documents:
+        raise ConfigError(f"{args.text} holds no text to measure; name another file.")
+    context, stage = _open(args, MODELS, MeshConfig())
+    from jaxchat.evals.documents import bits_of_documents
+    from jaxchat.runs.opening import eval_model
+
+    found = bits_of_documents(eval_model(context, stage), documents, f"{stage} on {args.text}")
+    print(
+        f"{args.text} {found.bits_per_byte:.4f} bits per byte over {found.bytes:,} bytes, "
+        f"{found.tokens:,} tokens"
+    )
     return 0

@@ -9,7 +9,19 @@ from pathlib import Path
 
 import jaxchat
 from jaxchat import paths
-from jaxchat.cli import bench, chat, data, doctor, eval, models, report, runs, serve, tokenizer
+from jaxchat.cli import (
+    bench,
+    chat,
+    data,
+    doctor,
+    eval,
+    ladder,
+    models,
+    report,
+    runs,
+    serve,
+    tokenizer,
+)
 from jaxchat.cli.args import Parser, positive, whole
 from jaxchat.errors import EXIT_CODES, ErrorHandler
 
@@ -43,6 +55,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     tokenizer.add_commands(commands.add_parser("tokenizer", help="train and compare tokenizers"))
     data.add_commands(commands.add_parser("data", help="download and prepare datasets"))
     eval.add_commands(commands.add_parser("eval", help="measure models"))
+    ladder.add_commands(
+        commands.add_parser("ladder", help="train depths with one recipe, and compare recipes")
+    )
     models.add_export(
         commands.add_parser("export", help="write a model for transformers, or to import elsewhere")
     )

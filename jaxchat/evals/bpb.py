@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +120,13 @@ def in_flight(results: Iterator[Result], ahead: int = AHEAD) -> Iterator[Result]
     yield from waiting
 
 
+class Rows(Protocol):
+    """Rows of text that bits per byte are measured on."""
+
+    def batches(self, count: int, size: int) -> Iterator[dict[str, np.ndarray]]:
+        """The first `count` rows in batches of `size`; what the last one lacks is masked."""
+
+
 class TextRows:
     """Rows of a split in the order in which training, or its evaluation, takes them."""
 
@@ -141,7 +148,7 @@ class TextRows:
             yield {"tokens": tokens, "mask": mask.astype(np.float32)}
 
 
-def bits_of_text(model: EvalModel, rows: TextRows, count: int, title: str) -> float:
+def bits_of_text(model: EvalModel, rows: Rows, count: int, title: str) -> float:
     """Bits per byte over the first `count` rows, split over the model's mesh.
 
     Raises ArtifactError when there are no rows, or they have no byte to predict.

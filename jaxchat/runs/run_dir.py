@@ -45,9 +45,15 @@ def check_writable(root: Path) -> None:
         file.flush()
 
 
+OTHER_NAME = 'or give this run another name with --set run.name="other"'
+
+
 @contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Keeps other processes from working on the run while open. Raises BusyError."""
+def locked(run: Path, kind: str = "run", advice: str = OTHER_NAME) -> Iterator[None]:
+    """Keeps other processes from working on the run while open. Raises BusyError.
+
+    `kind` says what the folder is of, and `advice` what else to do than wait.
+    """
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("a+", encoding="utf-8") as file:
         try:
@@ -56,8 +62,8 @@ def locked(run: Path) -> Iterator[None]:
             file.seek(0)
             owner = file.read().strip() or "unknown"
             raise BusyError(
-                f"another process (number {owner}) works on the run in {run}; wait until it ends, "
-                'or give this run another name with --set run.name="other".'
+                f"another process (number {owner}) works on the {kind} in {run}; wait until it "
+                f"ends, {advice}."
             ) from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

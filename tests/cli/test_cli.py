@@ -45,6 +45,7 @@ def loaded_by(*arguments):
         ["serve", "--help"],
         ["tokenizer", "train", "--help"],
         ["doctor", "--help"],
+        ["ladder", "run", "--help"],
         ["--version"],
     ],
 )
@@ -58,7 +59,7 @@ def test_help_names_the_commands_that_exist(capsys):
     assert caught.value.code == 0
     reported = capsys.readouterr().out
     assert "{" not in reported
-    for command in ("chat", "serve", "report", "profile", "tokenizer", "doctor"):
+    for command in ("chat", "serve", "report", "profile", "tokenizer", "doctor", "ladder"):
         assert re.search(rf"^    {command}\b", reported, re.MULTILINE)
         with pytest.raises(SystemExit) as caught:
             parse([command, "--help"])

@@ -53,14 +53,20 @@ class Axis:
     end: float
     show: Show  # how a number is written
     whole: bool = False  # only integers are written
+    log: bool = False  # equal ratios are equal distances
 
     def at(self, value: float) -> float:
         """The pixel of a value."""
-        span = (self.high - self.low) or 1.0
-        return self.start + (value - self.low) / span * (self.end - self.start)
+        low, high, value = (self._placed(one) for one in (self.low, self.high, value))
+        return self.start + (value - low) / ((high - low) or 1.0) * (self.end - self.start)
+
+    def _placed(self, value: float) -> float:
+        return math.log10(value) if self.log else value
 
     def ticks(self, most: int = 5) -> list[float]:
         """Round values within the range."""
+        if self.log:
+            return log_ticks(self.low, self.high, most)
         found = ticks(self.low, self.high, most)
         return [value for value in found if not self.whole or value.is_integer()]
 
@@ -98,6 +104,18 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
+def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """At most about `most` powers of ten from `low` to `high`, or also 2 and 5 times those."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        every = (m * 10.0**power for power in range(first, last + 1) for m in steps)
+        found = [value for value in every if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+        if len(found) <= most + 1:
+            break
+    stride = -(-len(found) // (most + 1)) or 1
+    return [float(f"{value:.12g}") for value in found[::stride]]
+
+
 def line_plot(
     key: str,
     title: str,
@@ -107,19 +125,20 @@ def line_plot(
     show: Show = short,
     from_zero: bool = False,
     steep: bool = False,
+    log_x: Show | None = None,
 ) -> str:
     """Lines and dots over a common x axis that begins at 0.
 
     `key` is unique in the page. The y axis has what the points take, and a little room;
     `from_zero`: it begins at 0. `steep`: it leaves out what lies above it in the first twentieth of
-    the x axis, where a loss falls from its start.
+    the x axis, where a loss falls from its start. `log_x`: the x axis is logarithmic, has what the
+    points take, and its numbers are written so.
     """
     series = [one for one in series if one.points]
     if not series:
         return ""
     points = [point for one in series for point in one.points]
-    last, whole = max(px for px, _ in points), all(float(px).is_integer() for px, _ in points)
-    x = Axis(x_label, 0.0, last or 1.0, LEFT, WIDTH - RIGHT, short, whole)
+    x = _x_axis(x_label, [px for px, _ in points], log_x)
     ys = [py for _, py in points]
     settled = [py for px, py in points if px > x.high / 20] if steep else ys
     low, high = 0.0 if from_zero else min(ys), max(settled or ys)
@@ -130,6 +149,14 @@ def line_plot(
     path = tag("clipPath", clip, id=f"{key}-clip")
     lines = tag("g", *drawn, clip_path=f"url(#{key}-clip)")
     return _svg(key, WIDTH, HEIGHT, title, _described(series, x, y), [_grid(x, y), path, lines])
+
+
+def _x_axis(label: str, xs: Sequence[float], log: Show | None) -> Axis:
+    """From 0 to the last point; a logarithmic one around all points."""
+    if log is not None:
+        return Axis(label, min(xs) / 1.15, max(xs) * 1.15, LEFT, WIDTH - RIGHT, log, log=True)
+    whole = all(float(x).is_integer() for x in xs)
+    return Axis(label, 0.0, max(xs) or 1.0, LEFT, WIDTH - RIGHT, short, whole)
 
 
 def _grid(x: Axis, y: Axis) -> str:

@@ -114,3 +114,27 @@ def test_ticks_are_round_and_within(low: float, high: float, want: list[float]) 
 def test_numbers_on_axes_are_short() -> None:
     printed = [short(v) for v in (0, 0.25, 150, 1_500, 20_000, 1.5e6, 11.2e9, -2_000)]
     assert printed == ["0", "0.25", "150", "1.5k", "20k", "1.5M", "11.2B", "-2k"]
+
+
+def test_on_a_logarithmic_axis_equal_ratios_are_equal_distances() -> None:
+    series = [Series("d", [1e12, 1e13, 1e14], [1.0, 0.9, 0.8], "a")]
+    svg = line_plot("k", "t", series, "FLOPs", log_x=lambda v: f"{v:.0e}")
+    (x0, _), (x1, _), (x2, _) = points(svg, "line line a")
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.02)
+    x = axis(svg, "middle")
+    assert x0 == pytest.approx(x["1e+12"], abs=0.02)
+    assert x1 == pytest.approx(x["1e+13"], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "want"),
+    [
+        (0.9e12, 1.1e13, [1e12, 2e12, 5e12, 1e13]),
+        (4e11, 2e14, [1e12, 3e12, 1e13, 3e13, 1e14]),
+        (1e3, 1e15, [1e3, 1e6, 1e9, 1e12, 1e15]),
+        (3.1, 3.2, []),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis_are_few(low: float, high: float, want: list[float]) -> None:
+    found = plots.log_ticks(low, high)
+    assert found == want

@@ -1,0 +1,1 @@
+"""Ladders: a series of depths trained with one recipe, and two recipes compared by them."""
