@@ -23,7 +23,7 @@ from typing import Any
 
 from jaxchat.errors import TokenizerError
 from jaxchat.paths import atomic_open, write_json
-from jaxchat.tokenizer.patterns import PATTERNS, SPECIAL_TOKENS
+from jaxchat.tokenizer.patterns import CHAT_TOKENS, PATTERNS, SPECIAL_TOKENS, has_tools
 
 Json = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ OWN_FILE = "tokenizer.tiktoken"  # a folder with it is ours, and its tokenizer.j
 # `chat_format.render_prompt`. Each tag eats the white space around it, so that what is left is
 # text. Where a user's or the system's content is a list of parts of text, as servers make of every
 # content that a template iterates over, it is their texts one after the other.
-CHAT_TEMPLATE = """\
+_TEMPLATE = """\
 {%- set ns = namespace(turn=0, system='', after_text=false) -%}
 {%- macro checked(text) -%}
     {%- if text is not string -%}
@@ -112,14 +112,36 @@ CHAT_TEMPLATE = """\
     {%- endif -%}
     {{- '<|assistant_start|>' -}}
 {%- endif -%}
-""".replace("SPECIAL_TOKENS", ", ".join(f"'{name}'" for name in SPECIAL_TOKENS))
+"""
+# Of it, what a tokenizer without tokens of tools has no use for, and what it says instead
+_CALLS = "{%- if part['type'] == 'python' -%}"
+_AFTER_CALLS = "{%- elif part['type'] != 'text' -%}"
+_NO_CALLS = """\
+{%- if part['type'] == 'python' or part['type'] == 'python_output' -%}
+                    {{- raise_exception('This tokenizer has no special tokens for tools.') -}}
+                """
 
 
-def write_huggingface(tokens: Sequence[bytes], pattern: str, folder: Path) -> None:
+def chat_template(names: Sequence[str]) -> str:
+    """The template of a tokenizer with these special tokens."""
+    template = _TEMPLATE.replace("SPECIAL_TOKENS", ", ".join(f"'{name}'" for name in names))
+    if has_tools(names):
+        return template
+    start, stop = template.index(_CALLS), template.index(_AFTER_CALLS)
+    return template[:start] + _NO_CALLS + template[stop:]
+
+
+CHAT_TEMPLATE = chat_template(SPECIAL_TOKENS)
+
+
+def write_huggingface(
+    tokens: Sequence[bytes], pattern: str, names: Sequence[str], folder: Path
+) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` into `folder`.
 
-    Each file is written whole or not at all. `tokenizers.Tokenizer.from_file` and transformers'
-    `AutoTokenizer.from_pretrained` read them; neither library is needed to write them.
+    `names` are the special tokens. Each file is written whole or not at all.
+    `tokenizers.Tokenizer.from_file` and transformers' `AutoTokenizer.from_pretrained` read them;
+    neither library is needed to write them.
 
     Raises TokenizerError when the folder holds a tokenizer of ours, whose `tokenizer.json` would be
     lost, or when the pattern has no equal in the regular expressions of `tokenizers`.
@@ -129,24 +151,27 @@ def write_huggingface(tokens: Sequence[bytes], pattern: str, folder: Path) -> No
             f"{folder} holds a tokenizer of jaxchat, whose tokenizer.json would be replaced; "
             "export into another folder."
         )
-    settings = _settings(tokens, pattern)  # may raise, before anything is written
+    settings, template = (
+        _settings(tokens, pattern, names),
+        chat_template(names),
+    )  # may raise, before anything is written
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|bos|>",
         "eos_token": "<|assistant_end|>",
         # Not the end token: what stands for padding is masked, and the end is to be learned.
         "pad_token": "<|bos|>",
-        "additional_special_tokens": list(SPECIAL_TOKENS),
+        "additional_special_tokens": list(names),
         "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,  # transformers before 4.50 does not read the .jinja file
+        "chat_template": template,  # transformers before 4.50 does not read the .jinja file
     }
     write_json(folder / "tokenizer_config.json", config)
     with atomic_open(folder / "chat_template.jinja") as file:
-        file.write(CHAT_TEMPLATE)
+        file.write(template)
     write_json(folder / "tokenizer.json", settings)
 
 
-def _settings(tokens: Sequence[bytes], pattern: str) -> dict[str, Any]:
+def _settings(tokens: Sequence[bytes], pattern: str, names: Sequence[str]) -> dict[str, Any]:
     """The content of `tokenizer.json`."""
     spelled = [_spell(token) for token in tokens]
     off = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -159,7 +184,7 @@ def _settings(tokens: Sequence[bytes], pattern: str) -> dict[str, Any]:
         "padding": None,
         "added_tokens": [
             {"id": token, "content": name, **off, "special": True}
-            for token, name in enumerate(SPECIAL_TOKENS, start=len(tokens))
+            for token, name in enumerate(names, start=len(tokens))
         ],
         "normalizer": None,
         "pre_tokenizer": {
@@ -307,7 +332,8 @@ def _ranks(vocab: Json, special: Json) -> dict[bytes, int]:
         if not set(text) <= _BYTES.keys():
             raise TokenizerError(f"its token {text[:40]!r} is not spelled in bytes.")
         ranks[bytes(_BYTES[character] for character in text)] = rank
-    missing = [name for name in SPECIAL_TOKENS if name not in special]
+    wanted = SPECIAL_TOKENS if has_tools(special) else CHAT_TOKENS
+    missing = [name for name in wanted if name not in special]
     if missing:
         raise TokenizerError(f"it has no special token {missing[0]}.")
     return ranks

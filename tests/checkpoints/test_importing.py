@@ -33,6 +33,7 @@ NANOCHAT = "chatsft_checkpoints/d2"
 FOLDERS = {
     "classic": GOLDEN / "nanochat_checkpoint_classic" / NANOCHAT,
     "modern": GOLDEN / "nanochat_checkpoint_modern" / NANOCHAT,
+    "september": GOLDEN / "nanochat_checkpoint_september" / "experiments/default/d2/chat",
     "transformers": GOLDEN / "transformers_nanochat",
 }
 
@@ -45,7 +46,7 @@ def models():
 @pytest.mark.parametrize("name", FOLDERS)
 def test_ids_and_logits_are_those_of_the_program_that_made_it(models, name):
     found = models[name]
-    base = FOLDERS[name] if name == "transformers" else FOLDERS[name].parent.parent
+    base = next(GOLDEN / part for part in FOLDERS[name].relative_to(GOLDEN).parts)
     with np.load(base / "logits.npz") as golden:
         for number, text in enumerate(golden["texts"]):
             ids = [found.tokenizer.bos, *found.tokenizer.encode(str(text))]
@@ -59,10 +60,15 @@ def test_ids_and_logits_are_those_of_the_program_that_made_it(models, name):
 
 
 def test_what_the_files_say_of_stage_and_architecture(models):
-    assert [found.stage for found in models.values()] == ["sft", "sft", ""]
+    assert [found.stage for found in models.values()] == ["sft", "sft", "sft", ""]
+    assert [found.preset for found in models.values()][:3] == ["classic", "modern", "september"]
     assert "November 2025" in models["classic"].format
     assert "July 2026" in models["modern"].format
+    assert "September 2026" in models["september"].format
     assert models["modern"].model.window_pattern == "SL"
+    assert models["september"].model.short_window == 128
+    assert not models["september"].model.smear
+    assert not models["september"].tokenizer.has_tools
     assert models["transformers"].model.norm_epsilon == 1e-6
     assert models["transformers"].model.rope_base == 5_000
     assert set(models["classic"].files) == {

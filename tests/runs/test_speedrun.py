@@ -12,7 +12,8 @@ from disk import remount
 
 from jaxchat.cli import main
 from jaxchat.config import loading
-from jaxchat.config.schema import GENERATED, MODELS
+from jaxchat.config.schema import MODELS
+from jaxchat.config.task_names import GENERATED
 from jaxchat.errors import ConfigError
 from jaxchat.runs import run_dir
 from jaxchat.runs.plan.plan import make_plan
