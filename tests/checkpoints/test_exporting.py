@@ -15,7 +15,8 @@ from jaxchat.checkpoints.save import save_params
 from jaxchat.checkpoints.tensors import SAFETENSORS, read_tensors, write_safetensors
 from jaxchat.config import loading
 from jaxchat.config.derive import derive_model
-from jaxchat.config.schema import ModelConfig
+from jaxchat.config.loading import of_imported
+from jaxchat.config.schema import PRESETS, ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.inference.engine import Engine, Request
 from jaxchat.runs import import_run, run_dir, runner
@@ -27,10 +28,12 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A home with two runs, of either preset."""
+    """A home with a run of every preset."""
     home = tmp_path_factory.mktemp("home")
-    for preset in ("classic", "modern"):
+    for preset in PRESETS:
         folder = GOLDEN / f"nanochat_checkpoint_{preset}" / "chatsft_checkpoints" / "d2"
+        if preset == "september":
+            folder = GOLDEN / "nanochat_checkpoint_september" / "experiments/default/d2/chat"
         import_run.make_run(home, preset, import_run.read_model(folder, None, None), "mid", "there")
     return home
 
@@ -39,7 +42,7 @@ def home(tmp_path_factory):
 def exported(home, tmp_path_factory):
     """Run and format -> a folder; take no part away from it."""
     top = tmp_path_factory.mktemp("exported")
-    for run, kind in (("classic", "hf"), ("classic", "jaxchat"), ("modern", "jaxchat")):
+    for run, kind in (("classic", "hf"), *((preset, "jaxchat") for preset in PRESETS)):
         export_model(home, run, "mid", top / f"{run}-{kind}", kind=kind, licence="mit")
     return top
 
@@ -48,7 +51,7 @@ def artifact(home, run, stage="mid"):
     return runner.read_done(home / "runs" / run, stage)["results"]["artifact"]
 
 
-@pytest.mark.parametrize("name", ["classic-hf", "classic-jaxchat", "modern-jaxchat"])
+@pytest.mark.parametrize("name", ["classic-hf", *(f"{preset}-jaxchat" for preset in PRESETS)])
 def test_what_is_exported_comes_back_bit_for_bit(home, exported, name, tmp_path):
     run = name.split("-")[0]
     found = import_run.read_model(exported / name, None, None)
@@ -119,6 +122,16 @@ def test_what_transformers_cannot_hold_is_refused_with_its_switches(home, tmp_pa
         assert f"model.{switch}" in str(caught.value)
     assert "--format jaxchat" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_septembers_switches_are_refused_by_transformers_class_too(home, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        export_model(home, "september", "mid", tmp_path / "out")
+    assert "model.value_embeds is true" in str(caught.value)
+    assert "smear" not in str(caught.value)
+    config = run_dir.read_config(home / "runs" / "september")
+    assert (config.preset, config.tokenizer.tool_tokens) == ("september", False)
+    assert "tokenizer.tool_tokens=false" in of_imported(config)
 
 
 def test_windows_that_see_everything_are_no_obstacle():

@@ -273,6 +273,26 @@ def test_versions_between_the_two_ages_are_refused_with_what_they_have(nanochat)
     assert "it has resid_lambdas, but not x0_lambdas, smear_gate.weight" in sentence
 
 
+@pytest.fixture
+def september(tmp_path):
+    """A copy of September's base directory; its checkpoint."""
+    shutil.copytree(GOLDEN / "nanochat_checkpoint_september", tmp_path / "base")
+    return tmp_path / "base" / "experiments/default/d2/chat"
+
+
+def test_smear_with_a_window_in_the_configuration_is_between_the_ages(september):
+    change_tensors(september, with_("smear_lambda", np.ones(1, np.float32)))
+    assert "but not smear_gate.weight" in refused(september)
+
+
+def test_septembers_tokenizer_is_that_of_the_experiments_dataset(september):
+    datasets = september.parents[3] / "datasets"
+    (datasets / "climbmix").rename(datasets / "own")
+    assert "climbmix/tokenizer" in refused(september)
+    (september.parents[1] / "meta.json").write_text('{"dataset": "own"}')
+    assert import_run.read_model(september, None, None).tokenizer.vocab_size == 281
+
+
 def test_names_of_compiled_models_are_understood(nanochat):
     def compiled(tensors):
         for name in list(tensors):
