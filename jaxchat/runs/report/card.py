@@ -38,6 +38,7 @@ jaxchat, which also runs the calculator that the model calls:
 """,
     "jaxchat": "Only jaxchat reads these files:\n",
 }
+_CALLS = ", which also runs the calculator that the model calls"
 _JAXCHAT = """
 ```bash
 jaxchat import FOLDER --name NAME
@@ -56,13 +57,14 @@ def render_card(
     licence: str,
 ) -> str:
     """The card as Markdown; `kind` is `hf` or `jaxchat`, `licence` "" where none was given."""
+    use = _USE[kind] if config.tokenizer.tool_tokens else _USE[kind].replace(_CALLS, "")
     parts = [
         _head(kind, licence),
         f"# {config.name}\n",
         _what(report, config, stage),
         _trained_on(report, config, stage),
         _figures(report, stage),
-        "## Use\n\n" + (_USE[kind] + _JAXCHAT).replace("FOLDER", folder.name),
+        "## Use\n\n" + (use + _JAXCHAT).replace("FOLDER", folder.name),
         _limits(licence),
     ]
     return "\n".join(part for part in parts if part)
