@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxchat import errors, paths
-from jaxchat.config import loading
-from jaxchat.config.loading import tiers
+from jaxchat.config.loading import find_tier, own_text, tiers
 from jaxchat.config.schema import RunConfig
 from jaxchat.runs import processes, run_dir
-from jaxchat.runs.plan import checks, plan, tier_list
+from jaxchat.runs.plan import checks, tier_list
+from jaxchat.runs.plan.show import show
 from jaxchat.runs.stages import STAGES, check_names
 from jaxchat.train import trackers
+from jaxchat.train.compiled.targets import TARGETS
 from jaxchat.train.profiling import request
 
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         config, profiles = read_settings(args, root)
         if args.plan:
-            print(plan.render(plan.make_plan(config)))
+            print(show(config, args.tier, args.compile, args.stages, as_json=args.json))
             return 0
         run = run_dir.folder(root, config.name)
         with (
@@ -63,9 +64,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, epilog=f"stages:\n{contents}\n\n{errors.EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument(
-        "--tier", required=True, help=f"one of {', '.join(tiers())}; list compares them"
-    )
+    known = f"one of {', '.join(tiers())}; list compares them"
+    parser.add_argument("--tier", required=True, help=known)
     parser.add_argument("--home", type=Path, help="where artefacts go (JAXCHAT_HOME)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
@@ -76,25 +76,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stages", type=lambda s: s.split(","), metavar="A,B", help="only these")
     parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="repeat")
     parser.add_argument("--plan", action="store_true", help="only print what it would take")
+    parser.add_argument("--json", action="store_true", help="the plan, for programs")
+    parser.add_argument("--compile", choices=TARGETS, help="the plan, and what compiling shows")
     parser.add_argument("--profile", action="append", default=[], metavar="A:B", help=request.HELP)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.plan |= bool(args.json or args.compile)
+    return args
 
 
 def read_settings(args: argparse.Namespace, root: Path) -> tuple[RunConfig, list[request.Request]]:
     """The run's configuration and the steps to profile, checked before anything is written."""
-    own = [] if args.data_dir is None else loading.own_text(args.data_dir)
-    config = run_dir.configure(root, loading.find_tier(args.tier), [*args.set, *own])
+    own = [] if args.data_dir is None else own_text(args.data_dir)
+    config = run_dir.configure(root, find_tier(args.tier), [*args.set, *own])
     profiles = [request.parse(text) for text in args.profile]
     check_names([*(args.stages or ()), *args.force])
     checks.check_names(config)
     checks.check_sizes(config)
-    if args.plan:
-        if not run_dir.has_one(run_dir.folder(root, config.name), ("data",)):
-            # else they were read, and may be gone
-            checks.check_files(config)
-    else:
+    if not args.plan:
         trackers.check_installed(config.track.trackers)
         run_dir.check_writable(root)
+    elif not run_dir.has_one(run_dir.folder(root, config.name), ("data",)):
+        checks.check_files(config)  # else they were read, and may be gone
     return config, profiles
 
 

@@ -2,12 +2,12 @@
 
     python bench/aot.py --tier 100 --before fused=false
     python bench/aot.py --tier gpt2 --kind h200 --after compute.fp8=true
-    python bench/aot.py --depth 24 --before commit=HEAD~3
+    python bench/aot.py --depth 24 --before commit=HEAD~3 --after base.micro_rows=8
 
-A side is what the tier has, changed by `KEY=VALUE` as for --set; `fused=false` takes the plain
-forms of norms and losses, `commit=REV` another commit's package. Each side compiles in a process of
-its own, with the wheels of the extra `aot`; cuDNN's need not be there, as this script overrides
-JAX's question for its version.
+A side is what the tier (or --depth) has, changed by `KEY=VALUE` as for --set; `fused=false` takes
+the plain forms of norms and losses, `commit=REV` another commit's package, and its counters. Each
+side compiles in a process of its own, with the wheels of the extra `aot`; cuDNN's need not be
+there, as this script overrides JAX's question for its version.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -62,13 +63,7 @@ def run_side(args: argparse.Namespace, settings: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="jaxchat-aot-") as folder:
         tree = ROOT
         if revision:
-            tree = Path(folder)
-            packed = subprocess.run(
-                ["git", "archive", revision, "jaxchat", "configs"],
-                cwd=ROOT, capture_output=True, check=True,
-            )  # fmt: skip
-            with tarfile.open(fileobj=BytesIO(packed.stdout)) as archive:
-                archive.extractall(tree, filter="data")
+            tree = check_out(revision, Path(folder))
         done = subprocess.run(
             [sys.executable, __file__, *case, "--side", *settings],
             env={**os.environ, "PYTHONPATH": str(tree), "JAX_PLATFORMS": "cpu"},
@@ -80,27 +75,47 @@ def run_side(args: argparse.Namespace, settings: list[str]) -> dict[str, Any]:
     return figures
 
 
+def check_out(revision: str, folder: Path) -> Path:
+    """A commit's package in a folder, which is returned; SystemExit where it cannot compile."""
+    packed = subprocess.run(
+        ["git", "archive", revision, "jaxchat", "configs"], cwd=ROOT, capture_output=True
+    )
+    if packed.returncode:
+        sys.exit(packed.stderr.decode().strip().splitlines()[0])
+    with tarfile.open(fileobj=BytesIO(packed.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+    if not (folder / "jaxchat/train/compiled/program.py").exists():
+        sys.exit(f"{revision} cannot compile for a device that is not there; name a later commit.")
+    for built in (ROOT / "jaxchat").glob("_bpe*.so"):  # git has only its source
+        shutil.copy(built, folder / "jaxchat")
+    return folder
+
+
+def read_config(args: argparse.Namespace, settings: Sequence[str]) -> Any:
+    """The run that both sides change."""
+    from jaxchat.config import loading
+
+    if not args.depth:
+        return loading.load(loading.find_tier(args.tier), settings)
+    tables = {
+        "run": {"name": "bench", "depth": args.depth, "preset": "modern"},
+        "tokenizer": {"vocab_size": 32_768},
+        "base": {"batch_tokens": 65_536, "micro_rows": 16},
+        "hardware": {"devices": 1},
+    }
+    return loading.from_document(loading.apply_overrides(tables, settings), "the arguments")
+
+
 def compile_side(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any]:
     """Compiles one side here; figures by name."""
     private = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
     private.check_cudnn_version = lambda *_: CUDNN  # type: ignore[attr-defined]
-    from jaxchat.config import loading
     from jaxchat.train.compiled.program import compile_step, stage_compute
     from jaxchat.train.compiled.roofline import roofline
     from jaxchat.train.compiled.targets import TARGETS
 
     plain = "fused=false" in settings
-    asked = [setting for setting in settings if not setting.startswith("fused=")]
-    if args.depth:
-        tables = {
-            "run": {"name": "bench", "depth": args.depth, "preset": "modern"},
-            "tokenizer": {"vocab_size": 32_768},
-            "base": {"batch_tokens": 65_536, "micro_rows": 16},
-            "hardware": {"devices": 1},
-        }
-        config = loading.from_document(tables, "the benchmark's arguments")
-    else:
-        config = loading.load(loading.find_tier(args.tier), asked)
+    config = read_config(args, [one for one in settings if not one.startswith("fused=")])
     target = TARGETS[args.kind]
     compute = stage_compute(config, target)
     compute = replace(compute, fused=False) if plain else compute
@@ -116,6 +131,7 @@ def compile_side(args: argparse.Namespace, settings: Sequence[str]) -> dict[str,
         "recomputed products": counts.recomputed,
         "elementwise, GB": (counts.fine + counts.tanh) / 1e9,
         **{f"- {name}": size / 1e9 for name, (_, size) in counts.parts.items()},
+        "elementwise, naive, GB": counts.naive / 1e9,
         "elementwise kernels": counts.kernels,
         "memory, GB": program.memory / 1e9,
         "temporaries, GB": program.temporaries / 1e9,

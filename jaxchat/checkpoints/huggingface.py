@@ -4,6 +4,10 @@
     generation_config.json     where an answer ends
     model.safetensors          the tensors; its metadata has the hashes of weights and tokenizer
     tokenizer.json, tokenizer_config.json, chat_template.jinja
+    chat_template_training.jinja    for TRL: the same, which marks what is learned
+    custom_generate/           transformers' `generate` with the calculator
+
+mlx-lm reads the same files, but with nanochat's names of the tensors (`mlx`).
 
 Its defaults are not ours, so all of them are written down. What the class cannot hold is refused,
 never left out: without it the weights would be another model.
@@ -11,12 +15,15 @@ never left out: without it the weights would be another model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxchat.checkpoints import calling_generate
+from jaxchat.checkpoints.nanochat import nanochat_name
 from jaxchat.checkpoints.save import hash_params
 from jaxchat.checkpoints.tensors import (
     SAFETENSORS,
@@ -33,10 +40,12 @@ from jaxchat.config.derive import windows
 from jaxchat.config.schema import MODELS, ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.model.gpt import Params, cut_vocabulary
-from jaxchat.paths import read_json, sha256_file, write_json
+from jaxchat.paths import atomic_open, read_json, sha256_file, write_json
 from jaxchat.tokenizer import Tokenizer
+from jaxchat.tools import calculator
 
 CONFIG = "config.json"
+GENERATE = "custom_generate"
 ARCHITECTURE = "NanoChatForCausalLM"
 TOKENIZER_HASH = "jaxchat_tokenizer_sha256"
 WEIGHTS_HASH = "jaxchat_weights_sha256"
@@ -114,14 +123,20 @@ def write_huggingface_model(
     tokenizer: Tokenizer,
     stage: str,
     dtype: np.dtype[Any],
+    *,
+    mlx: bool = False,
 ) -> None:
-    """Writes a classic model into a folder, in `dtype`. Raises ConfigError for all others."""
+    """Writes a classic model into a folder, in `dtype`, for transformers or with `mlx` for mlx-lm.
+
+    Raises ConfigError for all other models.
+    """
     refuse_obstacles(model)
-    tensors = from_params(params, huggingface_name, dtype)
+    name_of = nanochat_name if mlx else huggingface_name
+    tensors = from_params(params, name_of, dtype)
     metadata = {
         "format": "pt",  # transformers wants it; the layout is that of PyTorch
         # of the rounded weights, which an import will find
-        WEIGHTS_HASH: hash_params(to_params(tensors, model, huggingface_name)),
+        WEIGHTS_HASH: hash_params(to_params(tensors, model, name_of)),
         TOKENIZER_HASH: tokenizer.hash,
         STAGE: stage,
     }
@@ -130,9 +145,12 @@ def write_huggingface_model(
         "eos_token_id": [tokenizer.special("<|assistant_end|>"), tokenizer.bos],
         "pad_token_id": tokenizer.bos,  # padding is masked, so it may be any token
     }
-    tokenizer.to_huggingface(folder)
+    tokenizer.to_huggingface(folder, model.sequence_len, begins=stage == "base")
     write_safetensors(folder / SAFETENSORS, tensors, metadata)
-    write_json(folder / "generation_config.json", {**tokens, "do_sample": False})
+    generation = {**tokens, "do_sample": False, "max_length": model.sequence_len}
+    write_json(folder / "generation_config.json", generation)
+    if tokenizer.has_tools and not mlx:
+        _write_generate(folder / GENERATE)
     config = {
         "architectures": [ARCHITECTURE],
         **{name: value for name, value in _FIXED.items() if value is not None},
@@ -149,6 +167,16 @@ def write_huggingface_model(
         TOKENIZER_HASH: tokenizer.hash,
     }
     write_json(folder / CONFIG, config)
+
+
+def _write_generate(folder: Path) -> None:
+    """Copies `calling_generate` and the calculator, which need nothing else of jaxchat."""
+    folder.mkdir()
+    own = "from jaxchat.tools.calculator import run_tool"
+    for module, name in ((calling_generate, "generate.py"), (calculator, "calculator.py")):
+        source = inspect.getsource(module).replace(own, "from .calculator import run_tool")
+        with atomic_open(folder / name) as file:
+            file.write(source)
 
 
 def read_huggingface_model(folder: Path, tokenizer_folder: Path | None) -> ForeignModel:
@@ -171,7 +199,7 @@ def read_huggingface_model(folder: Path, tokenizer_folder: Path | None) -> Forei
     except (ValueError, TypeError) as error:  # ConfigError, too
         raise ArtifactError(f"{path} cannot be imported: {error}") from error
     params, notes = read_weights(
-        folder, model, huggingface_name, tokenizer, tokenizer_file, noted=config
+        folder, model, (huggingface_name, nanochat_name), tokenizer, tokenizer_file, noted=config
     )
     params, model = cut_vocabulary(params, model, tokenizer.vocab_size)
     read = [path, tokenizer_file, *sorted(folder.glob("*.safetensors"))]
@@ -193,7 +221,7 @@ def read_huggingface_model(folder: Path, tokenizer_folder: Path | None) -> Forei
 def read_weights(
     folder: Path,
     model: ModelConfig,
-    name_of: NameOf,
+    names: Sequence[NameOf],
     tokenizer: Tokenizer,
     tokenizer_file: Path,
     *,
@@ -202,6 +230,7 @@ def read_weights(
 ) -> tuple[Params, Mapping[str, Any]]:
     """The weights in a folder's safetensors, and their metadata over what was `noted` beside them.
 
+    They have one of the `names`, the first unless the embedding has another one's.
     Raises ArtifactError when they are not a model of this architecture, or when they or the
     tokenizer are not those whose hashes are noted.
     """
@@ -213,8 +242,9 @@ def read_weights(
             f"the tokenizer in {tokenizer_file} is not the one of the weights in {folder} (its "
             f"hash is {tokenizer.hash[:12]}, theirs {theirs}); get both from one place."
         )
+    found = (name_of for name_of in names if name_of(("wte", "embedding")) in tensors)
     try:
-        params = to_params(tensors, model, name_of, flip=flip)
+        params = to_params(tensors, model, next(found, names[0]), flip=flip)
     except ValueError as error:
         raise ArtifactError(f"the tensors in {folder} cannot be imported: {error}") from error
     notes = {**noted, **metadata}

@@ -86,7 +86,7 @@ def read_native(folder: Path, tokenizer_folder: Path | None) -> ForeignModel:
     tokenizer, tokenizer_file = find_tokenizer([tokenizer_folder or folder])
     noted = {name: str(description.get(name)) for name in (WEIGHTS_HASH, TOKENIZER_HASH)}
     params, _ = read_weights(
-        folder, config.model, "/".join, tokenizer, tokenizer_file, noted=noted, flip=False
+        folder, config.model, ("/".join,), tokenizer, tokenizer_file, noted=noted, flip=False
     )
     params, config = of_tokenizer(params, config, tokenizer)
     read = [path, tokenizer_file, folder / SAFETENSORS]

@@ -15,9 +15,9 @@ from jaxchat import paths
 from jaxchat.cli.args import Parser, add_hub
 from jaxchat.config import loading
 from jaxchat.config.schema import RunConfig
-from jaxchat.parallel.launch_env import configure_jax
+from jaxchat.parallel.launch_env import configure_compiling, configure_jax
 from jaxchat.runs import run_dir
-from jaxchat.train.compiled.targets import TARGETS
+from jaxchat.train.compiled.targets import TARGETS, USERS
 
 if TYPE_CHECKING:
     from jaxchat.runs.doctor.check import Check
@@ -32,8 +32,9 @@ def add_doctor(parser: Parser) -> None:
     parser.option("--tier", text="which is to run here (cpu)", default="cpu")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of it")
     add_hub(parser, "ask no server for datasets", "datasets from here instead of the hub")
-    compiled = "compile its step for a kind of device without one, and count"
+    compiled = "instead: compile its programs for a kind of device without one, and count (minutes)"
     parser.option("--compile", str, "KIND", compiled, choices=TARGETS)
+    parser.option("--stages", str, "A,B", f"of --compile: only these of {', '.join(USERS)}", "")
     parser.switch("-n --no-bench", "time no training step")
     parser.switch("--json", "for programs")
     parser.set_defaults(run_command=doctor_command)
@@ -58,15 +59,18 @@ def doctor_command(args: argparse.Namespace) -> int:
 
 def _compile(args: argparse.Namespace, config: RunConfig) -> int:
     """Prints what the step does on devices that are not here; 1 when it does not fit."""
-    configure_jax(config.mesh, None)
-    import jax
+    configure_compiling(config.mesh)
+    from jaxchat.runs.doctor import compiled, compiled_text
 
-    from jaxchat.runs.doctor import compiled
-
-    jax.config.update("jax_platforms", "cpu")
-    found = compiled.compile_tier(config, args.tier, args.compile)
-    print(json.dumps(found.to_json(), indent=1) if args.json else compiled.render(found))
-    return 0 if found.fits else 1
+    stages = args.stages.split(",") if args.stages else ()
+    found = compiled.compile_all(
+        config, args.tier, args.compile, stages, both_forms=True, say=compiled.say
+    )
+    if args.json:
+        print(json.dumps(compiled.all_to_json(found), indent=1))
+    else:
+        print(compiled_text.render(found))
+    return 0 if all(one.fits for one in found) else 1
 
 
 def find(args: argparse.Namespace, root: Path, config: RunConfig) -> list[Check]:

@@ -16,7 +16,7 @@ from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import start_jax
 from jaxchat.runs import run_dir
 
-FORMATS = ("hf", "jaxchat")
+FORMATS = ("hf", "mlx", "jaxchat")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -24,14 +24,14 @@ def add_export(parser: Parser) -> None:
     """The options of `jaxchat export`."""
     parser.description = (
         "Writes the model of a stage, its tokenizer and a model card into a folder. `hf` is the "
-        "layout of transformers' NanoChatForCausalLM, which holds classic models; `jaxchat` holds "
-        "every one, with the configuration of its run."
+        "layout of transformers' NanoChatForCausalLM, which holds classic models; `mlx` is that "
+        "for mlx-lm; `jaxchat` holds every one, with the configuration of its run."
     )
     parser.add_argument("run", metavar="RUN", help="name of the run")
     parser.add_argument("stage", metavar="STAGE", choices=MODELS, help=", ".join(MODELS))
     parser.add_argument("folder", metavar="DIR", type=Path, help="a new folder")
     parser.option("--format", text="default: hf", default="hf", choices=FORMATS)
-    dtype = "of the weights, with hf; bfloat16 rounds (float32)"
+    dtype = "of the weights, with hf or mlx; bfloat16 rounds (float32)"
     parser.option("--dtype", text=dtype, choices=DTYPES)
     parser.option("--license", str, "ID", "of the weights, for the card", "")
     parser.switch("--force", "replace an export that is there")
@@ -68,8 +68,8 @@ def export_command(args: argparse.Namespace) -> int:
     run_dir.find(root, args.run)  # reports what is missing before JAX starts
     if not re.fullmatch(r"[\w.-]*", args.license):
         raise ConfigError(f"--license is {args.license!r}; it must be an identifier, such as mit.")
-    if args.dtype and args.format != "hf":
-        raise ConfigError("--dtype is of --format hf; the format jaxchat is always exact.")
+    if args.dtype and args.format == "jaxchat":
+        raise ConfigError("--dtype is of --format hf and mlx; the format jaxchat is always exact.")
     start_jax(MeshConfig(), root / "xla")
     from jaxchat.runs import export_run
 

@@ -23,7 +23,7 @@ from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError,
 from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job, Service
 from jaxchat.model.backend import PLAIN, Compute, bucket
-from jaxchat.model.gpt import cut_vocabulary
+from jaxchat.model.gpt import cut_vocabulary, join_kernels
 from jaxchat.model.kernels.matmul import round_kernels
 from jaxchat.model.kv_cache import Cache, init_cache, slots_of, whole_blocks
 from jaxchat.parallel.mesh import gathered
@@ -131,7 +131,7 @@ class Engine(Service):
     def set_params(self, params: Any) -> None:
         """See `Service`. Engines that share the device's state get them too.
 
-        What lies on the device in the engine's dtype is used without a copy.
+        What lies on the device in the engine's dtype is used without a copy, unless it is joined.
         """
 
         def place(x: Any) -> Any:
@@ -140,7 +140,12 @@ class Engine(Service):
                 x = shards.get(self.device, next(iter(shards.values())))
             return jax.device_put(x, self.device).astype(self.compute.dtype)
 
-        placed = jax.tree.map(place, gathered(params))
+        def prepare(part: Any) -> Any:
+            part = jax.tree.map(place, part)
+            return join_kernels(part) if self.compute.joined else part
+
+        # One by one: beside what it is joined of, a kernel takes memory twice
+        placed = {name: prepare(part) for name, part in gathered(params).items()}
         if self.compute.matmul == "bfloat16":
             placed = round_kernels(placed)
         self._shared.set_params(cut_vocabulary(placed, self._trained, self.config.vocab_size)[0])
@@ -253,10 +258,16 @@ class Engine(Service):
                 slots.append(free.popleft())
                 self._rows[slots[-1]] = self._waiting.popleft()
             prefill = partial(self.prefill, request.tokens[:-1])
-            self._insert(self._shared.prompt(request, prefill), slots)
+            reach = len(request.tokens) - 1 + self._steps
+            self._insert(self._shared.prompt(request, prefill), slots, reach)
 
-    def _insert(self, prompt: Cache, slots: Sequence[int]) -> None:
-        length = max(layer.shape[2] for layer in prompt.k)
+    def _insert(self, prompt: Cache, slots: Sequence[int], reach: int = 0) -> None:
+        """Puts a prompt into slots of a cache that has room for it and for `reach` positions.
+
+        Else decoding would lengthen the cache at once, and the next such prompt be put into one of
+        another length by a program of its own.
+        """
+        length = max(reach, *(layer.shape[2] for layer in prompt.k))
         if length > self._cache_length:
             self._resize(self._length_for(length))
         self._cache = jitted.insert(self._cache, prompt, jitted.slots_to_fill(slots, self.slots))
@@ -266,7 +277,7 @@ class Engine(Service):
         reach = max(row.position for row in rows) + self._steps
         self._fit(self._length_for(reach))
         requests = [row.request for row in rows]
-        truncate = any(request.top_k > 0 or request.top_p < 1.0 for request in requests)
+        truncate = any(request.truncates for request in requests)
         # none or all, so that little is compiled
         alternatives = self._most if any(request.alternatives for request in requests) else 0
         self._dispatch(truncate, alternatives)

@@ -61,6 +61,11 @@ class Request:
                 "them empty."
             )
 
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are kept from being drawn: nothing is drawn at a temperature of 0."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1.0)
+
 
 @dataclass(frozen=True)
 class Completion:

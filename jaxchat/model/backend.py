@@ -40,6 +40,8 @@ class Backend:
     # Whether XLA makes one kernel of what `kernels.norms` and the loss's narrow form write;
     # elsewhere they would only be more arithmetic than the plain forms
     fused: bool = False
+    decode_rows: int = 1  # that a step of decoding computes at least: see `gpt.decode`
+    joined: bool = False  # whether an engine joins kernels: see `gpt.join_kernels`
     options: tuple[Option, ...] = ()  # XLA's, for a step over several devices, where it takes them
     traced: tuple[Option, ...] = ()  # XLA's, beside the others for the steps that are recorded
     # A CPU's devices are virtual: they share its cores, its memory, and several engines use one.
@@ -59,7 +61,7 @@ BACKENDS = {
         shares_host=True, eval_tokens=4_096, letter_tokens=4_096,
     ),
     "gpu": Backend(
-        jnp.bfloat16, "cudnn", "gpu", fused=True,
+        jnp.bfloat16, "cudnn", "gpu", fused=True, decode_rows=8, joined=True,
         options=(COLLECTIVE_TIMEOUT,), traced=(NO_COMMAND_BUFFERS,),
     ),
     "tpu": Backend(jnp.bfloat16, "splash", "gpu"),
@@ -87,11 +89,25 @@ class Compute:
     options: tuple[Option, ...] = ()  # XLA's
     refused: tuple[tuple[str, str], ...] = ()  # options of ours, and what XLA says against each
     fused: bool = False  # norms, rotations and losses in the forms that move the fewest bytes
+    decode_rows: int = 1  # that a step of decoding computes at least
+    joined: bool = False  # an engine's kernels of queries, keys and values are one
 
     @property
     def muon_dtype(self) -> DTypeLike:
         """The dtype in which updates are orthogonalised."""
         return jnp.bfloat16 if self.matmul == "bfloat16" else self.dtype
+
+    @property
+    def scalars(self) -> DTypeLike:
+        """The dtype of parameters that scale the whole residual stream, whose gradients are sums
+        over all of it.
+        """
+        return jnp.float32 if self.fused else self.dtype
+
+    @property
+    def fused_fp8(self) -> bool:
+        """Whether products of fp8 are in the forms that move the fewest bytes, too."""
+        return self.fused and self.matmul == "fp8"
 
     def unrounded(self) -> Compute:
         """The same for evaluating a model: nothing is rounded to less than `dtype`, and without

@@ -69,6 +69,8 @@ def choose_compute(
         options=options,
         refused=refused,
         fused=on.fused,
+        decode_rows=on.decode_rows,
+        joined=on.joined,
     )
 
 
@@ -86,6 +88,8 @@ def assumed_compute(config: ComputeConfig, on: Backend, devices: int = 1) -> Com
         options=options,
         refused=refused,
         fused=on.fused,
+        decode_rows=on.decode_rows,
+        joined=on.joined,
     )
 
 
@@ -97,6 +101,12 @@ def inference_compute(
     """
     plain = replace(config, fp8=False, compiler_options=())
     return replace(choose_compute(plain, model, on=on), fused=False)
+
+
+def assumed_inference(config: ComputeConfig, on: Backend) -> Compute:
+    """`inference_compute` where all that it tries works: nothing is run."""
+    plain = replace(config, fp8=False, compiler_options=())
+    return replace(assumed_compute(plain, on), fused=False)
 
 
 def evaluation_compute(

@@ -18,6 +18,7 @@ July and September 2026.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,12 +40,14 @@ from jaxchat.config.schema import ModelConfig
 from jaxchat.model.attention import MAX_SCORE, cached_attention, causal_attention
 from jaxchat.model.backend import PLAIN, Compute, MatmulPrecision
 from jaxchat.model.init import Initializer, init_table
-from jaxchat.model.kernels import norms
+from jaxchat.model.kernels import fp8, norms, residual
 from jaxchat.model.kernels.matmul import matmul, widened_matmul
 from jaxchat.model.kv_cache import Cache, View, fill, view_of, write
 from jaxchat.model.rope import Rope, rope_table, rotate
 
 Params = dict[str, Any]
+JOINED = "c_qkv"  # c_q, c_k and c_v beside one another: see `join_kernels`
+ROUNDED = "rounded"  # the collection of what `round_kernels` makes, beside Flax's "params"
 # (layer, q [B,T,H,K], k [B,T,G,K], v [B,T,G,K]) -> (attended [B,T,H,K], what the mode saves)
 Attend = Callable[[int, Array, Array, Array], tuple[Array, Any]]
 
@@ -89,11 +92,15 @@ def norm_rotated(
 
 
 class Linear(nn.Module):
-    """A float32 matrix, multiplied in the dtype of its input, or a large one in `precision`."""
+    """A float32 matrix, multiplied in the dtype of its input, or a large one in `precision`.
+
+    `bound` is what no value of the input exceeds, where that is known.
+    """
 
     out: int
     initializer: Initializer
     precision: MatmulPrecision = "default"
+    bound: float | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows F"]:
@@ -101,7 +108,20 @@ class Linear(nn.Module):
         if self.out == 1:  # as a product, XLA on a CPU rounds some rows otherwise than others
             column = kernel.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
             return jnp.sum(x * column, axis=-1, keepdims=True)
-        return matmul(x, kernel, self.precision)
+        rounded: fp8.Kernel | None = self.get_variable(ROUNDED, "kernel")
+        return matmul(x, kernel, self.precision, rounded, self.bound)
+
+
+class Matrix(nn.Module):
+    """A float32 matrix, and as products of fp8 take it."""
+
+    out: int
+    initializer: Initializer
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[Float32[Array, "D F"], fp8.Kernel]:
+        kernel = self.param("kernel", self.initializer, (width, self.out))
+        return kernel, self.get_variable(ROUNDED, "kernel") or fp8.round_kernel(kernel)
 
 
 class Embedding(nn.Module):
@@ -136,11 +156,19 @@ class Attention(nn.Module):
         config, init = self.config, init_table(self.config)
         size, groups = config.head_dim, config.n_kv_head
 
+        # Of normalised values: none is larger
+        bound = math.sqrt(config.n_embd) if self.compute.fused else None
+
         def heads(name: str, count: int) -> Array:
-            y = Linear(count * size, init[name], self.compute.matmul, name=name)(x)
+            initializer = init.get(name, init["c_q"])  # a joined kernel is never initialised
+            y = Linear(count * size, initializer, self.compute.matmul, bound, name=name)(x)
             return y.reshape(*y.shape[:-1], count, size)
 
-        q, k, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
+        if self.has_variable("params", JOINED):
+            first, second = config.n_head, config.n_head + groups
+            q, k, v = jnp.split(heads(JOINED, second + groups), (first, second), axis=-2)
+        else:
+            q, k, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
         if value is not None:
             channels = x[..., : min(VALUE_GATE_CHANNELS, config.n_embd)]
             gate = 3.0 * nn.sigmoid(Linear(groups, init["ve_gate"], name="ve_gate")(channels))
@@ -159,10 +187,14 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        init = init_table(self.config)
-        x = Linear(4 * self.config.n_embd, init["c_fc"], self.compute.matmul, name="c_fc")(x)
+        init, width = init_table(self.config), self.config.n_embd
+        if self.compute.fused_fp8 and fp8.takes(width, 4 * width):
+            up = Matrix(4 * width, init["c_fc"], name="c_fc")(width)
+            down = Matrix(width, init["c_proj"], name="c_proj")(4 * width)
+            return fp8.relu2_mlp(x, up, down)
+        x = Linear(4 * width, init["c_fc"], self.compute.matmul, name="c_fc")(x)
         x = jnp.square(nn.relu(x))
-        return Linear(self.config.n_embd, init["c_proj"], self.compute.matmul, name="c_proj")(x)
+        return Linear(width, init["c_proj"], self.compute.matmul, name="c_proj")(x)
 
 
 class Block(nn.Module):
@@ -211,16 +243,19 @@ class GPT(nn.Module):
         x = embedded
         if config.smear:
             x = self._smear(x, previous)
-        start = x
+        fused, dtype = self.compute.fused, self.compute.scalars
+        # Kept, as XLA would otherwise compute it again from the embeddings wherever it is used
+        start = x = jax.lax.optimization_barrier(x) if fused else x
+        mix = residual.mix if fused else _mix
         if config.residual_scalars:
             shape = (config.n_layer,)
-            residual = self.param("resid_lambdas", init["resid_lambdas"], shape).astype(x.dtype)
-            first = self.param("x0_lambdas", init["x0_lambdas"], shape).astype(x.dtype)
+            share = self.param("resid_lambdas", init["resid_lambdas"], shape).astype(dtype)
+            first = self.param("x0_lambdas", init["x0_lambdas"], shape).astype(dtype)
         saved = []
         middle = x
         for layer, spec in enumerate(layer_specs(config)):
             if config.residual_scalars:
-                x = residual[layer] * x + first[layer] * start
+                x = mix(x, start, share[layer], first[layer])
             value = None
             if spec.value_embedding:
                 width = config.n_kv_head * config.head_dim
@@ -231,8 +266,9 @@ class GPT(nn.Module):
             if layer == config.n_layer // 2:
                 middle = x
         if config.backout:
-            share = self.param("backout_lambda", init["backout_lambda"], ())
-            x = x - share.astype(x.dtype) * middle
+            back = self.param("backout_lambda", init["backout_lambda"], ())
+            back = back.astype(dtype)
+            x = mix(x, middle, jnp.ones((), dtype), -back) if fused else x - back * middle
         return norm(x), embedded, saved
 
     def _table(self, name: str, width: int, init: str) -> Embedding:
@@ -243,12 +279,17 @@ class GPT(nn.Module):
         self, x: Float[Array, "B T D"], previous: Float[Array, "B D"]
     ) -> Float[Array, "B T D"]:
         """Adds a gated share of the embedding before each."""
-        init = init_table(self.config)
-        strength = self.param("smear_lambda", init["smear_lambda"], ()).astype(x.dtype)
+        init, dtype = init_table(self.config), self.compute.scalars
+        strength = self.param("smear_lambda", init["smear_lambda"], ()).astype(dtype)
         channels = x[..., : min(SMEAR_GATE_CHANNELS, self.config.n_embd)]
-        gate = strength * nn.sigmoid(Linear(1, init["smear_gate"], name="smear_gate")(channels))
+        gate = nn.sigmoid(Linear(1, init["smear_gate"], name="smear_gate")(channels))
         before = jnp.concatenate([previous[:, None, :], x[:, :-1]], axis=1)
-        return x + gate * before
+        share = strength * gate.astype(dtype) * before.astype(dtype)
+        return (x.astype(dtype) + share).astype(x.dtype)
+
+
+def _mix(x: Array, y: Array, a: Array, b: Array) -> Array:
+    return a * x + b * y
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -291,17 +332,38 @@ def apply(
     attend: Attend,
     config: ModelConfig,
     compute: Compute,
+    rounded: Params | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], list[Any]]:
     """`GPT.__call__` with these parameters; `previous` is 0 by default."""
     if previous is None:
         previous = jnp.zeros((tokens.shape[0], config.n_embd), compute.dtype)
-    model = GPT(config, compute)
-    result: Any = model.apply({"params": params}, tokens, rope, previous, attend)
+    model, variables = GPT(config, compute), {"params": params, ROUNDED: rounded or {}}
+    result: Any = model.apply(variables, tokens, rope, previous, attend)
     return result  # type: ignore[no-any-return]
 
 
+def round_kernels(params: Params, compute: Compute) -> Params:
+    """The kernels as products of fp8 take them, for `features` and a loss; {} for others.
+
+    A step of many micro-batches makes them once.
+    """
+    if not compute.fused_fp8:
+        return {}
+
+    def one(path: tuple[Any, ...], x: Array) -> fp8.Kernel | None:
+        takes = path[-1] == jax.tree_util.DictKey("kernel") and fp8.takes(*x.shape)
+        return fp8.round_kernel(x) if takes else None
+
+    rounded: Params = jax.tree_util.tree_map_with_path(one, params)
+    return rounded
+
+
 def _whole_rows(
-    params: Params, tokens: Int[Array, "B T"], config: ModelConfig, compute: Compute
+    params: Params,
+    tokens: Int[Array, "B T"],
+    config: ModelConfig,
+    compute: Compute,
+    rounded: Params | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], list[Any]]:
     """`apply` to whole rows from position 0; saves each layer's (k, v)."""
     specs = layer_specs(config)
@@ -312,14 +374,21 @@ def _whole_rows(
 
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     rope = rope_table(positions, config, compute.dtype)
-    return apply(params, tokens, rope, None, attend, config, compute)
+    return apply(params, tokens, rope, None, attend, config, compute, rounded)
 
 
 def features(
-    params: Params, tokens: Int[Array, "B T"], config: ModelConfig, compute: Compute = PLAIN
+    params: Params,
+    tokens: Int[Array, "B T"],
+    config: ModelConfig,
+    compute: Compute = PLAIN,
+    rounded: Params | None = None,
 ) -> Float[Array, "B T D"]:
-    """Tokens -> normalised features in compute.dtype, for `unembed` or a loss."""
-    return _whole_rows(params, tokens, config, compute)[0]
+    """Tokens -> normalised features in compute.dtype, for `unembed` or a loss.
+
+    `rounded` is what `round_kernels` makes of the parameters, if at hand.
+    """
+    return _whole_rows(params, tokens, config, compute, rounded)[0]
 
 
 def unembed(
@@ -382,30 +451,51 @@ def decode(
     Rows may stand at different positions; `view` is from there, if at hand. Rows where `active`
     is False stay as they are: their logits mean nothing, and what was written for them lies beyond
     what they see.
+
+    Rows of which nothing is kept make them compute.decode_rows, but in the cache. A GPU's XLA makes
+    of a vector times a matrix all products of two numbers, rounds and writes them, and then sums;
+    of two rows it makes matrix products, one for queries, keys and values, and one kernel a norm.
     """
     position, dtype, store = cache.length, compute.dtype, cache.previous.dtype
+    batch = tokens.shape[0]
+    extra = max(0, compute.decode_rows - batch)
     if view is None:
         view = view_of(position, [k.shape[2] for k in cache.k], config, dtype)
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-        keys = write(cache.k[layer], k[:, 0].astype(store), position)
-        values = write(cache.v[layer], v[:, 0].astype(store), position)
+        keys = write(cache.k[layer], k[:batch, 0].astype(store), position)
+        values = write(cache.v[layer], v[:batch, 0].astype(store), position)
         seen = view.visible[layer]
-        y = cached_attention(q[:, 0], keys.astype(dtype), values.astype(dtype), seen)
-        return y[:, None], (keys, values)
+        y = cached_attention(q[:batch, 0], keys.astype(dtype), values.astype(dtype), seen)
+        return pad(y[:, None]), (keys, values)
 
-    previous = cache.previous.astype(dtype)
-    x, embedded, saved = apply(
-        params, tokens[:, None], view.rope, previous, attend, config, compute
-    )
+    def pad(rows: Array) -> Array:
+        return jnp.pad(rows, ((0, extra), *((0, 0),) * (rows.ndim - 1))) if extra else rows
+
+    inputs = (tokens[:, None], view.rope, cache.previous.astype(dtype))
+    ids, rope, previous = jax.tree.map(pad, inputs)
+    x, embedded, saved = apply(params, ids, rope, previous, attend, config, compute)
+    embedded = embedded[:batch, 0]
     grows = jnp.ones_like(position, bool) if active is None else active
     new = Cache(
         k=tuple(k for k, _ in saved),
         v=tuple(v for _, v in saved),
         length=position + grows.astype(position.dtype),
-        previous=jnp.where(grows[:, None], embedded[:, 0].astype(store), cache.previous),
+        previous=jnp.where(grows[:, None], embedded.astype(store), cache.previous),
     )
-    return unembed(params, x[:, 0], config, compute), new
+    return unembed(params, x[:, 0], config, compute)[:batch], new
+
+
+def join_kernels(part: Any) -> Any:
+    """A layer's parameters, with one kernel c_qkv [D,(H+2G)*K] for c_q, c_k and c_v; others as they
+    are. The same network in a form for inference, where it makes one product of three.
+    """
+    if not (isinstance(part, dict) and "attn" in part):
+        return part
+    attention = dict(part["attn"])
+    kernels = [attention.pop(name)["kernel"] for name in ("c_q", "c_k", "c_v")]
+    attention[JOINED] = {"kernel": jnp.concatenate(kernels, axis=1)}
+    return {**part, "attn": attention}
 
 
 def cut_vocabulary(params: Any, config: ModelConfig, ids: int) -> tuple[Any, ModelConfig]:

@@ -17,6 +17,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Float32, Int, Num
 
 from jaxchat.model.backend import PLAIN, Compute
+from jaxchat.model.kernels import fp8
 from jaxchat.model.kernels.matmul import dot
 
 
@@ -29,6 +30,7 @@ def cross_entropy(
     softcap: float,
     weights: Float[Array, "B T"] | None = None,
     compute: Compute = PLAIN,
+    rounded: fp8.Kernel | None = None,
 ) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
     """Sum of mask * weights * -log p(target) in nats, and sum of mask.
 
@@ -38,14 +40,16 @@ def cross_entropy(
 
     The gradient, with respect to x and kernel only, is computed together with the value,
     compute.chunk_rows rows at a time: neither logits nor probabilities of the whole batch ever
-    exist. With compute.matmul of bfloat16 the operands of the head's products are rounded.
+    exist. With compute.matmul of bfloat16 the operands of the head's products are rounded. With
+    the head rounded to fp8, they are of that where there are gradients; then no x may be longer
+    than sqrt(D).
     """
     mask = mask.astype(jnp.float32)
     factor = mask if weights is None else mask * weights.astype(jnp.float32)
     dtype = jnp.dtype(jnp.bfloat16 if compute.matmul == "bfloat16" else x.dtype)
     narrow = compute.fused and x.dtype == dtype == jnp.bfloat16
     how = _Head(softcap, max(1, compute.chunk_rows // x.shape[0]), dtype, narrow)
-    total = _weighted_nll(how, x, kernel, targets, lax.stop_gradient(factor))
+    total = _weighted_nll(how, x, kernel, rounded, targets, lax.stop_gradient(factor))
     return total, jnp.sum(mask)
 
 
@@ -123,13 +127,12 @@ def _chunk_gradient(
     return nll, (grad * (1.0 - tanh * tanh)).astype(head.dtype)
 
 
-def _narrow_chunk_gradient(
-    rows: Float[Array, "N D"],
+def _narrow_gradient(
+    logits: Float[Array, "N V"],
     targets: Int[Array, " N"],
     factor: Float32[Array, " N"],
-    head: Float[Array, "D V"],
     softcap: float,
-) -> tuple[Float32[Array, " N"], Float[Array, "N V"]]:
+) -> tuple[Float32[Array, " N"], Float32[Array, "N V"]]:
     """`_chunk_gradient` from logits that are rounded to bfloat16, as nanochat's are, and then read
     twice, each time by one kernel: the sum of exponentials, then the gradient.
     """
@@ -140,20 +143,19 @@ def _narrow_chunk_gradient(
         return q, jnp.exp(-2.0 * softcap * q)
 
     # Behind barriers, as XLA would otherwise write what both passes need in float32
-    logits = lax.optimization_barrier(jnp.matmul(rows, head, preferred_element_type=rows.dtype))
+    logits = lax.optimization_barrier(logits)
     total = jnp.sum(capped(logits)[1], axis=-1)
     missed, _ = capped(jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0])
     nll = jnp.log(total) + 2.0 * softcap * missed
     logits, total, factor = lax.optimization_barrier((logits, total, factor))
     q, exp = capped(logits)
-    hit = jnp.where(_hit(targets, head), factor[:, None], 0.0)
-    grad = ((factor / total)[:, None] * exp - hit) * (4.0 * q * (1.0 - q))
-    return nll, lax.optimization_barrier(grad.astype(head.dtype))
+    hit = jnp.where(_hit(targets, logits), factor[:, None], 0.0)
+    return nll, ((factor / total)[:, None] * exp - hit) * (4.0 * q * (1.0 - q))
 
 
-def _hit(targets: Int[Array, " N"], head: Float[Array, "D V"]) -> Bool[Array, "N V"]:
+def _hit(targets: Int[Array, " N"], logits: Float[Array, "_ V"]) -> Bool[Array, "N V"]:
     """Where each row's target is."""
-    return targets[:, None] == jnp.arange(head.shape[1], dtype=targets.dtype)[None, :]
+    return targets[:, None] == jnp.arange(logits.shape[1], dtype=targets.dtype)[None, :]
 
 
 class _Head(NamedTuple):
@@ -165,9 +167,35 @@ class _Head(NamedTuple):
     narrow: bool  # logits in `dtype` where there are gradients: see `_narrow_chunk_gradient`
 
 
+def _chunk_gradients(
+    how: _Head, rows: Array, targets: Array, factor: Array, head: Array | fp8.Kernel
+) -> tuple[Float32[Array, " N"], Float[Array, "N D"], Float32[Array, "D V"]]:
+    """-log p(target) of features [N,D], and the gradients of factor times it by them and the
+    head's kernel.
+    """
+    if isinstance(head, fp8.Kernel):
+        q = fp8.quantize(rows, fp8.E4M3, math.sqrt(rows.shape[-1]))
+        logits = fp8.product(q, head.rounded, (1, 0), how.dtype, lax.Precision.DEFAULT)
+        nll, grad = _narrow_gradient(logits, targets, factor, how.softcap)
+        rounded = fp8.quantize(grad, fp8.E5M2, jnp.max(jnp.abs(factor)))  # each is a difference
+        rounded = lax.optimization_barrier(rounded)  # of probabilities, times its row's factor
+        return nll, *fp8.gradients(q, head.rounded, rounded, how.dtype)
+    if how.narrow:
+        logits = jnp.matmul(rows, head, preferred_element_type=rows.dtype)
+        nll, grad = _narrow_gradient(logits, targets, factor, how.softcap)
+        grad = lax.optimization_barrier(grad.astype(head.dtype))
+    else:
+        nll, grad = _chunk_gradient(rows, targets, factor, head, how.softcap)
+    x_grad = dot(grad, head, over=(-1, -1), dtype=how.dtype)
+    return nll, x_grad, dot(rows, grad, over=(-2, -2), dtype=how.dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _weighted_nll(how: _Head, x: Array, kernel: Array, targets: Array, factor: Array) -> Array:
+def _weighted_nll(
+    how: _Head, x: Array, kernel: Array, rounded: fp8.Kernel | None, targets: Array, factor: Array
+) -> Array:
     """Sum of factor * -log p(target); see `cross_entropy`."""
+    del rounded
     rows = how.chunk * x.shape[0]
     x = x.astype(how.dtype)
     logprobs = token_logprobs(x, kernel, targets, softcap=how.softcap, chunk_rows=rows)
@@ -175,39 +203,36 @@ def _weighted_nll(how: _Head, x: Array, kernel: Array, targets: Array, factor: A
 
 
 def _forward(
-    how: _Head, x: Array, kernel: Array, targets: Array, factor: Array
+    how: _Head, x: Array, kernel: Array, rounded: fp8.Kernel | None, targets: Array, factor: Array
 ) -> tuple[Array, tuple[Array, Array]]:
     """The value, and the gradients as they are for a cotangent of 1."""
-    softcap, chunk, dtype, narrow = how
-    chunk_gradient = _narrow_chunk_gradient if narrow else _chunk_gradient
-    head = kernel.astype(dtype)
+    head = kernel.astype(how.dtype) if rounded is None else rounded
 
     def one(
         carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]
     ) -> tuple[tuple[Array, Array], Array]:
         value, kernel_grad = carry
         x, *labels = inputs
-        rows = x.reshape(-1, x.shape[-1]).astype(dtype)
+        rows = x.reshape(-1, x.shape[-1]).astype(how.dtype)
         targets, factor = (label.reshape(-1) for label in labels)
-        nll, grad = chunk_gradient(rows, targets, factor, head, softcap)
-        x_grad = dot(grad, head, over=(-1, -1), dtype=dtype).astype(x.dtype)
-        kernel_grad += dot(rows, grad, over=(-2, -2), dtype=dtype)
+        nll, x_grad, one_grad = _chunk_gradients(how, rows, targets, factor, head)
+        x_grad, kernel_grad = x_grad.astype(x.dtype), kernel_grad + one_grad
         return (value + jnp.sum(factor * nll), kernel_grad), x_grad.reshape(x.shape)
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros(kernel.shape, jnp.float32))
-    inputs = (_chunks(x, chunk), _chunks(targets, chunk), _chunks(factor, chunk))
+    inputs = (_chunks(x, how.chunk), _chunks(targets, how.chunk), _chunks(factor, how.chunk))
     (value, kernel_grad), x_grad = lax.scan(one, start, inputs)
     return value, (_whole(x_grad, x.shape[1]), kernel_grad.astype(kernel.dtype))
 
 
 def _backward(
     how: _Head, grads: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array, None, None]:
+) -> tuple[Array, Array, None, None, None]:
     """Scales what the forward pass computed."""
     del how
     x_grad, kernel_grad = grads
     scale = cotangent.astype(x_grad.dtype)
-    return x_grad * scale, kernel_grad * cotangent.astype(kernel_grad.dtype), None, None
+    return x_grad * scale, kernel_grad * cotangent.astype(kernel_grad.dtype), None, None, None
 
 
 _weighted_nll.defvjp(_forward, _backward)

@@ -86,16 +86,49 @@ def orthogonalize_matrix(
     singular value below 1 in low precision too. The result has x's dtype. What is multiplied is
     rounded to `dtype`, sums are float32.
     """
-    product = functools.partial(dot, dtype=dtype)
     tall = x.shape[-2] > x.shape[-1]
     y = (x / (_norm(x, (-2, -1)) * slack + eps)).astype(dtype)
     y = transposed(y) if tall else y  # the smaller of the two Gram matrices is enough
+    plain, narrow = (functools.partial(f, coefficients) for f in (_iterate, _iterate_narrow))
+    half = jnp.dtype(dtype).itemsize == 2
+    y = jax.lax.platform_dependent(y, cuda=narrow, default=plain) if half else plain(y)
+    return (transposed(y) if tall else y).astype(x.dtype)
+
+
+def _iterate(coefficients: Coefficients, y: Matrices) -> Matrices:
+    """y <- a y + (b G + c G^2) y with G = y y^T, for each (a, b, c)."""
+    dtype = y.dtype
+    product = functools.partial(dot, dtype=dtype)
     for a, b, c in coefficients:
         gram = product(y, y, over=(-1, -1))
         narrow = gram.astype(dtype)  # itself symmetric
         poly = b * gram + c * product(narrow, narrow, over=(-1, -1))
         y = (a * y.astype(jnp.float32) + product(poly, y)).astype(dtype)
-    return (transposed(y) if tall else y).astype(x.dtype)
+    return y
+
+
+def _iterate_narrow(coefficients: Coefficients, y: Matrices) -> Matrices:
+    """`_iterate` with fewer bytes where these take time: y <- (a I + b G + c G^2) y.
+
+    What products give is rounded at once, and no pass over y is left. Rounding a I + b G + c G^2
+    scales rows by 1 +- 2^-9, which the next iteration mends: it is as near to float32.
+    """
+    dtype = y.dtype
+
+    def product(p: Matrices, q: Matrices, over: tuple[int, int] = (-1, -2)) -> Matrices:
+        # Behind a barrier, as XLA would keep the float32 for those who read it as such
+        rounded: Array = jax.lax.optimization_barrier(
+            dot(p, q, over=over, dtype=dtype).astype(dtype)
+        )
+        return rounded
+
+    identity = jnp.broadcast_to(jnp.eye(y.shape[-2]), (*y.shape[:-1], y.shape[-2]))
+    for a, b, c in coefficients:
+        gram = product(y, y, (-1, -1))  # itself symmetric
+        square = product(gram, gram, (-1, -1))
+        poly = a * identity + b * gram.astype(jnp.float32) + c * square.astype(jnp.float32)
+        y = product(poly, y)
+    return y
 
 
 def orthogonalize(

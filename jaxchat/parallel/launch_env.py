@@ -55,6 +55,19 @@ def configure_jax(mesh: MeshConfig, cache: Path | None, *, whole_gpu: bool = Fal
     warnings.filterwarnings("ignore", message="Error (read|writ)ing persistent compilation cache")
 
 
+def configure_compiling(mesh: MeshConfig) -> None:
+    """Sets up JAX to compile for devices that are not here; call it before JAX is imported.
+
+    It runs on the CPU itself: the plugins of other devices would look for a driver.
+    """
+    # XLA warns of what only a device could tell it, such as the best way to sort there
+    paths.set_environment({"TF_CPP_MIN_LOG_LEVEL": "2"}, ["TF_CPP_MIN_LOG_LEVEL"])
+    configure_jax(mesh, None)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
 def start_jax(mesh: MeshConfig, cache: Path | None, *, quiet: bool = False) -> None:
     """Sets up and starts JAX for a command that shares a GPU; prints how much it may take.
 

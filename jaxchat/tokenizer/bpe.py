@@ -214,14 +214,16 @@ class Tokenizer:
         """
         return cls.from_ranks(*read_huggingface(path))
 
-    def to_huggingface(self, folder: Path) -> None:
+    def to_huggingface(self, folder: Path, context: int = 0, *, begins: bool = False) -> None:
         """Writes the files from which `tokenizers` and transformers make this tokenizer.
 
-        What they do differently with special tokens is said in `jaxchat.tokenizer.huggingface`.
+        `context` and `begins` are those of `write_huggingface`. What they do differently with
+        special tokens is said in `jaxchat.tokenizer.huggingface`.
         Raises TokenizerError when the folder holds a tokenizer of ours, or when the pattern has no
         equal in the regular expressions of `tokenizers`.
         """
-        write_huggingface(self.tokens, self.pattern, tuple(self.specials), folder)
+        names = tuple(self.specials)
+        write_huggingface(self.tokens, self.pattern, folder, context, names=names, begins=begins)
 
     @cached_property
     def token_bytes(self) -> npt.NDArray[np.int32]:

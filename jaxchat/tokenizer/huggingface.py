@@ -29,25 +29,31 @@ Json = Mapping[str, Any]
 
 OWN_FILE = "tokenizer.tiktoken"  # a folder with it is ours, and its tokenizer.json too
 
-# The same conversations, checks and ids as `chat_format.render`; `add_generation_prompt` as
-# `chat_format.render_prompt`. Each tag eats the white space around it, so that what is left is
-# text. Where a user's or the system's content is a list of parts of text, as servers make of every
-# content that a template iterates over, it is their texts one after the other.
+# Marks that transformers puts around the names of special tokens in messages, where it is asked to
+# (`sanitize_control_tokens=True`): it then encodes those names as text, as our encoder does.
+_MARKS = "\U000f0000", "\U000f0001"
+
+# The conversations and ids of our server (`serve.prompt.prompt_tokens`), and with it the checks of
+# `chat_format.render`; `add_generation_prompt` as `chat_format.render_prompt`. Each tag eats the
+# white space around it, so that what is left is text. Where a user's or the system's content is a
+# list of parts of text, as servers make of every content that a template iterates over, it is their
+# texts one after the other. LEARN and LEARNED stand around what the assistant learns to say.
 _TEMPLATE = """\
-{%- set ns = namespace(turn=0, system='', after_text=false) -%}
+{%- set ns = namespace(open='', said='', system='', after_text=false) -%}
 {%- macro checked(text) -%}
-    {%- if text is not string -%}
+    {%- if text is not defined or text is not string -%}
         {{- raise_exception('The content of a message must be text, or for the assistant a list of '
             'parts, each with type and text.') -}}
     {%- endif -%}
-    {%- for name in [SPECIAL_TOKENS] if name in text -%}
+    {%- for name in [SPECIAL_TOKENS] if name in text | replace('MARK' ~ name ~ 'MARKED', '') -%}
         {{- raise_exception('A message says ' ~ name ~ ', which would become a special token: take '
             'it out, or render the conversation with jaxchat.') -}}
     {%- endfor -%}
     {{- text -}}
 {%- endmacro -%}
 {%- macro plain(content) -%}
-    {%- if content is string or content is mapping or content is not iterable -%}
+    {%- if content is not defined or content is string or content is mapping
+        or content is not iterable -%}
         {{- checked(content) -}}
     {%- else -%}
         {%- set whole = namespace(text='') -%}
@@ -61,29 +67,46 @@ _TEMPLATE = """\
         {{- checked(whole.text) -}}
     {%- endif -%}
 {%- endmacro -%}
-{{- '<|bos|>' -}}
-{%- for message in messages -%}
-    {%- set role = 'assistant' if ns.turn % 2 else 'user' -%}
-    {%- if loop.first and message['role'] == 'system' -%}
-        {%- set system = plain(message['content']) -%}
-        {%- set ns.system = system + '\\n\\n' if system | trim else '' -%}
-    {%- elif message['role'] != role -%}
-        {{- raise_exception('User and assistant must take turns, after at most one system message; '
-            'message ' ~ loop.index0 ~ ' is of the role ' ~ message['role'] ~ '.') -}}
+{%- macro joined(before, after) -%}
+    {%- if before | trim and after | trim -%}
+        {{- before + '\\n\\n' + after -}}
+    {%- elif before | trim -%}
+        {{- before -}}
     {%- else -%}
-        {%- set ns.turn = ns.turn + 1 -%}
-        {{- '<|' + role + '_start|>' -}}
-        {%- set content = message['content'] -%}
-        {%- if role == 'user' -%}
-            {{- (ns.system if ns.turn == 1 else '') + plain(content) -}}
-        {%- elif content is string or content is mapping or content is not iterable -%}
-            {{- checked(content) -}}
+        {{- after -}}
+    {%- endif -%}
+{%- endmacro -%}
+{{- '<|bos|>' -}}
+{%- for message in messages if message['role'] in ['system', 'developer'] -%}
+    {%- set system = plain(message['content']) -%}
+    {%- set ns.system = joined(ns.system, system) if system | trim else ns.system -%}
+{%- endfor -%}
+{%- set ns.system = ns.system + '\\n\\n' if ns.system | trim else '' -%}
+{%- for message in messages if message['role'] not in ['system', 'developer'] -%}
+    {%- set content = message['content'] -%}
+    {%- if message['role'] == 'user' -%}
+        {%- set said = plain(content) -%}
+        {%- set ns.said = joined(ns.said, said) if ns.open == 'user' else said -%}
+        {%- set ns.open = 'user' -%}
+    {%- elif message['role'] != 'assistant' or ns.open != 'user' -%}
+        {{- raise_exception('User and assistant must take turns, and the user begins; after ' ~
+            (ns.open if ns.open else 'nothing') ~ ' comes a message of the role ' ~
+            message['role'] ~ '.') -}}
+    {%- else -%}
+        {{- '<|user_start|>' + ns.system + ns.said + '<|user_end|>' -}}
+        {%- set ns.system = '' -%}
+        {%- set ns.open = 'assistant' -%}
+        {{- '<|assistant_start|>' -}}
+        {%- if content is not defined or content is string or content is mapping
+            or content is not iterable -%}
+            LEARN{{- checked(content) -}}LEARNED
         {%- else -%}
             {%- set ns.after_text = false -%}
             {%- for part in content -%}
                 {%- if part['type'] == 'python' -%}
                     {%- set ns.after_text = false -%}
-                    {{- '<|python_start|>' + checked(part['text']) + '<|python_end|>' -}}
+                    LEARN{{- '<|python_start|>' + checked(part['text']) + '<|python_end|>'
+                        -}}LEARNED
                 {%- elif part['type'] == 'python_output' -%}
                     {%- set ns.after_text = false -%}
                     {{- '<|output_start|>' + checked(part['text']) + '<|output_end|>' -}}
@@ -96,23 +119,27 @@ _TEMPLATE = """\
                             -}}
                     {%- endif -%}
                     {%- set ns.after_text = true -%}
-                    {{- checked(part['text']) -}}
+                    LEARN{{- checked(part['text']) -}}LEARNED
                 {%- endif -%}
             {%- endfor -%}
         {%- endif -%}
-        {{- '<|' + role + '_end|>' -}}
+        LEARN{{- '<|assistant_end|>' -}}LEARNED
     {%- endif -%}
 {%- endfor -%}
-{%- if ns.turn == 0 -%}
+{%- if ns.open == 'user' -%}
+    {{- '<|user_start|>' + ns.system + ns.said + '<|user_end|>' -}}
+{%- elif ns.open == '' -%}
     {{- raise_exception('A conversation needs a user message.') -}}
 {%- endif -%}
 {%- if add_generation_prompt -%}
-    {%- if ns.turn % 2 == 0 -%}
+    {%- if ns.open != 'user' -%}
         {{- raise_exception('The last message of a prompt must be the user\\'s.') -}}
     {%- endif -%}
     {{- '<|assistant_start|>' -}}
 {%- endif -%}
 """
+
+
 # Of it, what a tokenizer without tokens of tools has no use for, and what it says instead
 _CALLS = "{%- if part['type'] == 'python' -%}"
 _AFTER_CALLS = "{%- elif part['type'] != 'text' -%}"
@@ -122,26 +149,39 @@ _NO_CALLS = """\
                 """
 
 
-def chat_template(names: Sequence[str]) -> str:
-    """The template of a tokenizer with these special tokens."""
-    template = _TEMPLATE.replace("SPECIAL_TOKENS", ", ".join(f"'{name}'" for name in names))
-    if has_tools(names):
-        return template
-    start, stop = template.index(_CALLS), template.index(_AFTER_CALLS)
-    return template[:start] + _NO_CALLS + template[stop:]
+def chat_template(names: Sequence[str], learn: str = "", learned: str = "") -> str:
+    """The template of a tokenizer with these special tokens, and tags around what is learned."""
+    text = _TEMPLATE
+    if not has_tools(names):
+        text = text[: text.index(_CALLS)] + _NO_CALLS + text[text.index(_AFTER_CALLS) :]
+    text = text.replace("SPECIAL_TOKENS", ", ".join(f"'{name}'" for name in names))
+    text = text.replace("MARKED", _MARKS[1]).replace("MARK", _MARKS[0])
+    return text.replace("LEARNED", learned).replace("LEARN", learn)
 
 
 CHAT_TEMPLATE = chat_template(SPECIAL_TOKENS)
+# For TRL and transformers' `return_assistant_tokens_mask`: the tag is theirs, and other readers of
+# templates (minijinja) refuse it, so it has a file of its own.
+GENERATION = "{%- generation -%}", "{%- endgeneration -%}"
+TRAINING_TEMPLATE = chat_template(SPECIAL_TOKENS, *GENERATION)
 
 
 def write_huggingface(
-    tokens: Sequence[bytes], pattern: str, names: Sequence[str], folder: Path
+    tokens: Sequence[bytes],
+    pattern: str,
+    folder: Path,
+    context: int = 0,
+    *,
+    names: Sequence[str] = SPECIAL_TOKENS,
+    begins: bool = False,
 ) -> None:
-    """Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` into `folder`.
+    """Writes `tokenizer.json`, `tokenizer_config.json` and the chat templates into `folder`.
 
-    `names` are the special tokens. Each file is written whole or not at all.
-    `tokenizers.Tokenizer.from_file` and transformers' `AutoTokenizer.from_pretrained` read them;
-    neither library is needed to write them.
+    `context` is the longest row of the model, 0 where that is not known. `names` are the special
+    tokens. With `begins`, text
+    without a template begins with `<|bos|>`, as documents did that a base model learned from.
+    Each file is written whole or not at all. `tokenizers.Tokenizer.from_file` and transformers'
+    `AutoTokenizer.from_pretrained` read them; neither library is needed to write them.
 
     Raises TokenizerError when the folder holds a tokenizer of ours, whose `tokenizer.json` would be
     lost, or when the pattern has no equal in the regular expressions of `tokenizers`.
@@ -151,10 +191,8 @@ def write_huggingface(
             f"{folder} holds a tokenizer of jaxchat, whose tokenizer.json would be replaced; "
             "export into another folder."
         )
-    settings, template = (
-        _settings(tokens, pattern, names),
-        chat_template(names),
-    )  # may raise, before anything is written
+    settings = _settings(tokens, pattern, names, begins)  # may raise, before anything is written
+    template = chat_template(names)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|bos|>",
@@ -163,15 +201,23 @@ def write_huggingface(
         "pad_token": "<|bos|>",
         "additional_special_tokens": list(names),
         "clean_up_tokenization_spaces": False,
+        "padding_side": "left",  # answers are what comes behind a prompt
+        **({"model_max_length": context} if context else {}),
         "chat_template": template,  # transformers before 4.50 does not read the .jinja file
     }
     write_json(folder / "tokenizer_config.json", config)
-    with atomic_open(folder / "chat_template.jinja") as file:
-        file.write(template)
+    for name, text in (
+        ("chat_template.jinja", template),
+        ("chat_template_training.jinja", chat_template(names, *GENERATION)),
+    ):
+        with atomic_open(folder / name) as file:
+            file.write(text)
     write_json(folder / "tokenizer.json", settings)
 
 
-def _settings(tokens: Sequence[bytes], pattern: str, names: Sequence[str]) -> dict[str, Any]:
+def _settings(
+    tokens: Sequence[bytes], pattern: str, names: Sequence[str], begins: bool
+) -> dict[str, Any]:
     """The content of `tokenizer.json`."""
     spelled = [_spell(token) for token in tokens]
     off = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -191,7 +237,7 @@ def _settings(tokens: Sequence[bytes], pattern: str, names: Sequence[str]) -> di
             "type": "Sequence",
             "pretokenizers": [{"type": "Split", **split}, byte_level],
         },
-        "post_processor": None,
+        "post_processor": _begun(len(tokens)) if begins else None,
         "decoder": byte_level,
         "model": {
             "type": "BPE",
@@ -206,6 +252,19 @@ def _settings(tokens: Sequence[bytes], pattern: str, names: Sequence[str]) -> di
             "vocab": {name: rank for rank, name in enumerate(spelled)},
             "merges": [[spelled[left], spelled[right]] for left, right in merges(tokens)],
         },
+    }
+
+
+def _begun(specials: int) -> dict[str, Any]:
+    """The step of `tokenizers` that puts `<|bos|>` before a text; ids of `specials` and up."""
+    name, bos = "<|bos|>", specials + SPECIAL_TOKENS.index("<|bos|>")
+    first = {"SpecialToken": {"id": name, "type_id": 0}}
+    texts = [{"Sequence": {"id": text, "type_id": 0}} for text in ("A", "B")]
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, texts[0]],
+        "pair": [first, *texts],
+        "special_tokens": {name: {"id": name, "ids": [bos], "tokens": [name]}},
     }
 
 

@@ -12,7 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxchat.model.backend import backend
 from jaxchat.parallel.consensus import agreed
+from jaxchat.parallel.mesh import batch_shards
+from jaxchat.train.recomputed import recomputation
 
 Result = tuple[Any, Any]  # of a step: the state and the metrics
 WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # of XLA's many
@@ -40,11 +43,13 @@ class FirstStep:
     """Raises Exhausted where the first step of a session finds no memory. Take steps inside:
 
     `with first_step(state, batch) as awaited: state, metrics = awaited(step(state, batch))`.
+    Where the first one's program computes products twice to have enough, it says so.
     """
 
-    def __init__(self, jitted: Any, mesh: Mesh) -> None:
+    def __init__(self, jitted: Any, mesh: Mesh, stage: str = "") -> None:
         """`jitted` is the step that will be taken, perhaps recorded meanwhile."""
-        self._jitted, self._mesh, self._fits = jitted, mesh, False
+        self._jitted, self._mesh, self._stage, self._fits = jitted, mesh, stage, False
+        self._program: Any = None  # the first step, where it was compiled before it is taken
 
     def __call__(
         self, state: Any, batch: Any
@@ -65,14 +70,30 @@ class FirstStep:
             yield _unchanged
         else:
             with _exhausted_as(sizes):
+                if not backend(self._mesh.devices.flat[0].platform).shares_host:
+                    self._compile(state, batch)
                 yield _finished  # it may be dispatched first, and fail then
+        self._say_recomputed(sizes)
         self._fits = True
+
+    def _compile(self, state: Any, batch: Any) -> Any:
+        """The compiled step, which a call then finds: nothing is compiled twice."""
+        self._program = self._jitted.lower(state, batch).compile()
+        return self._program
+
+    def _say_recomputed(self, sizes: tuple[int, int, int]) -> None:
+        program, self._program = self._program, None
+        if program is None or jax.process_index() != 0:
+            return
+        accumulation, rows, _ = sizes
+        rows //= batch_shards(self._mesh)
+        if said := recomputation(self._stage, str(program.as_text()), rows, accumulation):
+            print(said, flush=True)
 
     def _reserve(self, state: Any, batch: Any) -> str | None:
         """What this process's devices say where one lacks the step's memory; None where all do."""
         try:
-            program = self._jitted.lower(state, batch).compile()  # the step's call finds it
-            facts = program.memory_analysis()
+            facts = self._compile(state, batch).memory_analysis()
             size = facts.temp_size_in_bytes if facts else 0
             blocks = [
                 jnp.zeros(size // 4, jnp.float32, device=device)

@@ -39,15 +39,18 @@ def explained(job: TrainingJob, batch: tuple[int, int, int]) -> Iterator[None]:
 def predicted(job: TrainingJob, batch: tuple[int, int, int]) -> memory.Step:
     """A step on a batch [A, B, T], as the prediction of its memory wants it."""
     accumulation, rows, row_tokens = batch
+    platform = job.mesh.devices.flat[0].platform
     return memory.Step(
         model=replace(job.model, sequence_len=row_tokens),
         optim=job.optim,
         rows=rows // batch_shards(job.mesh),
         accumulation=accumulation,
         mesh=memory.Mesh(*(int(size) for size in job.mesh.devices.shape)),
-        platform=backend(job.mesh.devices.flat[0].platform).sizes,
+        platform=platform if platform in memory.CHUNK_ROWS else backend(platform).sizes,
         compute_bytes=jnp.dtype(job.dtype).itemsize,
         chunk_rows=job.compute.loss_chunk_rows,
+        fp8=job.compute.fp8,
+        fused=backend(platform).fused,
     )
 
 

@@ -75,7 +75,7 @@ class Session:
             job.model, job.optim, steps, lr_scale=lr_scale, muon_dtype=self.compute.muon_dtype
         )
         self._step_fn = make_train_step(job.model, self.optimizer, job.mesh, self.compute)
-        self.first_step = FirstStep(self._step_fn, job.mesh)
+        self.first_step = FirstStep(self._step_fn, job.mesh, job.title)
         self._spike, self._keep = spike, (keep, keep_every)
         self._log: MetricsLog | None = None
         self._open = ExitStack()

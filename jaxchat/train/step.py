@@ -89,20 +89,22 @@ def batch_loss(
     batch: Batch,
     model: ModelConfig,
     compute: Compute = PLAIN,
+    rounded: Params | None = None,
 ) -> tuple[Float32[jax.Array, ""], Float32[jax.Array, ""]]:
     """(sum, weight) of the loss over rows [B, T+1]; the caller divides once.
 
     `batch` holds `tokens` [B, T+1], `mask` [B, T+1] (what a token weighs where it is predicted)
-    and optionally `advantage` [B], which multiplies each row's loss but not its weight.
+    and optionally `advantage` [B], which multiplies each row's loss but not its weight. `rounded`
+    is what `gpt.round_kernels` makes of the parameters, if at hand.
     """
     tokens, mask = batch["tokens"], batch["mask"][:, 1:]
     weights = None
     if "advantage" in batch:
         weights = jnp.broadcast_to(batch["advantage"][:, None], mask.shape)
-    x = gpt.features(params, tokens[:, :-1], model, compute)
+    x = gpt.features(params, tokens[:, :-1], model, compute, rounded)
     return cross_entropy(
         x, params["lm_head"]["kernel"], tokens[:, 1:], mask, softcap=model.softcap,
-        weights=weights, compute=compute,
+        weights=weights, compute=compute, rounded=rounded["lm_head"]["kernel"] if rounded else None,
     )  # fmt: skip
 
 
@@ -114,9 +116,11 @@ def loss_and_grads(
 ) -> tuple[Params, Float32[jax.Array, ""], Float32[jax.Array, ""]]:
     """Sums over the A micro-batches of [A, B, ...]: gradients, loss, weight. Nothing is divided."""
 
+    rounded = gpt.round_kernels(params, compute)
+
     def one(micro: Batch) -> tuple[Params, jax.Array, jax.Array]:
         def loss(params: Params) -> tuple[jax.Array, jax.Array]:
-            return batch_loss(params, micro, model, compute)
+            return batch_loss(params, micro, model, compute, rounded)
 
         (total, weight), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return grads, total, weight

@@ -1,7 +1,11 @@
 """What is exported comes back bit for bit, says what it is, and replaces nothing by mistake."""
 
+import dataclasses
+import itertools
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -19,9 +23,10 @@ from jaxchat.config.loading import of_imported
 from jaxchat.config.schema import PRESETS, ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.inference.engine import Engine, Request
+from jaxchat.model.gpt import cut_vocabulary
 from jaxchat.runs import import_run, run_dir, runner
 from jaxchat.runs.export_run import FILES, export_model
-from jaxchat.tokenizer import train_tokenizer
+from jaxchat.tokenizer import Tokenizer, train_tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -42,7 +47,13 @@ def home(tmp_path_factory):
 def exported(home, tmp_path_factory):
     """Run and format -> a folder; take no part away from it."""
     top = tmp_path_factory.mktemp("exported")
-    for run, kind in (("classic", "hf"), *((preset, "jaxchat") for preset in PRESETS)):
+    for run, kind in (
+        ("classic", "hf"),
+        ("classic", "mlx"),
+        ("classic", "jaxchat"),
+        ("modern", "jaxchat"),
+        ("september", "jaxchat"),
+    ):
         export_model(home, run, "mid", top / f"{run}-{kind}", kind=kind, licence="mit")
     return top
 
@@ -51,7 +62,10 @@ def artifact(home, run, stage="mid"):
     return runner.read_done(home / "runs" / run, stage)["results"]["artifact"]
 
 
-@pytest.mark.parametrize("name", ["classic-hf", *(f"{preset}-jaxchat" for preset in PRESETS)])
+@pytest.mark.parametrize(
+    "name",
+    ["classic-hf", "classic-mlx", "classic-jaxchat", "modern-jaxchat", "september-jaxchat"],
+)
 def test_what_is_exported_comes_back_bit_for_bit(home, exported, name, tmp_path):
     run = name.split("-")[0]
     found = import_run.read_model(exported / name, None, None)
@@ -95,10 +109,102 @@ def test_the_configuration_leaves_nothing_to_transformers_defaults(exported):
     assert wanted.items() <= config.items()
     generation = json.loads((exported / "classic-hf" / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["do_sample"]) == ([276, 272], False)
+    assert generation["max_length"] == 144, "else an answer ends after 20 tokens"
+    tokenizer = json.loads((exported / "classic-hf" / "tokenizer_config.json").read_text())
+    assert (tokenizer["model_max_length"], tokenizer["padding_side"]) == (144, "left")
     tensors, metadata = read_tensors(exported / "classic-hf")
     assert len(tensors) == 6 * 2 + 2
     assert metadata["format"] == "pt"  # or transformers does not load it
     assert config["jaxchat_tokenizer_sha256"] == metadata["jaxchat_tokenizer_sha256"]
+
+
+def test_mlx_has_nanochats_names_and_the_same_numbers(exported):
+    ours, _ = read_tensors(exported / "classic-mlx")
+    theirs, _ = read_tensors(exported / "classic-hf")
+    assert {"transformer.wte.weight", "transformer.h.0.attn.c_q.weight", "lm_head.weight"} <= {
+        *ours
+    }
+    for name, other in (
+        ("transformer.wte", "model.embed_tokens"), ("lm_head", "lm_head"),
+        ("transformer.h.1.attn.c_proj", "model.layers.1.self_attn.o_proj"),
+        ("transformer.h.1.mlp.c_fc", "model.layers.1.mlp.fc1"),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(ours[f"{name}.weight"], theirs[f"{other}.weight"])
+    card = (exported / "classic-mlx" / "README.md").read_text()
+    assert "library_name: mlx" in card
+    assert "mlx_lm.generate --model classic-mlx" in card
+
+
+def test_only_the_text_of_a_base_model_begins_with_a_token(home, exported, tmp_path):
+    model = import_run.read_model(exported / "classic-hf", None, None)
+    import_run.make_run(tmp_path, "base", model, "base", "there")
+    export_model(tmp_path, "base", "base", tmp_path / "out")
+    steps = [
+        json.loads((folder / "tokenizer.json").read_text())["post_processor"]
+        for folder in (tmp_path / "out", exported / "classic-hf")
+    ]
+    assert steps[0]["special_tokens"]["<|bos|>"]["ids"] == [272]
+    assert steps[1] is None
+
+
+def test_the_generation_with_a_calculator_needs_nothing_of_ours(exported):
+    """The copy imports and calculates where there is no jaxchat."""
+    folder = exported / "classic-hf"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", "import sys; sys.path.insert(0, sys.argv[1])\n"
+         "from custom_generate import generate\n"
+         "print(generate.run_tool('37 * 24'), 'jaxchat' in sys.modules)", str(folder)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("888 False\n", "")
+
+
+def calling_model(home):
+    """A run `calls` whose model says, after x, 6*7 to the calculator and then A; its engine."""
+    tokenizer = Tokenizer([bytes([byte]) for byte in range(256)])
+    config = loading.from_document(
+        {
+            "run": {"name": "calls", "depth": 1, "preset": "classic"},
+            "tokenizer": {"vocab_size": tokenizer.vocab_size},
+            "model": {"n_embd": 272, "n_head": 2, "n_kv_head": 2, "sequence_len": 64},
+        },
+        "calls",
+    )  # fmt: skip
+    run = finish_run(home, config, tokenizer)
+    params = jax.tree.map(np.zeros_like, random_params(0, config))
+    params["wte"]["embedding"][:] = np.eye(tokenizer.vocab_size, 272)
+    say = [ord("x"), tokenizer.special("<|python_start|>"), *b"6*7"]
+    say += [tokenizer.special("<|python_end|>")]
+    end = [tokenizer.special("<|output_end|>"), ord("A"), tokenizer.special("<|assistant_end|>")]
+    for before, after in itertools.chain(itertools.pairwise(say), itertools.pairwise(end)):
+        params["lm_head"]["kernel"][before, after] = 9.0
+    save_params(run / "rl" / "model", params, {"stage": "rl"})
+    return tokenizer, Engine(params, config.model, tokenizer, slots=1)
+
+
+@pytest.mark.parametrize("limit", [64, 6, 8, 10])
+def test_transformers_calculates_as_our_engine(tmp_path, limit):
+    """With transformers and torch, which the tests do not need: padded rows and the call."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    tokenizer, engine = calling_model(tmp_path)
+    export_model(tmp_path, "calls", "rl", tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompts = [tokenizer.encode(text) for text in ("abcx", "x")]
+    batch = reader.pad({"input_ids": prompts}, return_tensors="pt")
+    assert batch["input_ids"][1, 0] == reader.pad_token_id, "padding must stand before a prompt"
+    found = model.generate(
+        **batch, tokenizer=reader, max_new_tokens=limit,
+        custom_generate=str(tmp_path / "out"), trust_remote_code=True,
+    )  # fmt: skip
+    for prompt, row in zip(prompts, found.tolist(), strict=True):
+        job = engine.submit(Request(tuple(prompt), max_tokens=min(limit, 60)))
+        while engine.step():
+            pass
+        ours, answer = list(job.rows[0].tokens), row[batch["input_ids"].shape[1] :]
+        assert answer[: len(ours)] == ours
+        assert set(answer[len(ours) :]) <= {reader.pad_token_id}
 
 
 def test_the_card_says_what_it_is_and_how_to_load_it(exported):
@@ -134,6 +240,23 @@ def test_septembers_switches_are_refused_by_transformers_class_too(home, tmp_pat
     assert "tokenizer.tool_tokens=false" in of_imported(config)
 
 
+@pytest.mark.parametrize("kind", ["hf", "mlx"])
+def test_nothing_of_tools_is_exported_with_a_model_without_them(kind, tmp_path):
+    folder = GOLDEN / "nanochat_checkpoint_classic/chatsft_checkpoints/d2"
+    found = import_run.read_model(folder, None, None)
+    five = Tokenizer(found.tokenizer.tokens, tools=False)
+    params, model = cut_vocabulary(found.params, found.model, five.vocab_size)
+    bare = dataclasses.replace(found, params=params, model=model, tokenizer=five)
+    import_run.make_run(tmp_path, "bare", bare, "sft", "there")
+    export_model(tmp_path, "bare", "sft", tmp_path / "out", kind=kind)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "jaxchat:\n" in card
+    assert not any(word in card for word in ("calculator", "calls>", "custom_generate"))
+    assert not (tmp_path / "out" / "custom_generate").exists()
+    back = import_run.read_model(tmp_path / "out", None, None)
+    assert (back.tokenizer.hash, back.tokenizer.has_tools) == (five.hash, False)
+
+
 def test_windows_that_see_everything_are_no_obstacle():
     refuse_obstacles(derive_model(2, "classic", 512))
     model = ModelConfig(sequence_len=100, window_pattern="SL")  # a short window is 128
@@ -151,7 +274,11 @@ def test_a_stage_that_is_not_there_and_a_run_that_is_not(home, tmp_path):
 def test_a_folder_is_replaced_only_by_force_and_only_an_export(home, tmp_path):
     out = tmp_path / "out"
     export_model(home, "classic", "mid", out)
-    assert {path.name for path in out.iterdir()} <= FILES
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} <= FILES
+    (out / "custom_generate" / "mine.py").write_text("mine")
+    with pytest.raises(ConfigError, match="not even --force"):
+        export_model(home, "classic", "mid", out, force=True)
+    (out / "custom_generate" / "mine.py").unlink()
     with pytest.raises(ConfigError, match="--force replaces it"):
         export_model(home, "classic", "mid", out)
     export_model(home, "classic", "mid", out, kind="jaxchat", force=True)

@@ -10,6 +10,7 @@ import pytest
 from compilation import compilations
 
 from jaxchat.inference.engine import Engine, EngineError, Request
+from jaxchat.inference.measure import weight_bytes
 from jaxchat.inference.request import cut_prompt
 from jaxchat.model.backend import Compute
 from jaxchat.model.gpt import forward
@@ -352,6 +353,44 @@ def test_a_second_engine_and_any_mix_of_requests_compile_little(make_engine, con
         for size in (4, 40):
             run(make_engine(), size)
     assert count() <= 1, "the second engine should find it compiled"
+
+
+def test_a_second_request_of_the_same_length_compiles_nothing(make_engine):
+    """Though the first one's answer has lengthened the cache, and its prompt filled a bucket."""
+    engine = make_engine(slots=3)
+    first = Request((1,) * 64, max_tokens=6)
+    engine.generate([first, first])
+    with compilations() as count:
+        engine.generate([first])
+    assert count() == 0
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+def test_an_engine_decodes_the_same_in_the_forms_of_a_gpu(make_engine, naive, params, slots):
+    """Of one row, of a few, and of as many as there have to be; with new weights, too."""
+    engine = make_engine(slots=slots, compute=Compute(decode_rows=4, joined=True))
+    prompts = random_prompts(3, seed=4)
+    requests = [Request(prompt, max_tokens=40) for prompt in prompts]
+    for prompt, (completion,) in zip(prompts, engine.generate(requests), strict=True):
+        assert_is(completion, naive(prompt, 40))
+    before = engine.generate(requests)
+    engine.set_params(jax.tree.map(lambda x: -x, params))
+    assert engine.generate(requests) != before
+    with compilations() as count:
+        engine.set_params(params)
+        assert engine.generate(requests) == before
+    assert count() == 0
+    assert weight_bytes(engine.params) == weight_bytes(params)
+
+
+def test_what_keeps_tokens_from_being_drawn_is_not_looked_at_where_none_is(engine):
+    requests = [Request((1, 2, 3), max_tokens=9, top_k=k, top_p=p) for k, p in ((0, 1), (5, 0.5))]
+    first, second = engine.generate(requests)
+    assert first == second
+    assert not any(request.truncates for request in requests)
+    warm = dataclasses.replace(requests[1], temperature=0.5)
+    assert warm.truncates
+    assert not dataclasses.replace(warm, top_k=0, top_p=1.0).truncates
 
 
 def test_half_precision_gives_nearly_the_same_probabilities(make_engine, params, config):

@@ -7,6 +7,7 @@ import pytest
 from jaxchat.config.schema import MeshConfig
 from jaxchat.inference.engine import Engine, EngineError, Request
 from jaxchat.inference.replicas import Replicas, make_service, serving_devices
+from jaxchat.model.backend import Compute
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put, replicated
 
 SETTINGS = {"slots": 4, "max_len": 128, "steps_per_dispatch": 4}
@@ -140,6 +141,19 @@ def test_weights_of_a_mesh_are_used_where_they_lie(pool, params, mesh):
             mine, whole = engine.params["lm_head"]["kernel"], laid_out["lm_head"]["kernel"]
             (shard,) = [s for s in whole.addressable_shards if s.device == engine.device]
             assert mine.unsafe_buffer_pointer() == shard.data.unsafe_buffer_pointer()
+
+
+def test_weights_that_are_split_over_a_mesh_are_joined_like_others(params, config, tokenizer):
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    split = put(params, param_shardings(mesh, params))
+    settings = {**SETTINGS, "compute": Compute(decode_rows=8, joined=True)}
+    whole, other = (Engine(p, config, tokenizer, **settings) for p in (params, split))
+    requests = random_requests(4, seed=6)
+    assert other.generate(requests) == whole.generate(requests)
+    assert "c_qkv" in other.params["h_0"]["attn"]
+    other.set_params(jax.tree.map(lambda x: -x, split))
+    other.set_params(split)
+    assert other.generate(requests) == whole.generate(requests)
 
 
 def test_virtual_devices_of_a_cpu_are_not_worth_an_engine_each(params, config, tokenizer):

@@ -5,8 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxchat.config.schema import ModelConfig
+from jaxchat.model import gpt
+from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.kernels import fp8
 from jaxchat.model.kernels.matmul import count_products
+from jaxchat.model.loss import cross_entropy
+from jaxchat.train.step import loss_and_grads
 
 # fraction bits, exponent of the smallest normal number, largest value
 E4M3 = (3, -6, 448.0)
@@ -107,3 +112,128 @@ def test_only_large_matrices_are_taken():
     assert fp8.takes(128, 128)
     for shape in ((12, 128), (1280, 10), (112, 5120), (136, 1280), (1280, 1288)):
         assert not fp8.takes(*shape), shape
+
+
+def relative(got, want):
+    """The distance of two tensors, relative to the second's norm."""
+    wide = [np.asarray(jnp.asarray(a, jnp.float32), np.float64) for a in (got, want)]
+    return np.linalg.norm(wide[0] - wide[1]) / np.linalg.norm(wide[1])
+
+
+@pytest.mark.parametrize("times", [1.0, 1.7, 32.0])
+def test_a_bound_above_the_largest_value_costs_what_is_small_alone(times):
+    x = draw((400,), 7)
+    largest = jnp.max(jnp.abs(x))
+    q, scale = fp8.quantize(x, fp8.E4M3, times * largest)
+    assert np.log2(float(scale)) % 1 == 0
+    assert float(largest / scale) <= 448
+    got, want = (
+        np.asarray(r.values.astype(jnp.float32) * r.scale)
+        for r in (fp8.Rounded(q, scale), fp8.quantize(x, fp8.E4M3))
+    )
+    normal = np.abs(np.asarray(x)) >= 2.0**-6 * float(scale)
+    assert normal.any()
+    np.testing.assert_array_equal(got[normal], want[normal])
+    assert np.abs(got - np.asarray(x))[~normal].max(initial=0.0) <= 2.0**-10 * float(scale)
+
+
+def rows_of(shape, seed, dtype=jnp.float32):
+    """Rows whose root mean square is 1."""
+    x = draw(shape, seed)
+    return (x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True))).astype(dtype)
+
+
+def plain_mlp(multiply):
+    def mlp(x, up, down):
+        return multiply(jnp.square(jax.nn.relu(multiply(x, up))), down)
+
+    return mlp
+
+
+def fused_mlp(x, up, down):
+    return fp8.relu2_mlp(x, (up, fp8.round_kernel(up)), (down, fp8.round_kernel(down)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 1e-5, 3e4])
+def test_the_mlp_without_a_pass_for_the_largest_is_as_exact_as_with_it(dtype, size):
+    x, dy = rows_of((2, 24, 128), 8, dtype), (size * draw((2, 24, 128), 9, 1.5)).astype(dtype)
+    up, down = size * draw((128, 512), 10, 0.2), draw((512, 128), 11, 0.2) / size
+
+    def run(mlp, x, dy):
+        y, pull = jax.vjp(jax.jit(mlp), x, up, down)
+        return (y, *pull(dy))
+
+    exact = run(plain_mlp(jnp.matmul), x.astype(jnp.float32), dy.astype(jnp.float32))
+    plain, fused = (run(mlp, x, dy) for mlp in (plain_mlp(fp8.matmul), fused_mlp))
+    assert [a.dtype for a in fused] == [dtype, dtype, jnp.float32, jnp.float32]
+    for got, other, want in zip(fused, plain, exact, strict=True):
+        assert relative(got, want) <= 1.05 * relative(other, want) + 1e-4
+
+
+def test_what_reaches_the_bounds_overflows_nothing():
+    """A row along a column, whose neuron is as large as it can be, and a gradient along its row."""
+    up, down = draw((128, 256), 12), draw((256, 128), 13)
+    column, row = jnp.argmax(jnp.sum(up**2, 0)), jnp.argmax(jnp.sum(down**2, 1))
+    x = jnp.sqrt(128.0) * up[:, column] / jnp.linalg.norm(up[:, column])
+    dy = 1e3 * down[row] / jnp.linalg.norm(down[row])
+    down = down.at[column].set(down[row])  # where h is the largest, da is too
+    y, pull = jax.vjp(fused_mlp, x[None], up, down)
+    want, pull_plain = jax.vjp(plain_mlp(jnp.matmul), x[None], up, down)
+    for got, exact in zip((y, *pull(dy[None])), (want, *pull_plain(dy[None])), strict=True):
+        assert np.isfinite(np.asarray(got)).all()
+        assert relative(got, exact) < 0.15
+
+
+def test_rows_of_zeros_give_zeros():
+    zeros = jnp.zeros((2, 128)), jnp.zeros((128, 256)), jnp.zeros((256, 128))
+    y, pull = jax.vjp(fused_mlp, *zeros)
+    for got in (y, *pull(jnp.zeros_like(y))):
+        np.testing.assert_array_equal(got, 0.0)
+
+
+def test_a_loss_with_the_head_in_8_bits_is_near_the_exact_one():
+    x, kernel = rows_of((2, 40, 128), 14, jnp.bfloat16), 0.2 * draw((128, 256), 15, 0.2)
+    targets = jax.random.randint(jax.random.key(0), (2, 40), 0, 256)
+    mask = jax.random.bernoulli(jax.random.key(1), 0.7, (2, 40)).astype(jnp.float32)
+    compute = Compute(jnp.bfloat16, chunk_rows=32, matmul="fp8", fused=True)
+
+    def run(x, compute, rounded):
+        def loss(x, kernel):
+            return cross_entropy(
+                x, kernel, targets, mask, softcap=15.0, compute=compute, rounded=rounded
+            )[0]
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(x, kernel)
+
+    want, exact = run(x.astype(jnp.float32), PLAIN, None)
+    got, grads = run(x, compute, fp8.round_kernel(kernel))
+    np.testing.assert_allclose(got, want, rtol=2e-2)
+    assert [grad.dtype for grad in grads] == [jnp.bfloat16, jnp.float32]
+    for grad, wide in zip(grads, exact, strict=True):
+        assert 0.01 < relative(grad, wide) < 0.12
+
+
+def test_kernels_are_rounded_once_for_a_step_and_for_fused_products_alone():
+    model = ModelConfig(vocab_size=128, sequence_len=64, n_layer=1, n_head=1, n_kv_head=1,
+                        n_embd=128)  # fmt: skip
+    params = gpt.param_shapes(model)
+    fused = Compute(jnp.bfloat16, matmul="fp8", fused=True)
+    for compute in (PLAIN, Compute(matmul="fp8"), Compute(jnp.bfloat16, fused=True)):
+        assert gpt.round_kernels(params, compute) == {}
+    rounded = jax.eval_shape(lambda params: gpt.round_kernels(params, fused), params)
+    assert len(jax.tree.leaves(rounded)) == 4 * 7  # of six matrices and the head
+    assert rounded["wte"]["embedding"] is None
+
+    def text(batches):
+        shape = (batches, 1, 65)
+        batch = {
+            "tokens": jax.ShapeDtypeStruct(shape, jnp.int32),
+            "mask": jax.ShapeDtypeStruct(shape, jnp.float32),
+        }
+        step = jax.jit(loss_and_grads, static_argnames=("model", "compute"))
+        return step.lower(params, batch, model, fused).as_text()
+
+    outside = text(3).split("stablehlo.while")[0]  # the loop over micro-batches
+    assert outside.count("-> tensor<128x512xf8E4M3FN>") == 1
+    assert text(3).count("(tensor<128x512xf32>) -> tensor<128x512xf8E4M3FN>") == 1

@@ -1,5 +1,7 @@
 """Muon's small transforms, each alone. Kernels are [in, out]: a neuron is a column."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +60,37 @@ def test_orthogonalizing_in_bfloat16_is_near_that_in_float32(shape: tuple[int, .
     )
     assert near.dtype == jnp.float32
     assert 0 < jnp.linalg.norm(near - exact) < 0.03 * jnp.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+@pytest.mark.parametrize("shape", [(96, 96), (2, 64, 192)])
+def test_iterating_with_few_bytes_is_as_near_to_float32(
+    shape: tuple[int, ...], decay: float
+) -> None:
+    """With equal singular values, and such that fall off."""
+    u, s, v = jnp.linalg.svd(jax.random.normal(jax.random.key(5), shape), full_matrices=False)
+    x = (u * (s / jnp.arange(1, s.shape[-1] + 1) ** decay)[..., None, :]) @ v
+    x = x / (1.01 * jnp.linalg.norm(x, axis=(-2, -1), keepdims=True))
+    exact = muon._iterate(muon.POLAR_EXPRESS, x)
+    plain, narrow = (
+        jax.jit(functools.partial(form, muon.POLAR_EXPRESS))(x.astype(jnp.bfloat16))
+        for form in (muon._iterate, muon._iterate_narrow)
+    )
+    assert narrow.dtype == jnp.bfloat16
+    far, near = (jnp.linalg.norm(y.astype(jnp.float32) - exact) for y in (plain, narrow))
+    assert 0 < near < 1.1 * far
+
+
+def test_a_cpu_iterates_as_ever_and_a_gpu_with_few_bytes() -> None:
+    x = jax.random.normal(jax.random.key(6), (2, 64, 96))
+    lowered = jax.jit(
+        lambda x: muon.orthogonalize_matrix(x, muon.POLAR_EXPRESS, jnp.bfloat16, 1.01, 1e-6)
+    ).trace(x)
+    counts = {
+        platform: lowered.lower(lowering_platforms=(platform,)).as_text().count("barrier")
+        for platform in ("cpu", "cuda")
+    }
+    assert counts == {"cpu": 0, "cuda": 15}
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -121,7 +121,7 @@ def test_a_tier_fits_on_what_it_is_meant_for():
 def test_of_a_smaller_card_it_says_the_micro_rows_that_fit():
     card = replace(H100, memory_bytes=22e9)
     base, mid = tier.check_memory(TIER_100, card).problems
-    assert base.startswith("base needs 69.8 GB of each device with base.micro_rows=32")
+    assert base.startswith("base needs 67.7 GB of each device with base.micro_rows=32")
     rows = int(base.partition("--set base.micro_rows=")[2].partition(":")[0])
     again = loading.load(
         loading.tiers()["100"], [f"base.micro_rows={rows}", f"mid.micro_rows={rows}"]
@@ -129,7 +129,7 @@ def test_of_a_smaller_card_it_says_the_micro_rows_that_fit():
     assert not tier.check_memory(again, card).problems
     more = loading.load(loading.tiers()["100"], [f"base.micro_rows={2 * rows}"])
     assert tier.check_memory(more, card).problems
-    assert mid.startswith("mid needs 69.8 GB")
+    assert mid.startswith("mid needs 67.7 GB")
 
 
 def test_where_not_even_a_row_fits_it_says_so():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import run_speedrun
+from jaxchat.config import loading
 from jaxchat.runs import import_run, run_dir, runner
 from jaxchat.runs.opening import load_model
 
@@ -22,7 +23,7 @@ def home(tmp_path):
 
 
 def test_the_tiers_settings_with_the_imported_models_architecture(home):
-    tiers = run_speedrun.tiers()
+    tiers = loading.tiers()
     config = run_dir.configure(home, tiers["cpu"], ["run.name=nano"])
     there = run_dir.read_config(home / "runs" / "nano")
     assert (config.model, config.imported) == (there.model, there.imported)

@@ -38,8 +38,8 @@ def test_memory_of_tier_100_is_what_its_parts_are():
     assert held.optimizer == 4 * (2 * embeddings + stacks) // 8
     # 32 rows of 2048 tokens, 20 layers of 18 values of width 1280 and 5 more, 2 bytes
     assert held.activations == 32 * 2_048 * (20 * 18 + 5) * 1_280 * 2
-    # 8192 tokens at once, twice
-    assert held.logits == 2 * 8_192 * 65_536 * 4
+    # 8192 tokens at once, the logits and their gradient in 2 bytes
+    assert held.logits == 2 * 8_192 * 65_536 * 2
     assert held.peak == held.parameters + held.optimizer + held.batch + held.loss
 
 

@@ -77,8 +77,8 @@ def test_the_list_of_tiers_says_what_each_costs_and_how_its_figures_are_known(sc
     rows = {line.split()[0]: line for line in out.splitlines()[1 : 1 + len(TIERS)]}
     assert list(rows) == TIERS
     for tier in TIERS:
-        assert rows[tier].endswith(loading.about(script.tiers()[tier]).expected)
-        total = make_plan(loading.load(script.tiers()[tier]))
+        assert rows[tier].endswith(loading.about(loading.tiers()[tier]).expected)
+        total = make_plan(loading.load(loading.tiers()[tier]))
         dollars = sum(part.dollars for part in (*total.stages, *total.evaluation))
         assert f"${dollars:,.0f} " in rows[tier]
         assert f"\n  {tier}: " in out, "every tier has its evidence"
@@ -95,7 +95,7 @@ def test_a_tier_of_ones_own_need_not_say_what_to_expect(tmp_path):
 
 
 def test_every_config_is_a_tier_and_can_be_planned(script, capsys):
-    tiers = list(script.tiers())
+    tiers = list(loading.tiers())
     assert tiers == TIERS
     assert len(tiers) == len(list((ROOT / "configs").glob("*.toml")))
     for tier in tiers:
@@ -107,7 +107,7 @@ def test_every_config_is_a_tier_and_can_be_planned(script, capsys):
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_every_config_says_how_and_what_for(script, tier):
-    head = script.tiers()[tier].read_text().partition("\n[run]")[0]
+    head = loading.tiers()[tier].read_text().partition("\n[run]")[0]
     assert f"# Command   python run_speedrun.py --tier {tier}\n" in head
     for word in ("Hardware", "Time", "Cost", "Metrics"):
         assert f"# {word:<9} " in head

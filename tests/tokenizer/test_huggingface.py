@@ -4,12 +4,15 @@ import functools
 import itertools
 import json
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxchat.errors import TokenizerError
+from jaxchat.serve.prompt import prompt_tokens
+from jaxchat.serve.schema import InMessage
 from jaxchat.tokenizer import (
     PATTERNS,
     SPLIT_PATTERN,
@@ -19,10 +22,17 @@ from jaxchat.tokenizer import (
     render_prompt,
     train_tokenizer,
 )
-from jaxchat.tokenizer.huggingface import CHAT_TEMPLATE, merges, to_oniguruma
+from jaxchat.tokenizer.huggingface import (
+    CHAT_TEMPLATE,
+    TRAINING_TEMPLATE,
+    merges,
+    to_oniguruma,
+)
 
 tokenizers = pytest.importorskip("tokenizers")
+jinja2 = pytest.importorskip("jinja2")
 sandbox = pytest.importorskip("jinja2.sandbox")
+pytest.importorskip("jinja2.ext")
 
 TEXT = """
 There is no accounting for taste, they're told, but there's a count of 1234 tastes; I'll say it's
@@ -297,8 +307,10 @@ def test_text_that_would_become_special_tokens_is_refused(messages, sentence):
         [],
         [{"role": "system", "content": "a"}],
         [assistant("a")],
-        [user("a"), user("b")],
-        [user("a"), {"role": "system", "content": "b"}],
+        [user("a"), assistant("b"), assistant("c")],
+        [user("a"), {"role": "tool", "content": "b"}],
+        [user("a"), {"role": "assistant"}],
+        [{"role": "user"}],
         [user([part("python", "a")])],
         [user([part("text", None)])],
         [user(part("text", "a"))],
@@ -313,6 +325,83 @@ def test_what_render_refuses_the_template_refuses(messages):
         render({"messages": messages}, Tokenizer(BYTES))
     with pytest.raises(TemplateRefusal):
         apply_template(messages)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [("developer", "Be brief."), ("user", "Hi")],
+        [("system", "A"), ("developer", "B"), ("user", "Hi"), ("assistant", "Yo"), ("user", "So")],
+        [("user", "Hi"), ("system", "Late"), ("assistant", "Yo"), ("user", "So")],
+        [("user", "one"), ("user", "two")],
+        [("user", " "), ("user", "two\n"), ("user", ""), ("user", "three")],
+        [("user", "one"), ("user", " \n")],
+        [("user", " "), ("user", "\t")],
+        [("user", "a"), ("assistant", "b"), ("user", "c"), ("system", "s"), ("user", "d")],
+        [("system", " "), ("system", "\n"), ("user", "c")],
+    ],
+)
+def test_roles_that_repeat_are_as_for_the_server(both_ours, messages):
+    given = [{"role": role, "content": text} for role, text in messages]
+    ids = prompt_tokens([InMessage(**message) for message in given], both_ours[0])
+    assert template_ids(both_ours, given, add_generation_prompt=True) == ids
+
+
+class Learned(jinja2.ext.Extension):
+    """transformers' tag, here with marks around what it says is learned."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller):
+        return f"\x01{caller()}\x02"
+
+
+def test_the_template_for_training_marks_what_render_learns(both_ours):
+    ours, theirs = both_ours
+    environment = sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Learned]
+    )
+    messages = [message | {} for message in CONVERSATION]
+    messages[1] = user("What's 37 * 24?")  # the name of a special token would be refused
+    text = environment.from_string(TRAINING_TEMPLATE).render(messages=messages)
+    ids, mask = render({"messages": messages}, ours)
+    found_ids, found_mask = [], []
+    theirs.encode_special_tokens = False
+    for number, piece in enumerate(re.split("[\x01\x02]", text)):
+        encoded = theirs.encode(piece, add_special_tokens=False).ids
+        found_ids += encoded
+        found_mask += [number % 2] * len(encoded)
+    theirs.encode_special_tokens = True
+    assert found_ids == ids
+    assert found_mask == mask
+    assert re.sub("[\x01\x02]", "", text) == apply_template(messages)
+
+
+def test_names_that_transformers_marks_as_text_are_let_through():
+    start, end = "\U000f0000", "\U000f0001"
+    marked = f"I say {start}<|bos|>{end}"
+    assert marked in apply_template([user(marked)])
+    for text in (f"{marked} <|bos|>", f"{start}<|bos|>", f"{start}<|user_end|><|bos|>{end}"):
+        with pytest.raises(TemplateRefusal, match="become a special"):
+            apply_template([user(text)])
+
+
+def test_text_of_a_base_model_begins_with_its_first_token(both_ours, tmp_path):
+    ours, _ = both_ours
+    ours.to_huggingface(tmp_path, 256, begins=True)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    theirs.encode_special_tokens = True
+    assert theirs.encode("Hi there").ids == [ours.bos, *ours.encode("Hi there")]
+    assert theirs.encode("Hi", "you").ids == [ours.bos, *ours.encode("Hi"), *ours.encode("you")]
+    assert theirs.encode("Hi there", add_special_tokens=False).ids == ours.encode("Hi there")
+    assert Tokenizer.from_huggingface(tmp_path / "tokenizer.json").hash == ours.hash
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert (config["model_max_length"], config["padding_side"]) == (256, "left")
 
 
 def test_text_in_parts_is_as_in_one():

@@ -32,16 +32,23 @@ def takes(rows: int, columns: int) -> bool:
 
 
 def matmul(
-    x: Float[Array, "*rows D"], kernel: Float[Array, "D F"], precision: MatmulPrecision = "default"
+    x: Float[Array, "*rows D"],
+    kernel: Float[Array, "D F"],
+    precision: MatmulPrecision = "default",
+    rounded: fp8.Kernel | None = None,
+    bound: float | None = None,
 ) -> Float[Array, "*rows F"]:
-    """x times kernel, in x's dtype; a large one in `precision`."""
+    """x times kernel, in x's dtype; a large one in `precision`. Summed in float32 or more.
+
+    For fp8: the rounded kernel, if at hand, and what |x| never exceeds, where that is known.
+    """
     if precision == "fp8" and fp8.takes(*kernel.shape):
-        return fp8.matmul(x, kernel)
+        return fp8.matmul(x, kernel, rounded, bound)
     if precision == "bfloat16" and takes(*kernel.shape):
         return rounded_matmul(x, kernel)
     if x.dtype != kernel.dtype:
         return mixed_matmul(x, kernel)
-    return x @ kernel
+    return widened_matmul(x, kernel).astype(x.dtype)
 
 
 def widened_matmul(

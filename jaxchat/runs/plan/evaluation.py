@@ -68,15 +68,16 @@ def _work(config: RunConfig) -> Iterator[tuple[str, tuple[str, ...], int, float,
     for name in settings.tasks if asked else ():
         each = _problems(name, settings.problems, settings.generated)
         answers = 0 if name in BY_LETTERS else each * settings.max_new_tokens
-        yield name, asked, each, each * _prompt_tokens(name), answers
+        yield name, asked, each, each * prompt_tokens(name), answers
     rewarded = tuple(name for name in models if name in ("sft", "rl"))
     if rl.steps and rewarded:
         each = _problems(rl.task, settings.rewarded, settings.rewarded) * settings.reward_samples
-        prompts, answers = each * _prompt_tokens(rl.task), each * rl.max_new_tokens
+        prompts, answers = each * prompt_tokens(rl.task), each * rl.max_new_tokens
         yield "mean reward", rewarded, each, prompts, answers
 
 
-def _prompt_tokens(task: str) -> int:
+def prompt_tokens(task: str) -> int:
+    """Tokens of a task's prompt, about."""
     return PROMPT_TOKENS.get(task, GENERATED_PROMPT_TOKENS)
 
 

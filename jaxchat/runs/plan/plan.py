@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from jaxchat.config import memory
 from jaxchat.config.derive import count_params, flops_per_token
+from jaxchat.config.operations import HardwareConfig
 from jaxchat.config.schema import MODELS, RunConfig, TrainConfig
 from jaxchat.progress import duration
 from jaxchat.runs.plan import data
 from jaxchat.runs.plan.evaluation import DECODING, EvalPlan, plan_eval
 from jaxchat.runs.tables import count, size, table
 
+FORMAT = "jaxchat-plan-1"
 MASTER_BYTES = 4  # weights, gradients and optimizer state are float32
 CHECKPOINTS_KEPT = 2
 MODELS_KEPT = 4  # base, mid, sft, rl
@@ -112,16 +115,18 @@ def stage_step(config: RunConfig, stage: str = "base") -> memory.Step:
     With micro_rows "auto" it has as many rows as fit, and one where none does.
     """
     train: TrainConfig = getattr(config, stage)
-    device_rows = _rows_per_device(config, train)
+    device_rows, platform = _rows_per_device(config, train), _platform(config.hardware)
     single = memory.Step(
         model=config.model,
         optim=config.optim_of(stage),
         rows=1,
         accumulation=device_rows,
         mesh=memory.mesh_of(config.mesh, config.hardware.devices),
-        platform="gpu" if config.hardware.compute_bytes < memory.WIDE else "cpu",
+        platform=platform,
         compute_bytes=config.hardware.compute_bytes,
         chunk_rows=config.compute.loss_chunk_rows,
+        fp8=config.compute.fp8,
+        fused=platform == "gpu",
     )
     if isinstance(train.micro_rows, str):
         limit = room(config.hardware.memory_bytes)
@@ -129,6 +134,13 @@ def stage_step(config: RunConfig, stage: str = "base") -> memory.Step:
     else:
         rows = min(train.micro_rows, device_rows)
     return memory.with_rows(single, rows, device_rows)
+
+
+def _platform(hardware: HardwareConfig) -> str:
+    """JAX's, by what it computes in and its name."""
+    if hardware.compute_bytes == memory.WIDE:
+        return "cpu"
+    return "tpu" if "TPU" in hardware.name else "gpu"
 
 
 def plan_card(config: RunConfig, memory_bytes: float) -> Card:
@@ -165,6 +177,23 @@ def plan_disk(config: RunConfig) -> dict[str, float]:
         "rows": (text.tokens + chat_tokens) * (2 if config.model.vocab_size <= 2**16 else 4),
         "checkpoints": checkpoints * MASTER_BYTES * (total + optimizer),
         "models": MODELS_KEPT * MASTER_BYTES * total,
+    }
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The plan for programs: sizes in bytes, times in seconds."""
+    return {
+        "format": FORMAT,
+        "name": plan.config.name,
+        "parameters": dict(plan.params),
+        "flops_per_token": plan.flops_per_token,
+        "seconds": plan.seconds,
+        "dollars": plan.dollars,
+        "stages": [{**asdict(stage), "tokens": stage.tokens} for stage in plan.stages],
+        "evaluation": [asdict(part) for part in plan.evaluation],
+        "memory": {**asdict(plan.memory), "peak": plan.memory.peak, "fits": plan.fits},
+        "cards": [asdict(card) for card in plan.cards],
+        "disk": dict(plan.disk),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from jaxchat.runs.report.document import clean
 from jaxchat.runs.stages import BY_NAME
 from jaxchat.runs.tables import metric
 
-HUGGINGFACE = "hf"
+HUGGINGFACE, MLX = "hf", "mlx"
 _CONTENT = {"role": "user", "content": "Who are you?"}
 _USE = {
     HUGGINGFACE: f"""\
@@ -28,17 +29,39 @@ output = model.generate(**inputs, max_new_tokens=256)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
 ```
 
-transformers 5 or later has the class, NanoChatForCausalLM. vLLM serves it by way of that:
+transformers 5 or later has the class, NanoChatForCausalLM.<calls> When the model calculates, it calls a
+calculator, which plain `generate` does not have: the answer then goes wrong. The code in
+`custom_generate/` has it:
+
+```python
+output = model.generate(
+    **inputs, max_new_tokens=256, tokenizer=tokenizer,
+    custom_generate="FOLDER", trust_remote_code=True,
+)
+```</calls>
+
+vLLM serves the model by way of transformers' class<calls>, without the calculator</calls>:
 
 ```bash
 vllm serve FOLDER --model-impl transformers
 ```
 
-jaxchat, which also runs the calculator that the model calls:
+To fine-tune with PEFT, name the matrices: `LoraConfig(target_modules="all-linear")`. With TRL, give
+`chat_template_path="FOLDER/chat_template_training.jinja"` and `assistant_only_loss=True`, or data
+as prompt and completion; otherwise what the user says is learned, too.
+
+jaxchat<calls>, which runs the calculator by itself</calls>:
+""",
+    MLX: """\
+```bash
+mlx_lm.generate --model FOLDER --prompt "Who are you?"
+```
+
+<calls>mlx-lm has no calculator, which the model calls when it calculates. </calls>jaxchat<calls> has it</calls>:
 """,
     "jaxchat": "Only jaxchat reads these files:\n",
 }
-_CALLS = ", which also runs the calculator that the model calls"
+_CALLS = re.compile("<calls>(.*?)</calls>", re.DOTALL)  # of a model that calls the calculator
 _JAXCHAT = """
 ```bash
 jaxchat import FOLDER --name NAME
@@ -56,8 +79,8 @@ def render_card(
     kind: str,
     licence: str,
 ) -> str:
-    """The card as Markdown; `kind` is `hf` or `jaxchat`, `licence` "" where none was given."""
-    use = _USE[kind] if config.tokenizer.tool_tokens else _USE[kind].replace(_CALLS, "")
+    """The card as Markdown; `kind` is hf, mlx or jaxchat, `licence` "" where none was given."""
+    use = _CALLS.sub(r"\1" if config.tokenizer.tool_tokens else "", _USE[kind])
     parts = [
         _head(kind, licence),
         f"# {config.name}\n",
@@ -72,7 +95,7 @@ def render_card(
 
 def _head(kind: str, licence: str) -> str:
     """What the hub reads."""
-    library = "transformers" if kind == HUGGINGFACE else "jaxchat"
+    library = {HUGGINGFACE: "transformers", MLX: "mlx"}.get(kind, "jaxchat")
     lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation"]
     lines += [f"license: {licence}"] if licence else []
     return "\n".join([*lines, "tags:", "- jaxchat", "- nanochat", "---", ""])

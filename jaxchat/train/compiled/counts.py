@@ -8,14 +8,16 @@ of an update in place what is written. What stands in a loop counts as often as 
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxchat.train.compiled.parts import part_of
 from jaxchat.train.profiling.classes import is_collective
 from jaxchat.train.profiling.hlo import Instruction, Module, parse
+from jaxchat.train.profiling.tpu import splash_products
 
 PRODUCT, ATTENTION, COLLECTIVE, ELEMENTWISE = "product", "attention", "collective", "elementwise"
 # No kernels: names of what exists, and what only runs others.
@@ -25,6 +27,10 @@ _NO_KERNEL = {
 }  # fmt: skip
 _TAKING = ("slice", "dynamic-slice", "gather")
 _UPDATE = "dynamic-update-slice"
+_IN_PLACE = (_UPDATE, "scatter")  # of their first operand at most what they change is read
+# Of a TPU, which has a memory of its own beside the large one, from and to which copies run beside
+# kernels: what only says where an array lies. In it no byte counts.
+_NO_CALL = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,9 @@ class Kernel:
     fine: int
 
     @property
-    def recomputed(self) -> bool:
-        """Whether XLA runs it a second time to save memory."""
-        return "remat" in self.instruction.name
+    def original(self) -> str:
+        """The name of what it is a copy of, which XLA runs again to save memory; else its own."""
+        return re.sub(r"(\.remat\d*)+$", "", self.instruction.name)
 
 
 @dataclass(frozen=True)
@@ -78,28 +84,35 @@ class Counts:
     tanh: int
     parts: dict[str, tuple[int, int]]  # of the model: elementwise kernels, fine bytes
     collectives: tuple[Collective, ...]
+    launches: int = 0  # all kernels and calls but collectives
+    naive_parts: dict[str, int] = field(default_factory=dict)  # naive bytes
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
-        named = {name: {"kernels": n, "bytes": size} for name, (n, size) in self.parts.items()}
-        return {
-            **vars(self), "parts": named, "collectives": [vars(one) for one in self.collectives],
-        }  # fmt: skip
+        named = {
+            name: {"kernels": n, "bytes": size, "naive_bytes": self.naive_parts.get(name, size)}
+            for name, (n, size) in self.parts.items()
+        }
+        whole = {name: value for name, value in vars(self).items() if name != "naive_parts"}
+        return {**whole, "parts": named, "collectives": [vars(one) for one in self.collectives]}
 
 
 def count(text: str) -> Counts:
     """Reads a program's text and counts. Raises ValueError when it is no HLO module."""
     module = parse(text)
-    found = list(kernels(module))
+    return counted(module, list(kernels(module)))
+
+
+def counted(module: Module, found: Sequence[Kernel]) -> Counts:
+    """The totals of a module's kernels."""
     products = [kernel for kernel in found if kernel.kind == PRODUCT]
     fp8 = [kernel for kernel in products if _takes_fp8(module, kernel.instruction)]
-    again = [kernel for kernel in products if kernel.recomputed]
+    again = list(_again(products))
     attention = [kernel for kernel in found if kernel.kind == ATTENTION]
     elementwise = [kernel for kernel in found if kernel.kind == ELEMENTWISE]
-    parts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    parts: dict[str, list[Kernel]] = defaultdict(list)
     for kernel in elementwise:
-        parts[kernel.part][0] += kernel.times
-        parts[kernel.part][1] += kernel.times * kernel.fine
+        parts[kernel.part].append(kernel)
     return Counts(
         products=_runs(products),
         product_flops=_total(products, "flops"),
@@ -116,9 +129,20 @@ def count(text: str) -> Counts:
         tanh=sum(
             2 * one.times * one.instruction.size for one in products if _has_tanh(module, one)
         ),
-        parts={name: (n, size) for name, (n, size) in sorted(parts.items())},
+        parts={name: (_runs(of), _total(of, "fine")) for name, of in sorted(parts.items())},
         collectives=tuple(collectives(module)),
+        launches=_runs(found),
+        naive_parts={name: _total(of, "naive") for name, of in sorted(parts.items())},
     )
+
+
+def _again(found: Sequence[Kernel]) -> Iterator[Kernel]:
+    """All but the first of each: a copy whose original is gone was only moved."""
+    seen: set[str] = set()
+    for kernel in found:
+        if kernel.original in seen:
+            yield kernel
+        seen.add(kernel.original)
 
 
 def _runs(found: Sequence[Kernel]) -> int:
@@ -170,7 +194,7 @@ def _scheduled(module: Module, computation: str, times: int) -> Iterator[tuple[i
     """(times, instruction) of all that is executed, in order, loops and calls entered."""
     for one in module.computations.get(computation, ()):
         if one.opcode == "while":
-            yield from _scheduled(module, one.body, times * (one.trips or 1))
+            yield from _scheduled(module, one.body, times * (module.trips(one) or 1))
         elif one.opcode in ("call", "conditional", "async-start") and not is_collective(
             module, one
         ):
@@ -181,21 +205,25 @@ def _scheduled(module: Module, computation: str, times: int) -> Iterator[tuple[i
 
 
 def _is_kernel(one: Instruction) -> bool:
-    return one.opcode not in _NO_KERNEL and not one.opcode.endswith(("-done", "-update"))
+    if one.opcode in _NO_KERNEL or one.target in _NO_CALL:
+        return False
+    beside = one.opcode in ("copy-start", "slice-start") and any(one.spaces)
+    return not beside and not one.opcode.endswith(("-done", "-update"))
 
 
 def _kernel(module: Module, one: Instruction, times: int) -> Kernel:
     flops = module.flops(one)
     kind = PRODUCT if flops or one.target.startswith("__cublas") else ELEMENTWISE
     naive, fine = _bytes(module, one)
-    if "fmha" in one.target:
+    if "fmha" in one.target or splash_products(one.name):
         kind = ATTENTION
         naive = fine = naive - _scratch(one)
     return Kernel(one, kind, part_of(module, one), times, flops, naive, fine)
 
 
 def _has_tanh(module: Module, kernel: Kernel) -> bool:
-    return any(one.opcode == "tanh" for one in module.inside(kernel.instruction))
+    opcodes = {one.opcode for one in module.inside(kernel.instruction)}
+    return "tanh" in opcodes and "convolution" not in opcodes  # a TPU has no such library
 
 
 def _takes_fp8(module: Module, one: Instruction) -> bool:
@@ -209,15 +237,15 @@ def _bytes(module: Module, one: Instruction) -> tuple[int, int]:
     operands = [module.by_name[name] for name in one.operands if name in module.by_name]
     body = next((module.computations[name] for name in one.called
                  if name in module.computations), ())  # fmt: skip
-    result = _written(module, body[-1], fine=False) if _is_start(one) and body else one.size
-    naive = result + sum(operand.size for operand in operands)
+    result = _written(module, body[-1], fine=False) if _is_start(one) and body else one.far
+    naive = result + sum(operand.far for operand in operands)
     if body and one.opcode.startswith("fusion"):
-        read = sum(_read(body, i) for i in body if i.opcode == "parameter")
+        read = sum(_read(module, body, i) for i in body if i.opcode == "parameter")
         return naive, read + _written(module, body[-1], fine=True)
     if one.opcode in _TAKING:
-        return naive, 2 * one.size
+        return naive, one.far + (one.size if operands and operands[0].far else 0)
     if one.opcode == _UPDATE and len(operands) > 1:
-        return naive, 2 * operands[1].size
+        return naive, operands[1].far + (operands[1].size if one.far else 0)
     return naive, naive
 
 
@@ -231,14 +259,23 @@ def _is_start(one: Instruction) -> bool:
     return one.opcode.endswith("-start")  # whose result also holds its operands
 
 
-def _read(body: Sequence[Instruction], parameter: Instruction) -> int:
+def _read(module: Module, body: Sequence[Instruction], parameter: Instruction) -> int:
     """Bytes of a fusion's operand that it reads: what it takes, where it only takes parts."""
     taken = 0
     for user, name in _users(body, parameter.name):
-        if user.operands[0] != name or user.opcode not in (*_TAKING, _UPDATE):
-            return parameter.size
-        taken += user.size if user.opcode in _TAKING else 0
-    return min(parameter.size, taken)
+        if user.operands[0] != name or user.opcode not in (*_TAKING, *_IN_PLACE):
+            return parameter.far
+        if user.opcode in _TAKING:
+            taken += user.size
+        elif _adds(module, user):
+            taken += module.by_name[user.operands[-1]].size
+    return min(parameter.far, taken)
+
+
+def _adds(module: Module, scatter: Instruction) -> bool:
+    """Whether a scatter combines its updates with what is there, and does not replace it."""
+    body = next((module.computations.get(name, ()) for name in scatter.called), ())
+    return bool(body) and body[-1].opcode != "parameter"
 
 
 def _users(body: Sequence[Instruction], name: str) -> Iterator[tuple[Instruction, str]]:
@@ -258,7 +295,7 @@ def _written(module: Module, root: Instruction, *, fine: bool) -> int:
     if root.opcode == "tuple":
         return sum(_written(module, by_name[name], fine=fine) for name in root.operands)
     if fine and root.opcode == _UPDATE:
-        return by_name[root.operands[1]].size
+        return min(root.far, by_name[root.operands[1]].size)
     if fine and root.opcode == "scatter":
-        return by_name[root.operands[-1]].size
-    return root.size
+        return min(root.far, by_name[root.operands[-1]].size)
+    return root.far

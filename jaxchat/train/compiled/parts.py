@@ -8,7 +8,8 @@ from jaxchat.train.profiling.hlo import Instruction, Module
 
 NORMS, QKV, MLP = "norms, residual", "q, k, v: norm, rope", "relu^2"
 LOSS, EMBEDDINGS, OPTIMIZER, REST = "loss", "embeddings", "optimizer, accumulation", "rest"
-PARTS = (NORMS, QKV, MLP, LOSS, EMBEDDINGS, OPTIMIZER, REST)
+SAMPLING = "sampling"
+PARTS = (NORMS, QKV, MLP, LOSS, EMBEDDINGS, OPTIMIZER, SAMPLING, REST)
 # The first whose pattern is found in "/name/of/operation file.py:Function ..." decides; the
 # functions are those that led to the kernel's result.
 _RULES = (
@@ -18,6 +19,7 @@ _RULES = (
     (MLP, r"/mlp/|MLP\.__call__"),
     (NORMS, r"rms_norm|Block\.__call__|GPT\.__call__|/h_\d+/"),
     (LOSS, r"/loss\w*\.py:|cross_entropy"),
+    (SAMPLING, r"/inference/sampling\.py:"),
     (REST, r""),
 )
 

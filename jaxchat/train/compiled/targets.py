@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from string import Template
 
 from jaxchat.config.memory import MARGIN
+from jaxchat.config.schema import MODELS
+
+USERS = (*MODELS, "eval", "chat")  # the stages, and the command, whose programs are compiled
 
 # Without a device XLA plans for this share of its memory, and computes products again where a step
 # takes more. It is given a card so large that the share is what training takes.
@@ -22,7 +25,7 @@ SCORES_SHARE, ATTENTION_MEMORY_SHARE = 655 / 989, 1.557 / 3.35232
 
 # xla/backends/gpu/target_config/specs has these of XLA's own; numbers as CUDA reports them.
 GPU_TEXT = Template("""gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 fpus_per_core: 128
+  threads_per_block_limit: 1024 threads_per_warp: 32 fpus_per_core: $units
   shared_memory_per_block: 49152 shared_memory_per_core: $shared_core
   shared_memory_per_block_optin: $shared_block threads_per_core_limit: $threads
   core_count: $cores block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
@@ -51,6 +54,7 @@ class Target:
     source: str = DATA_SHEET  # of the rates
     capability: tuple[int, int] = (9, 0)
     cores: int = 132
+    units: int = 128  # of float32, a core's
     cache: int = 50 << 20
     clock: float = 1.98  # GHz
     shared: tuple[int, int] = (233_472, 232_448)  # bytes of a core, and of a block at most
@@ -95,7 +99,8 @@ class Target:
         """What XLA's GPU compiler is given."""
         return GPU_TEXT.substitute(
             name=self.name, memory=int(self.usable / XLA_SHARE), bandwidth=int(self.bandwidth),
-            cores=self.cores, cache=self.cache, clock=self.clock, threads=self.threads,
+            cores=self.cores, units=self.units, threads=self.threads,
+            cache=self.cache, clock=self.clock,
             major=self.capability[0], minor=self.capability[1],
             shared_core=self.shared[0], shared_block=self.shared[1],
         )  # fmt: skip
@@ -105,14 +110,14 @@ TARGETS = {
     "h100": Target(
         "NVIDIA H100 80GB HBM3", 84_942_979_072, 3.35232e12, 989e12, 1979e12, source=MEASURED
     ),
-    "h200": Target("NVIDIA H200", 150_121_545_728, 4.8e12, 989e12, 1979e12),
+    "h200": Target("NVIDIA H200", 151_397_597_184, 4.8e12, 989e12, 1979e12),
     "a100": Target(
-        "NVIDIA A100-SXM4-80GB", 85_097_971_712, 2.039e12, 312e12, capability=(8, 0), cores=108,
-        cache=40 << 20, clock=1.41, shared=(167_936, 166_912),
+        "NVIDIA A100-SXM4-80GB", 85_100_068_864, 2.039e12, 312e12, capability=(8, 0), cores=108,
+        units=64, cache=40 << 20, clock=1.41, shared=(167_936, 166_912),
     ),
     "b200": Target(
-        "NVIDIA B200", 191_500_000_000, 8.0e12, 2250e12, 4500e12, capability=(10, 0), cores=148,
-        cache=126 << 20, clock=1.965,
+        "NVIDIA B200", 191_514_411_008, 7.67232e12, 2250e12, 4500e12, capability=(10, 0), cores=148,
+        cache=132_644_864, clock=1.965,
     ),
     "rtx4090": Target(
         "NVIDIA GeForce RTX 4090", 25_250_000_000, 1.008e12, 165e12, 330e12, capability=(8, 9),

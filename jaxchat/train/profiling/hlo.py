@@ -13,11 +13,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from jaxchat.train.profiling import tpu
+
 Shape = tuple[int, ...]
 
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
-_ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,<=]*)\]")
+# Type, sizes, and the memory it lies in where that is not the device's large one, 0
+_ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,<=]*)\](?:\{[^}S]*S\((\d+)\)\})?")
 _BITS = re.compile(r"[a-z]+(\d+)")  # f32, bf16, f8e4m3fn
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
 _BRACKETED = re.compile(r"\([^()\[\]{}]*\)|\[[^()\[\]{}]*\]|\{[^()\[\]{}]*\}")
@@ -26,6 +29,7 @@ _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations)="
     r"(\{[^}]*\}|%?[\w.\-]+)"
 )
+_CONTINUED = re.compile(r'(\{(?=\n")|"(?=\n\}))\n')  # an attribute over several lines
 _ROW = re.compile(r"^(\d+) (?:\"(.*)\"|\{(.*)\})$")
 _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 
@@ -52,6 +56,7 @@ class Instruction:
     operands: tuple[str, ...]
     attributes: str  # all that follows the operands, as it stands
     types: tuple[str, ...] = ()  # of the result's elements, such as bf16
+    spaces: tuple[int, ...] = ()  # memories that its arrays lie in; 1 is a TPU core's own
     called: tuple[str, ...] = ()  # computations: of a fusion, the loop's body, ...
     op_name: str = ""  # jax's path of name scopes, such as jit(step)/h_0/attn/c_q/dot_general
     frames: Stack = ()
@@ -64,7 +69,7 @@ class Instruction:
 
     @property
     def trips(self) -> int | None:
-        """How often a while loop runs its body; None where that is decided while it runs."""
+        """How often a while loop runs its body, as XLA says; None: see `Module.trips`."""
         found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.attributes)
         return int(found[1]) if found else None
 
@@ -77,8 +82,18 @@ class Instruction:
     @property
     def size(self) -> int:
         """Bytes of the result."""
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of each of its arrays."""
         elements = map(math.prod, self.shapes)
-        return sum(map(int.__mul__, elements, map(_width, self.types)))
+        return tuple(map(int.__mul__, elements, map(_width, self.types)))
+
+    @property
+    def far(self) -> int:
+        """Bytes of the result that lie in the device's large memory, where reading takes time."""
+        return sum(size for size, space in zip(self.sizes, self.spaces, strict=True) if not space)
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,20 @@ class Module:
             return 0
         return sum(self._product_flops(inner) for inner in self.inside(instruction))
 
+    def trips(self, loop: Instruction) -> int | None:
+        """How often a while loop runs its body; None where that is decided while it runs.
+
+        A TPU's compiler does not say, so there it is what JAX's counters, from 0, are compared to.
+        """
+        if loop.trips is not None:
+            return loop.trips
+        named = re.search(r"\bcondition=%?([\w.\-]+)", loop.attributes)
+        body = self.computations.get(named[1], ()) if named else ()
+        if not body or body[-1].opcode != "compare" or "direction=LT" not in body[-1].attributes:
+            return None
+        limit = self.by_name.get(body[-1].operands[-1])
+        return int(limit.operands[0]) if limit and limit.opcode == "constant" else None
+
     def _product_flops(self, instruction: Instruction) -> int:
         if instruction.opcode == "dot":
             contracted = _numbers(r"lhs_contracting_dims=\{([0-9,]*)\}", instruction.attributes)
@@ -115,6 +144,14 @@ class Module:
             contracted = _numbers(pattern, instruction.attributes)
         elif "fmha" in instruction.target:
             return self._attention_flops(instruction)
+        elif instruction.opcode == "convolution":
+            left, kernel = (self._operand_shape(instruction, n) for n in (0, 1))
+            return tpu.convolution_flops(
+                left, kernel, instruction.shapes[0], instruction.attributes
+            )
+        elif tpu.splash_products(instruction.name):
+            blocks, q = (self._operand_shape(instruction, n) for n in (tpu.BLOCKS, tpu.QUERIES))
+            return tpu.attention_flops(instruction.name, blocks, q)
         else:
             return 0
         left = self._operand_shape(instruction, 0)
@@ -151,7 +188,7 @@ def parse(text: str) -> Module:
     """Reads a module. Raises ValueError when the text is no HLO module."""
     if not text.startswith("HloModule "):
         raise ValueError("this is no HLO text: it does not begin with HloModule")
-    lines = text.splitlines()
+    lines = _CONTINUED.sub(r"\1", text).splitlines()
     stacks = _stack_frames(lines)
     computations: dict[str, tuple[Instruction, ...]] = {}
     by_name: dict[str, Instruction] = {}
@@ -187,8 +224,9 @@ def _instruction(name: str, rest: str, stacks: Mapping[int, Stack]) -> Instructi
     return Instruction(
         name=name,
         opcode=opcode[1],
-        shapes=tuple(_shape(numbers) for _, numbers in arrays),
-        types=tuple(kind for kind, _ in arrays),
+        shapes=tuple(_shape(numbers) for _, numbers, _ in arrays),
+        types=tuple(kind for kind, _, _ in arrays),
+        spaces=tuple(int(space or 0) for _, _, space in arrays),
         operands=tuple(_operands(rest[start + 1 : stop - 1])),
         attributes=attributes,
         called=tuple(_called(attributes)),

@@ -5,7 +5,16 @@ import json
 import pytest
 
 from jaxchat.train.compiled.counts import Counts, count
-from jaxchat.train.compiled.parts import EMBEDDINGS, LOSS, MLP, NORMS, OPTIMIZER, QKV, REST
+from jaxchat.train.compiled.parts import (
+    EMBEDDINGS,
+    LOSS,
+    MLP,
+    NORMS,
+    OPTIMIZER,
+    QKV,
+    REST,
+    SAMPLING,
+)
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
@@ -159,6 +168,71 @@ def test_collectives_are_given_with_the_work_between_their_start_and_end(counts)
     assert gathered.kernels == 5 * 3 + 2
     assert gathered.flops >= 7 * 2 * 8 * 16 * 32
     assert (summed.size, summed.kernels) == (16 * 16 * 4, 0)
+
+
+def test_all_kernels_are_counted_and_naive_bytes_by_part(counts):
+    assert counts.launches == counts.kernels + counts.products + counts.attention_calls
+    assert sum(counts.naive_parts.values()) == counts.naive
+    table, taken = 64 * 32 * 4, 8 * 32 * 4
+    assert counts.naive_parts[EMBEDDINGS] - counts.parts[EMBEDDINGS][1] == 3 * (table - taken)
+
+
+SCATTERS = """HloModule jit_decode_steps, is_scheduled=true
+
+FileNames
+1 "/x/jaxchat/inference/sampling.py"
+
+FunctionNames
+1 "sample"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=1}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+
+%replaced (old: bf16[], new: bf16[]) -> bf16[] {
+  %old = bf16[] parameter(0)
+  ROOT %new = bf16[] parameter(1)
+}
+
+%summed (one: bf16[], two: bf16[]) -> bf16[] {
+  %one = bf16[] parameter(0)
+  %two = bf16[] parameter(1)
+  ROOT %sum = bf16[] add(%one, %two)
+}
+
+%written (p.0: bf16[64,32], p.1: s32[8], p.2: bf16[8,32]) -> bf16[64,32] {
+  %p.0 = bf16[64,32]{1,0} parameter(0)
+  %p.1 = s32[8]{0} parameter(1)
+  %p.2 = bf16[8,32]{1,0} parameter(2)
+  ROOT %put = bf16[64,32]{1,0} scatter(%p.0, %p.1, %p.2), to_apply=%replaced
+}
+
+%added (q.0: bf16[64,32], q.1: s32[8], q.2: bf16[8,32]) -> bf16[64,32] {
+  %q.0 = bf16[64,32]{1,0} parameter(0)
+  %q.1 = s32[8]{0} parameter(1)
+  %q.2 = bf16[8,32]{1,0} parameter(2)
+  ROOT %more = bf16[64,32]{1,0} scatter(%q.0, %q.1, %q.2), to_apply=%summed
+}
+
+ENTRY %main (cache: bf16[64,32], at: s32[8], rows: bf16[8,32]) -> bf16[64,32] {
+  %cache = bf16[64,32]{1,0} parameter(0)
+  %at = s32[8]{0} parameter(1)
+  %rows = bf16[8,32]{1,0} parameter(2)
+  %first = bf16[64,32]{1,0} fusion(%cache, %at, %rows), kind=kInput, calls=%written
+  %drawn = s32[8]{0} negate(%at), metadata={op_name="jit(decode_steps)/neg" stack_frame_id=1}
+  ROOT %second = bf16[64,32]{1,0} fusion(%first, %drawn, %rows), kind=kInput, calls=%added
+}
+"""
+
+
+def test_a_scatter_writes_what_it_is_given_and_reads_of_the_rest_what_it_adds_to():
+    counts = count(SCATTERS)
+    rows, numbers = 8 * 32 * 2, 8 * 4
+    in_place, added = 2 * rows + numbers, 3 * rows + numbers
+    assert counts.parts == {REST: (2, in_place + added), SAMPLING: (1, 2 * numbers)}
+    assert counts.naive_parts[REST] == 2 * (2 * 64 * 32 * 2 + rows + numbers)
 
 
 def test_counts_are_json(counts):

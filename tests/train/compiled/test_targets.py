@@ -1,7 +1,11 @@
 """Ceilings and predicted times of devices, and what is said where wheels are missing."""
 
 import dataclasses
+import inspect
+import json
 import re
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import pytest
@@ -11,11 +15,13 @@ from jaxchat.config import loading
 from jaxchat.config.machine import PEAKS, bf16_peak
 from jaxchat.config.schema import ComputeConfig
 from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.inference.engine import Engine
 from jaxchat.model.backend import BACKENDS, Compute
 from jaxchat.model.capabilities import assumed_compute
 from jaxchat.train.compiled import program
-from jaxchat.train.compiled.counts import Counts
-from jaxchat.train.compiled.roofline import roofline
+from jaxchat.train.compiled.counts import ATTENTION, ELEMENTWISE, PRODUCT, Counts
+from jaxchat.train.compiled.engine import STEPS
+from jaxchat.train.compiled.roofline import LAUNCH, bound, roofline, small_kernels
 from jaxchat.train.compiled.targets import DATA_SHEET, MEASURED, TARGETS
 
 H100 = TARGETS["h100"]
@@ -25,6 +31,7 @@ def test_a_gpu_is_described_with_its_own_numbers():
     text = TARGETS["a100"].text()
     assert "major: 8 minor: 0" in text
     assert "core_count: 108" in text
+    assert "fpus_per_core: 64" in text
     assert 'device_description_str: "NVIDIA A100-SXM4-80GB"' in text
     assert "$" not in text
     planned = int(re.search(r"device_memory_size: (\d+)", text)[1])
@@ -69,6 +76,49 @@ def test_fp8_products_and_the_tanh_pass_count_in_the_time():
     assert passed.elementwise == pytest.approx(0.1, rel=1e-3)
 
 
+class SmallKernel(NamedTuple):
+    """What `small_kernels` reads of a kernel."""
+
+    kind: str
+    flops: int
+    fine: int
+    times: int
+
+
+@pytest.mark.parametrize(
+    ("rows", "measured", "off"), [("1", 2.07, 0), ("8", 1.65, 14), ("64", 2.42, 1)]
+)
+def test_decoding_is_predicted_by_the_least_time_of_a_kernel(rows, measured, off):
+    """d20 modern on an H100, counted in its programs for one; of one row LAUNCH is fixed."""
+    recorded = json.loads(Path(__file__).with_name("decode_d20.json").read_text(encoding="utf-8"))
+    found = [SmallKernel(*one) for one in recorded[rows]]
+    time = small_kernels(found, H100, STEPS)
+    assert time.seconds * 1e3 == pytest.approx(measured * (1 + off / 100), rel=0.01)
+    assert sum(one.times for one in found) / STEPS == pytest.approx(400, rel=0.06)
+
+
+def test_a_large_kernel_takes_what_bounds_it():
+    product = SmallKernel(PRODUCT, int(716e9), 2_910, 1)
+    moved = SmallKernel(ELEMENTWISE, 0, int(2.91e9), 2)
+    time = small_kernels([product, moved], H100)
+    assert (time.products, time.elementwise) == (pytest.approx(1e-3), pytest.approx(2e-3))
+    assert small_kernels([SmallKernel(ATTENTION, 1, 1, 3)], H100).attention == 3 * LAUNCH
+
+
+def test_a_dispatch_has_the_engines_steps():
+    assert inspect.signature(Engine.__init__).parameters["steps_per_dispatch"].default == STEPS
+
+
+def test_what_data_sheets_promise_is_a_bound_below_the_predicted_time():
+    step = counts_of(
+        product_flops=int(989e12), attention_flops=int(98.9e12),
+        attention_bytes=int(3.35232e12), fine=int(3.35232e12),
+    )  # fmt: skip
+    assert bound(step, H100) == pytest.approx(1 + 0.1 + 1 + 1)
+    assert bound(step, H100) < roofline(step, H100).seconds
+    assert bound(counts_of(product_flops=10**14, fp8_flops=10**14), H100) == 1e14 / 1979e12
+
+
 @pytest.mark.parametrize("kind", ["h100", "v5e-8"])
 def test_missing_wheels_are_one_sentence_with_what_to_install(kind, monkeypatch):
     def absent(*_: object, **__: object) -> None:
@@ -77,6 +127,15 @@ def test_missing_wheels_are_one_sentence_with_what_to_install(kind, monkeypatch)
     monkeypatch.setattr(program.topologies, "get_topology_desc", absent)
     with pytest.raises(ArtifactError, match=r'\(topology not .*\); run: pip install "jax.*\[.*\]"'):
         program.find_devices(TARGETS[kind], 8)
+
+
+def test_a_library_that_another_process_has_is_not_called_missing(monkeypatch):
+    def locked(*_: object, **__: object) -> None:
+        raise RuntimeError("ABORTED: Internal error when accessing libtpu multi-process lockfile.")
+
+    monkeypatch.setattr(program.topologies, "get_topology_desc", locked)
+    with pytest.raises(ArtifactError, match="another process has loaded libtpu"):
+        program.find_devices(TARGETS["v5e-8"], 8)
 
 
 @pytest.mark.parametrize(("said", "wheel"), program.WHEELS)
