@@ -29,8 +29,8 @@ output = model.generate(**inputs, max_new_tokens=256)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
 ```
 
-transformers 5 or later has the class, NanoChatForCausalLM.<calls> When the model calculates, it calls a
-calculator, which plain `generate` does not have: the answer then goes wrong. The code in
+transformers 5 or later has the class, NanoChatForCausalLM.<calls> When the model calculates, it
+calls a calculator, which plain `generate` does not have: the answer then goes wrong. The code in
 `custom_generate/` has it:
 
 ```python
@@ -57,7 +57,8 @@ jaxchat<calls>, which runs the calculator by itself</calls>:
 mlx_lm.generate --model FOLDER --prompt "Who are you?"
 ```
 
-<calls>mlx-lm has no calculator, which the model calls when it calculates. </calls>jaxchat<calls> has it</calls>:
+<calls>mlx-lm has no calculator, which the model calls when it calculates.
+</calls>jaxchat<calls> has it</calls>:
 """,
     "jaxchat": "Only jaxchat reads these files:\n",
 }
