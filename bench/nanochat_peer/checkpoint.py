@@ -1,10 +1,11 @@
-"""Makes a tiny checkpoint by running nanochat: tests/golden/nanochat_checkpoint_{classic,modern}.
+"""Makes a tiny checkpoint by running nanochat: tests/golden/nanochat_checkpoint_PRESET.
 
     python bench/nanochat_peer/checkpoint.py --nanochat CHECKOUT --preset modern --out FOLDER
 
 The tokenizer is trained, pickled and used by nanochat's own code, the checkpoint written and read
-again by its checkpoint_manager. Embeddings are in bf16, as it has them on a GPU. FOLDER is what it
-calls its base directory; `logits.npz` holds texts, their ids and their last LAST logits in fp32.
+again by its checkpoint_manager (September: harness.checkpoint). Embeddings are in bf16, as it had
+them on a GPU until then. FOLDER is what it calls its base directory; `logits.npz` holds texts,
+their ids and their last LAST logits in fp32.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from load import PRESETS, bfloat16_is_float32, import_gpt
+from load import PRESETS, bfloat16_is_float32, import_gpt, make_model, parameters
 
 MODEL = {"sequence_len": 144, "n_layer": 2, "n_head": 2, "n_kv_head": 1, "n_embd": 24}
 VOCABULARY = 281
 STEP = 7
+OLD_FOLDER = "chatsft_checkpoints/d2"
 LAST = 12  # positions whose logits are kept
 TEXTS = [
     "The cat sat on the mat and the other cats sat there too.",
@@ -38,24 +40,32 @@ def main() -> None:
     os.environ["NANOCHAT_BASE_DIR"] = str(options.out.absolute())
     gpt = import_gpt(options.nanochat)
     import torch
-    from nanochat.checkpoint_manager import build_model, save_checkpoint
     from nanochat.tokenizer import RustBPETokenizer
 
+    september = options.preset == "september"
+    if september:
+        from harness.checkpoint import build_model, save_checkpoint
+    else:
+        from nanochat.checkpoint_manager import build_model, save_checkpoint
     tokenizer = RustBPETokenizer.train_from_iterator(iter(TEXTS * 3), VOCABULARY)
-    tokenizer.save(str(options.out / "tokenizer"))
+    tokenizer.save(str(options.out / ("datasets/climbmix/tokenizer" if september else "tokenizer")))
     config = {**MODEL, "vocab_size": tokenizer.get_vocab_size()}
-    if options.preset == "modern":
+    if options.preset != "classic":
         config["window_pattern"] = "SL"
+    if september:
+        config["short_seq_len"] = 128
     model = lively(gpt, config)
-    folder = str(options.out / "chatsft_checkpoints" / "d2")
+    folder = str(options.out / ("experiments/default/d2/chat" if september else OLD_FOLDER))
     meta = {"step": STEP, "val_bpb": 1.25, "model_config": config}
     save_checkpoint(folder, STEP, model.state_dict(), None, meta)
 
-    model, tokenizer, _ = build_model(folder, STEP, torch.device("cpu"), "eval")
-    model.float()
+    phase = () if september else ("eval",)
+    model, tokenizer, _ = build_model(folder, STEP, torch.device("cpu"), *phase)
     with bfloat16_is_float32():  # the classic version has its rotary tables in bf16
-        size = MODEL["n_embd"] // MODEL["n_head"]
-        model.cos, model.sin = model._precompute_rotary_embeddings(model.rotary_seq_len, size)
+        if not september:
+            model.float()
+            size = MODEL["n_embd"] // MODEL["n_head"]
+            model.cos, model.sin = model._precompute_rotary_embeddings(model.rotary_seq_len, size)
         result: dict[str, Any] = {}
         for number, text in enumerate(TEXTS):
             ids = tokenizer.encode(text, prepend="<|bos|>")[: MODEL["sequence_len"]]
@@ -71,13 +81,14 @@ def lively(gpt: Any, config: dict[str, Any]) -> Any:
     import torch
 
     torch.manual_seed(0)
-    model = gpt.GPT(gpt.GPTConfig(**config))
-    model.init_weights()
+    model = make_model(gpt, gpt.GPTConfig(**config))
+    if hasattr(model, "init_weights"):
+        model.init_weights()
     generator = torch.Generator().manual_seed(1)
-    for name, p in model.named_parameters():
+    for name, p in parameters(model).items():
         noise = torch.randn(p.shape, generator=generator)
         p.data = p.data.float() + (1.0 if name.startswith("lm_head") else 0.2) * noise
-        if "wte" in name or "value_embeds" in name:
+        if ("wte" in name or "value_embeds" in name) and not hasattr(gpt, "init_params"):
             p.data = p.data.bfloat16()
     return model
 

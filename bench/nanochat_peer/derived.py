@@ -1,10 +1,11 @@
 """Writes nanochat's numbers derived from depth: tests/golden/nanochat_derived.json.
 
-    python bench/nanochat_peer/derived.py --modern CHECKOUT --classic CHECKOUT --out FILE.json
+    python bench/nanochat_peer/derived.py --september CHECKOUT --modern CHECKOUT \
+        --classic CHECKOUT --out FILE.json
 
 For each preset and depth 4, 6, ..., 32, from nanochat's own code over models without data:
 parameter counts, FLOPs a token, batch, iterations, every parameter group of its optimizer, and its
-schedules at some steps. Beside them a few modern runs with arguments given: a batch, a vocabulary,
+schedules at some steps. Beside them a few runs of 2026 with arguments given: a batch, a vocabulary,
 a context, a ratio.
 """
 
@@ -18,15 +19,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from load import PRESETS, TrainingScript, import_gpt, modern_run
+from load import PRESETS, TrainingScript, import_gpt, modern_run, parameters
 
 DEPTHS = range(4, 33, 2)
-VOCAB = {"classic": 65_536, "modern": 32_768}
+VOCAB = {"classic": 65_536, "modern": 32_768, "september": 32_768}
 GIVEN: tuple[dict[str, Any], ...] = (
     {"depth": 4, "vocab_size": 8192, "max_seq_len": 512, "total_batch_size": 4096},
     {"depth": 24, "target_param_data_ratio": 8.0},
     {"depth": 13, "max_seq_len": 1024, "window_pattern": "SL"},
 )
+SHORT = ({"depth": 6, "max_seq_len": 512, "short_seq_len": 128},)  # September's own argument
 
 
 def main() -> None:
@@ -39,11 +41,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.only:
         checkout = getattr(options, options.only)
-        runs = {"classic": classic_runs, "modern": modern_runs}[options.only](checkout)
+        runs = (classic_runs if options.only == "classic" else modern_runs)(checkout)
         options.out.write_text(json.dumps(runs), encoding="utf-8")
         return
     result = {}
     for preset in PRESETS:
+        if getattr(options, preset) is None:
+            continue
         part = options.out.with_suffix(f".{preset}")
         given = [f"--{preset}", str(getattr(options, preset)), "--out", str(part)]
         subprocess.run([sys.executable, __file__, "--only", preset, *given], check=True)
@@ -56,8 +60,8 @@ def main() -> None:
 def modern_runs(checkout: Path) -> list[dict[str, Any]]:
     """Every depth, and the runs with arguments."""
     gpt = import_gpt(checkout)
-    runs = []
-    for given in (*({"depth": depth} for depth in DEPTHS), *GIVEN):
+    runs, own = [], SHORT if hasattr(gpt, "init_params") else ()
+    for given in (*({"depth": depth} for depth in DEPTHS), *GIVEN, *own):
         arguments = {"vocab_size": VOCAB["modern"], **given}
         script = modern_run(gpt, checkout, **arguments)
         counts = dict(script["param_counts"])
@@ -131,7 +135,7 @@ def reported(
 
 def groups(model: Any, optimizers: list[Any]) -> dict[str, dict[str, Any]]:
     """By the name of one parameter of each kind: its rate, betas and decay."""
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in parameters(model).items()}
     result = {}
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         muon = "momentum" in group

@@ -1,4 +1,4 @@
-"""Writes nanochat's results on a tiny model: tests/golden/nanochat_{classic,modern}.npz.
+"""Writes nanochat's results on a tiny model: tests/golden/nanochat_PRESET.npz.
 
     python bench/nanochat_peer/golden.py --nanochat CHECKOUT --preset modern --out FILE.npz
 
@@ -18,18 +18,26 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-from load import PRESETS, TrainingScript, bfloat16_is_float32, import_gpt
+from load import (
+    PRESETS,
+    TrainingScript,
+    bfloat16_is_float32,
+    import_gpt,
+    make_model,
+    parameters,
+)
 
 # A short window is 128 keys whatever the context, so that T is longer; V is padded to 64 (modern).
 MODEL = {"sequence_len": 144, "vocab_size": 61, "n_head": 4, "n_kv_head": 2, "n_embd": 32}
-LAYERS = {"classic": 2, "modern": 3}
+LAYERS = {"classic": 2, "modern": 3, "september": 3}
+MORE = {"september": {"short_seq_len": 128}}  # there the window is absolute
 ROWS, STEPS, HORIZON = 2, 10, 12
 RATES = {"matrix_lr": 0.02, "embedding_lr": 0.3, "unembedding_lr": 0.008}
 # So little that a rounding error which turns a cautious decision round stays under the tolerance,
 # and enough that decaying or not shows after ten steps.
 DECAY = 2e-3
 SCHEDULE = {"warmup_steps": 3, "momentum_warmup_steps": 4, "warmdown_ratio": 0.5}
-FINAL_RATE = {"classic": 0.0, "modern": 0.05}
+FINAL_RATE = {"classic": 0.0, "modern": 0.05, "september": 0.05}
 CLIP = 1.0  # classic only
 
 
@@ -47,7 +55,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     gpt = import_gpt(options.nanochat)
-    config = {**MODEL, "n_layer": LAYERS[options.preset]}
+    config = {**MODEL, "n_layer": LAYERS[options.preset], **MORE.get(options.preset, {})}
     result: dict[str, Any] = {}
     with bfloat16_is_float32():
         model = lively_model(gpt, config)
@@ -74,7 +82,7 @@ def named(prefix: str, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def arrays(model: Any) -> dict[str, np.ndarray]:
-    return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+    return {name: p.detach().numpy().copy() for name, p in parameters(model).items()}
 
 
 def lively_model(gpt: ModuleType, config: dict[str, int]) -> Any:
@@ -82,10 +90,11 @@ def lively_model(gpt: ModuleType, config: dict[str, int]) -> Any:
     import torch
 
     torch.manual_seed(0)
-    model = gpt.GPT(gpt.GPTConfig(**config))
-    model.init_weights()
+    model = make_model(gpt, gpt.GPTConfig(**config))
+    if hasattr(model, "init_weights"):
+        model.init_weights()
     rng = np.random.default_rng(0)
-    for name, p in model.named_parameters():
+    for name, p in parameters(model).items():
         size = 1.0 if name.startswith("lm_head") else 0.2  # so that the softcap bends the logits
         noise = torch.from_numpy(size * rng.standard_normal(p.shape, np.float32))
         p.data = (p.data + noise).to(torch.float16).to(torch.float32)
@@ -105,12 +114,16 @@ def example(vocab_size: int) -> dict[str, np.ndarray]:
 def run_model(model: Any, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """Logits, loss, gradients and bits per byte."""
     import torch
-    from nanochat.loss_eval import evaluate_bpb
+
+    try:
+        from nanochat.loss_eval import evaluate_bpb
+    except ImportError:  # September
+        from evals.bpb import evaluate_bpb
 
     x, y, sizes = (torch.from_numpy(inputs[k]) for k in ("tokens", "targets", "token_bytes"))
     loss = model(x, y)
     loss.backward()
-    grads = {name: p.grad.numpy().copy() for name, p in model.named_parameters()}
+    grads = {name: p.grad.numpy().copy() for name, p in parameters(model).items()}
     with torch.no_grad():
         logits = model(x).numpy()
     # Two batches of one row: they are weighted by their bytes.
@@ -126,7 +139,7 @@ def schedules(preset: str, checkout: Path) -> TrainingScript:
     names["args"] = SimpleNamespace(**names, warmup_steps=SCHEDULE["warmup_steps"])
     script = TrainingScript(checkout, names)
     script.functions(["get_lr_multiplier", "get_weight_decay"])
-    warmup = {"classic": "300", "modern": "400"}[preset]  # steps, written into the function
+    warmup = "300" if preset == "classic" else "400"  # steps, written into the function
     script.functions(["get_muon_momentum"], {warmup: str(SCHEDULE["momentum_warmup_steps"])})
     return script
 
@@ -137,21 +150,22 @@ def run_optimizer(
     """The parameters after one and after ten steps as in nanochat's loop."""
     import torch
 
-    if preset == "modern":
+    if preset != "classic":
         optimizers = [model.setup_optimizer(**RATES, scalar_lr=0.5, weight_decay=DECAY)]
     else:
         optimizers = model.setup_optimizers(**RATES)
     result = {}
     for step in range(STEPS):
-        for name, p in model.named_parameters():
-            p.grad = torch.from_numpy(step_gradient(grads[f"grad/{name}"], step))
+        for name, p in parameters(model).items():
+            # in place: September's are views of what its optimizer reduces
+            p.grad.copy_(torch.from_numpy(step_gradient(grads[f"grad/{name}"], step)))
         if preset == "classic":
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         for group in (group for o in optimizers for group in o.param_groups):
             group["lr"] = group["initial_lr"] * script["get_lr_multiplier"](step)
             if "momentum" in group:
                 group["momentum"] = script["get_muon_momentum"](step)
-                if preset == "modern":
+                if preset != "classic":
                     group["weight_decay"] = script["get_weight_decay"](step)
         for optimizer in optimizers:
             optimizer.step()

@@ -1,8 +1,8 @@
 """nanochat, loaded from a checkout to be compared with: fp32, on the CPU, not compiled.
 
 Nothing of jaxchat is imported in this folder: its scripts run under a Python that has torch, with
-a checkout of github.com/karpathy/nanochat of July 2026 (`modern`) or November 2025 (`classic`,
-commit bc1fca3).
+a checkout of github.com/karpathy/nanochat of September 2026 (`september`, commit 437943b of its
+unmerged branch), July 2026 (`modern`) or November 2025 (`classic`, commit bc1fca3).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-PRESETS = ("classic", "modern")
+PRESETS = ("classic", "modern", "september")
 
 
 def import_gpt(checkout: Path, *, compiled: bool = False) -> ModuleType:
@@ -92,10 +92,25 @@ class TrainingScript:
         return self.names[name]
 
 
+def make_model(gpt: ModuleType, config: Any, device: str = "cpu") -> Any:
+    """A model of any version, its parameters not yet initialised where that is another call."""
+    import torch
+
+    if hasattr(gpt, "init_params"):  # September's is functional, with a shell around it
+        return gpt.GPT(config, device)
+    with torch.device(device):
+        return gpt.GPT(config)
+
+
+def parameters(model: Any) -> dict[str, Any]:
+    """The parameters of a model of any version, by name."""
+    return model.params if hasattr(model, "params") else dict(model.named_parameters())
+
+
 def modern_run(
     gpt: ModuleType, checkout: Path, vocab_size: int, **arguments: Any
 ) -> TrainingScript:
-    """The modern script up to its optimizer and schedules, over a model without data.
+    """The script of 2026 up to its optimizer and schedules, over a model without data.
 
     `arguments` are those of its command line. To train, put a real model in `names["model"]` and
     call `set_up_optimizer`.
@@ -111,10 +126,15 @@ def modern_run(
         sys.exit(f"nanochat's base_train.py has no arguments {unknown}.")
     vars(args).update(arguments)
     names = {"args": args, "torch": torch, "vocab_size": vocab_size}
-    names |= {"GPT": gpt.GPT, "GPTConfig": gpt.GPTConfig}
+    names |= {"GPT": gpt.GPT, "GPTConfig": gpt.GPTConfig, "ddp_world_size": 1}
+    names["format_record"] = lambda *_, **__: ""
     script = TrainingScript(checkout, names)
-    script.functions(["build_model_meta"])
-    script.names["model"] = script["build_model_meta"](args.depth)
+    script.functions(["build_model_meta", "build_config"])
+    if "build_config" in script.names:  # September
+        config = script["build_config"](args.depth)
+        script.names["model"] = make_model(gpt, config, "meta")
+    else:
+        script.names["model"] = script["build_model_meta"](args.depth)
     script.between("# Get the parameter counts", "# ----")
     set_up_optimizer(script)
     script.between("assert args.num_iterations", "# Learning rate schedule")
@@ -123,6 +143,6 @@ def modern_run(
 
 
 def set_up_optimizer(script: TrainingScript) -> Any:
-    """The modern script's optimizer of `names["model"]`, with the rates it derived."""
+    """The optimizer of the script of 2026 for `names["model"]`, with the rates it derived."""
     script.between("optimizer = model.setup_optimizer(", "if resuming")
     return script["optimizer"]

@@ -149,7 +149,7 @@ def write_huggingface_model(
     write_safetensors(folder / SAFETENSORS, tensors, metadata)
     generation = {**tokens, "do_sample": False, "max_length": model.sequence_len}
     write_json(folder / "generation_config.json", generation)
-    if not mlx:
+    if tokenizer.has_tools and not mlx:
         _write_generate(folder / GENERATE)
     config = {
         "architectures": [ARCHITECTURE],

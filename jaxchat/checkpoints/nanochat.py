@@ -1,8 +1,9 @@
-"""nanochat's own checkpoints: meta_STEP.json and model_STEP.pt, of November 2025 or July 2026.
+"""nanochat's own checkpoints, meta_STEP.json and model_STEP.pt, of the versions of the presets.
 
 Its configuration has sizes only; the rest of the architecture is in its code, whose version is
 recognized by the tensors: those of November 2025 have none of the additions of 2026, those of July
-2026 have them all. Versions between are refused, for nothing says which constants they had.
+2026 have them all. September 2026 has no smear, and its configuration says how long a short window
+is. Versions between are refused, for nothing says which constants they had.
 """
 
 from __future__ import annotations
@@ -29,9 +30,15 @@ FOLDERS = {
     "chatsft_checkpoints": "sft",
     "chatrl_checkpoints": "rl",
 }
+_STAGES = {"base": "base", "chat": "sft"}  # in September: EXPERIMENT/MODEL/STAGE
 _SIZES = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
 _NEW = ("resid_lambdas", "x0_lambdas", "smear_gate.weight", "smear_lambda", "backout_lambda")
-_AGES = {"classic": "of November 2025", "modern": "of July 2026"}
+_SMEAR = ("smear_gate.weight", "smear_lambda")  # gone again in September
+_AGES = {
+    "classic": "of November 2025",
+    "modern": "of July 2026",
+    "september": "of September 2026",
+}
 _MODEL = re.compile(r"model_(\d+)\.pt")
 
 
@@ -69,9 +76,8 @@ def read_nanochat(folder: Path, step: int | None, tokenizer_folder: Path | None)
     weights = files[max(files) if step is None else step]
     meta = weights.with_name(weights.name.replace("model_", "meta_", 1)).with_suffix(".json")
     sizes = _sizes(meta)
-    # beside it, or where nanochat keeps it: BASE/tokenizer for BASE/STAGE_checkpoints/MODEL
-    usual = [folder, folder / "tokenizer", folder.absolute().parent.parent / "tokenizer"]
-    tokenizer, tokenizer_file = find_tokenizer([tokenizer_folder] if tokenizer_folder else usual)
+    usual = [tokenizer_folder] if tokenizer_folder else _tokenizers(folder.absolute())
+    tokenizer, tokenizer_file = find_tokenizer(usual)
     if tokenizer.vocab_size != sizes["vocab_size"]:
         raise ArtifactError(
             f"the tokenizer in {tokenizer_file} has {tokenizer.vocab_size:,} tokens, but the model "
@@ -79,7 +85,7 @@ def read_nanochat(folder: Path, step: int | None, tokenizer_folder: Path | None)
             "--tokenizer."
         )
     tensors = {n.removeprefix("_orig_mod."): t for n, t in read_torch(weights).items()}
-    preset = _preset(tensors, weights)
+    preset = _preset(tensors, sizes, weights)
     try:
         model = _model(sizes, preset)
         params = to_params(tensors, model, nanochat_name)
@@ -94,10 +100,27 @@ def read_nanochat(folder: Path, step: int | None, tokenizer_folder: Path | None)
         params=params,
         model=model,
         tokenizer=tokenizer,
-        stage=FOLDERS.get(folder.absolute().parent.name, ""),
+        stage=FOLDERS.get(folder.absolute().parent.name) or _STAGES.get(folder.name, ""),
         files={path.name: sha256_file(path) for path in (weights, meta, tokenizer_file)},
         notes=(constants,),
+        preset=preset,
     )
+
+
+def _tokenizers(folder: Path) -> list[Path]:
+    """Where the tokenizer of a checkpoint may be: beside it, or where nanochat keeps it.
+
+    That is BASE/tokenizer for BASE/STAGE_checkpoints/MODEL, and BASE/datasets/DATASET/tokenizer for
+    BASE/experiments/NAME/MODEL/STAGE.
+    """
+    usual = [folder, folder / "tokenizer", folder.parent.parent / "tokenizer"]
+    experiment = folder.parent.parent
+    if experiment.parent.name != "experiments":
+        return usual
+    noted = experiment / "meta.json"
+    meta = read_json(noted) if noted.is_file() else {}
+    dataset = str(meta.get("dataset", "climbmix")) if isinstance(meta, dict) else "climbmix"
+    return [*usual, experiment.parent.parent / "datasets" / dataset / "tokenizer"]
 
 
 def _sizes(meta: Path) -> dict[str, Any]:
@@ -106,29 +129,31 @@ def _sizes(meta: Path) -> dict[str, Any]:
     config = content.get("model_config") if isinstance(content, dict) else None
     if not isinstance(config, dict):
         raise ArtifactError(f"{meta} has no model_config; it is not of nanochat's checkpoints.")
-    unknown = sorted(config.keys() - {*_SIZES, "window_pattern"})
+    unknown = sorted(config.keys() - {*_SIZES, "window_pattern", "short_seq_len"})
     missing = [name for name in _SIZES if type(config.get(name)) is not int]
     if unknown or missing:
         odd = f"does not know {unknown[0]!r}" if unknown else f"needs a whole {missing[0]}"
         raise ArtifactError(
             f"the model_config in {meta} is of another version of nanochat: jaxchat {odd}; only "
-            "checkpoints of November 2025 and of July 2026 can be imported."
+            "checkpoints of November 2025, July 2026 and September 2026 can be imported."
         )
     return config
 
 
-def _preset(tensors: Mapping[str, np.ndarray], path: Path) -> str:
-    """The preset of a checkpoint's version. Raises ArtifactError for one between the two."""
+def _preset(tensors: Mapping[str, np.ndarray], sizes: Mapping[str, Any], path: Path) -> str:
+    """The preset of a checkpoint's version. Raises ArtifactError for one between them."""
     has = {name: name in tensors for name in _NEW}
     for name in ("value_embeds.", ".ve_gate."):
         has[f"*{name}*"] = any(name in tensor for tensor in tensors)
-    if len(set(has.values())) == 1:
+    if "short_seq_len" not in sizes and len(set(has.values())) == 1:
         return "modern" if has["smear_lambda"] else "classic"
+    if "short_seq_len" in sizes and all(has[name] != (name in _SMEAR) for name in has):
+        return "september"
     there = [name for name, found in has.items() if found]
     raise ArtifactError(
-        f"{path} is of a version of nanochat between November 2025 and July 2026: it has "
-        f"{', '.join(there)}, but not {', '.join(name for name in has if name not in there)}; such "
-        "ones cannot be imported."
+        f"{path} is of a version of nanochat between November 2025, July 2026 and September 2026: "
+        f"it has {', '.join(there)}, but not "
+        f"{', '.join(name for name in has if name not in there)}; such ones cannot be imported."
     )
 
 
@@ -141,4 +166,5 @@ def _model(sizes: Mapping[str, Any], preset: str) -> ModelConfig:
         derive_model(2, preset, 512),  # what a preset has whatever the size
         **{name: sizes[name] for name in _SIZES},
         window_pattern=str(pattern).upper(),
+        short_window=sizes.get("short_seq_len", 0),
     )

@@ -63,6 +63,7 @@ class ForeignModel:
     files: Mapping[str, str]  # names and sha256 of the files that were read
     notes: tuple[str, ...] = ()  # what a user should know of how they were read
     config: RunConfig | None = None  # of the whole run, where the files have it
+    preset: str = "classic"  # of the architecture, where they have none
 
 
 def find_tokenizer(folders: Sequence[Path]) -> tuple[Tokenizer, Path]:

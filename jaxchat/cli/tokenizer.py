@@ -37,6 +37,7 @@ def add_commands(parser: Parser) -> None:
         "that it doesn't match is a word of its own"
     )
     train.option("--pattern", text=pattern, default="jaxchat")
+    train.switch("--no-tools", "five special tokens: without the four of tools")
     words = "limit memory: drop the rarest words when more distinct ones are held"
     train.option("--max-words", positive, "N", words)
     train.option("--threads", positive, "N", "at most, and by default, one per core")
@@ -85,6 +86,7 @@ def train_command(args: argparse.Namespace) -> int:
                 _reading(files),
                 args.vocab_size,
                 find_pattern(args.pattern),
+                tools=not args.no_tools,
                 progress=merged,
                 report=seen.append,
                 threads=args.threads,

@@ -1,8 +1,10 @@
 """From depth to all numbers of a model and its training, as pure functions.
 
-Sources: nanochat of November 2025 (`classic`) and July 2026 (`modern`) for the reference values
-and the rules; Power Lines (arXiv 2505.13738) for batch size against horizon; arXiv 2405.13698 for
-keeping B / (rate * decay * horizon) constant; PaLM (arXiv 2204.02311) for FLOPs per token.
+Sources: nanochat of November 2025 (`classic`), July 2026 (`modern`) and September 2026
+(`september`, an unmerged branch) for the reference values and the rules; Power Lines (arXiv
+2505.13738) for batch size against horizon; arXiv 2405.13698 for keeping B / (rate * decay *
+horizon) constant; muP (arXiv 2203.03466) for rates that fall with the width; PaLM (arXiv
+2204.02311) for FLOPs per token.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from jaxchat.errors import ConfigError
 
 ASPECT_RATIO = 64  # width per layer
 HEAD_DIM = 128
-REFERENCE_DEPTH = 12  # where modern's rates, decay and batch were tuned
+REFERENCE_DEPTH = 12  # where the rates of 2026, the decay and the batch were tuned
 REFERENCE_BATCH = 2**19  # tokens
 BATCH_EXPONENT = 0.383  # best batch grows as horizon ** 0.383
-DATA_RATIO = {"classic": 20.0, "modern": 12.0}  # training tokens per scaling parameter
+# training tokens per scaling parameter
+DATA_RATIO = {"classic": 20.0, "modern": 12.0, "september": 12.0}
 
 
 def derive_model(depth: int, preset: str, vocab_size: int, sequence_len: int = 2048) -> ModelConfig:
@@ -45,7 +48,7 @@ def derive_model(depth: int, preset: str, vocab_size: int, sequence_len: int = 2
     if preset == "classic":
         # In November 2025 the width was not rounded up: an odd depth had narrower heads.
         return dataclasses.replace(model, n_embd=width)
-    return dataclasses.replace(
+    modern = dataclasses.replace(
         model,
         rope_base=100_000.0,
         qk_scale=1.2,
@@ -56,6 +59,9 @@ def derive_model(depth: int, preset: str, vocab_size: int, sequence_len: int = 2
         backout=True,
         init="modern",
     )
+    if preset == "modern":
+        return modern
+    return dataclasses.replace(modern, smear=False, value_embeds_std=1.0, short_window=512)
 
 
 def has_value_embedding(layer: int, n_layer: int) -> bool:
@@ -69,15 +75,15 @@ def value_layers(model: ModelConfig) -> int:
     return sum(has_value_embedding(layer, model.n_layer) for layer in range(layers))
 
 
-def short_window(sequence_len: int) -> int:
-    """Keys to the left an S layer sees: a quarter of the context, in whole tiles of 128."""
-    return math.ceil(sequence_len / 4 / 128) * 128
+def short_window(model: ModelConfig) -> int:
+    """Keys to the left an S layer sees: as given, or a quarter of the context in tiles of 128."""
+    return model.short_window or math.ceil(model.sequence_len / 4 / 128) * 128
 
 
 def windows(model: ModelConfig) -> tuple[int, ...]:
     """Keys to the left each layer sees; `sequence_len` for a full layer."""
     pattern = model.window_pattern
-    short = min(short_window(model.sequence_len), model.sequence_len)
+    short = min(short_window(model), model.sequence_len)
     sizes = [
         short if pattern[layer % len(pattern)] == "S" else model.sequence_len
         for layer in range(model.n_layer)
@@ -112,7 +118,7 @@ def flops_per_token(model: ModelConfig) -> int:
     """Floating-point operations of one token's forward and backward pass.
 
     6 per parameter that multiplies (embeddings are looked up), and 12 * H * K * window for the
-    scores and their use in each layer. Rounding tiles up, a window can exceed T: it counts as T.
+    scores and their use in each layer. A short window can exceed T: it counts as T.
     """
     counts = count_params(model)
     smear_gate = min(SMEAR_GATE_CHANNELS, model.n_embd) if model.smear else 0
@@ -122,7 +128,7 @@ def flops_per_token(model: ModelConfig) -> int:
 
 
 def scaling_params(model: ModelConfig, preset: str) -> int:
-    """The parameters the horizon is a multiple of: all (classic), or matrices and head (modern)."""
+    """The parameters the horizon is a multiple of: all (classic), or matrices and head."""
     counts = count_params(model)
     return counts["total"] if preset == "classic" else counts["matrices"] + counts["lm_head"]
 
@@ -178,6 +184,8 @@ def derive_horizon(model: ModelConfig, preset: str, ratio: float, batch_tokens: 
         final_lr_frac=0.05,
         grad_clip=0.0,
     )
+    if preset == "september":  # muP
+        optim = dataclasses.replace(optim, head_width_power=-1.0, embedding_width_power=0.0)
     return Horizon(batch, target // batch, optim, scale)
 
 
@@ -186,9 +194,10 @@ def derive_stage_optim(
 ) -> StageOptimConfig:
     """Rates and schedules of mid, sft or rl, as nanochat's scripts of the preset's month have them.
 
-    Rates are those of base's optimizer `optim` without what its batch multiplies them by; of modern
-    rl they are constants. Midtraining of modern, which has none in July 2026, is trained like its
-    SFT. Sources: mid_train, chat_sft and chat_rl of November 2025; chat_sft and chat_rl of July.
+    Rates are those of base's optimizer `optim` without what its batch multiplies them by; of the rl
+    of 2026 they are constants. 2026 has no midtraining: here it is trained like SFT. September has
+    no rl either: here it is July's. Sources: mid_train, chat_sft and chat_rl of November 2025;
+    chat_sft and chat_rl of July 2026; chat_train of September.
     """
     rates: dict[str, Any] = {
         name: getattr(optim, name) / rate_scale
@@ -199,6 +208,8 @@ def derive_stage_optim(
         return StageOptimConfig(**rates) if preset == "classic" else StageOptimConfig()
     if preset == "modern":
         return StageOptimConfig(**rates, **warming, warmdown_ratio=0.5, warm_start=True)
+    if preset == "september":
+        return StageOptimConfig(**rates, **warming, warmup_ratio=0.05, warmdown_ratio=0.5)
     if stage == "mid":
         return StageOptimConfig(**rates, **warming, warmdown_ratio=0.2)
     return StageOptimConfig(**rates)

@@ -111,6 +111,7 @@ def of_imported(config: RunConfig) -> list[str]:
         "run.preset": config.preset,
         "run.depth": config.depth,
         "tokenizer.vocab_size": config.tokenizer.vocab_size,
+        "tokenizer.tool_tokens": config.tokenizer.tool_tokens,
         **{f"{n}.{key}": value for n, t in tables.items() for key, value in t.items()},
     }
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]

@@ -31,12 +31,7 @@ from jaxchat.errors import ConfigError
 
 MODELS = ("base", "mid", "sft", "rl")  # the stages that train a model
 CHAT_STAGES = ("rl", "sft", "mid")  # those whose models chat, best first
-# The generated tasks, as `tasks.TASKS` has them, which is too much to import for a plan
-GENERATED = (
-    "identity", "arithmetic", "arithmetic_two_step", "spelling", "counting", "choice", "facts",
-    "repeat",
-)  # fmt: skip
-PRESETS = ("classic", "modern")
+PRESETS = ("classic", "modern", "september")
 # the documentation of this machine, datasets of the hub (`data.registry`), a folder of one's own
 TEXT_SOURCES = ("machine", "fineweb_edu", "climbmix", "folder")
 GENERATED_PROBLEMS = 256  # of a task without end, by default
@@ -44,6 +39,7 @@ NOWHERE = "none"  # as an address: it is not fetched
 PRODUCTS = ("auto", "plain", "bfloat16")
 
 Preset = Annotated[str, OneOf(PRESETS)]
+Constants = Annotated[str, OneOf(("classic", "modern"))]  # a table of them, of that time
 Orthogonalizer = Annotated[str, OneOf(("newton_schulz", "polar_express"))]
 DecaySchedule = Annotated[str, OneOf(("constant", "cosine"))]
 CompilerOption = Annotated[
@@ -54,7 +50,7 @@ CompilerOption = Annotated[
 
 @dataclass(frozen=True)
 class ModelConfig(Settings):
-    """The architecture. `classic` leaves every switch off, `modern` turns all of them on.
+    """The architecture. `classic` leaves every switch off; `config.derive` has the other presets.
 
     Axes: L layers, D width, H query heads, G key/value heads, V vocabulary.
     """
@@ -72,11 +68,14 @@ class ModelConfig(Settings):
     qk_scale: Positive = 1.0  # multiplies q and k after QK-norm
     # tiled over layers: S short window, L full; the last layer is L
     window_pattern: Annotated[str, Form("[SL]+", "made of the letters S and L")] = "L"
+    short_window: Later[Whole] = 0  # keys to the left an S layer sees; 0: a quarter of the context
     value_embeds: bool = False  # gated value embeddings on alternating layers
     residual_scalars: bool = False  # learned per-layer scalars on the residual and on x0
     smear: bool = False  # mixes the previous token's embedding into this one
     backout: bool = False  # subtracts the middle layer's residual before the head
-    init: Preset = "classic"  # the table of initial standard deviations
+    init: Constants = "classic"  # the table of initial standard deviations
+    # of value embeddings, which are normal then; 0: uniform, of standard deviation D ** -0.5
+    value_embeds_std: Later[NotNegative] = 0.0
 
     def faults(self) -> Iterator[str]:
         if self.n_embd % self.n_head:
@@ -103,7 +102,7 @@ class RatesConfig(Settings):
     """Rates and schedules of the optimizer, which each stage has of its own.
 
     `config.derive` scales rates to the run's batch and width; these are what the optimizer uses.
-    Adam rates are still multiplied by (D / 768) ** -0.5 where `optim.param_groups` says so.
+    Those of head and embeddings are still multiplied by a power of the width.
     """
 
     table = "optim"
@@ -118,6 +117,7 @@ class RatesConfig(Settings):
     momentum_warmup_steps: Whole = 0
     decay_schedule: DecaySchedule = "constant"  # cosine: to 0 at the horizon
     warmup_steps: Whole = 0
+    warmup_ratio: Later[Fraction] = 0.0  # of the steps, instead of `warmup_steps`
     warmdown_ratio: Fraction = 1.0
     final_lr_frac: NotNegative = 0.0
     grad_clip: NotNegative = 0.0  # by global norm; 0 turns it off
@@ -134,7 +134,10 @@ class OptimConfig(RatesConfig):
     momentum_warmup_steps: Whole = 300
     warmdown_ratio: Fraction = 0.2
     grad_clip: NotNegative = 1.0
-    groups: Preset = "classic"  # betas and decays of the Adam groups: see optim/param_groups.py
+    groups: Constants = "classic"  # betas and decays of Adam's groups: optim/param_groups.py
+    # powers of D / 768 that the rates of head and embeddings are multiplied by
+    head_width_power: Later[float] = -0.5
+    embedding_width_power: Later[float] = -0.5
     orthogonalizer: Orthogonalizer = "newton_schulz"
     equilibrate_rows: bool = False
     renormalize: bool = False
@@ -184,6 +187,7 @@ class TokenizerConfig(Settings):
     table = "tokenizer"
     vocab_size: Annotated[int, Range(265, UNBOUNDED)] = 65_536  # 256 bytes, 9 special tokens
     max_chars: Count = 2_000_000_000  # characters of training text it sees
+    tool_tokens: Later[bool] = True  # false: without the four special tokens of calls and outputs
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,10 @@ def train_tokenizer(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str
     text = read_texts(inputs, config.tokenizer.max_chars)
     with Progress("training tokenizer", config.tokenizer.vocab_size, "token") as progress:
         tokenizer = bpe.train_tokenizer(
-            itertools.chain(text, spoken), config.tokenizer.vocab_size, progress=progress.update
+            itertools.chain(text, spoken),
+            config.tokenizer.vocab_size,
+            tools=config.tokenizer.tool_tokens,
+            progress=progress.update,
         )
     if tokenizer.vocab_size < config.tokenizer.vocab_size:
         raise ConfigError(

@@ -30,8 +30,8 @@ class Specials(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Specials:
-        """The ids in a tokenizer."""
-        return cls(*(tokenizer.special(f"<|{name}|>") for name in cls._fields))
+        """The ids in a tokenizer; -1, which no token has, for those of tools where it has none."""
+        return cls(*(tokenizer.specials.get(f"<|{name}|>", -1) for name in cls._fields))
 
     @property
     def stops(self) -> tuple[int, int]:

@@ -11,7 +11,8 @@ V vocabulary, L layers. Kernels are [in, out]. `rows` are any axes before the la
 
 The architecture is nanochat's (github.com/karpathy/nanochat): rotary embeddings, normalised
 queries and keys, relu^2, RMSNorm without weights, no biases, an untied head, capped logits. With
-every switch of ModelConfig off it is that of November 2025, with every switch on of July 2026.
+every switch of ModelConfig off it is that of November 2025; `config.derive` has the switches of
+July and September 2026.
 """
 
 from __future__ import annotations

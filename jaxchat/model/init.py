@@ -1,7 +1,7 @@
 """Initializers of every parameter: one table, equal in distribution to nanochat's.
 
-`classic` is the table of November 2025, `modern` that of July 2026. What
-`classic` did not have yet is initialised as in `modern`.
+`classic` is the table of November 2025, `modern` that of July 2026; September 2026 differs from
+that in value embeddings alone. What `classic` did not have yet is initialised as in `modern`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def init_table(config: ModelConfig) -> dict[str, Initializer]:
         "c_v": _uniform(-bound, bound),
         "c_fc": _uniform(-0.4 * bound, 0.4 * bound),
         "c_proj": constant(0.0),
-        "value_embeds": _uniform(-bound, bound),
+        "value_embeds": _uniform(-bound, bound),  # a lookup's output: sqrt(D) times smaller than v
         "ve_gate": _uniform(0.0, 0.02),  # slightly above the neutral 3 * sigmoid(0) = 1.5
         "smear_gate": _uniform(0.0, 0.02),
         "smear_lambda": constant(0.0),
@@ -64,6 +64,8 @@ def init_table(config: ModelConfig) -> dict[str, Initializer]:
         "x0_lambdas": _ramp(0.20, 0.05),
         "backout_lambda": constant(0.2),
     }
+    if config.value_embeds_std:
+        table["value_embeds"] = normal(config.value_embeds_std)
     if config.init == "classic":
         table |= {"wte": normal(1.0), "lm_head": constant(0.0)}
         for name in ("c_q", "c_k", "c_v", "c_fc"):

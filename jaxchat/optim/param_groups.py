@@ -1,7 +1,7 @@
 """The parameter table: one row for every group, and every parameter in exactly one row.
 
-A row has a group's optimizer, rate, betas and decay. Rates and betas as in nanochat
-(November 2025 for `classic`, July 2026 for `modern`).
+A row has a group's optimizer, rate, betas and decay. Betas and decays are nanochat's (of November
+2025 for `classic`, of July and September 2026 for `modern`), and so are the rules of the width.
 """
 
 from __future__ import annotations
@@ -29,20 +29,25 @@ class Group:
 
 
 def parameter_table(model: ModelConfig, optim: OptimConfig) -> tuple[Group, ...]:
-    """The rows for a model; embedding and head rates are scaled by (D / 768) ** -0.5."""
-    width = (model.n_embd / 768) ** -0.5
+    """The rows for a model; the rates of head and embeddings are multiplied by (D / 768) ** p.
+
+    Their powers p are settings: -0.5 both, or as in muP -1 and 0.
+    """
+    width = model.n_embd / 768
+    head = optim.unembedding_lr * width**optim.head_width_power
+    embedding = optim.embedding_lr * width**optim.embedding_width_power
     modern = optim.groups == "modern"
     return (
         Group(
-            "head", r"lm_head/.*", "adamw", optim.unembedding_lr * width,
+            "head", r"lm_head/.*", "adamw", head,
             beta2=0.96 if modern else 0.95, decay=0.01 if modern else 0.0,
         ),
         Group(
-            "embedding", r"wte/.*", "adamw", optim.embedding_lr * width,
+            "embedding", r"wte/.*", "adamw", embedding,
             beta2=0.995 if modern else 0.95, decay=0.001 if modern else 0.0,
         ),
         Group(
-            "value_embedding", r"value_embeds_\d+/.*", "adamw", optim.embedding_lr * width * 0.5,
+            "value_embedding", r"value_embeds_\d+/.*", "adamw", embedding * 0.5,
             beta2=0.995, decay=0.01,
         ),
         Group("residual", r"resid_lambdas", "adamw", optim.scalar_lr * 0.01, decay=0.05),

@@ -19,9 +19,11 @@ Schedule = Callable[[jax.Array], jax.Array]
 def rate_multiplier(config: OptimConfig, steps: int) -> Schedule:
     """Linear warmup of W steps, constant, linear warmdown to f = `final_lr_frac` at `steps`.
 
+    W is a number of steps or a share of them.
     (t + 1) / W while t < W; then l + (1 - l) f with l = min(1, (N - t) / D).
     """
-    warmup, warmdown = config.warmup_steps, config.warmdown_steps(steps)
+    warmup = round(config.warmup_ratio * steps) or config.warmup_steps
+    warmdown = config.warmdown_steps(steps)
 
     def schedule(step: jax.Array) -> jax.Array:
         it = step.astype(jnp.float32)

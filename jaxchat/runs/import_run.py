@@ -151,8 +151,11 @@ def _config(found: ForeignModel, name: str, imported: ImportedConfig) -> RunConf
         return dataclasses.replace(found.config, name=name, imported=imported)
     model: dict[str, Any] = dataclasses.asdict(found.model)
     document = {
-        "run": {"name": name, "preset": found.model.init, "depth": found.model.n_layer},
-        "tokenizer": {"vocab_size": found.tokenizer.vocab_size},
+        "run": {"name": name, "preset": found.preset, "depth": found.model.n_layer},
+        "tokenizer": {
+            "vocab_size": found.tokenizer.vocab_size,
+            "tool_tokens": found.tokenizer.has_tools,
+        },
         "model": model,
         "imported": dataclasses.asdict(imported),
     }

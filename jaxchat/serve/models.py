@@ -67,7 +67,7 @@ class ServedModel:
                 "depth": self.config.n_layer,
                 "context": self.context,
                 "vocab_size": self.config.vocab_size,
-                "tools": ["calculator"],
+                "tools": ["calculator"] if self.tokenizer.has_tools else [],
                 "default": default,
             },
         }

@@ -1,8 +1,9 @@
 """A byte-level BPE tokenizer: a vocabulary and a pattern, encoding by the Rust crate `bpe_rs`.
 
 Ids: the mergeable tokens by rank (the 256 bytes first), then the special tokens in the order of
-SPECIAL_TOKENS. Ordinary text never becomes a special token, whatever it says. The ids are those
-that tiktoken gives with the same vocabulary and pattern.
+SPECIAL_TOKENS: all, or only CHAT_TOKENS, without those of tools. Ordinary text never becomes a
+special token, whatever it says. The ids are those that tiktoken gives with the same vocabulary and
+pattern.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,10 +26,11 @@ from jaxchat.errors import TokenizerError
 from jaxchat.paths import atomic_open, sha256_text, write_json
 from jaxchat.tokenizer.huggingface import read_huggingface, write_huggingface
 from jaxchat.tokenizer.patterns import (
-    MIN_VOCAB_SIZE,
+    CHAT_TOKENS,
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
     covering,
+    has_tools,
     uncovered,
 )
 
@@ -50,25 +52,31 @@ class Tokenizer:
             one by one.
         hash: sha256 over pattern, special tokens and ranks; equal hashes give equal ids.
         bos: the id of `<|bos|>`.
+        specials: the ids of the special tokens, by name.
+        has_tools: whether there are special tokens for the calls and outputs of tools.
     """
 
-    def __init__(self, tokens: Sequence[bytes], pattern: str = SPLIT_PATTERN) -> None:
+    def __init__(
+        self, tokens: Sequence[bytes], pattern: str = SPLIT_PATTERN, *, tools: bool = True
+    ) -> None:
         """`tokens`: the bytes of the mergeable tokens in rank order, the 256 bytes among them."""
         try:
             self._encoder = _bpe.Encoder(list(tokens), pattern)
         except ValueError as error:
             raise TokenizerError(f"{error}.") from error
         self.tokens = tuple(tokens)
-        self._specials = {name: len(tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}
-        self._bytes = (*tokens, *(name.encode() for name in SPECIAL_TOKENS))
+        self.has_tools = tools
+        names = SPECIAL_TOKENS if tools else CHAT_TOKENS
+        self.specials = {name: len(tokens) + i for i, name in enumerate(names)}
+        self._bytes = (*tokens, *(name.encode() for name in names))
         self.pattern = pattern
         self.vocab_size = len(self._bytes)
-        self.hash = sha256_text(pattern, *SPECIAL_TOKENS, self._ranks_text())
-        self.bos = self._specials["<|bos|>"]
+        self.hash = sha256_text(pattern, *names, self._ranks_text())
+        self.bos = self.specials["<|bos|>"]
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[tuple[bytes, ...], str]]:
+    def __reduce__(self) -> tuple[Callable[[], Tokenizer], tuple[()]]:
         """For worker processes: the encoder is made again there."""
-        return Tokenizer, (self.tokens, self.pattern)
+        return partial(Tokenizer, self.tokens, self.pattern, tools=self.has_tools), ()
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -76,7 +84,8 @@ class Tokenizer:
         try:
             settings = _parse_settings(_read(folder / SETTINGS_FILE))
             tokens = parse_ranks(_read(folder / RANKS_FILE))
-            tokenizer = cls(tokens, settings["pattern"])
+            tools = has_tools(settings["special_tokens"])
+            tokenizer = cls(tokens, settings["pattern"], tools=tools)
             if tokenizer._settings() != settings:  # the hash among them
                 raise TokenizerError(f"{SETTINGS_FILE} was not written for this {RANKS_FILE}")
         except ValueError as error:
@@ -98,10 +107,10 @@ class Tokenizer:
 
     def special(self, name: str) -> int:
         """The id of a special token, for example `<|user_start|>`."""
-        if name not in self._specials:
-            known = ", ".join(self._specials)
+        if name not in self.specials:
+            known = ", ".join(self.specials)
             raise TokenizerError(f"{name!r} is not a special token; there are {known}.")
-        return self._specials[name]
+        return self.specials[name]
 
     def is_ordinary(self, token: int) -> bool:
         """Whether an id stands for bytes of text: no special token, and in the vocabulary."""
@@ -164,7 +173,7 @@ class Tokenizer:
             name="jaxchat",
             pat_str=covering(self.pattern),
             mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
-            special_tokens=self._specials,
+            special_tokens=self.specials,
         )
 
     @classmethod
@@ -181,19 +190,21 @@ class Tokenizer:
         """A tokenizer of mergeable tokens with their ranks, as tiktoken is given them.
 
         Raises TokenizerError when the ranks are not whole numbers from 0 on, each once, or the
-        special tokens are not ours, after them and in our order.
+        special tokens are not ours (those of tools may be missing), after them and in our order.
         """
         tokens = sorted(ranks, key=lambda token: ranks[token])
         if [ranks[token] for token in tokens] != list(range(len(tokens))):
             raise TokenizerError("the ranks of the tokens are not 0, 1, 2 and so on, each once.")
-        ours = {name: len(tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        tools = has_tools(special_tokens)
+        names = SPECIAL_TOKENS if tools else CHAT_TOKENS
+        ours = {name: len(tokens) + i for i, name in enumerate(names)}
         if dict(special_tokens) != ours:
             differs = sorted({*special_tokens} ^ {*ours}) or ["their numbers or order"]
             raise TokenizerError(
                 f"the special tokens are not the {len(ours)} of jaxchat and nanochat, after all "
                 f"others and in their order (what differs: {', '.join(map(repr, differs[:5]))})."
             )
-        return cls(tokens, pattern)
+        return cls(tokens, pattern, tools=tools)
 
     @classmethod
     def from_huggingface(cls, path: Path) -> Tokenizer:
@@ -211,7 +222,8 @@ class Tokenizer:
         Raises TokenizerError when the folder holds a tokenizer of ours, or when the pattern has no
         equal in the regular expressions of `tokenizers`.
         """
-        write_huggingface(self.tokens, self.pattern, folder, context, begins=begins)
+        names = tuple(self.specials)
+        write_huggingface(self.tokens, self.pattern, folder, context, names=names, begins=begins)
 
     @cached_property
     def token_bytes(self) -> npt.NDArray[np.int32]:
@@ -230,7 +242,7 @@ class Tokenizer:
             "format": FORMAT,
             "vocab_size": self.vocab_size,
             "pattern": self.pattern,
-            "special_tokens": self._specials,
+            "special_tokens": self.specials,
             "hash": self.hash,
         }
 
@@ -251,6 +263,7 @@ def train_tokenizer(
     vocab_size: int,
     pattern: str = SPLIT_PATTERN,
     *,
+    tools: bool = True,
     progress: Callable[[int], object] | None = None,
     report: Callable[[TrainingReport], object] | None = None,
     threads: int | None = None,
@@ -262,23 +275,26 @@ def train_tokenizer(
     how ties are broken is said in `_bpe.train`. The vocabulary comes out smaller than asked when
     the texts have too few pairs to merge. Memory grows with the distinct pre-tokens; beyond
     `max_words` of them the rarest are dropped until half as many are left, which changes merges of
-    rare pairs only.
+    rare pairs only. Without `tools` there are no special tokens for their calls and outputs, and
+    as many more merges.
 
     `progress` is called about ten times a second and at the end, with the number of merges done,
-    of `vocab_size - MIN_VOCAB_SIZE`. `report` is called once, with the counts.
+    of those that fit. `report` is called once, with the counts.
 
-    Raises TokenizerError for a vocabulary under MIN_VOCAB_SIZE and a pattern that does not compile,
-    TypeError for an item that is not str, ValueError for one with lone surrogates.
+    Raises TokenizerError for a vocabulary too small for the bytes and special tokens, and a pattern
+    that does not compile; TypeError for an item that is not str, ValueError for one with lone
+    surrogates.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
+    specials = len(SPECIAL_TOKENS if tools else CHAT_TOKENS)
+    if vocab_size < 256 + specials:
         raise TokenizerError(
-            f"vocab_size is {vocab_size}; the 256 bytes and {len(SPECIAL_TOKENS)} special "
-            f"tokens need at least {MIN_VOCAB_SIZE}."
+            f"vocab_size is {vocab_size}; the 256 bytes and {specials} special "
+            f"tokens need at least {256 + specials}."
         )
     try:
         tokens, counts = _bpe.train(
             texts,
-            vocab_size - len(SPECIAL_TOKENS),
+            vocab_size - specials,
             pattern,
             progress,
             _threads(threads),
@@ -288,7 +304,7 @@ def train_tokenizer(
         raise TokenizerError(str(error)) from error
     if report is not None:
         report(TrainingReport(*counts))
-    return Tokenizer(tokens, pattern)
+    return Tokenizer(tokens, pattern, tools=tools)
 
 
 def _threads(threads: int | None) -> int:
@@ -314,6 +330,8 @@ def _parse_settings(text: str) -> dict[str, Any]:
         raise TokenizerError(f"{SETTINGS_FILE} does not say that its format is {FORMAT!r}")
     if not isinstance(settings.get("pattern"), str):
         raise TokenizerError(f"{SETTINGS_FILE} has no pattern")
+    if not isinstance(settings.get("special_tokens"), dict):
+        raise TokenizerError(f"{SETTINGS_FILE} has no special tokens")
     return settings
 
 

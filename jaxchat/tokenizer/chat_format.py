@@ -3,7 +3,7 @@
 A conversation is `<|bos|>` and then, for each message, its text between `<|user_start|>` and
 `<|user_end|>` or between `<|assistant_start|>` and `<|assistant_end|>`. The assistant may call
 Python: the code stands between `<|python_start|>` and `<|python_end|>`, and what it printed between
-`<|output_start|>` and `<|output_end|>`.
+`<|output_start|>` and `<|output_end|>`. A tokenizer without those four tokens renders no calls.
 
 A message, and a conversation as a whole, may say how much of it counts in the loss: `weight` or
 `train`, a number from 0 (not learned) to 1, or false or true. They multiply. What is not the
@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxchat.tokenizer.bpe import Tokenizer
-from jaxchat.tokenizer.patterns import SPECIAL_TOKENS
 
 PartType = Literal["text", "python", "python_output"]
 
@@ -96,7 +95,7 @@ def render(conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int],
     ids: list[int] = []
     mask: list[float] = []
     for text, special, weight in _segments(conversation):
-        body = [tokenizer.special(text)] if special else tokenizer.encode(text)
+        body = [_special(text, tokenizer.specials)] if special else tokenizer.encode(text)
         ids += body
         mask += [weight] * len(body)
     return ids, mask
@@ -115,7 +114,6 @@ def render_batch(
 
     Raises ConversationError, which says which conversation of the batch is malformed.
     """
-    specials = {name: tokenizer.special(name) for name in SPECIAL_TOKENS}
     texts: list[str] = []
     tokens: list[int] = []  # of each segment: its special token, or -1 for a text
     weights: list[float] = []
@@ -125,7 +123,7 @@ def render_batch(
             for text, special, weight in _segments(conversation):
                 if not special:
                     texts.append(text)
-                tokens.append(specials[text] if special else -1)
+                tokens.append(_special(text, tokenizer.specials) if special else -1)
                 weights.append(weight)
         except ConversationError as error:
             raise ConversationError(f"conversation {number} of the batch: {error}") from error
@@ -209,7 +207,7 @@ class PartParser:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._opens: dict[int, PartType] = {}  # what begins after a delimiter
-        for kind, (start, end) in DELIMITERS.items():
+        for kind, (start, end) in DELIMITERS.items() if tokenizer.has_tools else ():
             self._opens |= {tokenizer.special(start): kind, tokenizer.special(end): "text"}
         self._stops = {tokenizer.special("<|assistant_end|>"), tokenizer.bos}
         self._kind: PartType = "text"
@@ -337,6 +335,16 @@ def _segments(conversation: object) -> Iterator[tuple[str, bool, float]]:
             yield part["text"], False, learned
             yield end, True, learned
         yield f"<|{role}_end|>", True, said
+
+
+def _special(name: str, specials: Mapping[str, int]) -> int:
+    """The id of a special token of a conversation; only those of tools may be missing."""
+    if name not in specials:
+        raise ConversationError(
+            f"the assistant calls a tool, but this tokenizer has no token {name}: it was trained "
+            "with tokenizer.tool_tokens = false."
+        )
+    return specials[name]
 
 
 def _turns(messages: Sequence[Message]) -> list[tuple[str, list[Part], float]]:

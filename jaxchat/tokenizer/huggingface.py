@@ -23,7 +23,7 @@ from typing import Any
 
 from jaxchat.errors import TokenizerError
 from jaxchat.paths import atomic_open, write_json
-from jaxchat.tokenizer.patterns import PATTERNS, SPECIAL_TOKENS
+from jaxchat.tokenizer.patterns import CHAT_TOKENS, PATTERNS, SPECIAL_TOKENS, has_tools
 
 Json = Mapping[str, Any]
 
@@ -140,26 +140,45 @@ _TEMPLATE = """\
 """
 
 
-def _template(learn: str = "", learned: str = "") -> str:
-    """The chat template, with these tags around what is learned."""
-    names = ", ".join(f"'{name}'" for name in SPECIAL_TOKENS)
-    text = _TEMPLATE.replace("SPECIAL_TOKENS", names)
+# Of it, what a tokenizer without tokens of tools has no use for, and what it says instead
+_CALLS = "{%- if part['type'] == 'python' -%}"
+_AFTER_CALLS = "{%- elif part['type'] != 'text' -%}"
+_NO_CALLS = """\
+{%- if part['type'] == 'python' or part['type'] == 'python_output' -%}
+                    {{- raise_exception('This tokenizer has no special tokens for tools.') -}}
+                """
+
+
+def chat_template(names: Sequence[str], learn: str = "", learned: str = "") -> str:
+    """The template of a tokenizer with these special tokens, and tags around what is learned."""
+    text = _TEMPLATE
+    if not has_tools(names):
+        text = text[: text.index(_CALLS)] + _NO_CALLS + text[text.index(_AFTER_CALLS) :]
+    text = text.replace("SPECIAL_TOKENS", ", ".join(f"'{name}'" for name in names))
     text = text.replace("MARKED", _MARKS[1]).replace("MARK", _MARKS[0])
     return text.replace("LEARNED", learned).replace("LEARN", learn)
 
 
-CHAT_TEMPLATE = _template()
+CHAT_TEMPLATE = chat_template(SPECIAL_TOKENS)
 # For TRL and transformers' `return_assistant_tokens_mask`: the tag is theirs, and other readers of
 # templates (minijinja) refuse it, so it has a file of its own.
-TRAINING_TEMPLATE = _template("{%- generation -%}", "{%- endgeneration -%}")
+GENERATION = "{%- generation -%}", "{%- endgeneration -%}"
+TRAINING_TEMPLATE = chat_template(SPECIAL_TOKENS, *GENERATION)
 
 
 def write_huggingface(
-    tokens: Sequence[bytes], pattern: str, folder: Path, context: int = 0, *, begins: bool = False
+    tokens: Sequence[bytes],
+    pattern: str,
+    folder: Path,
+    context: int = 0,
+    *,
+    names: Sequence[str] = SPECIAL_TOKENS,
+    begins: bool = False,
 ) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and the chat templates into `folder`.
 
-    `context` is the longest row of the model, 0 where that is not known. With `begins`, text
+    `context` is the longest row of the model, 0 where that is not known. `names` are the special
+    tokens. With `begins`, text
     without a template begins with `<|bos|>`, as documents did that a base model learned from.
     Each file is written whole or not at all. `tokenizers.Tokenizer.from_file` and transformers'
     `AutoTokenizer.from_pretrained` read them; neither library is needed to write them.
@@ -172,30 +191,33 @@ def write_huggingface(
             f"{folder} holds a tokenizer of jaxchat, whose tokenizer.json would be replaced; "
             "export into another folder."
         )
-    settings = _settings(tokens, pattern, begins)  # may raise, before anything is written
+    settings = _settings(tokens, pattern, names, begins)  # may raise, before anything is written
+    template = chat_template(names)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|bos|>",
         "eos_token": "<|assistant_end|>",
         # Not the end token: what stands for padding is masked, and the end is to be learned.
         "pad_token": "<|bos|>",
-        "additional_special_tokens": list(SPECIAL_TOKENS),
+        "additional_special_tokens": list(names),
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",  # answers are what comes behind a prompt
         **({"model_max_length": context} if context else {}),
-        "chat_template": CHAT_TEMPLATE,  # transformers before 4.50 does not read the .jinja file
+        "chat_template": template,  # transformers before 4.50 does not read the .jinja file
     }
     write_json(folder / "tokenizer_config.json", config)
-    for name, template in (
-        ("chat_template.jinja", CHAT_TEMPLATE),
-        ("chat_template_training.jinja", TRAINING_TEMPLATE),
+    for name, text in (
+        ("chat_template.jinja", template),
+        ("chat_template_training.jinja", chat_template(names, *GENERATION)),
     ):
         with atomic_open(folder / name) as file:
-            file.write(template)
+            file.write(text)
     write_json(folder / "tokenizer.json", settings)
 
 
-def _settings(tokens: Sequence[bytes], pattern: str, begins: bool) -> dict[str, Any]:
+def _settings(
+    tokens: Sequence[bytes], pattern: str, names: Sequence[str], begins: bool
+) -> dict[str, Any]:
     """The content of `tokenizer.json`."""
     spelled = [_spell(token) for token in tokens]
     off = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -208,7 +230,7 @@ def _settings(tokens: Sequence[bytes], pattern: str, begins: bool) -> dict[str, 
         "padding": None,
         "added_tokens": [
             {"id": token, "content": name, **off, "special": True}
-            for token, name in enumerate(SPECIAL_TOKENS, start=len(tokens))
+            for token, name in enumerate(names, start=len(tokens))
         ],
         "normalizer": None,
         "pre_tokenizer": {
@@ -369,7 +391,8 @@ def _ranks(vocab: Json, special: Json) -> dict[bytes, int]:
         if not set(text) <= _BYTES.keys():
             raise TokenizerError(f"its token {text[:40]!r} is not spelled in bytes.")
         ranks[bytes(_BYTES[character] for character in text)] = rank
-    missing = [name for name in SPECIAL_TOKENS if name not in special]
+    wanted = SPECIAL_TOKENS if has_tools(special) else CHAT_TOKENS
+    missing = [name for name in wanted if name not in special]
     if missing:
         raise TokenizerError(f"it has no special token {missing[0]}.")
     return ranks

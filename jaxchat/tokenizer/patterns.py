@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from jaxchat.errors import TokenizerError
 
@@ -19,7 +19,14 @@ SPECIAL_TOKENS = (
     "<|output_start|>",
     "<|output_end|>",
 )
+CHAT_TOKENS = SPECIAL_TOKENS[:5]  # what conversations without tools need
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+
+
+def has_tools(names: Collection[str]) -> bool:
+    """Whether special tokens include those of tools, or some of them."""
+    return not set(names).isdisjoint(SPECIAL_TOKENS[len(CHAT_TOKENS) :])
+
 
 # GPT-4's pattern (cl100k_base) with numbers cut into at most two digits instead of three: small
 # vocabularies have better uses for a thousand tokens. The pattern and the tokens are nanochat's.

@@ -1,5 +1,6 @@
 """What is exported comes back bit for bit, says what it is, and replaces nothing by mistake."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -18,9 +19,11 @@ from jaxchat.checkpoints.save import save_params
 from jaxchat.checkpoints.tensors import SAFETENSORS, read_tensors, write_safetensors
 from jaxchat.config import loading
 from jaxchat.config.derive import derive_model
-from jaxchat.config.schema import ModelConfig
+from jaxchat.config.loading import of_imported
+from jaxchat.config.schema import PRESETS, ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.inference.engine import Engine, Request
+from jaxchat.model.gpt import cut_vocabulary
 from jaxchat.runs import import_run, run_dir, runner
 from jaxchat.runs.export_run import FILES, export_model
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
@@ -30,10 +33,12 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A home with two runs, of either preset."""
+    """A home with a run of every preset."""
     home = tmp_path_factory.mktemp("home")
-    for preset in ("classic", "modern"):
+    for preset in PRESETS:
         folder = GOLDEN / f"nanochat_checkpoint_{preset}" / "chatsft_checkpoints" / "d2"
+        if preset == "september":
+            folder = GOLDEN / "nanochat_checkpoint_september" / "experiments/default/d2/chat"
         import_run.make_run(home, preset, import_run.read_model(folder, None, None), "mid", "there")
     return home
 
@@ -47,6 +52,7 @@ def exported(home, tmp_path_factory):
         ("classic", "mlx"),
         ("classic", "jaxchat"),
         ("modern", "jaxchat"),
+        ("september", "jaxchat"),
     ):
         export_model(home, run, "mid", top / f"{run}-{kind}", kind=kind, licence="mit")
     return top
@@ -56,7 +62,10 @@ def artifact(home, run, stage="mid"):
     return runner.read_done(home / "runs" / run, stage)["results"]["artifact"]
 
 
-@pytest.mark.parametrize("name", ["classic-hf", "classic-mlx", "classic-jaxchat", "modern-jaxchat"])
+@pytest.mark.parametrize(
+    "name",
+    ["classic-hf", "classic-mlx", "classic-jaxchat", "modern-jaxchat", "september-jaxchat"],
+)
 def test_what_is_exported_comes_back_bit_for_bit(home, exported, name, tmp_path):
     run = name.split("-")[0]
     found = import_run.read_model(exported / name, None, None)
@@ -219,6 +228,33 @@ def test_what_transformers_cannot_hold_is_refused_with_its_switches(home, tmp_pa
         assert f"model.{switch}" in str(caught.value)
     assert "--format jaxchat" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_septembers_switches_are_refused_by_transformers_class_too(home, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        export_model(home, "september", "mid", tmp_path / "out")
+    assert "model.value_embeds is true" in str(caught.value)
+    assert "smear" not in str(caught.value)
+    config = run_dir.read_config(home / "runs" / "september")
+    assert (config.preset, config.tokenizer.tool_tokens) == ("september", False)
+    assert "tokenizer.tool_tokens=false" in of_imported(config)
+
+
+@pytest.mark.parametrize("kind", ["hf", "mlx"])
+def test_nothing_of_tools_is_exported_with_a_model_without_them(kind, tmp_path):
+    folder = GOLDEN / "nanochat_checkpoint_classic/chatsft_checkpoints/d2"
+    found = import_run.read_model(folder, None, None)
+    five = Tokenizer(found.tokenizer.tokens, tools=False)
+    params, model = cut_vocabulary(found.params, found.model, five.vocab_size)
+    bare = dataclasses.replace(found, params=params, model=model, tokenizer=five)
+    import_run.make_run(tmp_path, "bare", bare, "sft", "there")
+    export_model(tmp_path, "bare", "sft", tmp_path / "out", kind=kind)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "jaxchat:\n" in card
+    assert not any(word in card for word in ("calculator", "calls>", "custom_generate"))
+    assert not (tmp_path / "out" / "custom_generate").exists()
+    back = import_run.read_model(tmp_path / "out", None, None)
+    assert (back.tokenizer.hash, back.tokenizer.has_tools) == (five.hash, False)
 
 
 def test_windows_that_see_everything_are_no_obstacle():

@@ -33,6 +33,7 @@ NANOCHAT = "chatsft_checkpoints/d2"
 FOLDERS = {
     "classic": GOLDEN / "nanochat_checkpoint_classic" / NANOCHAT,
     "modern": GOLDEN / "nanochat_checkpoint_modern" / NANOCHAT,
+    "september": GOLDEN / "nanochat_checkpoint_september" / "experiments/default/d2/chat",
     "transformers": GOLDEN / "transformers_nanochat",
 }
 
@@ -45,7 +46,7 @@ def models():
 @pytest.mark.parametrize("name", FOLDERS)
 def test_ids_and_logits_are_those_of_the_program_that_made_it(models, name):
     found = models[name]
-    base = FOLDERS[name] if name == "transformers" else FOLDERS[name].parent.parent
+    base = next(GOLDEN / part for part in FOLDERS[name].relative_to(GOLDEN).parts)
     with np.load(base / "logits.npz") as golden:
         for number, text in enumerate(golden["texts"]):
             ids = [found.tokenizer.bos, *found.tokenizer.encode(str(text))]
@@ -59,10 +60,15 @@ def test_ids_and_logits_are_those_of_the_program_that_made_it(models, name):
 
 
 def test_what_the_files_say_of_stage_and_architecture(models):
-    assert [found.stage for found in models.values()] == ["sft", "sft", ""]
+    assert [found.stage for found in models.values()] == ["sft", "sft", "sft", ""]
+    assert [found.preset for found in models.values()][:3] == ["classic", "modern", "september"]
     assert "November 2025" in models["classic"].format
     assert "July 2026" in models["modern"].format
+    assert "September 2026" in models["september"].format
     assert models["modern"].model.window_pattern == "SL"
+    assert models["september"].model.short_window == 128
+    assert not models["september"].model.smear
+    assert not models["september"].tokenizer.has_tools
     assert models["transformers"].model.norm_epsilon == 1e-6
     assert models["transformers"].model.rope_base == 5_000
     assert set(models["classic"].files) == {
@@ -265,6 +271,26 @@ def test_versions_between_the_two_ages_are_refused_with_what_they_have(nanochat)
     change_tensors(nanochat, with_("resid_lambdas", np.ones(2, np.float32)))
     sentence = refused(nanochat)
     assert "it has resid_lambdas, but not x0_lambdas, smear_gate.weight" in sentence
+
+
+@pytest.fixture
+def september(tmp_path):
+    """A copy of September's base directory; its checkpoint."""
+    shutil.copytree(GOLDEN / "nanochat_checkpoint_september", tmp_path / "base")
+    return tmp_path / "base" / "experiments/default/d2/chat"
+
+
+def test_smear_with_a_window_in_the_configuration_is_between_the_ages(september):
+    change_tensors(september, with_("smear_lambda", np.ones(1, np.float32)))
+    assert "but not smear_gate.weight" in refused(september)
+
+
+def test_septembers_tokenizer_is_that_of_the_experiments_dataset(september):
+    datasets = september.parents[3] / "datasets"
+    (datasets / "climbmix").rename(datasets / "own")
+    assert "climbmix/tokenizer" in refused(september)
+    (september.parents[1] / "meta.json").write_text('{"dataset": "own"}')
+    assert import_run.read_model(september, None, None).tokenizer.vocab_size == 281
 
 
 def test_names_of_compiled_models_are_understood(nanochat):

@@ -42,6 +42,12 @@ def test_train_makes_a_tokenizer_and_tells_what_it_cost(tmp_path, text, capsys):
     assert Tokenizer.load(tmp_path / "a").vocab_size == 270
 
 
+def test_a_tokenizer_without_tools_has_five_special_tokens(tmp_path, text):
+    assert run("train", text, "--vocab-size", 261, "--out", tmp_path / "five", "--no-tools") == 0
+    tokenizer = Tokenizer.load(tmp_path / "five")
+    assert (len(tokenizer.specials), tokenizer.has_tools) == (5, False)
+
+
 def test_the_pattern_is_a_name_or_a_regular_expression(tmp_path, text):
     for pattern, spaces in (("gpt2", "? ?"), (r"\w+|\W", r"\w+|\W")):
         out = tmp_path / str(len(pattern))

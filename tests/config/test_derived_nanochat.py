@@ -15,7 +15,7 @@ import pytest
 from jaxchat.checkpoints.nanochat import nanochat_name
 from jaxchat.config.derive import count_params, flops_per_token, scaling_params
 from jaxchat.config.loading import from_document
-from jaxchat.config.schema import ModelConfig, OptimConfig
+from jaxchat.config.schema import PRESETS, ModelConfig, OptimConfig
 from jaxchat.optim import schedule
 from jaxchat.optim.param_groups import parameter_table
 
@@ -25,6 +25,7 @@ OURS = {  # nanochat's argument: where we have it
     "vocab_size": "tokenizer.vocab_size",
     "max_seq_len": "model.sequence_len",
     "window_pattern": "model.window_pattern",
+    "short_seq_len": "model.short_window",
     "total_batch_size": "base.batch_tokens",
     "target_param_data_ratio": "run.data_ratio",
 }
@@ -47,8 +48,8 @@ def config_of(run):
     return from_document(tomllib.loads("\n".join(lines)), "test")
 
 
-def test_there_is_a_run_for_every_even_depth_of_both_presets():
-    for preset in ("classic", "modern"):
+def test_there_is_a_run_for_every_even_depth_of_every_preset():
+    for preset in PRESETS:
         depths = {run["arguments"]["depth"] for run in RUNS if run["preset"] == preset}
         assert depths >= set(range(4, 33, 2))
 
@@ -88,6 +89,7 @@ def label_of(name):
         nanochat_name(("resid_lambdas",)): "residual",
         nanochat_name(("x0_lambdas",)): "x0",
         nanochat_name(("smear_gate", "kernel")): "smear",
+        nanochat_name(("backout_lambda",)): "smear",
         nanochat_name(("value_embeds_0", "embedding")): "value_embedding",
         nanochat_name(("value_embeds_1", "embedding")): "value_embedding",
     }
@@ -110,7 +112,7 @@ def test_schedules(run):
 
 def test_switches_of_the_presets():
     """Those of ModelConfig and OptimConfig that no number above shows."""
-    of = {p: config_of({"preset": p, "arguments": {"depth": 4}}) for p in ("classic", "modern")}
+    of = {p: config_of({"preset": p, "arguments": {"depth": 4}}) for p in PRESETS}
     assert of["classic"].optim == OptimConfig()
     off = ModelConfig()
     for name in ("rope_base", "qk_scale", "value_embeds", "residual_scalars", "smear", "backout"):
@@ -120,3 +122,18 @@ def test_switches_of_the_presets():
     modern = dataclasses.asdict(of["modern"].optim)
     for name in ("orthogonalizer", "equilibrate_rows", "renormalize", "normuon", "cautious_decay"):
         assert modern[name] != plain[name]
+
+
+def test_september_is_july_but_for_its_five_changes():
+    """Each a setting of its own; the fifth is the warmup of SFT, whose optimizer is fresh."""
+    july, september = (
+        config_of({"preset": p, "arguments": {"depth": 4}}) for p in ("modern", "september")
+    )
+    model = {"smear": False, "value_embeds_std": 1.0, "short_window": 512}
+    assert dataclasses.replace(july.model, **model) == september.model
+    rates = {"head_width_power": -1.0, "embedding_width_power": 0.0}
+    assert dataclasses.replace(july.optim, **rates) == september.optim
+    sft = {"warm_start": False, "warmup_ratio": 0.05}
+    assert dataclasses.replace(july.sft_optim, **sft) == september.sft_optim
+    assert july.rl_optim == september.rl_optim
+    assert (july.base, july.data_ratio) == (september.base, september.data_ratio)

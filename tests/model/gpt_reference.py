@@ -30,11 +30,11 @@ def rotate(x, position, base):
 
 
 def window_of(config, layer):
-    """Keys to the left: a quarter of the context rounded up to 128s, or everything."""
+    """Keys to the left: as given, a quarter of the context rounded up to 128s, or everything."""
     letter = config.window_pattern[layer % len(config.window_pattern)]
     if letter == "L" or layer == config.n_layer - 1:
         return config.sequence_len
-    return -(-config.sequence_len // 512) * 128
+    return config.short_window or -(-config.sequence_len // 512) * 128
 
 
 def logits_of(params, tokens, config):

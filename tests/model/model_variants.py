@@ -1,4 +1,4 @@
-"""Small models: both presets, and each switch of ModelConfig alone."""
+"""Small models: the presets, and each switch of ModelConfig alone."""
 
 import dataclasses
 import functools
@@ -23,9 +23,12 @@ SWITCHES = {
     "init": "modern",
 }
 MODERN = dataclasses.replace(CLASSIC, **SWITCHES)
+SEPTEMBER = dataclasses.replace(MODERN, smear=False, value_embeds_std=1.0, short_window=45)
 VARIANTS = {
     "classic": CLASSIC,
     "modern": MODERN,
+    "september": SEPTEMBER,
+    "short_window": dataclasses.replace(CLASSIC, window_pattern="SSL", short_window=45),
     "as many key heads as query heads": dataclasses.replace(CLASSIC, n_kv_head=4),
     "narrower than the gates": dataclasses.replace(MODERN, n_embd=8, n_kv_head=4),
     **{name: dataclasses.replace(CLASSIC, **{name: value}) for name, value in SWITCHES.items()},

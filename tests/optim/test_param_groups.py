@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxchat.config.derive import derive_model
+from jaxchat.config.derive import derive_horizon, derive_model
 from jaxchat.config.schema import ModelConfig, OptimConfig
 from jaxchat.model import gpt
 from jaxchat.optim.optimizer import make_optimizer
@@ -73,3 +73,30 @@ def test_a_row_must_match_the_whole_path() -> None:
     table = parameter_table(derive_model(2, "classic", 300), OptimConfig())
     with pytest.raises(ValueError, match="resid_lambdas_too is in 0 rows"):
         label_params({"resid_lambdas_too": jnp.zeros(2)}, table)
+
+
+@pytest.mark.parametrize("preset", ["modern", "september"])
+def test_rates_of_head_and_embeddings_are_multiplied_by_powers_of_the_width(preset: str) -> None:
+    model = derive_model(20, preset, 300)  # width 1280
+    optim = derive_horizon(model, preset, 12.0, 2**19).optim
+    rates = {group.label: group.rate for group in parameter_table(model, optim)}
+    root = (1280 / 768) ** 0.5
+    head, tables = (root, root) if preset == "modern" else (1280 / 768, 1.0)
+    assert rates["head"] == pytest.approx(0.008 / head)
+    assert rates["embedding"] == pytest.approx(0.3 / tables)
+    assert rates["value_embedding"] == pytest.approx(0.15 / tables)
+    unscaled = {"residual": 0.005, "x0": 0.5, "smear": 0.2, "matrix": 0.02}
+    assert {label: rates[label] for label in unscaled} == pytest.approx(unscaled)
+
+
+@pytest.mark.parametrize("power", ["head_width_power", "embedding_width_power"])
+def test_each_power_of_the_width_alone(power: str) -> None:
+    model = derive_model(24, "modern", 300)  # width 1536
+    before, after = (
+        {group.label: group.rate for group in parameter_table(model, optim)}
+        for optim in (OptimConfig(), OptimConfig(**{power: 1.0}))
+    )
+    changed = {"head"} if power == "head_width_power" else {"embedding", "value_embedding"}
+    for label, rate in after.items():
+        factor = 2**1.5 if label in changed else 1.0
+        assert rate == pytest.approx(before[label] * factor), label

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxchat.config.derive import derive_horizon, derive_model, derive_stage_optim
 from jaxchat.config.schema import OptimConfig
 from jaxchat.optim import schedule
 
@@ -61,3 +62,36 @@ def test_the_cosine_decay_goes_from_all_to_nothing() -> None:
 def test_the_constant_decay_is_constant() -> None:
     decay = schedule.decay(OptimConfig(weight_decay=0.2), 100)
     assert values(decay, 0, 50, 100) == pytest.approx([0.2, 0.2, 0.2])
+
+
+def test_a_warmup_may_be_a_share_of_the_steps() -> None:
+    config = OptimConfig(warmup_ratio=0.05, warmdown_ratio=0.5)
+    rate = schedule.rate_multiplier(config, 200)
+    assert values(rate, 0, 4, 9, 10, 100, 150) == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0, 0.5])
+    few = schedule.rate_multiplier(config, 9)  # round(0.45) is none
+    assert values(few, 0, 1) == [1.0, 1.0]
+
+
+def test_every_step_of_septembers_sft() -> None:
+    """As chat_train has it, whose warmdown begins at a whole step: here for an even number."""
+    base = derive_horizon(derive_model(4, "september", 300), "september", 12.0)
+    stage = derive_stage_optim("sft", "september", base.optim, base.rate_scale)
+    optim, steps = stage.within(base.optim), 640
+
+    def share(step: int) -> float:
+        if step < 32:
+            return (step + 1) / 32
+        return 1.0 if step < 320 else 1 - (step - 320) / 320
+
+    def momentum(step: int) -> float:
+        part = min(step / 300, 1)
+        return (1 - part) * 0.85 + part * 0.95
+
+    every = range(steps)
+    got = values(schedule.rate_multiplier(optim, steps), *every)
+    assert got == pytest.approx([share(step) for step in every])
+    got = values(schedule.momentum(optim, steps), *every)
+    assert got == pytest.approx([momentum(step) for step in every])
+    rates = (stage.matrix_lr, stage.embedding_lr, stage.unembedding_lr, stage.scalar_lr)
+    assert rates == pytest.approx((0.02, 0.3, 0.008, 0.5))
+    assert (stage.weight_decay, stage.grad_clip, stage.warm_start) == (0, 0, False)

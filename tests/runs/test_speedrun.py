@@ -12,13 +12,15 @@ from disk import remount
 
 from jaxchat.cli import main
 from jaxchat.config import loading
-from jaxchat.config.schema import GENERATED, MODELS
+from jaxchat.config.schema import MODELS
+from jaxchat.config.task_names import CALLING, GENERATED, GRADED_CALLS
 from jaxchat.errors import ConfigError
 from jaxchat.runs import run_dir
 from jaxchat.runs.plan.plan import make_plan
 from jaxchat.runs.stages import STAGES
 from jaxchat.signals import REQUEUE
-from jaxchat.tasks import TASKS
+from jaxchat.tasks import EVERYDAY_WORDS, TASKS, make_tasks
+from jaxchat.tasks.gsm8k import parse_solution
 from jaxchat.train import session
 
 ROOT = Path(__file__).parent.parent.parent
@@ -147,6 +149,10 @@ def test_what_does_not_exist_is_one_sentence_and_2(script, arguments, said, tmp_
         ("sft.mixture={identty=1}", "(sft.mixture names it)."),
         ('eval.tasks=["mmmlu"]', "there is no task 'mmmlu'"),
         ('rl.task="gsm9k"', "(rl.task names it)."),
+        (
+            "tokenizer.tool_tokens=false",
+            "rl.task has arithmetic; eval.tasks has arithmetic, counting",
+        ),
         ("sft.epochs={smalltalk=1}", "there is no dataset of conversations 'smalltalk'"),
         ('sft.epochs={"gone.jsonl"=1}', "gone.jsonl does not exist; mid.epochs or sft.epochs"),
         ("sft.batch_tokens=1000", "sft.batch_tokens is 1,000, no multiple of model.sequence_len"),
@@ -165,6 +171,33 @@ def test_a_plan_refuses_what_the_run_refuses(script, setting, said, tmp_path, ca
     assert said in captured.err
     assert captured.err.count("\n") == 1
     assert not captured.out
+
+
+def test_the_tasks_that_call_the_calculator_are_named():
+    """Those that a tokenizer without tokens of tools cannot train."""
+    tasks = {**make_tasks(GENERATED, 0, EVERYDAY_WORDS), "gsm8k": None}
+    row = {"question": "How much?", "answer": "It is <<4/2=2>>2.\n#### 2"}
+    for name, task in tasks.items():
+        if task is None:
+            parts = parse_solution(row["answer"])
+        else:
+            problems = [task.problem("train", index) for index in range(5)]
+            parts = [part for problem in problems for part in problem.solution]
+        calls = any(part["type"] == "python" for part in parts)
+        assert calls == (name in CALLING), name
+    assert set(GRADED_CALLS) == set(CALLING) - {"gsm8k"}
+
+
+def test_a_recipe_without_tools_needs_no_tokens_for_them(script, tmp_path, capsys):
+    settings = [
+        "tokenizer.tool_tokens=false", "run.preset=september", "rl.steps=0",
+        "mid.mixture={identity=1,spelling=1}", "sft.mixture={choice=1}", 'eval.tasks=["choice"]',
+    ]  # fmt: skip
+    arguments = ["--tier", "cpu", "--plan", "--home", str(tmp_path)]
+    for setting in settings:
+        arguments += ["--set", setting]
+    assert script.main(arguments) == 0
+    assert "september" in capsys.readouterr().out
 
 
 def test_a_plan_refuses_bad_lines_folders_and_stages(script, tmp_path, capsys):

@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from jaxchat.config.schema import GENERATED, RunConfig
+from jaxchat.config.schema import RunConfig
+from jaxchat.config.task_names import CALLING, GENERATED, GRADED_CALLS
 from jaxchat.data import registry
 from jaxchat.data.registry import chat_source, own_file
 from jaxchat.errors import ConfigError
 
 
 def check_names(config: RunConfig) -> None:
-    """Raises ConfigError for a task or a dataset of conversations that does not exist."""
+    """Raises ConfigError for tasks and datasets that do not exist, or need tokens of tools.
+
+    Those of conversations, and tokens that the tokenizer is without.
+    """
     chats = [name for name, source in registry.SOURCES.items() if source.kind == "chat"]
     every, talks = (*GENERATED, *chats), _talks(config)
     read = [n for n in (*talks, *config.eval.tasks, config.rl.task) if n in chats]
@@ -37,6 +41,26 @@ def check_names(config: RunConfig) -> None:
                 )
     for name in talks:
         chat_source(name)
+    _check_tool_tokens(config)
+
+
+def _check_tool_tokens(config: RunConfig) -> None:
+    """Raises ConfigError where tasks call the calculator and the tokenizer has no tokens for it."""
+    if config.tokenizer.tool_tokens:
+        return
+    named: list[tuple[str, Iterable[str]]] = []
+    for stage, train in (("mid", config.mid), ("sft", config.sft)):
+        if config.imported.trains(stage):
+            trained = {**train.mixture, **train.epochs}
+            named.append((f"[{stage}]", [name for name in trained if name in CALLING]))
+    task = [] if config.leaves_out("rl") else [config.rl.task]
+    for setting, names in (("rl.task", task), ("eval.tasks", config.eval.tasks)):
+        named.append((setting, [name for name in names if name in GRADED_CALLS]))
+    if found := [f"{setting} has {', '.join(names)}" for setting, names in named if names]:
+        raise ConfigError(
+            f"tokenizer.tool_tokens is false, and {'; '.join(found)}: their answers call the "
+            "calculator. Leave them out, or set tokenizer.tool_tokens=true."
+        )
 
 
 def _talks(config: RunConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ output = model.generate(**inputs, max_new_tokens=256)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
 ```
 
-transformers 5 or later has the class, NanoChatForCausalLM. When the model calculates, it calls a
-calculator, which plain `generate` does not have: the answer then goes wrong. The code in
+transformers 5 or later has the class, NanoChatForCausalLM.<calls> When the model calculates, it
+calls a calculator, which plain `generate` does not have: the answer then goes wrong. The code in
 `custom_generate/` has it:
 
 ```python
@@ -37,9 +38,9 @@ output = model.generate(
     **inputs, max_new_tokens=256, tokenizer=tokenizer,
     custom_generate="FOLDER", trust_remote_code=True,
 )
-```
+```</calls>
 
-vLLM serves the model by way of transformers' class, without the calculator:
+vLLM serves the model by way of transformers' class<calls>, without the calculator</calls>:
 
 ```bash
 vllm serve FOLDER --model-impl transformers
@@ -49,17 +50,19 @@ To fine-tune with PEFT, name the matrices: `LoraConfig(target_modules="all-linea
 `chat_template_path="FOLDER/chat_template_training.jinja"` and `assistant_only_loss=True`, or data
 as prompt and completion; otherwise what the user says is learned, too.
 
-jaxchat, which runs the calculator by itself:
+jaxchat<calls>, which runs the calculator by itself</calls>:
 """,
     MLX: """\
 ```bash
 mlx_lm.generate --model FOLDER --prompt "Who are you?"
 ```
 
-mlx-lm has no calculator, which the model calls when it calculates. jaxchat has it:
+<calls>mlx-lm has no calculator, which the model calls when it calculates.
+</calls>jaxchat<calls> has it</calls>:
 """,
     "jaxchat": "Only jaxchat reads these files:\n",
 }
+_CALLS = re.compile("<calls>(.*?)</calls>", re.DOTALL)  # of a model that calls the calculator
 _JAXCHAT = """
 ```bash
 jaxchat import FOLDER --name NAME
@@ -78,13 +81,14 @@ def render_card(
     licence: str,
 ) -> str:
     """The card as Markdown; `kind` is hf, mlx or jaxchat, `licence` "" where none was given."""
+    use = _CALLS.sub(r"\1" if config.tokenizer.tool_tokens else "", _USE[kind])
     parts = [
         _head(kind, licence),
         f"# {config.name}\n",
         _what(report, config, stage),
         _trained_on(report, config, stage),
         _figures(report, stage),
-        "## Use\n\n" + (_USE[kind] + _JAXCHAT).replace("FOLDER", folder.name),
+        "## Use\n\n" + (use + _JAXCHAT).replace("FOLDER", folder.name),
         _limits(licence),
     ]
     return "\n".join(part for part in parts if part)

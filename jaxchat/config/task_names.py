@@ -1,0 +1,9 @@
+"""Names of tasks, for settings and plans: `jaxchat.tasks` itself is too much to import there."""
+
+# The generated tasks, as `tasks.TASKS` has them
+GENERATED = (
+    "identity", "arithmetic", "arithmetic_two_step", "spelling", "counting", "choice", "facts",
+    "repeat",
+)  # fmt: skip
+GRADED_CALLS = ("arithmetic", "arithmetic_two_step", "counting")  # right only with a call of a tool
+CALLING = (*GRADED_CALLS, "gsm8k")  # tasks whose conversations call the calculator
