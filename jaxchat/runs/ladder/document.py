@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxchat.paths import atomic_open
 from jaxchat.runs.ladder.frontier import Frontier
-from jaxchat.runs.ladder.results import Ladder, Record, frontier_of, to_json
+from jaxchat.runs.ladder.results import Ladder, Record, frontier_of, steps_seconds, to_json
 from jaxchat.runs.ladder.tables import (
     conclusion,
     measured_on,
@@ -50,16 +50,16 @@ def _plots(ladders: Sequence[Ladder], line: Frontier | None) -> Block:
         for runs in _by_seed(ladder):
             name, bits = f"seed {runs[0]['seed']} of {ladder.name}", _column(runs, "bits_per_byte")
             flops.append(Series(name, _column(runs, "flops"), bits, style, "dots"))
-            seconds.append(Series(name, _column(runs, "seconds"), bits, style, "dots"))
+            seconds.append(Series(name, [steps_seconds(run) for run in runs], bits, style, "dots"))
     if line is not None:
         xs = np.linspace(line.low, line.high, POINTS).tolist()
         ys = [math.exp(line.bits(x)) for x in xs]
         name = f"frontier of {ladders[0].name}"
-        flops.append(Series(name, [math.exp(x) for x in xs], ys, STYLES[0]))
+        flops.append(Series(name, [math.exp(x) for x in xs], ys, "other"))
     drawn = [
         plots.line_plot("over-flops", "Bits per byte over FLOPs", flops, "FLOPs of training",
                         log_x=scientific),
-        plots.line_plot("over-time", "Bits per byte over time", seconds, "seconds of training",
+        plots.line_plot("over-time", "Bits per byte over time", seconds, "seconds of steps",
                         log_x=scientific),
     ]  # fmt: skip
     shown = side_by_side(
@@ -68,8 +68,9 @@ def _plots(ladders: Sequence[Ladder], line: Frontier | None) -> Block:
     )
     if not shown.html:
         return NOTHING
-    names = [ladder.name for ladder in ladders]
-    return Block("", legend(zip(names, STYLES, strict=False)) + shown.html)
+    entries = [(ladder.name, style) for ladder, style in zip(ladders, STYLES, strict=False)]
+    entries += [] if line is None else [(f"frontier of {ladders[0].name}", "other")]
+    return Block("", legend(entries) + shown.html)
 
 
 def _by_seed(ladder: Ladder) -> list[list[Record]]:

@@ -68,9 +68,14 @@ class Ladder:
             runs = [run for run in self.runs if run["depth"] == depth]
             if runs:
                 bits = tuple(run["bits_per_byte"] for run in runs)
-                seconds = tuple(run["tokens"] / run["tokens_per_second"] for run in runs)
+                seconds = tuple(map(steps_seconds, runs))
                 found.append(Rung(depth, float(runs[0]["flops"]), bits, seconds))
         return found
+
+
+def steps_seconds(run: Mapping[str, Any]) -> float:
+    """How long a run's steps took, without compiling, evaluating and whatever was done beside."""
+    return float(run["tokens"] / run["tokens_per_second"])
 
 
 def _run_names(record: Mapping[str, Any]) -> list[str]:
