@@ -34,7 +34,7 @@ def takes(rows: int, columns: int) -> bool:
 def matmul(
     x: Float[Array, "*rows D"], kernel: Float[Array, "D F"], precision: MatmulPrecision = "default"
 ) -> Float[Array, "*rows F"]:
-    """x times kernel, in x's dtype; a large one in `precision`. Summed in float32 or more."""
+    """x times kernel, in x's dtype; a large one in `precision`. Summed in float32."""
     if precision == "fp8" and fp8.takes(*kernel.shape):
         return fp8.matmul(x, kernel)
     if precision == "bfloat16" and takes(*kernel.shape):
