@@ -97,10 +97,16 @@ def test_every_function_that_states_shapes_keeps_them() -> None:
         {"attention": "banded", "matmul": "bfloat16"},
         {"matmul": "fp8", **narrow},
         {"fused": True, **narrow},
+        {"fused": True, "matmul": "fp8", **narrow},
     ):
         loss = functools.partial(mean_loss, model=wide, compute=compute(**how))
         for function in (loss, jax.grad(loss)):
             trace(function, gpt.param_shapes(wide), ids(B, T + 1))
+
+    trace(
+        load("optim.muon").orthogonalize_matrix, shaped(3, 8, 16),
+        coefficients=((3.4, -4.7, 2.0),), dtype=jnp.bfloat16, slack=1.01, eps=1e-7,
+    )  # fmt: skip
 
     small, cache = (
         jax.eval_shape(functools.partial(cache_of.init_cache, config, rows, T)) for rows in (1, B)

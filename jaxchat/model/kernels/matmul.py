@@ -38,7 +38,7 @@ def matmul(
     rounded: fp8.Kernel | None = None,
     bound: float | None = None,
 ) -> Float[Array, "*rows F"]:
-    """x times kernel, in x's dtype; a large one in `precision`. Summed in float32 or more.
+    """x times kernel, in x's dtype; a large one in `precision`. Summed in float32.
 
     For fp8: the rounded kernel, if at hand, and what |x| never exceeds, where that is known.
     """
