@@ -97,10 +97,17 @@ def test_every_function_that_states_shapes_keeps_them() -> None:
         {"attention": "banded", "matmul": "bfloat16"},
         {"matmul": "fp8", **narrow},
         {"fused": True, **narrow},
+        {"fused": True, "matmul": "fp8", **narrow},
     ):
         loss = functools.partial(mean_loss, model=wide, compute=compute(**how))
         for function in (loss, jax.grad(loss)):
             trace(function, gpt.param_shapes(wide), ids(B, T + 1))
+
+    muon = load("optim.muon")
+    trace(
+        lambda x: muon.orthogonalize_matrix(x, muon.POLAR_EXPRESS, jnp.bfloat16, 1.0, 1e-6),
+        shaped(2, 8, 4),
+    )
 
     small, cache = (
         jax.eval_shape(functools.partial(cache_of.init_cache, config, rows, T)) for rows in (1, B)

@@ -115,7 +115,7 @@ def _iterate_narrow(coefficients: Coefficients, y: Matrices) -> Matrices:
     """
     dtype = y.dtype
 
-    def product(p: Matrices, q: Matrices, over: tuple[int, int] = (-1, -2)) -> Matrices:
+    def product(p: Array, q: Array, over: tuple[int, int] = (-1, -2)) -> Array:
         # Behind a barrier, as XLA would keep the float32 for those who read it as such
         rounded: Array = jax.lax.optimization_barrier(
             dot(p, q, over=over, dtype=dtype).astype(dtype)
