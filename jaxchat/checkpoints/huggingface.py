@@ -39,7 +39,8 @@ from jaxchat.checkpoints.tensors import (
 from jaxchat.config.derive import windows
 from jaxchat.config.schema import MODELS, ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.model.gpt import Params, cut_vocabulary
+from jaxchat.model.gpt import Params
+from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.paths import atomic_open, read_json, sha256_file, write_json
 from jaxchat.tokenizer import Tokenizer
 from jaxchat.tools import calculator
@@ -277,7 +278,7 @@ def _model(config: Mapping[str, Any], tokenizer: Tokenizer) -> ModelConfig:
         )
     rows, vocab_size = sizes["vocab_size"], tokenizer.vocab_size
     padded = -(-vocab_size // VOCAB_TILE) * VOCAB_TILE
-    # our own exports could once have more rows than their tokenizer has ids (`gpt.cut_vocabulary`)
+    # our own exports could once have more rows than their tokenizer has ids (`cut_vocabulary`)
     is_ours = rows > padded and config.get(TOKENIZER_HASH) == tokenizer.hash
     if rows not in (vocab_size, padded) and not is_ours:
         raise ValueError(

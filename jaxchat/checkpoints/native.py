@@ -27,7 +27,8 @@ from jaxchat.checkpoints.tensors import (
 from jaxchat.config import loading
 from jaxchat.config.schema import MODELS, RunConfig
 from jaxchat.errors import ArtifactError, ConfigError
-from jaxchat.model.gpt import Params, cut_vocabulary
+from jaxchat.model.gpt import Params
+from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.paths import read_json, sha256_file, write_json
 from jaxchat.tokenizer import Tokenizer
 
@@ -38,7 +39,7 @@ FORMAT = "jaxchat-model-1"
 def of_tokenizer(
     params: Params, config: RunConfig, tokenizer: Tokenizer
 ) -> tuple[Params, RunConfig]:
-    """A model and its run without ids that the tokenizer does not have (`gpt.cut_vocabulary`)."""
+    """A model and its run without ids that the tokenizer does not have (`cut_vocabulary`)."""
     params, model = cut_vocabulary(params, config.model, tokenizer.vocab_size)
     if model == config.model:
         return params, config

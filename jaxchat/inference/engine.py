@@ -23,9 +23,10 @@ from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError,
 from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job, Service
 from jaxchat.model.backend import PLAIN, Compute, bucket
-from jaxchat.model.gpt import cut_vocabulary, join_kernels
+from jaxchat.model.joined import join_kernels
 from jaxchat.model.kernels.matmul import round_kernels
 from jaxchat.model.kv_cache import Cache, init_cache, slots_of, whole_blocks
+from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.parallel.mesh import gathered
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tools.calculator import run_tool

@@ -41,7 +41,7 @@ class Backend:
     # elsewhere they would only be more arithmetic than the plain forms
     fused: bool = False
     decode_rows: int = 1  # that a step of decoding computes at least: see `gpt.decode`
-    joined: bool = False  # whether an engine joins kernels: see `gpt.join_kernels`
+    joined: bool = False  # whether an engine joins kernels: see `joined.join_kernels`
     options: tuple[Option, ...] = ()  # XLA's, for a step over several devices, where it takes them
     traced: tuple[Option, ...] = ()  # XLA's, beside the others for the steps that are recorded
     # A CPU's devices are virtual: they share its cores, its memory, and several engines use one.

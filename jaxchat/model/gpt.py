@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -40,14 +40,14 @@ from jaxchat.config.schema import ModelConfig
 from jaxchat.model.attention import MAX_SCORE, cached_attention, causal_attention
 from jaxchat.model.backend import PLAIN, Compute, MatmulPrecision
 from jaxchat.model.init import Initializer, init_table
+from jaxchat.model.joined import JOINED
 from jaxchat.model.kernels import fp8, norms, residual
 from jaxchat.model.kernels.matmul import matmul, widened_matmul
 from jaxchat.model.kv_cache import Cache, View, fill, view_of, write
 from jaxchat.model.rope import Rope, rope_table, rotate
 
 Params = dict[str, Any]
-JOINED = "c_qkv"  # c_q, c_k and c_v beside one another: see `join_kernels`
-ROUNDED = "rounded"  # the collection of what `round_kernels` makes, beside Flax's "params"
+ROUNDED = "rounded"  # the collection of what `fp8.round_kernels` makes, beside Flax's "params"
 # (layer, q [B,T,H,K], k [B,T,G,K], v [B,T,G,K]) -> (attended [B,T,H,K], what the mode saves)
 Attend = Callable[[int, Array, Array, Array], tuple[Array, Any]]
 
@@ -92,15 +92,12 @@ def norm_rotated(
 
 
 class Linear(nn.Module):
-    """A float32 matrix, multiplied in the dtype of its input, or a large one in `precision`.
-
-    `bound` is what no value of the input exceeds, where that is known.
-    """
+    """A float32 matrix, multiplied in the dtype of its input, or a large one in `precision`."""
 
     out: int
     initializer: Initializer
     precision: MatmulPrecision = "default"
-    bound: float | None = None
+    bound: float | None = None  # that no value of the input exceeds, where one is known
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows F"]:
@@ -156,8 +153,7 @@ class Attention(nn.Module):
         config, init = self.config, init_table(self.config)
         size, groups = config.head_dim, config.n_kv_head
 
-        # Of normalised values: none is larger
-        bound = math.sqrt(config.n_embd) if self.compute.fused else None
+        bound = math.sqrt(config.n_embd) if self.compute.fused else None  # x is normalised
 
         def heads(name: str, count: int) -> Array:
             initializer = init.get(name, init["c_q"])  # a joined kernel is never initialised
@@ -266,8 +262,7 @@ class GPT(nn.Module):
             if layer == config.n_layer // 2:
                 middle = x
         if config.backout:
-            back = self.param("backout_lambda", init["backout_lambda"], ())
-            back = back.astype(dtype)
+            back = self.param("backout_lambda", init["backout_lambda"], ()).astype(dtype)
             x = mix(x, middle, jnp.ones((), dtype), -back) if fused else x - back * middle
         return norm(x), embedded, saved
 
@@ -342,22 +337,6 @@ def apply(
     return result  # type: ignore[no-any-return]
 
 
-def round_kernels(params: Params, compute: Compute) -> Params:
-    """The kernels as products of fp8 take them, for `features` and a loss; {} for others.
-
-    A step of many micro-batches makes them once.
-    """
-    if not compute.fused_fp8:
-        return {}
-
-    def one(path: tuple[Any, ...], x: Array) -> fp8.Kernel | None:
-        takes = path[-1] == jax.tree_util.DictKey("kernel") and fp8.takes(*x.shape)
-        return fp8.round_kernel(x) if takes else None
-
-    rounded: Params = jax.tree_util.tree_map_with_path(one, params)
-    return rounded
-
-
 def _whole_rows(
     params: Params,
     tokens: Int[Array, "B T"],
@@ -386,7 +365,7 @@ def features(
 ) -> Float[Array, "B T D"]:
     """Tokens -> normalised features in compute.dtype, for `unembed` or a loss.
 
-    `rounded` is what `round_kernels` makes of the parameters, if at hand.
+    `rounded` is what `fp8.round_kernels` makes of the parameters, if at hand.
     """
     return _whole_rows(params, tokens, config, compute, rounded)[0]
 
@@ -483,34 +462,3 @@ def decode(
         previous=jnp.where(grows[:, None], embedded[:batch, 0].astype(store), cache.previous),
     )
     return unembed(params, x[:, 0], config, compute)[:batch], new
-
-
-def join_kernels(part: Any) -> Any:
-    """A layer's parameters, with one kernel c_qkv [D,(H+2G)*K] for c_q, c_k and c_v; others as they
-    are. The same network in a form for inference, where it makes one product of three.
-    """
-    if not (isinstance(part, dict) and "attn" in part):
-        return part
-    attention = dict(part["attn"])
-    kernels = [attention.pop(name)["kernel"] for name in ("c_q", "c_k", "c_v")]
-    attention[JOINED] = {"kernel": jnp.concatenate(kernels, axis=1)}
-    return {**part, "attn": attention}
-
-
-def cut_vocabulary(params: Any, config: ModelConfig, ids: int) -> tuple[Any, ModelConfig]:
-    """Parameters with only the first `ids` rows of every table [V,...] and columns of lm_head
-    [D,V], and their configuration; unchanged where there are no more.
-
-    Models of older runs may have more rows than their tokenizer has ids. Those stand for nothing,
-    and are left out wherever such a model answers or is exported.
-    """
-    if ids >= config.vocab_size:
-        return params, config
-
-    def cut(path: tuple[Any, ...], leaf: Any) -> Any:
-        names = [key.key for key in path]
-        if names[0] == "lm_head":
-            return leaf[:, :ids]
-        return leaf[:ids] if names[-1] == "embedding" else leaf
-
-    return jax.tree_util.tree_map_with_path(cut, params), replace(config, vocab_size=ids)

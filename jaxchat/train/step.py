@@ -21,6 +21,7 @@ from jaxtyping import Float32, Int32
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.backend import PLAIN, Compute
+from jaxchat.model.kernels import fp8
 from jaxchat.model.loss import cross_entropy
 from jaxchat.optim.stacking import stack
 from jaxchat.optim.zero import ZeroLayout
@@ -95,7 +96,7 @@ def batch_loss(
 
     `batch` holds `tokens` [B, T+1], `mask` [B, T+1] (what a token weighs where it is predicted)
     and optionally `advantage` [B], which multiplies each row's loss but not its weight. `rounded`
-    is what `gpt.round_kernels` makes of the parameters, if at hand.
+    is what `fp8.round_kernels` makes of the parameters, if at hand.
     """
     tokens, mask = batch["tokens"], batch["mask"][:, 1:]
     weights = None
@@ -116,7 +117,8 @@ def loss_and_grads(
 ) -> tuple[Params, Float32[jax.Array, ""], Float32[jax.Array, ""]]:
     """Sums over the A micro-batches of [A, B, ...]: gradients, loss, weight. Nothing is divided."""
 
-    rounded = gpt.round_kernels(params, compute)
+    # Once for all micro-batches
+    rounded = fp8.round_kernels(params) if compute.fused_fp8 else None
 
     def one(micro: Batch) -> tuple[Params, jax.Array, jax.Array]:
         def loss(params: Params) -> tuple[jax.Array, jax.Array]:

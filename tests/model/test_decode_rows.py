@@ -17,6 +17,7 @@ from jaxchat.inference import jitted
 from jaxchat.model import gpt
 from jaxchat.model.backend import BACKENDS, PLAIN, Compute, backend
 from jaxchat.model.capabilities import assumed_compute, choose_compute, inference_compute
+from jaxchat.model.joined import join_kernels
 from jaxchat.model.kernels.matmul import matmul
 from jaxchat.model.kv_cache import Cache, init_cache
 
@@ -38,7 +39,7 @@ def weights_of(config: ModelConfig, compute: Compute = PLAIN) -> Any:
 
 
 def joined(params: Any) -> Any:
-    return {name: gpt.join_kernels(part) for name, part in params.items()}
+    return {name: join_kernels(part) for name, part in params.items()}
 
 
 def decoded(

@@ -82,6 +82,16 @@ def round_kernel(kernel: Float32[Array, "D F"]) -> Kernel:
     return Kernel(rounded, row, column)
 
 
+def round_kernels(params: Any) -> Any:
+    """The kernels of a model that are multiplied in fp8, by path; None for other parameters."""
+
+    def one(path: tuple[Any, ...], x: Array) -> Kernel | None:
+        is_kernel = path[-1] == jax.tree_util.DictKey("kernel")
+        return round_kernel(x) if is_kernel and takes(*x.shape) else None
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 def matmul(
     x: Float[Array, "*rows D"],
     kernel: Float32[Array, "D F"],

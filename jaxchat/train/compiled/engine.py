@@ -19,6 +19,7 @@ from jaxchat.inference.engine import ROUNDED_SLOTS
 from jaxchat.model import gpt
 from jaxchat.model.backend import Compute, backend
 from jaxchat.model.capabilities import assumed_inference
+from jaxchat.model.joined import join_kernels
 from jaxchat.model.kv_cache import init_cache
 from jaxchat.train.compiled.program import Program, compile_program, find_devices
 from jaxchat.train.compiled.targets import Target
@@ -87,7 +88,7 @@ def _weights(config: RunConfig, compute: Compute) -> Any:
 
     def part(shapes: Any) -> Any:
         narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, compute.dtype), shapes)
-        return jax.eval_shape(gpt.join_kernels, narrow) if compute.joined else narrow
+        return jax.eval_shape(join_kernels, narrow) if compute.joined else narrow
 
     return {name: part(shapes) for name, shapes in gpt.param_shapes(config.model).items()}
 

@@ -9,6 +9,7 @@ from jaxchat.config import loading
 from jaxchat.config.derive import count_params
 from jaxchat.model import gpt
 from jaxchat.model.backend import BACKENDS, Compute
+from jaxchat.model.joined import JOINED
 from jaxchat.train.compiled import engine, program
 from jaxchat.train.compiled.counts import ELEMENTWISE, PRODUCT
 from jaxchat.train.compiled.engine import EngineShape
@@ -74,7 +75,7 @@ def test_an_engines_weights_are_those_that_it_holds(config):
     """As `Engine.set_params` makes them: on a GPU with the joined kernels."""
     shapes = gpt.param_shapes(config.model)
     joined = engine._weights(config, replace(Compute(), joined=True))
-    assert joined["h_0"]["attn"][gpt.JOINED]["kernel"].shape == (32, 3 * 32)
+    assert joined["h_0"]["attn"][JOINED]["kernel"].shape == (32, 3 * 32)
     sizes = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (shapes, joined))
     assert len(set(sizes)) == 1
     assert jax.tree.structure(engine._weights(config, Compute())) == jax.tree.structure(shapes)
