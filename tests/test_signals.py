@@ -12,6 +12,7 @@ from pathlib import Path
 from jaxchat.errors import ErrorHandler
 
 number, place = int(sys.argv[1]), sys.argv[2]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background ignores it
 
 def callback(phase, info):
     gc.callbacks.remove(callback)

@@ -14,6 +14,7 @@ from jaxchat import paths
 from jaxchat.cli import args as arguments
 from jaxchat.cli.args import Parser, positive
 from jaxchat.config import loading
+from jaxchat.config.numbers import Range
 from jaxchat.progress import duration
 from jaxchat.runs import run_dir
 from jaxchat.runs.ladder.recipe import RECORD, TEXT_BYTES, Recipe, folder
@@ -42,7 +43,7 @@ def add_commands(parser: Parser) -> None:
     compare.add_argument("baseline", metavar="A")
     compare.add_argument("others", metavar="B", nargs="+")
     degree = "of A's frontier in logarithms: 1, a line (default), or 2, a parabola"
-    compare.option("--degree", int, None, degree, 1, choices=(1, 2))
+    compare.option("--degree", arguments.number(Range(1, 2)), "N", degree, 1)
     compare.option("--out", Path, "FOLDER", "of the report (default: the last ladder's)")
     compare.switch("--json", "as JSON, and write no report")
     compare.set_defaults(run_command=compare_command)

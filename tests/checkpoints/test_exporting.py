@@ -23,7 +23,7 @@ from jaxchat.config.loading import of_imported
 from jaxchat.config.schema import PRESETS, ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.inference.engine import Engine, Request
-from jaxchat.model.gpt import cut_vocabulary
+from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.runs import import_run, run_dir, runner
 from jaxchat.runs.export_run import FILES, export_model
 from jaxchat.tokenizer import Tokenizer, train_tokenizer
