@@ -17,6 +17,8 @@ from jaxchat.train.loop import fit
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 1)
+    # Else an evaluation is given its memory while the last step still has its own.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     folder, rows, more = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     train = replace(TRAIN, steps=2, batch_tokens=8_192 * T, micro_rows=rows)
     job, params = tiny_job(folder, train=train), random_params(CLASSIC)
