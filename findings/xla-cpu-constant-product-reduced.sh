@@ -2,19 +2,19 @@
 # XLA on a CPU (jaxlib 0.10.2; 0.11.2 and 0.12.0.1 alike): inside jit, a matrix product with a large
 # constant matrix whose result is reduced at once is wrong, without a warning.
 #
-# Guess, before it was run: [8, 512] ones times a constant [512, 512] of ones sums to 2,097,152, in
-# jit as outside, and if a library's kernel were wrong it would be wrong for every size.
-# Seen (2026-11-28, x86-64 with AVX-512, 2 cores): with 448 columns the sum is right. With 512 and
+# Expected (the guess, written before it was run): [8, 512] ones times a constant [512, 512] of ones
+# sums to 2,097,152, in jit as outside; were a library's kernel wrong, it would be for every size.
+# Happens (2026-11-28, x86-64 with AVX-512, 2 cores): with 448 columns the sum is right. With 512 and
 # more it is nan and the maximum is -inf, as if nothing had been written into what is reduced. The
 # same product is right when the constant is an argument of the function, when nothing reduces it,
-# and when XLA is not given to YNNPACK (XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=): the
+# and when YNNPACK is not used (XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=): the
 # optimized program is one "__ynn_fusion" of broadcast, dot and reduce.
 # Exits 0 while that is so, 1 once it changes. JAX=VERSION tries another one.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
-"$folder/env/bin/pip" install -q "jax==${JAX:-0.10.2}" "jaxlib==${JAX:-0.10.2}"
+"$folder/env/bin/pip" install -q "jax==${JAX:-0.10.2}" "jaxlib==${JAX:-0.10.2}" numpy==2.4.6
 cat >"$folder/product.py" <<'PYTHON'
 import jax
 import jax.numpy as jnp
