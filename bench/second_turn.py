@@ -3,9 +3,9 @@
     python bench/second_turn.py --tokenizer HOME/runs/cpu/tokenizer [--depth 4] [--tokens 1900]
 
 Random weights. Every pair is another conversation: a first turn of --tokens tokens, then a second
-of --new more. The engines answer in turns, after their programs were compiled. Prints medians, and the
-median, least and largest ratio of the pairs; of the first turn, too, which shows what reading in
-chunks costs.
+of --new more. The engines answer in turns, after their programs were compiled. Prints medians, and
+the median, least and largest ratio of the pairs; of the first turn, too, which shows what reading
+in chunks costs.
 """
 
 from __future__ import annotations
