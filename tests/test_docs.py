@@ -38,6 +38,7 @@ PAGES = [
     ROOT / "ui" / "README.md",
     ROOT / "CHANGELOG.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "findings" / "guesses.md",
 ]
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 COMMANDS = {name: commands(ROOT / name, name) for name in NAMES}
