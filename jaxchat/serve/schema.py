@@ -5,30 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from starlette.exceptions import HTTPException
 
-from jaxchat.config.numbers import API_TEMPERATURE, MOST, TOP_P
-
-MAX_STOPS = 16
-MAX_STOP_CHARACTERS = 256
-
-
-def _unicode(text: str) -> str:
-    r"""The text. JSON can write half a character (\ud800), which no UTF-8 can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError("unicode", "Text must be valid Unicode") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_unicode)]
-Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Temperature = Annotated[Number, Field(ge=API_TEMPERATURE.least, le=API_TEMPERATURE.most)]
-Stop = Annotated[Text, Field(max_length=MAX_STOP_CHARACTERS)]  # "": none
+from jaxchat.serve.sampling_fields import Count, SamplingFields, Text
 
 
 class ContentPart(BaseModel):
@@ -58,21 +38,14 @@ class StreamOptions(BaseModel):
     include_usage: StrictBool | None = None
 
 
-class ChatRequest(Conversation):
+class ChatRequest(SamplingFields, Conversation):
     """The body of /v1/chat/completions."""
 
     model_config = ConfigDict(title="ChatRequest")
 
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Temperature | None = None
-    top_p: Annotated[Number, Field(gt=TOP_P.least, le=TOP_P.most)] | None = None
-    top_k: Annotated[int, Field(strict=True, ge=0, le=MOST)] | None = None
-    max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
-    n: Count | None = None
-    seed: Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
     parts: StrictBool | None = None
