@@ -20,13 +20,15 @@ REFUSED = {
 }
 
 
-def check_supported(body: ChatRequest) -> None:
+def check_supported(body: SamplingFields) -> None:
     """Raises ApiError 400 for fields of OpenAI's interface that are not supported."""
     for name, why in REFUSED.items():
-        value = getattr(body, name)
+        value = getattr(body, name, None)
         plain = name == "response_format" and value == {"type": "text"}
         if value and not plain:
             raise bad_request(f"{name} is not supported: {why}; leave it out.", name)
+    if not isinstance(body, ChatRequest):
+        return
     check_tools(body)
     if body.top_logprobs and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
@@ -41,7 +43,7 @@ def engine_request(
     """
     room = model.context - len(tokens)
     if room < 1:
-        raise too_long(len(tokens), model.context)
+        raise too_long(len(tokens), model.context, body.subject)
     samples = body.n or 1
     if samples > config.samples:
         raise bad_request(f"n is {samples}; at most {config.samples} are allowed.", "n")
@@ -64,12 +66,13 @@ def engine_request(
         raise bad_request(str(error)) from error
 
 
-def too_long(length: int, context: int) -> ApiError:
-    """The error for a prompt that leaves no room for an answer."""
+def too_long(length: int, context: int, what: str = "messages") -> ApiError:
+    """The error for a prompt (the field `what`) that leaves no room for an answer."""
+    verb = "take" if what.endswith("s") else "takes"
     return bad_request(
         # litellm looks for these words
-        f"This model's maximum context length is {context} tokens, and the messages take {length}, "
-        "which leaves no room for an answer; shorten the messages.",
-        "messages",
+        f"This model's maximum context length is {context} tokens, and the {what} {verb} {length}, "
+        f"which leaves no room for an answer; shorten the {what}.",
+        what,
         "context_length_exceeded",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 from pydantic_core import PydanticCustomError
@@ -14,6 +14,7 @@ from jaxchat.config.numbers import API_TEMPERATURE, MOST, TOP_P
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
+MAX_LOGPROBS = 5  # likeliest tokens of /v1/completions, as OpenAI has it
 
 
 def _unicode(text: str) -> str:
@@ -92,6 +93,8 @@ class StreamOptions(BaseModel):
 
 class SamplingFields(BaseModel):
     """What all that generates has in common."""
+
+    subject: ClassVar[str] = "messages"  # the field that is answered
 
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
