@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 from jaxchat.config.operations import ServeConfig
 from jaxchat.inference.engine import EngineError, Request
 from jaxchat.serve.models import ServedModel
-from jaxchat.serve.schema import ApiError, ChatRequest, SamplingFields, bad_request
+from jaxchat.serve.sampling_fields import SamplingFields
+from jaxchat.serve.schema import ApiError, ChatRequest, GenerationRequest, bad_request
 from jaxchat.serve.tools import check_tools
 
 REFUSED = {
@@ -20,7 +22,7 @@ REFUSED = {
 }
 
 
-def check_supported(body: SamplingFields) -> None:
+def check_supported(body: GenerationRequest) -> None:
     """Raises ApiError 400 for fields of OpenAI's interface that are not supported."""
     for name, why in REFUSED.items():
         value = getattr(body, name, None)
@@ -35,7 +37,7 @@ def check_supported(body: SamplingFields) -> None:
 
 
 def engine_request(
-    body: SamplingFields, tokens: Sequence[int], model: ServedModel, config: ServeConfig
+    body: GenerationRequest, tokens: Sequence[int], model: ServedModel, config: ServeConfig
 ) -> Request:
     """The engine's request. Raises ApiError 400 if the prompt leaves no room, or n is too high.
 
@@ -44,26 +46,36 @@ def engine_request(
     room = model.context - len(tokens)
     if room < 1:
         raise too_long(len(tokens), model.context, body.subject)
-    samples = body.n or 1
-    if samples > config.samples:
-        raise bad_request(f"n is {samples}; at most {config.samples} are allowed.", "n")
     asked = body.most_tokens or room
-    stops = (body.stop,) if isinstance(body.stop, str) else body.stop or ()
-    seed = secrets.randbits(32) if body.seed is None else body.seed % 2**32
+    settings = sampling_settings(body, config)
     try:
         return Request(
             tokens=tuple(tokens),
             max_tokens=min(asked, config.max_tokens or room, room),
-            temperature=config.temperature if body.temperature is None else body.temperature,
-            top_k=config.top_k if body.top_k is None else body.top_k,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            seed=seed,
-            n=samples,
-            stop=tuple(filter(None, stops)),  # some clients send "" for no stop text
             alternatives=body.alternatives,
+            **settings,
         )
     except EngineError as error:
         raise bad_request(str(error)) from error
+
+
+def sampling_settings(body: SamplingFields, config: ServeConfig) -> dict[str, Any]:
+    """What the fields of a request say of the engine's: all but tokens, max_tokens, alternatives.
+
+    Raises ApiError 400 if n is too high.
+    """
+    samples = body.n or 1
+    if samples > config.samples:
+        raise bad_request(f"n is {samples}; at most {config.samples} are allowed.", "n")
+    stops = (body.stop,) if isinstance(body.stop, str) else body.stop or ()
+    return {
+        "temperature": config.temperature if body.temperature is None else body.temperature,
+        "top_k": config.top_k if body.top_k is None else body.top_k,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "seed": secrets.randbits(32) if body.seed is None else body.seed % 2**32,
+        "n": samples,
+        "stop": tuple(filter(None, stops)),  # some clients send "" for no stop text
+    }
 
 
 def too_long(length: int, context: int, what: str = "messages") -> ApiError:

@@ -6,31 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 from starlette.exceptions import HTTPException
 
-from jaxchat.config.numbers import API_TEMPERATURE, MOST, TOP_P
+from jaxchat.serve.sampling_fields import Count, SamplingFields, Text
 
-MAX_STOPS = 16
-MAX_STOP_CHARACTERS = 256
 MAX_LOGPROBS = 5  # likeliest tokens of /v1/completions, as OpenAI has it
-
-
-def _unicode(text: str) -> str:
-    r"""The text. JSON can write half a character (\ud800), which no UTF-8 can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError("unicode", "Text must be valid Unicode") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_unicode)]
-Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Temperature = Annotated[Number, Field(ge=API_TEMPERATURE.least, le=API_TEMPERATURE.most)]
-Stop = Annotated[Text, Field(max_length=MAX_STOP_CHARACTERS)]  # "": none
 
 
 def _as_json(arguments: object) -> object:
@@ -91,19 +72,13 @@ class StreamOptions(BaseModel):
     include_usage: StrictBool | None = None
 
 
-class SamplingFields(BaseModel):
-    """What all that generates has in common."""
+class GenerationRequest(SamplingFields):
+    """What the bodies of all paths that generate have in common."""
 
     subject: ClassVar[str] = "messages"  # the field that is answered
 
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Temperature | None = None
-    top_p: Annotated[Number, Field(gt=TOP_P.least, le=TOP_P.most)] | None = None
-    top_k: Annotated[int, Field(strict=True, ge=0, le=MOST)] | None = None
-    n: Count | None = None
-    seed: Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
 
     # Known, and refused unless empty.
     response_format: Any = None
@@ -122,12 +97,11 @@ class SamplingFields(BaseModel):
         return 0
 
 
-class ChatRequest(Conversation, SamplingFields):
+class ChatRequest(GenerationRequest, Conversation):
     """The body of /v1/chat/completions."""
 
     model_config = ConfigDict(title="ChatRequest")
 
-    max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None

@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from jaxchat.config.numbers import MOST
 from jaxchat.config.operations import ServeConfig
 from jaxchat.errors import TokenizerError
+from jaxchat.serve.sampling_fields import Text
 from jaxchat.serve.schema import (
     MAX_LOGPROBS,
+    GenerationRequest,
     InMessage,
     ModelName,
-    SamplingFields,
-    Text,
     bad_request,
 )
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -30,7 +30,7 @@ Ids = Annotated[list[Id], Field(min_length=1)]
 Some = Field(min_length=1)
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(GenerationRequest):
     """The body of /v1/completions."""
 
     model_config = ConfigDict(title="CompletionRequest")
