@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 import jaxchat
 from jaxchat.config.operations import ServeConfig
-from jaxchat.serve import models, prompt, schema
+from jaxchat.serve import messages, models, prompt, schema
 from jaxchat.serve.guard import Guard
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.scheduler import Metrics, Scheduler
@@ -143,6 +143,7 @@ class _Routes:
         """An answer to a conversation: whole, or as server-sent events."""
         model = models.choose(self._models, body.model)
         prompt.check_supported(body)
+        messages.check_turn(body)
         tokens = await self._tokens(body, model)
         asked = prompt.engine_request(body, tokens, model, self._config)
         client = request.client.host if request.client is not None else ""
@@ -156,8 +157,8 @@ class _Routes:
             return JSONResponse(await completion.whole())
 
     async def _tokens(self, body: schema.Conversation, model: ServedModel) -> list[int]:
-        prompt.check_limits(body.messages, self._config)
-        return await asyncio.to_thread(prompt.prompt_tokens, body.messages, model.tokenizer)
+        messages.check_limits(body.messages, self._config)
+        return await asyncio.to_thread(messages.prompt_tokens, body.messages, model.tokenizer)
 
     async def health(self) -> Response:
         """Whether the server still works; 503 when it must be restarted."""
