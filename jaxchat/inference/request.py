@@ -52,6 +52,7 @@ class Request:
     # Texts at which an answer ends, the token that completes one included; only what the assistant
     # says is looked at, not calls of tools and what they answer.
     stop: tuple[str, ...] = ()
+    include_stop: bool = False  # a text made of the answer has the stop text or token too
     alternatives: int = 0  # for each sampled token: the n likeliest in its place
     # What follows changes what is drawn, not the log-probabilities (see `inference.changes`).
     min_p: float = 0.0  # only tokens of at least this share of the likeliest's probability

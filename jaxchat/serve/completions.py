@@ -57,10 +57,13 @@ class Piece:
 class TextChoice:
     """One choice while it grows."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], likeliest: int | None) -> None:
-        """`likeliest` are listed for each token; None: no entries."""
+    def __init__(
+        self, tokenizer: Tokenizer, request: Request | None, likeliest: int | None
+    ) -> None:
+        """`likeliest` are listed for each token; None: no entries. No request: no stops."""
         self._tokenizer, self._count = tokenizer, likeliest
-        self._detokenizer = Detokenizer(tokenizer, stop, logprobs=likeliest is not None)
+        request = request or Request((tokenizer.bos,), 1)
+        self._detokenizer = Detokenizer.of(tokenizer, request, logprobs=likeliest is not None)
         self._parser = PartParser(tokenizer)
         self._length = 0  # characters so far
 
@@ -196,9 +199,9 @@ class TextCompletion(Answer):
         """Pieces with the numbers of their choices, as they come."""
         samples = self._body.n or 1
         counted = self._body.logprobs
-        stops = {n: p.request.stop for n, p in zip(self._numbers, self._requests, strict=True)}
+        requests = {n: p.request for n, p in zip(self._numbers, self._requests, strict=True)}
         choices = [
-            TextChoice(self._model.tokenizer, stops.get(number // samples, ()), counted)
+            TextChoice(self._model.tokenizer, requests.get(number // samples), counted)
             for number in range(samples * len(self._prompts))
         ]
         scores = None if self._scores is None else await self._scores.scores()
@@ -212,7 +215,8 @@ class TextCompletion(Answer):
         async for number, delta in merged(self._requests):
             index = self._numbers[number] * samples + delta.index
             self._tokens += len(delta.tokens)
-            yield [(index, choices[index].feed(delta))]
+            pieces = delta.split() if self._body.stream else [delta]
+            yield [(index, choices[index].feed(piece)) for piece in pieces]
 
     def _echoes(
         self, choices: Sequence[TextChoice], scores: Sequence[TokenScores] | None

@@ -12,18 +12,17 @@ from jaxchat.serve.models import ServedModel
 from jaxchat.serve.sampling_fields import SamplingFields
 from jaxchat.serve.schema import ApiError, ChatRequest, GenerationRequest, bad_request
 from jaxchat.serve.tools import check_tools
+from jaxchat.serve.unsupported import check_unsupported
 
 REFUSED = {
     "functions": "the model has a calculator of its own and takes no functions",
     "response_format": "answers are text",
-    "logit_bias": "biases are not supported",
-    "frequency_penalty": "penalties are not supported",
-    "presence_penalty": "penalties are not supported",
 }
 
 
 def check_supported(body: GenerationRequest) -> None:
-    """Raises ApiError 400 for fields of OpenAI's interface that are not supported."""
+    """Raises ApiError 400 for fields that are not supported, OpenAI's and those of others."""
+    check_unsupported(body)
     for name, why in REFUSED.items():
         value = getattr(body, name, None)
         plain = name == "response_format" and value == {"type": "text"}
@@ -46,35 +45,62 @@ def engine_request(
     room = model.context - len(tokens)
     if room < 1:
         raise too_long(len(tokens), model.context, body.subject)
-    asked = body.most_tokens or room
+    asked = -1 if body.most_tokens is None else body.most_tokens
+    least = body.min_tokens or 0
+    if 0 <= asked < least:
+        text = f"min_tokens is {least} and max_tokens {asked}; it must not be above that."
+        raise bad_request(text, "min_tokens")
+    most = min(room if asked < 0 else asked, config.max_tokens or room, room)
     settings = sampling_settings(body, config)
     try:
-        return Request(
+        request = Request(
             tokens=tuple(tokens),
-            max_tokens=min(asked, config.max_tokens or room, room),
+            max_tokens=most,
+            min_tokens=min(least, most),
             alternatives=body.alternatives,
             **settings,
         )
     except EngineError as error:
         raise bad_request(str(error)) from error
+    for name in ("logit_bias", "stop_token_ids"):
+        ids = map(int, getattr(body, name) or ())
+        if (worst := max(ids, default=0)) >= (vocab := model.tokenizer.vocab_size):
+            raise bad_request(
+                f"{name} has the id {worst}, and the vocabulary only {vocab}; encode with the "
+                "model's tokenizer.",
+                name,
+            )
+    return request
 
 
 def sampling_settings(body: SamplingFields, config: ServeConfig) -> dict[str, Any]:
-    """What the fields of a request say of the engine's: all but tokens, max_tokens, alternatives.
+    """What the fields of a request say of the engine's: all but tokens, lengths, alternatives.
 
     Raises ApiError 400 if n is too high.
     """
     samples = body.n or 1
     if samples > config.samples:
-        raise bad_request(f"n is {samples}; at most {config.samples} are allowed.", "n")
+        text = f"n is {samples}; at most {config.samples} are allowed. Send several requests."
+        raise bad_request(text, "n")
+    temperature = config.temperature if body.temperature is None else body.temperature
     stops = (body.stop,) if isinstance(body.stop, str) else body.stop or ()
+    biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
     return {
-        "temperature": config.temperature if body.temperature is None else body.temperature,
-        "top_k": config.top_k if body.top_k is None else body.top_k,
-        "top_p": 1.0 if body.top_p is None else body.top_p,
-        "seed": secrets.randbits(32) if body.seed is None else body.seed % 2**32,
+        "temperature": 0.0 if body.top_p == 0 else temperature,  # only the likeliest is left
+        "top_k": max(0, config.top_k if body.top_k is None else body.top_k),
+        "top_p": body.top_p or 1.0,
+        "min_p": body.min_p or 0.0,
+        "repetition_penalty": body.repetition_penalty or 1.0,
+        "frequency_penalty": body.frequency_penalty or 0.0,
+        "presence_penalty": body.presence_penalty or 0.0,
+        "logit_bias": tuple((token, bias) for token, bias in biases.items() if bias),
+        # -1 asks for any, in vLLM and llama.cpp
+        "seed": secrets.randbits(32) if body.seed in (None, -1) else body.seed % 2**32,
         "n": samples,
         "stop": tuple(filter(None, stops)),  # some clients send "" for no stop text
+        "stop_token_ids": tuple(body.stop_token_ids or ()),
+        "include_stop": bool(body.include_stop_str_in_output),
+        "ignore_eos": bool(body.ignore_eos),
     }
 
 

@@ -1,4 +1,4 @@
-"""Request bodies and errors. Fields of a request that are not named here are ignored."""
+"""Request bodies and errors. Of other fields see `unsupported`; the rest is ignored."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
-from jaxchat.serve.sampling_fields import Count, SamplingFields, Text
+from jaxchat.serve.sampling_fields import SamplingFields, SomeLength, Text
 
 MAX_LOGPROBS = 5  # likeliest tokens of /v1/completions, as OpenAI has it
 
@@ -21,10 +22,19 @@ def _as_json(arguments: object) -> object:
     return arguments
 
 
+def _readable(kind: object) -> object:
+    """The type of a part. Raises PydanticCustomError for pictures and sounds."""
+    if isinstance(kind, str) and any(word in kind for word in ("image", "audio", "video", "file")):
+        raise PydanticCustomError(
+            "part", "The model reads text alone, no images, sounds and files; leave this part out"
+        )
+    return kind
+
+
 class ContentPart(BaseModel):
     """A piece of a message; only the assistant's may be `python` or `python_output`."""
 
-    type: Literal["text", "python", "python_output"]
+    type: Annotated[Literal["text", "python", "python_output"], BeforeValidator(_readable)]
     text: Text
 
 
@@ -82,9 +92,6 @@ class GenerationRequest(SamplingFields):
 
     # Known, and refused unless empty.
     response_format: Any = None
-    logit_bias: Any = None
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
 
     @property
     def most_tokens(self) -> int | None:
@@ -102,7 +109,7 @@ class ChatRequest(GenerationRequest, Conversation):
 
     model_config = ConfigDict(title="ChatRequest")
 
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: SomeLength | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
     parts: StrictBool | None = None

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from jaxchat.config.numbers import MOST
 from jaxchat.config.operations import ServeConfig
 from jaxchat.errors import TokenizerError
-from jaxchat.serve.sampling_fields import Text
+from jaxchat.serve.sampling_fields import Length, Text
 from jaxchat.serve.schema import (
     MAX_LOGPROBS,
     GenerationRequest,
@@ -39,7 +39,7 @@ class CompletionRequest(GenerationRequest):
     model: ModelName | None = None
     # a text, several, the ids of one, or of several
     prompt: Text | Ids | Annotated[list[Text], Some] | Annotated[list[Ids], Some]
-    max_tokens: Annotated[int, Field(strict=True, ge=0, le=MOST)] | None = None
+    max_tokens: Length | None = None
     echo: StrictBool | None = None
     logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_LOGPROBS)] | None = None
     add_special_tokens: StrictBool | None = None  # <|bos|> before texts; true by default

@@ -173,8 +173,8 @@ def test_a_model_that_is_not_there_is_an_error_that_names_those_that_are(client)
 @pytest.mark.parametrize(
     ("settings", "param"),
     [
-        ({"temperature": 2.5}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"temperature": 10.5}, "temperature"),
+        ({"top_p": -0.1}, "top_p"),
         ({"n": 9}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"stop": "x" * 257}, "stop"),

@@ -34,13 +34,13 @@ def test_an_empty_stop_text_is_none(model, stop):
 
 def test_settings_become_those_of_the_engine(model):
     asked = body(
-        ("user", "hi"), temperature=0.5, top_p=0.9, top_k=7, seed=-1, n=3, stop=["a", "b"],
+        ("user", "hi"), temperature=0.5, top_p=0.9, top_k=7, seed=-2, n=3, stop=["a", "b"],
         max_completion_tokens=5, logprobs=True, top_logprobs=4,
     )  # fmt: skip
     request = prompt.engine_request(asked, [1, 2], model, CONFIG)
     assert (request.tokens, request.max_tokens, request.n) == ((1, 2), 5, 3)
     assert (request.temperature, request.top_p, request.top_k) == (0.5, 0.9, 7)
-    assert (request.seed, request.stop, request.alternatives) == (2**32 - 1, ("a", "b"), 4)
+    assert (request.seed, request.stop, request.alternatives) == (2**32 - 2, ("a", "b"), 4)
 
 
 def test_what_a_request_leaves_out_is_the_servers_to_say(model):
@@ -74,9 +74,9 @@ def test_more_samples_than_are_allowed_are_refused(model):
     [
         ("functions", [{"name": "f"}]),
         ("response_format", {"type": "json_object"}),
-        ("logit_bias", {"1": 5}),
-        ("frequency_penalty", 0.5),
-        ("presence_penalty", -0.5),
+        ("suffix", "after"),
+        ("best_of", 2),
+        ("mirostat", 1),
     ],
 )
 def test_what_is_not_supported_is_said(name, value):
