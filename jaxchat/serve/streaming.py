@@ -24,6 +24,7 @@ from jaxchat.tokenizer.chat_format import Part, PartParser, PartType
 
 LOWEST_LOGPROB = -9999.0  # for a probability of 0: JSON has no infinity, and so OpenAI writes it
 DONE = b"data: [DONE]\n\n"
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True)
@@ -286,6 +287,8 @@ class ChatCompletion(Answer):
         ]
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self._tokens = 0
+        # what every chunk begins with: a token of a small model takes as long as to write this
+        self._before = event(self._json("chat.completion.chunk", [])).removesuffix(b"]}\n\n")
 
     async def _deltas(self) -> AsyncIterator[tuple[int, list[Delta], FinishReason | None]]:
         """What each dispatch adds to a sample; in a stream every token has a delta of its own."""
@@ -362,7 +365,7 @@ class ChatCompletion(Answer):
         reason: FinishReason | None = None,
     ) -> bytes:
         choice = self._choice(index, "delta", sent, deltas, reason)
-        return event(self._json("chat.completion.chunk", [choice]))
+        return self._before + to_json(choice).encode() + b"]}\n\n"
 
     def _choice(
         self,
@@ -391,8 +394,7 @@ class ChatCompletion(Answer):
 
 def event(value: dict[str, Any]) -> bytes:
     """A server-sent event."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return b"data: " + text.encode() + b"\n\n"
+    return b"data: " + to_json(value).encode() + b"\n\n"
 
 
 class EventStream(StreamingResponse):
