@@ -121,6 +121,14 @@ def test_every_function_that_states_shapes_keeps_them() -> None:
     )  # fmt: skip
     for copy in (cache_of.place, cache_of.copy_to_rows, cache_of.scatter_to_rows):
         trace(copy, cache, small, ids(3))
+    chunks, start = load("model.chunks"), shaped(dtype=jnp.int32)
+    row = jax.eval_shape(lambda: chunks.empty_prefix(config, 2 * T))
+    chunk = trace(
+        lambda params, *a: chunks.read_chunk(params, *a, config),
+        params, ids(1, T), ids(1), start, row,
+    )  # fmt: skip
+    row = trace(chunks.append_chunk, row, chunk, start)
+    trace(lambda *a: chunks.cache_of(*a, (2 * T, T)), row, ids(1))
     branches = load("model.branches").branch_features
     trace(lambda *a: branches(*a, config), params, ids(B, T), ids(B), ids(B, 6), ids(B, 6))
 

@@ -31,6 +31,7 @@ from jaxchat.tokenizer.chat_format import (
 )
 
 BYTE_ORDER_MARK = "\ufeff"
+PREFIX_BYTES = 256 * 10**6  # of what a conversation began with, so that a turn reads what is new
 LONGEST = 1 << 24  # bytes of a line: no context holds as much
 _CONVERSATION = re.compile(r'\{.*"messages"\s*:', re.DOTALL)  # or one that is broken
 
@@ -181,7 +182,7 @@ def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) ->
     model = context.config.model
     params: Any = load_model(context.root, chosen, model)
     tokenizer = tokenizer_of(context)
-    engine = Engine(params, model, tokenizer, slots=1)
+    engine = Engine(params, model, tokenizer, slots=1, prefix_bytes=PREFIX_BYTES)
     return RunChat(engine, tokenizer, model.sequence_len, sampling, run=context, stage=chosen)
 
 

@@ -70,6 +70,8 @@ class ServeConfig(Settings):
     port: Annotated[int, numbers.PORT] = 8_000  # 0: any that is free
     # answers of a model decoded at once, on each device; 0: suits the device
     slots: Annotated[int, numbers.WHOLE] = 0
+    # megabytes on each device for what prompts began with, so that others read only what is new
+    prefix_mb: Annotated[int, numbers.WHOLE] = 512
     queue: Annotated[int, numbers.COUNT] = 256  # requests that may wait
     queue_seconds: Timeout = 60.0  # that a request may wait
     # for answers under way when the server shuts down

@@ -20,10 +20,12 @@ import jax
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
 from jaxchat.inference.changes import packed_changes
+from jaxchat.inference.prefixes import Prefixes, Reader
 from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job, Service
 from jaxchat.model.backend import PLAIN, Compute, bucket
+from jaxchat.model.chunks import CHUNK, Prefix
 from jaxchat.model.joined import join_kernels
 from jaxchat.model.kernels.matmul import round_kernels
 from jaxchat.model.kv_cache import Cache, init_cache, slots_of, whole_blocks
@@ -47,17 +49,25 @@ class DeviceState:
     One request's samples may go to several engines; its prompt is prefilled once all the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix_bytes: int = 0) -> None:
+        """At most `prefix_bytes` of what prompts began with are kept."""
         self.params: Any = None  # None: not set yet
-        self._prompt: tuple[Request, Cache] | None = None
+        self.prefixes = Prefixes(prefix_bytes)
+        self._prompt: tuple[Request, tuple[Cache, int]] | None = None
 
     def set_params(self, params: Any) -> None:
         """Takes other weights; what was prefilled with the old ones is of no use."""
         self.params = params
+        self.prefixes.clear()
         self.forget()
 
-    def prompt(self, request: Request, prefill: Callable[[], Cache]) -> Cache:
-        """The cache after a request's prompt; `prefill` makes it where another was the last."""
+    def prompt(
+        self, request: Request, prefill: Callable[[], tuple[Cache, int]]
+    ) -> tuple[Cache, int]:
+        """The cache after a request's prompt, and how many tokens of it were kept from others.
+
+        `prefill` makes it where another request was the last.
+        """
         if self._prompt is None or self._prompt[0] is not request:
             self._prompt = request, prefill()
         return self._prompt[1]
@@ -87,9 +97,13 @@ class Engine(Service):
         tool_timeout: float = TOOL_SECONDS,
         steps_per_dispatch: int = 8,
         device: jax.Device | None = None,
+        prefix_bytes: int = 0,
         shared: DeviceState | None = None,
     ) -> None:
         """`max_len` (the model's context by default) holds a prompt and its completion.
+
+        With `prefix_bytes` a prompt of a chunk or more is read chunk by chunk, and chunks are kept
+        for prompts that begin likewise (`inference.prefixes`); a `shared` state has its own limit.
 
         The calculator answers at once; any other of the `tools` is called in a thread, at most for
         `tool_timeout` seconds. Engines of one device may have a `shared` state; where that has
@@ -113,7 +127,7 @@ class Engine(Service):
         self._tokenizer, self._specials = tokenizer, Specials.of(tokenizer)
         self._tools = ToolExecutor(tools, timeout=tool_timeout)
         self._pauses = (*self._specials.stops, self._specials.python_end)
-        self._shared = shared or DeviceState()
+        self._shared = shared or DeviceState(prefix_bytes)
         self._cache_lengths = jitted.buckets(jitted.MIN_CACHE, whole_blocks(self.max_len))
         self._rows: list[SequenceState | None] = [None] * slots
         self._waiting: deque[SequenceState] = deque()
@@ -257,17 +271,37 @@ class Engine(Service):
         )
         return prompt
 
+    def _read(
+        self, tokens: tuple[int, ...], known: Sequence[Prefix] = ()
+    ) -> tuple[Cache, list[Prefix]]:
+        """The cache after `tokens`, and the chunks that they were read in, `known` ones first."""
+        if not self._shared.prefixes.limit or len(tokens) < CHUNK:
+            return self.prefill(tokens), []
+        reader = Reader(self.params, self.config, self.compute, self.max_len, self.device)
+        return reader.read(tokens, known)
+
+    def _prompt(self, tokens: tuple[int, ...]) -> tuple[Cache, int]:
+        """The cache after `tokens`, and how many of them another prompt had read before."""
+        prefixes = self._shared.prefixes
+        known = prefixes.find(tokens)
+        cache, chunks = self._read(tokens, known)
+        prefixes.keep(tokens, chunks)
+        return cache, len(known) * CHUNK
+
     def _admit(self) -> None:
         """Fills free slots from the queue; samples of one request share its prefilled prompt."""
         free = deque(slot for slot, row in enumerate(self._rows) if row is None)
         while free and self._waiting:
-            request, slots = self._waiting[0].request, []
+            request, slots, rows = self._waiting[0].request, [], []
             while free and self._waiting and self._waiting[0].request is request:
                 slots.append(free.popleft())
-                self._rows[slots[-1]] = self._waiting.popleft()
-            prefill = partial(self.prefill, request.tokens[:-1])
-            reach = len(request.tokens) - 1 + self._steps
-            self._insert(self._shared.prompt(request, prefill), slots, reach)
+                rows.append(self._waiting.popleft())
+                self._rows[slots[-1]] = rows[-1]
+            read = partial(self._prompt, request.tokens[:-1])
+            prompt, known = self._shared.prompt(request, read)
+            for row in rows:
+                row.known = known
+            self._insert(prompt, slots, len(request.tokens) - 1 + self._steps)
 
     def _insert(self, prompt: Cache, slots: Sequence[int], reach: int = 0) -> None:
         """Puts a prompt into slots of a cache that has room for it and for `reach` positions.
@@ -351,11 +385,13 @@ class Engine(Service):
         """Calls that together compile everything, to prefill, insert and decode; no row changes."""
 
         def insert(prompt: tuple[int, ...]) -> None:
-            self._insert(self.prefill(prompt), [0])
+            self._insert(self._read(prompt)[0], [0])
 
         prompts = [(0,) * length for length in jitted.buckets(jitted.MIN_PROMPT, self.max_len)]
         for prompt in prompts:
-            yield partial(self.prefill, prompt)
+            yield partial(self._read, prompt)
+            if len(prompt) > CHUNK:  # its last chunk a shorter one
+                yield partial(self._read, prompt[1 + CHUNK // 2 :])
         for length in self._cache_lengths:
             for other in self._cache_lengths:  # from there to here
                 if other != length:

@@ -29,7 +29,7 @@ from jaxchat.inference.changes import Counts, change, count, count_next, unpacke
 from jaxchat.inference.request import Alternatives
 from jaxchat.inference.sampling import Sampling, likeliest, sample, uniforms
 from jaxchat.inference.sequence import SequenceState
-from jaxchat.model import gpt
+from jaxchat.model import chunks, gpt
 from jaxchat.model.backend import Compute, bucket
 from jaxchat.model.kv_cache import Cache, View, init_cache, place, resize, view_of
 
@@ -123,6 +123,40 @@ def prefill(
     tokens, length = jnp.asarray(tokens), jnp.asarray(length)
     cache = init_cache(config, 1, tokens.shape[1], compute.dtype)
     return gpt.prefill(params, tokens, length, cache, config, compute)[1]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def read_chunk(
+    params: Any,
+    tokens: ArrayLike,
+    count: ArrayLike,
+    start: ArrayLike,
+    before: chunks.Prefix,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+) -> chunks.Prefix:
+    """The chunk [1,C] of a prompt at position `start`, of which the first count [1] are real."""
+    tokens, count, start = map(jnp.asarray, (tokens, count, start))
+    return chunks.read_chunk(params, tokens, count, start, before, config, compute)
+
+
+@functools.partial(jax.jit, donate_argnames="prefix")
+def append_chunk(prefix: chunks.Prefix, chunk: chunks.Prefix, start: ArrayLike) -> chunks.Prefix:
+    """The prefix with a chunk at position `start`."""
+    return chunks.append_chunk(prefix, chunk, jnp.asarray(start))
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def resize_prefix(prefix: chunks.Prefix, *, size: int) -> chunks.Prefix:
+    """The prefix with room for `size` positions."""
+    return chunks.resize_prefix(prefix, size)
+
+
+@functools.partial(jax.jit, static_argnames="slots")
+def cache_of(prefix: chunks.Prefix, length: ArrayLike, *, slots: tuple[int, ...]) -> Cache:
+    """The cache after a prompt of `length` [1]."""
+    return chunks.cache_of(prefix, jnp.asarray(length), slots)
 
 
 @functools.partial(jax.jit, donate_argnames="cache")

@@ -62,14 +62,18 @@ class Replicas(Service):
         tokenizer: Tokenizer,
         *,
         devices: Sequence[jax.Device] | None = None,
+        prefix_bytes: int = 0,
         **settings: Any,
     ) -> None:
-        """`settings` are Engine's, `slots` those of each. By default one on every local device."""
+        """`settings` are Engine's, `slots` those of each. By default one on every local device.
+
+        `prefix_bytes` of what prompts began with are kept on each device.
+        """
         devices = jax.local_devices() if devices is None else devices
         if not devices:
             raise EngineError("devices is empty; name at least one, or leave it out for all.")
         params = gathered(params)
-        shared = {device: DeviceState() for device in devices}
+        shared = {device: DeviceState(prefix_bytes) for device in devices}
         self.engines = tuple(
             Engine(params, config, tokenizer, device=device, shared=shared[device], **settings)
             for device in devices

@@ -46,6 +46,7 @@ class SequenceState:
     request: Request
     stream: int  # which of the request's n samples
     limit: int  # tokens it may have
+    known: int = 0  # tokens of its prompt that another prompt had read before
     tokens: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)

@@ -120,7 +120,10 @@ def _load(
     name = f"{context.root.name}/{chosen}"
     # by default as many as a device decodes about as fast as one; measured, see docs/log.md
     wanted = config.slots or (max(4, 2 * cores()) if backend().shares_host else GPU_SLOTS)
-    slots = fit_slots(model, wanted, jnp.dtype(dtype).itemsize, free_bytes() / left, name)
+    free, item = free_bytes() / left, jnp.dtype(dtype).itemsize
+    slots = fit_slots(model, wanted, item, free, name)
+    rest = SHARE * free - slots * slot_bytes(model, item)
+    prefix_bytes = min(config.prefix_mb * 10**6, int(rest))
     if slots < wanted:
         notify(f"memory is short: {name} decodes {slots} answers at once, not {wanted}.")
     record = context.done[chosen]
@@ -136,7 +139,7 @@ def _load(
         fingerprint="fp_" + str(record["results"]["artifact"])[:12],
         context=model.sequence_len,
         open_engine=partial(
-            make_service, params, model, tokenizer, slots=slots,
+            make_service, params, model, tokenizer, slots=slots, prefix_bytes=prefix_bytes,
             compute=inference_compute(context.config.compute, model),
         ),
         evaluated=EvalModel(lambda: cut, config_cut, tokenizer, compute),

@@ -63,6 +63,9 @@ class Metrics:
         self.rejected = counter("rejected", "Requests sent away, or that waited too long")
         self.tokens = counter("generated_tokens", "Tokens generated, those of tools included")
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts that were accepted")
+        self.cached_tokens = counter(
+            "cached_prompt_tokens", "Tokens of prompts that an earlier prompt had read"
+        )
         self.first_token = histogram(
             "time_to_first_token_seconds", "From acceptance to the first token", SECONDS
         )
@@ -356,7 +359,8 @@ class Scheduler:
                 self._metrics.tokens.inc(len(delta.tokens))
                 found.append((pending, delta))
             if pending.first is None and any(sent):
-                pending.first = now
+                pending.first, pending.known = now, job.rows[0].known
+                self._metrics.cached_tokens.inc(pending.known)
                 self._metrics.first_token.observe(now - pending.queued)
             if job.done:
                 self._leave(queue, pending, now, sum(sent))

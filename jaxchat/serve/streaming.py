@@ -70,6 +70,7 @@ class PendingRequest:
     first: float | None = None  # first token
     ended: float | None = None
     cancelled: bool = False
+    known: int = 0  # tokens of the prompt that an earlier one had read
     _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
 
     def post(self, event: Event) -> None:
@@ -101,6 +102,7 @@ class PendingRequest:
             "prompt_tokens": prompt,
             "completion_tokens": tokens,
             "total_tokens": prompt + tokens,
+            "prompt_tokens_details": {"cached_tokens": self.known},
             "jaxchat": {
                 "queue_seconds": round(started - self.queued, 6),
                 "prompt_seconds": round(first - started, 6),

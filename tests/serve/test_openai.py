@@ -72,6 +72,20 @@ def as_joined(parts):
     return "".join(part["text"] for part in parts)
 
 
+def test_a_second_turn_reads_only_what_is_new(client):
+    question = "Count to one hundred, as slowly as you can. " * 6
+    first = call(client, question, max_tokens=16)
+    turns = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": first.choices[0].message.content},
+        {"role": "user", "content": "Count."},
+    ]
+    cached = call(client, messages=turns).usage.prompt_tokens_details.cached_tokens
+    assert cached >= 128
+    assert cached % 128 == 0
+    assert call(client, "Count.").usage.prompt_tokens_details.cached_tokens == 0
+
+
 def test_tool_parts_are_no_content_and_each_is_announced(client):
     chunks = call(client, "What is 12 + 34?", stream=True, extra_body={"parts": True})
     deltas = [chunk.choices[0].delta for chunk in chunks]

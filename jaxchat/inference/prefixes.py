@@ -1,0 +1,116 @@
+"""What prompts began with: the chunks that were read, kept for prompts that begin likewise.
+
+A conversation's next turn, a system message, few-shot examples: a prompt then reads only what is
+new to it. Whether a chunk was kept or not, the answer is the same to the last bit (`model.chunks`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from jaxchat.config.schema import ModelConfig
+from jaxchat.inference import jitted
+from jaxchat.model.backend import Compute, bucket
+from jaxchat.model.chunks import CHUNK, Prefix, empty_prefix, prefix_size
+from jaxchat.model.kv_cache import Cache, slots_of
+
+
+class Prefixes:
+    """Chunks by all tokens up to their ends; those that were not used for longest are dropped.
+
+    One thread at a time may use it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """At most `limit` bytes are kept; 0: nothing, and prompts are read as a whole."""
+        self.limit, self.bytes = limit, 0
+        self._chunks: OrderedDict[bytes, Prefix] = OrderedDict()  # the least recently used first
+
+    def find(self, tokens: Sequence[int]) -> list[Prefix]:
+        """The chunks that are known of the beginning of `tokens`."""
+        found: list[Prefix] = []
+        for key in _keys(tokens):
+            if key not in self._chunks:
+                break
+            found.append(self._chunks[key])
+        return found
+
+    def keep(self, tokens: Sequence[int], chunks: Sequence[Prefix]) -> None:
+        """Keeps the first chunks of `tokens`, and drops others where memory is short.
+
+        Later chunks count as used less recently, so that none is kept whose beginning is gone.
+        """
+        for key, chunk in reversed(list(zip(_keys(tokens), chunks, strict=False))):
+            if key not in self._chunks:
+                self.bytes += _bytes(chunk)
+            self._chunks[key] = chunk
+            self._chunks.move_to_end(key)
+        while self.bytes > self.limit:
+            self.bytes -= _bytes(self._chunks.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        """Drops all: the weights are others."""
+        self._chunks.clear()
+        self.bytes = 0
+
+
+def _keys(tokens: Sequence[int]) -> list[bytes]:
+    """A key for each whole chunk: all tokens up to its end."""
+    data = np.asarray(tokens, np.int32).tobytes()
+    return [data[: 4 * end] for end in range(CHUNK, len(tokens) + 1, CHUNK)]
+
+
+def _bytes(chunk: Prefix) -> int:
+    return sum(leaf.nbytes for leaf in chunk)
+
+
+class Reader(NamedTuple):
+    """Reads prompts in chunks: the weights and the shapes that all of them share."""
+
+    params: Any
+    config: ModelConfig
+    compute: Compute
+    context: int  # positions of a prompt, at most
+    device: jax.Device
+
+    def read(self, tokens: Sequence[int], known: Sequence[Prefix]) -> tuple[Cache, list[Prefix]]:
+        """The cache after `tokens`, and its whole chunks; `known` are the first of these.
+
+        The programs depend on the position alone, so what was known changes no bit.
+        """
+        chunks = list(known)
+        row = self._row(len(chunks) + (len(chunks) * CHUNK < len(tokens)))
+        for number, chunk in enumerate(chunks):
+            row = jitted.append_chunk(row, chunk, np.int32(number * CHUNK))
+        for start in range(len(chunks) * CHUNK, len(tokens), CHUNK):
+            piece = tokens[start : start + CHUNK]
+            size = prefix_size(start // CHUNK + 1, self.context)
+            if size > row.kv.shape[3]:
+                row = jitted.resize_prefix(row, size=size)
+            chunk = jitted.read_chunk(
+                self.params, *_padded(piece), np.int32(start), row,
+                config=self.config, compute=self.compute,
+            )  # fmt: skip
+            row = jitted.append_chunk(row, chunk, np.int32(start))
+            chunks += [chunk] if len(piece) == CHUNK else []
+        length = bucket(len(tokens), jitted.MIN_PROMPT, self.context)
+        slots = slots_of(self.config, length)
+        return jitted.cache_of(row, np.array([len(tokens)], np.int32), slots=slots), chunks
+
+    def _row(self, chunks: int) -> Prefix:
+        size = prefix_size(max(chunks, 1), self.context)
+        row: Prefix = jax.device_put(
+            empty_prefix(self.config, size, self.compute.dtype), self.device
+        )
+        return row
+
+
+def _padded(piece: Sequence[int]) -> tuple[npt.NDArray[np.int32], ...]:
+    """A chunk; the last one of a prompt, of which nothing is kept, may be a shorter one."""
+    return jitted.padded(piece, bucket(len(piece), jitted.MIN_PROMPT, CHUNK))

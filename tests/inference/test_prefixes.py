@@ -1,0 +1,171 @@
+"""Prompts that begin as earlier ones did: only what is new is read, and no bit changes."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxchat.inference import jitted
+from jaxchat.inference.engine import Engine, Request
+from jaxchat.inference.prefixes import Prefixes, Reader
+from jaxchat.model import gpt
+from jaxchat.model.backend import PLAIN
+from jaxchat.model.chunks import CHUNK
+from jaxchat.model.kv_cache import init_cache, resize, slots_of
+
+CONTEXT = 600  # no power of two, and no multiple of the chunk
+PRESETS = ("classic", "modern")
+MEGABYTE = 2**20
+
+
+def preset(config, name):
+    config = replace(config, sequence_len=CONTEXT)
+    if name == "classic":
+        config = replace(config, smear=False, value_embeds=False, window_pattern="L")
+    return config
+
+
+@pytest.fixture(params=PRESETS)
+def model(request, config, params):
+    """(config, params) of either preset."""
+    chosen = preset(config, request.param)
+    needed = gpt.param_shapes(chosen)
+    return chosen, {name: params[name] for name in needed}
+
+
+def prompt(length, seed=0):
+    return tuple(np.random.default_rng(seed).integers(0, 280, length).tolist())
+
+
+def make(model, tokenizer, size=MEGABYTE, **settings):
+    config, params = model
+    return Engine(params, config, tokenizer, slots=3, prefix_bytes=size, **settings)
+
+
+def ask(engine, tokens, **settings):
+    """The completion of a prompt, and how much of it was known."""
+    job = engine.submit(Request(tokens, **{"max_tokens": 12, **settings}))
+    while not job.done:
+        engine.step()
+    return job.rows[0].completion, job.rows[0].known
+
+
+@pytest.mark.parametrize("length", [CHUNK, 300, 590])
+def test_a_prompt_in_chunks_gives_the_logits_of_the_whole(model, length) -> None:
+    config, params = model
+    tokens = prompt(length)
+    reader = Reader(params, config, PLAIN, CONTEXT, jax.devices()[0])
+    cache, chunks = reader.read(tokens, [])
+    assert len(chunks) == length // CHUNK
+    whole = jnp.asarray([(*tokens, 5)])
+    expected, _ = gpt.prefill(
+        params, whole, jnp.array([length + 1]), init_cache(config, 1, length + 1), config
+    )
+    cache = resize(cache, slots_of(config, CONTEXT))
+    got, _ = gpt.decode(params, jnp.array([5]), cache, config)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [CHUNK, 511])
+def test_what_was_known_changes_no_bit(model, tokenizer, shared) -> None:
+    tokens = prompt(shared) + prompt(580 - shared, seed=1)
+    settings = {"temperature": 1.0, "seed": 3, "alternatives": 5}
+    alone, none = ask(make(model, tokenizer), tokens, **settings)
+    engine = make(model, tokenizer)
+    ask(engine, prompt(shared) + prompt(20, seed=2))
+    after, known = ask(engine, tokens, **settings)
+    assert (none, known) == (0, shared // CHUNK * CHUNK)
+    assert after == alone
+    again, known = ask(engine, tokens, **settings)
+    assert known == 579 // CHUNK * CHUNK
+    assert again == alone
+
+
+def test_the_next_turn_of_a_conversation_reads_what_is_new(model, tokenizer) -> None:
+    engine = make(model, tokenizer)
+    first = prompt(400)
+    answer, _ = ask(engine, first)
+    turn = (*first, *answer.tokens, *prompt(30, seed=4))
+    _, known = ask(engine, turn)
+    assert known == 3 * CHUNK
+
+
+def test_greedy_answers_are_those_without_chunks(model, tokenizer) -> None:
+    for seed in range(2):
+        tokens = prompt(200 + 300 * seed, seed)
+        answer, _ = ask(make(model, tokenizer), tokens)
+        plain, _ = ask(make(model, tokenizer, 0), tokens)
+        assert answer.tokens == plain.tokens
+        np.testing.assert_allclose(answer.logprobs, plain.logprobs, atol=1e-5)
+
+
+def test_short_prompts_are_read_as_ever(model, tokenizer) -> None:
+    tokens = prompt(CHUNK)  # of which all but the last are read
+    engine = make(model, tokenizer)
+    answer, _ = ask(engine, tokens)
+    plain, _ = ask(make(model, tokenizer, 0), tokens)
+    assert answer == plain
+    assert engine._shared.prefixes.bytes == 0
+
+
+def test_memory_is_bounded_and_the_least_used_goes_first(model, tokenizer) -> None:
+    config, _ = model
+    one = 4 * (2 * config.n_layer * CHUNK * config.n_kv_head * config.head_dim + config.n_embd)
+    engine = make(model, tokenizer, 5 * one)
+    first, second, third = (prompt(3 * CHUNK, seed) for seed in range(3))
+    for tokens in (first, second, first, third):
+        ask(engine, (*tokens, 1))
+        assert engine._shared.prefixes.bytes <= 5 * one
+    _, known = ask(engine, (*first, 1))
+    assert known >= CHUNK, "the beginning of what was used twice is gone"
+    _, known = ask(engine, (*second, 1))
+    assert known == 0
+
+
+def test_nothing_is_kept_whose_beginning_is_gone() -> None:
+    chunk = jax.tree.map(jnp.asarray, (np.zeros(4, np.float32),))
+    prefixes = Prefixes(3 * 16)
+    long, short = prompt(3 * CHUNK), prompt(2 * CHUNK, seed=1)
+    prefixes.keep(long, [chunk] * 3)
+    prefixes.keep(short, [chunk] * 2)
+    assert (len(prefixes.find(long)), len(prefixes.find(short))) == (1, 2)
+    assert prefixes.bytes == 48
+
+
+def test_other_weights_forget_what_was_read(model, tokenizer) -> None:
+    _, params = model
+    engine = make(model, tokenizer)
+    tokens = prompt(300)
+    before, _ = ask(engine, tokens)
+    engine.set_params({**params, "wte": jax.tree.map(lambda x: x[::-1], params["wte"])})
+    after, known = ask(engine, tokens)
+    assert known == 0
+    assert after != before
+
+
+def test_a_prompt_that_is_known_as_a_whole(model, tokenizer) -> None:
+    engine = make(model, tokenizer)
+    request = Request(prompt(2 * CHUNK + 1), max_tokens=4, n=5, temperature=1.0)
+    first, again = (engine.submit(request) for _ in range(2))
+    while not again.done:
+        engine.step()
+    other = engine.submit(replace(request))
+    while not other.done:
+        engine.step()
+    assert [row.known for row in other.rows] == [2 * CHUNK] * 5
+    answers = [[row.completion for row in job.rows] for job in (first, again, other)]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_nothing_is_compiled_after_warming_up(config, params, tokenizer) -> None:
+    engine = make((config, params), tokenizer, max_len=257)
+    engine.warm_up()
+    assert engine._shared.prefixes.bytes == 0
+    programs = (jitted.read_chunk, jitted.append_chunk, jitted.resize_prefix, jitted.cache_of)
+    before = [program._cache_size() for program in programs]
+    for length in (100, 129, 200, 256):
+        ask(engine, prompt(length, length), max_tokens=1)
+        ask(engine, prompt(length, length), max_tokens=1)
+    assert [program._cache_size() for program in programs] == before
