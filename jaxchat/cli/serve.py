@@ -87,8 +87,11 @@ def serve_command(args: argparse.Namespace) -> int:
 
         start_log(quiet=args.quiet)
         models = load_models(root, names, config, notify)
-        server = Server(create_app(models, config, key=key), config)
-        notify(f"{', '.join(model.id for model in models)}: open {url_of(sock)} (Ctrl-C ends it)")
+        served, url = ", ".join(model.id for model in models), url_of(sock)
+        ready = f"{served}: open {url} (Ctrl-C ends it)"
+        server = Server(create_app(models, config, key=key), config, lambda: notify(ready))
+        if config.warm_up:
+            notify(f"{served}: compiling, minutes the first time; {url}/ready says how far it is")
         server.serve_until_signal(sock)
     return 0
 

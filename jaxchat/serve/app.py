@@ -24,7 +24,7 @@ from jaxchat.serve.completions import TextCompletion
 from jaxchat.serve.guard import Guard
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.scheduler import Metrics, Scheduler
-from jaxchat.serve.schema import ApiError, bad_request, unavailable
+from jaxchat.serve.schema import ApiError, bad_request
 from jaxchat.serve.streaming import ChatCompletion, EventStream, PendingRequest
 from jaxchat.tokenizer.huggingface import tokenizer_config
 
@@ -132,13 +132,14 @@ class _Routes:
 
     async def list_models(self) -> dict[str, Any]:
         """The models that are served."""
-        cards = [model.card(default=not number) for number, model in enumerate(self._models)]
-        return {"object": "list", "data": cards}
+        return {"object": "list", "data": list(map(self._card, self._models))}
 
     async def model(self, model: str) -> dict[str, Any]:
         """One of them."""
-        found = models.choose(self._models, model)
-        return found.card(default=found is self._models[0])
+        return self._card(models.choose(self._models, model))
+
+    def _card(self, model: ServedModel) -> dict[str, Any]:
+        return model.card(default=model is self._models[0], ready=self._scheduler.ready)
 
     async def count(self, body: schema.Conversation) -> schema.TokenCount:
         """The tokens that a conversation takes, and the size of the context."""
@@ -223,10 +224,15 @@ class _Routes:
         return JSONResponse(content, 200 if well else 503)
 
     async def ready(self) -> Response:
-        """Whether the server takes requests now; 503 while it warms up or shuts down."""
-        if not self._scheduler.ready:
-            raise unavailable("the server is starting or shutting down.", "not_ready")
-        return JSONResponse({"status": "ready"})
+        """Whether the server takes requests now; 503 while it compiles, with the share of its
+        programs that are compiled, and while it shuts down.
+        """
+        if self._scheduler.ready:
+            return JSONResponse({"status": "ready"})
+        error = self._scheduler.not_ready()
+        compiled = round(self._scheduler.compiled, 3)
+        starting = {"status": "compiling" if compiled < 1 else "ending", "compiled": compiled}
+        return JSONResponse({**starting, **error.body}, error.status, error.headers)
 
     async def metrics(self) -> Response:
         """Counters for Prometheus."""

@@ -56,8 +56,8 @@ class ServedModel:
         """The name that clients use."""
         return f"{self.run}/{self.stage}"
 
-    def card(self, *, default: bool) -> dict[str, Any]:
-        """Its entry in /v1/models."""
+    def card(self, *, default: bool, ready: bool = True) -> dict[str, Any]:
+        """Its entry in /v1/models; `ready`: whether it answers already."""
         return {
             "id": self.id,
             "object": "model",
@@ -72,6 +72,7 @@ class ServedModel:
                 "vocab_size": self.config.vocab_size,
                 "tools": ["calculator"] if self.tokenizer.has_tools else [],
                 "default": default,
+                "ready": ready,
             },
         }
 
