@@ -136,20 +136,23 @@ class _Routes:
 
     async def model(self, model: str) -> dict[str, Any]:
         """One of them."""
-        return self._card(models.choose(self._models, model))
+        return self._card(self._chosen(model))
+
+    def _chosen(self, name: str | None) -> ServedModel:
+        return models.choose(self._models, name, any_name=self._config.any_name)
 
     def _card(self, model: ServedModel) -> dict[str, Any]:
         return model.card(default=model is self._models[0], ready=self._scheduler.ready)
 
     async def count(self, body: schema.Conversation) -> schema.TokenCount:
         """The tokens that a conversation takes, and the size of the context."""
-        model = models.choose(self._models, body.model)
+        model = self._chosen(body.model)
         tokens = await self._tokens(body, model)
         return schema.TokenCount(prompt_tokens=len(tokens), context=model.context)
 
     async def complete(self, body: schema.ChatRequest, request: Request) -> Response:
         """An answer to a conversation: whole, or as server-sent events."""
-        model = models.choose(self._models, body.model)
+        model = self._chosen(body.model)
         prompt.check_supported(body)
         messages.check_turn(body)
         tokens = await self._tokens(body, model)
@@ -166,7 +169,7 @@ class _Routes:
 
     async def complete_texts(self, body: texts.CompletionRequest, request: Request) -> Response:
         """Texts continued, and the tokens of prompts scored: whole, or as server-sent events."""
-        model = models.choose(self._models, body.model)
+        model = self._chosen(body.model)
         prompt.check_supported(body)
         texts.check_completion(body)
         prompts = await asyncio.to_thread(texts.read_prompts, body, model.tokenizer, self._config)
@@ -180,7 +183,7 @@ class _Routes:
 
     async def tokenize(self, body: texts.TokenizeRequest) -> texts.TokenizeAnswer:
         """The ids of a text or of a conversation."""
-        model = models.choose(self._models, body.model)
+        model = self._chosen(body.model)
         if body.messages is not None:
             conversation = schema.Conversation(messages=body.messages)
             ids = await self._tokens(conversation, model)
@@ -198,13 +201,13 @@ class _Routes:
 
     async def detokenize(self, body: texts.DetokenizeRequest) -> texts.DetokenizeAnswer:
         """The text of ids, with the names of special tokens."""
-        model = models.choose(self._models, body.model)
+        model = self._chosen(body.model)
         text = await asyncio.to_thread(texts.text_of, body.tokens, model.tokenizer)
         return texts.DetokenizeAnswer(prompt=text)
 
     async def tokenizer_info(self, model: str | None = None) -> dict[str, Any]:
         """The content of tokenizer_config.json, as an export of the model has it."""
-        found = models.choose(self._models, model)
+        found = self._chosen(model)
         names = list(found.tokenizer.specials)
         return {**tokenizer_config(names, found.context), "vocab_size": found.config.vocab_size}
 
