@@ -116,6 +116,11 @@ def text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
         raise bad_request(str(error), "tokens") from error
 
 
+def names(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """Each token as text."""
+    return [tokenizer.decode([token]) for token in ids]
+
+
 def read_prompts(
     body: CompletionRequest, tokenizer: Tokenizer, limits: ServeConfig
 ) -> list[tuple[str, list[int]]]:
