@@ -39,6 +39,7 @@ __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
 # Dispatches for which fewer slots would do, before the cache is made smaller. To make it smaller
 # and larger again moves it twice; a dispatch would read what is too much in each of its steps.
 PATIENCE = 2
+STEPS = 8  # decode steps of a dispatch
 ROUNDED_SLOTS = 8  # XLA multiplies a row or a few faster in float32: docs/log.md, 2026-11-24
 WAIT = 0.05  # seconds that a step waits where all rows wait for tools
 
@@ -95,7 +96,7 @@ class Engine(Service):
         compute: Compute = PLAIN,
         tools: Tool = run_tool,
         tool_timeout: float = TOOL_SECONDS,
-        steps_per_dispatch: int = 8,
+        steps_per_dispatch: int = STEPS,
         device: jax.Device | None = None,
         prefix_bytes: int = 0,
         shared: DeviceState | None = None,

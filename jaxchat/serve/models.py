@@ -18,6 +18,8 @@ from jaxchat.config.operations import ServeConfig
 from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ConfigError, OutOfMemory
 from jaxchat.evals.model import EvalModel
+from jaxchat.inference.engine import STEPS
+from jaxchat.inference.measure import weight_bytes
 from jaxchat.inference.replicas import make_service
 from jaxchat.inference.service import Service
 from jaxchat.model.backend import backend
@@ -34,6 +36,10 @@ CACHE_COPIES = 3  # the cache itself, new prompts before they are placed, and wh
 LOGITS_COPIES = 4  # of a slot, float32, while it is sampled
 GPU_SLOTS = 64
 SHARE = 0.8  # of the free memory is used at most
+# On a CPU a dispatch lasts so long, if its steps do: its tokens come all at once, and beginning it
+# costs some 0.2 ms. Measured with 1, 2, 4 and 8 steps of d4, d6, d12: docs/log.md, 2026-11-28.
+DISPATCH_SECONDS = 0.005
+CPU_BANDWIDTH = 1e10  # bytes of weights that a CPU reads in a second
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,9 +176,19 @@ def _load(
         open_engine=partial(
             make_service, params, model, tokenizer, slots=slots, prefix_bytes=prefix_bytes,
             compute=inference_compute(context.config.compute, model),
+            steps_per_dispatch=dispatch_steps(cut),
         ),
         evaluated=EvalModel(lambda: cut, config_cut, tokenizer, compute),
     )  # fmt: skip
+
+
+def dispatch_steps(params: Any) -> int:
+    """Decode steps of a dispatch with these weights: fewer where a CPU takes long for each."""
+    if not backend().shares_host:
+        return STEPS
+    seconds = weight_bytes(params) / CPU_BANDWIDTH
+    lengths = (2**power for power in range(STEPS.bit_length()))
+    return next((steps for steps in lengths if steps * seconds >= DISPATCH_SECONDS), STEPS)
 
 
 def slot_bytes(model: ModelConfig, item: int) -> int:

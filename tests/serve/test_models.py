@@ -1,12 +1,13 @@
 """Which models are opened, and how many slots they get."""
 
+import numpy as np
 import pytest
 
 from jaxchat.config.operations import ServeConfig
 from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ArtifactError, ConfigError, OutOfMemory
 from jaxchat.serve import models as models_module
-from jaxchat.serve.models import choose, fit_slots, load_models, slot_bytes
+from jaxchat.serve.models import choose, dispatch_steps, fit_slots, load_models, slot_bytes
 from jaxchat.serve.schema import ApiError
 
 MODEL = ModelConfig(vocab_size=512, sequence_len=256, n_layer=2, n_head=2, n_kv_head=2, n_embd=64)
@@ -87,3 +88,12 @@ def test_short_memory_is_reported(trained_home, monkeypatch):
     monkeypatch.setattr(models_module, "free_bytes", lambda: 1.5 * slot_bytes(model.config, 4))
     with pytest.raises(OutOfMemory):  # two models share what is free
         load_models(trained_home, [("tiny", "rl"), ("tiny", "sft")], ServeConfig())
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "steps"), [(1, 8), (6, 8), (7, 8), (13, 4), (21, 4), (26, 2), (51, 1), (4_000, 1)]
+)
+def test_a_dispatch_of_a_slow_model_is_short(megabytes, steps):
+    """The table of embeddings, of which a token reads a row, takes no time."""
+    params = {"lm_head": np.zeros(megabytes * 250_000, "float32"), "wte": np.zeros(9, "float32")}
+    assert dispatch_steps(params) == steps
