@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxchat import paths
-from jaxchat.cli.args import Parser, positive, seed, temperature, whole
+from jaxchat.cli.args import (
+    Parser,
+    min_p,
+    positive,
+    repetition_penalty,
+    seed,
+    temperature,
+    whole,
+)
 from jaxchat.config.derive import count_params
 from jaxchat.config.numbers import TEMPERATURE, NumberError
 from jaxchat.config.schema import CHAT_STAGES
@@ -53,6 +61,11 @@ def add_chat(parser: Parser) -> None:
     parser.option("--system", str, "TEXT", "stands before the messages", "")
     parser.option("--temperature", temperature, None, "0 is greedy", 0.0)
     parser.option("--top-k", whole, None, "sample among the k likeliest; 0: all", 0)
+    parser.option(
+        "--min-p", min_p, None, "sample only what is this share as likely as the likeliest", 0.0
+    )
+    text = "above 1: what the text has already becomes less likely"
+    parser.option("--repetition-penalty", repetition_penalty, "R", text, 1.0)
     parser.option("--max-tokens", positive, None, "length of an answer", 256)
     parser.option("--seed", seed, default=0)
     parser.switch("--json", "an object a line for each answer")
@@ -77,7 +90,10 @@ def chat_command(args: argparse.Namespace) -> int:
     from jaxchat.cli.conversation import load
     from jaxchat.evals.chat import Sampling
 
-    sampling = Sampling(args.max_tokens, 1, args.temperature, args.seed, args.top_k)
+    sampling = Sampling(
+        args.max_tokens, 1, args.temperature, args.seed, args.top_k, args.min_p,
+        args.repetition_penalty,
+    )  # fmt: skip
     chat = load(root, args.run, args.stage, sampling)
     chat.system = args.system
     console = Console()  # it knows terminals and NO_COLOR

@@ -87,6 +87,8 @@ class Chat:
             max_tokens=min(self.sampling.max_tokens, self.context - len(prompt)),
             temperature=self.sampling.temperature,
             top_k=self.sampling.top_k,
+            min_p=self.sampling.min_p,
+            repetition_penalty=self.sampling.repetition_penalty,
             seed=self.sampling.seed + len(self.messages) // 2,
         )
         stream, said, whole = PartStream(self.tokenizer), list[int](), False

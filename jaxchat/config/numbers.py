@@ -78,6 +78,10 @@ TEMPERATURE = Range(0, 10, whole=False)
 API_TEMPERATURE = Range(0, 2, whole=False)  # OpenAI's
 TOP_K = WHOLE
 TOP_P = Range(0, 1, whole=False, open=True)
+MIN_P = Range(0, 1, whole=False)
+REPETITION_PENALTY = Range(0, 10, whole=False, open=True)
+PENALTY = Range(-2, 2, whole=False)  # OpenAI's, by frequency and by presence
+BIAS = Range(-100, 100, whole=False)  # OpenAI's, of a logit
 PORT = Range(0, 65_535)
 SECONDS = Range(0, 1e6, whole=False)  # some eleven days
 ROW_TOKENS = Range(2, 2**24)

@@ -77,13 +77,15 @@ class ServeConfig(Settings):
     # for answers under way when the server shuts down
     grace_seconds: Annotated[float, numbers.SECONDS] = 10.0
     messages: Count = 256  # of one request
-    characters: Count = 400_000  # of all its messages
+    prompts: Count = 256  # of one request, to be completed or scored
+    characters: Count = 400_000  # of all its messages or prompts; of prompts as ids, their number
     body_bytes: Count = 4_000_000
     body_seconds: Timeout = 20.0  # in which a request must have arrived
     samples: Count = 8  # n
     max_tokens: Annotated[int, numbers.WHOLE] = 0  # of an answer; 0: what the context leaves
     temperature: Annotated[float, numbers.API_TEMPERATURE] = 0.8  # where a request names none
     top_k: Annotated[int, numbers.TOP_K] = 0  # likewise; 0: all
+    any_name: bool = False  # the one model answers to any name
     connections: Count = 1_024
     warm_up: bool = True  # compiles everything before it is ready
     hosts: tuple[str, ...] = ()  # names in the Host header that are accepted beside its own

@@ -51,6 +51,8 @@ class Sampling:
     temperature: float = 0.0
     seed: int = 0  # problem i is sampled with seed + i
     top_k: int = field(default=0, repr=False)  # drawn from the likeliest tokens, or from all (0)
+    min_p: float = field(default=0.0, repr=False)
+    repetition_penalty: float = field(default=1.0, repr=False)
 
 
 def prompts_of(
@@ -74,7 +76,9 @@ def answer(
     requests = [
         Request(
             tokens=prompt, max_tokens=sampling.max_tokens, temperature=sampling.temperature,
-            top_k=sampling.top_k, seed=sampling.seed + number, n=sampling.samples,
+            top_k=sampling.top_k, min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty, seed=sampling.seed + number,
+            n=sampling.samples,
         )
         for number, prompt in enumerate(
             prompts_of(engine, tokenizer, problems, sampling.max_tokens)

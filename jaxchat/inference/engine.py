@@ -19,6 +19,7 @@ import jax
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
+from jaxchat.inference.changes import packed_changes
 from jaxchat.inference.prefixes import Prefixes, Reader
 from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState, Specials
@@ -38,6 +39,7 @@ __all__ = ["Completion", "Engine", "EngineError", "Job", "Request"]
 # Dispatches for which fewer slots would do, before the cache is made smaller. To make it smaller
 # and larger again moves it twice; a dispatch would read what is too much in each of its steps.
 PATIENCE = 2
+STEPS = 8  # decode steps of a dispatch
 ROUNDED_SLOTS = 8  # XLA multiplies a row or a few faster in float32: docs/log.md, 2026-11-24
 WAIT = 0.05  # seconds that a step waits where all rows wait for tools
 
@@ -94,7 +96,7 @@ class Engine(Service):
         compute: Compute = PLAIN,
         tools: Tool = run_tool,
         tool_timeout: float = TOOL_SECONDS,
-        steps_per_dispatch: int = 8,
+        steps_per_dispatch: int = STEPS,
         device: jax.Device | None = None,
         prefix_bytes: int = 0,
         shared: DeviceState | None = None,
@@ -165,15 +167,21 @@ class Engine(Service):
             placed = round_kernels(placed)
         self._shared.set_params(cut_vocabulary(placed, self._trained, self.config.vocab_size)[0])
 
-    def warm_up(self, stopped: Callable[[], bool] = lambda: False) -> None:
+    def warm_up(
+        self,
+        stopped: Callable[[], bool] = lambda: False,
+        progress: Callable[[float], object] = lambda share: None,
+    ) -> None:
         if any(self._rows) or self._waiting:
             raise EngineError("warm_up was called with requests under way; call it before them.")
-        for program in self._programs():
+        programs = list(self._programs())
+        for number, program in enumerate(programs, 1):
             if stopped():
                 break
             program()
             self._in_flight = None
             jax.block_until_ready(self._cache.length)
+            progress(number / len(programs))
         self._make_cache()
 
     def submit(self, request: Request) -> Job:
@@ -255,6 +263,12 @@ class Engine(Service):
                 f"the prompt has a token outside the vocabulary of {self.config.vocab_size}; "
                 "encode it with the model's tokenizer."
             )
+        for token in request.token_ids:
+            if not 0 <= token < self.config.vocab_size:
+                raise EngineError(
+                    f"logit_bias or stop_token_ids name token {token}, and the vocabulary has "
+                    f"{self.config.vocab_size}; name tokens of 0 to {self.config.vocab_size - 1}."
+                )
 
     def prefill(self, tokens: tuple[int, ...]) -> Cache:
         """The cache after `tokens`: a prompt but its last one, which is decoded like its answer."""
@@ -313,9 +327,10 @@ class Engine(Service):
         self._fit(self._length_for(reach))
         requests = [row.request for row in rows]
         truncate = any(request.truncates for request in requests)
-        # none or all, so that little is compiled
-        alternatives = self._most if any(request.alternatives for request in requests) else 0
-        self._dispatch(truncate, alternatives)
+        changed = any(request.changes_logits for request in requests)
+        # none or all, so that little is compiled; with changes always all
+        named = changed or any(request.alternatives for request in requests)
+        self._dispatch(truncate, self._most if named else 0, changed)
 
     def _length_for(self, positions: int) -> int:
         return bucket(positions, jitted.MIN_CACHE, self._cache_lengths[-1])
@@ -331,11 +346,14 @@ class Engine(Service):
             self._cache = jitted.resize_cache(self._cache, slots=slots_of(self.config, length))
         self._cache_length, self._underused_steps = length, 0
 
-    def _dispatch(self, truncate: bool, alternatives: int) -> None:
+    def _dispatch(self, truncate: bool, alternatives: int, changed: bool = False) -> None:
+        vocab, ends = self.config.vocab_size, self._specials.stops
+        changes = packed_changes(self._rows, self._cache_length, vocab, ends) if changed else None
         self._cache, output = jitted.decode_steps(
             self.params,
             self._cache,
             jitted.packed_slots(self._rows, self._steps),
+            changes,
             config=self.config,
             compute=self.compute,
             pauses=self._pauses,
@@ -388,8 +406,10 @@ class Engine(Service):
             for prompt in prompts:
                 if self._length_for(len(prompt)) <= length:
                     yield partial(self._at, length, partial(insert, prompt))
-            for settings in product((False, True), (0, self._most)):
-                yield partial(self._at, length, partial(self._dispatch, *settings))
+            reports = ((0, False), (self._most, False), (self._most, True))
+            for truncate, (most, changed) in product((False, True), reports):
+                dispatch = partial(self._dispatch, truncate, most, changed)
+                yield partial(self._at, length, dispatch)
 
     def _at(self, length: int, program: Callable[[], object]) -> None:
         """Runs a program with a cache of this length."""

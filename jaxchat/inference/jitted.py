@@ -25,6 +25,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxchat.config.schema import ModelConfig
+from jaxchat.inference.changes import Counts, change, count, count_next, unpacked
 from jaxchat.inference.request import Alternatives
 from jaxchat.inference.sampling import Sampling, likeliest, sample, uniforms
 from jaxchat.inference.sequence import SequenceState
@@ -179,6 +180,7 @@ def decode_steps(
     params: Any,
     cache: Cache,
     slots: ArrayLike,
+    changes: ArrayLike | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
@@ -189,27 +191,35 @@ def decode_steps(
     """N tokens for every active row of packed slots [B,9+N], or fewer for one that ends.
 
     A row pauses after it has sampled one of `pauses` or has none remaining. No row may grow to more
-    positions than the cache has slots.
+    positions than the cache has slots. `changes` are packed ones (see `changes.packed_changes`).
     """
     token, active, remaining, forced_count, forced, settings = _unpacked(jnp.asarray(slots))
+    asked = None if changes is None else unpacked(jnp.asarray(changes))
+    counts = None if asked is None else count(asked, config.vocab_size)
 
     def step(
-        carry: tuple[Cache, Array, Array, Array], now: tuple[Array, Array, View]
+        carry: tuple[Cache, Array, Array, Array, Counts | None], now: tuple[Array, Array, View]
     ) -> tuple[Any, DecodeOutput]:
-        (cache, token, active, remaining), (number, uniform, view) = carry, now
+        (cache, token, active, remaining, counts), (number, uniform, view) = carry, now
         logits, cache = gpt.decode(params, token, cache, config, compute, active=active, view=view)
         logits = lax.optimization_barrier(logits)
-        sampled, logprob = sample(logits, settings, uniform, truncate=truncate)
+        shaped = least = None
+        if asked is not None and counts is not None:
+            shaped, least = change(logits, asked, counts, number), asked.least
+        sampled, logprob = sample(
+            logits, settings, uniform, truncate=truncate, shaped=shaped, least=least
+        )
         choose = number >= forced_count
         token = jnp.where(active, jnp.where(choose, sampled, forced[:, number]), token)
         others = likeliest(logits, alternatives)
         output = DecodeOutput(token, logprob, active, *others)
         remaining = remaining - active.astype(remaining.dtype)
         paused = choose & jnp.isin(token, jnp.array(pauses, token.dtype))
-        return (cache, token, active & ~paused & (remaining > 0), remaining), output
+        counts = None if counts is None else count_next(counts, token, choose & active)
+        return (cache, token, active & ~paused & (remaining > 0), remaining, counts), output
 
     # A scan of known length: of a loop that stops early, the host would wait for every step.
-    start = (cache, token, active, remaining)
+    start = (cache, token, active, remaining, counts)
     numbers = jnp.arange(forced.shape[1], dtype=jnp.int32)
     # All at once: a step of a small model would take a fifth of its time for its own.
     # In a step XLA would take every cosine again for each layer and head, and find out for each

@@ -40,15 +40,26 @@ def uniforms(rows: Sampling, position: Int32[Array, " B *rest"]) -> Float32[Arra
 
 
 def sample(
-    logits: Float[Array, "B V"], rows: Sampling, uniform: Float32[Array, " B"], *, truncate: bool
+    logits: Float[Array, "B V"],
+    rows: Sampling,
+    uniform: Float32[Array, " B"],
+    *,
+    truncate: bool,
+    shaped: Float32[Array, "B V"] | None = None,
+    least: Float32[Array, " B"] | None = None,
 ) -> tuple[Int32[Array, " B"], Float32[Array, " B"]]:
     """The next token of each row, and its log-probability in nats.
 
     `uniform` is that of the chosen token's position (see `uniforms`). The log-probability is the
     model's: at temperature 1 and over all tokens, whatever the row was sampled with. Where
     `truncate` is False top_k and top_p are not looked at, which saves sorting the vocabulary.
+
+    The token is drawn from `shaped` where that is given (see `changes`). `least` is the log of
+    min_p: after the temperature and before top_k and top_p, as vLLM has it, tokens are dropped of
+    which the probability is less than min_p of the likeliest's.
     """
     logits = logits.astype(jnp.float32)
+    model, logits = logits, logits if shaped is None else shaped
     best = _argmax(logits)
     warm = rows.temperature > 0
     # 0 for the likeliest token and below 0 for the others, before a small temperature makes large
@@ -58,13 +69,15 @@ def sample(
     gaps = jnp.minimum(logits - jnp.max(logits, axis=-1, keepdims=True), 0.0)
     is_best = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] == best[:, None]
     scaled = jnp.where(is_best, 0.0, gaps / temperature[:, None])
+    if least is not None:
+        scaled = jnp.where(scaled >= least[:, None], scaled, -jnp.inf)
     weights = jnp.exp(scaled)
     if truncate:
         lowest = _lowest_kept(scaled, rows.top_k, rows.top_p)
         weights = jnp.where(scaled >= lowest[:, None], weights, 0.0)
     token = jnp.where(warm, _draw(weights, uniform), best)
-    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    return token, _log_probability(chosen, logits)
+    chosen = jnp.take_along_axis(model, token[:, None], axis=-1)[:, 0]
+    return token, _log_probability(chosen, model)
 
 
 def likeliest(

@@ -91,8 +91,10 @@ class SequenceState:
         self.mask.append(int(chosen))
         self.logprobs.append(logprob if chosen else 0.0)
         self.alternatives.append(alternatives[: self.request.alternatives] if chosen else ())
-        stopped = self.stops is not None and self.stops.feed(token)
-        if stopped or (chosen and token in specials.stops):
+        early = len(self.tokens) <= self.request.min_tokens
+        stopped = self.stops is not None and self.stops.feed(token, early=early)
+        ends = (*specials.stops, *self.request.stop_token_ids)
+        if stopped or (chosen and token in ends):
             self.finish_reason = "stop"
         elif len(self.tokens) >= self.limit:
             self.finish_reason = "length"

@@ -15,24 +15,30 @@ class StopFinder:
     to be complete (of two, the longer), and all of it where none occurs.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        """Raises ValueError for an empty stop text: it would be everywhere."""
+    def __init__(self, stops: Sequence[str], *, included: bool = False) -> None:
+        """The stop text itself is passed on too where it is `included`.
+
+        Raises ValueError for an empty stop text: it would be everywhere.
+        """
         if not all(stops):
             raise ValueError("a stop text is empty; give texts of at least one character.")
-        self._stops = tuple(stops)
+        self._stops, self._included = tuple(stops), included
         self._held = ""
         self.found: str | None = None  # the stop text that occurred
 
-    def feed(self, text: str) -> str:
-        """The text that is certain to stand before any stop text."""
+    def feed(self, text: str, *, early: bool = False) -> str:
+        """The text that is certain to stand before any stop text.
+
+        A stop text that is complete with `early` text does not count.
+        """
         if self.found is not None:
             return ""
         text = self._held + text
         starts = [(text.find(stop), stop) for stop in self._stops if stop in text]
-        if starts:
+        if starts and not early:
             start, self.found = min(starts, key=lambda place: (place[0] + len(place[1]), place[0]))
             self._held = ""
-            return text[:start]
+            return text[: start + len(self.found) * self._included]
         safe = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[safe:]
         return text[:safe]
@@ -54,11 +60,11 @@ class StopWatch:
         self._finder = StopFinder(stops)
         self._parser = PartParser(tokenizer)
 
-    def feed(self, token: int) -> bool:
-        """Whether a stop text is complete, after the next id."""
+    def feed(self, token: int, *, early: bool = False) -> bool:
+        """Whether a stop text is complete, after the next id, and not yet with `early` ones."""
         added = self._parser.feed(token)[0]
         if added["type"] == "text":
-            self._finder.feed(added["text"])
+            self._finder.feed(added["text"], early=early)
         return self._finder.found is not None
 
 

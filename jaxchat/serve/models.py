@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ from jaxchat.config.derive import count_params
 from jaxchat.config.machine import cores, free_memory_bytes
 from jaxchat.config.operations import ServeConfig
 from jaxchat.config.schema import ModelConfig
-from jaxchat.errors import OutOfMemory
+from jaxchat.errors import ConfigError, OutOfMemory
+from jaxchat.evals.model import EvalModel
+from jaxchat.inference.engine import STEPS
+from jaxchat.inference.measure import weight_bytes
 from jaxchat.inference.replicas import make_service
 from jaxchat.inference.service import Service
 from jaxchat.model.backend import backend
-from jaxchat.model.capabilities import inference_compute
+from jaxchat.model.capabilities import evaluation_compute, inference_compute
 from jaxchat.model.kv_cache import init_cache
+from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.opening import find_model, load_model
 from jaxchat.runs.runner import done_file
@@ -32,6 +36,10 @@ CACHE_COPIES = 3  # the cache itself, new prompts before they are placed, and wh
 LOGITS_COPIES = 4  # of a slot, float32, while it is sampled
 GPU_SLOTS = 64
 SHARE = 0.8  # of the free memory is used at most
+# On a CPU a dispatch lasts so long, if its steps do: its tokens come all at once, and beginning it
+# costs some 0.2 ms. Measured with 1, 2, 4 and 8 steps of d4, d6, d12: docs/log.md, 2026-11-28.
+DISPATCH_SECONDS = 0.005
+CPU_BANDWIDTH = 1e10  # bytes of weights that a CPU reads in a second
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +55,22 @@ class ServedModel:
     fingerprint: str  # of the weights
     context: int  # T, tokens of prompt and answer together
     open_engine: Callable[[], Service]  # makes its engine
+    evaluated: EvalModel | None = None  # as evaluations compute it, to score prompts
+
+    aliases: tuple[str, ...] = ()  # names that clients may use instead
+
+    @property
+    def source(self) -> str:
+        """RUN/STAGE."""
+        return f"{self.run}/{self.stage}"
 
     @property
     def id(self) -> str:
-        """The name that clients use."""
-        return f"{self.run}/{self.stage}"
+        """The name under which it is listed: its first alias, else RUN/STAGE."""
+        return self.aliases[0] if self.aliases else self.source
 
-    def card(self, *, default: bool) -> dict[str, Any]:
-        """Its entry in /v1/models."""
+    def card(self, *, default: bool, ready: bool = True) -> dict[str, Any]:
+        """Its entry in /v1/models; `ready`: whether it answers already."""
         return {
             "id": self.id,
             "object": "model",
@@ -69,35 +85,57 @@ class ServedModel:
                 "vocab_size": self.config.vocab_size,
                 "tools": ["calculator"] if self.tokenizer.has_tools else [],
                 "default": default,
+                "ready": ready,
             },
         }
 
 
-def choose(models: Sequence[ServedModel], name: str | None) -> ServedModel:
-    """The named model, or the first. Raises ApiError 404, listing the models there are."""
-    by_id = {model.id: model for model in models}
-    if name and name not in by_id:
-        message = f"there is no model {name!r}; the models here are {', '.join(by_id)}."
+def choose(
+    models: Sequence[ServedModel], name: str | None, *, any_name: bool = False
+) -> ServedModel:
+    """The named model, or the first: where there is no name, or `any_name` will do.
+
+    Names are the aliases, RUN/STAGE, and RUN where one of its stages is served. Raises ApiError
+    404, listing the models there are.
+    """
+    runs = [model.run for model in models]
+    for model in models:
+        known = {model.source, *model.aliases, *([model.run] if runs.count(model.run) == 1 else ())}
+        if name in known:
+            return model
+    if name and not any_name:
+        there = ", ".join(model.id for model in models)
+        message = f"there is no model {name!r}; the models here are {there}."
         raise ApiError(404, message, code="model_not_found", param="model")
-    return by_id[name] if name else models[0]
+    return models[0]
 
 
 def load_models(
     root: Path,
-    names: Sequence[tuple[str | None, str | None]],
+    names: Sequence[tuple[str | None, str | None] | tuple[str | None, str | None, str]],
     config: ServeConfig,
     notify: Callable[[str], object] = lambda _: None,
 ) -> list[ServedModel]:
     """Opens the named (run, stage)s of the home `root`; None is the last run, or its best stage.
 
-    Raises ArtifactError for what is not there, OutOfMemory where not even one slot fits.
+    A third item is an alias. Raises ArtifactError for what is not there, OutOfMemory where not even
+    one slot fits, ConfigError for two models of one name.
     """
-    models: list[ServedModel] = []
-    for number, (run, stage) in enumerate(names):
-        model = _load(root, run, stage, config, len(names) - number, notify)
-        if model.id not in {other.id for other in models}:
-            models.append(model)
-    return models
+    asked: dict[tuple[str | None, str | None], list[str]] = {}
+    for run, stage, *aliases in names:
+        asked.setdefault((run, stage), []).extend(filter(None, aliases))
+    models: dict[str, ServedModel] = {}
+    for number, ((run, stage), aliases) in enumerate(asked.items()):
+        model = _load(root, run, stage, config, len(asked) - number, notify)
+        model = models.get(model.source, model)
+        given = tuple(dict.fromkeys([*model.aliases, *aliases]))
+        models[model.source] = replace(model, aliases=given)
+    found = list(models.values())
+    every = [name for model in found for name in {model.source, *model.aliases}]
+    twice = next((name for name in every if every.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two models have the name {twice!r}; give them different ones.")
+    return found
 
 
 def _load(
@@ -124,6 +162,8 @@ def _load(
     if slots < wanted:
         notify(f"memory is short: {name} decodes {slots} answers at once, not {wanted}.")
     record = context.done[chosen]
+    cut, config_cut = cut_vocabulary(params, model, tokenizer.vocab_size)
+    compute = evaluation_compute(context.config.compute, model)
     return ServedModel(
         run=context.root.name,
         stage=chosen,
@@ -136,8 +176,19 @@ def _load(
         open_engine=partial(
             make_service, params, model, tokenizer, slots=slots, prefix_bytes=prefix_bytes,
             compute=inference_compute(context.config.compute, model),
+            steps_per_dispatch=dispatch_steps(cut),
         ),
+        evaluated=EvalModel(lambda: cut, config_cut, tokenizer, compute),
     )  # fmt: skip
+
+
+def dispatch_steps(params: Any) -> int:
+    """Decode steps of a dispatch with these weights: fewer where a CPU takes long for each."""
+    if not backend().shares_host:
+        return STEPS
+    seconds = weight_bytes(params) / CPU_BANDWIDTH
+    lengths = (2**power for power in range(STEPS.bit_length()))
+    return next((steps for steps in lengths if steps * seconds >= DISPATCH_SECONDS), STEPS)
 
 
 def slot_bytes(model: ModelConfig, item: int) -> int:

@@ -24,6 +24,7 @@ from jaxchat.tokenizer.chat_format import Part, PartParser, PartType
 
 LOWEST_LOGPROB = -9999.0  # for a probability of 0: JSON has no infinity, and so OpenAI writes it
 DONE = b"data: [DONE]\n\n"
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,19 @@ class TokenDelta:
     logprobs: Sequence[float]
     alternatives: Sequence[Alternatives]
     finish_reason: FinishReason | None
+
+    def split(self) -> list[TokenDelta]:
+        """The same, token by token."""
+        last = len(self.tokens) - 1
+        if last < 1:
+            return [self]
+        return [
+            TokenDelta(
+                self.index, self.tokens[n : n + 1], self.mask[n : n + 1], self.logprobs[n : n + 1],
+                self.alternatives[n : n + 1], self.finish_reason if n == last else None,
+            )
+            for n in range(last + 1)
+        ]  # fmt: skip
 
 
 Event = TokenDelta | ApiError | None  # None: the client has left
@@ -123,18 +137,43 @@ class Detokenizer:
     last one. Text that may be the beginning of a stop text comes when that is decided.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], *, logprobs: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str],
+        *,
+        logprobs: bool,
+        stop_ids: Sequence[int] = (),
+        min_tokens: int = 0,
+        include_stop: bool = False,
+    ) -> None:
+        """`stop_ids` end an answer as texts do; neither does among the first `min_tokens`.
+
+        With `include_stop` what ends it is a part of its text.
+        """
         self._tokenizer, self._logprobs = tokenizer, logprobs
         self._parser = PartParser(tokenizer)
-        self._finder = StopFinder(stop)
+        self._finder = StopFinder(stop, included=include_stop)
+        self._hidden = () if include_stop else tuple(stop_ids)
+        self._early = min_tokens  # tokens left that end nothing
         self._kind: PartType = "text"
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, request: Request, *, logprobs: bool) -> Detokenizer:
+        """For a sample of a request."""
+        return cls(
+            tokenizer, request.stop, logprobs=logprobs, stop_ids=request.stop_token_ids,
+            min_tokens=request.min_tokens, include_stop=request.include_stop,
+        )  # fmt: skip
 
     def feed(self, new: TokenDelta) -> list[Delta]:
         """The text of new tokens; the last of them with all that was held back."""
         deltas = [Delta(self._kind)]
         for number, token in enumerate(new.tokens):
+            self._early -= 1
             added, *opened = self._parser.feed(token)
-            deltas[-1].text += self._pass(added["text"])
+            if not self._ends(new, number):
+                deltas[-1].text += self._pass(added["text"])
             for part in opened:
                 deltas[-1].text += self._release()
                 deltas += self._switch(part["type"])
@@ -144,8 +183,15 @@ class Detokenizer:
             deltas[-1].text += self._pass(self._parser.close()["text"]) + self._release()
         return [delta for delta in deltas if delta.text or delta.opens or delta.logprobs]
 
+    def _ends(self, new: TokenDelta, number: int) -> bool:
+        """Whether a token is the stop token at an answer's end, which is not shown."""
+        last = new.finish_reason == "stop" and number == len(new.tokens) - 1
+        return last and bool(new.mask[number]) and new.tokens[number] in self._hidden
+
     def _pass(self, text: str) -> str:
-        return self._finder.feed(text) if self._kind == "text" else text
+        if self._kind != "text":
+            return text
+        return self._finder.feed(text, early=self._early >= 0)
 
     def _release(self) -> str:
         """What was held back of a text that ends here."""
@@ -187,23 +233,17 @@ def join(deltas: Sequence[Delta]) -> list[Part]:
     return [part for part in parts if part["text"] or part["type"] != "text"]
 
 
-class ChatCompletion:
-    """The answer to one request: whole, or as events. It is cancelled when its client leaves."""
+class Answer:
+    """What a client gets for its requests to the scheduler; they are cancelled when it leaves."""
 
     def __init__(
-        self,
-        pending: PendingRequest,
-        body: ChatRequest,
-        cancel: Callable[[PendingRequest], object],
+        self, pending: Sequence[PendingRequest], cancel: Callable[[PendingRequest], object]
     ) -> None:
-        self._pending, self._body, self._cancel = pending, body, cancel
-        model, stop = pending.model, pending.request.stop
-        self._samples = [
-            Detokenizer(model.tokenizer, stop, logprobs=bool(body.logprobs))
-            for _ in range(pending.request.n)
-        ]
-        self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
-        self._tokens = 0
+        self._requests, self._cancel_one = pending, cancel
+
+    def events(self) -> AsyncIterator[bytes]:
+        """The stream. An error ends it with an event of its own."""
+        raise NotImplementedError
 
     @contextlib.asynccontextmanager
     async def attended(self, receive: Receive) -> AsyncIterator[None]:
@@ -213,18 +253,52 @@ class ChatCompletion:
             yield
         finally:
             watcher.cancel()
-            self._cancel(self._pending)
+            self._cancel()
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._cancel(self._pending)
-        self._pending.post(None)
+        self._cancel()
+        self._abandon()
+
+    def _cancel(self) -> None:
+        for pending in self._requests:
+            self._cancel_one(pending)
+
+    def _abandon(self) -> None:
+        """Ends what waits for events: the client has left."""
+        for pending in self._requests:
+            pending.post(None)
+
+
+class ChatCompletion(Answer):
+    """The answer to one request: whole, or as events."""
+
+    def __init__(
+        self,
+        pending: PendingRequest,
+        body: ChatRequest,
+        cancel: Callable[[PendingRequest], object],
+    ) -> None:
+        super().__init__([pending], cancel)
+        self._pending, self._body = pending, body
+        request, tokenizer = pending.request, pending.model.tokenizer
+        self._samples = [
+            Detokenizer.of(tokenizer, request, logprobs=bool(body.logprobs))
+            for _ in range(request.n)
+        ]
+        self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self._tokens = 0
+        # what every chunk begins with: a token of a small model takes as long as to write this
+        self._before = event(self._json("chat.completion.chunk", [])).removesuffix(b"]}\n\n")
 
     async def _deltas(self) -> AsyncIterator[tuple[int, list[Delta], FinishReason | None]]:
+        """What each dispatch adds to a sample; in a stream every token has a delta of its own."""
         async for new in self._pending.deltas():
             self._tokens += len(new.tokens)
-            yield new.index, self._samples[new.index].feed(new), new.finish_reason
+            sample = self._samples[new.index]
+            pieces = new.split() if self._body.stream else [new]
+            yield new.index, [d for piece in pieces for d in sample.feed(piece)], new.finish_reason
 
     async def whole(self) -> dict[str, object]:
         """The completion. Raises ApiError if it fails or the client leaves."""
@@ -293,7 +367,7 @@ class ChatCompletion:
         reason: FinishReason | None = None,
     ) -> bytes:
         choice = self._choice(index, "delta", sent, deltas, reason)
-        return event(self._json("chat.completion.chunk", [choice]))
+        return self._before + to_json(choice).encode() + b"]}\n\n"
 
     def _choice(
         self,
@@ -322,14 +396,13 @@ class ChatCompletion:
 
 def event(value: dict[str, Any]) -> bytes:
     """A server-sent event."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return b"data: " + text.encode() + b"\n\n"
+    return b"data: " + to_json(value).encode() + b"\n\n"
 
 
 class EventStream(StreamingResponse):
     """Sends the events of a completion as they come."""
 
-    def __init__(self, completion: ChatCompletion) -> None:
+    def __init__(self, completion: Answer) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(completion.events(), headers=headers, media_type="text/event-stream")
         self._completion = completion

@@ -227,3 +227,12 @@ def test_a_model_that_the_settings_leave_out_is_not_promised() -> None:
     assert "resume it" in how_to_make(loading.load(tier), "rl")
     without = how_to_make(loading.load(tier, ["rl.steps=0"]), "rl")
     assert without.startswith("its settings leave rl out (rl.steps is 0"), without
+
+
+def test_the_settings_of_sampling_reach_the_engine(engine, tokenizer, monkeypatch):
+    asked = []
+    stream = engine.stream
+    monkeypatch.setattr(engine, "stream", lambda request: asked.append(request) or stream(request))
+    settings = {"temperature": 0.7, "top_k": 9, "min_p": 0.1, "repetition_penalty": 1.3}
+    list(make_chat(engine, tokenizer, **settings).ask("hello"))
+    assert {name: getattr(asked[0], name) for name in settings} == settings

@@ -75,6 +75,8 @@ def test_help_names_the_commands_that_exist(capsys):
         ["chat", "--temperature", "-1"],
         ["chat", "--temperature", "nan"],
         ["chat", "--top-k", "many"],
+        ["chat", "--min-p", "1.5"],
+        ["chat", "--repetition-penalty", "0"],
         ["chat", "--max-tokens", "0"],
         ["profile"],
         ["profile", "folder", "--top", "0"],

@@ -101,3 +101,45 @@ def test_tokens_come_with_their_bytes_and_alternatives():
     assert one["jaxchat"] == {"id": first, "sampled": True}
     assert (two["token"], two["logprob"], two["top_logprobs"]) == ("<|assistant_end|>", -9999.0, [])
     assert two["jaxchat"] == {"id": end, "sampled": False}
+
+
+def test_a_dispatch_is_split_into_its_tokens():
+    tokens = TOKENIZER.encode("one two. three")
+    whole = delta_of(tokens, finished="stop")
+    parts = whole.split()
+    assert [list(part.tokens) for part in parts] == [[token] for token in tokens]
+    assert [part.finish_reason for part in parts] == [None] * (len(tokens) - 1) + ["stop"]
+    assert whole.split()[0].logprobs == [-0.5]
+    empty = delta_of([], finished="length")
+    assert empty.split() == [empty]
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_what_ended_an_answer_is_shown_where_that_is_asked_for(size):
+    tokens = TOKENIZER.encode("one two. three")
+    detokenizer = Detokenizer(TOKENIZER, ("wo. t",), logprobs=False, include_stop=True)
+    assert said_by(detokenizer, tokens, size) == "one two. t"
+    for included, said in ((False, "one two. thre"), (True, "one two. three")):
+        (*_, last) = tokens
+        detokenizer = Detokenizer(
+            TOKENIZER, (), logprobs=True, stop_ids=(last,), include_stop=included
+        )
+        assert said_by(detokenizer, tokens, size) == "one two. three"[: len(said)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_a_stop_text_among_the_first_tokens_ends_nothing(size):
+    tokens = TOKENIZER.encode("ab ab ab")
+    first = len(TOKENIZER.encode("ab ab"))
+    detokenizer = Detokenizer(TOKENIZER, ("ab",), logprobs=False, min_tokens=first)
+    assert said_by(detokenizer, tokens, size) == "ab ab "
+
+
+def said_by(detokenizer, tokens, size):
+    """The text of tokens that come in pieces of a size."""
+    deltas = []
+    for start in range(0, len(tokens), size):
+        end = start + size
+        finished = "stop" if end >= len(tokens) else None
+        deltas += detokenizer.feed(delta_of(tokens[start:end], finished=finished))
+    return "".join(delta.text for delta in deltas)
