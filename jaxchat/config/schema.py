@@ -341,7 +341,7 @@ class ComputeConfig(Settings):
     """Precision, sizes and compiler of training. Weights are always fp32."""
 
     table = "compute"
-    fp8: bool = False  # large matrices, on a GPU the head too: an H100, RTX 40 or newer
+    fp8: bool = False  # large matrices, on a GPU logits too: an H100, RTX 40 or newer
     # Of float32 activations, on a CPU: "plain" is float32, "bfloat16" rounds what is multiplied and
     # sums in float32, "auto" does that where the processor is made for it (AVX-512 BF16, AMX).
     products: Annotated[str, OneOf(PRODUCTS)] = "auto"
