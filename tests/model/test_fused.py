@@ -219,6 +219,25 @@ def test_gradients_lower_for_a_gpu_and_every_norm_rotation_and_loss_is_fused(mat
     assert barriers(True) == residual + (1 + 2) * rotated + 3 + mixed + rounded
 
 
+def test_kernels_are_rounded_once_for_all_micro_batches() -> None:
+    """Outside the loop over them, and to the same gradients as one after the other."""
+    config = dataclasses.replace(MODERN, n_embd=64, n_head=2, n_kv_head=2)
+    params, batch = weights_of(config), make_batch(config)
+    compute = Compute(jnp.bfloat16, fused=True)
+    text = gradients.lower(params, batch, config, compute).as_text()
+    rounding = "(tensor<64x256xf32>) -> tensor<64x256xbf16>"
+    assert text.count(rounding) == config.n_layer
+    assert text.split("stablehlo.while")[0].count(rounding) == config.n_layer
+
+    def grads(start: int, stop: int) -> Any:
+        micro_batches = jax.tree.map(lambda x: x[start:stop], batch)
+        return gradients(params, micro_batches, config, compute)[0]
+
+    each = jax.tree.map(jnp.add, grads(0, 1), grads(1, 2))
+    for name, difference in relative(grads(0, 2), each).items():
+        assert difference <= 2e-6, f"{name}: {difference}"
+
+
 def test_only_a_gpu_takes_the_fused_forms_and_only_for_training() -> None:
     assert {name: row.fused for name, row in BACKENDS.items()} == {
         "cpu": False, "gpu": True, "tpu": False,
