@@ -43,6 +43,7 @@ from jaxchat.model.init import Initializer, init_table
 from jaxchat.model.joined import JOINED
 from jaxchat.model.kernels import fp8, norms, residual
 from jaxchat.model.kernels.matmul import matmul, widened_matmul
+from jaxchat.model.kernels.relu2 import relu2
 from jaxchat.model.kv_cache import Cache, View, fill, view_of, write
 from jaxchat.model.rope import Rope, rope_table, rotate
 
@@ -189,7 +190,7 @@ class MLP(nn.Module):
             down = Matrix(width, init["c_proj"], name="c_proj")(4 * width)
             return fp8.relu2_mlp(x, up, down)
         x = Linear(4 * width, init["c_fc"], self.compute.matmul, name="c_fc")(x)
-        x = jnp.square(nn.relu(x))
+        x = relu2(x) if self.compute.lean_relu2 else jnp.square(nn.relu(x))
         return Linear(width, init["c_proj"], self.compute.matmul, name="c_proj")(x)
 
 
