@@ -97,6 +97,7 @@ def test_every_function_that_states_shapes_keeps_them() -> None:
         {"attention": "banded", "matmul": "bfloat16"},
         {"matmul": "fp8", **narrow},
         {"fused": True, **narrow},
+        {"fused": True, "lean_relu2": True, **narrow},
         {"fused": True, "matmul": "fp8", **narrow},
     ):
         loss = functools.partial(mean_loss, model=wide, compute=compute(**how))

@@ -75,6 +75,7 @@ class Step:
     platform: str = "gpu"  # of CHUNK_ROWS
     compute_bytes: int = 2  # of an activation: 2 in bf16, 4 in fp32
     fp8: bool = False  # the blocks' products
+    lean_relu2: bool = False  # its input is not kept
     fused: bool = False  # norms and losses in `model.backend.Compute`'s form of the fewest bytes
     chunk_rows: int = 0  # tokens whose logits are held at once; 0: CHUNK_ROWS
 
@@ -265,9 +266,9 @@ def _activations(step: Step) -> int:
     """What the backward pass needs of the forward pass, for all layers, at the end of the latter.
 
     A token and layer: the residual before each half and its norm, q and what was attended (6 D);
-    q before its norm, and k before and after, and v; the hidden units before and after relu^2. For
-    products of fp8 what they multiply is in 8 bits: the norms, the last, and one more of what was
-    attended.
+    q before its norm, and k before and after, and v; the hidden units before and after relu^2, or
+    after it alone. For products of fp8 what they multiply is in 8 bits: the norms, the last, and
+    one more of what was attended.
     """
     model, mesh = step.model, step.mesh
     d, layers, valued = model.n_embd, model.n_layer, value_layers(model)
@@ -276,7 +277,8 @@ def _activations(step: Step) -> int:
     q = model.n_head * model.head_dim // mesh.tensor
     kv = model.n_kv_head * model.head_dim // mesh.tensor
     hidden = 4 * d // (mesh.tensor if 4 * d % mesh.tensor == 0 else 1)
-    layer = saved * (4 * d + 3 * q + 3 * kv + 2 * hidden)
+    units = 1 if step.lean_relu2 and not step.fp8 else 2
+    layer = saved * (4 * d + 3 * q + 3 * kv + units * hidden)
     if step.fp8:
         layer += q - (saved - 1) * (2 * d + hidden)
     if model.residual_scalars:

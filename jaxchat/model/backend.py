@@ -89,6 +89,7 @@ class Compute:
     options: tuple[Option, ...] = ()  # XLA's
     refused: tuple[tuple[str, str], ...] = ()  # options of ours, and what XLA says against each
     fused: bool = False  # norms, rotations and losses in the forms that move the fewest bytes
+    lean_relu2: bool = False  # the gradient of relu^2 comes from its result
     decode_rows: int = 1  # that a step of decoding computes at least
     joined: bool = False  # an engine's kernels of queries, keys and values are one
 

@@ -69,6 +69,7 @@ def choose_compute(
         options=options,
         refused=refused,
         fused=on.fused,
+        lean_relu2=config.lean_relu2,
         decode_rows=on.decode_rows,
         joined=on.joined,
     )
@@ -88,6 +89,7 @@ def assumed_compute(config: ComputeConfig, on: Backend, devices: int = 1) -> Com
         options=options,
         refused=refused,
         fused=on.fused,
+        lean_relu2=config.lean_relu2,
         decode_rows=on.decode_rows,
         joined=on.joined,
     )

@@ -43,11 +43,12 @@ from jaxchat.model.init import Initializer, init_table
 from jaxchat.model.joined import JOINED
 from jaxchat.model.kernels import fp8, norms, residual
 from jaxchat.model.kernels.matmul import matmul, widened_matmul
+from jaxchat.model.kernels.relu2 import relu2
 from jaxchat.model.kv_cache import Cache, View, fill, view_of, write
 from jaxchat.model.rope import Rope, rope_table, rotate
 
 Params = dict[str, Any]
-ROUNDED = "rounded"  # the collection of what `fp8.round_kernels` makes, beside Flax's "params"
+ROUNDED = "rounded"  # the collection of kernels as they are multiplied, beside Flax's "params"
 # (layer, q [B,T,H,K], k [B,T,G,K], v [B,T,G,K]) -> (attended [B,T,H,K], what the mode saves)
 Attend = Callable[[int, Array, Array, Array], tuple[Array, Any]]
 
@@ -105,7 +106,7 @@ class Linear(nn.Module):
         if self.out == 1:  # as a product, XLA on a CPU rounds some rows otherwise than others
             column = kernel.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
             return jnp.sum(x * column, axis=-1, keepdims=True)
-        rounded: fp8.Kernel | None = self.get_variable(ROUNDED, "kernel")
+        rounded: fp8.Kernel | Array | None = self.get_variable(ROUNDED, "kernel")
         return matmul(x, kernel, self.precision, rounded, self.bound)
 
 
@@ -189,7 +190,7 @@ class MLP(nn.Module):
             down = Matrix(width, init["c_proj"], name="c_proj")(4 * width)
             return fp8.relu2_mlp(x, up, down)
         x = Linear(4 * width, init["c_fc"], self.compute.matmul, name="c_fc")(x)
-        x = jnp.square(nn.relu(x))
+        x = relu2(x) if self.compute.lean_relu2 else jnp.square(nn.relu(x))
         return Linear(width, init["c_proj"], self.compute.matmul, name="c_proj")(x)
 
 
@@ -365,7 +366,8 @@ def features(
 ) -> Float[Array, "B T D"]:
     """Tokens -> normalised features in compute.dtype, for `unembed` or a loss.
 
-    `rounded` is what `fp8.round_kernels` makes of the parameters, if at hand.
+    `rounded` are the kernels as they are multiplied, if at hand: of `fp8.round_kernels`, or of
+    `matmul.round_kernels`.
     """
     return _whole_rows(params, tokens, config, compute, rounded)[0]
 

@@ -41,7 +41,7 @@ def cross_entropy(
     The gradient, with respect to x and kernel only, is computed together with the value,
     compute.chunk_rows rows at a time: neither logits nor probabilities of the whole batch ever
     exist. With compute.matmul of bfloat16 the operands of the head's products are rounded. With
-    the head rounded to fp8, they are of that where there are gradients; then no x may be longer
+    the head rounded to fp8, logits are of that where there are gradients; then no x may be longer
     than sqrt(D).
     """
     mask = mask.astype(jnp.float32)
@@ -164,24 +164,35 @@ class _Head(NamedTuple):
     softcap: float
     chunk: int  # positions of every row at once
     dtype: np.dtype[Any]  # of the operands
-    narrow: bool  # logits in `dtype` where there are gradients: see `_narrow_chunk_gradient`
+    narrow: bool  # logits in `dtype` where there are gradients: see `_narrow_gradient`
+
+
+def _narrow_logits(
+    how: _Head, rows: Array, head: Array, rounded: fp8.Kernel | None
+) -> Float[Array, "N V"]:
+    """Logits of features [N,D], before they are capped, in how.dtype."""
+    if rounded is None:
+        return jnp.matmul(rows, head, preferred_element_type=rows.dtype)
+    q = fp8.quantize(rows, fp8.E4M3, math.sqrt(rows.shape[-1]))
+    return fp8.product(q, rounded.rounded, (1, 0), how.dtype, lax.Precision.DEFAULT)
 
 
 def _chunk_gradients(
-    how: _Head, rows: Array, targets: Array, factor: Array, head: Array | fp8.Kernel
+    how: _Head,
+    rows: Array,
+    targets: Array,
+    factor: Array,
+    head: Array,
+    rounded: fp8.Kernel | None,
 ) -> tuple[Float32[Array, " N"], Float[Array, "N D"], Float32[Array, "D V"]]:
     """-log p(target) of features [N,D], and the gradients of factor times it by them and the
     head's kernel.
+
+    These are not products of fp8 where the logits are: the gradient of a kernel is a sum over all
+    tokens of probabilities that are much the same for each, and so are their rounding errors.
     """
-    if isinstance(head, fp8.Kernel):
-        q = fp8.quantize(rows, fp8.E4M3, math.sqrt(rows.shape[-1]))
-        logits = fp8.product(q, head.rounded, (1, 0), how.dtype, lax.Precision.DEFAULT)
-        nll, grad = _narrow_gradient(logits, targets, factor, how.softcap)
-        rounded = fp8.quantize(grad, fp8.E5M2, jnp.max(jnp.abs(factor)))  # each is a difference
-        rounded = lax.optimization_barrier(rounded)  # of probabilities, times its row's factor
-        return nll, *fp8.gradients(q, head.rounded, rounded, how.dtype)
-    if how.narrow:
-        logits = jnp.matmul(rows, head, preferred_element_type=rows.dtype)
+    if rounded is not None or how.narrow:
+        logits = _narrow_logits(how, rows, head, rounded)
         nll, grad = _narrow_gradient(logits, targets, factor, how.softcap)
         grad = lax.optimization_barrier(grad.astype(head.dtype))
     else:
@@ -206,7 +217,7 @@ def _forward(
     how: _Head, x: Array, kernel: Array, rounded: fp8.Kernel | None, targets: Array, factor: Array
 ) -> tuple[Array, tuple[Array, Array]]:
     """The value, and the gradients as they are for a cotangent of 1."""
-    head = kernel.astype(how.dtype) if rounded is None else rounded
+    head = kernel.astype(how.dtype)
 
     def one(
         carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]
@@ -215,7 +226,7 @@ def _forward(
         x, *labels = inputs
         rows = x.reshape(-1, x.shape[-1]).astype(how.dtype)
         targets, factor = (label.reshape(-1) for label in labels)
-        nll, x_grad, one_grad = _chunk_gradients(how, rows, targets, factor, head)
+        nll, x_grad, one_grad = _chunk_gradients(how, rows, targets, factor, head, rounded)
         x_grad, kernel_grad = x_grad.astype(x.dtype), kernel_grad + one_grad
         return (value + jnp.sum(factor * nll), kernel_grad), x_grad.reshape(x.shape)
 

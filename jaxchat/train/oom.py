@@ -49,6 +49,7 @@ def predicted(job: TrainingJob, batch: tuple[int, int, int]) -> memory.Step:
         platform=platform if platform in memory.CHUNK_ROWS else backend(platform).sizes,
         compute_bytes=jnp.dtype(job.dtype).itemsize,
         chunk_rows=job.compute.loss_chunk_rows,
+        lean_relu2=job.compute.lean_relu2,
         fp8=job.compute.fp8,
         fused=backend(platform).fused,
     )

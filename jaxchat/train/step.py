@@ -22,6 +22,7 @@ from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.kernels import fp8
+from jaxchat.model.kernels.matmul import round_kernels
 from jaxchat.model.loss import cross_entropy
 from jaxchat.optim.stacking import stack
 from jaxchat.optim.zero import ZeroLayout
@@ -96,7 +97,7 @@ def batch_loss(
 
     `batch` holds `tokens` [B, T+1], `mask` [B, T+1] (what a token weighs where it is predicted)
     and optionally `advantage` [B], which multiplies each row's loss but not its weight. `rounded`
-    is what `fp8.round_kernels` makes of the parameters, if at hand.
+    are the kernels as they are multiplied, if at hand: see `gpt.features`.
     """
     tokens, mask = batch["tokens"], batch["mask"][:, 1:]
     weights = None
@@ -105,7 +106,8 @@ def batch_loss(
     x = gpt.features(params, tokens[:, :-1], model, compute, rounded)
     return cross_entropy(
         x, params["lm_head"]["kernel"], tokens[:, 1:], mask, softcap=model.softcap,
-        weights=weights, compute=compute, rounded=rounded["lm_head"]["kernel"] if rounded else None,
+        weights=weights, compute=compute,
+        rounded=rounded["lm_head"]["kernel"] if rounded and compute.fused_fp8 else None,
     )  # fmt: skip
 
 
@@ -116,9 +118,12 @@ def loss_and_grads(
     compute: Compute = PLAIN,
 ) -> tuple[Params, Float32[jax.Array, ""], Float32[jax.Array, ""]]:
     """Sums over the A micro-batches of [A, B, ...]: gradients, loss, weight. Nothing is divided."""
-
-    # Once for all micro-batches
-    rounded = fp8.round_kernels(params) if compute.fused_fp8 else None
+    several = batch["tokens"].shape[0] > 1
+    rounded = None  # once for all micro-batches
+    if compute.fused_fp8:
+        rounded = fp8.round_kernels(params)
+    elif several and compute.fused and compute.dtype == jnp.bfloat16:
+        rounded = round_kernels(params)
 
     def one(micro: Batch) -> tuple[Params, jax.Array, jax.Array]:
         def loss(params: Params) -> tuple[jax.Array, jax.Array]:
@@ -127,7 +132,7 @@ def loss_and_grads(
         (total, weight), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return grads, total, weight
 
-    if batch["tokens"].shape[0] == 1:
+    if not several:
         return one(jax.tree.map(lambda x: x[0], batch))
 
     def add(carry: Any, micro: Batch) -> tuple[Any, None]:

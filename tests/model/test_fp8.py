@@ -211,7 +211,40 @@ def test_a_loss_with_the_head_in_8_bits_is_near_the_exact_one():
     np.testing.assert_allclose(got, want, rtol=2e-2)
     assert [grad.dtype for grad in grads] == [jnp.bfloat16, jnp.float32]
     for grad, wide in zip(grads, exact, strict=True):
-        assert 0.01 < relative(grad, wide) < 0.12
+        assert relative(grad, wide) < 0.02, "the gradients' products are not of 8 bits"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_gradient_is_further_from_float32_where_bytes_are_saved(seed):
+    """As a model begins, when every token is about as likely as the others: what is rounded of the
+    head's gradient is then rounded alike for all tokens, and does not cancel.
+    """
+    model = ModelConfig(vocab_size=512, sequence_len=128, n_layer=2, n_head=1, n_kv_head=1,
+                        n_embd=128, value_embeds=True, residual_scalars=True)  # fmt: skip
+    begun = gpt.init_params(jax.random.key(seed), model)
+    params = jax.tree.map(
+        lambda x, y: x + 0.02 * y if x.ndim == 2 else x, begun,
+        jax.tree.map(lambda x: draw(x.shape, seed), begun),
+    )  # fmt: skip
+    tokens = np.random.default_rng(seed).zipf(1.5, (1, 8, 129)) % 512
+    batch = {"tokens": tokens.astype(np.int32), "mask": np.ones(tokens.shape, np.float32)}
+
+    def gradients(compute):
+        run = jax.jit(loss_and_grads, static_argnames=("model", "compute"))
+        grads, _, _ = run(params, batch, model, compute)
+        return grads
+
+    exact = gradients(PLAIN)
+    plain, fused = (
+        jax.tree.map(relative, gradients(Compute(jnp.bfloat16, matmul="fp8", fused=fused)), exact)
+        for fused in (False, True)
+    )
+    for (path, got), other in zip(
+        jax.tree_util.tree_leaves_with_path(fused), jax.tree.leaves(plain), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        if "gate" not in name and "lambda" not in name:  # those few numbers are mostly luck
+            assert got <= 1.05 * other, f"{name}: {got} for {other}"
 
 
 def test_kernels_are_rounded_once_for_a_step_and_for_fused_products_alone():

@@ -15,6 +15,7 @@ from jaxchat.model import gpt
 from jaxchat.model.backend import BACKENDS, PLAIN, Compute, backend
 from jaxchat.model.capabilities import choose_compute, inference_compute
 from jaxchat.model.kernels import norms, residual
+from jaxchat.model.kernels.relu2 import relu2
 from jaxchat.model.loss import cross_entropy
 from jaxchat.model.rope import rotary
 from jaxchat.optim.optimizer import make_optimizer
@@ -217,6 +218,56 @@ def test_gradients_lower_for_a_gpu_and_every_norm_rotation_and_loss_is_fused(mat
     rounded = 6 * config.n_layer if matmul == "fp8" else 0
     assert barriers(False) == 0
     assert barriers(True) == residual + (1 + 2) * rotated + 3 + mixed + rounded
+
+
+def test_kernels_are_rounded_once_for_all_micro_batches() -> None:
+    """Outside the loop over them, and to the same gradients as one after the other."""
+    config = dataclasses.replace(MODERN, n_embd=64, n_head=2, n_kv_head=2)
+    params, batch = weights_of(config), make_batch(config)
+    compute = Compute(jnp.bfloat16, fused=True)
+    text = gradients.lower(params, batch, config, compute).as_text()
+    rounding = "(tensor<64x256xf32>) -> tensor<64x256xbf16>"
+    assert text.count(rounding) == config.n_layer
+    assert text.split("stablehlo.while")[0].count(rounding) == config.n_layer
+
+    def grads(start: int, stop: int) -> Any:
+        micro_batches = jax.tree.map(lambda x: x[start:stop], batch)
+        return gradients(params, micro_batches, config, compute)[0]
+
+    each = jax.tree.map(jnp.add, grads(0, 1), grads(1, 2))
+    for name, difference in relative(grads(0, 2), each).items():
+        assert difference <= 2e-6, f"{name}: {difference}"
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_relu2_keeps_its_result_alone_and_has_the_gradient_of_the_plain_one(dtype: Any) -> None:
+    keys = jax.random.split(jax.random.key(0))
+    x, grad = (3.0 * jax.random.normal(key, (2, 5, 64)).astype(dtype) for key in keys)
+    x = x.at[0, 0].set(0.0)
+    want, pull_plain = jax.vjp(lambda x: jnp.square(jax.nn.relu(x)), x)
+    got, pull = jax.vjp(relu2, x)
+    np.testing.assert_array_equal(got, want)
+    (kept,) = jax.tree.leaves(pull)
+    np.testing.assert_array_equal(kept, got)
+    wide = [np.asarray(f(grad)[0].astype(jnp.float32)) for f in (pull, pull_plain)]
+    np.testing.assert_allclose(*wide, rtol=1e-6 if dtype == jnp.float32 else 2.0**-7)
+
+
+@every_shape
+def test_a_model_that_keeps_less_has_the_gradients_of_the_plain_one(config: ModelConfig) -> None:
+    params, batch = weights_of(config), make_batch(config)
+    want, _, _ = gradients(params, batch, config, PLAIN)
+    got, _, _ = gradients(params, batch, config, Compute(lean_relu2=True))
+    for name, difference in relative(got, want).items():
+        assert difference <= 2e-6, f"{name}: {difference}"
+    plain, lean = (
+        distances_of(gradients(params, batch, config, compute)[0], want)
+        for compute in (
+            Compute(jnp.bfloat16, fused=True),
+            Compute(jnp.bfloat16, fused=True, lean_relu2=True),
+        )
+    )
+    assert np.linalg.norm(lean) <= 1.1 * np.linalg.norm(plain)
 
 
 def test_only_a_gpu_takes_the_fused_forms_and_only_for_training() -> None:

@@ -235,7 +235,8 @@ def test_a_record_tells_settings_time_and_results(kitchen: Kitchen) -> None:
     [
         "mesh.fsdp=2", "mesh.tensor=2", "mesh.host_devices=8", "base.micro_rows=2",
         "mid.save_every=7", "sft.keep=3", "base.keep_every=5", "base.spike=3", "mid.rollbacks=2",
-        "rl.micro_rows=2", "compute.loss_chunk_rows=64", "hardware.devices=4",
+        "rl.micro_rows=2", "compute.loss_chunk_rows=64", "compute.lean_relu2=true",
+        "hardware.devices=4",
     ],
 )  # fmt: skip
 def test_how_a_stage_is_computed_and_saved_does_not_begin_it_anew(change: str) -> None:

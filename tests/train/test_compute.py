@@ -94,9 +94,12 @@ def test_products_may_be_asked_for_anywhere(cpuinfo: Path) -> None:
 
 
 def test_sizes_and_options_are_as_configured() -> None:
-    config = ComputeConfig(loss_chunk_rows=77, compiler_options=(f"{OPTION}=false",))
+    config = ComputeConfig(
+        loss_chunk_rows=77, lean_relu2=True, compiler_options=(f"{OPTION}=false",)
+    )
     compute = choose_compute(config, CLASSIC, jnp.bfloat16)
     assert (compute.chunk_rows, compute.options) == (77, ((OPTION, False),))
+    assert compute.lean_relu2
     assert compute.dtype == jnp.bfloat16
 
 

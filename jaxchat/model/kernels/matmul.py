@@ -35,19 +35,22 @@ def matmul(
     x: Float[Array, "*rows D"],
     kernel: Float[Array, "D F"],
     precision: MatmulPrecision = "default",
-    rounded: fp8.Kernel | None = None,
+    rounded: fp8.Kernel | Float[Array, "D F"] | None = None,
     bound: float | None = None,
 ) -> Float[Array, "*rows F"]:
     """x times kernel, in x's dtype; a large one in `precision`. Summed in float32.
 
-    For fp8: the rounded kernel, if at hand, and what |x| never exceeds, where that is known.
+    `rounded` is the kernel as it is multiplied, if at hand: in fp8, or in x's dtype. For fp8 |x|
+    never exceeds `bound`, where that is known.
     """
     if precision == "fp8" and fp8.takes(*kernel.shape):
+        assert rounded is None or isinstance(rounded, fp8.Kernel)
         return fp8.matmul(x, kernel, rounded, bound)
     if precision == "bfloat16" and takes(*kernel.shape):
         return rounded_matmul(x, kernel)
     if x.dtype != kernel.dtype:
-        return mixed_matmul(x, kernel)
+        assert not isinstance(rounded, fp8.Kernel)
+        return mixed_matmul(x, kernel, rounded)
     return widened_matmul(x, kernel).astype(x.dtype)
 
 
@@ -62,31 +65,38 @@ def widened_matmul(
 
 @jax.custom_vjp
 def mixed_matmul(
-    x: Float[Array, "*rows D"], kernel: Float[Array, "D F"]
+    x: Float[Array, "*rows D"],
+    kernel: Float[Array, "D F"],
+    rounded: Float[Array, "D F"] | None = None,
 ) -> Float[Array, "*rows F"]:
     """x times kernel rounded to x's dtype, in that; gradients likewise, but for the kernel's, which
-    is summed in float32 and stays in the kernel's dtype.
+    is summed in float32 and stays in the kernel's dtype. `rounded` is the kernel rounded, if at
+    hand.
     """
-    return x @ kernel.astype(x.dtype)
+    return x @ (kernel if rounded is None else rounded).astype(x.dtype)
 
 
-def _mixed_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return mixed_matmul(x, kernel), (x, kernel)
+def _mixed_forward(
+    x: Array, kernel: Array, rounded: Array | None
+) -> tuple[Array, tuple[Array, Array, Array | None]]:
+    return mixed_matmul(x, kernel, rounded), (x, kernel, rounded)
 
 
-def _mixed_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    dx = dy @ kernel.astype(dy.dtype).T
+def _mixed_backward(
+    saved: tuple[Array, Array, Array | None], dy: Array
+) -> tuple[Array, Array, None]:
+    x, kernel, rounded = saved
+    dx = dy @ (kernel if rounded is None else rounded).astype(dy.dtype).T
     rows = tuple(range(x.ndim - 1))
     dkernel = lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
-    return dx, dkernel.astype(kernel.dtype)
+    return dx, dkernel.astype(kernel.dtype), None
 
 
 mixed_matmul.defvjp(_mixed_forward, _mixed_backward)
 
 
 def round_kernels(params: Any) -> Any:
-    """Parameters whose kernels are rounded in advance as `rounded_matmul` would: for inference."""
+    """Parameters with their large kernels rounded in advance, as products of bfloat16 would."""
 
     def round_one(path: tuple[Any, ...], x: Array) -> Array:
         is_large = path[-1] == jax.tree_util.DictKey("kernel") and takes(*x.shape)

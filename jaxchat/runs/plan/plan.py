@@ -125,6 +125,7 @@ def stage_step(config: RunConfig, stage: str = "base") -> memory.Step:
         platform=platform,
         compute_bytes=config.hardware.compute_bytes,
         chunk_rows=config.compute.loss_chunk_rows,
+        lean_relu2=config.compute.lean_relu2,
         fp8=config.compute.fp8,
         fused=platform == "gpu",
     )

@@ -90,10 +90,10 @@ print(counts.fp8_products, counts.fp8_flops)
 """
 
 
-def test_the_products_of_layers_and_head_are_counted_in_fp8() -> None:
+def test_the_products_of_layers_and_the_logits_are_counted_in_fp8() -> None:
     products, flops = map(int, run("-c", FP8.format(settings=[*SMALL, "compute.fp8=true"])).split())
     tokens, layers, head = 32 * 2_048, 2 * 12 * 128**2, 128 * 4_096
-    assert flops == 6 * tokens * (layers + head), "all products, forward and backward"
+    assert flops == tokens * (6 * layers + 2 * head), "all of layers, the logits of the head"
     assert products >= 2 * 6, "XLA joins small ones that share an operand"
 
 
