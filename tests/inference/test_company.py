@@ -46,7 +46,7 @@ def engine(request, tokenizer):
     )
     asked = []
     engine.warm_up(lambda: bool(asked.append(None)))
-    assert len(asked) == 33  # see test_a_second_engine_and_any_mix_of_requests_compile_little
+    assert len(asked) == 34  # see test_a_second_engine_and_any_mix_of_requests_compile_little
     return engine
 
 
@@ -84,6 +84,23 @@ def test_other_company_other_slots_and_other_times_change_no_bit(engine, seed):
         if rng.random() < 0.2:
             engine.cancel(crowd.pop(int(rng.integers(len(crowd)))))
     assert [[row.completion for row in job.rows] for job in jobs] == alone
+
+
+CHANGES = (
+    {"temperature": 1.0, "repetition_penalty": 1.2, "min_p": 0.02},
+    {"temperature": 0.9, "top_k": 30, "frequency_penalty": 0.7, "presence_penalty": 0.3},
+    {"ignore_eos": True, "logit_bias": ((65, 5.0),), "alternatives": 2},
+)
+
+
+def test_company_that_asks_for_changes_changes_no_bit(engine):
+    plain = random_requests(9, seed=6)
+    changed = [
+        dataclasses.replace(request, **CHANGES[number % len(CHANGES)])
+        for number, request in enumerate(random_requests(9, seed=7))
+    ]
+    alone = [engine.generate([request])[0] for request in [*plain, *changed][::2]]
+    assert engine.generate([*plain, *changed])[::2] == alone
 
 
 def test_samples_do_not_depend_on_how_many_there_are(engine):
