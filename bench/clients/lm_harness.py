@@ -132,6 +132,7 @@ def ask_harness(
             ",".join(f"{name}={value}" for name, value in settings.items()),
             "--tasks", ",".join(f"our_{task}" for task in TASKS), "--include_path", str(folder),
             "--output_path", str(out), "--log_samples", "--batch_size", str(batch),
+            *(("--device", "cpu") if model == "hf" else ()),
         ],
         check=True, cwd=folder, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(out)},
     )  # fmt: skip
@@ -236,7 +237,7 @@ def main() -> int:
         export = [sys.executable, "-m", "jaxchat", "export", "--home", str(args.home)]
         subprocess.run([*export, args.run, stage, str(folder / "export")], check=True)
         exported, hf_seconds = ask_harness(
-            python, "hf", {"pretrained": folder / "export", "dtype": "float32", "device": "cpu"},
+            python, "hf", {"pretrained": folder / "export", "dtype": "float32"},
             folder, args.batch,
         )  # fmt: skip
         with served(args.home, args.run, stage) as url:
