@@ -22,7 +22,7 @@ from jaxchat.model import gpt
 from jaxchat.model.backend import Compute, backend, bucket
 
 SMALLEST = 32  # tokens of a row
-ROWS = 8  # rows of a batch are a power of this, or as many as it holds: few shapes are compiled
+ROWS = 4  # rows of a batch are a power of this, or as many as it holds: few shapes are compiled
 
 
 @dataclass(frozen=True)
