@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.evals.core.scoring import CPU, GPU
+from jaxchat.evals.core.scoring import CPU, GPU, Sizes
 from jaxchat.evals.logits import read_logits
 from jaxchat.evals.model import EvalModel
 from jaxchat.model import gpt
 from jaxchat.model.backend import Compute, backend, bucket
 
 SMALLEST = 32  # tokens of a row
-ROWS = 8  # rows of a batch are a power of this, or as many as it holds: few shapes are compiled
+ROWS = 4  # rows of a batch are a power of this, or as many as it holds: few shapes are compiled
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def score_tokens(
     """
     sizes = CPU if backend().sizes == "cpu" else GPU
     found: dict[int, TokenScores] = {}
-    for places, rows, time in _batches(prompts, sizes.tokens, model.config.sequence_len):
+    for places, rows, time in _batches(prompts, sizes, model.config.sequence_len):
         arrays = _arrays([prompts[place] for place in places], rows, time)
         scores = _scores(
             model.params, *arrays,
@@ -92,14 +92,15 @@ def _scores(
 
 
 def _batches(
-    prompts: Sequence[Sequence[int]], tokens: int, longest: int
+    prompts: Sequence[Sequence[int]], sizes: Sizes, longest: int
 ) -> Iterator[tuple[list[int], int, int]]:
     """Places of prompts that go together, and the shape [rows, time] of their batch."""
     by_time: dict[int, list[int]] = {}
     for place, length in enumerate(map(len, prompts)):
-        by_time.setdefault(bucket(length, SMALLEST, max(longest, length)), []).append(place)
+        time = bucket(length, SMALLEST, max(longest, length), sizes.steps)
+        by_time.setdefault(time, []).append(place)
     for time, places in sorted(by_time.items()):
-        most = max(1, tokens // time)
+        most = max(1, sizes.tokens // time)
         for start in range(0, len(places), most):
             part = places[start : start + most]
             rows = 1

@@ -19,13 +19,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 import jaxchat
 from jaxchat.config.operations import ServeConfig
-from jaxchat.serve import messages, models, prompt, schema, texts
+from jaxchat.serve import messages, models, prompt, responses, schema, texts
 from jaxchat.serve.completions import TextCompletion
 from jaxchat.serve.guard import Guard
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.scheduler import Metrics, Scheduler
 from jaxchat.serve.schema import ApiError, bad_request
-from jaxchat.serve.streaming import ChatCompletion, EventStream, PendingRequest
+from jaxchat.serve.streaming import Answer, ChatCompletion, EventStream, PendingRequest
 from jaxchat.tokenizer.huggingface import tokenizer_config
 
 PAGE = Path(__file__).parent / "page"
@@ -117,6 +117,8 @@ class _Routes:
             ("/v1/models/{model:path}", self.model, {}),
             ("/v1/chat/completions", self.complete, {"methods": ["POST"]}),
             ("/v1/completions", self.complete_texts, {"methods": ["POST"]}),
+            ("/v1/responses", self.respond, {"methods": ["POST"]}),
+            ("/v1/responses/{response:path}", self.no_response, {}),
             ("/v1/count", self.count, {"methods": ["POST"]}),
             ("/v1/tokenize", self.tokenize, {"methods": ["POST"]}),
             ("/v1/detokenize", self.detokenize, {"methods": ["POST"]}),
@@ -147,7 +149,7 @@ class _Routes:
     async def count(self, body: schema.Conversation) -> schema.TokenCount:
         """The tokens that a conversation takes, and the size of the context."""
         model = self._chosen(body.model)
-        tokens = await self._tokens(body, model)
+        tokens = await self._tokens(body.messages, model)
         return schema.TokenCount(prompt_tokens=len(tokens), context=model.context)
 
     async def complete(self, body: schema.ChatRequest, request: Request) -> Response:
@@ -155,17 +157,46 @@ class _Routes:
         model = self._chosen(body.model)
         prompt.check_supported(body)
         messages.check_turn(body)
-        tokens = await self._tokens(body, model)
+        tokens = await self._tokens(body.messages, model)
+        pending = self._submitted(body, tokens, model, request)
+        completion = ChatCompletion(pending, body, self._scheduler.cancel)
+        return await self._answered(completion, body, request)
+
+    async def respond(self, body: responses.ResponsesRequest, request: Request) -> Response:
+        """An answer to a conversation in the form of OpenAI's Responses API."""
+        model = self._chosen(body.model)
+        prompt.check_supported(body)
+        responses.check_response(body)
+        tokens = await self._tokens(responses.read_input(body), model)
+        pending = self._submitted(body, tokens, model, request)
+        answer = responses.ResponseAnswer(pending, body, self._scheduler.cancel)
+        return await self._answered(answer, body, request)
+
+    async def no_response(self, response: str) -> Response:
+        """Refused: no response is stored."""
+        message = f"there is no response {response[:80]!r}: responses are not stored here."
+        raise ApiError(404, message, code="not_found")
+
+    def _submitted(
+        self,
+        body: schema.GenerationRequest,
+        tokens: Sequence[int],
+        model: ServedModel,
+        request: Request,
+    ) -> PendingRequest:
         asked = prompt.engine_request(body, tokens, model, self._config)
-        client = request.client.host if request.client is not None else ""
-        pending = PendingRequest(model, asked, client)
+        pending = PendingRequest(model, asked, _client(request))
         self._scheduler.submit(pending)
         self._metrics.prompt_tokens.inc(len(tokens))
-        completion = ChatCompletion(pending, body, self._scheduler.cancel)
+        return pending
+
+    async def _answered(
+        self, answer: Answer, body: schema.GenerationRequest, request: Request
+    ) -> Response:
         if body.stream:
-            return EventStream(completion)
-        async with completion.attended(request.receive):
-            return JSONResponse(await completion.whole())
+            return EventStream(answer)
+        async with answer.attended(request.receive):
+            return await asyncio.to_thread(JSONResponse, await answer.whole())
 
     async def complete_texts(self, body: texts.CompletionRequest, request: Request) -> Response:
         """Texts continued, and the tokens of prompts scored: whole, or as server-sent events."""
@@ -173,20 +204,17 @@ class _Routes:
         prompt.check_supported(body)
         texts.check_completion(body)
         prompts = await asyncio.to_thread(texts.read_prompts, body, model.tokenizer, self._config)
-        client = request.client.host if request.client is not None else ""
-        completion = TextCompletion(body, prompts, model, self._config, self._scheduler, client)
+        completion = TextCompletion(
+            body, prompts, model, self._config, self._scheduler, _client(request)
+        )
         self._metrics.prompt_tokens.inc(sum(len(ids) for _, ids in prompts))
-        if body.stream:
-            return EventStream(completion)
-        async with completion.attended(request.receive):
-            return await asyncio.to_thread(JSONResponse, await completion.whole())
+        return await self._answered(completion, body, request)
 
     async def tokenize(self, body: texts.TokenizeRequest) -> texts.TokenizeAnswer:
         """The ids of a text or of a conversation."""
         model = self._chosen(body.model)
         if body.messages is not None:
-            conversation = schema.Conversation(messages=body.messages)
-            ids = await self._tokens(conversation, model)
+            ids = await self._tokens(body.messages, model)
         elif body.prompt is not None:
             begin = body.add_special_tokens is not False
             ids = await asyncio.to_thread(texts.text_ids, body.prompt, model.tokenizer, begin=begin)
@@ -215,9 +243,11 @@ class _Routes:
         """The version of jaxchat."""
         return {"version": jaxchat.__version__}
 
-    async def _tokens(self, body: schema.Conversation, model: ServedModel) -> list[int]:
-        messages.check_limits(body.messages, self._config)
-        return await asyncio.to_thread(messages.prompt_tokens, body.messages, model.tokenizer)
+    async def _tokens(
+        self, conversation: Sequence[schema.InMessage], model: ServedModel
+    ) -> list[int]:
+        messages.check_limits(conversation, self._config)
+        return await asyncio.to_thread(messages.prompt_tokens, conversation, model.tokenizer)
 
     async def health(self) -> Response:
         """Whether the server still works; 503 when it must be restarted."""
@@ -240,6 +270,11 @@ class _Routes:
     async def metrics(self) -> Response:
         """Counters for Prometheus."""
         return Response(self._metrics.text(), media_type=METRICS_TYPE)
+
+
+def _client(request: Request) -> str:
+    """Whose turn it is in the queue."""
+    return request.client.host if request.client is not None else ""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from jaxchat.serve.schema import MAX_LOGPROBS, ApiError
 
 log = logging.getLogger("jaxchat.serve")
 
+MOST_TOKENS = 16_384  # of a batch, beside the slots in a device's memory
 Prompt = Sequence[int]
 
 
@@ -74,7 +75,7 @@ class ScoringQueue:
 
     def take(self) -> list[tuple[PendingScores, Prompt]]:
         """The next prompts: about one batch, so that answers under way wait no longer for it."""
-        room = backend().eval_tokens
+        room = min(backend().eval_tokens, MOST_TOKENS)
         batch: list[tuple[PendingScores, Prompt]] = []
         for pending in self._waiting:
             while pending.taken < len(pending.prompts):

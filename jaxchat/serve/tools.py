@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from jaxchat.serve.responses import ResponsesRequest
 from jaxchat.serve.schema import ChatRequest, bad_request
 
 MAY = (None, "auto", "none")  # of tool_choice: a call is not asked for, so that text is an answer
 
 
-def check_tools(body: ChatRequest) -> None:
+def check_tools(body: ChatRequest | ResponsesRequest) -> None:
     """Raises ApiError 400 where an answer must be a call, or the tools are none.
 
     `tools` say what a model may call. Ours calls none of them, and does not see them.

@@ -32,7 +32,9 @@ def error_of(answer):
     return body["error"]
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/v1/none"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/metrics", "/v1/none", "/models", "/tokenizer_info"]
+)
 @pytest.mark.parametrize(
     "header", [None, "Bearer another", f"Basic {KEY}", KEY, "Bearer", f"Bearer {KEY}x", "Bearer ä"]
 )
