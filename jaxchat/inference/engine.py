@@ -19,6 +19,7 @@ import jax
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
+from jaxchat.inference.masks import Masks, free_masks, packed_masks
 from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job, Service
@@ -241,6 +242,10 @@ class Engine(Service):
                 f"the prompt has a token outside the vocabulary of {self.config.vocab_size}; "
                 "encode it with the model's tokenizer."
             )
+        if request.grammar and request.grammar.vocabulary.source.hash != self._tokenizer.hash:
+            raise EngineError(
+                "the grammar was compiled for another tokenizer; compile it with the model's."
+            )
 
     def prefill(self, tokens: tuple[int, ...]) -> Cache:
         """The cache after `tokens`: a prompt but its last one, which is decoded like its answer."""
@@ -281,7 +286,10 @@ class Engine(Service):
         truncate = any(request.truncates for request in requests)
         # none or all, so that little is compiled
         alternatives = self._most if any(request.alternatives for request in requests) else 0
-        self._dispatch(truncate, alternatives)
+        held = any(row.matcher is not None for row in rows)
+        vocab = self.config.vocab_size
+        masks = packed_masks(self._rows, self._steps, vocab) if held else None
+        self._dispatch(truncate, alternatives, masks)
 
     def _length_for(self, positions: int) -> int:
         return bucket(positions, jitted.MIN_CACHE, self._cache_lengths[-1])
@@ -297,11 +305,12 @@ class Engine(Service):
             self._cache = jitted.resize_cache(self._cache, slots=slots_of(self.config, length))
         self._cache_length, self._underused_steps = length, 0
 
-    def _dispatch(self, truncate: bool, alternatives: int) -> None:
+    def _dispatch(self, truncate: bool, alternatives: int, masks: Masks | None = None) -> None:
         self._cache, output = jitted.decode_steps(
             self.params,
             self._cache,
             jitted.packed_slots(self._rows, self._steps),
+            masks,
             config=self.config,
             compute=self.compute,
             pauses=self._pauses,
@@ -354,6 +363,12 @@ class Engine(Service):
                     yield partial(self._at, length, partial(insert, prompt))
             for settings in product((False, True), (0, self._most)):
                 yield partial(self._at, length, partial(self._dispatch, *settings))
+            for truncate in (False, True):  # not the rare ones with alternatives too
+                masked = partial(self._dispatch, truncate, 0, self._no_masks())
+                yield partial(self._at, length, masked)
+
+    def _no_masks(self) -> Masks:
+        return free_masks(self.slots, self.config.vocab_size, self._steps)
 
     def _at(self, length: int, program: Callable[[], object]) -> None:
         """Runs a program with a cache of this length."""

@@ -14,7 +14,7 @@ each token.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxchat.config.schema import ModelConfig
+from jaxchat.inference.masks import Masks, masked, unpacked
 from jaxchat.inference.request import Alternatives
 from jaxchat.inference.sampling import Sampling, likeliest, sample, uniforms
 from jaxchat.inference.sequence import SequenceState
@@ -145,6 +146,7 @@ def decode_steps(
     params: Any,
     cache: Cache,
     slots: ArrayLike,
+    masks: Masks | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
@@ -155,9 +157,10 @@ def decode_steps(
     """N tokens for every active row of packed slots [B,9+N], or fewer for one that ends.
 
     A row pauses after it has sampled one of `pauses` or has none remaining. No row may grow to more
-    positions than the cache has slots.
+    positions than the cache has slots. With `masks` there are only as many steps as these say.
     """
     token, active, remaining, forced_count, forced, settings = _unpacked(jnp.asarray(slots))
+    limits = None if masks is None else unpacked(masks, config.vocab_size)
 
     def step(
         carry: tuple[Cache, Array, Array, Array], now: tuple[Array, Array, View]
@@ -165,13 +168,17 @@ def decode_steps(
         (cache, token, active, remaining), (number, uniform, view) = carry, now
         logits, cache = gpt.decode(params, token, cache, config, compute, active=active, view=view)
         logits = lax.optimization_barrier(logits)
-        sampled, logprob = sample(logits, settings, uniform, truncate=truncate)
+        shaped = None if limits is None else masked(logits, limits)
+        sampled, logprob = sample(logits, settings, uniform, truncate=truncate, shaped=shaped)
         choose = number >= forced_count
         token = jnp.where(active, jnp.where(choose, sampled, forced[:, number]), token)
         others = likeliest(logits, alternatives)
         output = DecodeOutput(token, logprob, active, *others)
         remaining = remaining - active.astype(remaining.dtype)
         paused = choose & jnp.isin(token, jnp.array(pauses, token.dtype))
+        if limits is not None:
+            ends = jnp.take_along_axis(limits.pauses, token[:, None], axis=-1)[:, 0]
+            paused |= choose & ends
         return (cache, token, active & ~paused & (remaining > 0), remaining), output
 
     # A scan of known length: of a loop that stops early, the host would wait for every step.
@@ -185,5 +192,30 @@ def decode_steps(
     sizes = [k.shape[2] for k in cache.k]
     views = jax.vmap(lambda position: view_of(position, sizes, config, compute.dtype))(positions.T)
     now = (numbers, uniforms(settings, positions + 1).T, views)
-    end, output = lax.scan(step, start, now)
+    if masks is None:
+        end, output = lax.scan(step, start, now)
+    else:
+        end, output = _scan_first(step, start, now, jnp.asarray(masks.steps))
     return end[0], output
+
+
+def _scan_first(
+    step: Callable[[Any, Any], tuple[Any, Any]], start: Any, rows: Any, count: Array
+) -> tuple[Any, Any]:
+    """`lax.scan` over the first `count` of `rows`; the other outputs are zeros.
+
+    One program for any number, with the same loop body as for all.
+    """
+    first = jax.tree.map(lambda x: x[0], rows)
+    shapes = jax.eval_shape(step, start, first)[1]
+    length = jax.tree.leaves(rows)[0].shape[0]
+    outputs = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
+
+    def body(number: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        carry, outputs = state
+        carry, new = step(carry, jax.tree.map(lambda x: x[number], rows))
+        put = functools.partial(lax.dynamic_update_index_in_dim, index=number, axis=0)
+        return carry, jax.tree.map(put, outputs, new)
+
+    end: tuple[Any, Any] = lax.fori_loop(jnp.zeros_like(count), count, body, (start, outputs))
+    return end

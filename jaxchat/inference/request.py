@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxchat.config import numbers
+from jaxchat.inference.grammar import CompiledGrammar
 
 FinishReason = Literal["stop", "length"]
 Alternatives = tuple[tuple[int, float], ...]  # (id, log-probability), likeliest first
@@ -46,6 +47,7 @@ class Request:
     # says is looked at, not calls of tools and what they answer.
     stop: tuple[str, ...] = ()
     alternatives: int = 0  # for each sampled token: the n likeliest in its place
+    grammar: CompiledGrammar | None = None  # which the answer follows; then it calls no tools
 
     def __post_init__(self) -> None:
         if not self.tokens:

@@ -40,15 +40,22 @@ def uniforms(rows: Sampling, position: Int32[Array, " B *rest"]) -> Float32[Arra
 
 
 def sample(
-    logits: Float[Array, "B V"], rows: Sampling, uniform: Float32[Array, " B"], *, truncate: bool
+    logits: Float[Array, "B V"],
+    rows: Sampling,
+    uniform: Float32[Array, " B"],
+    *,
+    truncate: bool,
+    shaped: Float32[Array, "B V"] | None = None,
 ) -> tuple[Int32[Array, " B"], Float32[Array, " B"]]:
     """The next token of each row, and its log-probability in nats.
 
     `uniform` is that of the chosen token's position (see `uniforms`). The log-probability is the
     model's: at temperature 1 and over all tokens, whatever the row was sampled with. Where
     `truncate` is False top_k and top_p are not looked at, which saves sorting the vocabulary.
+    The token is drawn from `shaped` where that is given, and never one that has -inf there.
     """
     logits = logits.astype(jnp.float32)
+    model, logits = logits, logits if shaped is None else shaped
     best = _argmax(logits)
     warm = rows.temperature > 0
     # 0 for the likeliest token and below 0 for the others, before a small temperature makes large
@@ -63,8 +70,11 @@ def sample(
         lowest = _lowest_kept(scaled, rows.top_k, rows.top_p)
         weights = jnp.where(scaled >= lowest[:, None], weights, 0.0)
     token = jnp.where(warm, _draw(weights, uniform), best)
-    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    return token, _log_probability(chosen, logits)
+    if shaped is not None:  # a cumulative sum of rounded numbers may move where nothing is added
+        weight = jnp.take_along_axis(weights, token[:, None], axis=-1)[:, 0]
+        token = jnp.where(weight > 0, token, best)
+    chosen = jnp.take_along_axis(model, token[:, None], axis=-1)[:, 0]
+    return token, _log_probability(chosen, model)
 
 
 def likeliest(
