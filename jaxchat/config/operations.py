@@ -75,7 +75,8 @@ class ServeConfig(Settings):
     # for answers under way when the server shuts down
     grace_seconds: Annotated[float, numbers.SECONDS] = 10.0
     messages: Count = 256  # of one request
-    characters: Count = 400_000  # of all its messages
+    prompts: Count = 256  # of one request, to be completed or scored
+    characters: Count = 400_000  # of all its messages or prompts; of prompts as ids, their number
     body_bytes: Count = 4_000_000
     body_seconds: Timeout = 20.0  # in which a request must have arrived
     samples: Count = 8  # n

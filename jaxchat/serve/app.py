@@ -19,12 +19,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 import jaxchat
 from jaxchat.config.operations import ServeConfig
-from jaxchat.serve import models, prompt, schema
+from jaxchat.serve import messages, models, prompt, schema, texts
+from jaxchat.serve.completions import TextCompletion
 from jaxchat.serve.guard import Guard
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.scheduler import Metrics, Scheduler
 from jaxchat.serve.schema import ApiError, bad_request, unavailable
 from jaxchat.serve.streaming import ChatCompletion, EventStream, PendingRequest
+from jaxchat.tokenizer.huggingface import tokenizer_config
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {
@@ -44,7 +46,6 @@ ABSENT = (
     "To build it: npm ci && npm run build, in the folder ui of the repository.\n"
 )
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-PLAIN = ("/health", "/ready", "/metrics")
 FAILS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": schema.ErrorBody},
     "5XX": {"model": schema.ErrorBody},
@@ -72,7 +73,7 @@ def create_app(
 
     routes = _Routes(served, config, scheduler, metrics)
     files = read_page()
-    paths = [*files, *("/v1/models", "/v1/chat/completions", "/v1/count"), *PLAIN]
+    paths = [*files, *(path for path in routes.paths if "{" not in path)]
     guard = Middleware(Guard, config=config, key=key, requests=metrics.requests, paths=paths)
     cors = Middleware(
         CORSMiddleware,
@@ -115,11 +116,17 @@ class _Routes:
             ("/v1/models", self.list_models, {}),
             ("/v1/models/{model:path}", self.model, {}),
             ("/v1/chat/completions", self.complete, {"methods": ["POST"]}),
+            ("/v1/completions", self.complete_texts, {"methods": ["POST"]}),
             ("/v1/count", self.count, {"methods": ["POST"]}),
+            ("/v1/tokenize", self.tokenize, {"methods": ["POST"]}),
+            ("/v1/detokenize", self.detokenize, {"methods": ["POST"]}),
+            ("/v1/tokenizer_info", self.tokenizer_info, {}),
+            ("/version", self.version, {}),
             ("/health", self.health, {}),
             ("/ready", self.ready, {}),
             ("/metrics", self.metrics, {"response_class": PlainTextResponse}),
         )
+        self.paths = [path for path, *_ in table]
         for path, endpoint, options in table:
             router.add_api_route(path, endpoint, responses=FAILS, **options)
 
@@ -143,6 +150,7 @@ class _Routes:
         """An answer to a conversation: whole, or as server-sent events."""
         model = models.choose(self._models, body.model)
         prompt.check_supported(body)
+        messages.check_turn(body)
         tokens = await self._tokens(body, model)
         asked = prompt.engine_request(body, tokens, model, self._config)
         client = request.client.host if request.client is not None else ""
@@ -155,9 +163,57 @@ class _Routes:
         async with completion.attended(request.receive):
             return JSONResponse(await completion.whole())
 
+    async def complete_texts(self, body: texts.CompletionRequest, request: Request) -> Response:
+        """Texts continued, and the tokens of prompts scored: whole, or as server-sent events."""
+        model = models.choose(self._models, body.model)
+        prompt.check_supported(body)
+        texts.check_completion(body)
+        prompts = await asyncio.to_thread(texts.read_prompts, body, model.tokenizer, self._config)
+        client = request.client.host if request.client is not None else ""
+        completion = TextCompletion(body, prompts, model, self._config, self._scheduler, client)
+        self._metrics.prompt_tokens.inc(sum(len(ids) for _, ids in prompts))
+        if body.stream:
+            return EventStream(completion)
+        async with completion.attended(request.receive):
+            return await asyncio.to_thread(JSONResponse, await completion.whole())
+
+    async def tokenize(self, body: texts.TokenizeRequest) -> texts.TokenizeAnswer:
+        """The ids of a text or of a conversation."""
+        model = models.choose(self._models, body.model)
+        if body.messages is not None:
+            conversation = schema.Conversation(messages=body.messages)
+            ids = await self._tokens(conversation, model)
+        elif body.prompt is not None:
+            begin = body.add_special_tokens is not False
+            ids = await asyncio.to_thread(texts.text_ids, body.prompt, model.tokenizer, begin=begin)
+        else:
+            raise bad_request("there is neither a prompt nor messages to tokenize.", "prompt")
+        return texts.TokenizeAnswer(
+            count=len(ids),
+            max_model_len=model.context,
+            tokens=ids,
+            token_strs=texts.names(ids, model.tokenizer) if body.return_token_strs else None,
+        )
+
+    async def detokenize(self, body: texts.DetokenizeRequest) -> texts.DetokenizeAnswer:
+        """The text of ids, with the names of special tokens."""
+        model = models.choose(self._models, body.model)
+        text = await asyncio.to_thread(texts.text_of, body.tokens, model.tokenizer)
+        return texts.DetokenizeAnswer(prompt=text)
+
+    async def tokenizer_info(self, model: str | None = None) -> dict[str, Any]:
+        """The content of tokenizer_config.json, as an export of the model has it."""
+        found = models.choose(self._models, model)
+        names = list(found.tokenizer.specials)
+        return {**tokenizer_config(names, found.context), "vocab_size": found.config.vocab_size}
+
+    async def version(self) -> dict[str, str]:
+        """The version of jaxchat."""
+        return {"version": jaxchat.__version__}
+
     async def _tokens(self, body: schema.Conversation, model: ServedModel) -> list[int]:
-        prompt.check_limits(body.messages, self._config)
-        return await asyncio.to_thread(prompt.prompt_tokens, body.messages, model.tokenizer)
+        messages.check_limits(body.messages, self._config)
+        return await asyncio.to_thread(messages.prompt_tokens, body.messages, model.tokenizer)
 
     async def health(self) -> Response:
         """Whether the server still works; 503 when it must be restarted."""

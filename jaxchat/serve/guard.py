@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxchat.config.operations import LOOPBACK, ServeConfig
+from jaxchat.serve.addresses import usual
 from jaxchat.serve.schema import ApiError
 
 log = logging.getLogger("jaxchat.serve")
@@ -79,6 +80,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        sent, scope = scope, usual(scope)
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         name = given if NAMED.fullmatch(given) else f"req_{uuid.uuid4().hex}"
@@ -108,7 +110,7 @@ class Guard:
                 raise
             await answer(ApiError(500, "the server failed; this is a bug in jaxchat."))
         finally:
-            self._note(scope, status, time.monotonic() - began, name)
+            self._note({**scope, "method": sent["method"]}, status, time.monotonic() - began, name)
 
     def _note(self, scope: Scope, status: int, seconds: float, name: str) -> None:
         path = scope["path"] if scope["path"] in self._paths else "other"

@@ -17,11 +17,13 @@ from jaxchat.config.machine import cores, free_memory_bytes
 from jaxchat.config.operations import ServeConfig
 from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import OutOfMemory
+from jaxchat.evals.model import EvalModel
 from jaxchat.inference.replicas import make_service
 from jaxchat.inference.service import Service
 from jaxchat.model.backend import backend
-from jaxchat.model.capabilities import inference_compute
+from jaxchat.model.capabilities import evaluation_compute, inference_compute
 from jaxchat.model.kv_cache import init_cache
+from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.opening import find_model, load_model
 from jaxchat.runs.runner import done_file
@@ -47,6 +49,7 @@ class ServedModel:
     fingerprint: str  # of the weights
     context: int  # T, tokens of prompt and answer together
     open_engine: Callable[[], Service]  # makes its engine
+    evaluated: EvalModel | None = None  # as evaluations compute it, to score prompts
 
     @property
     def id(self) -> str:
@@ -121,6 +124,8 @@ def _load(
     if slots < wanted:
         notify(f"memory is short: {name} decodes {slots} answers at once, not {wanted}.")
     record = context.done[chosen]
+    cut, config_cut = cut_vocabulary(params, model, tokenizer.vocab_size)
+    compute = evaluation_compute(context.config.compute, model)
     return ServedModel(
         run=context.root.name,
         stage=chosen,
@@ -134,6 +139,7 @@ def _load(
             make_service, params, model, tokenizer, slots=slots,
             compute=inference_compute(context.config.compute, model),
         ),
+        evaluated=EvalModel(lambda: cut, config_cut, tokenizer, compute),
     )  # fmt: skip
 
 

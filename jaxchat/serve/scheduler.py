@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import math
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from jaxchat.config.operations import ServeConfig
 from jaxchat.inference.request import EngineError
 from jaxchat.inference.service import Job, Service
+from jaxchat.serve.fair_queue import FairQueue
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.schema import ApiError, bad_request, busy, unavailable
+from jaxchat.serve.scoring import PendingScores, ScoringQueue
 from jaxchat.serve.streaming import Event, PendingRequest, TokenDelta
 
 log = logging.getLogger("jaxchat.serve")
@@ -35,45 +36,14 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
-class FairQueue:
-    """A queue in which clients take turns, however many requests each has."""
+class Recipient(Protocol):
+    """Whom the thread posts events to."""
 
-    def __init__(self) -> None:
-        self._turns: OrderedDict[str, deque[PendingRequest]] = OrderedDict()  # by client
+    def post(self, event: Any) -> None:
+        """Takes an event; called in the server's loop."""
 
-    def __len__(self) -> int:
-        return sum(map(len, self._turns.values()))
 
-    def __iter__(self) -> Iterator[PendingRequest]:
-        return itertools.chain.from_iterable(self._turns.values())
-
-    def push(self, pending: PendingRequest) -> None:
-        """Puts a request behind the others of its client."""
-        self._turns.setdefault(pending.client, deque()).append(pending)
-
-    def peek(self) -> PendingRequest:
-        """The request that `pop` would give. Raises IndexError when nothing waits."""
-        if not self._turns:
-            raise IndexError("the queue is empty")
-        return next(iter(self))
-
-    def pop(self) -> PendingRequest:
-        """The next request; its client then comes last. Raises IndexError when nothing waits."""
-        pending = self.peek()
-        self.remove(pending)
-        if pending.client in self._turns:
-            self._turns.move_to_end(pending.client)
-        return pending
-
-    def remove(self, pending: PendingRequest) -> bool:
-        """Takes a request out; False when it does not wait."""
-        waiting = self._turns.get(pending.client, deque())
-        if pending not in waiting:
-            return False
-        waiting.remove(pending)
-        if not waiting:
-            del self._turns[pending.client]
-        return True
+Posted = tuple[Recipient, Any]
 
 
 class Metrics:
@@ -117,12 +87,13 @@ class _ModelQueue:
         self.engine: Service = model.open_engine()
         self.waiting = FairQueue()
         self.live: dict[PendingRequest, tuple[Job, list[int]]] = {}  # tokens sent, of each sample
+        self.scoring = ScoringQueue(model.evaluated)
         self.failures = 0
 
     @property
     def busy(self) -> bool:
         """Whether there is any request."""
-        return bool(self.live or len(self.waiting))
+        return bool(self.live or len(self.waiting) or len(self.scoring))
 
     @property
     def dead(self) -> bool:
@@ -157,7 +128,7 @@ class Scheduler:
     def waiting(self) -> int:
         """Requests in the queue."""
         with self._changed:
-            return sum(len(queue.waiting) for queue in self._queues.values())
+            return sum(len(q.waiting) + len(q.scoring) for q in self._queues.values())
 
     @property
     def active(self) -> int:
@@ -194,19 +165,28 @@ class Scheduler:
     def submit(self, pending: PendingRequest) -> None:
         """Queues a request. Raises ApiError: 429 if the queue is full, 503 if nothing serves it."""
         with self._changed:
-            queue = self._queues[pending.model.id]
-            if self._closing or not self._thread.is_alive():
-                raise _shutting_down()
-            if queue.dead:
-                raise _failed(queue.model)
-            if self.waiting >= self._config.queue:
-                self._metrics.rejected.inc()
-                raise busy(
-                    f"{self._config.queue} requests wait already; try again later.",
-                    self._wait(len(queue.waiting), queue.engine.slots),
-                )
-            queue.waiting.push(pending)
+            self._open_queue(pending.model).waiting.push(pending)
             self._changed.notify()
+
+    def submit_scores(self, pending: PendingScores, model: ServedModel) -> None:
+        """Queues prompts to be scored. Raises as `submit` does."""
+        with self._changed:
+            self._open_queue(model).scoring.push(pending)
+            self._changed.notify()
+
+    def _open_queue(self, model: ServedModel) -> _ModelQueue:
+        queue = self._queues[model.id]
+        if self._closing or not self._thread.is_alive():
+            raise _shutting_down()
+        if queue.dead:
+            raise _failed(queue.model)
+        if self.waiting >= self._config.queue:
+            self._metrics.rejected.inc()
+            raise busy(
+                f"{self._config.queue} requests wait already; try again later.",
+                self._wait(len(queue.waiting), queue.engine.slots),
+            )
+        return queue
 
     def cancel(self, pending: PendingRequest) -> None:
         """Drops a request; one that is being decoded, at the next dispatch."""
@@ -218,6 +198,12 @@ class Scheduler:
                 self._metrics.cancelled.inc()
             pending.cancelled = True
             self._changed.notify()
+
+    def cancel_scores(self, pending: PendingScores) -> None:
+        """Drops prompts that wait to be scored."""
+        with self._changed:
+            if any(queue.scoring.remove(pending) for queue in self._queues.values()):
+                self._metrics.cancelled.inc()
 
     def _wait(self, waiting: int, slots: int) -> int:
         """Estimated seconds until `waiting` requests and one more have been served."""
@@ -244,6 +230,9 @@ class Scheduler:
                     queue.waiting.remove(pending)
                     pending.cancelled = True
                     self._post([(pending, _shutting_down())])
+                for scores in queue.scoring:
+                    queue.scoring.remove(scores)
+                    self._post([(scores, _shutting_down())])
             self._changed.notify()
 
     def stop(self, timeout: float = 10.0) -> None:
@@ -287,6 +276,7 @@ class Scheduler:
         """One dispatch for a model."""
         self._drop(queue)
         self._admit(queue)
+        self._score(queue)
         if not queue.live:
             return
         try:
@@ -297,6 +287,19 @@ class Scheduler:
             return
         queue.failures = 0
         self._post(self._collect(queue))
+
+    def _score(self, queue: _ModelQueue) -> None:
+        """Scores about one batch of the prompts that wait for it."""
+        with self._changed:
+            batch = queue.scoring.take()
+        if not batch:
+            return
+        ended = queue.scoring.compute(batch)
+        with self._changed:
+            left = [(scores, error) for scores, error in ended.items() if scores in queue.scoring]
+            for scores, _ in left:
+                queue.scoring.remove(scores)
+        self._post(left)
 
     def _drop(self, queue: _ModelQueue) -> None:
         """Frees the slots of cancelled requests, and refuses those that waited too long."""
@@ -388,7 +391,7 @@ class Scheduler:
                 queue.waiting.remove(pending)
         self._post([(pending, _failed(queue.model)) for pending in waiting])
 
-    def _post(self, events: Sequence[tuple[PendingRequest, Event]]) -> None:
+    def _post(self, events: Sequence[Posted]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(_post_all, events)
 
@@ -401,6 +404,6 @@ def _failed(model: ServedModel) -> ApiError:
     return unavailable(f"the model {model.id} has failed; restart the server.", "model_failed")
 
 
-def _post_all(events: Sequence[tuple[PendingRequest, Event]]) -> None:
+def _post_all(events: Sequence[Posted]) -> None:
     for pending, event in events:
         pending.post(event)

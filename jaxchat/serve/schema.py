@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 from starlette.exceptions import HTTPException
 
-from jaxchat.config.numbers import API_TEMPERATURE, MOST, TOP_P
+from jaxchat.serve.sampling_fields import Count, SamplingFields, Text
 
-MAX_STOPS = 16
-MAX_STOP_CHARACTERS = 256
-
-
-def _unicode(text: str) -> str:
-    r"""The text. JSON can write half a character (\ud800), which no UTF-8 can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError("unicode", "Text must be valid Unicode") from error
-    return text
+MAX_LOGPROBS = 5  # likeliest tokens of /v1/completions, as OpenAI has it
 
 
-Text = Annotated[str, AfterValidator(_unicode)]
-Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Temperature = Annotated[Number, Field(ge=API_TEMPERATURE.least, le=API_TEMPERATURE.most)]
-Stop = Annotated[Text, Field(max_length=MAX_STOP_CHARACTERS)]  # "": none
+def _as_json(arguments: object) -> object:
+    """The arguments of a call as JSON; some clients send them as an object."""
+    if arguments is None or isinstance(arguments, dict):
+        return json.dumps(arguments or {}, ensure_ascii=False)
+    return arguments
 
 
 class ContentPart(BaseModel):
@@ -38,17 +28,41 @@ class ContentPart(BaseModel):
     text: Text
 
 
-class InMessage(BaseModel):
-    """One message of a conversation."""
+class CalledFunction(BaseModel):
+    """What a call of a tool names, and with what."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[ContentPart]
+    name: Text
+    arguments: Annotated[Text, BeforeValidator(_as_json)] = "{}"
+
+
+class ToolCall(BaseModel):
+    """A call of a client's tool."""
+
+    id: Text | None = None
+    function: CalledFunction
+
+    @property
+    def text(self) -> str:
+        """The call as code."""
+        return f"{self.function.name}({self.function.arguments})"
+
+
+class InMessage(BaseModel):
+    """One message of a conversation; only the assistant's may be without content."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[ContentPart] | None = None
+    tool_calls: list[ToolCall] | None = None  # of the assistant
+    tool_call_id: Text | None = None  # of the call whose result a message of the role tool is
+
+
+ModelName = Annotated[Text, Field(max_length=256)]
 
 
 class Conversation(BaseModel):
-    """Messages for a model; the last is the user's."""
+    """Messages for a model; a last one of the assistant is continued."""
 
-    model: Annotated[Text, Field(max_length=256)] | None = None
+    model: ModelName | None = None
     messages: Annotated[list[InMessage], Field(min_length=1)]
 
 
@@ -58,32 +72,54 @@ class StreamOptions(BaseModel):
     include_usage: StrictBool | None = None
 
 
-class ChatRequest(Conversation):
-    """The body of /v1/chat/completions."""
+class GenerationRequest(SamplingFields):
+    """What the bodies of all paths that generate have in common."""
 
-    model_config = ConfigDict(title="ChatRequest")
+    subject: ClassVar[str] = "messages"  # the field that is answered
 
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Temperature | None = None
-    top_p: Annotated[Number, Field(gt=TOP_P.least, le=TOP_P.most)] | None = None
-    top_k: Annotated[int, Field(strict=True, ge=0, le=MOST)] | None = None
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
-    n: Count | None = None
-    seed: Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
-    logprobs: StrictBool | None = None
-    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
-    parts: StrictBool | None = None
 
     # Known, and refused unless empty.
-    tools: Any = None
-    functions: Any = None
     response_format: Any = None
     logit_bias: Any = None
     frequency_penalty: Any = None
     presence_penalty: Any = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The tokens that are asked for; None: what the context leaves."""
+        return None
+
+    @property
+    def alternatives(self) -> int:
+        """The likeliest tokens that are asked for in each token's place."""
+        return 0
+
+
+class ChatRequest(GenerationRequest, Conversation):
+    """The body of /v1/chat/completions."""
+
+    model_config = ConfigDict(title="ChatRequest")
+
+    max_completion_tokens: Count | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+    parts: StrictBool | None = None
+    add_generation_prompt: StrictBool | None = None
+    continue_final_message: StrictBool | None = None
+    tools: Any = None  # what the model may call
+    tool_choice: Any = None
+
+    functions: Any = None  # known, and refused unless empty
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def alternatives(self) -> int:
+        return (self.top_logprobs or 0) if self.logprobs else 0
 
 
 class ErrorDetail(BaseModel):

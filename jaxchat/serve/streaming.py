@@ -185,23 +185,17 @@ def join(deltas: Sequence[Delta]) -> list[Part]:
     return [part for part in parts if part["text"] or part["type"] != "text"]
 
 
-class ChatCompletion:
-    """The answer to one request: whole, or as events. It is cancelled when its client leaves."""
+class Answer:
+    """What a client gets for its requests to the scheduler; they are cancelled when it leaves."""
 
     def __init__(
-        self,
-        pending: PendingRequest,
-        body: ChatRequest,
-        cancel: Callable[[PendingRequest], object],
+        self, pending: Sequence[PendingRequest], cancel: Callable[[PendingRequest], object]
     ) -> None:
-        self._pending, self._body, self._cancel = pending, body, cancel
-        model, stop = pending.model, pending.request.stop
-        self._samples = [
-            Detokenizer(model.tokenizer, stop, logprobs=bool(body.logprobs))
-            for _ in range(pending.request.n)
-        ]
-        self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
-        self._tokens = 0
+        self._requests, self._cancel_one = pending, cancel
+
+    def events(self) -> AsyncIterator[bytes]:
+        """The stream. An error ends it with an event of its own."""
+        raise NotImplementedError
 
     @contextlib.asynccontextmanager
     async def attended(self, receive: Receive) -> AsyncIterator[None]:
@@ -211,13 +205,42 @@ class ChatCompletion:
             yield
         finally:
             watcher.cancel()
-            self._cancel(self._pending)
+            self._cancel()
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._cancel(self._pending)
-        self._pending.post(None)
+        self._cancel()
+        self._abandon()
+
+    def _cancel(self) -> None:
+        for pending in self._requests:
+            self._cancel_one(pending)
+
+    def _abandon(self) -> None:
+        """Ends what waits for events: the client has left."""
+        for pending in self._requests:
+            pending.post(None)
+
+
+class ChatCompletion(Answer):
+    """The answer to one request: whole, or as events."""
+
+    def __init__(
+        self,
+        pending: PendingRequest,
+        body: ChatRequest,
+        cancel: Callable[[PendingRequest], object],
+    ) -> None:
+        super().__init__([pending], cancel)
+        self._pending, self._body = pending, body
+        model, stop = pending.model, pending.request.stop
+        self._samples = [
+            Detokenizer(model.tokenizer, stop, logprobs=bool(body.logprobs))
+            for _ in range(pending.request.n)
+        ]
+        self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self._tokens = 0
 
     async def _deltas(self) -> AsyncIterator[tuple[int, list[Delta], FinishReason | None]]:
         async for new in self._pending.deltas():
@@ -327,7 +350,7 @@ def event(value: dict[str, Any]) -> bytes:
 class EventStream(StreamingResponse):
     """Sends the events of a completion as they come."""
 
-    def __init__(self, completion: ChatCompletion) -> None:
+    def __init__(self, completion: Answer) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(completion.events(), headers=headers, media_type="text/event-stream")
         self._completion = completion

@@ -192,8 +192,21 @@ def write_huggingface(
             "export into another folder."
         )
     settings = _settings(tokens, pattern, names, begins)  # may raise, before anything is written
-    template = chat_template(names)
-    config = {
+    config = tokenizer_config(names, context)
+    template = config["chat_template"]
+    write_json(folder / "tokenizer_config.json", config)
+    for name, text in (
+        ("chat_template.jinja", template),
+        ("chat_template_training.jinja", chat_template(names, *GENERATION)),
+    ):
+        with atomic_open(folder / name) as file:
+            file.write(text)
+    write_json(folder / "tokenizer.json", settings)
+
+
+def tokenizer_config(names: Sequence[str], context: int = 0) -> dict[str, Any]:
+    """The content of `tokenizer_config.json`; `names` of the special tokens."""
+    return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|bos|>",
         "eos_token": "<|assistant_end|>",
@@ -203,16 +216,9 @@ def write_huggingface(
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",  # answers are what comes behind a prompt
         **({"model_max_length": context} if context else {}),
-        "chat_template": template,  # transformers before 4.50 does not read the .jinja file
+        # transformers before 4.50 does not read the .jinja file
+        "chat_template": chat_template(names),
     }
-    write_json(folder / "tokenizer_config.json", config)
-    for name, text in (
-        ("chat_template.jinja", template),
-        ("chat_template_training.jinja", chat_template(names, *GENERATION)),
-    ):
-        with atomic_open(folder / name) as file:
-            file.write(text)
-    write_json(folder / "tokenizer.json", settings)
 
 
 def _settings(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxchat.serve.scheduler import FairQueue
+from jaxchat.serve.fair_queue import FairQueue
 
 
 class Pending(str):

@@ -181,9 +181,9 @@ def test_a_model_that_is_not_there_is_an_error_that_names_those_that_are(client)
         ({"stop": ["x"] * 17}, "stop"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"seed": "one"}, "seed"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
     ],
 )
@@ -196,9 +196,43 @@ def test_a_bad_request_says_which_field_is_wrong(client, settings, param):
 
 
 def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(client):
-    with pytest.raises(openai.BadRequestError, match=r"context is 512 tokens.*take \d+") as caught:
+    with pytest.raises(
+        openai.BadRequestError, match=r"This model's maximum context length is 512 tokens.*take \d+"
+    ) as caught:
         call(client, "many words " * 400)
     assert caught.value.code == "context_length_exceeded"
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.parametrize("choice", [{}, {"tool_choice": "auto"}, {"tool_choice": "none"}])
+def test_tools_that_may_be_called_are_answered_in_text(client, choice):
+    got = call(client, tools=TOOLS, parallel_tool_calls=True, **choice).choices[0]
+    assert (got.message.content, got.message.tool_calls) == (SAID, None)
+    assert got.finish_reason == "stop"
+
+
+def test_a_conversation_with_tools_as_the_package_keeps_it_is_taken(client):
+    """The messages that an agent sends after a call: content null, and a result."""
+    calls = [{"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}]
+    kept = [
+        {"role": "user", "content": "What is 12 + 34?"},
+        {"role": "assistant", "content": None, "tool_calls": calls, "refusal": None},
+        {"role": "tool", "tool_call_id": "c", "content": "46"},
+    ]
+    got = call(client, messages=kept, tools=TOOLS, max_tokens=5)
+    assert got.usage.completion_tokens in range(1, 6)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"continue_final_message": True, "add_generation_prompt": False}]
+)
+def test_a_last_message_of_the_assistant_is_continued(client, settings):
+    begun, rest = SAID[:20], SAID[20:]
+    messages = [{"role": "user", "content": WHO}, {"role": "assistant", "content": begun}]
+    got = call(client, messages=messages, extra_body=settings)
+    assert got.choices[0].message.content == rest
 
 
 def test_unknown_fields_are_ignored(client):

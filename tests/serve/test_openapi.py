@@ -12,7 +12,12 @@ PATHS = {
     "/v1/models": "GET",
     "/v1/models/{model}": "GET",
     "/v1/chat/completions": "POST",
+    "/v1/completions": "POST",
     "/v1/count": "POST",
+    "/v1/tokenize": "POST",
+    "/v1/detokenize": "POST",
+    "/v1/tokenizer_info": "GET",
+    "/version": "GET",
     "/health": "GET",
     "/metrics": "GET",
 }

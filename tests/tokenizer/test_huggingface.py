@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxchat.errors import TokenizerError
-from jaxchat.serve.prompt import prompt_tokens
+from jaxchat.serve.messages import prompt_tokens
 from jaxchat.serve.schema import InMessage
 from jaxchat.tokenizer import (
     PATTERNS,

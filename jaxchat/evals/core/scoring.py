@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -22,8 +21,8 @@ from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.evals.bpb import in_flight
 from jaxchat.evals.core.batches import Batch, make_batches
 from jaxchat.evals.core.prompts import Row
+from jaxchat.evals.logits import read_logits
 from jaxchat.evals.model import EvalModel
-from jaxchat.model import gpt
 from jaxchat.model.backend import Compute, backend
 from jaxchat.model.branches import branch_features
 from jaxchat.optim.zero import ZeroLayout
@@ -65,7 +64,8 @@ def _scores_over(mesh: Mesh, model: ModelConfig, compute: Compute, head: int) ->
             params, one["tokens"], one["lengths"], one["branch"], one["positions"], model, compute
         )
         x = x.reshape(-1, x.shape[-1])[one["at"].reshape(-1)]
-        scores = _head(params, x, one["targets"].reshape(-1), one["count"][0], model, head)
+        targets = one["targets"].reshape(-1)
+        scores = read_logits(params, x, targets, one["count"][0], model, head, _target_scores)
         logprobs, best = (score.reshape(one["targets"].shape) for score in scores)
         return logprobs, best
 
@@ -74,33 +74,11 @@ def _scores_over(mesh: Mesh, model: ModelConfig, compute: Compute, head: int) ->
     return jax.jit(over, out_shardings=replicated(mesh))
 
 
-def _head(
-    params: Any, x: jax.Array, targets: jax.Array, count: jax.Array, model: ModelConfig, size: int
-) -> tuple[jax.Array, jax.Array]:
-    """log p(target) and whether it is the highest, [n] each, from features x [n,D].
-
-    Only the first `count` are computed, up to a multiple of `size`: for a small model with a large
-    vocabulary this is most of the work.
-    """
-    total = len(targets)
-    size = min(size, total)
-    x, targets = (jnp.pad(a, ((0, -total % size), *((0, 0),) * (a.ndim - 1))) for a in (x, targets))
-
-    def one(number: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        start = number * size
-        logits = gpt.unembed(params, lax.dynamic_slice_in_dim(x, start, size), model)
-        wanted = lax.dynamic_slice_in_dim(targets, start, size)
-        hit = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
-        logprob = hit - jax.nn.logsumexp(logits, axis=-1)
-        best = jnp.argmax(logits, axis=-1).astype(wanted.dtype) == wanted
-        return tuple(
-            lax.dynamic_update_slice_in_dim(old, new, start, 0)
-            for old, new in zip(found, (logprob, best), strict=True)
-        )  # type: ignore[return-value]
-
-    nothing = jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, bool)
-    logprobs, best = lax.fori_loop(0, (count + size - 1) // size, one, nothing)
-    return logprobs[:total], best[:total]
+def _target_scores(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """log p(target) [n] of logits [n,V], and whether it is the highest."""
+    hit = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    logprob = hit - jax.nn.logsumexp(logits, axis=-1)
+    return logprob, jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets
 
 
 def score_rows(
