@@ -6,6 +6,7 @@ document has no blanks between its tokens, so most of what is not the model's ch
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import llguidance
 
 KEPT = 64  # compiled grammars, the most recent ones
-CLOSING = 128  # tokens of an end that is looked for; from twice as many left on, one is kept ready
+CLOSING = 128  # tokens of an end that is looked for; it is, from twice as many left on
 RETRY = 16  # tokens after which an end is looked for again where none was found
 # Of llguidance's limits: about 40 ms to compile, 15 ms and 40 MB for the automaton of a grammar
 LIMITS = {
@@ -46,10 +47,10 @@ class GrammarError(ValueError):
 
 @dataclass(frozen=True)
 class Grammar:
-    """What an answer must be: a JSON document of a schema, or text that a regex matches whole."""
+    """What an answer must be: JSON of a schema, a text that a regex matches, or one of several."""
 
-    kind: Literal["json_schema", "regex"]
-    text: str  # the schema as JSON, or the regular expression
+    kind: Literal["json_schema", "regex", "choice"]
+    text: str  # the schema as JSON, the regular expression, or texts as a list in JSON
     # Whether the characters of a string in a document depend on nothing but the string's end. Where
     # they do, a dispatch may draw several without asking again.
     free_strings: bool = False
@@ -239,8 +240,11 @@ def _compiled(grammar: Grammar, tokenizer: Tokenizer) -> CompiledGrammar:
     library = vocabulary.library
     if grammar.kind == "regex":
         source = library.LLMatcher.grammar_from_regex(grammar.text)
+    elif grammar.kind == "choice":
+        texts = " | ".join(map(json.dumps, json.loads(grammar.text)))
+        source = library.LLMatcher.grammar_from_lark(f"start: {texts}")
     else:
-        options = {"whitespace_flexible": False, "json_allow_general_unicode_escapes": True}
+        options = {"whitespace_flexible": False}
         source = library.LLMatcher.grammar_from_json_schema(grammar.text, overrides=options)
     limits = library.LLParserLimits(**LIMITS)
     matcher = library.LLMatcher(vocabulary.tokenizer, source, log_level=0, limits=limits)

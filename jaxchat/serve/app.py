@@ -23,9 +23,11 @@ from jaxchat.serve import messages, models, prompt, schema, texts
 from jaxchat.serve.completions import TextCompletion
 from jaxchat.serve.guard import Guard
 from jaxchat.serve.models import ServedModel
+from jaxchat.serve.response_format import answer_grammar
 from jaxchat.serve.scheduler import Metrics, Scheduler
 from jaxchat.serve.schema import ApiError, bad_request, unavailable
 from jaxchat.serve.streaming import ChatCompletion, EventStream, PendingRequest
+from jaxchat.serve.tool_calls import functions_to_call
 from jaxchat.tokenizer.huggingface import tokenizer_config
 
 PAGE = Path(__file__).parent / "page"
@@ -152,12 +154,14 @@ class _Routes:
         prompt.check_supported(body)
         messages.check_turn(body)
         tokens = await self._tokens(body, model)
-        asked = prompt.engine_request(body, tokens, model, self._config)
+        functions = functions_to_call(body)
+        grammar = await asyncio.to_thread(answer_grammar, body, functions, model.tokenizer)
+        asked = prompt.engine_request(body, tokens, model, self._config, grammar)
         client = request.client.host if request.client is not None else ""
         pending = PendingRequest(model, asked, client)
         self._scheduler.submit(pending)
         self._metrics.prompt_tokens.inc(len(tokens))
-        completion = ChatCompletion(pending, body, self._scheduler.cancel)
+        completion = ChatCompletion(pending, body, self._scheduler.cancel, list(functions))
         if body.stream:
             return EventStream(completion)
         async with completion.attended(request.receive):
@@ -170,7 +174,10 @@ class _Routes:
         texts.check_completion(body)
         prompts = await asyncio.to_thread(texts.read_prompts, body, model.tokenizer, self._config)
         client = request.client.host if request.client is not None else ""
-        completion = TextCompletion(body, prompts, model, self._config, self._scheduler, client)
+        grammar = await asyncio.to_thread(answer_grammar, body, {}, model.tokenizer)
+        completion = TextCompletion(
+            body, prompts, model, self._config, self._scheduler, client, grammar
+        )
         self._metrics.prompt_tokens.inc(sum(len(ids) for _, ids in prompts))
         if body.stream:
             return EventStream(completion)

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxchat.config.operations import ServeConfig
 from jaxchat.inference.engine import EngineError, Request
+from jaxchat.inference.grammar import CompiledGrammar
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.sampling_fields import SamplingFields
 from jaxchat.serve.schema import ApiError, ChatRequest, GenerationRequest, bad_request
@@ -15,7 +16,6 @@ from jaxchat.serve.tools import check_tools
 
 REFUSED = {
     "functions": "the model has a calculator of its own and takes no functions",
-    "response_format": "answers are text",
     "logit_bias": "biases are not supported",
     "frequency_penalty": "penalties are not supported",
     "presence_penalty": "penalties are not supported",
@@ -26,8 +26,7 @@ def check_supported(body: GenerationRequest) -> None:
     """Raises ApiError 400 for fields of OpenAI's interface that are not supported."""
     for name, why in REFUSED.items():
         value = getattr(body, name, None)
-        plain = name == "response_format" and value == {"type": "text"}
-        if value and not plain:
+        if value:
             raise bad_request(f"{name} is not supported: {why}; leave it out.", name)
     if not isinstance(body, ChatRequest):
         return
@@ -37,7 +36,11 @@ def check_supported(body: GenerationRequest) -> None:
 
 
 def engine_request(
-    body: GenerationRequest, tokens: Sequence[int], model: ServedModel, config: ServeConfig
+    body: GenerationRequest,
+    tokens: Sequence[int],
+    model: ServedModel,
+    config: ServeConfig,
+    grammar: CompiledGrammar | None = None,
 ) -> Request:
     """The engine's request. Raises ApiError 400 if the prompt leaves no room, or n is too high.
 
@@ -53,6 +56,7 @@ def engine_request(
             tokens=tuple(tokens),
             max_tokens=min(asked, config.max_tokens or room, room),
             alternatives=body.alternatives,
+            grammar=grammar,
             **settings,
         )
     except EngineError as error:

@@ -73,7 +73,6 @@ def test_more_samples_than_are_allowed_are_refused(model):
     ("name", "value"),
     [
         ("functions", [{"name": "f"}]),
-        ("response_format", {"type": "json_object"}),
         ("logit_bias", {"1": 5}),
         ("frequency_penalty", 0.5),
         ("presence_penalty", -0.5),
