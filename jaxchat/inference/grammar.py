@@ -34,8 +34,8 @@ LIMITS = {
     "verbose_errors": False,
 }
 ABSENT = (
-    "answers cannot be constrained here: the package llguidance is not installed, or has no wheel "
-    "for this system (it has none for musl, nor for a glibc before 2.31); pip install llguidance."
+    "answers cannot follow a schema here: the package llguidance is not installed; install it with "
+    "pip install 'llguidance>=1.7' (there are wheels for Linux with glibc 2.31 or newer, and macOS)."
 )
 # Bytes by how soon they probably end an answer
 SOONEST = bytes(dict.fromkeys(b'"]},:@./ 0123456789-aAntfx[{' + bytes(range(256))))

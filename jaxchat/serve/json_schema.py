@@ -35,6 +35,22 @@ FORMATS = (
     "uri",
 )
 SIMPLE = ("type", "enum", "const", "required", "pattern", "format", "$ref")
+_DATE = (
+    "([0-9]{4}-(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|[0-9]{4}-(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    "|[0-9]{4}-02-(0[1-9]|1[0-9]|2[0-8])"
+    "|([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)"
+)
+_TIME = (
+    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+)
+_WORD = "[A-Za-z0-9_+-]{1,20}"
+_EMAIL = f"{_WORD}([.]{_WORD}){{0,2}}@[A-Za-z0-9]{{1,30}}([.][A-Za-z0-9]{{2,30}}){{1,3}}"
+EXACT_FORMATS = {
+    "date": f"^{_DATE}$",
+    "time": f"^{_TIME}$",
+    "date-time": f"^{_DATE}T{_TIME}$",
+    "email": f"^{_EMAIL}$",
+}
 ENFORCED = frozenset((*SIMPLE, *SCHEMA_OR_BOOL, *LISTS, *MAPS, *COUNTS, *NUMBERS))
 ANNOTATIONS = frozenset(
     "title description default example examples deprecated readOnly writeOnly $comment $schema "
@@ -109,8 +125,9 @@ class SchemaReader:
         found = {
             key: self._value(key, value, depth, alone="properties" not in schema)
             for key, value in schema.items()
-            if key not in ANNOTATIONS and not key.startswith("x-") and value != _IGNORED.get(key)
+            if key not in ANNOTATIONS and not key.startswith("x-") and (key, value) not in _EMPTY
         }
+        found = _exact(found)
         return self._closed(found) if closes else self._opened(found)
 
     def _closed(self, schema: dict[str, Any]) -> dict[str, Any]:
@@ -168,6 +185,24 @@ class SchemaReader:
         return value
 
 
+def _exact(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema where the library would be too generous.
+
+    Some formats as patterns; numbers such as every reader of JSON holds exactly, and without an
+    exponent, unless they are bounded anyhow.
+    """
+    if "pattern" not in schema and schema.get("format") in EXACT_FORMATS:
+        schema = {**schema, "pattern": EXACT_FORMATS[schema["format"]]}
+        del schema["format"]
+    kinds = schema.get("type", ())
+    numeric = {"integer", "number"} & set([kinds] if isinstance(kinds, str) else kinds)
+    if numeric and not {"enum", "const", "multipleOf"} & set(schema):
+        low = {} if {"minimum", "exclusiveMinimum"} & set(schema) else {"minimum": 1 - EXACT}
+        high = {} if {"maximum", "exclusiveMaximum"} & set(schema) else {"maximum": EXACT - 1}
+        schema = {**schema, **low, **high}
+    return schema
+
+
 def _check_depth(value: object, left: int) -> None:
     """Before anything looks into it by recursion."""
     level: list[Any] = [value]
@@ -206,6 +241,8 @@ def _check_multiple(key: str, value: Any) -> None:
 def _check_count(key: str, value: Any) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     _require(whole and 0 <= value <= REPEATS, key, value, f"a whole number of 0 to {REPEATS}")
+    # a name that occurs twice would be counted twice
+    _require(key != "minProperties" or value < 2, key, value, "0 or 1")
 
 
 def _check_type(key: str, value: Any) -> None:
@@ -250,7 +287,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-_IGNORED = {"uniqueItems": False, "nullable": False}  # which say nothing
+_EMPTY = (("uniqueItems", False), ("nullable", False))  # which say nothing
 _PLAIN: Mapping[str, Callable[[str, Any], None]] = {
     **dict.fromkeys(COUNTS, _check_count),
     **dict.fromkeys(NUMBERS, _check_number),

@@ -181,7 +181,7 @@ def test_a_grammar_of_another_tokenizer_is_refused(engine):
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch, tokenizer):
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(GrammarError, match="pip install llguidance"):
+    with pytest.raises(GrammarError, match="pip install 'llguidance"):
         grammar_module.Vocabulary(tokenizer)
 
 
