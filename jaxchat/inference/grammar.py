@@ -33,10 +33,7 @@ LIMITS = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-ABSENT = (
-    "answers cannot follow a schema here: the package llguidance is not installed; install it with "
-    "pip install 'llguidance>=1.7' (there are wheels for Linux with glibc 2.31 or newer, and macOS)."
-)
+ABSENT = "answers cannot follow a schema here: llguidance is not installed; install it with "
 # Bytes by how soon they probably end an answer
 SOONEST = bytes(dict.fromkeys(b'"]},:@./ 0123456789-aAntfx[{' + bytes(range(256))))
 
@@ -91,11 +88,15 @@ class Vocabulary:
         self.words = -(-tokenizer.vocab_size // 32)
 
     @cached_property
+    def is_plain(self) -> list[bool]:
+        """The same for each token but the special ones."""
+        return [_is_plain(token) for token in self.source.tokens]
+
+    @cached_property
     def plain(self) -> npt.NDArray[np.uint32]:
         """[W] the tokens of whole characters that a JSON string may hold as they are."""
         bits = np.zeros(self.words * 32, np.uint8)
-        tokens = self.source.tokens
-        bits[: len(tokens)] = [_is_plain(token) for token in tokens]
+        bits[: len(self.is_plain)] = self.is_plain
         return np.packbits(bits, bitorder="little").view(np.uint32)
 
 
@@ -107,7 +108,8 @@ class Matcher:
         self.vocabulary, self._grammar = compiled.vocabulary, compiled.grammar
         self._closing: list[int] | None = None  # tokens that would end it from here
         self._look = 2 * CLOSING  # tokens left, from which on an end is looked for
-        self._inside = False  # a string whose next characters change nothing
+        self._words: npt.NDArray[np.uint32] | None = None  # what may come next; None: not known
+        self._inside = False  # a string whose next characters change nothing of that
         self.failed = False  # the automaton has come to its limits
 
     def begin(self) -> list[int]:
@@ -116,18 +118,20 @@ class Matcher:
 
     def fill(self, words: npt.NDArray[np.uint32]) -> None:
         """Writes the tokens that may come next as bits into [W] words."""
-        self._state.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-        self.failed |= self._state.is_error()
-        free, plain = self._grammar.free_strings, self.vocabulary.plain
-        self._inside = free and not self.failed and not np.any(plain & ~words)
+        if self._words is None:
+            self._words = np.zeros_like(words)
+            self._state.unsafe_compute_mask_ptr(self._words.ctypes.data, words.nbytes)
+            self.failed |= self._state.is_error()
+            free, plain = self._grammar.free_strings, self.vocabulary.plain
+            self._inside = free and not self.failed and not np.any(plain & ~self._words)
+        words[:] = self._words
 
     def may_run(self, steps: int, left: int) -> bool:
         """Whether plain tokens may follow each other for `steps` of the `left` tokens.
 
         As they change neither what may come next nor how the answer can be closed.
         """
-        fits = self._closing is not None and len(self._closing) + steps < left
-        return self._inside and (left > self._look + steps or fits)
+        return self._inside and self._fits(left - steps - 1)
 
     def advance(self, token: int, left: int) -> tuple[int, list[int]]:
         """Takes a token that was drawn where `left` are left; gives it and those that must follow.
@@ -138,8 +142,9 @@ class Matcher:
         if self.failed or not self._state.consume_token(token):
             self.failed = True
             return token, []
-        if token == end:
+        if token == end or (self._inside and self._is_plain(token) and self._fits(left - 2)):
             return token, []
+        self._words, self._inside = None, False
         forced = self._forced()
         if left > self._look or self._closes(left - len(forced) - 2):
             return token, forced
@@ -152,6 +157,15 @@ class Matcher:
         closing = [*self._closing, end]
         self._state.consume_tokens(closing)
         return closing[0], closing[1:]
+
+    def _is_plain(self, token: int) -> bool:
+        flags = self.vocabulary.is_plain
+        return token < len(flags) and flags[token]
+
+    def _fits(self, left: int) -> bool:
+        """Whether `left` tokens are plenty, or enough for the end that is known."""
+        known = self._closing is not None and len(self._closing) <= left
+        return left > self._look or known
 
     def _forced(self) -> list[int]:
         forced = self._state.compute_ff_tokens()

@@ -25,7 +25,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.inference.masks import Masks, masked, unpacked
+from jaxchat.inference.masks import Masks, masked, pauses_after, unpacked
 from jaxchat.inference.request import Alternatives
 from jaxchat.inference.sampling import Sampling, likeliest, sample, uniforms
 from jaxchat.inference.sequence import SequenceState
@@ -177,8 +177,7 @@ def decode_steps(
         remaining = remaining - active.astype(remaining.dtype)
         paused = choose & jnp.isin(token, jnp.array(pauses, token.dtype))
         if limits is not None:
-            ends = jnp.take_along_axis(limits.pauses, token[:, None], axis=-1)[:, 0]
-            paused |= choose & ends
+            paused |= choose & pauses_after(limits, token)
         return (cache, token, active & ~paused & (remaining > 0), remaining), output
 
     # A scan of known length: of a loop that stops early, the host would wait for every step.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int32, UInt32
 
 from jaxchat.inference.sequence import SequenceState
 
@@ -33,10 +33,11 @@ class Masks(NamedTuple):
 
 
 class TokenMasks(NamedTuple):
-    """The same with a truth value for each token."""
+    """The same where it is used: a truth value for each token that may be drawn."""
 
     allowed: Bool[Array, "B V"]
-    pauses: Bool[Array, "B V"]  # after which a row draws no more in this dispatch
+    kind: Int32[Array, " B"]
+    plain: UInt32[Array, " W"]
 
 
 def free_masks(slots: int, vocab: int, steps: int) -> Masks:
@@ -70,17 +71,19 @@ def packed_masks(rows: Sequence[SequenceState | None], steps: int, vocab: int) -
 
 def unpacked(masks: Masks, vocab: int) -> TokenMasks:
     """Words as truth values."""
-    kind = jnp.asarray(masks.kind)[:, None]
-    draws_on = (kind == FREE) | ((kind == RUN) & _bits(masks.plain, vocab)[None, :])
-    return TokenMasks(_bits(masks.allowed, vocab), ~draws_on)
+    words = jnp.asarray(masks.allowed)
+    places = jnp.arange(32, dtype=jnp.uint32)[None, None, :]
+    bits = words[:, :, None] >> places & jnp.uint32(1)
+    allowed = bits.reshape(words.shape[0], -1)[:, :vocab] != 0
+    return TokenMasks(allowed, jnp.asarray(masks.kind), jnp.asarray(masks.plain))
 
 
-def _bits(words: ArrayLike, vocab: int) -> Bool[Array, "*B V"]:
-    words = jnp.asarray(words, jnp.uint32)
-    places = jnp.arange(32, dtype=jnp.uint32).reshape((1,) * words.ndim + (32,))
-    bits = words[..., None] >> places & jnp.uint32(1)
-    allowed: Array = bits.reshape(*words.shape[:-1], -1)[..., :vocab] != 0
-    return allowed
+def pauses_after(masks: TokenMasks, token: Int32[Array, " B"]) -> Bool[Array, " B"]:
+    """Whether a row draws no more in this dispatch, after a token that it has drawn."""
+    place = (token % 32).astype(jnp.uint32)
+    plain = (masks.plain[token // 32] >> place & jnp.uint32(1)) != 0
+    after: Array = (masks.kind == ONE) | ((masks.kind == RUN) & ~plain)
+    return after
 
 
 def masked(
