@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import statistics
@@ -207,7 +208,8 @@ def masks(tokenizer: Tokenizer) -> None:
     words = np.zeros(-(-tokenizer.vocab_size // 32), np.uint32)
     grammars = [schema_grammar(PERSON), JSON_OBJECT]
     while len(grammars) < 100:
-        grammars.append(schema_grammar(maker.root()))
+        with contextlib.suppress(SchemaError):
+            grammars.append(schema_grammar(maker.root()))
     for grammar in grammars:
         try:
             matcher = grammar.compile(tokenizer).matcher()

@@ -40,6 +40,7 @@ FLAGS = (
         "--allow-origin",
     ),
     ("behind_proxy", None, "tell clients apart by X-Forwarded-For of a proxy on this machine"),
+    ("any_name", None, "the model answers to any name: programs that ask for gpt-4o, say"),
     ("warm_up", None, "be ready at once, and compile on the first requests", "--no-warm-up"),
 )
 
@@ -51,8 +52,9 @@ def add_serve(parser: Parser) -> None:
         "this machine can reach it, unless --host says otherwise."
     )
     add_model(parser, CHAT_STAGES[::-1])
-    several = "several at once; the first is the default"
-    parser.option("--model", str, "RUN/STAGE", several, [], action="append")
+    several = "several at once; the first is the default. =NAME is how clients see it"
+    parser.option("--model", str, "RUN/STAGE[=NAME]", several, [], action="append")
+    parser.option("--alias", str, "NAME", "of the first model, too", [], action="append")
     for flag in FLAGS:
         add_field(parser, ServeConfig, *flag)
     key = "with the key that clients must send; else that of the variable JAXCHAT_API_KEY"
@@ -71,10 +73,13 @@ def serve_command(args: argparse.Namespace) -> int:
     root = paths.home(args.home)
     if args.model and (args.run or args.stage):
         raise ConfigError("--model is given beside --run or --stage; name all models by --model.")
-    names = [parse_name(name) for name in args.model] or [(args.run, args.stage)]
+    names = [parse_name(name) for name in args.model] or [(args.run, args.stage, "")]
+    if config.any_name and len(names) > 1:
+        raise ConfigError("--any-name is for one model; with several, a name must say which.")
+    names[1:1] = [(*names[0][:2], alias) for alias in args.alias]
     configs = [
         run_dir.read_config(run_dir.find(root, run, (stage,) if stage else CHAT_STAGES))
-        for run, stage in names
+        for run, stage, _ in names
     ]
 
     from jaxchat.serve.process import listen, url_of
@@ -87,8 +92,11 @@ def serve_command(args: argparse.Namespace) -> int:
 
         start_log(quiet=args.quiet)
         models = load_models(root, names, config, notify)
-        server = Server(create_app(models, config, key=key), config)
-        notify(f"{', '.join(model.id for model in models)}: open {url_of(sock)} (Ctrl-C ends it)")
+        served, url = ", ".join(model.id for model in models), url_of(sock)
+        ready = f"{served}: open {url} (Ctrl-C ends it)"
+        server = Server(create_app(models, config, key=key), config, lambda: notify(ready))
+        if config.warm_up:
+            notify(f"{served}: compiling, minutes the first time; {url}/ready says how far it is")
         server.serve_until_signal(sock)
     return 0
 
@@ -98,12 +106,18 @@ def notify(sentence: str) -> None:
     print(f"jaxchat: {sentence}", flush=True)
 
 
-def parse_name(name: str) -> tuple[str, str | None]:
-    """RUN/STAGE, or RUN alone for its best stage. Raises ConfigError for anything else."""
-    run, slash, stage = name.partition("/")
-    if not run or (slash and not stage) or "/" in stage:
-        raise ConfigError(f"--model is {name!r}; it must be of the form RUN/STAGE, or RUN.")
-    return run, stage or None
+def parse_name(name: str) -> tuple[str | None, str | None, str]:
+    """RUN/STAGE, or RUN alone for its best stage, and behind = an alias, "" for none.
+
+    Raises ConfigError for anything else.
+    """
+    source, equals, alias = name.partition("=")
+    run, slash, stage = source.partition("/")
+    if not run or (slash and not stage) or "/" in stage or (equals and not alias.strip()):
+        raise ConfigError(
+            f"--model is {name!r}; it must be of the form RUN/STAGE, RUN, or with =NAME behind it."
+        )
+    return run, stage or None, alias
 
 
 def read_key(path: Path | None) -> str | None:

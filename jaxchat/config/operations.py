@@ -83,6 +83,7 @@ class ServeConfig(Settings):
     max_tokens: Annotated[int, numbers.WHOLE] = 0  # of an answer; 0: what the context leaves
     temperature: Annotated[float, numbers.API_TEMPERATURE] = 0.8  # where a request names none
     top_k: Annotated[int, numbers.TOP_K] = 0  # likewise; 0: all
+    any_name: bool = False  # the one model answers to any name
     connections: Count = 1_024
     warm_up: bool = True  # compiles everything before it is ready
     hosts: tuple[str, ...] = ()  # names in the Host header that are accepted beside its own

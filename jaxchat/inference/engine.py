@@ -152,15 +152,21 @@ class Engine(Service):
             placed = round_kernels(placed)
         self._shared.set_params(cut_vocabulary(placed, self._trained, self.config.vocab_size)[0])
 
-    def warm_up(self, stopped: Callable[[], bool] = lambda: False) -> None:
+    def warm_up(
+        self,
+        stopped: Callable[[], bool] = lambda: False,
+        progress: Callable[[float], object] = lambda share: None,
+    ) -> None:
         if any(self._rows) or self._waiting:
             raise EngineError("warm_up was called with requests under way; call it before them.")
-        for program in self._programs():
+        programs = list(self._programs())
+        for number, program in enumerate(programs, 1):
             if stopped():
                 break
             program()
             self._in_flight = None
             jax.block_until_ready(self._cache.length)
+            progress(number / len(programs))
         self._make_cache()
 
     def submit(self, request: Request) -> Job:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -95,9 +96,16 @@ class Replicas(Service):
         for engine in self._firsts:
             engine.set_params(params)
 
-    def warm_up(self, stopped: Callable[[], bool] = lambda: False) -> None:
-        for engine in self._firsts:
-            engine.warm_up(stopped)
+    def warm_up(
+        self,
+        stopped: Callable[[], bool] = lambda: False,
+        progress: Callable[[float], object] = lambda share: None,
+    ) -> None:
+        def report(done: int, share: float) -> None:
+            progress((done + share) / len(self._firsts))
+
+        for number, engine in enumerate(self._firsts):
+            engine.warm_up(stopped, partial(report, number))
 
     def check(self, request: Request) -> None:
         self.engines[0].check(request)

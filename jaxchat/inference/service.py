@@ -50,9 +50,14 @@ class Service(ABC):
         """Slots that neither a row nor one that is queued will take."""
 
     @abstractmethod
-    def warm_up(self, stopped: Callable[[], bool] = lambda: False) -> None:
+    def warm_up(
+        self,
+        stopped: Callable[[], bool] = lambda: False,
+        progress: Callable[[float], object] = lambda share: None,
+    ) -> None:
         """Compiles every program, so that no request waits for that, or as many as come before
-        `stopped` says so. Raises EngineError while requests are under way.
+        `stopped` says so; `progress` is called with the share that is done. Raises EngineError
+        while requests are under way.
         """
 
     @abstractmethod

@@ -7,7 +7,7 @@ from starlette.types import Scope
 VERSION = "/v1"
 # What clients also ask for without /v1: a base URL is easily given without it.
 ROOTED = (
-    "/chat/completions", "/completions", "/models", "/count",
+    "/chat/completions", "/completions", "/responses", "/models", "/count",
     "/tokenize", "/detokenize", "/tokenizer_info",
 )  # fmt: skip
 

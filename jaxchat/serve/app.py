@@ -19,15 +19,15 @@ from starlette.middleware.cors import CORSMiddleware
 
 import jaxchat
 from jaxchat.config.operations import ServeConfig
-from jaxchat.serve import messages, models, prompt, schema, texts
+from jaxchat.serve import messages, models, prompt, responses, schema, texts
 from jaxchat.serve.completions import TextCompletion
 from jaxchat.serve.guard import Guard
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.response_format import answer_grammar
 from jaxchat.serve.scheduler import Metrics, Scheduler
-from jaxchat.serve.schema import ApiError, bad_request, unavailable
-from jaxchat.serve.streaming import ChatCompletion, EventStream, PendingRequest
-from jaxchat.serve.tool_calls import functions_to_call
+from jaxchat.serve.schema import ApiError, bad_request
+from jaxchat.serve.streaming import Answer, ChatCompletion, EventStream, PendingRequest
+from jaxchat.serve.tool_calls import Functions, functions_to_call
 from jaxchat.tokenizer.huggingface import tokenizer_config
 
 PAGE = Path(__file__).parent / "page"
@@ -119,6 +119,8 @@ class _Routes:
             ("/v1/models/{model:path}", self.model, {}),
             ("/v1/chat/completions", self.complete, {"methods": ["POST"]}),
             ("/v1/completions", self.complete_texts, {"methods": ["POST"]}),
+            ("/v1/responses", self.respond, {"methods": ["POST"]}),
+            ("/v1/responses/{response:path}", self.no_response, {}),
             ("/v1/count", self.count, {"methods": ["POST"]}),
             ("/v1/tokenize", self.tokenize, {"methods": ["POST"]}),
             ("/v1/detokenize", self.detokenize, {"methods": ["POST"]}),
@@ -134,62 +136,91 @@ class _Routes:
 
     async def list_models(self) -> dict[str, Any]:
         """The models that are served."""
-        cards = [model.card(default=not number) for number, model in enumerate(self._models)]
-        return {"object": "list", "data": cards}
+        return {"object": "list", "data": list(map(self._card, self._models))}
 
     async def model(self, model: str) -> dict[str, Any]:
         """One of them."""
-        found = models.choose(self._models, model)
-        return found.card(default=found is self._models[0])
+        return self._card(self._chosen(model))
+
+    def _chosen(self, name: str | None) -> ServedModel:
+        return models.choose(self._models, name, any_name=self._config.any_name)
+
+    def _card(self, model: ServedModel) -> dict[str, Any]:
+        return model.card(default=model is self._models[0], ready=self._scheduler.ready)
 
     async def count(self, body: schema.Conversation) -> schema.TokenCount:
         """The tokens that a conversation takes, and the size of the context."""
-        model = models.choose(self._models, body.model)
-        tokens = await self._tokens(body, model)
+        model = self._chosen(body.model)
+        tokens = await self._tokens(body.messages, model)
         return schema.TokenCount(prompt_tokens=len(tokens), context=model.context)
 
     async def complete(self, body: schema.ChatRequest, request: Request) -> Response:
         """An answer to a conversation: whole, or as server-sent events."""
-        model = models.choose(self._models, body.model)
+        model = self._chosen(body.model)
         prompt.check_supported(body)
         messages.check_turn(body)
-        tokens = await self._tokens(body, model)
+        tokens = await self._tokens(body.messages, model)
         functions = functions_to_call(body)
+        pending = await self._submitted(body, tokens, model, request, functions)
+        completion = ChatCompletion(pending, body, self._scheduler.cancel, list(functions))
+        return await self._answered(completion, body, request)
+
+    async def respond(self, body: responses.ResponsesRequest, request: Request) -> Response:
+        """An answer to a conversation in the form of OpenAI's Responses API."""
+        model = self._chosen(body.model)
+        prompt.check_supported(body)
+        responses.check_response(body)
+        tokens = await self._tokens(responses.read_input(body), model)
+        pending = await self._submitted(body, tokens, model, request, {})
+        answer = responses.ResponseAnswer(pending, body, self._scheduler.cancel)
+        return await self._answered(answer, body, request)
+
+    async def no_response(self, response: str) -> Response:
+        """Refused: no response is stored."""
+        message = f"there is no response {response[:80]!r}: responses are not stored here."
+        raise ApiError(404, message, code="not_found")
+
+    async def _submitted(
+        self,
+        body: schema.GenerationRequest,
+        tokens: Sequence[int],
+        model: ServedModel,
+        request: Request,
+        functions: Functions,
+    ) -> PendingRequest:
         grammar = await asyncio.to_thread(answer_grammar, body, functions, model.tokenizer)
         asked = prompt.engine_request(body, tokens, model, self._config, grammar)
-        client = request.client.host if request.client is not None else ""
-        pending = PendingRequest(model, asked, client)
+        pending = PendingRequest(model, asked, _client(request))
         self._scheduler.submit(pending)
         self._metrics.prompt_tokens.inc(len(tokens))
-        completion = ChatCompletion(pending, body, self._scheduler.cancel, list(functions))
+        return pending
+
+    async def _answered(
+        self, answer: Answer, body: schema.GenerationRequest, request: Request
+    ) -> Response:
         if body.stream:
-            return EventStream(completion)
-        async with completion.attended(request.receive):
-            return JSONResponse(await completion.whole())
+            return EventStream(answer)
+        async with answer.attended(request.receive):
+            return await asyncio.to_thread(JSONResponse, await answer.whole())
 
     async def complete_texts(self, body: texts.CompletionRequest, request: Request) -> Response:
         """Texts continued, and the tokens of prompts scored: whole, or as server-sent events."""
-        model = models.choose(self._models, body.model)
+        model = self._chosen(body.model)
         prompt.check_supported(body)
         texts.check_completion(body)
         prompts = await asyncio.to_thread(texts.read_prompts, body, model.tokenizer, self._config)
-        client = request.client.host if request.client is not None else ""
         grammar = await asyncio.to_thread(answer_grammar, body, {}, model.tokenizer)
         completion = TextCompletion(
-            body, prompts, model, self._config, self._scheduler, client, grammar
+            body, prompts, model, self._config, self._scheduler, _client(request), grammar
         )
         self._metrics.prompt_tokens.inc(sum(len(ids) for _, ids in prompts))
-        if body.stream:
-            return EventStream(completion)
-        async with completion.attended(request.receive):
-            return await asyncio.to_thread(JSONResponse, await completion.whole())
+        return await self._answered(completion, body, request)
 
     async def tokenize(self, body: texts.TokenizeRequest) -> texts.TokenizeAnswer:
         """The ids of a text or of a conversation."""
-        model = models.choose(self._models, body.model)
+        model = self._chosen(body.model)
         if body.messages is not None:
-            conversation = schema.Conversation(messages=body.messages)
-            ids = await self._tokens(conversation, model)
+            ids = await self._tokens(body.messages, model)
         elif body.prompt is not None:
             begin = body.add_special_tokens is not False
             ids = await asyncio.to_thread(texts.text_ids, body.prompt, model.tokenizer, begin=begin)
@@ -204,13 +235,13 @@ class _Routes:
 
     async def detokenize(self, body: texts.DetokenizeRequest) -> texts.DetokenizeAnswer:
         """The text of ids, with the names of special tokens."""
-        model = models.choose(self._models, body.model)
+        model = self._chosen(body.model)
         text = await asyncio.to_thread(texts.text_of, body.tokens, model.tokenizer)
         return texts.DetokenizeAnswer(prompt=text)
 
     async def tokenizer_info(self, model: str | None = None) -> dict[str, Any]:
         """The content of tokenizer_config.json, as an export of the model has it."""
-        found = models.choose(self._models, model)
+        found = self._chosen(model)
         names = list(found.tokenizer.specials)
         return {**tokenizer_config(names, found.context), "vocab_size": found.config.vocab_size}
 
@@ -218,9 +249,11 @@ class _Routes:
         """The version of jaxchat."""
         return {"version": jaxchat.__version__}
 
-    async def _tokens(self, body: schema.Conversation, model: ServedModel) -> list[int]:
-        messages.check_limits(body.messages, self._config)
-        return await asyncio.to_thread(messages.prompt_tokens, body.messages, model.tokenizer)
+    async def _tokens(
+        self, conversation: Sequence[schema.InMessage], model: ServedModel
+    ) -> list[int]:
+        messages.check_limits(conversation, self._config)
+        return await asyncio.to_thread(messages.prompt_tokens, conversation, model.tokenizer)
 
     async def health(self) -> Response:
         """Whether the server still works; 503 when it must be restarted."""
@@ -230,14 +263,24 @@ class _Routes:
         return JSONResponse(content, 200 if well else 503)
 
     async def ready(self) -> Response:
-        """Whether the server takes requests now; 503 while it warms up or shuts down."""
-        if not self._scheduler.ready:
-            raise unavailable("the server is starting or shutting down.", "not_ready")
-        return JSONResponse({"status": "ready"})
+        """Whether the server takes requests now; 503 while it compiles, with the share of its
+        programs that are compiled, and while it shuts down.
+        """
+        if self._scheduler.ready:
+            return JSONResponse({"status": "ready"})
+        error = self._scheduler.not_ready()
+        compiled = round(self._scheduler.compiled, 3)
+        starting = {"status": "compiling" if compiled < 1 else "ending", "compiled": compiled}
+        return JSONResponse({**starting, **error.body}, error.status, error.headers)
 
     async def metrics(self) -> Response:
         """Counters for Prometheus."""
         return Response(self._metrics.text(), media_type=METRICS_TYPE)
+
+
+def _client(request: Request) -> str:
+    """Whose turn it is in the queue."""
+    return request.client.host if request.client is not None else ""
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,6 @@ class TextCompletion(Answer):
         return TokenDelta(0, [token], [1], [logprob], [shown], reason)
 
     async def whole(self) -> dict[str, Any]:
-        """The completion. Raises ApiError if it fails or the client leaves."""
         found: dict[int, Piece] = {}
         async for pieces in self._pieces():
             for number, piece in pieces:

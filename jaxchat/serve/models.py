@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from jaxchat.config.derive import count_params
 from jaxchat.config.machine import cores, free_memory_bytes
 from jaxchat.config.operations import ServeConfig
 from jaxchat.config.schema import ModelConfig
-from jaxchat.errors import OutOfMemory
+from jaxchat.errors import ConfigError, OutOfMemory
 from jaxchat.evals.model import EvalModel
 from jaxchat.inference.replicas import make_service
 from jaxchat.inference.service import Service
@@ -51,13 +51,20 @@ class ServedModel:
     open_engine: Callable[[], Service]  # makes its engine
     evaluated: EvalModel | None = None  # as evaluations compute it, to score prompts
 
+    aliases: tuple[str, ...] = ()  # names that clients may use instead
+
     @property
-    def id(self) -> str:
-        """The name that clients use."""
+    def source(self) -> str:
+        """RUN/STAGE."""
         return f"{self.run}/{self.stage}"
 
-    def card(self, *, default: bool) -> dict[str, Any]:
-        """Its entry in /v1/models."""
+    @property
+    def id(self) -> str:
+        """The name under which it is listed: its first alias, else RUN/STAGE."""
+        return self.aliases[0] if self.aliases else self.source
+
+    def card(self, *, default: bool, ready: bool = True) -> dict[str, Any]:
+        """Its entry in /v1/models; `ready`: whether it answers already."""
         return {
             "id": self.id,
             "object": "model",
@@ -72,35 +79,57 @@ class ServedModel:
                 "vocab_size": self.config.vocab_size,
                 "tools": ["calculator"] if self.tokenizer.has_tools else [],
                 "default": default,
+                "ready": ready,
             },
         }
 
 
-def choose(models: Sequence[ServedModel], name: str | None) -> ServedModel:
-    """The named model, or the first. Raises ApiError 404, listing the models there are."""
-    by_id = {model.id: model for model in models}
-    if name and name not in by_id:
-        message = f"there is no model {name!r}; the models here are {', '.join(by_id)}."
+def choose(
+    models: Sequence[ServedModel], name: str | None, *, any_name: bool = False
+) -> ServedModel:
+    """The named model, or the first: where there is no name, or `any_name` will do.
+
+    Names are the aliases, RUN/STAGE, and RUN where one of its stages is served. Raises ApiError
+    404, listing the models there are.
+    """
+    runs = [model.run for model in models]
+    for model in models:
+        known = {model.source, *model.aliases, *([model.run] if runs.count(model.run) == 1 else ())}
+        if name in known:
+            return model
+    if name and not any_name:
+        there = ", ".join(model.id for model in models)
+        message = f"there is no model {name!r}; the models here are {there}."
         raise ApiError(404, message, code="model_not_found", param="model")
-    return by_id[name] if name else models[0]
+    return models[0]
 
 
 def load_models(
     root: Path,
-    names: Sequence[tuple[str | None, str | None]],
+    names: Sequence[tuple[str | None, str | None] | tuple[str | None, str | None, str]],
     config: ServeConfig,
     notify: Callable[[str], object] = lambda _: None,
 ) -> list[ServedModel]:
     """Opens the named (run, stage)s of the home `root`; None is the last run, or its best stage.
 
-    Raises ArtifactError for what is not there, OutOfMemory where not even one slot fits.
+    A third item is an alias. Raises ArtifactError for what is not there, OutOfMemory where not even
+    one slot fits, ConfigError for two models of one name.
     """
-    models: list[ServedModel] = []
-    for number, (run, stage) in enumerate(names):
-        model = _load(root, run, stage, config, len(names) - number, notify)
-        if model.id not in {other.id for other in models}:
-            models.append(model)
-    return models
+    asked: dict[tuple[str | None, str | None], list[str]] = {}
+    for run, stage, *aliases in names:
+        asked.setdefault((run, stage), []).extend(filter(None, aliases))
+    models: dict[str, ServedModel] = {}
+    for number, ((run, stage), aliases) in enumerate(asked.items()):
+        model = _load(root, run, stage, config, len(asked) - number, notify)
+        model = models.get(model.source, model)
+        given = tuple(dict.fromkeys([*model.aliases, *aliases]))
+        models[model.source] = replace(model, aliases=given)
+    found = list(models.values())
+    every = [name for model in found for name in {model.source, *model.aliases}]
+    twice = next((name for name in every if every.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two models have the name {twice!r}; give them different ones.")
+    return found
 
 
 def _load(

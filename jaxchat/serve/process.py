@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,13 @@ class Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """Shuts down on a signal: no new requests, a grace period, then errors; at once on a second."""
 
-    def __init__(self, app: FastAPI, config: ServeConfig) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        config: ServeConfig,
+        on_ready: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`on_ready` is called once, when requests are taken."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -103,6 +109,7 @@ class Server(uvicorn.Server):
             )
         )
         self._scheduler: Scheduler = app.state.scheduler
+        self._on_ready, self._was_ready = on_ready, False
         self._grace = config.grace_seconds
         self._signals = 0
         self._deadline: float | None = None
@@ -134,7 +141,10 @@ class Server(uvicorn.Server):
             os._exit(0)  # an interpreter that ends under a thread that compiles would crash
 
     async def on_tick(self, counter: int) -> bool:
-        """Checks, ten times a second, whether it is time to end."""
+        """Checks, ten times a second, whether it is ready, and whether it is time to end."""
+        if not self._was_ready and self._scheduler.ready:
+            self._was_ready = True
+            self._on_ready()
         if self._signals and self._deadline is None:
             self._scheduler.close()
             self._deadline = time.monotonic() + self._grace

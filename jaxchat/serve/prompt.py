@@ -10,6 +10,7 @@ from jaxchat.config.operations import ServeConfig
 from jaxchat.inference.engine import EngineError, Request
 from jaxchat.inference.grammar import CompiledGrammar
 from jaxchat.serve.models import ServedModel
+from jaxchat.serve.responses import ResponsesRequest
 from jaxchat.serve.sampling_fields import SamplingFields
 from jaxchat.serve.schema import ApiError, ChatRequest, GenerationRequest, bad_request
 from jaxchat.serve.tools import check_tools
@@ -28,10 +29,9 @@ def check_supported(body: GenerationRequest) -> None:
         value = getattr(body, name, None)
         if value:
             raise bad_request(f"{name} is not supported: {why}; leave it out.", name)
-    if not isinstance(body, ChatRequest):
-        return
-    check_tools(body)
-    if body.top_logprobs and not body.logprobs:
+    if isinstance(body, ChatRequest | ResponsesRequest):
+        check_tools(body)
+    if isinstance(body, ChatRequest) and body.top_logprobs and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
 
 

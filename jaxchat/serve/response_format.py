@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxchat.inference.grammar import CompiledGrammar, Grammar, GrammarError
 from jaxchat.serve.json_schema import SchemaError, SchemaReader, check_pattern
+from jaxchat.serve.responses import ResponsesRequest
 from jaxchat.serve.schema import ApiError, GenerationRequest, bad_request
 from jaxchat.serve.tool_calls import Functions, call_grammar
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -32,7 +33,7 @@ def grammar_of(body: GenerationRequest) -> tuple[str, Grammar] | None:
     found = [
         (name, grammar)
         for name, read in _FIELDS.items()
-        if (value := getattr(body, name)) is not None
+        if (value := _given(body, name)) is not None
         and (grammar := _checked(name, read, value)) is not None
     ]
     if len(found) > 1:
@@ -69,6 +70,12 @@ def schema_grammar(schema: object) -> Grammar:
     reader = SchemaReader()
     text = json.dumps(reader.read(schema), ensure_ascii=False)
     return Grammar("json_schema", text, reader.free_strings)
+
+
+def _given(body: GenerationRequest, name: str) -> Any:
+    if name == "text.format":
+        return body.format if isinstance(body, ResponsesRequest) else None
+    return getattr(body, name)
 
 
 def _checked(name: str, read: Callable[[Any], Grammar | None], value: object) -> Grammar | None:
@@ -137,6 +144,7 @@ def _refused(value: Any) -> None:
 _WAYS: Mapping[str, Callable[[Any], Grammar]] = {"json": _json, "regex": _regex, "choice": _choice}
 _FIELDS: Mapping[str, Callable[[Any], Grammar | None]] = {
     "response_format": _response_format,
+    "text.format": _response_format,
     "structured_outputs": _structured,
     "guided_json": _json,
     "guided_regex": _regex,

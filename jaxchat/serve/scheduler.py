@@ -119,6 +119,8 @@ class Scheduler:
         self._stopping = False
         self._mean_seconds = 1.0  # of a request in the engine
         self._ready = threading.Event()
+        self._compiled = 0.0  # share of the programs that are compiled before it is ready
+        self._began = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         metrics.gauge("queue_depth", "Requests that wait", lambda: self.waiting)
         metrics.gauge("active", "Completions being decoded", lambda: self.active)
@@ -151,6 +153,23 @@ class Scheduler:
         return self._ready.is_set() and not self._closing
 
     @property
+    def compiled(self) -> float:
+        """The share of its programs that are compiled, from 0 to 1 once it is ready."""
+        return 1.0 if self._ready.is_set() else self._compiled
+
+    def not_ready(self) -> ApiError:
+        """Why it takes no requests, and when to try again."""
+        if self._closing:
+            return _shutting_down()
+        passed = time.monotonic() - self._began
+        left = passed / max(self._compiled, 0.01) - passed
+        return unavailable(
+            f"the server is compiling its programs ({self.compiled:.0%} done); try again later.",
+            "not_ready",
+            min(LONGEST_WAIT, math.ceil(left) + 1),
+        )
+
+    @property
     def idle(self) -> bool:
         """Whether there is no request."""
         with self._changed:
@@ -178,6 +197,8 @@ class Scheduler:
         queue = self._queues[model.id]
         if self._closing or not self._thread.is_alive():
             raise _shutting_down()
+        if not self.ready:
+            raise self.not_ready()
         if queue.dead:
             raise _failed(queue.model)
         if self.waiting >= self._config.queue:
@@ -258,9 +279,17 @@ class Scheduler:
             self.abort()
 
     def _warm_up(self) -> None:
-        for queue in self._queues.values():
+        count = len(self._queues)
+
+        def warm(engine: Service, done: int) -> None:
+            def progress(share: float) -> None:
+                self._compiled = (done + share) / count
+
+            engine.warm_up(lambda: self._stopping, progress)
+
+        for number, queue in enumerate(self._queues.values()):
             if self._config.warm_up:
-                queue.engine.warm_up(lambda: self._stopping)
+                warm(queue.engine, number)
         self._ready.set()
 
     def _wait_for_work(self) -> bool:

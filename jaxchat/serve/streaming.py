@@ -198,6 +198,10 @@ class Answer:
         """The stream. An error ends it with an event of its own."""
         raise NotImplementedError
 
+    async def whole(self) -> dict[str, Any]:
+        """The answer as one. Raises ApiError if it fails or the client leaves."""
+        raise NotImplementedError
+
     @contextlib.asynccontextmanager
     async def attended(self, receive: Receive) -> AsyncIterator[None]:
         """While open, a client that leaves ends the generation; so does leaving the block."""
@@ -250,8 +254,7 @@ class ChatCompletion(Answer):
             self._tokens += len(new.tokens)
             yield new.index, self._samples[new.index].feed(new), new.finish_reason
 
-    async def whole(self) -> dict[str, object]:
-        """The completion. Raises ApiError if it fails or the client leaves."""
+    async def whole(self) -> dict[str, Any]:
         samples: list[list[Delta]] = [[] for _ in self._samples]
         reasons: dict[int, FinishReason] = {}
         async for index, deltas, reason in self._deltas():

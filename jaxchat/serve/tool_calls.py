@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxchat.inference.grammar import Grammar
 from jaxchat.serve.json_schema import SchemaError, SchemaReader
+from jaxchat.serve.responses import ResponsesRequest
 from jaxchat.serve.schema import ChatRequest, bad_request
 
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
@@ -22,7 +23,7 @@ NO_ARGUMENTS = {"type": "object", "properties": {}}
 Functions = Mapping[str, object]  # name -> schema of its arguments
 
 
-def functions_to_call(body: ChatRequest) -> Functions:
+def functions_to_call(body: ChatRequest | ResponsesRequest) -> Functions:
     """The functions one of which must be called; none where the answer may be text.
 
     Raises ApiError 400 for a choice or a function that there is not.

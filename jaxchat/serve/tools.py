@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from jaxchat.serve.responses import ResponsesRequest
 from jaxchat.serve.schema import ChatRequest, bad_request
 from jaxchat.serve.tool_calls import functions_to_call
 
 
-def check_tools(body: ChatRequest) -> None:
+def check_tools(body: ChatRequest | ResponsesRequest) -> None:
     """Raises ApiError 400 where the tools are none, or the one that is chosen is not there.
 
     `tools` say what a model may call. Ours calls none by itself, and does not see them; where a
@@ -15,4 +16,9 @@ def check_tools(body: ChatRequest) -> None:
     tools = body.tools if body.tools is not None else []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise bad_request("tools must be a list of objects.", "tools")
-    functions_to_call(body)
+    if functions_to_call(body) and isinstance(body, ResponsesRequest):
+        raise bad_request(
+            "tool_choice: a call can be required in /v1/chat/completions only; leave it out, or "
+            "give 'auto' or 'none', and the answer is text.",
+            "tool_choice",
+        )

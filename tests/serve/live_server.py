@@ -109,9 +109,12 @@ def changed(model: ServedModel, before: Callable[[], object]) -> ServedModel:
 
 @contextmanager
 def serve(
-    models: Sequence[ServedModel], *, key: str | None = None, **settings: object
+    models: Sequence[ServedModel], *, key: str | None = None, wait: bool = True, **settings: object
 ) -> Iterator[LiveServer]:
-    """Serves models while open; `settings` are those of ServeConfig."""
+    """Serves models while open; `settings` are those of ServeConfig.
+
+    `wait`: until requests are taken; else only until there are answers.
+    """
     config = ServeConfig(**{"port": 0, "grace_seconds": 0.5, "warm_up": False, **settings})
     app = create_app(models, config, key=key)
     server, sock = Server(app, config), listen(config)
@@ -120,7 +123,7 @@ def serve(
     thread.start()
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait_until_ready(url, thread)
+        _wait_until_ready(url, thread, (200,) if wait else (200, 503))
         yield LiveServer(url, models, app.state.scheduler)
     finally:
         server.should_exit = True
@@ -128,13 +131,13 @@ def serve(
         assert not thread.is_alive(), "the server did not end"
 
 
-def _wait_until_ready(url: str, thread: threading.Thread) -> None:
+def _wait_until_ready(url: str, thread: threading.Thread, statuses: Sequence[int]) -> None:
     deadline = time.monotonic() + 120
     with httpx.Client(trust_env=False) as client:
         while time.monotonic() < deadline:
             assert thread.is_alive(), "the server ended at its start"
             try:
-                if client.get(f"{url}/ready", timeout=5).status_code == 200:
+                if client.get(f"{url}/ready", timeout=5).status_code in statuses:
                     return
             except httpx.TransportError:
                 pass

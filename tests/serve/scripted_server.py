@@ -107,6 +107,7 @@ class ScriptedServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.script: Script = saying("Hello.")
         self.key = ""
+        self.compiled: float | None = None  # the share, while it compiles
         self.models = [model("cpu/rl", default=True), model("cpu/sft")]
         self.closing = threading.Event()  # ends what streams
         self.requests: list[dict[str, Any]] = []
@@ -129,6 +130,10 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if path == "/health":
             self.answer(200, {"status": "ok"})
+        elif path == "/ready":
+            share = self.server.compiled
+            left = {"status": "compiling", "compiled": share}
+            self.answer(*((200, {"status": "ready"}) if share is None else (503, left)))
         elif path == "/v1/models":
             self.guarded(lambda: self.answer(200, {"object": "list", "data": self.server.models}))
         else:

@@ -4,9 +4,10 @@ import pytest
 
 from jaxchat.config.operations import ServeConfig
 from jaxchat.config.schema import ModelConfig
-from jaxchat.errors import ArtifactError, OutOfMemory
+from jaxchat.errors import ArtifactError, ConfigError, OutOfMemory
 from jaxchat.serve import models as models_module
-from jaxchat.serve.models import fit_slots, load_models, slot_bytes
+from jaxchat.serve.models import choose, fit_slots, load_models, slot_bytes
+from jaxchat.serve.schema import ApiError
 
 MODEL = ModelConfig(vocab_size=512, sequence_len=256, n_layer=2, n_head=2, n_kv_head=2, n_embd=64)
 
@@ -17,6 +18,35 @@ def test_models_come_as_they_are_named_and_each_once(trained_home):
         "tiny/sft",
         "tiny/rl",
     ]
+
+
+def test_a_model_may_have_other_names(trained_home):
+    names = [("tiny", "rl", "mychat"), ("tiny", "rl", "gpt-4o"), ("tiny", "sft")]
+    first, second = load_models(trained_home, names, ServeConfig())
+    assert (first.id, first.aliases) == ("mychat", ("mychat", "gpt-4o"))
+    assert first.card(default=True)["jaxchat"]["run"] == "tiny"
+    both = [first, second]
+    for name in ("mychat", "gpt-4o", "tiny/rl", None, ""):
+        assert choose(both, name) is first
+    assert choose(both, "tiny/sft") is second
+    with pytest.raises(ApiError, match="here are mychat, tiny/sft"):
+        choose(both, "tiny")  # which of them?
+    assert choose([second], "tiny") is second
+
+
+def test_any_name_may_do(models):
+    assert choose(models[:1], "gpt-4o", any_name=True) is models[0]
+    with pytest.raises(ApiError, match="no model 'gpt-4o'"):
+        choose(models[:1], "gpt-4o")
+
+
+def test_two_models_of_one_name_are_refused(trained_home):
+    for names in (
+        [("tiny", "rl", "a"), ("tiny", "sft", "a")],
+        [("tiny", "rl", "tiny/sft"), ("tiny", "sft")],
+    ):
+        with pytest.raises(ConfigError, match="two models have the name"):
+            load_models(trained_home, names, ServeConfig())
 
 
 def test_a_model_has_a_card(models):

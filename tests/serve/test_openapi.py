@@ -13,6 +13,7 @@ PATHS = {
     "/v1/models/{model}": "GET",
     "/v1/chat/completions": "POST",
     "/v1/completions": "POST",
+    "/v1/responses": "POST",
     "/v1/count": "POST",
     "/v1/tokenize": "POST",
     "/v1/detokenize": "POST",
@@ -56,6 +57,6 @@ def test_no_request_is_a_server_error(description, live_server, path, mode):
 
 
 def test_the_description_names_every_path(description):
-    assert set(description["paths"]) == {*PATHS, "/ready"}
+    assert set(description["paths"]) == {*PATHS, "/v1/responses/{response}", "/ready"}
     answers = description["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert set(answers) == {"200", "4XX", "5XX"}

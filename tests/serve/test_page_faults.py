@@ -369,3 +369,26 @@ def test_a_server_that_knows_no_extension_is_enough(server, visit):
     say(page, "Go")
     page.locator(".prose", has_text="Plain answer.").wait_for()
     page.locator(".answer[aria-busy=false]").wait_for()
+
+
+def test_a_server_that_compiles_says_how_far_it_is_and_answers_then(server, visit):
+    for model in server.models:
+        model["jaxchat"]["ready"] = False
+    server.compiled = 0.25
+    server.script = refusing(
+        Refusal(503, "not_ready", "compiling (25% done)", 30), then=saying("Hi.")
+    )
+    page = visit(server.url)
+    bar = page.locator(".banner progress")
+    bar.wait_for()
+    assert bar.evaluate("bar => bar.value") == 0.25
+    say(page, "Hello")
+    page.locator(".remark", has_text="will be sent when it answers").wait_for()
+    assert not page.get_by_text("network").count()
+    for model in server.models:
+        model["jaxchat"]["ready"] = True
+    server.compiled = None
+    answered(page)
+    assert "Hi." in page.locator("article.answer").inner_text()
+    assert len(server.requests) == 2
+    assert not bar.count()

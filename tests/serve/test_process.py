@@ -78,6 +78,17 @@ def test_curl_talks_to_the_command_and_a_signal_ends_it_in_order(start, tmp_path
     assert "Traceback" not in server.err
 
 
+def test_a_model_answers_to_the_names_it_is_given(start):
+    server = start("--model", "tiny/rl=mychat", "--alias", "gpt-4o", "--any-name")
+    assert "mychat: open http://" in server.line
+    with httpx.Client(trust_env=False, timeout=120) as client:
+        assert [m["id"] for m in client.get(f"{server.url}/v1/models").json()["data"]] == ["mychat"]
+        for name in ("mychat", "gpt-4o", "tiny/rl", "whatever"):
+            body = asking("Who are you?", model=name, max_tokens=1)
+            got = client.post(f"{server.url}/chat/completions", json=body)
+            assert (got.status_code, got.json()["model"]) == (200, "mychat")
+
+
 def open_stream(client, server):
     """A long answer that has begun."""
     body = {**asking("Count.", n=8, temperature=1.5), "stream": True}
@@ -123,6 +134,8 @@ def test_a_second_signal_ends_it_at_once(start):
         (["--run", "none"], "there is no run 'none'", 1),
         (["--stage", "mid", "--model", "tiny/rl"], "name all models by --model", 2),
         (["--model", "a/b/c"], "must be of the form RUN/STAGE", 2),
+        (["--model", "tiny/rl="], "or with =NAME behind it", 2),
+        (["--model", "tiny/rl", "--model", "tiny/sft", "--any-name"], "is for one model", 2),
         (["--host", "0.0.0.0"], "--no-key if everyone may", 2),
         (["--host", "no.such.host.invalid", "--no-key"], "is no address of this machine", 2),
         (["--host", ""], "serve.host is ''; it must be an address", 2),

@@ -96,6 +96,19 @@ def test_a_text_completion_follows_a_format_too(client):
         assert set(json.loads(choice.text)) == {"name", "age"}
 
 
+def test_a_response_follows_a_format_too(client):
+    got = client.responses.create(
+        model="tiny/rl", input="Who?", max_output_tokens=60,
+        text={"format": {"type": "json_schema", "name": "person", "schema": PERSON}},
+    )  # fmt: skip
+    assert set(json.loads(got.output_text)) == {"name", "age"}
+    assert got.text.format.type == "json_schema"
+    parsed = client.responses.parse(
+        model="tiny/rl", input="Who?", text_format=Animal, max_output_tokens=80
+    )
+    assert isinstance(parsed.output_parsed, Animal)
+
+
 def test_logprobs_are_the_models_and_forced_tokens_have_none(client):
     got = call(client, response_format=PERSON_FORMAT, logprobs=True, top_logprobs=2, max_tokens=60)
     entries = got.choices[0].logprobs.content

@@ -1,7 +1,7 @@
 // Asks models, and records their answers while they stream.
 
 import { ApiError, type CompletionRequest, UnreachableError, complete, countTokens } from "./client";
-import { chosenModels, lost, onReturn } from "./connection";
+import { chosenModels, lost, onReturn, watch } from "./connection";
 import {
   type Answer,
   type Conversation,
@@ -135,6 +135,7 @@ async function answer(id: string, turnId: string, column: number): Promise<void>
       : { ...state, status: "failed", failure: failureOf(error, state) };
     announce(state.failure?.message ?? "Stopped.");
     if (error instanceof UnreachableError) lost();
+    if (state.failure?.kind === "compiling") void watch();
   }
   show();
   if (running.get(key) === controller) running.delete(key);
@@ -182,6 +183,8 @@ function failureOf(error: unknown, state: Answer): Failure {
   if (error instanceof UnreachableError) return { kind: state.parts.length ? "broken" : "unreachable", message };
   if (!(error instanceof ApiError)) return { kind: "refused", message: `The answer cannot be read: ${message}` };
   if (error.body.code === "context_length_exceeded") return { kind: "full", message };
+  if (error.body.code === "not_ready")
+    return { kind: "compiling", message: "The server compiles its programs. The message will be sent when it answers." };
   if (error.status === 429) return { kind: "busy", message, retryAt: Date.now() + 1000 * error.retryAfter };
   return { kind: "refused", message };
 }
@@ -194,7 +197,7 @@ onReturn(() => {
     last?.answers.forEach(({ failure }, column) => {
       const key = keyOf(id, last.id, column);
       const times = resent.get(key) ?? 0;
-      if (failure?.kind !== "unreachable" || times === MOST_RESENT) return;
+      if ((failure?.kind !== "unreachable" && failure?.kind !== "compiling") || times === MOST_RESENT) return;
       resent.set(key, times + 1);
       askAgain(id, last.id, column);
     });

@@ -90,6 +90,17 @@ export async function isHealthy(): Promise<boolean> {
   }
 }
 
+/** The share of its programs that the server has compiled; null when it does not compile. */
+export async function compiledShare(): Promise<number | null> {
+  try {
+    const response = await fetch("ready", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+    const body = (await response.json()) as { status?: string; compiled?: number };
+    return body.status === "compiling" ? (body.compiled ?? 0) : null;
+  } catch {
+    return null;
+  }
+}
+
 /** How many tokens a conversation takes, of how many. */
 export async function countTokens(
   model: string,

@@ -1,15 +1,18 @@
 // Whether the server is there, which models it has, and the key it may ask for.
 
 import { computed, signal } from "@preact/signals";
-import { ApiError, isHealthy, listModels, onUnauthorized } from "./client";
+import { ApiError, compiledShare, isHealthy, listModels, onUnauthorized } from "./client";
 import { settings } from "./settings";
 import type { Model } from "./wire";
 
 const SLOWEST = 10; // seconds between two looks at a server that is gone
+const COMPILING = 1; // seconds between two looks at one that compiles
 
 export const reachable = signal(true);
 export const models = signal<Model[] | null>(null); // null until they are known
 export const modelsProblem = signal(""); // why they are not
+
+export const compiled = signal<number | null>(null); // share of the programs; null when all are
 
 /** The models that are asked: those chosen that are there, else the server's default. */
 export const chosenModels = computed<Model[]>(() => {
@@ -32,6 +35,7 @@ export async function loadModels(): Promise<void> {
   try {
     models.value = await listModels();
     modelsProblem.value = "";
+    if (models.value.some(({ jaxchat }) => jaxchat?.ready === false)) void watch();
   } catch (error) {
     modelsProblem.value = (error as Error).message;
     if (!(error instanceof ApiError) || error.status >= 500) lost();
@@ -63,6 +67,19 @@ async function look(): Promise<void> {
   reachable.value = true;
   await loadModels();
   if (reachable.value) returned.forEach((callback) => callback());
+}
+
+let watching = false;
+
+/** Shows how far a server is that compiles, until it answers. */
+export async function watch(): Promise<void> {
+  if (watching) return;
+  watching = true;
+  while ((compiled.value = await compiledShare()) !== null)
+    await new Promise((resolve) => setTimeout(resolve, 1000 * COMPILING));
+  watching = false;
+  await loadModels();
+  if (reachable.value && !watching) returned.forEach((callback) => callback());
 }
 
 addEventListener("online", () => lookNow());

@@ -19,7 +19,7 @@ export interface Stats {
 }
 
 export interface Failure {
-  kind: "unreachable" | "broken" | "busy" | "full" | "refused";
+  kind: "unreachable" | "compiling" | "broken" | "busy" | "full" | "refused";
   message: string;
   retryAt?: number; // milliseconds since the epoch
 }

@@ -21,6 +21,7 @@ export interface Model {
     parameters: number;
     context: number;
     default: boolean;
+    ready?: boolean; // false while the server compiles
   };
 }
 

@@ -1,4 +1,4 @@
-import { loadModels, modelsProblem, reachable } from "../connection";
+import { compiled, loadModels, modelsProblem, reachable } from "../connection";
 import { storageFull } from "../store";
 
 /** Problems of the page as a whole. */
@@ -14,6 +14,11 @@ export function Banner() {
       {said.map((text) => (
         <p key={text}>{text}</p>
       ))}
+      {reachable.value && compiled.value !== null && (
+        <p>
+          The server compiles its programs, which takes minutes the first time. It answers then. <progress value={compiled.value} />
+        </p>
+      )}
       {reachable.value && modelsProblem.value && (
         <button type="button" onClick={loadModels}>
           Try again
