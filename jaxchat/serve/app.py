@@ -160,7 +160,7 @@ class _Routes:
         prompt.check_supported(body)
         messages.check_turn(body)
         tokens = await self._tokens(body.messages, model)
-        functions = functions_to_call(body)
+        functions = functions_to_call(body.tools, body.tool_choice)
         pending = await self._submitted(body, tokens, model, request, functions)
         completion = ChatCompletion(pending, body, self._scheduler.cancel, list(functions))
         return await self._answered(completion, body, request)

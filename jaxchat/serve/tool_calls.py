@@ -14,8 +14,7 @@ from typing import Any
 
 from jaxchat.inference.grammar import Grammar
 from jaxchat.serve.json_schema import SchemaError, SchemaReader
-from jaxchat.serve.responses import ResponsesRequest
-from jaxchat.serve.schema import ChatRequest, bad_request
+from jaxchat.serve.schema import bad_request
 
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 OPENING = re.compile(r'\{"name":"([^"]+)","arguments":')
@@ -23,15 +22,14 @@ NO_ARGUMENTS = {"type": "object", "properties": {}}
 Functions = Mapping[str, object]  # name -> schema of its arguments
 
 
-def functions_to_call(body: ChatRequest | ResponsesRequest) -> Functions:
-    """The functions one of which must be called; none where the answer may be text.
+def functions_to_call(tools: Sequence[Any] | None, choice: Any) -> Functions:
+    """The functions one of which a `tool_choice` wants called; none: the answer may be text.
 
     Raises ApiError 400 for a choice or a function that there is not.
     """
-    choice = body.tool_choice
     if choice in (None, "auto", "none"):
         return {}
-    functions = dict(_function(tool, number) for number, tool in enumerate(body.tools or []))
+    functions = dict(_function(tool, number) for number, tool in enumerate(tools or []))
     if not functions:
         raise bad_request("tool_choice asks for a call, and there are no tools.", "tool_choice")
     if choice == "required":
