@@ -19,7 +19,7 @@ import jax
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
-from jaxchat.inference.masks import Masks, free_masks, packed_masks
+from jaxchat.inference.masks import Packed, free_masks, packed_masks
 from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job, Service
@@ -311,7 +311,7 @@ class Engine(Service):
             self._cache = jitted.resize_cache(self._cache, slots=slots_of(self.config, length))
         self._cache_length, self._underused_steps = length, 0
 
-    def _dispatch(self, truncate: bool, alternatives: int, masks: Masks | None = None) -> None:
+    def _dispatch(self, truncate: bool, alternatives: int, masks: Packed | None = None) -> None:
         self._cache, output = jitted.decode_steps(
             self.params,
             self._cache,
@@ -373,7 +373,7 @@ class Engine(Service):
                 masked = partial(self._dispatch, truncate, 0, self._no_masks())
                 yield partial(self._at, length, masked)
 
-    def _no_masks(self) -> Masks:
+    def _no_masks(self) -> Packed:
         return free_masks(self.slots, self.config.vocab_size, self._steps)
 
     def _at(self, length: int, program: Callable[[], object]) -> None:

@@ -33,7 +33,10 @@ LIMITS = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-ABSENT = "answers cannot follow a schema here: llguidance is not installed; install it with "
+ABSENT = (
+    "answers cannot follow a schema here: llguidance is not installed; install it with "
+    "pip install 'llguidance>=1.7' (there are wheels for Linux with glibc 2.31 or newer, and macOS)."
+)
 # Bytes by how soon they probably end an answer
 SOONEST = bytes(dict.fromkeys(b'"]},:@./ 0123456789-aAntfx[{' + bytes(range(256))))
 
@@ -110,6 +113,7 @@ class Matcher:
         self._look = 2 * CLOSING  # tokens left, from which on an end is looked for
         self._words: npt.NDArray[np.uint32] | None = None  # what may come next; None: not known
         self._inside = False  # a string whose next characters change nothing of that
+        self._run: list[int] = []  # tokens of such characters, which the state has not got yet
         self.failed = False  # the automaton has come to its limits
 
     def begin(self) -> list[int]:
@@ -139,14 +143,20 @@ class Matcher:
         Where an answer with it could no longer be closed, they are the tokens that close it now.
         """
         end = self.vocabulary.end
+        if self._inside and self._is_plain(token) and self._fits(left - 2):
+            self._run.append(token)
+            return token, []
+        if self._run:
+            self._state.consume_tokens(self._run)
+            self._run = []
         if self.failed or not self._state.consume_token(token):
             self.failed = True
             return token, []
-        if token == end or (self._inside and self._is_plain(token) and self._fits(left - 2)):
+        if token == end:
             return token, []
         self._words, self._inside = None, False
         forced = self._forced()
-        if left > self._look or self._closes(left - len(forced) - 2):
+        if left > self._look or self._closes(1 + len(forced), left - len(forced) - 2):
             return token, forced
         self._state.rollback(1 + len(forced))
         self._closing = self._way_out(left - 1)
@@ -173,10 +183,11 @@ class Matcher:
         self.failed |= self._state.is_error()
         return forced
 
-    def _closes(self, most: int) -> bool:
-        """Whether `most` tokens can close the answer from here; keeps them."""
-        for known in ([], self._closing, self._closing and self._closing[1:]):
-            if known is not None and self._ends_with(known):
+    def _closes(self, new: int, most: int) -> bool:
+        """Whether `most` tokens can close the answer after `new` ones; keeps them."""
+        before = self._closing or []
+        for known in ([], before, before[new:], before[1:]):  # mostly one of them still does
+            if self._ends_with(known):
                 self._closing = known
                 break
         else:

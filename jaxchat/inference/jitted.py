@@ -25,7 +25,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.inference.masks import Masks, masked, pauses_after, unpacked
+from jaxchat.inference.masks import masked, pauses_after, unpacked
 from jaxchat.inference.request import Alternatives
 from jaxchat.inference.sampling import Sampling, likeliest, sample, uniforms
 from jaxchat.inference.sequence import SequenceState
@@ -146,7 +146,7 @@ def decode_steps(
     params: Any,
     cache: Cache,
     slots: ArrayLike,
-    masks: Masks | None = None,
+    masks: ArrayLike | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
@@ -157,10 +157,11 @@ def decode_steps(
     """N tokens for every active row of packed slots [B,9+N], or fewer for one that ends.
 
     A row pauses after it has sampled one of `pauses` or has none remaining. No row may grow to more
-    positions than the cache has slots. With `masks` there are only as many steps as these say.
+    positions than the cache has slots. With packed `masks` there
+    are only as many steps as these say.
     """
     token, active, remaining, forced_count, forced, settings = _unpacked(jnp.asarray(slots))
-    limits = None if masks is None else unpacked(masks, config.vocab_size)
+    limits = None if masks is None else unpacked(jnp.asarray(masks), config.vocab_size)
 
     def step(
         carry: tuple[Cache, Array, Array, Array], now: tuple[Array, Array, View]
@@ -191,10 +192,10 @@ def decode_steps(
     sizes = [k.shape[2] for k in cache.k]
     views = jax.vmap(lambda position: view_of(position, sizes, config, compute.dtype))(positions.T)
     now = (numbers, uniforms(settings, positions + 1).T, views)
-    if masks is None:
+    if limits is None:
         end, output = lax.scan(step, start, now)
     else:
-        end, output = _scan_first(step, start, now, jnp.asarray(masks.steps))
+        end, output = _scan_first(step, start, now, limits.steps)
     return end[0], output
 
 

@@ -4,6 +4,10 @@ What may follow a token of a grammar only the host knows, so a row with one draw
 a dispatch, after those that are forced; or several, as long as they are plain characters of a
 string (see `Matcher.may_run`). Rows without a grammar are as without their company.
 
+The device gets one array of 32-bit words: a row for each slot, its tokens as bits (bit i of word j
+is token 32j+i) and behind them its kind; then a row of the plain tokens, and behind them the steps
+of the dispatch.
+
 Axes: B slots of the engine, V vocabulary, W = ceil(V/32) words.
 """
 
@@ -14,68 +18,61 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import Array
-from jax.typing import ArrayLike
 from jaxtyping import Bool, Float32, Int32, UInt32
 
 from jaxchat.inference.sequence import SequenceState
 
 FREE, ONE, RUN = 0, 1, 2  # no grammar; one token is drawn; plain ones may follow each other
-
-
-class Masks(NamedTuple):
-    """The masks of a dispatch as the host packs them."""
-
-    allowed: ArrayLike  # [B,W] uint32: bit i of word j is token 32j+i
-    kind: ArrayLike  # [B] int32: FREE, ONE or RUN
-    plain: ArrayLike  # [W] uint32: tokens after which a row that is RUN draws on
-    steps: ArrayLike  # [] int32: of the dispatch
+Packed = npt.NDArray[np.uint32]  # [B+1,W+1]
 
 
 class TokenMasks(NamedTuple):
-    """The same where it is used: a truth value for each token that may be drawn."""
+    """The masks of a dispatch on the device."""
 
-    allowed: Bool[Array, "B V"]
-    kind: Int32[Array, " B"]
-    plain: UInt32[Array, " W"]
+    allowed: Bool[Array, "B V"]  # tokens that may be drawn
+    kind: UInt32[Array, " B"]  # FREE, ONE or RUN
+    plain: UInt32[Array, " W"]  # tokens after which a row that is RUN draws on
+    steps: Int32[Array, ""]
 
 
-def free_masks(slots: int, vocab: int, steps: int) -> Masks:
+def free_masks(slots: int, vocab: int, steps: int) -> Packed:
     """Masks that allow everything."""
-    words = -(-vocab // 32)
-    everything = np.full((slots, words), 0xFFFFFFFF, np.uint32)
-    return Masks(everything, np.zeros(slots, np.int32), everything[0], np.int32(steps))
+    packed = np.full((slots + 1, -(-vocab // 32) + 1), 0xFFFFFFFF, np.uint32)
+    packed[:, -1] = FREE
+    packed[-1, -1] = steps
+    return packed
 
 
-def packed_masks(rows: Sequence[SequenceState | None], steps: int, vocab: int) -> Masks:
+def packed_masks(rows: Sequence[SequenceState | None], steps: int, vocab: int) -> Packed:
     """The masks of the next dispatch, of `steps` steps.
 
     Where all rows have grammars there are as many as none of them has to wait in.
     """
-    masks = free_masks(len(rows), vocab, steps)
-    allowed, kind, plain = np.asarray(masks.allowed), np.asarray(masks.kind), masks.plain
-    reach = []  # the steps in which each row has a token
+    packed = free_masks(len(rows), vocab, steps)
+    reach, free = steps, False  # the steps in which every row has a token
     for slot, row in enumerate(rows):
         if row is None:
             continue
-        reach.append(steps)
-        if row.matcher is not None:
-            plain = row.matcher.vocabulary.plain
-            row.matcher.fill(allowed[slot])
-            runs = row.matcher.may_run(steps, row.limit - len(row.tokens))
-            kind[slot] = RUN if runs else ONE
-            reach[-1] = steps if runs else min(steps, len(row.forced_tokens) + 1)
-    free = any(row is not None and row.matcher is None for row in rows)
-    return Masks(allowed, kind, plain, np.int32(steps if free else min(reach)))
+        if row.matcher is None:
+            free = True
+            continue
+        packed[-1, :-1] = row.matcher.vocabulary.plain
+        row.matcher.fill(packed[slot, :-1])
+        runs = row.matcher.may_run(steps, row.limit - len(row.tokens))
+        packed[slot, -1] = RUN if runs else ONE
+        reach = reach if runs else min(reach, len(row.forced_tokens) + 1)
+    packed[-1, -1] = steps if free else reach
+    return packed
 
 
-def unpacked(masks: Masks, vocab: int) -> TokenMasks:
-    """Words as truth values."""
-    words = jnp.asarray(masks.allowed)
+def unpacked(packed: UInt32[Array, "B+1 W+1"], vocab: int) -> TokenMasks:
+    """Packed masks, with a truth value for each token that may be drawn."""
     places = jnp.arange(32, dtype=jnp.uint32)[None, None, :]
-    bits = words[:, :, None] >> places & jnp.uint32(1)
-    allowed = bits.reshape(words.shape[0], -1)[:, :vocab] != 0
-    return TokenMasks(allowed, jnp.asarray(masks.kind), jnp.asarray(masks.plain))
+    bits = packed[:-1, :-1, None] >> places & jnp.uint32(1)
+    allowed = bits.reshape(packed.shape[0] - 1, -1)[:, :vocab] != 0
+    return TokenMasks(allowed, packed[:-1, -1], packed[-1, :-1], packed[-1, -1].astype(jnp.int32))
 
 
 def pauses_after(masks: TokenMasks, token: Int32[Array, " B"]) -> Bool[Array, " B"]:
