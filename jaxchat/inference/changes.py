@@ -112,7 +112,7 @@ def _held(request: Request, ends: Sequence[int]) -> list[tuple[int, int]]:
     return held + [(token, request.min_tokens) for token in own if token not in dict(held)]
 
 
-def unpacked(packed: Array) -> Changes:
+def unpacked_changes(packed: Array) -> Changes:
     """What `packed_changes` gives, on the device."""
     fields, start = list[Array](), 0
     for _, kind, shape in COLUMNS:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ import jax
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
 from jaxchat.inference.changes import packed_changes
+from jaxchat.inference.masks import Packed, free_masks, packed_masks
 from jaxchat.inference.prefixes import Prefixes, Reader
 from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState, Specials
@@ -269,6 +269,10 @@ class Engine(Service):
                     f"logit_bias or stop_token_ids name token {token}, and the vocabulary has "
                     f"{self.config.vocab_size}; name tokens of 0 to {self.config.vocab_size - 1}."
                 )
+        if request.grammar and request.grammar.vocabulary.source.hash != self._tokenizer.hash:
+            raise EngineError(
+                "the grammar was compiled for another tokenizer; compile it with the model's."
+            )
 
     def prefill(self, tokens: tuple[int, ...]) -> Cache:
         """The cache after `tokens`: a prompt but its last one, which is decoded like its answer."""
@@ -328,9 +332,12 @@ class Engine(Service):
         requests = [row.request for row in rows]
         truncate = any(request.truncates for request in requests)
         changed = any(request.changes_logits for request in requests)
+        held = any(row.matcher is not None for row in rows)
+        vocab = self.config.vocab_size
+        masks = packed_masks(self._rows, self._steps, vocab) if held else None
         # none or all, so that little is compiled; with changes always all
         named = changed or any(request.alternatives for request in requests)
-        self._dispatch(truncate, self._most if named else 0, changed)
+        self._dispatch(truncate, self._most if named else 0, changed, masks)
 
     def _length_for(self, positions: int) -> int:
         return bucket(positions, jitted.MIN_CACHE, self._cache_lengths[-1])
@@ -346,7 +353,13 @@ class Engine(Service):
             self._cache = jitted.resize_cache(self._cache, slots=slots_of(self.config, length))
         self._cache_length, self._underused_steps = length, 0
 
-    def _dispatch(self, truncate: bool, alternatives: int, changed: bool = False) -> None:
+    def _dispatch(
+        self,
+        truncate: bool,
+        alternatives: int,
+        changed: bool = False,
+        masks: Packed | None = None,
+    ) -> None:
         vocab, ends = self.config.vocab_size, self._specials.stops
         changes = packed_changes(self._rows, self._cache_length, vocab, ends) if changed else None
         self._cache, output = jitted.decode_steps(
@@ -354,6 +367,7 @@ class Engine(Service):
             self._cache,
             jitted.packed_slots(self._rows, self._steps),
             changes,
+            masks,
             config=self.config,
             compute=self.compute,
             pauses=self._pauses,
@@ -399,6 +413,7 @@ class Engine(Service):
             yield partial(self._read, prompt)
             if len(prompt) > CHUNK:  # its last chunk a shorter one
                 yield partial(self._read, prompt[1 + CHUNK // 2 :])
+        masks = free_masks(self.slots, self.config.vocab_size, self._steps)
         for length in self._cache_lengths:
             for other in self._cache_lengths:  # from there to here
                 if other != length:
@@ -406,10 +421,10 @@ class Engine(Service):
             for prompt in prompts:
                 if self._length_for(len(prompt)) <= length:
                     yield partial(self._at, length, partial(insert, prompt))
-            reports = ((0, False), (self._most, False), (self._most, True))
-            for truncate, (most, changed) in product((False, True), reports):
-                dispatch = partial(self._dispatch, truncate, most, changed)
-                yield partial(self._at, length, dispatch)
+            for truncate in (False, True):  # not the rarer combinations
+                for settings in ((0,), (self._most,), (self._most, True), (0, False, masks)):
+                    dispatch = partial(self._dispatch, truncate, *settings)
+                    yield partial(self._at, length, dispatch)
 
     def _at(self, length: int, program: Callable[[], object]) -> None:
         """Runs a program with a cache of this length."""

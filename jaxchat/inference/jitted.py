@@ -14,7 +14,7 @@ each token.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.inference.changes import Counts, change, count, count_next, unpacked
+from jaxchat.inference.changes import Counts, change, count, count_next, unpacked_changes
+from jaxchat.inference.masks import masked, pauses_after, unpacked_masks
 from jaxchat.inference.request import Alternatives
 from jaxchat.inference.sampling import Sampling, likeliest, sample, uniforms
 from jaxchat.inference.sequence import SequenceState
@@ -181,6 +182,7 @@ def decode_steps(
     cache: Cache,
     slots: ArrayLike,
     changes: ArrayLike | None = None,
+    masks: ArrayLike | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
@@ -192,10 +194,12 @@ def decode_steps(
 
     A row pauses after it has sampled one of `pauses` or has none remaining. No row may grow to more
     positions than the cache has slots. `changes` are packed ones (see `changes.packed_changes`).
+    With packed `masks` (see `masks.packed_masks`) there are only as many steps as these say.
     """
     token, active, remaining, forced_count, forced, settings = _unpacked(jnp.asarray(slots))
-    asked = None if changes is None else unpacked(jnp.asarray(changes))
+    asked = None if changes is None else unpacked_changes(jnp.asarray(changes))
     counts = None if asked is None else count(asked, config.vocab_size)
+    limits = None if masks is None else unpacked_masks(jnp.asarray(masks), config.vocab_size)
 
     def step(
         carry: tuple[Cache, Array, Array, Array, Counts | None], now: tuple[Array, Array, View]
@@ -206,6 +210,8 @@ def decode_steps(
         shaped = least = None
         if asked is not None and counts is not None:
             shaped, least = change(logits, asked, counts, number), asked.least
+        if limits is not None:
+            shaped = masked(logits, limits, shaped)
         sampled, logprob = sample(
             logits, settings, uniform, truncate=truncate, shaped=shaped, least=least
         )
@@ -215,6 +221,8 @@ def decode_steps(
         output = DecodeOutput(token, logprob, active, *others)
         remaining = remaining - active.astype(remaining.dtype)
         paused = choose & jnp.isin(token, jnp.array(pauses, token.dtype))
+        if limits is not None:
+            paused |= choose & pauses_after(limits, token)
         counts = None if counts is None else count_next(counts, token, choose & active)
         return (cache, token, active & ~paused & (remaining > 0), remaining, counts), output
 
@@ -229,5 +237,30 @@ def decode_steps(
     sizes = [k.shape[2] for k in cache.k]
     views = jax.vmap(lambda position: view_of(position, sizes, config, compute.dtype))(positions.T)
     now = (numbers, uniforms(settings, positions + 1).T, views)
-    end, output = lax.scan(step, start, now)
+    if limits is None:
+        end, output = lax.scan(step, start, now)
+    else:
+        end, output = _scan_first(step, start, now, limits.steps)
     return end[0], output
+
+
+def _scan_first(
+    step: Callable[[Any, Any], tuple[Any, Any]], start: Any, rows: Any, count: Array
+) -> tuple[Any, Any]:
+    """`lax.scan` over the first `count` of `rows`; the other outputs are zeros.
+
+    One program for any number, with the same loop body as for all.
+    """
+    first = jax.tree.map(lambda x: x[0], rows)
+    shapes = jax.eval_shape(step, start, first)[1]
+    length = jax.tree.leaves(rows)[0].shape[0]
+    outputs = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
+
+    def body(number: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        carry, outputs = state
+        carry, new = step(carry, jax.tree.map(lambda x: x[number], rows))
+        put = functools.partial(lax.dynamic_update_index_in_dim, index=number, axis=0)
+        return carry, jax.tree.map(put, outputs, new)
+
+    end: tuple[Any, Any] = lax.fori_loop(jnp.zeros_like(count), count, body, (start, outputs))
+    return end

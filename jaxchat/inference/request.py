@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxchat.config import numbers
+from jaxchat.inference.grammar import CompiledGrammar
 
 FinishReason = Literal["stop", "length"]
 Alternatives = tuple[tuple[int, float], ...]  # (id, log-probability), likeliest first
@@ -65,6 +66,7 @@ class Request:
     ignore_eos: bool = False  # the model cannot end the answer
     min_tokens: int = 0  # before which neither the model nor a stop ends the answer
     stop_token_ids: tuple[int, ...] = ()  # that end it where the model chooses one
+    grammar: CompiledGrammar | None = None  # which the answer follows; then it calls no tools
 
     def __post_init__(self) -> None:
         if not self.tokens:

@@ -54,9 +54,10 @@ def sample(
     model's: at temperature 1 and over all tokens, whatever the row was sampled with. Where
     `truncate` is False top_k and top_p are not looked at, which saves sorting the vocabulary.
 
-    The token is drawn from `shaped` where that is given (see `changes`). `least` is the log of
-    min_p: after the temperature and before top_k and top_p, as vLLM has it, tokens are dropped of
-    which the probability is less than min_p of the likeliest's.
+    The token is drawn from `shaped` where that is given (see `changes` and `masks`), and never one
+    that has -inf there. `least` is the log of min_p: after the temperature and before top_k and
+    top_p, as vLLM has it, tokens are dropped of which the probability is less than min_p of the
+    likeliest's.
     """
     logits = logits.astype(jnp.float32)
     model, logits = logits, logits if shaped is None else shaped
@@ -76,6 +77,9 @@ def sample(
         lowest = _lowest_kept(scaled, rows.top_k, rows.top_p)
         weights = jnp.where(scaled >= lowest[:, None], weights, 0.0)
     token = jnp.where(warm, _draw(weights, uniform), best)
+    if shaped is not None:  # a cumulative sum of rounded numbers may move where nothing is added
+        weight = jnp.take_along_axis(weights, token[:, None], axis=-1)[:, 0]
+        token = jnp.where(weight > 0, token, best)
     chosen = jnp.take_along_axis(model, token[:, None], axis=-1)[:, 0]
     return token, _log_probability(chosen, model)
 

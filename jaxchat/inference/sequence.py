@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jaxchat.errors import TokenizerError
+from jaxchat.inference.grammar import Matcher
 from jaxchat.inference.request import Alternatives, Completion, FinishReason, Request
 from jaxchat.inference.stop_strings import StopWatch
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -54,7 +55,8 @@ class SequenceState:
     stops: StopWatch | None = None
     code: list[int] | None = None  # the tool call being sampled
     call: Call | None = None  # the tool call that it waits for
-    forced_tokens: deque[int] = field(default_factory=deque)  # the tool's, not yet decoded
+    forced_tokens: deque[int] = field(default_factory=deque)  # a tool's or the grammar's, to come
+    matcher: Matcher | None = None  # of its grammar
     finish_reason: FinishReason | None = None
 
     @property
@@ -87,16 +89,23 @@ class SequenceState:
         chosen = not self.forced_tokens
         if self.forced_tokens:
             self.forced_tokens.popleft()
+        elif self.matcher is not None:
+            drawn, left = token, self.limit - len(self.tokens)
+            token, forced = self.matcher.advance(drawn, left)
+            chosen = token == drawn
+            self.forced_tokens.extend(forced)
         self.tokens.append(token)
         self.mask.append(int(chosen))
         self.logprobs.append(logprob if chosen else 0.0)
         self.alternatives.append(alternatives[: self.request.alternatives] if chosen else ())
         early = len(self.tokens) <= self.request.min_tokens
         stopped = self.stops is not None and self.stops.feed(token, early=early)
-        ends = (*specials.stops, *self.request.stop_token_ids)
-        if stopped or (chosen and token in ends):
+        ended = token in specials.stops and (chosen or self.matcher is not None)
+        ended |= chosen and token in self.request.stop_token_ids
+        failed = self.matcher is not None and self.matcher.failed
+        if stopped or (ended and not failed):
             self.finish_reason = "stop"
-        elif len(self.tokens) >= self.limit:
+        elif len(self.tokens) >= self.limit or failed:
             self.finish_reason = "length"
         elif chosen and token == specials.python_start:
             self.code = []

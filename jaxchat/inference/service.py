@@ -21,6 +21,8 @@ class Job:
         self.request = request
         self.rows = [SequenceState(request, stream, limit) for stream in range(request.n)]
         for row in self.rows:
+            row.matcher = request.grammar.matcher() if request.grammar else None
+            row.forced_tokens.extend(row.matcher.begin() if row.matcher else ())
             row.stops = StopWatch(request.stop, tokenizer) if request.stop else None
 
     @property

@@ -23,9 +23,11 @@ from jaxchat.serve import messages, models, prompt, responses, schema, texts
 from jaxchat.serve.completions import TextCompletion
 from jaxchat.serve.guard import Guard
 from jaxchat.serve.models import ServedModel
+from jaxchat.serve.response_format import answer_grammar
 from jaxchat.serve.scheduler import Metrics, Scheduler
 from jaxchat.serve.schema import ApiError, bad_request
 from jaxchat.serve.streaming import Answer, ChatCompletion, EventStream, PendingRequest
+from jaxchat.serve.tool_calls import Functions, functions_to_call
 from jaxchat.tokenizer.huggingface import tokenizer_config
 
 PAGE = Path(__file__).parent / "page"
@@ -158,8 +160,9 @@ class _Routes:
         prompt.check_supported(body)
         messages.check_turn(body)
         tokens = await self._tokens(body.messages, model)
-        pending = self._submitted(body, tokens, model, request)
-        completion = ChatCompletion(pending, body, self._scheduler.cancel)
+        functions = functions_to_call(body.tools, body.tool_choice)
+        pending = await self._submitted(body, tokens, model, request, functions)
+        completion = ChatCompletion(pending, body, self._scheduler.cancel, list(functions))
         return await self._answered(completion, body, request)
 
     async def respond(self, body: responses.ResponsesRequest, request: Request) -> Response:
@@ -168,7 +171,7 @@ class _Routes:
         prompt.check_supported(body)
         responses.check_response(body)
         tokens = await self._tokens(responses.read_input(body), model)
-        pending = self._submitted(body, tokens, model, request)
+        pending = await self._submitted(body, tokens, model, request, {})
         answer = responses.ResponseAnswer(pending, body, self._scheduler.cancel)
         return await self._answered(answer, body, request)
 
@@ -177,14 +180,16 @@ class _Routes:
         message = f"there is no response {response[:80]!r}: responses are not stored here."
         raise ApiError(404, message, code="not_found")
 
-    def _submitted(
+    async def _submitted(
         self,
         body: schema.GenerationRequest,
         tokens: Sequence[int],
         model: ServedModel,
         request: Request,
+        functions: Functions,
     ) -> PendingRequest:
-        asked = prompt.engine_request(body, tokens, model, self._config)
+        grammar = await asyncio.to_thread(answer_grammar, body, functions, model.tokenizer)
+        asked = prompt.engine_request(body, tokens, model, self._config, grammar)
         pending = PendingRequest(model, asked, _client(request))
         self._scheduler.submit(pending)
         self._metrics.prompt_tokens.inc(len(tokens))
@@ -204,8 +209,9 @@ class _Routes:
         prompt.check_supported(body)
         texts.check_completion(body)
         prompts = await asyncio.to_thread(texts.read_prompts, body, model.tokenizer, self._config)
+        grammar = await asyncio.to_thread(answer_grammar, body, {}, model.tokenizer)
         completion = TextCompletion(
-            body, prompts, model, self._config, self._scheduler, _client(request)
+            body, prompts, model, self._config, self._scheduler, _client(request), grammar
         )
         self._metrics.prompt_tokens.inc(sum(len(ids) for _, ids in prompts))
         return await self._answered(completion, body, request)

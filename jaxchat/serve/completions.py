@@ -13,6 +13,7 @@ from typing import Any
 from jaxchat.config.operations import ServeConfig
 from jaxchat.evals.token_scores import TokenScores
 from jaxchat.inference.engine import Request
+from jaxchat.inference.grammar import CompiledGrammar
 from jaxchat.inference.request import FinishReason
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.prompt import engine_request, too_long
@@ -144,11 +145,12 @@ class TextCompletion(Answer):
         config: ServeConfig,
         scheduler: Scheduler,
         client: str = "",
+        grammar: CompiledGrammar | None = None,
     ) -> None:
         """Submits what is asked for. Raises ApiError where it cannot be served."""
         super().__init__([], scheduler.cancel)
         self._body, self._prompts, self._model = body, prompts, model
-        self._scheduler = scheduler
+        self._scheduler, self._grammar = scheduler, grammar
         self._scores: PendingScores | None = None
         self._numbers: list[int] = []  # the prompt of each request
         self._at_once: dict[int, Request] = {}  # prompts whose one token the scores give
@@ -172,7 +174,7 @@ class TextCompletion(Answer):
     def _plan(self, ids: Sequence[int], config: ServeConfig) -> Request | None:
         """The engine's request for a prompt; None where nothing is to be generated."""
         if self._body.max_tokens != 0:
-            return engine_request(self._body, ids, self._model, config)
+            return engine_request(self._body, ids, self._model, config, self._grammar)
         if len(ids) > self._model.context:
             raise too_long(len(ids), self._model.context, "prompt")
         return None

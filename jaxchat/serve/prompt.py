@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxchat.config.operations import ServeConfig
 from jaxchat.inference.engine import EngineError, Request
+from jaxchat.inference.grammar import CompiledGrammar
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.responses import ResponsesRequest
 from jaxchat.serve.sampling_fields import SamplingFields
@@ -17,7 +18,6 @@ from jaxchat.serve.unsupported import check_unsupported
 
 REFUSED = {
     "functions": "the model has a calculator of its own and takes no functions",
-    "response_format": "answers are text",
 }
 
 
@@ -26,8 +26,7 @@ def check_supported(body: GenerationRequest) -> None:
     check_unsupported(body)
     for name, why in REFUSED.items():
         value = getattr(body, name, None)
-        plain = name == "response_format" and value == {"type": "text"}
-        if value and not plain:
+        if value:
             raise bad_request(f"{name} is not supported: {why}; leave it out.", name)
     if isinstance(body, ChatRequest | ResponsesRequest):
         check_tools(body)
@@ -36,7 +35,11 @@ def check_supported(body: GenerationRequest) -> None:
 
 
 def engine_request(
-    body: GenerationRequest, tokens: Sequence[int], model: ServedModel, config: ServeConfig
+    body: GenerationRequest,
+    tokens: Sequence[int],
+    model: ServedModel,
+    config: ServeConfig,
+    grammar: CompiledGrammar | None = None,
 ) -> Request:
     """The engine's request. Raises ApiError 400 if the prompt leaves no room, or n is too high.
 
@@ -58,6 +61,7 @@ def engine_request(
             max_tokens=most,
             min_tokens=min(least, most),
             alternatives=body.alternatives,
+            grammar=grammar,
             **settings,
         )
     except EngineError as error:

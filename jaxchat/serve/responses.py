@@ -70,7 +70,7 @@ class ResponsesRequest(GenerationRequest):
     store: Any = None
     tools: Any = None
     tool_choice: Any = None
-    text: Any = None  # {"format": {"type": "text"}}
+    text: Any = None  # {"format": {"type": "text"}}, or of the types of response_format
 
     # Known, and refused unless empty.
     previous_response_id: Any = None
@@ -82,15 +82,17 @@ class ResponsesRequest(GenerationRequest):
     def most_tokens(self) -> int | None:
         return self.max_output_tokens
 
+    @property
+    def format(self) -> Any:
+        """What the answer must be, as `response_format` says it elsewhere."""
+        return self.text.get("format") if isinstance(self.text, dict) else None
+
 
 def check_response(body: ResponsesRequest) -> None:
     """Raises ApiError 400 for what is not supported."""
     for name, instead in STORED.items():
         if getattr(body, name):
             raise bad_request(f"{name} is not supported: nothing is stored; {instead}.", name)
-    form = body.text.get("format") if isinstance(body.text, dict) else None
-    if form and form != {"type": "text"}:
-        raise bad_request("text.format is not supported: answers are text.", "text.format")
     if body.n not in (None, 1):
         raise bad_request("n is not supported here: a response has one answer.", "n")
 
@@ -235,7 +237,7 @@ class ResponseAnswer(Answer):
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": request.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": body.format or {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
             "tools": body.tools or [],
             "top_p": request.top_p,

@@ -12,6 +12,9 @@ from starlette.exceptions import HTTPException
 
 from jaxchat.serve.sampling_fields import SamplingFields, SomeLength, Text
 
+FORMAT = "what the answer must be: of the type text, json_object, or json_schema with a schema"
+STRUCTURED = "the same as vLLM has it: one of json (a schema), regex, choice and json_object"
+CHOICE = "auto, none, required or a function; the last two are answered by a call"
 MAX_LOGPROBS = 5  # likeliest tokens of /v1/completions, as OpenAI has it
 
 
@@ -90,8 +93,15 @@ class GenerationRequest(SamplingFields):
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
 
+    response_format: Annotated[Any, Field(description=FORMAT)] = None
+    structured_outputs: Annotated[Any, Field(description=STRUCTURED)] = None
+    guided_json: Annotated[Any, Field(description="as json in structured_outputs")] = None
+    guided_regex: Annotated[Any, Field(description="as regex in structured_outputs")] = None
+    guided_choice: Annotated[Any, Field(description="as choice in structured_outputs")] = None
+
     # Known, and refused unless empty.
-    response_format: Any = None
+    guided_grammar: Any = None
+    guided_whitespace_pattern: Any = None
 
     @property
     def most_tokens(self) -> int | None:
@@ -116,7 +126,7 @@ class ChatRequest(GenerationRequest, Conversation):
     add_generation_prompt: StrictBool | None = None
     continue_final_message: StrictBool | None = None
     tools: Any = None  # what the model may call
-    tool_choice: Any = None
+    tool_choice: Annotated[Any, Field(description=CHOICE)] = None
 
     functions: Any = None  # known, and refused unless empty
 

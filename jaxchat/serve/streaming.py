@@ -19,6 +19,7 @@ from jaxchat.inference.request import Alternatives, FinishReason
 from jaxchat.inference.stop_strings import StopFinder
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.schema import ApiError, ChatRequest
+from jaxchat.serve.tool_calls import CallStream, whole_calls
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import Part, PartParser, PartType
 
@@ -283,9 +284,11 @@ class ChatCompletion(Answer):
         pending: PendingRequest,
         body: ChatRequest,
         cancel: Callable[[PendingRequest], object],
+        functions: Sequence[str] = (),
     ) -> None:
+        """`functions`: the answer is a call of one of them."""
         super().__init__([pending], cancel)
-        self._pending, self._body = pending, body
+        self._pending, self._body, self._functions = pending, body, functions
         request, tokenizer = pending.request, pending.model.tokenizer
         self._samples = [
             Detokenizer.of(tokenizer, request, logprobs=bool(body.logprobs))
@@ -313,31 +316,38 @@ class ChatCompletion(Answer):
                 reasons[index] = reason
         choices = []
         for index, deltas in enumerate(samples):
-            parts = join(deltas)
-            message: dict[str, Any] = {
-                "role": "assistant",
-                "content": "".join(part["text"] for part in parts if part["type"] == "text"),
-                "refusal": None,
-            }
+            parts, reason = join(deltas), reasons[index]
+            text = "".join(part["text"] for part in parts if part["type"] == "text")
+            message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+            if self._functions:
+                calls = whole_calls(text, self._functions, complete=reason == "stop")
+                message |= {"content": None, "tool_calls": calls} if calls else {}
             if self._body.parts:
                 message["parts"] = parts
-            choices.append(self._choice(index, "message", message, deltas, reasons[index]))
+            choices.append(self._choice(index, "message", message, deltas, self._reason(reason)))
         usage = self._pending.usage(self._tokens)
         return {**self._json("chat.completion", choices), "usage": usage}
 
     async def events(self) -> AsyncIterator[bytes]:
         """The stream. An error ends it with an event of its own."""
         try:
+            calls = [CallStream(self._functions) for _ in self._samples if self._functions]
             for index in range(len(self._samples)):
-                yield self._chunk(index, {"role": "assistant", "content": ""})
+                yield self._chunk(index, {"role": "assistant", "content": None if calls else ""})
             async for index, deltas, reason in self._deltas():
                 chunks = []
                 for delta in deltas:
+                    if calls:
+                        chunks += self._call_chunks(index, calls[index].feed(delta.text), delta)
+                        continue
                     sent = self._delta(delta)
                     if sent or delta.logprobs:
                         chunks.append(self._chunk(index, sent, [delta]))
+                if reason is not None and calls:
+                    rest = calls[index].close(complete=reason == "stop")
+                    chunks += self._call_chunks(index, rest)
                 if reason is not None:
-                    chunks.append(self._chunk(index, {}, None, reason))
+                    chunks.append(self._chunk(index, {}, None, self._reason(reason)))
                 if chunks:
                     yield b"".join(chunks)
         except ClientGone:
@@ -350,6 +360,19 @@ class ChatCompletion(Answer):
             usage = self._pending.usage(self._tokens)
             yield event({**self._json("chat.completion.chunk", []), "usage": usage})
         yield DONE
+
+    def _reason(self, reason: FinishReason) -> str:
+        return "tool_calls" if self._functions and reason == "stop" else reason
+
+    def _call_chunks(
+        self, index: int, calls: Sequence[dict[str, Any]], delta: Delta | None = None
+    ) -> list[bytes]:
+        """The deltas of a call, one a chunk; the first has the log-probabilities."""
+        sent: list[dict[str, Any]] = [{"tool_calls": [call]} for call in calls]
+        if not sent and delta is not None and delta.logprobs:
+            sent = [{}]
+        held = None if delta is None else [delta]
+        return [self._chunk(index, one, None if n else held) for n, one in enumerate(sent)]
 
     def _json(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         model = self._pending.model
@@ -367,7 +390,7 @@ class ChatCompletion(Answer):
         index: int,
         sent: dict[str, Any],
         deltas: Sequence[Delta] | None = None,
-        reason: FinishReason | None = None,
+        reason: str | None = None,
     ) -> bytes:
         choice = self._choice(index, "delta", sent, deltas, reason)
         return self._before + to_json(choice).encode() + b"]}\n\n"
@@ -378,7 +401,7 @@ class ChatCompletion(Answer):
         kind: str,
         value: dict[str, Any],
         deltas: Sequence[Delta] | None,
-        reason: FinishReason | None,
+        reason: str | None,
     ) -> dict[str, Any]:
         """A choice, whole or of a chunk, with the log-probabilities of `deltas` if asked for."""
         logprobs = None

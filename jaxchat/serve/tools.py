@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from jaxchat.serve.responses import ResponsesRequest
 from jaxchat.serve.schema import ChatRequest, bad_request
-
-MAY = (None, "auto", "none")  # of tool_choice: a call is not asked for, so that text is an answer
+from jaxchat.serve.tool_calls import functions_to_call
 
 
 def check_tools(body: ChatRequest | ResponsesRequest) -> None:
-    """Raises ApiError 400 where an answer must be a call, or the tools are none.
+    """Raises ApiError 400 where the tools are none, or the one that is chosen is not there.
 
-    `tools` say what a model may call. Ours calls none of them, and does not see them.
+    `tools` say what a model may call. Ours calls none by itself, and does not see them; where a
+    call is asked for, its answer is made one (see `tool_calls`).
     """
     tools = body.tools if body.tools is not None else []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise bad_request("tools must be a list of objects.", "tools")
-    choice = body.tool_choice
-    if choice in MAY:
-        return
-    if not tools:
-        raise bad_request("tool_choice asks for a call, and there are no tools.", "tool_choice")
-    raise bad_request(
-        f"tool_choice is {choice!r:.80}: the model cannot be made to call a tool; leave it out, or "
-        "give 'auto' or 'none', and the answer is text.",
-        "tool_choice",
-    )
+    functions = functions_to_call(tools, body.tool_choice)
+    if functions and isinstance(body, ResponsesRequest):
+        raise bad_request(
+            "tool_choice: a call can be required in /v1/chat/completions only; leave it out, or "
+            "give 'auto' or 'none', and the answer is text.",
+            "tool_choice",
+        )

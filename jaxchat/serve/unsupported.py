@@ -51,14 +51,10 @@ FIELDS = {
     "documents": Field("put them into a message"),
     "chat_template": Field("conversations are written as in training"),
     "mm_processor_kwargs": Field(PLAIN_TEXT),
-    **{
-        f"guided_{kind}": Field("the answer is not constrained")
-        for kind in ("json", "regex", "choice", "grammar", "json_object")
-    },
-    "structured_outputs": Field("the answer is not constrained"),
+    "guided_json_object": Field(NAMED_OTHERWISE.format("response_format"), (False,)),
     # llama.cpp's, and those of its kin
-    "grammar": Field("the answer is not constrained"),
-    "json_schema": Field("the answer is not constrained"),
+    "grammar": Field("give a regular expression or a schema as structured_outputs"),
+    "json_schema": Field(NAMED_OTHERWISE.format("response_format")),
     "n_predict": Field(NAMED_OTHERWISE.format("max_tokens"), (-1,)),
     "num_predict": Field(NAMED_OTHERWISE.format("max_tokens"), (-1,)),
     "max_new_tokens": Field(NAMED_OTHERWISE.format("max_tokens")),

@@ -9,7 +9,14 @@ import pytest
 from compilation import compilations
 
 from jaxchat.inference import jitted
-from jaxchat.inference.changes import HELD, change, count, count_next, packed_changes, unpacked
+from jaxchat.inference.changes import (
+    HELD,
+    change,
+    count,
+    count_next,
+    packed_changes,
+    unpacked_changes,
+)
 from jaxchat.inference.engine import Engine, EngineError, Request
 from jaxchat.inference.sampling import Sampling, sample
 from jaxchat.inference.sequence import SequenceState
@@ -63,7 +70,9 @@ def test_logits_are_changed_as_numpy_changes_them_through_a_dispatch():
     rng = np.random.default_rng(0)
     for _ in range(30):
         rows = [random_row(rng) for _ in range(4)]
-        changes = unpacked(jnp.asarray(packed_changes([r for r, *_ in rows], 64, VOCAB, ENDS)))
+        changes = unpacked_changes(
+            jnp.asarray(packed_changes([r for r, *_ in rows], 64, VOCAB, ENDS))
+        )
         counts = count(changes, VOCAB)
         for number in range(3):
             logits = rng.normal(0, 4, (4, VOCAB)).astype(np.float32)
@@ -83,7 +92,7 @@ def test_a_row_that_asks_for_nothing_keeps_its_logits_to_the_bit():
     plain = SequenceState(Request((1, 2, 3), 40), 0, 40)
     plain.tokens, plain.mask = [5, 6, 6], [1, 1, 0]
     slots = [plain, random_row(rng)[0], None]
-    changes = unpacked(jnp.asarray(packed_changes(slots, 64, VOCAB, ENDS)))
+    changes = unpacked_changes(jnp.asarray(packed_changes(slots, 64, VOCAB, ENDS)))
     logits = jnp.asarray(rng.normal(0, 4, (3, VOCAB)), "float32").at[0, 7].set(-0.0)
     got = change(logits, changes, count(changes, VOCAB), jnp.int32(0))
     assert np.asarray(got)[[0, 2]].tobytes() == np.asarray(logits)[[0, 2]].tobytes()

@@ -73,7 +73,6 @@ def test_more_samples_than_are_allowed_are_refused(model):
     ("name", "value"),
     [
         ("functions", [{"name": "f"}]),
-        ("response_format", {"type": "json_object"}),
         ("suffix", "after"),
         ("best_of", 2),
         ("mirostat", 1),
