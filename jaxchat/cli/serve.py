@@ -14,7 +14,7 @@ from jaxchat import paths
 from jaxchat.cli.args import Parser, add_field, add_model
 from jaxchat.config.fields import build
 from jaxchat.config.operations import ServeConfig
-from jaxchat.config.schema import CHAT_STAGES
+from jaxchat.config.schema import CHAT_STAGES, MODELS
 from jaxchat.data.files.compressed import Unreadable
 from jaxchat.data.files.text import read_text
 from jaxchat.errors import ConfigError
@@ -52,7 +52,7 @@ def add_serve(parser: Parser) -> None:
         "Serves models of runs: a page to chat with, and OpenAI's chat completions under /v1. Only "
         "this machine can reach it, unless --host says otherwise."
     )
-    add_model(parser, CHAT_STAGES[::-1])
+    add_model(parser, MODELS)
     several = "several at once; the first is the default. =NAME is how clients see it"
     parser.option("--model", str, "RUN/STAGE[=NAME]", several, [], action="append")
     parser.option("--alias", str, "NAME", "of the first model, too", [], action="append")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxchat.config.derive import count_params
 from jaxchat.config.machine import cores, free_memory_bytes
 from jaxchat.config.operations import ServeConfig
-from jaxchat.config.schema import ModelConfig
+from jaxchat.config.schema import CHAT_STAGES, MODELS, ModelConfig
 from jaxchat.errors import ConfigError, OutOfMemory
 from jaxchat.evals.model import EvalModel
 from jaxchat.inference.engine import STEPS
@@ -147,7 +147,8 @@ def _load(
     notify: Callable[[str], object],
 ) -> ServedModel:
     """Opens a model that shares the free memory with `left - 1` others."""
-    context, chosen = find_model(root, run, stage)
+    # a base model does not chat, and is served where it is named: to complete texts, to be scored
+    context, chosen = find_model(root, run, stage, MODELS if stage == "base" else CHAT_STAGES)
     model, tokenizer = context.config.model, tokenizer_of(context)
     dtype = backend().dtype
     params = load_model(context.root, chosen, model)

@@ -35,6 +35,11 @@ def test_a_model_may_have_other_names(trained_home):
     assert choose([second], "tiny") is second
 
 
+def test_a_base_model_is_served_where_it_is_named(trained_home):
+    (model,) = load_models(trained_home, [("tiny", "base")], ServeConfig())
+    assert (model.id, model.stage) == ("tiny/base", "base")
+
+
 def test_any_name_may_do(models):
     assert choose(models[:1], "gpt-4o", any_name=True) is models[0]
     with pytest.raises(ApiError, match="no model 'gpt-4o'"):
