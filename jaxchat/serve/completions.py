@@ -284,13 +284,14 @@ class TextCompletion(Answer):
             "choices": choices,
         }
 
-    def _usage(self) -> Mapping[str, int]:
+    def _usage(self) -> Mapping[str, Any]:
         prompt = sum(len(ids) for _, ids in self._prompts)
         total = prompt + self._tokens
         return {
             "prompt_tokens": prompt,
             "completion_tokens": self._tokens,
             "total_tokens": total,
+            "prompt_tokens_details": {"cached_tokens": sum(row.known for row in self._requests)},
         }
 
 

@@ -250,7 +250,7 @@ class ResponseAnswer(Answer):
         prompt = len(self._pending.request.tokens)
         return {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": self._pending.known, "cache_write_tokens": 0},
             "output_tokens": self._tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt + self._tokens,
