@@ -35,7 +35,7 @@ LIMITS = {
 }
 ABSENT = (
     "answers cannot follow a schema here: llguidance is not installed; install it with "
-    "pip install 'llguidance>=1.7' (its wheels are for macOS, and Linux with glibc 2.31 or newer)."
+    "pip install 'llguidance>=1.7' (wheels: Linux with glibc 2.31 or newer, macOS)."
 )
 # Bytes by how soon they probably end an answer
 SOONEST = bytes(dict.fromkeys(b'"]},:@./ 0123456789-aAntfx[{' + bytes(range(256))))
