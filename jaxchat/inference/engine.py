@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
 from jaxchat.inference.changes import packed_changes
 from jaxchat.inference.masks import Packed, free_masks, packed_masks
-from jaxchat.inference.prefixes import Prefixes, Reader
+from jaxchat.inference.prefixes import DeviceState, Reader
 from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job, Service
@@ -42,40 +43,6 @@ PATIENCE = 2
 STEPS = 8  # decode steps of a dispatch
 ROUNDED_SLOTS = 8  # XLA multiplies a row or a few faster in float32: docs/log.md, 2026-11-24
 WAIT = 0.05  # seconds that a step waits where all rows wait for tools
-
-
-class DeviceState:
-    """What the engines of one device share: its weights, and the prompt that was prefilled last.
-
-    One request's samples may go to several engines; its prompt is prefilled once all the same.
-    """
-
-    def __init__(self, prefix_bytes: int = 0) -> None:
-        """At most `prefix_bytes` of what prompts began with are kept."""
-        self.params: Any = None  # None: not set yet
-        self.prefixes = Prefixes(prefix_bytes)
-        self._prompt: tuple[Request, tuple[Cache, int]] | None = None
-
-    def set_params(self, params: Any) -> None:
-        """Takes other weights; what was prefilled with the old ones is of no use."""
-        self.params = params
-        self.prefixes.clear()
-        self.forget()
-
-    def prompt(
-        self, request: Request, prefill: Callable[[], tuple[Cache, int]]
-    ) -> tuple[Cache, int]:
-        """The cache after a request's prompt, and how many tokens of it were kept from others.
-
-        `prefill` makes it where another request was the last.
-        """
-        if self._prompt is None or self._prompt[0] is not request:
-            self._prompt = request, prefill()
-        return self._prompt[1]
-
-    def forget(self) -> None:
-        """Drops the prompt: the weights are others, or an error may have taken it."""
-        self._prompt = None
 
 
 class Engine(Service):
@@ -171,18 +138,22 @@ class Engine(Service):
         self,
         stopped: Callable[[], bool] = lambda: False,
         progress: Callable[[float], object] = lambda share: None,
+        *,
+        rare: bool | None = None,
     ) -> None:
         if any(self._rows) or self._waiting:
             raise EngineError("warm_up was called with requests under way; call it before them.")
-        programs = list(self._programs())
-        for number, program in enumerate(programs, 1):
-            if stopped():
-                break
-            program()
-            self._in_flight = None
-            jax.block_until_ready(self._cache.length)
-            progress(number / len(programs))
-        self._make_cache()
+        programs = list(self._programs(rare))
+        try:
+            for number, program in enumerate(programs, 1):
+                if stopped():
+                    break
+                program()
+                self._in_flight = None
+                jax.block_until_ready(self._cache.length)
+                progress(number / len(programs))
+        finally:
+            self._make_cache()
 
     def submit(self, request: Request) -> Job:
         job = self.make_job(request)
@@ -402,9 +373,19 @@ class Engine(Service):
                 self._tools.drop(row.call)
                 row.call = None
 
-    def _programs(self) -> Iterator[Callable[[], object]]:
-        """Calls that together compile everything, to prefill, insert and decode; no row changes."""
+    def _programs(self, rare: bool | None = None) -> Iterator[Callable[[], object]]:
+        """Calls that together compile everything, to prefill, insert and decode; no row changes.
 
+        `rare`: only what few requests need, or only the rest.
+        """
+        if rare is not True:
+            yield from self._common_programs()
+        if rare is not False:
+            masks = free_masks(self.slots, self.config.vocab_size, self._steps)
+            # rarer combinations are compiled when they come
+            yield from self._dispatches((self._most, True), (0, False, masks))
+
+    def _common_programs(self) -> Iterator[Callable[[], object]]:
         def insert(prompt: tuple[int, ...]) -> None:
             self._insert(self._read(prompt)[0], [0])
 
@@ -413,7 +394,6 @@ class Engine(Service):
             yield partial(self._read, prompt)
             if len(prompt) > CHUNK:  # its last chunk a shorter one
                 yield partial(self._read, prompt[1 + CHUNK // 2 :])
-        masks = free_masks(self.slots, self.config.vocab_size, self._steps)
         for length in self._cache_lengths:
             for other in self._cache_lengths:  # from there to here
                 if other != length:
@@ -421,10 +401,12 @@ class Engine(Service):
             for prompt in prompts:
                 if self._length_for(len(prompt)) <= length:
                     yield partial(self._at, length, partial(insert, prompt))
-            for truncate in (False, True):  # not the rarer combinations
-                for settings in ((0,), (self._most,), (self._most, True), (0, False, masks)):
-                    dispatch = partial(self._dispatch, truncate, *settings)
-                    yield partial(self._at, length, dispatch)
+        yield from self._dispatches((0,), (self._most,))
+
+    def _dispatches(self, *kinds: tuple[Any, ...]) -> Iterator[Callable[[], object]]:
+        """Calls that decode, with every length of the cache; `kinds` are `_dispatch`'s settings."""
+        for length, truncate, kind in product(self._cache_lengths, (False, True), kinds):
+            yield partial(self._at, length, partial(self._dispatch, truncate, *kind))
 
     def _at(self, length: int, program: Callable[[], object]) -> None:
         """Runs a program with a cache of this length."""

@@ -7,7 +7,7 @@ new to it. Whether a chunk was kept or not, the answer is the same to the last b
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
+from jaxchat.inference.request import Request
 from jaxchat.model.backend import Compute, bucket
 from jaxchat.model.chunks import CHUNK, Prefix, empty_prefix, prefix_size
 from jaxchat.model.kv_cache import Cache, slots_of
@@ -68,6 +69,40 @@ def _keys(tokens: Sequence[int]) -> list[bytes]:
 
 def _bytes(chunk: Prefix) -> int:
     return sum(leaf.nbytes for leaf in chunk)
+
+
+class DeviceState:
+    """What the engines of one device share: its weights, and the prompt that was prefilled last.
+
+    One request's samples may go to several engines; its prompt is prefilled once all the same.
+    """
+
+    def __init__(self, prefix_bytes: int = 0) -> None:
+        """At most `prefix_bytes` of what prompts began with are kept."""
+        self.params: Any = None  # None: not set yet
+        self.prefixes = Prefixes(prefix_bytes)
+        self._prompt: tuple[Request, tuple[Cache, int]] | None = None
+
+    def set_params(self, params: Any) -> None:
+        """Takes other weights; what was prefilled with the old ones is of no use."""
+        self.params = params
+        self.prefixes.clear()
+        self.forget()
+
+    def prompt(
+        self, request: Request, prefill: Callable[[], tuple[Cache, int]]
+    ) -> tuple[Cache, int]:
+        """The cache after a request's prompt, and how many tokens of it were kept from others.
+
+        `prefill` makes it where another request was the last.
+        """
+        if self._prompt is None or self._prompt[0] is not request:
+            self._prompt = request, prefill()
+        return self._prompt[1]
+
+    def forget(self) -> None:
+        """Drops the prompt: the weights are others, or an error may have taken it."""
+        self._prompt = None
 
 
 class Reader(NamedTuple):

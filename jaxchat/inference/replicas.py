@@ -14,7 +14,8 @@ from typing import Any, cast
 import jax
 
 from jaxchat.config.schema import ModelConfig
-from jaxchat.inference.engine import DeviceState, Engine
+from jaxchat.inference.engine import Engine
+from jaxchat.inference.prefixes import DeviceState
 from jaxchat.inference.request import Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState
 from jaxchat.inference.service import Job, Service
@@ -104,12 +105,14 @@ class Replicas(Service):
         self,
         stopped: Callable[[], bool] = lambda: False,
         progress: Callable[[float], object] = lambda share: None,
+        *,
+        rare: bool | None = None,
     ) -> None:
         def report(done: int, share: float) -> None:
             progress((done + share) / len(self._firsts))
 
         for number, engine in enumerate(self._firsts):
-            engine.warm_up(stopped, partial(report, number))
+            engine.warm_up(stopped, partial(report, number), rare=rare)
 
     def check(self, request: Request) -> None:
         self.engines[0].check(request)

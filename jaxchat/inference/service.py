@@ -54,10 +54,14 @@ class Service(ABC):
         self,
         stopped: Callable[[], bool] = lambda: False,
         progress: Callable[[float], object] = lambda share: None,
+        *,
+        rare: bool | None = None,
     ) -> None:
         """Compiles every program, so that no request waits for that, or as many as come before
-        `stopped` says so; `progress` is called with the share that is done. Raises EngineError
-        while requests are under way.
+        `stopped` says so; `progress` is called with the share that is done.
+
+        `rare`: only those that few requests need (grammars, penalties), or only the rest. Raises
+        EngineError while requests are under way.
         """
 
     @abstractmethod

@@ -22,9 +22,10 @@ from jaxchat.config.operations import ServeConfig
 from jaxchat.serve import messages, models, prompt, responses, schema, texts
 from jaxchat.serve.completions import TextCompletion
 from jaxchat.serve.guard import Guard
+from jaxchat.serve.metrics import Metrics
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.response_format import answer_grammar
-from jaxchat.serve.scheduler import Metrics, Scheduler
+from jaxchat.serve.scheduler import Scheduler
 from jaxchat.serve.schema import ApiError, bad_request
 from jaxchat.serve.streaming import Answer, ChatCompletion, EventStream, PendingRequest
 from jaxchat.serve.tool_calls import Functions, functions_to_call

@@ -1,4 +1,4 @@
-"""The scheduler: a queue for each model, the thread that owns the engines, and its metrics.
+"""The scheduler: a queue for each model, and the thread that owns the engines.
 
 Nothing else touches the engines. Handlers submit pending requests and get events; they never wait
 for a device. Requests wait here and not in the engine, so that clients take turns, and one that is
@@ -13,15 +13,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from jaxchat.config.operations import ServeConfig
 from jaxchat.inference.request import EngineError
 from jaxchat.inference.service import Job, Service
 from jaxchat.serve.fair_queue import FairQueue
+from jaxchat.serve.metrics import Metrics
 from jaxchat.serve.models import ServedModel
 from jaxchat.serve.schema import ApiError, bad_request, busy, unavailable
 from jaxchat.serve.scoring import PendingScores, ScoringQueue
@@ -32,8 +31,6 @@ log = logging.getLogger("jaxchat.serve")
 FAILURES = 3  # of an engine, one after the other, before its model is given up
 RECENT = 0.2  # weight of the latest request in the mean time of one
 LONGEST_WAIT = 60  # seconds, of a Retry-After header
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class Recipient(Protocol):
@@ -46,42 +43,6 @@ class Recipient(Protocol):
 Posted = tuple[Recipient, Any]
 
 
-class Metrics:
-    """The Prometheus metrics of one server."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"jaxchat_{name}", text, labels, registry=self.registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"jaxchat_{name}", text, buckets=buckets, registry=self.registry)
-
-        self.requests = counter("requests", "Answers, by path and status", "path", "status")
-        self.cancelled = counter("cancelled", "Requests whose client left before the end")
-        self.rejected = counter("rejected", "Requests sent away, or that waited too long")
-        self.tokens = counter("generated_tokens", "Tokens generated, those of tools included")
-        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts that were accepted")
-        self.cached_tokens = counter(
-            "cached_prompt_tokens", "Tokens of prompts that an earlier prompt had read"
-        )
-        self.first_token = histogram(
-            "time_to_first_token_seconds", "From acceptance to the first token", SECONDS
-        )
-        self.between_tokens = histogram(
-            "inter_token_seconds", "Mean time between the tokens of a request", TOKEN_SECONDS
-        )
-
-    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Adds a gauge whose value is read whenever the metrics are."""
-        Gauge(f"jaxchat_{name}", text, registry=self.registry).set_function(value)
-
-    def text(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
-
-
 class _ModelQueue:
     """A model's engine, the requests that wait for it, and those that it serves."""
 
@@ -92,6 +53,7 @@ class _ModelQueue:
         self.live: dict[PendingRequest, tuple[Job, list[int]]] = {}  # tokens sent, of each sample
         self.scoring = ScoringQueue(model.evaluated)
         self.failures = 0
+        self.cold = False  # programs that few requests need are still to be compiled
 
     @property
     def busy(self) -> bool:
@@ -288,16 +250,34 @@ class Scheduler:
             def progress(share: float) -> None:
                 self._compiled = (done + share) / count
 
-            engine.warm_up(lambda: self._stopping, progress)
+            engine.warm_up(lambda: self._stopping, progress, rare=False)
 
         for number, queue in enumerate(self._queues.values()):
             if self._config.warm_up:
                 warm(queue.engine, number)
+                queue.cold = True
         self._ready.set()
+
+    def _warm_up_rest(self) -> None:
+        """Compiles what few requests need, while there is none at all."""
+
+        def busy() -> bool:
+            return self._stopping or any(queue.busy for queue in self._queues.values())
+
+        for queue in self._queues.values():
+            if queue.cold and not queue.dead and not busy():
+                try:
+                    queue.engine.warm_up(busy, rare=True)
+                except Exception:
+                    log.exception("programs of %s were not compiled beforehand", queue.model.id)
+                    queue.cold = False
+                else:
+                    queue.cold = busy()
 
     def _wait_for_work(self) -> bool:
         """Whether there is any; False once the thread is to stop."""
         queues = self._queues.values()
+        self._warm_up_rest()
         with self._changed:
             self._changed.wait_for(
                 lambda: self._stopping or any(queue.busy and not queue.dead for queue in queues)

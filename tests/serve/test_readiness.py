@@ -17,7 +17,7 @@ def compiling(models):
         def open_engine():
             engine = model.open_engine()
 
-            def warm_up(stopped, progress):
+            def warm_up(stopped, progress=lambda share: None, rare=None):
                 progress(0.5)
                 if stops:
                     go_on.wait(60)
@@ -67,3 +67,26 @@ def test_how_far_it_is_is_said(compiling):
     wait_for(lambda: server.scheduler.ready, "it is ready")
     assert server.get("/ready").json() == {"status": "ready"}
     assert server.get("/v1/models/tiny/sft").json()["jaxchat"]["ready"]
+
+
+def test_what_few_requests_need_is_compiled_while_nobody_asks(models):
+    calls = []
+    model = models[0]
+
+    def open_engine():
+        engine = model.open_engine()
+
+        def warm_up(stopped, progress=lambda share: None, rare=None):
+            calls.append(rare)
+            if rare and len(calls) == 2:
+                raise RuntimeError("no memory for the rare")
+
+        engine.warm_up = warm_up
+        return engine
+
+    with serve([dataclasses.replace(model, open_engine=open_engine)], warm_up=True) as server:
+        wait_for(lambda: len(calls) == 2, "the rest is compiled")
+        question = "Who are you?"
+        answer = server.ask(question).json()["choices"][0]["message"]["content"]
+    assert answer == tiny_model.ANSWERS[question], "a program that fails beforehand stops nothing"
+    assert calls == [False, True]
