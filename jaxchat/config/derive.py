@@ -96,6 +96,25 @@ VALUE_GATE_CHANNELS = 12
 SMEAR_GATE_CHANNELS = 24
 
 
+@dataclass(frozen=True)
+class LayerSpec:
+    """What distinguishes one layer from another."""
+
+    window: int  # keys it sees to the left of its own
+    value_embedding: bool
+
+
+def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
+    """One LayerSpec a layer, first to last."""
+    return tuple(
+        LayerSpec(
+            window=window,
+            value_embedding=config.value_embeds and has_value_embedding(layer, config.n_layer),
+        )
+        for layer, window in enumerate(windows(config))
+    )
+
+
 def count_params(model: ModelConfig) -> dict[str, int]:
     """Parameters by group, with `total`; no array is made."""
     d, kv = model.n_embd, model.n_kv_head * model.head_dim

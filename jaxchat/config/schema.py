@@ -346,9 +346,7 @@ class ComputeConfig(Settings):
     # sums in float32, "auto" does that where the processor is made for it (AVX-512 BF16, AMX).
     products: Annotated[str, OneOf(PRODUCTS)] = "auto"
     loss_chunk_rows: Whole = 0  # tokens whose logits are held at once; 0: suits the device
-    # The gradient of relu^2 from its result: a tenth less memory and, on an H100, 1% more time. fp8
-    # has a form of its own, for which this changes nothing.
-    lean_relu2: bool = False
+    lean_relu2: bool = False  # relu^2's gradient from its result: less memory, 1% more time
     compiler_options: tuple[CompilerOption, ...] = ()  # XLA's, beside those of the backend
 
 

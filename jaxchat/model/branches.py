@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from jaxchat.config.derive import layer_specs
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model.attention import causal_attention
 from jaxchat.model.backend import PLAIN, Compute
-from jaxchat.model.gpt import Params, apply, layer_specs
+from jaxchat.model.gpt import Params, apply
 from jaxchat.model.rope import rope_table
 
 

@@ -16,9 +16,10 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
+from jaxchat.config.derive import layer_specs
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model.backend import PLAIN, Compute, bucket
-from jaxchat.model.gpt import Params, apply, layer_specs
+from jaxchat.model.gpt import Params, apply
 from jaxchat.model.kv_cache import Cache, fill, whole_blocks
 from jaxchat.model.rope import rope_table
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -33,8 +32,7 @@ from jaxtyping import Bool, Float, Float32, Int, Key
 from jaxchat.config.derive import (
     SMEAR_GATE_CHANNELS,
     VALUE_GATE_CHANNELS,
-    has_value_embedding,
-    windows,
+    layer_specs,
 )
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model.attention import MAX_SCORE, cached_attention, causal_attention
@@ -51,25 +49,6 @@ Params = dict[str, Any]
 ROUNDED = "rounded"  # the collection of kernels as they are multiplied, beside Flax's "params"
 # (layer, q [B,T,H,K], k [B,T,G,K], v [B,T,G,K]) -> (attended [B,T,H,K], what the mode saves)
 Attend = Callable[[int, Array, Array, Array], tuple[Array, Any]]
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """What distinguishes one layer from another."""
-
-    window: int  # keys it sees to the left of its own
-    value_embedding: bool
-
-
-def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
-    """One LayerSpec a layer, first to last."""
-    return tuple(
-        LayerSpec(
-            window=window,
-            value_embedding=config.value_embeds and has_value_embedding(layer, config.n_layer),
-        )
-        for layer, window in enumerate(windows(config))
-    )
 
 
 def rms_norm(

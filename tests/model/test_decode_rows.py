@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from model_variants import CLASSIC, MODERN, lively_params
 
+from jaxchat.config.derive import layer_specs
 from jaxchat.config.schema import ComputeConfig, ModelConfig
 from jaxchat.inference import jitted
 from jaxchat.model import gpt
@@ -142,7 +143,7 @@ def weight_products(compute: Compute, batch: int = 1) -> list[tuple[int, str]]:
         text,
     )
     layers = (4 if compute.joined else 6) * config.n_layer
-    gates = sum(spec.value_embedding for spec in gpt.layer_specs(config))
+    gates = sum(spec.value_embedding for spec in layer_specs(config))
     assert len(found) == layers + gates + 1
     return [(int(shape.split("x")[0]), kind) for shape, kind in found]
 

@@ -10,11 +10,11 @@ import pytest
 from gpt_reference import logits_of
 from model_variants import CLASSIC, MODERN, VARIANTS, lively_params
 
-from jaxchat.config.derive import count_params, derive_model
+from jaxchat.config.derive import count_params, derive_model, layer_specs
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
 from jaxchat.model.backend import Compute
-from jaxchat.model.gpt import init_params, layer_specs
+from jaxchat.model.gpt import init_params
 from jaxchat.model.kv_cache import init_cache, view_of
 
 forward = jax.jit(gpt.forward, static_argnames=("config", "compute"))
