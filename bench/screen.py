@@ -165,9 +165,10 @@ def _number(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
-def read_results(path: Path = RESULTS) -> list[dict[str, Any]]:
+def read_results() -> list[dict[str, Any]]:
     """The records that are there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def bits_of(records: Sequence[dict[str, Any]]) -> dict[tuple[str, int, int], float]:

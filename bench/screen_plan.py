@@ -60,6 +60,10 @@ class Choice:
     adam: float = 1.0  # of head and embeddings
     decay: float = DECAY
 
+    def name(self, preset: str) -> str:
+        """The variant of the row that tries it."""
+        return f"{preset} {self.scale:g} {self.adam:.2g} {self.decay:g}"
+
     def settings(self, preset: str, head: float = 1.0, embedding: float = 1.0) -> tuple[str, ...]:
         """The preset and its rates; `head` and `embedding` are two more factors."""
         rates = RATES[preset]
@@ -105,8 +109,7 @@ def tuning(preset: str, bits: Bits) -> Generator[Row, None, Choice]:
     """The rows that find a preset's rates, and the best: scale first, then Adam's, then decay."""
 
     def row(choice: Choice) -> Row:
-        name = f"{preset} {choice.scale:g} {choice.adam:.2g} {choice.decay:g}"
-        return Row(name, 1, TUNING_SEED, choice.settings(preset))
+        return Row(choice.name(preset), 1, TUNING_SEED, choice.settings(preset))
 
     def best(choices: Iterable[Choice]) -> Choice:
         return min(choices, key=lambda choice: bits[row(choice).key])
@@ -129,6 +132,18 @@ def tuning(preset: str, bits: Bits) -> Generator[Row, None, Choice]:
         yield from map(row, tried)
         found = best(tried)
     return found
+
+
+def chosen(preset: str, bits: Bits) -> Choice | None:
+    """The best rates of a preset; None while a row is missing."""
+    search = tuning(preset, bits)
+    while True:
+        try:
+            if next(search).key not in bits:
+                return None
+        except StopIteration as end:
+            best: Choice = end.value
+            return best
 
 
 def paired(bits: Bits, switch: str, seeds: tuple[int, ...] = SEEDS) -> Difference | None:
