@@ -17,7 +17,10 @@ from jaxchat.config.schema import RunConfig
 WIDTH, VOCAB, BATCH = 128, 1024, 1024  # BATCH in tokens
 STEPS = {1: 256, 2: 400}  # of the baseline
 SEEDS, FRESH, WIDE_SEEDS, TUNING_SEED = (0, 1, 2), (3, 4, 5), tuple(range(6)), 100
+# Of one or two layers, the middle layer is the last: `backout` could only turn the sign of all
+# features, which it once did (docs/screening.md).
 COMMON = (
+    "model.backout=false",
     f"tokenizer.vocab_size={VOCAB}", "model.sequence_len=256", f"model.n_embd={WIDTH}",
     "model.n_head=1", "model.n_kv_head=1", f"base.batch_tokens={BATCH}", "base.micro_rows=4",
     "optim.warmup_steps=10",
