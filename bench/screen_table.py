@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from screen import bits_of, read_results
+from screen import EQUAL_BYTES, bits_of, read_results
 from screen_pairs import Difference
 from screen_plan import (
     COMPARED,
@@ -87,8 +87,9 @@ def slope_of(bits: Bits, depths: Sequence[int]) -> float | None:
     return statistics.fmean(logs) / math.log(2)
 
 
-def comparison_table(bits: Bits) -> str:
+def comparison_table(bits: Bits, records: Sequence[dict[str, Any]]) -> str:
     """One line for every registered comparison, run or not."""
+    flops = {(r["variant"], r["depth"]): r["flops"] for r in records}
     slope, lines = slope_of(bits, list(STEPS)), []
     for name in COMPARED:
         found = paired(bits, name)
@@ -96,9 +97,13 @@ def comparison_table(bits: Bits) -> str:
             seeds = WIDE_SEEDS if name == "powers" else SEEDS
             wanted = len(seeds) * (1 if name == "powers" else len(STEPS))
             there = sum((name, d, s) in bits for d in STEPS for s in seeds)
-            lines.append([f"`{name}`", f"{there} of {wanted} rows", *[""] * 4, "not run"])
+            state = "not complete" if there else "not run"
+            lines.append([f"`{name}`", f"{there} of {wanted} rows", *[""] * 4, state])
         else:
             lines.append(_line(name, found, len(COMPARED), slope, _depths(bits, name, SEEDS)))
+            if name in EQUAL_BYTES:  # no multiplier: it would be far beyond the baseline's horizon
+                ratios = (flops[name, d] / flops["baseline", d] for d in STEPS)
+                lines[-1][5] = f"at {' and '.join(f'{x:.2f}' for x in ratios)} times the FLOPs"
     return table(_head(len(COMPARED)), lines)
 
 
@@ -161,7 +166,7 @@ def tables(records: Sequence[dict[str, Any]]) -> str:
         "**Baseline**", baseline_table(bits),
         f"**Differences of ln(bits per byte)**, seeds 0 to 2 (`powers`: 0 to 5), {len(COMPARED)} "
         "comparisons",
-        comparison_table(bits),
+        comparison_table(bits, records),
         f"**Confirmation**, seeds 3 to 5, {CONFIRMED} comparisons",
         confirmation_table(bits),
     ])  # fmt: skip
