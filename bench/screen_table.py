@@ -113,7 +113,8 @@ def confirmation_table(bits: Bits) -> str:
     for name in candidates(bits):
         found = paired(bits, name, FRESH)
         if found is not None:
-            lines.append(_line(name, found, CONFIRMED, slope, _depths(bits, name, FRESH)))
+            own = None if name in EQUAL_BYTES else slope
+            lines.append(_line(name, found, CONFIRMED, own, _depths(bits, name, FRESH)))
     return table(_head(CONFIRMED), lines) if lines else "No switch has been run again yet."
 
 
