@@ -2,10 +2,10 @@
 
     python bench/second_turn.py --tokenizer HOME/runs/cpu/tokenizer [--depth 4] [--tokens 1900]
 
-Random weights. Every pair is another conversation: a first turn of --tokens tokens, then a second
-of --new more. The engines answer in turns, after their programs were compiled. Prints medians, and
-the median, least and largest ratio of the pairs; of the first turn, too, which shows what reading
-in chunks costs.
+Random weights, and dispatches as a server has them. Every pair is another conversation: a first
+turn of --tokens tokens, then a second of --new more. The engines answer in turns, after their
+programs were compiled. Prints medians, and the median, least and largest ratio of the pairs; of the
+first turn, too, which shows what reading in chunks costs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from jaxchat.config.schema import ComputeConfig
 from jaxchat.inference.engine import Engine, Request
 from jaxchat.model.capabilities import inference_compute
 from jaxchat.model.gpt import init_params
+from jaxchat.serve.models import dispatch_steps
 from jaxchat.tokenizer import Tokenizer
 
 
@@ -35,9 +36,12 @@ def main() -> int:
     params = init_params(jax.random.key(0), model)
     compute = inference_compute(ComputeConfig(), model)
     engines = [
-        Engine(params, model, tokenizer, slots=4, compute=compute, prefix_bytes=size)
+        Engine(
+            params, model, tokenizer, slots=4, compute=compute, prefix_bytes=size,
+            steps_per_dispatch=dispatch_steps(params),
+        )
         for size in (10**9, 0)
-    ]
+    ]  # fmt: skip
     rng = np.random.default_rng(0)
     found: dict[str, list[tuple[float, ...]]] = {"first turn": [], "second turn": []}
     for turn in range(args.repeats + 2):  # two that compile

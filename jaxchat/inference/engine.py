@@ -21,7 +21,7 @@ from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
 from jaxchat.inference.changes import packed_changes
 from jaxchat.inference.masks import Packed, free_masks, packed_masks
-from jaxchat.inference.prefixes import DeviceState, Reader
+from jaxchat.inference.prefixes import DeviceState, Reader, read_lengths
 from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job, Service
@@ -390,10 +390,11 @@ class Engine(Service):
             self._insert(self._read(prompt)[0], [0])
 
         prompts = [(0,) * length for length in jitted.buckets(jitted.MIN_PROMPT, self.max_len)]
-        for prompt in prompts:
-            yield partial(self._read, prompt)
-            if len(prompt) > CHUNK:  # its last chunk a shorter one
-                yield partial(self._read, prompt[1 + CHUNK // 2 :])
+        reads = {*map(len, prompts)}
+        if self._shared.prefixes.limit:
+            reads |= {*read_lengths(self.max_len)}
+        for length in sorted(reads):
+            yield partial(self._read, (0,) * length)
         for length in self._cache_lengths:
             for other in self._cache_lengths:  # from there to here
                 if other != length:

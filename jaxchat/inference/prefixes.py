@@ -149,3 +149,14 @@ class Reader(NamedTuple):
 def _padded(piece: Sequence[int]) -> tuple[npt.NDArray[np.int32], ...]:
     """A chunk; the last one of a prompt, of which nothing is kept, may be a shorter one."""
     return jitted.padded(piece, bucket(len(piece), jitted.MIN_PROMPT, CHUNK))
+
+
+def read_lengths(context: int) -> list[int]:
+    """Lengths of prompts that together need every program of `Reader`, and the longest one that is
+    read as a whole. Some are beyond the context, where that is no multiple of a chunk.
+    """
+    lengths = [min(CHUNK - 1, context)]
+    for size in jitted.buckets(CHUNK, prefix_size(-(-context // CHUNK), context)):
+        pieces = jitted.buckets(jitted.MIN_PROMPT, CHUNK) if size > CHUNK else [CHUNK]
+        lengths += [size - CHUNK + piece for piece in pieces]
+    return lengths

@@ -23,9 +23,9 @@ from jaxchat.model.gpt import Params, apply
 from jaxchat.model.kv_cache import Cache, fill, whole_blocks
 from jaxchat.model.rope import rope_table
 
-# Tokens that are read at once. Fewer would find longer common beginnings, and take longer: a GPU
-# needs 2 ms for the kernels of a layer stack however few the tokens are.
-CHUNK = 128
+# Tokens that are read at once. With fewer, longer beginnings are found, but all takes longer:
+# products of few rows are less efficient, and a GPU takes some 2 ms however few they are.
+CHUNK = 256
 
 
 class Prefix(NamedTuple):

@@ -123,7 +123,10 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handles signals while serving, in the main thread, and does not pass them on."""
+        """Handles signals while serving, in the main thread, and does not pass them on.
+
+        After one they remain handled: the process ends, and a second signal shall end it as ever.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -131,7 +134,7 @@ class Server(uvicorn.Server):
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in before.items() if not self._signals else ():
                 signal.signal(number, handler)
 
     def serve_until_signal(self, sock: socket.socket) -> None:

@@ -46,7 +46,7 @@ def engine(request, tokenizer):
     )
     asked = []
     engine.warm_up(lambda: bool(asked.append(None)))
-    assert len(asked) == 40  # see test_a_second_engine_and_any_mix_of_requests_compile_little
+    assert len(asked) == 39  # see test_a_second_engine_and_any_mix_of_requests_compile_little
     return engine
 
 

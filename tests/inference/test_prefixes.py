@@ -15,7 +15,7 @@ from jaxchat.model.backend import PLAIN
 from jaxchat.model.chunks import CHUNK
 from jaxchat.model.kv_cache import init_cache, resize, slots_of
 
-CONTEXT = 600  # no power of two, and no multiple of the chunk
+CONTEXT = 900  # no power of two, and no multiple of the chunk
 PRESETS = ("classic", "modern")
 MEGABYTE = 2**20
 
@@ -52,7 +52,7 @@ def ask(engine, tokens, **settings):
     return job.rows[0].completion, job.rows[0].known
 
 
-@pytest.mark.parametrize("length", [CHUNK, 300, 590])
+@pytest.mark.parametrize("length", [CHUNK, 300, 890])
 def test_a_prompt_in_chunks_gives_the_logits_of_the_whole(model, length) -> None:
     config, params = model
     tokens = prompt(length)
@@ -68,9 +68,9 @@ def test_a_prompt_in_chunks_gives_the_logits_of_the_whole(model, length) -> None
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("shared", [CHUNK, 511])
+@pytest.mark.parametrize("shared", [CHUNK, 767])
 def test_what_was_known_changes_no_bit(model, tokenizer, shared) -> None:
-    tokens = prompt(shared) + prompt(580 - shared, seed=1)
+    tokens = prompt(shared) + prompt(880 - shared, seed=1)
     settings = {"temperature": 1.0, "seed": 3, "alternatives": 5}
     alone, none = ask(make(model, tokenizer), tokens, **settings)
     engine = make(model, tokenizer)
@@ -79,13 +79,13 @@ def test_what_was_known_changes_no_bit(model, tokenizer, shared) -> None:
     assert (none, known) == (0, shared // CHUNK * CHUNK)
     assert after == alone
     again, known = ask(engine, tokens, **settings)
-    assert known == 579 // CHUNK * CHUNK
+    assert known == 879 // CHUNK * CHUNK
     assert again == alone
 
 
 def test_the_next_turn_of_a_conversation_reads_what_is_new(model, tokenizer) -> None:
     engine = make(model, tokenizer)
-    first = prompt(400)
+    first = prompt(3 * CHUNK + 20)
     answer, _ = ask(engine, first)
     turn = (*first, *answer.tokens, *prompt(30, seed=4))
     _, known = ask(engine, turn)
@@ -94,7 +94,7 @@ def test_the_next_turn_of_a_conversation_reads_what_is_new(model, tokenizer) -> 
 
 def test_greedy_answers_are_those_without_chunks(model, tokenizer) -> None:
     for seed in range(2):
-        tokens = prompt(200 + 300 * seed, seed)
+        tokens = prompt(280 + 300 * seed, seed)
         answer, _ = ask(make(model, tokenizer), tokens)
         plain, _ = ask(make(model, tokenizer, 0), tokens)
         assert answer.tokens == plain.tokens
@@ -160,12 +160,18 @@ def test_a_prompt_that_is_known_as_a_whole(model, tokenizer) -> None:
 
 
 def test_nothing_is_compiled_after_warming_up(config, params, tokenizer) -> None:
-    engine = make((config, params), tokenizer, max_len=257)
+    engine = make((replace(config, sequence_len=600), params), tokenizer)
     engine.warm_up()
     assert engine._shared.prefixes.bytes == 0
-    programs = (jitted.read_chunk, jitted.append_chunk, jitted.resize_prefix, jitted.cache_of)
+    programs = (
+        jitted.prefill,
+        jitted.read_chunk,
+        jitted.append_chunk,
+        jitted.resize_prefix,
+        jitted.cache_of,
+    )
     before = [program._cache_size() for program in programs]
-    for length in (100, 129, 200, 256):
+    for length in (100, 200, 257, 300, 400, 598):
         ask(engine, prompt(length, length), max_tokens=1)
         ask(engine, prompt(length, length), max_tokens=1)
     assert [program._cache_size() for program in programs] == before

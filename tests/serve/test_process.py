@@ -91,7 +91,7 @@ def test_a_model_answers_to_the_names_it_is_given(start):
 
 def open_stream(client, server):
     """A long answer that has begun."""
-    body = {**asking("Count.", n=8, temperature=1.5), "stream": True}
+    body = {**asking("Count.", n=8, temperature=1.5, ignore_eos=True), "stream": True}
     request = client.build_request("POST", f"{server.url}/v1/chat/completions", json=body)
     answer = client.send(request, stream=True)
     lines = answer.iter_lines()
