@@ -56,7 +56,7 @@ class Prefixes:
             self.bytes -= _bytes(self._chunks.popitem(last=False)[1])
 
     def clear(self) -> None:
-        """Drops all: the weights are others."""
+        """Drops all."""
         self._chunks.clear()
         self.bytes = 0
 
@@ -86,7 +86,6 @@ class DeviceState:
     def set_params(self, params: Any) -> None:
         """Takes other weights; what was prefilled with the old ones is of no use."""
         self.params = params
-        self.prefixes.clear()
         self.forget()
 
     def prompt(
@@ -101,8 +100,9 @@ class DeviceState:
         return self._prompt[1]
 
     def forget(self) -> None:
-        """Drops the prompt: the weights are others, or an error may have taken it."""
+        """Drops what was read of prompts: the weights are others, or an error may have taken it."""
         self._prompt = None
+        self.prefixes.clear()
 
 
 class Reader(NamedTuple):

@@ -7,6 +7,7 @@ import contextlib
 import json
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -234,7 +235,7 @@ def join(deltas: Sequence[Delta]) -> list[Part]:
     return [part for part in parts if part["text"] or part["type"] != "text"]
 
 
-class Answer:
+class Answer(ABC):
     """What a client gets for its requests to the scheduler; they are cancelled when it leaves."""
 
     def __init__(
@@ -242,13 +243,13 @@ class Answer:
     ) -> None:
         self._requests, self._cancel_one = pending, cancel
 
+    @abstractmethod
     def events(self) -> AsyncIterator[bytes]:
         """The stream. An error ends it with an event of its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def whole(self) -> dict[str, Any]:
         """The answer as one. Raises ApiError if it fails or the client leaves."""
-        raise NotImplementedError
 
     @contextlib.asynccontextmanager
     async def attended(self, receive: Receive) -> AsyncIterator[None]:

@@ -145,6 +145,18 @@ def test_other_weights_forget_what_was_read(model, tokenizer) -> None:
     assert after != before
 
 
+def test_an_error_forgets_what_was_read(config, params, tokenizer, monkeypatch) -> None:
+    """What a device had not computed yet when it failed would fail again in every later prompt."""
+    engine = make((replace(config, sequence_len=CONTEXT), params), tokenizer)
+    engine.submit(Request(prompt(300), max_tokens=12))
+    with monkeypatch.context() as patch:
+        patch.setattr(jitted, "picks_of", lambda output: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    assert engine._shared.prefixes.bytes == 0
+    assert ask(engine, prompt(300))[1] == 0
+
+
 def test_a_prompt_that_is_known_as_a_whole(model, tokenizer) -> None:
     engine = make(model, tokenizer)
     request = Request(prompt(2 * CHUNK + 1), max_tokens=4, n=5, temperature=1.0)
