@@ -11,6 +11,8 @@ import httpx
 import pytest
 from live_server import asking, wait_for
 
+from jaxchat.serve.process import SIGNALS, Server
+
 KEY = "a-key-of-some-length"
 
 
@@ -165,3 +167,19 @@ def test_a_port_in_use_and_a_short_key_are_reported(trained_home, capsys, monkey
     monkeypatch.setenv("JAXCHAT_API_KEY", "short")
     assert main(["serve", "--home", str(trained_home)]) == 2
     assert "openssl rand -hex 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("signals", [0, 1])
+def test_signals_remain_handled_while_a_server_ends(signals):
+    """The default would end a process that is ending by itself, with another exit code."""
+    server = Server.__new__(Server)
+    server._signals = 0
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with server.capture_signals():
+            server._signals = signals
+        handled = signal.getsignal(signal.SIGTERM) == server.handle_exit
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert handled == bool(signals)
