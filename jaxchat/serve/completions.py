@@ -21,13 +21,13 @@ from jaxchat.serve.scheduler import Scheduler
 from jaxchat.serve.schema import ApiError
 from jaxchat.serve.scoring import PendingScores
 from jaxchat.serve.streaming import (
-    DONE,
     LOWEST_LOGPROB,
     Answer,
     ClientGone,
     Detokenizer,
     PendingRequest,
     TokenDelta,
+    ending,
     event,
 )
 from jaxchat.serve.texts import CompletionRequest
@@ -252,19 +252,10 @@ class TextCompletion(Answer):
         choices = [self._choice(number, piece) for number, piece in sorted(found.items())]
         return {**self._json(choices), "usage": self._usage()}
 
-    async def events(self) -> AsyncIterator[bytes]:
-        try:
-            async for pieces in self._pieces():
-                yield b"".join(event(self._json([self._choice(n, p)])) for n, p in pieces)
-        except ClientGone:
-            return
-        except ApiError as error:
-            yield event(error.body)
-            return
-        options = self._body.stream_options
-        if options is not None and options.include_usage:
-            yield event({**self._json([]), "usage": self._usage()})
-        yield DONE
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        async for pieces in self._pieces():
+            yield b"".join(event(self._json([self._choice(n, p)])) for n, p in pieces)
+        yield ending(self._body, {**self._json([]), "usage": self._usage()})
 
     def _choice(self, number: int, piece: Piece) -> dict[str, Any]:
         return {

@@ -19,7 +19,7 @@ from jaxchat.inference.engine import Request
 from jaxchat.inference.request import Alternatives, FinishReason
 from jaxchat.inference.stop_strings import StopFinder
 from jaxchat.serve.models import ServedModel
-from jaxchat.serve.schema import ApiError, ChatRequest
+from jaxchat.serve.schema import ApiError, ChatRequest, GenerationRequest
 from jaxchat.serve.tool_calls import CallStream, whole_calls
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import Part, PartParser, PartType
@@ -243,9 +243,22 @@ class Answer(ABC):
     ) -> None:
         self._requests, self._cancel_one = pending, cancel
 
-    @abstractmethod
-    def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncIterator[bytes]:
         """The stream. An error ends it with an event of its own."""
+        try:
+            async for chunk in self._chunks():
+                yield chunk
+        except ClientGone:
+            return
+        except ApiError as error:
+            yield self._failure(error)
+
+    @abstractmethod
+    def _chunks(self) -> AsyncIterator[bytes]:
+        """The stream of an answer that does not fail. Raises ApiError."""
+
+    def _failure(self, error: ApiError) -> bytes:
+        return event(error.body)
 
     @abstractmethod
     async def whole(self) -> dict[str, Any]:
@@ -329,38 +342,28 @@ class ChatCompletion(Answer):
         usage = self._pending.usage(self._tokens)
         return {**self._json("chat.completion", choices), "usage": usage}
 
-    async def events(self) -> AsyncIterator[bytes]:
-        """The stream. An error ends it with an event of its own."""
-        try:
-            calls = [CallStream(self._functions) for _ in self._samples if self._functions]
-            for index in range(len(self._samples)):
-                yield self._chunk(index, {"role": "assistant", "content": None if calls else ""})
-            async for index, deltas, reason in self._deltas():
-                chunks = []
-                for delta in deltas:
-                    if calls:
-                        chunks += self._call_chunks(index, calls[index].feed(delta.text), delta)
-                        continue
-                    sent = self._delta(delta)
-                    if sent or delta.logprobs:
-                        chunks.append(self._chunk(index, sent, [delta]))
-                if reason is not None and calls:
-                    rest = calls[index].close(complete=reason == "stop")
-                    chunks += self._call_chunks(index, rest)
-                if reason is not None:
-                    chunks.append(self._chunk(index, {}, None, self._reason(reason)))
-                if chunks:
-                    yield b"".join(chunks)
-        except ClientGone:
-            return
-        except ApiError as error:
-            yield event(error.body)
-            return
-        options = self._body.stream_options
-        if options is not None and options.include_usage:
-            usage = self._pending.usage(self._tokens)
-            yield event({**self._json("chat.completion.chunk", []), "usage": usage})
-        yield DONE
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        calls = [CallStream(self._functions) for _ in self._samples if self._functions]
+        for index in range(len(self._samples)):
+            yield self._chunk(index, {"role": "assistant", "content": None if calls else ""})
+        async for index, deltas, reason in self._deltas():
+            chunks = []
+            for delta in deltas:
+                if calls:
+                    chunks += self._call_chunks(index, calls[index].feed(delta.text), delta)
+                    continue
+                sent = self._delta(delta)
+                if sent or delta.logprobs:
+                    chunks.append(self._chunk(index, sent, [delta]))
+            if reason is not None and calls:
+                rest = calls[index].close(complete=reason == "stop")
+                chunks += self._call_chunks(index, rest)
+            if reason is not None:
+                chunks.append(self._chunk(index, {}, None, self._reason(reason)))
+            if chunks:
+                yield b"".join(chunks)
+        usage = self._pending.usage(self._tokens)
+        yield ending(self._body, {**self._json("chat.completion.chunk", []), "usage": usage})
 
     def _reason(self, reason: FinishReason) -> str:
         return "tool_calls" if self._functions and reason == "stop" else reason
@@ -424,6 +427,12 @@ class ChatCompletion(Answer):
 def event(value: dict[str, Any]) -> bytes:
     """A server-sent event."""
     return b"data: " + to_json(value).encode() + b"\n\n"
+
+
+def ending(body: GenerationRequest, usage: dict[str, Any]) -> bytes:
+    """The end of a stream of chunks: the one with the usage, if asked for, and the mark."""
+    options = body.stream_options
+    return (event(usage) if options is not None and options.include_usage else b"") + DONE
 
 
 class EventStream(StreamingResponse):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 from live_server import LiveServer, serve, slowed
 from tiny_model import make_home
@@ -37,3 +38,13 @@ def slow_server(models: list[ServedModel]) -> Iterator[LiveServer]:
     """The same, five dispatches (of 8 tokens) a second: slow enough to stop it half-way."""
     with serve([slowed(model, 0.2) for model in models]) as server:
         yield server
+
+
+@pytest.fixture
+def client(live_server: LiveServer) -> Iterator[openai.OpenAI]:
+    """OpenAI's package, as a client of the server."""
+    http = openai.DefaultHttpxClient(trust_env=False)
+    with openai.OpenAI(
+        base_url=live_server.api, api_key="none", max_retries=0, http_client=http
+    ) as client:
+        yield client

@@ -20,15 +20,6 @@ SAID = tiny_model.ANSWERS[WHO]
 TEMPLATE = "<|user_start|>{}<|user_end|><|assistant_start|>"
 
 
-@pytest.fixture
-def client(live_server):
-    http = openai.DefaultHttpxClient(trust_env=False)
-    with openai.OpenAI(
-        base_url=live_server.api, api_key="none", max_retries=0, http_client=http
-    ) as client:
-        yield client
-
-
 @pytest.fixture(scope="module")
 def model(models):
     return models[0]

@@ -16,15 +16,6 @@ WHO = "Who are you?"
 SAID = tiny_model.ANSWERS[WHO]
 
 
-@pytest.fixture
-def client(live_server):
-    http = openai.DefaultHttpxClient(trust_env=False)
-    with openai.OpenAI(
-        base_url=live_server.api, api_key="none", max_retries=0, http_client=http
-    ) as client:
-        yield client
-
-
 def call(client, question=WHO, **settings):
     return client.chat.completions.create(**{"model": "tiny/rl", **asking(question), **settings})
 

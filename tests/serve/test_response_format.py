@@ -29,15 +29,6 @@ class Animal(pydantic.BaseModel):
     friends: list[str]
 
 
-@pytest.fixture
-def client(live_server):
-    http = openai.DefaultHttpxClient(trust_env=False)
-    with openai.OpenAI(
-        base_url=live_server.api, api_key="none", max_retries=0, http_client=http
-    ) as client:
-        yield client
-
-
 def call(client, **settings):
     asked = {"model": "tiny/rl", **asking("Who are you?"), "temperature": 1.0, "seed": 3}
     return client.chat.completions.create(**{**asked, **settings})

@@ -1,20 +1,13 @@
 """The Responses API, as the `openai` package asks for it and adds its events up."""
 
+import json
+
 import openai
 import pytest
 import tiny_model
 
 WHO = "Who are you?"
 SAID = tiny_model.ANSWERS[WHO]
-
-
-@pytest.fixture
-def client(live_server):
-    http = openai.DefaultHttpxClient(trust_env=False)
-    with openai.OpenAI(
-        base_url=live_server.api, api_key="none", max_retries=0, http_client=http
-    ) as client:
-        yield client
 
 
 def ask(client, given=WHO, **settings):
@@ -121,6 +114,74 @@ def test_a_bad_request_says_which_field_is_wrong(client, settings, param):
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, **{"given": settings.pop("input", WHO), **settings})
     assert caught.value.param == param
+
+
+ADD = {
+    "type": "function", "name": "add", "strict": True,
+    "parameters": {
+        "type": "object", "properties": {"a": {"enum": [1, 23]}}, "required": ["a"],
+        "additionalProperties": False,
+    },
+}  # fmt: skip
+STOP = {"type": "function", "name": "stop", "parameters": None, "strict": False}
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice"),
+    [([ADD], "required"), ([ADD, STOP], {"type": "function", "name": "add"}),
+     ([ADD, STOP], "required")],
+)  # fmt: skip
+def test_a_required_call_is_an_item_and_its_stream_adds_up(client, tools, choice):
+    pytest.importorskip("llguidance")
+    settings = {"tools": tools, "tool_choice": choice, "extra_body": {"seed": 3}}
+    whole = ask(client, temperature=1.0, **settings)
+    (made,) = whole.output
+    assert (made.type, made.status, whole.status) == ("function_call", "completed", "completed")
+    arguments = json.loads(made.arguments)
+    assert arguments in ([{"a": 1}, {"a": 23}] if made.name == "add" else [{}])
+    assert made.call_id.startswith("call_")
+    with client.responses.stream(model="tiny/rl", input=WHO, temperature=1.0, **settings) as stream:
+        events = list(stream)
+        (streamed,) = stream.get_final_response().output
+    assert (streamed.name, streamed.arguments) == (made.name, made.arguments)
+    kinds = [event.type.removeprefix("response.") for event in events]
+    assert [kind for kind in kinds if not kind.endswith("delta")] == [
+        "created", "in_progress", "output_item.added", "function_call_arguments.done",
+        "output_item.done", "completed",
+    ]  # fmt: skip
+    deltas = [event.delta for event in events if event.type.endswith("arguments.delta")]
+    assert "".join(deltas) == made.arguments
+    assert events[-1].sequence_number == len(events) - 1
+    # The call and its result are taken as the conversation.
+    result = {"type": "function_call_output", "call_id": made.call_id, "output": "24"}
+    items = [{"role": "user", "content": WHO}, made.model_dump(exclude_none=True), result]
+    assert ask(client, items, tools=tools, max_output_tokens=2).usage.output_tokens > 0
+
+
+def test_a_call_that_is_cut_before_its_name_is_no_item(client):
+    pytest.importorskip("llguidance")
+    settings = {"tools": [ADD, STOP], "tool_choice": "required", "max_output_tokens": 1}
+    assert (ask(client, **settings).status, ask(client, **settings).output) == ("incomplete", [])
+    kinds = [event.type for event in ask(client, stream=True, **settings)]
+    assert kinds == ["response.created", "response.in_progress", "response.incomplete"]
+
+
+def test_an_answer_follows_a_schema(client):
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+    kind = {"type": "json_schema", "name": "A", "schema": schema}
+    got = ask(client, temperature=1.0, text={"format": kind})
+    assert json.loads(got.output_text)["a"] in ("x", "y")
+
+
+def test_a_token_that_ends_the_answer_is_not_shown(client):
+    shown = ask(client, "Count.", max_output_tokens=3).output_text
+    (entry, *_) = client.chat.completions.create(
+        model="tiny/rl", messages=[{"role": "user", "content": "Count."}], temperature=0,
+        max_tokens=3, logprobs=True,
+    ).choices[0].logprobs.content[2:]  # fmt: skip
+    ended = ask(client, "Count.", extra_body={"stop_token_ids": [entry.jaxchat["id"]]})
+    assert (ended.status, ended.output_text) == ("completed", shown.removesuffix(entry.token))
 
 
 def test_nothing_is_stored(client):

@@ -24,15 +24,6 @@ TOOLS = [
 KEYS = {"add": {"a", "b"}, "look": {"way"}, "stop": set()}
 
 
-@pytest.fixture
-def client(live_server):
-    http = openai.DefaultHttpxClient(trust_env=False)
-    with openai.OpenAI(
-        base_url=live_server.api, api_key="none", max_retries=0, http_client=http
-    ) as client:
-        yield client
-
-
 def call(client, tools=TOOLS, **settings):
     asked = {"model": "tiny/rl", **asking("Who are you?"), "temperature": 1.0, "max_tokens": 80}
     return client.chat.completions.create(**{**asked, "tools": tools, "seed": 1, **settings})
