@@ -175,13 +175,14 @@ def of_shapes(matrix: dict[str, Any], stack: tuple[int, ...]) -> dict[str, Any]:
             of_shapes({"old": jnp.zeros((2, 4))}, (4, 2, 2)),
             r"layer.old is float32 \[2, 3\] there and float32 \[2, 4\] here",
         ),
+        (of_shapes({"old": jnp.zeros((5, 3))}, (4, 2, 2)), r"layer.old is .* \[5, 3\] here"),
         (
             of_shapes({"old": jnp.zeros((2, 3), jnp.bfloat16)}, (4, 2, 2)),
             "layer.old is .* and bfloat16",
         ),
         (of_shapes({"old": jnp.zeros((2, 3))}, (4, 2, 3)), r"opt.*.m is float32 \[2, 2\] there"),
     ],
-    ids=["renamed", "missing", "wider", "rounded", "stack of other matrices"],
+    ids=["renamed", "missing", "wider", "taller", "rounded", "stack of other matrices"],
 )
 def test_names_and_shapes_are_those_that_were_saved(
     tmp_path: Path, like: dict[str, Any], reason: str
