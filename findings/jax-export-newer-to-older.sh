@@ -7,10 +7,12 @@
 # the newer one wrote (tanh of a product, summed: 15.9893). Both need flatbuffers, which neither
 # requires.
 # Exits 0 while that is so, 1 once it changes. Needs Python 3.12 (PYTHON=...). About 700 MB.
+# Counter: OLDER=0.4.35
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-for version in 0.10.2 0.12.0.1; do
+older=${OLDER:-0.10.2}
+for version in "$older" 0.12.0.1; do
     "${PYTHON:-python3.12}" -m venv "$folder/$version"
     "$folder/$version/bin/pip" install -q "jax==$version" "jaxlib==$version" flatbuffers==25.12.19
 done
@@ -37,6 +39,7 @@ print("jax", jax.__version__, f"reads it: {float(exported.call(jnp.ones((4, 4)))
 PYTHON
 export JAX_PLATFORMS=cpu
 "$folder/0.12.0.1/bin/python" "$folder/write.py" "$folder/program"
-found=$("$folder/0.10.2/bin/python" "$folder/read.py" "$folder/program")
+echo "versions: jax 0.12.0.1 to $older"
+found=$("$folder/$older/bin/python" "$folder/read.py" "$folder/program")
 echo "$found"
-[ "$found" = 'jax 0.10.2 reads it: 15.9893' ]
+[ "$found" = "jax $older reads it: 15.9893" ]

@@ -6,6 +6,7 @@
 # Happens (2026-11-28): ValueError "Topology mismatch detected", without a target and with one of
 # ShapeDtypeStructs alone. With a sharding in the target it is restored.
 # Exits 0 while that is so, 1 once it changes. ORBAX=VERSION tries another one. About 450 MB.
+# Counter: DEVICES=1
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -17,7 +18,7 @@ import sys
 import jax
 import orbax.checkpoint as ocp
 
-mesh = jax.make_mesh((8,), ("x",))
+mesh = jax.make_mesh((len(jax.devices()),), ("x",))
 rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
 with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(sys.argv[1], {"w": jax.device_put(jax.numpy.arange(16.0), rows)})
@@ -29,7 +30,7 @@ from importlib.metadata import version
 import jax
 import orbax.checkpoint as ocp
 
-print("orbax-checkpoint", version("orbax-checkpoint"))
+print("versions: orbax-checkpoint", version("orbax-checkpoint"))
 shape = jax.ShapeDtypeStruct((16,), "float32")
 here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 placed = jax.ShapeDtypeStruct((16,), "float32", sharding=here)
@@ -42,7 +43,7 @@ with ocp.StandardCheckpointer() as checkpointer:
             print(f"{name}: {str(error).partition('.')[0]}")
 PYTHON
 export JAX_PLATFORMS=cpu
-XLA_FLAGS=--xla_force_host_platform_device_count=8 "$folder/env/bin/python" "$folder/save.py" "$folder/saved"
+XLA_FLAGS=--xla_force_host_platform_device_count=${DEVICES:-8} "$folder/env/bin/python" "$folder/save.py" "$folder/saved"
 found=$("$folder/env/bin/python" "$folder/restore.py" "$folder/saved")
 echo "$found"
 grep -qx 'no target: Topology mismatch detected' <<<"$found"

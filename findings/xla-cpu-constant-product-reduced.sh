@@ -10,10 +10,11 @@
 # and when YNNPACK is not used (XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=): the
 # optimized program is one "__ynn_fusion" of broadcast, dot and reduce.
 # Exits 0 while that is so, 1 once it changes. JAX=VERSION tries another one.
+# Counter: XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/env"
+"${PYTHON:-python3}" -m venv "$folder/env"
 "$folder/env/bin/pip" install -q "jax==${JAX:-0.10.2}" "jaxlib==${JAX:-0.10.2}" numpy==2.4.6
 cat >"$folder/product.py" <<'PYTHON'
 import jax
@@ -25,7 +26,7 @@ def reduced(size, reduce):
     return float(jax.jit(lambda a: reduce(a @ jnp.ones((size, size))))(jnp.ones((8, size))))
 
 
-print("jax", jax.__version__)
+print("versions: jaxlib", jax.lib.__version__)
 for size in (448, 512, 1024):
     found = reduced(size, jnp.sum), reduced(size, jnp.max)
     print(f"{size}: sum {found[0]:g} of {8 * size**2:g}, maximum {found[1]:g} of {size}")

@@ -64,15 +64,23 @@ class Checkpoints:
         return step
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-        """Starts saving; the arrays are copied first, so they may be donated afterwards."""
+        """Starts saving; the arrays are copied first, so they may be donated afterwards.
+
+        Raises ArtifactError where a later step is there: Orbax saves nothing then, and returns.
+        """
         # Orbax does not notice every damaged file when it restores: the fingerprint does.
         described = {"format": FORMAT, "step": step, "fingerprint": fingerprint(state), **meta}
         with self._in_time():
-            self._manager.save(
+            begun = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(described)
                 ),
+            )
+        if not begun:
+            raise ArtifactError(
+                f"the checkpoint of step {step} was not saved, for {self.folder} has one of step "
+                f"{self.latest()}; delete that, or use --force to restart the stage."
             )
 
     def wait(self) -> None:
@@ -119,6 +127,9 @@ class Checkpoints:
         )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
+            # What is not there, or has another shape, `strict=False` would fill up or cut.
+            if differs := _difference(_saved_arrays(path / "state"), _arrays(like)):
+                raise ValueError(f"it is of another model: {differs}")
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -147,6 +158,42 @@ def remove_checkpoints(folder: Path, *, last: bool) -> None:
         remove(path)
 
 
+def _saved_arrays(folder: Path) -> dict[str, str]:
+    """The arrays of a checkpoint on disk: name -> type and shape, as `_arrays` has them."""
+    with _checkpointer() as checkpointer:
+        return _arrays(checkpointer.metadata(folder).item_metadata.tree)
+
+
+def _arrays(tree: Any) -> dict[str, str]:
+    """The arrays of a tree: name -> type and shape; of the optimizer's stacks, that of a matrix."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if hasattr(leaf, "shape"):  # else nothing is there, which Orbax notes, too
+            shape = leaf.shape[1:] if _is_stack(path) else leaf.shape
+            name = ".".join(str(_key(part)) for part in path)
+            found[name] = f"{np.dtype(leaf.dtype)} {list(shape)}"
+    return found
+
+
+def _key(part: Any) -> Any:
+    """What Orbax calls a part of a path: a field of a named tuple like a key of a dict."""
+    return next(getattr(part, name) for name in ("key", "name", "idx") if hasattr(part, name))
+
+
+def _is_stack(path: tuple[Any, ...]) -> bool:
+    """Whether an array is one of the optimizer's stacks, which are filled up as the mesh wants."""
+    return any(isinstance(key, DictKey) and key.key == STACKS for key in path)
+
+
+def _difference(saved: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    """The first array that differs, in words; "" where none does."""
+    for name in sorted({*saved, *wanted}):
+        old, new = saved.get(name, "missing"), wanted.get(name, "missing")
+        if old != new:
+            return f"{name} is {old} there and {new} here"
+    return ""
+
+
 def fingerprint(state: Any) -> str:
     """A hash of a state, the same on every mesh; a flipped bit always changes it.
 
@@ -156,8 +203,7 @@ def fingerprint(state: Any) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         array = jnp.asarray(leaf)
-        stacked = any(isinstance(key, DictKey) and key.key == STACKS for key in path)
-        shape = array.shape[1:] if stacked else array.shape
+        shape = array.shape[1:] if _is_stack(path) else array.shape
         digest.update(f"{jax.tree_util.keystr(path)} {shape} {array.dtype}".encode())
         # Read at once: of several processes, programs in flight could meet in different orders.
         digest.update(np.asarray(jax.device_get(_sums(array))).tobytes())

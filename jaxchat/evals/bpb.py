@@ -28,6 +28,7 @@ from jaxchat.evals.model import EvalModel
 from jaxchat.model import gpt, loss
 from jaxchat.model.backend import PLAIN, Compute, backend
 from jaxchat.model.loss import cross_entropy
+from jaxchat.model.vocabulary import check_ids
 from jaxchat.optim.zero import ZeroLayout
 from jaxchat.parallel.mesh import batch_shards, make_mesh, put, put_batch, replicated
 from jaxchat.parallel.spmd import mesh_compute, over_rows
@@ -84,7 +85,12 @@ def bits_per_byte(
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
     sums_over = _sums_over(mesh, model, compute.unrounded())
     weights = params, put(np.asarray(token_bytes, np.int32), replicated(mesh))
-    micro = ({name: np.asarray(rows)[None] for name, rows in batch.items()} for batch in batches)
+
+    def one(batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        check_ids(np.asarray(batch["tokens"]), model.vocab_size, "a row of text")
+        return {name: np.asarray(rows)[None] for name, rows in batch.items()}
+
+    micro = map(one, batches)
     dispatched = (sums_over(weights, put_batch(mesh, batch)) for batch in micro)
     sums = [(float(nats), float(size)) for nats, size in in_flight(dispatched)]
     nats, size = (math.fsum(column) for column in zip(*sums, strict=True)) if sums else (0.0, 0.0)

@@ -20,6 +20,7 @@ from jaxchat.evals.logits import read_logits
 from jaxchat.evals.model import EvalModel
 from jaxchat.model import gpt
 from jaxchat.model.backend import Compute, backend, bucket
+from jaxchat.model.vocabulary import check_ids
 
 SMALLEST = 32  # tokens of a row
 ROWS = 4  # rows of a batch are a power of this, or as many as it holds: few shapes are compiled
@@ -45,6 +46,7 @@ def score_tokens(
     found: dict[int, TokenScores] = {}
     for places, rows, time in _batches(prompts, sizes, model.config.sequence_len):
         arrays = _arrays([prompts[place] for place in places], rows, time)
+        check_ids(arrays[0], model.config.vocab_size, "a prompt")
         scores = _scores(
             model.params, *arrays,
             model=model.config, compute=model.compute, head=sizes.head, likeliest=likeliest,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Float32, Int32, UInt32
+from jaxtyping import Float, Float32, Int32, Key, UInt32
 
 SMALLEST = 2.0**-126  # temperature: a processor may take what is less for 0
 
@@ -31,12 +31,20 @@ def uniforms(rows: Sampling, position: Int32[Array, " B *rest"]) -> Float32[Arra
     """What `sample` chooses by: a number in [0, 1) for each row and position, the same."""
 
     def one(seed: Array, stream: Array, position: Array) -> Array:
-        key = jax.random.fold_in(jax.random.key(seed), stream)
-        return jax.random.uniform(jax.random.fold_in(key, position))
+        return jax.random.uniform(token_key(seed, stream, position))
 
     for _ in position.shape[1:]:
         one = jax.vmap(one, in_axes=(None, None, 0))
     return jax.vmap(one)(rows.seed, rows.stream, position)
+
+
+def token_key(seed: Array, stream: Array, position: Array) -> Key[Array, ""]:
+    """The key of one token.
+
+    The weights of a run with this seed begin with keys of the same tree, since `split(key)[i]` is
+    `fold_in(key, i)`; but none has the key of a token (`tests/inference/test_sampling.py`).
+    """
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), position)
 
 
 def sample(

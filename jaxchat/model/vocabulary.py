@@ -1,4 +1,4 @@
-"""The vocabulary of a model, cut to the ids that stand for something."""
+"""The vocabulary of a model: which ids it has, and which of them stand for something."""
 
 from __future__ import annotations
 
@@ -6,8 +6,25 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxchat.config.schema import ModelConfig
+from jaxchat.errors import ArtifactError
+
+
+def check_ids(ids: np.ndarray, vocab_size: int, source: str) -> None:
+    """Raises ArtifactError where ids of any shape, out of `source`, are not all of 0 to V-1.
+
+    A device would not: it takes the last row of a table for every id beyond it.
+    """
+    if not ids.size:
+        return
+    least, most = int(ids.min()), int(ids.max())
+    if least < 0 or most >= vocab_size:
+        raise ArtifactError(
+            f"{source} has the id {least if least < 0 else most}, and the vocabulary only "
+            f"{vocab_size:,}; make it again with the tokenizer that the model was trained with."
+        )
 
 
 def cut_vocabulary(params: Any, config: ModelConfig, ids: int) -> tuple[Any, ModelConfig]:

@@ -23,6 +23,7 @@ from jaxchat.data.loader import (
 )
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.bpb import bits_per_byte, check_bytes
+from jaxchat.model.vocabulary import check_ids
 from jaxchat.optim.optimizer import carry_over, make_optimizer
 from jaxchat.parallel.mesh import batch_shards, put_batch, row_share
 from jaxchat.signals import Interrupted
@@ -155,6 +156,8 @@ def _held_out(job: FitJob, rows: int, share: tuple[int, int]) -> list[dict[str, 
     """The batches of `rows` held-out rows, or one with fewer where there are fewer."""
     there = min(len(job.held_out), job.train.eval_rows)
     batches = list(validation_batches(job.held_out, rows, there, *share))
+    for batch in batches:
+        check_ids(batch["tokens"], job.model.vocab_size, f"a held-out row of {job.title}")
     if there < rows and jax.process_index() == 0:
         print(
             f"{job.title}: bits per byte are of {there} held-out row{'s' * (there > 1)}, fewer "
@@ -253,6 +256,7 @@ class _Loop:
     def batch_of(self, step: int) -> Any:
         """A step's batch [A, B, T+1] on the mesh."""
         flat = self.batches[data_index(step, self.skipped)]
+        check_ids(flat["tokens"], self.job.model.vocab_size, f"a row of {self.job.title}")
         split = {k: v.reshape(self.accumulation, -1, *v.shape[1:]) for k, v in flat.items()}
         return put_batch(self.job.mesh, split)
 

@@ -5,7 +5,8 @@ slows it. A tracker that fails is reported once, then disabled. A session that r
 the records that metrics.jsonl has, so that there is neither a gap nor a step twice:
 
     tensorboard  STAGE/tensorboard is written from the start
-    trackio      records that were sent before (STAGE/tracked-trackio counts them) are left out
+    trackio      records that were sent before (STAGE/tracked-trackio counts them) are left out; a
+                 stage that is done again gets a run of another name: RUN-STAGE-2
     wandb        the run of STAGE/tracker-id continues; steps that its server has are left out
 """
 
@@ -18,7 +19,7 @@ import queue
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,15 +150,31 @@ def _trackio(folder: Path, title: str, fresh: bool) -> Tracker:
     import trackio
 
     mark = folder / "tracked-trackio"
-    if fresh:
-        mark.unlink(missing_ok=True)
-    sent = int(mark.read_text(encoding="utf-8")) if mark.exists() else 0
-    run = trackio.init(project=PROJECT, name=title, resume="never" if fresh else "allow")
-    count = itertools.count(1)
+    sent, name = 0, title
+    if not fresh and mark.exists():  # files of older versions have the count alone
+        count, _, noted = mark.read_text(encoding="utf-8").partition("\n")
+        sent, name = int(count), noted or title
+    elif fresh:  # or its steps would be shown in one curve with those of before
+        name = free_name(title, _trackio_names(trackio.Api()))
+    run = trackio.init(project=PROJECT, name=name, resume="never" if fresh else "allow")
+    counter = itertools.count(1)
 
     def log(step: int, values: Mapping[str, float]) -> None:
-        if (number := next(count)) > sent:
+        if (number := next(counter)) > sent:
             run.log(dict(values), step=step)
-            mark.write_text(str(number), encoding="utf-8")
+            mark.write_text(f"{number}\n{run.name}", encoding="utf-8")
 
     return Tracker(log, run.finish)
+
+
+def _trackio_names(api: Any) -> set[str]:
+    try:
+        return {run.name for run in api.runs(PROJECT)}
+    except ValueError:  # there is no such project yet
+        return set()
+
+
+def free_name(title: str, taken: Container[str]) -> str:
+    """The title, or with the first number from 2 that nobody has."""
+    numbered = (f"{title}-{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([title], numbered) if name not in taken)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from handed_over import HandedOver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_shards import ROW, TOKENIZER, contents, prepare, write_texts
@@ -38,6 +39,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def source(whole: Path) -> ShardedRows:
     return ShardedRows(whole, TOKENIZER.hash, window=WINDOW)
+
+
+def test_batches_are_arrays_of_their_own(source: ShardedRows) -> None:
+    batches, handed = training_batches(source, 8, 0), HandedOver()
+    for step in range(5):
+        handed.note(batches[step])
+    handed.check(calls=5)
 
 
 def shard(folder: Path, number: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from jaxchat.checkpoints.nanochat import nanochat_name
 from jaxchat.checkpoints.tensors import to_params
 from jaxchat.config.derive import derive_model, windows
 from jaxchat.config.schema import MeshConfig, ModelConfig
+from jaxchat.errors import ArtifactError
 from jaxchat.evals.core.bundle import read_bundle, read_examples
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.core.prompts import draw_shots, find_scored, prompts
@@ -180,3 +181,9 @@ def test_windows_are_those_of_the_training_length(pattern, length):
     """nanochat's _compute_window_sizes: a quarter in whole tiles of 128, and sequence_len."""
     model = dataclasses.replace(derive_model(4, "modern", 265), window_pattern=pattern)
     assert windows(model) == length
+
+
+def test_prompts_beyond_the_vocabulary_are_refused(params, model, tokenizer):
+    fewer = dataclasses.replace(model, vocab_size=100)  # but of 256 bytes and 9 special ones
+    with pytest.raises(ArtifactError, match=r"a prompt of CORE has the id 256, and the vocab"):
+        evaluate_core(EvalModel(lambda: params, fewer, tokenizer), read_bundle(BUNDLE), sizes=SMALL)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxchat.config.schema import ModelConfig
+from jaxchat.errors import ArtifactError
 from jaxchat.evals.core.prompts import Choice, split_rows
 from jaxchat.evals.core.scoring import score_rows
 from jaxchat.evals.model import EvalModel
@@ -69,3 +70,9 @@ def test_sums_are_those_of_core(model, prompts):
         if len(prompts[number]) > 1:
             part = scores.logprobs[starts[number] - 1 :]
             assert -part.mean() == pytest.approx(losses[number, 0].loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("bad", [CONFIG.vocab_size, -1])
+def test_ids_beyond_the_vocabulary_are_refused(model, bad):
+    with pytest.raises(ArtifactError, match=rf"a prompt has the id {bad}, and the vocabulary only"):
+        score_tokens([[1, 2], [3, bad, 4]], model)

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import sampling
-from jaxchat.inference.sampling import Sampling
+from jaxchat.inference.sampling import Sampling, token_key
+from jaxchat.model import gpt
+from jaxchat.model.init import init_table
 
 
 @functools.partial(jax.jit, static_argnames="truncate")
@@ -191,3 +194,43 @@ def test_a_log_probability_is_never_above_zero():
     _, others = sampling.likeliest(logits, 5)
     assert float(logprobs.max()) <= 0
     assert float(others.max()) <= 0
+
+
+def keys_of_weights(seed: int, config: ModelConfig) -> np.ndarray:
+    """The keys [N] that the initial weights of a seed are drawn with, as 64 bits each."""
+    keys = []
+
+    def noting(initializer):
+        def init(key, *rest):
+            keys.append(jax.random.key_data(key))
+            return initializer(key, *rest)
+
+        return init
+
+    def table(config):
+        return {name: noting(initializer) for name, initializer in init_table(config).items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpt, "init_table", table)
+        gpt.init_params.__wrapped__(jax.random.key(seed), config)
+    return np.stack(keys).view(np.uint64)[:, 0]
+
+
+@pytest.mark.parametrize("seed", [0, 42, 2**32 - 1])
+def test_no_token_has_the_key_of_a_weight(seed):
+    """Of a prompt and an answer of 65,536 tokens, in any of 8 samples."""
+    deep = ModelConfig(
+        8, 4, n_layer=24, n_head=2, n_kv_head=2, n_embd=32, value_embeds=True,
+        residual_scalars=True, smear=True, backout=True, init="modern",
+    )  # fmt: skip
+    weights = keys_of_weights(seed, deep)
+    assert len(set(weights.tolist())) == len(weights) > 24 * 7, "two weights share a key"
+    streams, positions = jnp.arange(8), jnp.arange(65_536)
+    keys = jax.vmap(jax.vmap(token_key, (None, None, 0)), (None, 0, None))
+    tokens = np.asarray(jax.random.key_data(keys(jnp.uint32(seed), streams, positions)))
+    tokens = np.ascontiguousarray(tokens).view(np.uint64)
+    assert len(np.unique(tokens)) == 8 * 65_536
+    assert not np.isin(weights, tokens).any()
+    seeds = jax.vmap(lambda stream: jax.random.fold_in(jax.random.key(seed), stream))(streams)
+    head = np.asarray(jax.random.key_data(seeds)).view(np.uint64)[1]
+    assert head in weights, "what this test is about: the second sample's key is lm_head's"

@@ -16,7 +16,7 @@ from jaxchat.checkpoints.save import Checkpoints, fingerprint, hash_params, load
 from jaxchat.config.schema import MeshConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.optim.optimizer import make_optimizer
-from jaxchat.optim.stacking import stack
+from jaxchat.optim.stacking import STACKS, stack
 from jaxchat.parallel.mesh import make_mesh, replicated
 from jaxchat.train.step import TrainState, init_state
 
@@ -147,6 +147,66 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         for other in (wider, {"other": np.zeros(3, np.float32)}):
             with pytest.raises(ArtifactError, match=r"checkpoints/1 cannot be read .* --force"):
                 checkpoints.restore(1, other)
+
+
+def test_a_save_below_the_newest_step_is_no_silent_success(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(3, {"x": jnp.ones(3)}, {})
+        with pytest.raises(ArtifactError, match=r"step 2 was not saved, for .* has one of step 3;"):
+            checkpoints.save(2, {"x": jnp.zeros(3)}, {})
+        checkpoints.wait()
+        assert checkpoints.latest() == 3
+
+
+SAVED = {"layer": {"old": jnp.ones((2, 3))}, "opt": {STACKS: {"m": jnp.ones((4, 2, 2))}}}
+
+
+def of_shapes(matrix: dict[str, Any], stack: tuple[int, ...]) -> dict[str, Any]:
+    """A state of zeros as SAVED, of these shapes."""
+    return {"layer": matrix, "opt": {STACKS: {"m": jnp.zeros(stack)}}}
+
+
+@pytest.mark.parametrize(
+    ("like", "reason"),
+    [
+        (of_shapes({"new": jnp.zeros((2, 3))}, (4, 2, 2)), "layer.new is missing there"),
+        (of_shapes({}, (4, 2, 2)), r"layer.old is float32 \[2, 3\] there and missing here"),
+        (
+            of_shapes({"old": jnp.zeros((2, 4))}, (4, 2, 2)),
+            r"layer.old is float32 \[2, 3\] there and float32 \[2, 4\] here",
+        ),
+        (of_shapes({"old": jnp.zeros((5, 3))}, (4, 2, 2)), r"layer.old is .* \[5, 3\] here"),
+        (
+            of_shapes({"old": jnp.zeros((2, 3), jnp.bfloat16)}, (4, 2, 2)),
+            "layer.old is .* and bfloat16",
+        ),
+        (of_shapes({"old": jnp.zeros((2, 3))}, (4, 2, 3)), r"opt.*.m is float32 \[2, 2\] there"),
+    ],
+    ids=["renamed", "missing", "wider", "taller", "rounded", "stack of other matrices"],
+)
+def test_names_and_shapes_are_those_that_were_saved(
+    tmp_path: Path, like: dict[str, Any], reason: str
+) -> None:
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, SAVED, {})
+        checkpoints.wait()
+        with pytest.raises(ArtifactError, match=rf"it is of another model: {reason}.*--force"):
+            checkpoints.restore(1, like)
+
+
+@pytest.mark.parametrize("size", [4, 6])
+def test_only_the_first_axis_of_the_stacks_may_differ(tmp_path: Path, size: int) -> None:
+    state = of_shapes({"old": jnp.ones((2, 3))}, (4, 2, 2))
+    filled = jnp.zeros((4, 2, 2)).at[:3].set(2.0)  # the last matrix is filling
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, {**state, "opt": {STACKS: {"m": filled}}}, {})
+        checkpoints.wait()
+        got, _ = checkpoints.restore(1, of_shapes({"old": jnp.zeros((2, 3))}, (size, 2, 2)))
+        with pytest.raises(ArtifactError, match="its fingerprint is not the one"):
+            checkpoints.restore(1, of_shapes({"old": jnp.zeros((2, 3))}, (2, 2, 2)))
+    assert got["opt"][STACKS]["m"].shape == (size, 2, 2)
+    np.testing.assert_array_equal(got["opt"][STACKS]["m"][:3], 2.0)
+    assert not got["opt"][STACKS]["m"][3:].any()
 
 
 @pytest.mark.parametrize("file", range(3))

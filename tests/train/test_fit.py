@@ -15,16 +15,27 @@ import jax
 import numpy as np
 import pytest
 import tiny_training
-from tiny_training import CLASSIC, TRAIN, VOCAB, T, random_params, tiny_job, write_tiny_rows
+from handed_over import HandedOver
+from tiny_training import (
+    CLASSIC,
+    TOKENIZER,
+    TRAIN,
+    VOCAB,
+    T,
+    random_params,
+    tiny_job,
+    write_tiny_rows,
+)
 
 from jaxchat.checkpoints.save import Checkpoints, hash_params
 from jaxchat.config.schema import MeshConfig, TrainConfig
 from jaxchat.data.loader import AHEAD, RowSource, training_batches
+from jaxchat.data.shard_folder import write_rows
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.signals import Interrupted, stop_requests
-from jaxchat.train import session
+from jaxchat.train import loop, session
 from jaxchat.train.loop import FitJob, FitResult, count_steps, fit, plan_batch
 from jaxchat.train.metrics import read_metrics
 from jaxchat.train.profiling.capture import Capture
@@ -60,6 +71,30 @@ def assert_same_run(job: FitJob, got: FitResult, whole: Any) -> None:
     assert records(job) == metrics
     assert times(job) == sorted(times(job)), "the time of a session before was forgotten"
     assert 0 < times(job)[0] <= times(job)[-1] <= got.seconds + 0.001  # rounded to ms
+
+
+def test_no_batch_is_written_to_once_it_is_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = HandedOver()
+    monkeypatch.setattr(loop, "put_batch", batches.watch(loop.put_batch))
+    fit(tiny_job(tmp_path), random_params(CLASSIC))
+    batches.check(calls=12)
+
+
+def test_rows_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path)
+    fewer = replace(CLASSIC, vocab_size=40)
+    with pytest.raises(ArtifactError, match=r"a held-out row of test has the id \d+, and the voc"):
+        fit(replace(job, model=fewer), random_params(fewer))
+    tokens = np.zeros((20, T + 1), np.uint16)  # held-out rows that are in the vocabulary
+    write_rows(tmp_path / "zeros", tokens, None, TOKENIZER)
+    within = RowSource(tmp_path / "zeros", TOKENIZER)
+    with pytest.raises(ArtifactError, match=r"a row of test has the id \d+, and the vocabulary"):
+        fit(replace(job, model=fewer, held_out=within), random_params(fewer))
+    one = {"tokens": np.full((1, T + 1), VOCAB - 1), "mask": np.ones((1, T + 1))}
+    with pytest.raises(ArtifactError, match="a row of text has the id 299"):
+        bits_per_byte(random_params(fewer), [one], job.token_bytes, fewer)
 
 
 def test_a_run_logs_every_step_once_and_learns(whole: Any, tmp_path: Path) -> None:

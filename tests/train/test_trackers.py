@@ -4,10 +4,12 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -43,11 +45,12 @@ def needs(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(missing, reason=f"{name} is not installed")
 
 
-def killed_and_resumed(name: str, folder: Path) -> None:
+def killed_and_resumed(name: str, folder: Path, store: Path | None = None) -> None:
     """Steps 0 to 9, a kill, and steps 7 to 11 from the checkpoint."""
+    store = store or folder / "trackio"
     for first, end, how in ((0, 10, "killed"), (7, 12, "closed")):
         command = [sys.executable, "-c", SESSION, name, str(folder), str(first), str(end), how]
-        quiet = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(folder / "trackio")}
+        quiet = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(store)}
         done = subprocess.run(
             command, env={**os.environ, **quiet}, capture_output=True, text=True, check=False
         )
@@ -79,6 +82,80 @@ def test_trackio_has_each_step_once(tmp_path):
     losses = [(step, values["loss"]) for step, values in records if "loss" in values]
     assert losses == [(step, 100.0 - step) for step in range(12)]
     assert [step for step, values in records if "bits_per_byte" in values] == [3, 7, 11]
+
+
+@needs("trackio")
+@pytest.mark.slow
+def test_trackio_gives_a_stage_that_is_done_again_a_run_of_its_own(tmp_path):
+    stage = tmp_path / "run" / "base"
+    names = ["run-base", "run-base-2"]
+    for number in (1, 2):
+        killed_and_resumed("trackio", stage, tmp_path / "trackio")
+        shutil.rmtree(stage)  # --force
+        (path,) = (tmp_path / "trackio").glob("jaxchat*.db")
+        with sqlite3.connect(path) as database:
+            rows = database.execute("select run_name, metrics from metrics order by id").fetchall()
+        for name in names[:number]:
+            losses = [json.loads(values).get("loss") for of, values in rows if of == name]
+            assert [loss for loss in losses if loss] == [100.0 - step for step in range(12)]
+        assert {of for of, _ in rows} == set(names[:number])
+
+
+class Trackio:
+    """As much of trackio 0.43 as is used; two runs may have one name, as there."""
+
+    def __init__(self) -> None:
+        self.runs: list[types.SimpleNamespace] = []
+
+    def init(self, project: str, name: str, resume: str) -> types.SimpleNamespace:
+        found = [run for run in self.runs if run.name == name] if resume == "allow" else []
+        if not found:
+            records: list[tuple[int, dict[str, float]]] = []
+            run = types.SimpleNamespace(name=name, project=project, records=records)
+            run.log = lambda values, step: run.records.append((step, values))
+            run.finish = lambda: None
+            self.runs.append(run)
+        return found[-1] if found else run
+
+    def Api(self) -> types.SimpleNamespace:
+        def runs(project: str) -> list[types.SimpleNamespace]:
+            if not self.runs:
+                raise ValueError(f"Project '{project}' does not exist")
+            return self.runs
+
+        return types.SimpleNamespace(runs=runs)
+
+
+def test_a_stage_that_is_done_again_renames_its_run_and_resumes_that(tmp_path, monkeypatch):
+    fake, stage = Trackio(), tmp_path / "run" / "base"
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+
+    def session(first: int, end: int) -> None:
+        path = stage / "metrics.jsonl"
+        with contextlib.closing(MetricsLog(path, from_step=first, trackers=("trackio",))) as log:
+            for step in range(first, end):
+                log.write({"step": step, "loss": 1})
+
+    for _ in range(2):
+        session(0, 3)
+        session(2, 5)  # from a checkpoint: step 2 was sent
+        shutil.rmtree(stage)  # --force
+    assert [run.name for run in fake.runs] == ["run-base", "run-base-2"]
+    for run in fake.runs:
+        assert [step for step, _ in run.records] == [0, 1, 2, 3, 4]
+        assert {type(value) for _, values in run.records for value in values.values()} == {float}
+
+
+def test_the_count_of_an_older_version_is_read(tmp_path, monkeypatch):
+    fake, stage = Trackio(), tmp_path / "run" / "base"
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    stage.mkdir(parents=True)
+    (stage / "tracked-trackio").write_text("1")
+    tracker = trackers.open_tracker("trackio", stage, fresh=False)
+    for step in (0, 1):
+        tracker.log(step, {"loss": 1.0})
+    assert [(run.name, run.records) for run in fake.runs] == [("run-base", [(1, {"loss": 1.0})])]
+    assert (stage / "tracked-trackio").read_text() == "2\nrun-base"
 
 
 @needs("wandb")
@@ -176,4 +253,6 @@ def test_what_cannot_be_opened_is_reported(tmp_path, capsys, monkeypatch):
 
 def test_only_numbers_are_tracked():
     record = {"step": 3, "steps": 9, "loss": 2, "skipped": True, "note": "text"}
-    assert trackers.numbers(record) == {"loss": 2.0, "skipped": 1.0}
+    found = trackers.numbers(record)
+    assert found == {"loss": 2.0, "skipped": 1.0}
+    assert {type(value) for value in found.values()} == {float}

@@ -25,6 +25,7 @@ from jaxchat.evals.logits import read_logits
 from jaxchat.evals.model import EvalModel
 from jaxchat.model.backend import Compute, backend
 from jaxchat.model.branches import branch_features
+from jaxchat.model.vocabulary import check_ids
 from jaxchat.optim.zero import ZeroLayout
 from jaxchat.parallel.mesh import RULES, batch_shards, make_mesh, put, replicated, sharding
 from jaxchat.parallel.spmd import mesh_compute, over_rows
@@ -102,6 +103,8 @@ def score_rows(
     )
 
     def dispatch(batch: Batch) -> tuple[Batch, Any]:
+        for name in ("tokens", "targets"):
+            check_ids(batch.arrays[name], model.config.vocab_size, "a prompt of CORE")
         arrays = {name: array[None] for name, array in batch.arrays.items()}
         return batch, scores_over(model.params, put(arrays, layout))
 
