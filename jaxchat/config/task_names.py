@@ -2,8 +2,9 @@
 
 # The generated tasks, as `tasks.TASKS` has them
 GENERATED = (
-    "identity", "arithmetic", "arithmetic_two_step", "spelling", "counting", "choice", "facts",
-    "repeat",
+    "identity", "arithmetic", "arithmetic_two_step", "arithmetic_signs", "spelling", "counting",
+    "choice", "facts", "repeat",
 )  # fmt: skip
-GRADED_CALLS = ("arithmetic", "arithmetic_two_step", "counting")  # right only with a call of a tool
+# right only with a call of a tool
+GRADED_CALLS = ("arithmetic", "arithmetic_two_step", "arithmetic_signs", "counting")
 CALLING = (*GRADED_CALLS, "gsm8k")  # tasks whose conversations call the calculator

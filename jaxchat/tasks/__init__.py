@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxchat.errors import ConfigError
-from jaxchat.tasks.arithmetic import ArithmeticTask, TwoStepArithmeticTask
+from jaxchat.tasks.arithmetic import ArithmeticTask, SignArithmeticTask, TwoStepArithmeticTask
 from jaxchat.tasks.base import Problem, Split, Task
 from jaxchat.tasks.conversations import Custom, SmolTalk
 from jaxchat.tasks.dataset import Dataset
@@ -35,6 +35,7 @@ _GENERATED: tuple[type[Any], ...] = (  # differing constructors: `make_tasks` kn
     IdentityTask,
     ArithmeticTask,
     TwoStepArithmeticTask,
+    SignArithmeticTask,
     SpellingTask,
     CountingTask,
     ChoiceTask,

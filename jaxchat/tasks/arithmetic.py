@@ -55,6 +55,9 @@ _STORIES = {
     ),
 }
 _WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
+# Signs instead of the keyboard's, as pages typeset them and people write them
+_SIGNS = (("*", "×"), ("*", "x"), ("/", "÷"), ("-", "−"))
+_BARE_WITH_SIGN = (*(text for text in _BARE if "{op}" in text), "{a}{op}{b}", "What is {a}{op}{b}?")
 _BARE_SHARE = 0.4
 _NEGATIVE_SHARE = 0.2  # of bare subtractions, where the smaller number may come first
 
@@ -113,8 +116,22 @@ class ArithmeticTask(_CalculatorTask):
         a, b = _operands(op, bare, rng)
         template = rng.choice(_BARE if bare else _STORIES[op])
         user = _fill(template, rng, a=a, b=b, op=op, word=_WORDS[op])
-        first, second = sorted((a, b)) if op in "+*" else (a, b)
-        return self.solved(f"{first} {op} {second}", user, f"{a} {op} {b}")
+        return self.solved(_key(op, a, b), user, f"{a} {op} {b}")
+
+
+class SignArithmeticTask(_CalculatorTask):
+    """Bare questions with ×, x, ÷ or −, on the numbers and with the keys of `ArithmeticTask`.
+
+    The call has the operator, as ever: what is 37 × 24? `37 * 24`.
+    """
+
+    name = "arithmetic_signs"
+
+    def draw(self, rng: random.Random) -> Problem:
+        op, sign = rng.choice(_SIGNS)
+        a, b = _operands(op, True, rng)
+        user = rng.choice(_BARE_WITH_SIGN).format(a=a, b=b, op=sign)
+        return self.solved(_key(op, a, b), user, f"{a} {op} {b}")
 
 
 class TwoStepArithmeticTask(_CalculatorTask):
@@ -135,6 +152,11 @@ class TwoStepArithmeticTask(_CalculatorTask):
         user = _fill(rng.choice(_TWO_STEPS[form]), rng, a=a, b=b, c=c)
         expression = form.format(a=a, b=b, c=c)
         return self.solved(expression, user, expression)
+
+
+def _key(op: str, a: int, b: int) -> str:
+    first, second = sorted((a, b)) if op in "+*" else (a, b)
+    return f"{first} {op} {second}"
 
 
 def _operands(op: str, bare: bool, rng: random.Random) -> tuple[int, int]:

@@ -5,7 +5,7 @@ lexer that knows only the words below, a syntax tree of few nodes, and an evalua
 large result before computing it. Nothing is compiled or executed.
 
     number       12   2.5   1e3   1,000
-    operator     +  -  *  /  //  %  **  ( )
+    operator     +  -  *  /  //  %  **  ( )   and for three of them  −  ×  x  ÷
     text         "s-t-r-a-w".count("r")   len("straw")
 """
 
@@ -31,9 +31,12 @@ _TOKEN = re.compile(
       | (?P<number>(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d*)?(?:[eE][+-]?\d+)?
                  | \.\d+(?:[eE][+-]?\d+)?)
       | (?P<operator>\*\*|//|[-+*/%()])
+      | (?P<sign>[−×÷]|(?<!(?<![\d.])0)x(?=[ \t]*[\d.(]))  # neither 0x10 nor 3x + 1
       | (?P<word>\.[ \t]*count\b|len\b)""",
     re.VERBOSE | re.ASCII,
 )
+# Signs as people write them. Blanks keep two of them from becoming another operator: ×× is not **.
+_SIGNS = {"−": " - ", "×": " * ", "x": " * ", "÷": " / "}
 
 Number = int | float
 
@@ -87,14 +90,16 @@ def _lex(expression: str) -> str:
         if match is None:
             raise CalculatorError(f"cannot read {expression[position : position + 12]!r}")
         text = match.group()
-        pieces.append(text.replace(",", "") if match.lastgroup == "number" else text)
+        if match.lastgroup == "number":
+            text = text.replace(",", "")
+        pieces.append(_SIGNS.get(text, text))
         tokens += match.lastgroup != "space"
         position = match.end()
     if not tokens:
         raise CalculatorError("the expression is empty")
     if tokens > MAX_TOKENS:
         raise CalculatorError(f"too long: {tokens} numbers and signs, at most {MAX_TOKENS}")
-    return "".join(pieces)
+    return "".join(pieces).strip()
 
 
 def _number(node: ast.expr) -> Number:

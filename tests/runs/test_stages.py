@@ -85,14 +85,33 @@ MADE_BEFORE = {
     "1000": {"data": "d40a99740130", "tokenizer": "a8d70e7b6e87", "base": "1d810911ab92"},
 }  # fmt: skip
 
+# The conversations of those runs, where a tier's file has other ones now.
+CONVERSATIONS_BEFORE = {
+    "cpu": (
+        "mid.mixture={identity=0.85, arithmetic=0.3, arithmetic_two_step=0.3, spelling=3.6, "
+        "counting=1, choice=2.3, facts=0.7, repeat=1.8}",
+        "sft.mixture={identity=1, arithmetic=0.3, arithmetic_two_step=0.3, spelling=3.6, "
+        "counting=1, choice=2.3}",
+    )
+}
+
 
 @pytest.mark.parametrize("tier", MADE_BEFORE)
 def test_runs_made_before_are_not_made_again(tier: str) -> None:
-    context = context_of(Path(), tier)
+    context = context_of(Path(), tier, *CONVERSATIONS_BEFORE.get(tier, ()))
     context.done = {stage.name: {"results": {"artifact": "same"}} for stage in stages.STAGES}
     found = {stage.name: input_hash(stage, context) for stage in stages.STAGES}
     for name, digits in MADE_BEFORE[tier].items():
         assert found[name].startswith(digits), f"{name} of tier {tier} would be made again"
+
+
+def test_further_conversations_concern_the_stages_that_read_them() -> None:
+    names = [stage.name for stage in stages.STAGES if stage.name != "report"]
+    before = CONVERSATIONS_BEFORE["cpu"]
+    changed = [
+        n for n in names if input_hash_settings("cpu", n) != input_hash_settings("cpu", n, *before)
+    ]
+    assert changed == ["tokenizer", "rows", "mid", "sft"]
 
 
 @pytest.mark.parametrize(

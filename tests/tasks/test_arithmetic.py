@@ -1,10 +1,13 @@
 """Arithmetic: right answers, held-out pairs, readable stories."""
 
 import re
+from collections.abc import Sequence
+from hashlib import sha256
 
 import pytest
 
-from jaxchat.tasks.arithmetic import ArithmeticTask, TwoStepArithmeticTask
+from jaxchat.tasks.arithmetic import ArithmeticTask, SignArithmeticTask, TwoStepArithmeticTask
+from jaxchat.tasks.base import Problem
 from jaxchat.tokenizer.chat_format import Part, PartType
 from jaxchat.tools.calculator import run_tool
 
@@ -23,6 +26,51 @@ def test_37_times_24_is_always_held_out(prompts: list[str]) -> None:
     assert not [text for text in both if re.search(r"\*|times|each|bag|days|tickets", text)]
     task = ArithmeticTask(0)
     assert task.is_test("24 * 37")
+
+
+def questions_asked_with_signs(split: str = "train", number: int = 5_000) -> Sequence[Problem]:
+    task = SignArithmeticTask(0)
+    return [task.problem(split, index) for index in range(number)]  # type: ignore[arg-type]
+
+
+def test_each_sign_is_asked_with_and_the_call_has_its_operator() -> None:
+    operators = {"×": "*", "x": "*", "÷": "/", "−": "-"}
+    seen = dict.fromkeys(operators, 0)
+    for problem in questions_asked_with_signs():
+        asked = re.search(r"(\d+)( ?)([×x÷−])\2(\d+)", problem.prompt)
+        assert asked, problem.prompt
+        a, _, sign, b = asked.groups()
+        call, output, reply = (part["text"] for part in problem.solution)
+        assert call == f"{a} {operators[sign]} {b}"
+        assert output == problem.answer == run_tool(f"{a} {sign} {b}")
+        assert reply == f"The answer is {output}."
+        seen[sign] += 1
+    assert min(seen.values()) > 1_000
+
+
+def test_what_is_held_out_of_arithmetic_is_held_out_with_signs_too() -> None:
+    plain, signs = ArithmeticTask(0), SignArithmeticTask(0)
+    for problem in questions_asked_with_signs():
+        assert not plain.is_test(problem.key)
+    for problem in questions_asked_with_signs("test", 300):
+        assert plain.is_test(problem.key)
+    assert signs.is_test("24 * 37")
+
+
+# Of commit bcdb543: models were trained on them.
+TEXTS = {ArithmeticTask: "20a8ae4169e6cd88", TwoStepArithmeticTask: "57ce8ccc50eb257c"}
+
+
+@pytest.mark.parametrize("make", TEXTS)
+def test_questions_without_signs_are_as_they_were(
+    make: type[ArithmeticTask] | type[TwoStepArithmeticTask],
+) -> None:
+    task, digest = make(0), sha256()
+    for index in range(5_000):
+        digest.update(repr(task.problem("train", index)).encode())
+    for index in range(1_000):
+        digest.update(repr(task.problem("test", index)).encode())
+    assert digest.hexdigest().startswith(TEXTS[make])
 
 
 def test_the_order_of_a_product_does_not_move_it_between_the_splits() -> None:

@@ -1,6 +1,7 @@
 """The calculator against Python's own arithmetic, and against hostile input."""
 
 import math
+import re
 import threading
 from fractions import Fraction
 
@@ -80,6 +81,32 @@ def test_the_forms_that_calls_of_gsm8k_have(call: str, expected: str) -> None:
     assert calculate(call) == expected
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("37 × 24", "888"),
+        ("37×24", "888"),
+        ("37 x 24", "888"),
+        ("37x24", "888"),
+        ("10x10", "100"),
+        ("0 x 10", "0"),
+        ("1.0x2", "2"),
+        ("(2 + 3) x (4 − 1)", "15"),
+        ("84 ÷ 7", "12"),
+        ("1 ÷ 3", "0.333333"),
+        ("12 − 30", "-18"),
+        ("−5 − −3", "-2"),
+        ("2 × −3", "-6"),
+        ("1,000 × 1,000", "1000000"),
+        ("2 × 3 ÷ 4 − 1", "0.5"),
+        ('"3 x 4 × 5".count("x")', "1"),
+        ('len("− × ÷")', "5"),
+    ],
+)
+def test_signs_that_people_write(written: str, expected: str) -> None:
+    assert calculate(written) == expected
+
+
 _NUMBERS = st.one_of(
     st.integers(0, 10**12).map(str),
     st.decimals(0, 1000, places=3).map(str),
@@ -109,6 +136,20 @@ def test_agrees_with_python(expression: str) -> None:
         assert int(got) == expected
     elif math.isfinite(expected) and abs(expected) < 1e50 and not got.startswith("error"):
         assert math.isclose(float(got), expected, rel_tol=1e-5, abs_tol=1e-6)
+
+
+_SIGNS = {"*": "×", "/": "÷", "-": "−"}
+
+
+@given(st.recursive(_NUMBERS, _join, max_leaves=8), st.sampled_from("×x"))
+def test_signs_change_no_value(expression: str, times: str) -> None:
+    signs = _SIGNS | {"*": times}
+    written = (
+        re.sub(r"\*\*|//|[-*/]", lambda found: signs.get(found[0], found[0]), expression)
+        .replace("x -", "× -")
+        .replace("x −", "× −")
+    )  # `x` stands before a number
+    assert run_tool(written) == run_tool(expression)
 
 
 @given(st.integers(-(10**90), 10**90), st.integers(1, 10**9))
@@ -161,6 +202,25 @@ HOSTILE = [
     "None",
     "1j",
     "0x10",
+    "(0x10)",
+    "3x + 1",
+    "3 x",
+    "x 3",
+    "2 × × 3",
+    "2××3",  # no power
+    "2*×3",
+    "2×*3",
+    "2xx3",
+    "8÷÷2",  # nor a floor
+    "8/÷2",
+    "8÷/2",
+    "×3",
+    "1e−5",
+    "9 × " * 300 + "9",
+    "2.0 ** 99999 × 1",
+    "10 ** 99 × 10 ** 99",
+    "5 ÷ 0",
+    "½",
     "007",
     "1_000",
     "12,34",
@@ -205,7 +265,9 @@ def test_refuses(expression: str) -> None:
 
 
 @given(
-    st.one_of(st.text(max_size=80), st.text("0123456789.,+-*/%()e \"'count.len_\\", max_size=80))
+    st.one_of(
+        st.text(max_size=80), st.text("0123456789.,+-*/%()e \"'count.len_\\x×÷−", max_size=80)
+    )
 )
 def test_never_raises_and_never_answers_at_length(expression: str) -> None:
     answer = run_tool(expression)
