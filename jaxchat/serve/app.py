@@ -172,8 +172,10 @@ class _Routes:
         prompt.check_supported(body)
         responses.check_response(body)
         tokens = await self._tokens(responses.read_input(body), model)
-        pending = await self._submitted(body, tokens, model, request, {})
-        answer = responses.ResponseAnswer(pending, body, self._scheduler.cancel)
+        functions = functions_to_call(body.tools, body.tool_choice)
+        pending = await self._submitted(body, tokens, model, request, functions)
+        cancel = self._scheduler.cancel
+        answer = responses.ResponseAnswer(pending, body, cancel, list(functions))
         return await self._answered(answer, body, request)
 
     async def no_response(self, response: str) -> Response:

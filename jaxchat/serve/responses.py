@@ -1,4 +1,4 @@
-"""OpenAI's Responses API, as far as it needs no memory: a conversation in, a text out.
+"""OpenAI's Responses API, as far as it needs no memory: a conversation in, a text or a call out.
 
 Nothing is stored: `store` is answered with false, and what a client stored elsewhere is refused.
 """
@@ -9,12 +9,13 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxchat.inference.request import FinishReason
+from jaxchat.serve.response_items import ItemEvent, output_item
 from jaxchat.serve.sampling_fields import Count, Text
 from jaxchat.serve.schema import (
     ApiError,
@@ -147,73 +148,60 @@ class ResponseAnswer(Answer):
         pending: PendingRequest,
         body: ResponsesRequest,
         cancel: Callable[[PendingRequest], object],
+        functions: Sequence[str] = (),
     ) -> None:
+        """`functions`: the answer is a call of one of them."""
         super().__init__([pending], cancel)
         self._pending, self._body = pending, body
         tokenizer = pending.model.tokenizer
         self._detokenizer = Detokenizer(tokenizer, pending.request.stop, logprobs=False)
-        name = secrets.token_hex(12)
-        self._id, self._item, self._created = f"resp_{name}", f"msg_{name}", int(time.time())
+        self._id, self._created = f"resp_{secrets.token_hex(12)}", int(time.time())
+        self._item = output_item(functions)
         self._tokens = 0
-        self._text = ""
         self._reason: FinishReason | None = None  # None: not ended
 
-    async def _pieces(self) -> AsyncIterator[str]:
+    async def _events(self) -> AsyncIterator[ItemEvent]:
+        for one in self._item.open():
+            yield one
         async for new in self._pending.deltas():
             self._tokens += len(new.tokens)
             deltas = self._detokenizer.feed(new)
             piece = "".join(delta.text for delta in deltas if delta.part == "text")
-            self._text, self._reason = self._text + piece, new.finish_reason
-            if piece:
-                yield piece
+            self._reason = new.finish_reason
+            for one in self._item.feed(piece) if piece else ():
+                yield one
+        for one in self._item.close(self._status):
+            yield one
 
     async def whole(self) -> dict[str, Any]:
-        async for _ in self._pieces():
+        async for _ in self._events():
             pass
         return self._response()
 
     async def events(self) -> AsyncIterator[bytes]:
         numbers = itertools.count()
 
-        def sent(kind: str, **fields: Any) -> bytes:
+        def sent(kind: str, fields: dict[str, Any]) -> bytes:
             value = {"type": kind, "sequence_number": next(numbers), **fields}
             text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
             return f"event: {kind}\ndata: {text}\n\n".encode()
 
-        place = {"item_id": self._item, "output_index": 0, "content_index": 0}
         try:
             for kind in ("response.created", "response.in_progress"):
-                yield sent(kind, response=self._response())
-            yield sent("response.output_item.added", output_index=0, item=self._message())
-            yield sent("response.content_part.added", **place, part=_part(""))
-            async for piece in self._pieces():
-                yield sent("response.output_text.delta", **place, delta=piece, logprobs=[])
+                yield sent(kind, {"response": self._response()})
+            async for kind, fields in self._events():
+                yield sent(f"response.{kind}", fields)
         except ClientGone:
             return
         except ApiError as error:
             detail = error.body["error"]
-            yield sent("error", **{name: detail[name] for name in ("code", "message", "param")})
+            yield sent("error", {name: detail[name] for name in ("code", "message", "param")})
             return
-        yield b"".join(self._ending(sent, place))
-
-    def _ending(self, sent: Callable[..., bytes], place: dict[str, Any]) -> Iterator[bytes]:
-        yield sent("response.output_text.done", **place, text=self._text, logprobs=[])
-        yield sent("response.content_part.done", **place, part=_part(self._text))
-        yield sent("response.output_item.done", output_index=0, item=self._message())
-        yield sent(f"response.{self._status}", response=self._response())
+        yield sent(f"response.{self._status}", {"response": self._response()})
 
     @property
     def _status(self) -> str:
         return {None: "in_progress", "stop": "completed", "length": "incomplete"}[self._reason]
-
-    def _message(self) -> dict[str, Any]:
-        return {
-            "id": self._item,
-            "type": "message",
-            "role": "assistant",
-            "status": self._status,
-            "content": [] if self._reason is None else [_part(self._text)],
-        }
 
     def _response(self) -> dict[str, Any]:
         body, request = self._body, self._pending.request
@@ -231,7 +219,7 @@ class ResponseAnswer(Answer):
             "max_output_tokens": body.max_output_tokens,
             "metadata": {},
             "model": self._pending.model.id,
-            "output": [self._message()] if ended else [],
+            "output": self._item.output(self._status) if ended else [],
             "parallel_tool_calls": True,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
@@ -255,7 +243,3 @@ class ResponseAnswer(Answer):
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt + self._tokens,
         }
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

@@ -16,10 +16,4 @@ def check_tools(body: ChatRequest | ResponsesRequest) -> None:
     tools = body.tools if body.tools is not None else []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise bad_request("tools must be a list of objects.", "tools")
-    functions = functions_to_call(tools, body.tool_choice)
-    if functions and isinstance(body, ResponsesRequest):
-        raise bad_request(
-            "tool_choice: a call can be required in /v1/chat/completions only; leave it out, or "
-            "give 'auto' or 'none', and the answer is text.",
-            "tool_choice",
-        )
+    functions_to_call(tools, body.tool_choice)

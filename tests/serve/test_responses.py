@@ -1,11 +1,25 @@
 """The Responses API, as the `openai` package asks for it and adds its events up."""
 
+import json
+
 import openai
 import pytest
 import tiny_model
 
 WHO = "Who are you?"
 SAID = tiny_model.ANSWERS[WHO]
+LOOK = {
+    "type": "function",
+    "name": "look",
+    "strict": True,
+    "parameters": {
+        "type": "object",
+        "properties": {"way": {"enum": ["up", "down"]}},
+        "required": ["way"],
+        "additionalProperties": False,
+    },
+}
+STOP = {"type": "function", "name": "stop", "parameters": {"type": "object", "properties": {}}}
 
 
 @pytest.fixture
@@ -101,6 +115,38 @@ def test_a_call_and_its_result_are_taken(client):
     assert got.usage.output_tokens in range(1, 5)
 
 
+@pytest.mark.parametrize("tools", [[LOOK], [LOOK, STOP]])
+def test_a_call_that_is_required_is_made_and_its_events_add_up(client, tools):
+    pytest.importorskip("llguidance")
+    asked = {"tools": tools, "tool_choice": "required"}
+    (call,) = ask(client, **asked).output
+    assert (call.type, call.status) == ("function_call", "completed")
+    assert call.call_id.startswith("call_")
+    assert (
+        json.loads(call.arguments)
+        in ({"look": [{"way": "up"}, {"way": "down"}], "stop": [{}]}[call.name])
+    )
+    with client.responses.stream(model="tiny/rl", input=WHO, temperature=0, **asked) as stream:
+        events = list(stream)
+        (made,) = stream.get_final_response().output
+    assert (made.name, made.arguments) == (call.name, call.arguments)
+    kinds = [event.type for event in events]
+    assert kinds[:3] == ["response.created", "response.in_progress", "response.output_item.added"]
+    assert kinds[-3:] == [
+        "response.function_call_arguments.done", "response.output_item.done", "response.completed",
+    ]  # fmt: skip
+    deltas = [e.delta for e in events if e.type == "response.function_call_arguments.delta"]
+    assert "".join(deltas) == call.arguments
+
+
+def test_a_function_of_several_is_named_and_its_call_may_be_cut(client):
+    pytest.importorskip("llguidance")
+    asked = {"tools": [LOOK, STOP], "tool_choice": {"type": "function", "name": "look"}}
+    assert ask(client, **asked).output[0].name == "look"
+    cut = ask(client, tools=[LOOK, STOP], tool_choice="required", max_output_tokens=1)
+    assert (cut.status, cut.output) == ("incomplete", [])
+
+
 @pytest.mark.parametrize(
     ("settings", "param"),
     [
@@ -114,6 +160,7 @@ def test_a_call_and_its_result_are_taken(client):
             "input[0].content[0]",
         ),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "none"}, "tools": [LOOK]}, "tool_choice"),
         ({"input": "many words " * 400}, "input"),
     ],
 )
