@@ -115,15 +115,15 @@ def main() -> int:
     (work / "rows").mkdir(parents=True, exist_ok=True)
     rows = []
     with contextlib.ExitStack() as stack:
-        base = args.url
+        base, home = args.url, make_home(args.home, args.run, args.stage, work)
         if not base:
-            home = make_home(args.home, args.run, args.stage, work)
             base = stack.enter_context(served(home, args.run, args.stage, work / "server.log"))
         model = f"{args.run}/{args.stage}"
         settings = plain_answers(base, model)
         if plain_answers(base, "long") != settings:
             raise SystemExit("the model with a longer context answers otherwise")
         settings |= {"base": base, "url": f"{base}/v1", "model": model, "long": "long"}
+        settings["export"] = str(work / "export")
         for name in args.clients or CLIENTS:
             print(f"{name} ...", file=sys.stderr, flush=True)
             rows.append(run_client(CLIENTS[name], settings, work, args.seconds))

@@ -32,18 +32,22 @@ TOOL = {
 
 
 def make_home(home: Path, run: str, stage: str, work: Path) -> Path:
-    """A home with the model as `RUN`, and the same weights with a longer context as `long`."""
-    made, export = work / "home", work / "export"
+    """A home with the model as `RUN`, and the same weights with a longer context as `long`.
+
+    Beside it in `work`, the folder `export` is the model for transformers: a tokenizer for clients.
+    """
+    made, weights = work / "home", work / "weights"
     source = (home / "runs" / run / stage / "done.json").read_text()
     mark = made / "made_of.json"
     if mark.exists() and mark.read_text() == source:
         return made
-    _jaxchat("export", "--home", home, "--format", "jaxchat", "--force", run, stage, export)
+    _jaxchat("export", "--home", home, "--force", run, stage, work / "export")
+    _jaxchat("export", "--home", home, "--format", "jaxchat", "--force", run, stage, weights)
     for name in (run, "long"):
         if (made / "runs" / name).exists():
             raise SystemExit(f"{made} has the run {name} of another model; remove it")
-        _jaxchat("import", "--home", made, "--name", name, "--stage", stage, export)
-        described = export / "jaxchat.json"
+        _jaxchat("import", "--home", made, "--name", name, "--stage", stage, weights)
+        described = weights / "jaxchat.json"
         fields = json.loads(described.read_text())
         fields["config"]["model"]["sequence_len"] = LONG_CONTEXT
         described.write_text(json.dumps(fields))
