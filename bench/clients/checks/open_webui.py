@@ -1,56 +1,51 @@
-"""Open WebUI: its page in a headless Chromium, and its own API."""
+"""Open WebUI: its page in a headless Chromium, and its own API. It is started once for both."""
 
+import atexit
+import json
 import os
 import shutil
 import socket
 import subprocess
 import time
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-TYPED = "What is 37 × 24?"  # the page would make this of `*` itself
+TYPED = "What is 37 \u00d7 24?"  # of `*`, too, the page makes a multiplication sign
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-START = 400  # seconds until its own server answers, at most
-ANSWER = 120_000  # milliseconds
+START = 400  # seconds until it answers, at most
+PATIENCE = 90_000  # milliseconds for a step on the page
+_running = []
 
 
-def _free_port():
+def _open(s):
+    """Its address: this server is its only connection, and it asks for no log-in."""
+    if _running:
+        return _running[0]
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-@contextmanager
-def _open(s):
-    """The address of an Open WebUI with this server as its only connection, and no log-in."""
-    port = _free_port()
+        port = str(sock.getsockname()[1])
     settings = {
-        "DATA_DIR": str(s.folder / "data"), "WEBUI_AUTH": "False", "ENABLE_OLLAMA_API": "False",
-        "OPENAI_API_BASE_URLS": s.url, "OPENAI_API_KEYS": "none", "DEFAULT_MODELS": s.long,
-        "RAG_EMBEDDING_ENGINE": "openai", "OFFLINE_MODE": "True", "ENABLE_VERSION_UPDATE_CHECK": "False",
-        "ENABLE_PERSISTENT_CONFIG": "False", "WEBUI_SECRET_KEY": "a test", "SCARF_NO_ANALYTICS": "true",
+        "DATA_DIR": str(s.folder / "data"), "WEBUI_SECRET_KEY": "a test", "WEBUI_AUTH": "False",
+        "OPENAI_API_BASE_URLS": s.url, "OPENAI_API_KEYS": "none", "DEFAULT_MODELS": s.model,
+        "ENABLE_OLLAMA_API": "False", "ENABLE_PERSISTENT_CONFIG": "False", "OFFLINE_MODE": "True",
+        "RAG_EMBEDDING_ENGINE": "openai", "ENABLE_VERSION_UPDATE_CHECK": "False",
     }  # fmt: skip
-    (s.folder / "data").mkdir(exist_ok=True)
-    command = [Path(s.environment) / "bin" / "open-webui", "serve", "--host", "127.0.0.1"]
-    with (s.folder / "open_webui.log").open("a") as log:
+    (s.folder / "data").mkdir()
+    with (s.folder / "open_webui.log").open("w") as log:
         process = subprocess.Popen(
-            [*command, "--port", str(port)], env=os.environ | settings, stdout=log, stderr=log,
-            cwd=s.folder,
+            [Path(s.environment) / "bin/open-webui", "serve", "--host", "127.0.0.1",
+             "--port", port], env=os.environ | settings, stdout=log, stderr=log, cwd=s.folder,
         )  # fmt: skip
-    try:
-        base = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + START
-        while not _healthy(base):
-            assert process.poll() is None, "Open WebUI has ended: see open_webui.log"
-            assert time.monotonic() < deadline, f"Open WebUI did not answer in {START} s"
-            time.sleep(1)
-        yield base
-    finally:
-        process.terminate()
-        process.wait(30)
+    atexit.register(process.kill)
+    base, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START
+    while not _healthy(base):
+        assert process.poll() is None, "Open WebUI has ended: see open_webui.log"
+        assert time.monotonic() < deadline, f"Open WebUI did not answer in {START} s"
+        time.sleep(1)
+    _running.append(base)
+    return base
 
 
 def _healthy(base):
@@ -60,16 +55,44 @@ def _healthy(base):
         return False
 
 
-def chat_on_its_page(s):
+def _post(address, body, token="none"):
+    headers = {"content-type": "application/json", "authorization": f"Bearer {token}"}
+    request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+    return json.load(urllib.request.urlopen(request, timeout=120))
+
+
+def _asked(text, model):
+    return {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0}
+
+
+def chat_api(s):
+    base = _open(s)
+    token = _post(f"{base}/api/v1/auths/signin", {"email": "", "password": ""})["token"]
+    answer = _post(f"{base}/api/chat/completions", _asked(s.question, s.model), token)
+    return answer["choices"][0]["message"]["content"], s.chat
+
+
+def chat_page(s):
+    """A message typed into the page, with the tools that it sends along."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     assert path, "there is no Chromium on PATH"
-    with _open(s) as base, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path)
+    base = _open(s)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, env={**os.environ})
         page = browser.new_page()
-        page.set_default_timeout(ANSWER)
-        page.goto(base)
-        page.wait_for_timeout(15000)
-        page.screenshot(path=str(s.folder / "page.png"))
-        print(page.content()[:200000])
-        browser.close()
-    return "x", "y"
+        page.set_default_timeout(PATIENCE)
+        try:
+            page.goto(base)
+            page.get_by_text("Okay, Let's Go!").click()
+            page.click("#chat-input")
+            page.keyboard.type(TYPED)
+            page.keyboard.press("Enter")
+            page.get_by_label("Regenerate", exact=True).wait_for()  # the answer has ended
+            asked = page.locator(".chat-user").inner_text().splitlines()[0]  # then the time
+            said = page.locator(".chat-assistant").inner_text()
+        finally:
+            page.screenshot(path=str(s.folder / "page.png"))
+            (s.folder / "page.html").write_text(page.content())
+            browser.close()
+    plain = _post(f"{s.url}/chat/completions", _asked(TYPED, s.model))
+    return [asked.strip(), said.strip()], [TYPED, plain["choices"][0]["message"]["content"]]
