@@ -112,9 +112,9 @@ def too_long(length: int, context: int, what: str = "messages") -> ApiError:
     """The error for a prompt (the field `what`) that leaves no room for an answer."""
     verb = "take" if what.endswith("s") else "takes"
     return bad_request(
-        # litellm looks for these words
-        f"This model's maximum context length is {context} tokens, and the {what} {verb} {length}, "
-        f"which leaves no room for an answer; shorten the {what}.",
+        # litellm looks for the first words, langchain-openai for "prompt is too long"
+        f"This model's maximum context length is {context} tokens, and the {what} {verb} {length}: "
+        f"the prompt is too long to leave room for an answer; shorten the {what}.",
         what,
         "context_length_exceeded",
     )

@@ -1,4 +1,4 @@
-"""OpenAI's Responses API, as far as it needs no memory: a conversation in, a text out.
+"""OpenAI's Responses API, as far as it needs no memory: a conversation in, a text or a call out.
 
 Nothing is stored: `store` is answered with false, and what a client stored elsewhere is refused.
 """

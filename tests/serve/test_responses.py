@@ -8,6 +8,14 @@ import tiny_model
 
 WHO = "Who are you?"
 SAID = tiny_model.ANSWERS[WHO]
+ADD = {
+    "type": "function", "name": "add", "strict": True,
+    "parameters": {
+        "type": "object", "properties": {"a": {"enum": [1, 23]}}, "required": ["a"],
+        "additionalProperties": False,
+    },
+}  # fmt: skip
+STOP = {"type": "function", "name": "stop", "parameters": None, "strict": False}
 
 
 def ask(client, given=WHO, **settings):
@@ -107,6 +115,7 @@ def test_a_call_and_its_result_are_taken(client):
             "input[0].content[0]",
         ),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "none"}, "tools": [ADD]}, "tool_choice"),
         ({"input": "many words " * 400}, "input"),
     ],
 )
@@ -114,16 +123,6 @@ def test_a_bad_request_says_which_field_is_wrong(client, settings, param):
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, **{"given": settings.pop("input", WHO), **settings})
     assert caught.value.param == param
-
-
-ADD = {
-    "type": "function", "name": "add", "strict": True,
-    "parameters": {
-        "type": "object", "properties": {"a": {"enum": [1, 23]}}, "required": ["a"],
-        "additionalProperties": False,
-    },
-}  # fmt: skip
-STOP = {"type": "function", "name": "stop", "parameters": None, "strict": False}
 
 
 @pytest.mark.parametrize(
