@@ -79,7 +79,7 @@ def steps_seconds(run: Mapping[str, Any]) -> float:
 
 
 def _run_names(record: Mapping[str, Any]) -> list[str]:
-    every = ((depth, seed) for seed in record["seeds"] for depth in record["depths"])
+    every = recipe.rungs(record["depths"], record["seeds"], record.get("once", ()))
     return [f"{record['name']}-d{depth}-s{seed}" for depth, seed in every]
 
 
