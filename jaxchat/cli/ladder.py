@@ -20,13 +20,16 @@ from jaxchat.progress import duration
 from jaxchat.runs import run_dir
 from jaxchat.runs.ladder.recipe import RECORD, TEXT_BYTES, Recipe, folder
 from jaxchat.runs.plan import checks
-from jaxchat.runs.tables import count, dollars, table
+from jaxchat.runs.tables import count, dollars, plain, table
 
 
 def add_commands(parser: Parser) -> None:
-    """Adds run, show and compare to the parser of `jaxchat ladder`."""
+    """Adds run, list, show and compare to the parser of `jaxchat ladder`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="train what is missing of a ladder"))
+    listed = commands.add_parser("list", help="the ladders of the home")
+    listed.switch("--json", "as JSON")
+    listed.set_defaults(run_command=list_command)
     show = commands.add_parser(
         "show",
         help="the rungs of a ladder",
@@ -146,6 +149,22 @@ def _plan(recipe: Recipe) -> str:
             f"{hardware.utilization:.0%}). Not in it: text, compiling, evaluation.",
         ]
     )
+
+
+def list_command(args: argparse.Namespace) -> int:
+    """Prints the ladders of the home, and how far each has come."""
+    from jaxchat.runs.ladder import recipe, results
+
+    root = paths.home(args.home)
+    shown = [results.progress(results.read_ladder(root, name)) for name in recipe.names(root)]
+    if args.json:
+        print(json.dumps(shown, indent=1))
+    elif shown:
+        rows = [tuple(map(plain, ladder.values())) for ladder in shown]
+        print("\n".join(table([tuple(shown[0]), *rows], left=4)))
+    else:
+        print(f"There is no ladder in {root}. Make one with: jaxchat ladder run")
+    return 0
 
 
 def show_command(args: argparse.Namespace) -> int:

@@ -94,6 +94,21 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_list_says_how_far_each_ladder_has_come(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ladder(home, "deep", depths=(1, 2, 4), once=(4,), missing=2)
+    assert main(["ladder", "list", "--home", str(home)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["name", "tier", "depths", "seeds", "complete", "runs"]
+    assert [line[0] for line in lines[1:]] == ["a", "b", "deep"]
+    assert [line[-2:] for line in lines[1:]] == [["9", "9"], ["9", "9"], ["5", "7"]]
+    assert main(["ladder", "list", "--json", "--home", str(home)]) == 0
+    assert json.loads(capsys.readouterr().out)[2]["depths"] == [1, 2, 4]
+    assert main(["ladder", "list", "--home", str(tmp_path / "none")]) == 0
+    assert "There is no ladder in " in capsys.readouterr().out
+
+
 def test_show_prints_a_line_each_depth_and_writes_the_report(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

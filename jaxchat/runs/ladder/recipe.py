@@ -142,12 +142,23 @@ def folder(root: Path, name: str) -> Path:
     return paths.ladders(root) / name
 
 
+def is_rung(run: Path) -> bool:
+    """Whether the run in a folder is a ladder's, by its name."""
+    name = re.fullmatch(r"(.+)-d\d+-s\d+", run.name)
+    return name is not None and (paths.ladders(run.parents[1]) / name[1] / RECORD).exists()
+
+
+def names(root: Path) -> list[str]:
+    """The ladders that there are."""
+    return sorted(path.parent.name for path in paths.ladders(root).glob(f"*/{RECORD}"))
+
+
 def find(root: Path, name: str) -> Path:
     """The folder of a ladder that is there. Raises ArtifactError, with those that there are."""
     place = folder(root, name)
     if (place / RECORD).exists():
         return place
-    there = sorted(path.parent.name for path in paths.ladders(root).glob(f"*/{RECORD}"))
+    there = names(root)
     others = f"; the ladders there are {', '.join(there)}" if there else ""
     raise ArtifactError(
         f"there is no ladder {name!r} in {root}{others}. Make one with: jaxchat ladder run"

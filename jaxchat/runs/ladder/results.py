@@ -91,6 +91,13 @@ def read_ladder(root: Path, name: str) -> Ladder:
     return Ladder(place, record, tuple(run for run in runs if run is not None))
 
 
+def progress(ladder: Ladder) -> Record:
+    """What a ladder is of, and how many of its runs are complete, as JSON."""
+    fixed = {key: ladder.record[key] for key in ("name", "tier", "depths", "seeds")}
+    done = len(ladder.runs)
+    return {**fixed, "complete": done, "runs": done + len(ladder.missing)}
+
+
 def to_json(ladder: Ladder) -> Record:
     """The recipe, every complete run, and each depth's mean, deviation and time."""
     return {
