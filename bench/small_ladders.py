@@ -118,10 +118,8 @@ def pair_table(baseline: Ladder, others: Sequence[Ladder]) -> str:
     head = ["variant", "FLOPs, times the baseline's", *(f"d{depth}" for depth in DEPTHS),
             f"mean, with its interval of {level}", "deviation of a pair", "as a multiplier",
             "conclusion"]  # fmt: skip
-    return (
-        f"{table(head, lines)}\n\nThe slope of the frontier of {baseline.name} is {slope:.4f}, taken "
-        "as known."
-    )
+    known = f"The slope of the frontier of {baseline.name} is {slope:.4f}, taken as known."
+    return f"{table(head, lines)}\n\n{known}"
 
 
 def made(ladders: Mapping[str, Ladder]) -> str:
