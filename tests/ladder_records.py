@@ -23,13 +23,14 @@ def write_ladder(
     noise: float = 0.001,
     missing: int = 0,
     overrides: Sequence[str] = (),
+    once: Sequence[int] = (),
     **more: object,
 ) -> Path:
     """A ladder whose bits per byte are a power law of `gain` times its FLOPs; its folder.
 
     The last `missing` runs are not complete; `more` is in every run's record.
     """
-    made = Recipe(name, "cpu", tuple(overrides), tuple(depths), tuple(seeds))
+    made = Recipe(name, "cpu", tuple(overrides), tuple(depths), tuple(seeds), once=tuple(once))
     recipe.freeze(home, made, {"held_out_bytes": made.text_bytes})
     place, rng = recipe.folder(home, name), np.random.default_rng(len(name))
     for depth, seed in made.rungs[: len(made.rungs) - missing]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,13 +20,16 @@ from jaxchat.progress import duration
 from jaxchat.runs import run_dir
 from jaxchat.runs.ladder.recipe import RECORD, TEXT_BYTES, Recipe, folder
 from jaxchat.runs.plan import checks
-from jaxchat.runs.tables import count, dollars, table
+from jaxchat.runs.tables import count, dollars, plain, table
 
 
 def add_commands(parser: Parser) -> None:
-    """Adds run, show and compare to the parser of `jaxchat ladder`."""
+    """Adds run, list, show and compare to the parser of `jaxchat ladder`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="train what is missing of a ladder"))
+    listed = commands.add_parser("list", help="the ladders of the home")
+    listed.switch("--json", "as JSON")
+    listed.set_defaults(run_command=list_command)
     show = commands.add_parser(
         "show",
         help="the rungs of a ladder",
@@ -60,6 +64,8 @@ def _add_run(run: Parser) -> None:
     run.option("--tier", metavar="TIER", text=f"one of {', '.join(loading.tiers())}", required=True)
     run.option("--depths", numbers(arguments.depth), "D,D", "for example 1,2,3", required=True)
     run.option("--seeds", numbers(arguments.seed), "S,S", "2 or more give intervals", required=True)
+    once = "of the depths, those that only the first seed is trained at: the deepest costs most"
+    run.option("--once", numbers(arguments.depth), "D,D", once, ())
     run.option("--set", metavar="KEY=VALUE", default=[], action="append")
     run.option("--data-dir", metavar="FOLDER", text="train on your text: a folder, or a file")
     text = "measure bits per byte on it (default: on text that the run holds out)"
@@ -89,7 +95,9 @@ def run_command(args: argparse.Namespace) -> int:
     own = [] if args.data_dir is None else loading.own_text(args.data_dir)
     text = "" if args.text is None else str(args.text.expanduser().absolute())
     overrides = (*args.set, *own)
-    recipe = Recipe(args.name, args.tier, overrides, args.depths, args.seeds, text, args.text_bytes)
+    recipe = Recipe(
+        args.name, args.tier, overrides, args.depths, args.seeds, text, args.text_bytes, args.once
+    )
     root = paths.home(args.home)
     configs = recipe.configs()  # what is wrong with it is said before anything is written
     if args.plan:
@@ -117,28 +125,46 @@ def _plan(recipe: Recipe) -> str:
 
     configs = {config.depth: config for config in recipe.configs()}
     bases = {depth: make_plan(config).stages[0] for depth, config in configs.items()}
-    seeds, hardware = len(recipe.seeds), configs[recipe.depths[0]].hardware
+    hardware = configs[recipe.depths[0]].hardware
+    runs = Counter(depth for depth, _ in recipe.rungs)
     rows = [("depth", "parameters", "steps", "tokens", "FLOPs", "runs", "time", "cost")]
     for depth, base in bases.items():
         size = count(count_params(configs[depth].model)["total"])
         work = f"{base.steps:,}", count(base.tokens), scientific(base.flops)
+        seeds = runs[depth]
         cost = str(seeds), duration(base.seconds * seeds), dollars(base.dollars * seeds)
         rows.append((str(depth), size, *work, *cost))
     flops, seconds, price = (
-        seeds * sum(getattr(base, name) for base in bases.values())
+        sum(runs[depth] * getattr(base, name) for depth, base in bases.items())
         for name in ("flops", "seconds", "dollars")
     )
-    runs = str(len(recipe.rungs))
-    last = scientific(flops), runs, duration(seconds), dollars(price)
+    number = str(len(recipe.rungs))
+    last = scientific(flops), number, duration(seconds), dollars(price)
     return "\n".join(
         [
-            f"{recipe.name}: {runs} runs of tier {recipe.tier} on {hardware.devices} x "
+            f"{recipe.name}: {number} runs of tier {recipe.tier} on {hardware.devices} x "
             f"{hardware.name}",
             *table([*rows, ("all", "", "", "", *last)]),
             f"  Time is FLOPs / (devices x {hardware.peak_flops:.3g} FLOP/s x "
             f"{hardware.utilization:.0%}). Not in it: text, compiling, evaluation.",
         ]
     )
+
+
+def list_command(args: argparse.Namespace) -> int:
+    """Prints the ladders of the home, and how far each has come."""
+    from jaxchat.runs.ladder import recipe, results
+
+    root = paths.home(args.home)
+    shown = [results.progress(results.read_ladder(root, name)) for name in recipe.names(root)]
+    if args.json:
+        print(json.dumps(shown, indent=1))
+    elif shown:
+        rows = [tuple(map(plain, ladder.values())) for ladder in shown]
+        print("\n".join(table([tuple(shown[0]), *rows], left=4)))
+    else:
+        print(f"There is no ladder in {root}. Make one with: jaxchat ladder run")
+    return 0
 
 
 def show_command(args: argparse.Namespace) -> int:

@@ -92,6 +92,11 @@ def windows(model: ModelConfig) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def middle_layer(n_layer: int) -> int:
+    """The layer whose output `backout` subtracts: the last itself where there are one or two."""
+    return n_layer // 2
+
+
 VALUE_GATE_CHANNELS = 12
 SMEAR_GATE_CHANNELS = 24
 

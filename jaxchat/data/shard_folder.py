@@ -173,6 +173,15 @@ def is_whole(path: Path) -> bool:
     return all(folder.file(number).with_suffix(".json").exists() for number in range(len(folder)))
 
 
+def training_tokens(path: Path) -> int | None:
+    """Tokens of all rows but the held-out ones; None while a shard is missing."""
+    if not is_whole(path):
+        return None
+    folder = ShardFolder(path)
+    found = map(folder.read_manifest, {*range(len(folder))} - {folder.manifest.validation})
+    return sum(shard.statistics.rows * shard.row_tokens for shard in found if shard is not None)
+
+
 def create(path: Path, manifest: FolderManifest) -> ShardFolder:
     """A folder for shards; shards that are there already stay.
 

@@ -33,6 +33,7 @@ from jaxchat.config.derive import (
     SMEAR_GATE_CHANNELS,
     VALUE_GATE_CHANNELS,
     layer_specs,
+    middle_layer,
 )
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model.attention import MAX_SCORE, cached_attention, causal_attention
@@ -239,7 +240,7 @@ class GPT(nn.Module):
             block = Block(config, layer, self.compute, name=f"h_{layer}")
             x, state = block(x, value, rope, attend)
             saved.append(state)
-            if layer == config.n_layer // 2:
+            if layer == middle_layer(config.n_layer):
                 middle = x
         if config.backout:
             back = self.param("backout_lambda", init["backout_lambda"], ()).astype(dtype)

@@ -12,8 +12,9 @@ from jaxchat.config.schema import MODELS as TRAINED
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError
 from jaxchat.runs import run_dir
+from jaxchat.runs.ladder import recipe
 from jaxchat.runs.runner import done_file
-from jaxchat.runs.stages import BY_NAME, STAGES
+from jaxchat.runs.stages import BY_NAME
 from jaxchat.train.metrics import read_metrics
 
 STEP = frozenset({"loss", "reward"})  # what a record of a step has, of training or of RL
@@ -79,8 +80,9 @@ def read_state(run: Path) -> RunState:
     config = run_dir.read_config(run)
     complete = tuple(name for name in BY_NAME if done_file(run, name).exists())
     busy = run_dir.is_busy(run)
-    left = [name for name in BY_NAME if not config.leaves_out(name) and name not in complete]
-    stage = left[0] if left else STAGES[-1].name
+    wanted = _stages(run, config)
+    left = [name for name in wanted if name not in complete]
+    stage = left[0] if left else wanted[-1]
     logged, records = _records(run, stage)
     return RunState(
         folder=run,
@@ -103,6 +105,13 @@ def read_states(root: Path) -> tuple[list[RunState], list[str]]:
         except ArtifactError as error:
             wrong.append(str(error))
     return sorted(states, key=lambda state: -state.changed), wrong
+
+
+def _stages(run: Path, config: RunConfig) -> list[str]:
+    """The stages of a run that is complete; a ladder's ends with base, unless it was continued."""
+    names = [name for name in BY_NAME if not config.leaves_out(name)]
+    later = any((run / name).exists() for name in names if name not in recipe.STAGES)
+    return list(recipe.STAGES) if recipe.is_rung(run) and not later else names
 
 
 def _records(run: Path, stage: str) -> tuple[str, Sequence[Mapping[str, Any]]]:

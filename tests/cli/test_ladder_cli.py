@@ -46,6 +46,10 @@ def test_a_plan_has_every_depth_and_writes_nothing(
     assert [row[0] for row in cells] == ["1", "2", "all"]
     one, two, every = (float(row[-4]) for row in cells)
     assert every == pytest.approx(2 * (one + two), rel=0.01), "FLOPs of both seeds"
+    assert main([*command, "--once", "2"]) == 0
+    once = [line.split() for line in capsys.readouterr().out.splitlines()[2:5]]
+    assert [row[-3] for row in once] == ["2", "1", "3"]
+    assert float(once[2][-4]) == pytest.approx(2 * one + two, rel=0.01)
     assert not (tmp_path / "home").exists()
     write_ladder(tmp_path / "home", "l", depths=(1, 2), seeds=(0, 1), missing=1)
     assert main(command) == 0
@@ -59,6 +63,7 @@ def test_a_plan_has_every_depth_and_writes_nothing(
         (["--set", "run.seed=1"], "run.seed is set; a ladder sets it for each of its runs"),
         (["--set", "base.steps"], "not of the form table.key=value"),
         (["--set", "run.data_ratio=1e-9"], "depth 1 trains for no whole step"),
+        (["--once", "3"], "--once has 3, and --depths 1,2; what is trained once is one of"),
         (["--data-dir", "gone"], "gone is no folder"),
     ],
 )
@@ -87,6 +92,21 @@ def home(tmp_path: Path) -> Path:
     write_ladder(tmp_path, "a")
     write_ladder(tmp_path, "b", gain=1.5, overrides=["run.preset=modern"])
     return tmp_path
+
+
+def test_list_says_how_far_each_ladder_has_come(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ladder(home, "deep", depths=(1, 2, 4), once=(4,), missing=2)
+    assert main(["ladder", "list", "--home", str(home)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["name", "tier", "depths", "seeds", "complete", "runs"]
+    assert [line[0] for line in lines[1:]] == ["a", "b", "deep"]
+    assert [line[-2:] for line in lines[1:]] == [["9", "9"], ["9", "9"], ["5", "7"]]
+    assert main(["ladder", "list", "--json", "--home", str(home)]) == 0
+    assert json.loads(capsys.readouterr().out)[2]["depths"] == [1, 2, 4]
+    assert main(["ladder", "list", "--home", str(tmp_path / "none")]) == 0
+    assert "There is no ladder in " in capsys.readouterr().out
 
 
 def test_show_prints_a_line_each_depth_and_writes_the_report(

@@ -19,7 +19,7 @@ from jaxchat.data import shards
 from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.data.own import InputFile, local_inputs
 from jaxchat.data.packing import join, pack_text
-from jaxchat.data.shard_folder import ShardFolder
+from jaxchat.data.shard_folder import ShardFolder, training_tokens
 from jaxchat.data.shards import prepare_shards
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import read_json, write_json
@@ -51,6 +51,16 @@ def test_a_shard_holds_the_packed_documents_of_its_file(
     assert reported.training.rows + reported.held_out.rows == total
     assert reported.held_out == statistics, "the last file is held out"
     assert (reported.shards, reported.made, folder.manifest.validation) == (6, 6, 5)
+
+
+def test_the_text_that_is_trained_on_is_counted_once_all_of_it_is_there(
+    inputs: list[InputFile], tmp_path: Path
+) -> None:
+    assert training_tokens(tmp_path / "out") is None
+    reported = prepare(inputs, tmp_path / "out")
+    assert training_tokens(tmp_path / "out") == reported.training.rows * ROW
+    ShardFolder(tmp_path / "out").file(2).with_suffix(".json").unlink()
+    assert training_tokens(tmp_path / "out") is None
 
 
 def test_the_number_of_workers_changes_nothing(inputs: list[InputFile], tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
 from finished_run import finish_run, tiny_config, tiny_tokenizer
+from ladder_records import write_ladder
 from rich.console import Console
 
 from jaxchat.cli.main import main
@@ -70,6 +72,21 @@ def test_a_run_that_stopped_tells_stage_step_loss_and_what_is_left(root):
     assert state.last("bits_per_byte") == 2.5
     assert state.seconds_left == pytest.approx(120, rel=0.05)
     assert abs(state.changed - time.time()) < 60
+
+
+def test_a_rung_of_a_ladder_is_complete_with_its_base_model(root):
+    write_ladder(root, "mine")
+    run = (root / "runs" / "tiny").rename(root / "runs" / "other-d1-s0")
+    for stage in ("mid", "sft", "rl", "eval", "report"):
+        shutil.rmtree(run / stage, ignore_errors=True)
+    assert (read_state(run).state, read_state(run).stage) == ("stopped", "mid"), "of no ladder"
+    run = run.rename(root / "runs" / "mine-d1-s0")
+    assert (read_state(run).state, read_state(run).stage) == ("complete", "base")
+    (run / "mid").mkdir()
+    assert (read_state(run).state, read_state(run).stage) == ("stopped", "mid"), "continued"
+    (run / "mid").rmdir()
+    (run / "base" / "done.json").unlink()
+    assert (read_state(run).state, read_state(run).stage) == ("stopped", "base")
 
 
 def test_what_is_measured_around_steps_is_no_step(root, capsys):

@@ -12,12 +12,14 @@ from jaxchat.config.schema import RunConfig
 from jaxchat.data import inputs
 from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.data.records import write_texts
+from jaxchat.data.shard_folder import training_tokens
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.launch_env import read_spec
 from jaxchat.parallel.process_group import ALONE
 from jaxchat.paths import atomic_folder, read_json, sha256_text, sweep, write_json
 from jaxchat.progress import duration
 from jaxchat.runs import processes, provenance, run_dir, runner
+from jaxchat.runs.inputs import text_folder
 from jaxchat.runs.ladder import recipe as recipes
 from jaxchat.runs.ladder import results
 from jaxchat.runs.ladder.recipe import Recipe
@@ -105,7 +107,7 @@ def _measured(context: runner.Context, documents: Sequence[str]) -> dict[str, An
     config, base = context.config, context.done["base"]
     found = bits_of_documents(eval_model(context, "base"), documents, f"measuring {config.name}")
     tokens = base["results"]["tokens"]
-    text = context.done["rows"]["results"].get("base_train", {}).get("tokens", 0)
+    text = training_tokens(text_folder(context))
     environment = provenance.describe()
     print(f"{config.name}: {found.bits_per_byte:.4f} bits per byte", flush=True)
     return {
@@ -116,7 +118,9 @@ def _measured(context: runner.Context, documents: Sequence[str]) -> dict[str, An
         "parameters": count_params(config.model)["total"],
         "steps": base["results"]["steps"],
         "tokens": tokens,
-        "passes": tokens / text if text else None,  # over the run's text; None: not known
+        "passes": tokens / text
+        if text
+        else None,  # over the run's text; None: not all of it was prepared
         "flops": flops_per_token(config.model) * tokens,
         "seconds": base["seconds"],
         "tokens_per_second": _rate(context.root, config) or tokens / base["seconds"],

@@ -14,13 +14,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxchat import paths
 from jaxchat.config import loading
+from jaxchat.config.derive import middle_layer
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.paths import read_json, sha256_text, write_json
@@ -60,11 +61,12 @@ class Recipe:
     seeds: tuple[int, ...]
     text: str = ""  # the file that bits per byte are measured on; "": the held-out text
     text_bytes: int = TEXT_BYTES  # of the held-out text
+    once: tuple[int, ...] = ()  # depths that only the first seed has
 
     @property
     def rungs(self) -> list[tuple[int, int]]:
-        """(depth, seed) of all runs in their order: every depth of a seed before the next seed."""
-        return [(depth, seed) for seed in self.seeds for depth in self.depths]
+        """(depth, seed) of all runs in their order."""
+        return rungs(self.depths, self.seeds, self.once)
 
     def run_name(self, depth: int, seed: int) -> str:
         """The name of a rung's run."""
@@ -80,7 +82,12 @@ class Recipe:
         own = (self.run_name(depth, seed), depth, seed)
         rung = [f"{key}={json.dumps(value)}" for key, value in zip(OWN, own, strict=True)]
         changed = loading.apply_overrides(document, [*self.overrides, *rung])
-        return loading.from_document(changed, path.name)
+        config = loading.from_document(changed, path.name)
+        model = config.model
+        if middle_layer(model.n_layer) == model.n_layer - 1 and "backout" not in changed["model"]:
+            # x - b x, which the norm undoes but for its sign, is left out: b may drift above 1
+            config = dataclasses.replace(config, model=dataclasses.replace(model, backout=False))
+        return config
 
     def configs(self) -> list[RunConfig]:
         """The configurations of all rungs, checked. Raises ConfigError."""
@@ -91,12 +98,25 @@ class Recipe:
                     f"{key} is set; a ladder sets it for each of its runs: use NAME, --depths and "
                     "--seeds."
                 )
+        if unknown := sorted({*self.once} - {*self.depths}):
+            raise ConfigError(
+                f"--once has {_listed(unknown)}, and --depths {_listed(self.depths)}; what is "
+                "trained once is one of the depths."
+            )
         configs = [self.config(depth, seed) for depth, seed in self.rungs]
         for config in configs:
             checks.check_names(config)
             checks.check_sizes(config)
             _check_end(config)
         return configs
+
+
+def rungs(
+    depths: Sequence[int], seeds: Sequence[int], once: Collection[int]
+) -> list[tuple[int, int]]:
+    """(depth, seed): every depth of a seed before the next seed, then what is trained `once`."""
+    several = [(depth, seed) for seed in seeds for depth in depths if depth not in once]
+    return several + [(depth, seeds[0]) for depth in depths if depth in once]
 
 
 def _check_end(config: RunConfig) -> None:
@@ -122,12 +142,23 @@ def folder(root: Path, name: str) -> Path:
     return paths.ladders(root) / name
 
 
+def is_rung(run: Path) -> bool:
+    """Whether the run in a folder is a ladder's, by its name."""
+    name = re.fullmatch(r"(.+)-d\d+-s\d+", run.name)
+    return name is not None and (paths.ladders(run.parents[1]) / name[1] / RECORD).exists()
+
+
+def names(root: Path) -> list[str]:
+    """The ladders that there are."""
+    return sorted(path.parent.name for path in paths.ladders(root).glob(f"*/{RECORD}"))
+
+
 def find(root: Path, name: str) -> Path:
     """The folder of a ladder that is there. Raises ArtifactError, with those that there are."""
     place = folder(root, name)
     if (place / RECORD).exists():
         return place
-    there = sorted(path.parent.name for path in paths.ladders(root).glob(f"*/{RECORD}"))
+    there = names(root)
     others = f"; the ladders there are {', '.join(there)}" if there else ""
     raise ArtifactError(
         f"there is no ladder {name!r} in {root}{others}. Make one with: jaxchat ladder run"
@@ -193,9 +224,9 @@ def _record(recipe: Recipe, configs: list[RunConfig], text: Mapping[str, Any]) -
 def _differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What of a recipe is not as it was, in words."""
     found = [
-        f"{key} {_listed(there[key])}, not {_listed(wanted[key])}"
-        for key in ("depths", "seeds")
-        if there[key] != wanted[key]
+        f"{key} {_listed(there.get(key, []))}, not {_listed(wanted[key])}"
+        for key in ("depths", "seeds", "once")
+        if there.get(key, []) != wanted[key]
     ]
     if any(there["text"].get(key) != value for key, value in wanted["text"].items()):
         found.append("another held-out text")
@@ -207,5 +238,5 @@ def _differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     return found
 
 
-def _listed(values: list[int]) -> str:
-    return ",".join(map(str, values))
+def _listed(values: Sequence[int]) -> str:
+    return ",".join(map(str, values)) or "none"

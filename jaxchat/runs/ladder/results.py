@@ -79,7 +79,7 @@ def steps_seconds(run: Mapping[str, Any]) -> float:
 
 
 def _run_names(record: Mapping[str, Any]) -> list[str]:
-    every = ((depth, seed) for seed in record["seeds"] for depth in record["depths"])
+    every = recipe.rungs(record["depths"], record["seeds"], record.get("once", ()))
     return [f"{record['name']}-d{depth}-s{seed}" for depth, seed in every]
 
 
@@ -89,6 +89,13 @@ def read_ladder(root: Path, name: str) -> Ladder:
     record = recipe.read_record(place)
     runs = (read_rung(place, run) for run in _run_names(record))
     return Ladder(place, record, tuple(run for run in runs if run is not None))
+
+
+def progress(ladder: Ladder) -> Record:
+    """What a ladder is of, and how many of its runs are complete, as JSON."""
+    fixed = {key: ladder.record[key] for key in ("name", "tier", "depths", "seeds")}
+    done = len(ladder.runs)
+    return {**fixed, "complete": done, "runs": done + len(ladder.missing)}
 
 
 def to_json(ladder: Ladder) -> Record:

@@ -97,6 +97,9 @@ def test_a_killed_ladder_ends_with_the_bits_of_one_left_alone(
         for key in ("bits_per_byte", "weights", "tokens", "flops", "text", "passes"):
             assert killed[rung][key] == record[key], f"{key} of {rung}"
     assert len({record["weights"] for record in alone.values()}) == 4
+    rows = json.loads((homes[0] / "runs" / "alone-d1-s0" / "rows" / "done.json").read_text())
+    text = rows["results"]["base_train"]["tokens"]
+    assert alone["d1-s0"]["passes"] == alone["d1-s0"]["tokens"] / text
     assert len({record["text"]["sha256"] for record in alone.values()}) == 1
 
 

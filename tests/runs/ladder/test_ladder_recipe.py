@@ -8,6 +8,7 @@ import pytest
 from jaxchat.config import loading
 from jaxchat.config.loading import CONFIGS
 from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.paths import read_json, write_json
 from jaxchat.runs import run_dir
 from jaxchat.runs.ladder import recipe
 from jaxchat.runs.ladder.recipe import Recipe
@@ -38,6 +39,22 @@ def test_what_is_set_for_the_ladder_is_not_derived() -> None:
         "base.steps=7", "model.n_embd=64", "model.n_head=2", "model.n_kv_head=2"
     ).configs():
         assert (config.base.steps, config.model.n_embd) == (7, 64)
+
+
+def test_backout_is_off_where_the_middle_layer_is_the_last() -> None:
+    """There it only scales what the norm scales back; above 1 it turns every feature's sign."""
+    july = of("run.preset=modern", "run.data_ratio=2", depths=(1, 2, 3))
+    assert [c.model.backout for c in july.configs()[:3]] == [False, False, True]
+    asked = of("run.preset=modern", "run.data_ratio=2", "model.backout=true", depths=(1, 2, 3))
+    assert all(c.model.backout for c in asked.configs())
+    assert not any(c.model.backout for c in of("base.steps=7", depths=(1, 2, 3)).configs())
+
+
+def test_a_depth_trained_once_has_the_first_seed_alone_and_comes_last() -> None:
+    ladder = of("base.steps=7", depths=(1, 2, 3), once=(3,))
+    assert ladder.rungs == [(1, 0), (2, 0), (1, 1), (2, 1), (3, 0)]
+    with pytest.raises(ConfigError, match="--once has 4, and --depths 1,2; what is trained once"):
+        of("base.steps=7", once=(4,)).configs()
 
 
 def test_a_rung_is_what_an_ordinary_command_would_make() -> None:
@@ -78,11 +95,22 @@ def test_another_recipe_under_the_same_name_is_refused_and_says_what_differs(
             r"\(base.steps 7, not 8\); give that one again, or another name",
         ),
         (of("base.steps=7", depths=(1, 2, 3)), TEXT, r"\(depths 1,2, not 1,2,3\)"),
+        (of("base.steps=7", once=(2,)), TEXT, r"\(once none, not 2\)"),
         (of("base.steps=7"), {"held_out_bytes": 5}, r"\(another held-out text\)"),
         (of("base.steps=7", "run.preset=modern"), TEXT, r"\(run.preset classic, not modern; "),
     ):
         with pytest.raises(ConfigError, match=said):
             recipe.freeze(tmp_path, other, text)
+
+
+def test_a_ladder_from_before_once_was_an_option_resumes(tmp_path: Path) -> None:
+    ladder = of("base.steps=7")
+    recipe.freeze(tmp_path, ladder, TEXT)
+    record = recipe.folder(tmp_path, "l") / recipe.RECORD
+    written = read_json(record)
+    assert written.pop("once") == []
+    write_json(record, written)
+    recipe.freeze(tmp_path, ladder, TEXT)
 
 
 def test_a_run_that_is_none_of_the_ladders_is_not_overwritten(tmp_path: Path) -> None:

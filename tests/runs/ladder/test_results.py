@@ -119,3 +119,16 @@ def test_reports_have_tables_plots_and_the_method(tmp_path: Path) -> None:
     dots = [dot.get("class") for dot in drawn[0].iter("circle")]
     assert (dots.count("dot a"), dots.count("dot b")) == (9, 9), "a dot a run"
     assert "<script" not in html
+
+
+def test_a_depth_trained_once_is_a_rung_of_one_seed_without_a_deviation(tmp_path: Path) -> None:
+    for name, gain in (("a", 1.0), ("b", 2.0)):
+        write_ladder(tmp_path, name, gain=gain, depths=(1, 2, 3, 4), once=(4,))
+    a, b = (results.read_ladder(tmp_path, name) for name in "ab")
+    assert not a.missing
+    last = results.to_json(a)["rungs"][-1]
+    assert (last["depth"], last["seeds"], last["deviation"]) == (4, 1, None)
+    (variant,) = results.compare(a, [b])["variants"]
+    third, fourth = variant["multipliers"][2:4]
+    assert third["low"] < 2.0 < third["high"]
+    assert fourth["verdict"] == "below", "its FLOPs times 2 are beyond a's rungs"
