@@ -52,8 +52,6 @@ def main(arguments: list[str]) -> int:
         rest = ["--tier", "cpu", *rest]
     sys.stdout.flush()
     # In place of this process, so that signals and the exit code need no passing on.
-    # On a CPU a step takes 9% less with huge pages (docs/log.md); only glibc knows the setting.
-    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     os.execv(PYTHON, [str(PYTHON), "run_speedrun.py", *rest])
 
 

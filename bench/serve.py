@@ -39,6 +39,7 @@ from core import write_model
 from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.config.derive import derive_model
+from jaxchat.config.huge_pages import restart_with_huge_pages
 from jaxchat.config.schema import MODELS, ModelConfig, RunConfig
 from jaxchat.model import gpt
 from jaxchat.runs import run_dir, runner
@@ -276,4 +277,5 @@ async def answer(target: Target, question: str, args: argparse.Namespace) -> tup
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main())

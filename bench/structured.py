@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from jaxchat.config.derive import derive_model
+from jaxchat.config.huge_pages import restart_with_huge_pages
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference.engine import Engine, Request
 from jaxchat.inference.grammar import GrammarError
@@ -337,4 +338,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     main()
