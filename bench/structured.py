@@ -293,8 +293,8 @@ def speed(engine: Engine, tokenizer: Tokenizer, tokens: int, repeats: int) -> No
 
 def home_engine(home: Path, run: str, stage: str) -> tuple[Engine, Tokenizer]:
     from jaxchat.model.capabilities import inference_compute
-    from jaxchat.runs.inputs import tokenizer_of
     from jaxchat.runs.opening import find_model, load_model
+    from jaxchat.runs.run_tokenizer import tokenizer_of
 
     context, chosen = find_model(home, run, stage)
     model, tokenizer = context.config.model, tokenizer_of(context)
