@@ -3,9 +3,9 @@
 python3 bootstrap.py run [ARGUMENTS]     run_speedrun.py, by default --tier cpu
 python3 bootstrap.py test [ARGUMENTS]    all checks and tests; ARGUMENTS go to pytest
 
-The first time it makes `.venv`, installs jaxchat with what it needs and builds its Rust extension.
-After that nothing is installed, and no network is needed, until pyproject.toml, constraints.txt or
-the Rust sources change.
+The first time it makes `.venv`, installs jaxchat with what it needs and builds its Rust extension;
+`test` adds what tests need. After that nothing is installed, and no network is needed, until
+pyproject.toml, constraints.txt or the Rust sources change.
 """
 
 import hashlib
@@ -29,6 +29,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "jaxchat-installed"
 CRATE = "bpe_rs/Cargo.toml"
+WITHOUT_TESTS = "without what tests need"  # a line of STAMP
 MOST_WORKERS = 4  # of pytest: each may take 3 GB
 HEARTBEAT = 10  # seconds after which a silent step says that it is still at work
 
@@ -41,19 +42,18 @@ def main(arguments: list[str]) -> int:
         return 0 if asked_for_help else 2
     what, rest = arguments[0], arguments[1:]
     os.chdir(ROOT)
-    up_to_date = is_installed()
+    for_tests = what == "test" or has_tests()
+    up_to_date = is_installed(for_tests=for_tests)
     if what == "test" or not up_to_date:
         find_cargo()
     if not up_to_date:
-        install()
+        install(for_tests=for_tests)
     if what == "test":
         return test(rest)
     if not any(argument.startswith("--tier") or argument in ("-h", "--help") for argument in rest):
         rest = ["--tier", "cpu", *rest]
     sys.stdout.flush()
     # In place of this process, so that signals and the exit code need no passing on.
-    # On a CPU a step takes 9% less with huge pages (docs/log.md); only glibc knows the setting.
-    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     os.execv(PYTHON, [str(PYTHON), "run_speedrun.py", *rest])
 
 
@@ -83,15 +83,24 @@ def installed() -> tuple[str, ...]:
     return tuple(STAMP.read_text().splitlines()) if STAMP.exists() and PYTHON.exists() else ()
 
 
-def is_installed() -> bool:
+def has_tests() -> bool:
+    """Whether `.venv` has what tests need."""
+    return bool(installed()) and WITHOUT_TESTS not in installed()
+
+
+def is_installed(*, for_tests: bool) -> bool:
     """Whether `.venv` was made from what stands here now, and the extension is there."""
-    return installed() == fingerprint() and any((ROOT / "jaxchat").glob("_bpe*.so"))
+    current = installed()[:2] == fingerprint() and (has_tests() or not for_tests)
+    return current and any((ROOT / "jaxchat").glob("_bpe*.so"))
 
 
-def install() -> None:
-    """Makes `.venv` and installs into it; leaves with a sentence when that fails."""
+def install(*, for_tests: bool) -> None:
+    """Makes `.venv` and installs into it; leaves with a sentence when that fails.
+
+    Rust builds the extension while packages are fetched and unpacked.
+    """
     began = time.monotonic()
-    print("Setting up .venv (once; about two minutes)", flush=True)
+    print("Setting up .venv (once; about a minute)", flush=True)
     fresh = installed()[:1] != fingerprint()[:1]
     if fresh and patiently([sys.executable, "-m", "venv", "--clear", str(VENV)]):
         sys.exit(
@@ -99,27 +108,51 @@ def install() -> None:
             "needed; on Debian and Ubuntu, apt install python3-venv. Then give the command again."
         )
     pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check"]
-    if patiently([*pip, "--constraint", "constraints.txt", "--editable", ".[dev]"]):
+    pip += ["--constraint", "constraints.txt"]
+    packages = [*pip, *needed("dev" if for_tests else "structured")]
+    if patiently([*pip, "--no-deps", "--editable", "."], packages):
         sys.exit(
             "Installing failed (see above). It needs the network this once; nothing was lost: give "
             "the same command again."
         )
-    STAMP.write_text("\n".join(fingerprint()))
+    STAMP.write_text("\n".join([*fingerprint(), *([] if for_tests else [WITHOUT_TESTS])]))
     print(f"Set up in {time.monotonic() - began:.0f}s", flush=True)
 
 
-def patiently(command: list[str]) -> int:
-    """Runs a command, says every ten seconds that it is still at work; returns its exit code."""
+def needed(extra: str) -> list[str]:
+    """The packages of pyproject.toml that jaxchat needs, and those of an extra."""
+    import tomllib  # an older Python, which gets a sentence, has none
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [*project["dependencies"], *project["optional-dependencies"][extra]]
+
+
+def patiently(*commands: list[str]) -> int:
+    """Runs commands side by side, says every ten seconds that they are still at work.
+
+    Returns an exit code that is not 0, where there is one, and ends the others then.
+    """
     began = time.monotonic()
-    process = subprocess.Popen(command)
+    processes = [subprocess.Popen(command) for command in commands]
+    said = began
     while True:
         try:
-            return process.wait(timeout=HEARTBEAT)
-        except subprocess.TimeoutExpired:
-            print(f"... still at work ({time.monotonic() - began:.0f}s)", flush=True)
+            codes = [process.poll() for process in processes]
+            if any(codes) or None not in codes:
+                break
+            time.sleep(0.05)
+            if time.monotonic() - said >= HEARTBEAT:
+                said = time.monotonic()
+                print(f"... still at work ({said - began:.0f}s)", flush=True)
         except KeyboardInterrupt:
-            process.wait()  # it was interrupted too
+            for process in processes:
+                process.wait()  # it was interrupted too
             sys.exit("Interrupted; give the same command again.")
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    return next(filter(None, codes), 0)
 
 
 def test(arguments: list[str]) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxchat import errors, paths
+from jaxchat.config.huge_pages import restart_with_huge_pages
 from jaxchat.config.loading import find_tier, own_text, tiers
 from jaxchat.config.schema import RunConfig
 from jaxchat.runs import processes, run_dir
@@ -101,4 +102,5 @@ def read_settings(args: argparse.Namespace, root: Path) -> tuple[RunConfig, list
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages(skip=("list", "--plan", "--json"))
     sys.exit(main())

@@ -24,6 +24,7 @@ import jax
 
 from jaxchat.cli.bench import write_model
 from jaxchat.config.derive import derive_model
+from jaxchat.config.huge_pages import restart_with_huge_pages
 from jaxchat.config.schema import ModelConfig
 from jaxchat.evals.core.bundle import Bundle, read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
@@ -158,4 +159,5 @@ def compare(task: TaskResult, other: list[dict[str, Any]]) -> tuple[int, float]:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main())

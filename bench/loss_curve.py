@@ -34,6 +34,7 @@ import numpy as np
 from jaxchat.checkpoints.nanochat import nanochat_name
 from jaxchat.checkpoints.tensors import to_params
 from jaxchat.config.derive import DATA_RATIO, derive_horizon, derive_model
+from jaxchat.config.huge_pages import restart_with_huge_pages
 from jaxchat.config.schema import ComputeConfig, MeshConfig, ModelConfig
 from jaxchat.evals.bpb import bits_per_byte
 from jaxchat.model.backend import PLAIN, Compute
@@ -238,4 +239,5 @@ def write(path: Path, curve: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     main()

@@ -22,6 +22,7 @@ from typing import Any
 import jax.numpy as jnp
 from core import weights, write_model
 
+from jaxchat.config.huge_pages import restart_with_huge_pages
 from jaxchat.config.machine import lanes
 from jaxchat.config.schema import ComputeConfig, ModelConfig
 from jaxchat.inference.engine import Request
@@ -139,4 +140,5 @@ def show(name: str, seconds: float, tokens: int) -> float:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main())

@@ -33,6 +33,7 @@ from screen_plan import BASELINES, STEPS, VOCAB, Row, rows
 from screen_prototypes import crop, prototype
 
 from jaxchat.config.derive import flops_per_token
+from jaxchat.config.huge_pages import restart_with_huge_pages
 from jaxchat.config.schema import MeshConfig, ModelConfig, OptimConfig
 from jaxchat.data.files.textfiles import TextFiles
 from jaxchat.data.packing import pack_text
@@ -215,4 +216,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     main()

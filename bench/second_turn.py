@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from jaxchat.config.derive import derive_model
+from jaxchat.config.huge_pages import restart_with_huge_pages
 from jaxchat.config.machine import processor
 from jaxchat.config.schema import ComputeConfig
 from jaxchat.inference.engine import Engine, Request
@@ -84,4 +85,5 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     raise SystemExit(main())

@@ -39,6 +39,7 @@ from core import write_model
 from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
 from jaxchat.config.derive import derive_model
+from jaxchat.config.huge_pages import restart_with_huge_pages
 from jaxchat.config.schema import MODELS, ModelConfig, RunConfig
 from jaxchat.model import gpt
 from jaxchat.runs import run_dir, runner
@@ -48,6 +49,7 @@ from jaxchat.tokenizer.patterns import SPECIAL_TOKENS
 
 PEER = Path(__file__).resolve().parent / "nanochat_peer" / "serve.py"
 CONTEXT = 512
+LONGEST_START = 900  # seconds
 QUESTION = "Why is the sky blue, and what has the size of a molecule to do with it?"
 
 
@@ -164,9 +166,11 @@ def ours(home: Path, args: argparse.Namespace) -> Iterator[tuple[subprocess.Pope
     port = free_port()
     command = [sys.executable, "-m", "jaxchat", "serve", "--home", str(home), "--quiet"]
     command += ["--port", str(port)] + (["--slots", str(args.slots)] if args.slots else [])
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    log = home / "serve.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
     with ended(process):
-        wait_until_ready(f"http://127.0.0.1:{port}/ready", process)
+        wait_until_ready(f"http://127.0.0.1:{port}/ready", process, "jaxchat", log)
         yield process, port
 
 
@@ -182,10 +186,11 @@ def theirs(
         str(folder / "model.npz"), "--tokenizer", str(home / "runs" / "bench" / "tokenizer"),
         "--base", str(folder / "nanochat"), "--port", str(port),
     ]  # fmt: skip
-    log = (folder / "nanochat.log").open("w")
-    process = subprocess.Popen(command, stdout=log, stderr=log)
-    with log, ended(process):
-        wait_until_ready(f"http://127.0.0.1:{port}/health", process)
+    log = folder / "nanochat.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    with ended(process):
+        wait_until_ready(f"http://127.0.0.1:{port}/health", process, "nanochat", log)
         yield port
 
 
@@ -195,14 +200,17 @@ def free_port() -> int:
         return port
 
 
-def wait_until_ready(url: str, process: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + 900
+def wait_until_ready(url: str, process: subprocess.Popen[Any], name: str, log: Path) -> None:
+    """Waits for a server; where it does not start, leaves with its name and the end of its log."""
+    deadline = time.monotonic() + LONGEST_START
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError):
             urllib.request.urlopen(url, timeout=5).close()
             return
-        time.sleep(0.2)
-    sys.exit(f"{url} was not ready in time")
+        time.sleep(0.05)
+    code = process.poll()
+    why = f"was not ready in {LONGEST_START} s" if code is None else f"ended with {code}"
+    sys.exit(f"{name} {why}; the end of its log:\n{log.read_text(errors='replace')[-2000:]}")
 
 
 def compare(targets: list[Target], args: argparse.Namespace) -> None:
@@ -276,4 +284,5 @@ async def answer(target: Target, question: str, args: argparse.Namespace) -> tup
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main())

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from jaxchat.config.derive import derive_model
+from jaxchat.config.huge_pages import restart_with_huge_pages
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference.engine import Engine, Request
 from jaxchat.inference.grammar import GrammarError
@@ -292,8 +293,8 @@ def speed(engine: Engine, tokenizer: Tokenizer, tokens: int, repeats: int) -> No
 
 def home_engine(home: Path, run: str, stage: str) -> tuple[Engine, Tokenizer]:
     from jaxchat.model.capabilities import inference_compute
-    from jaxchat.runs.inputs import tokenizer_of
     from jaxchat.runs.opening import find_model, load_model
+    from jaxchat.runs.run_tokenizer import tokenizer_of
 
     context, chosen = find_model(home, run, stage)
     model, tokenizer = context.config.model, tokenizer_of(context)
@@ -337,4 +338,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     main()

@@ -21,6 +21,8 @@ from typing import Any
 import measure
 from measure import Case, Figures
 
+from jaxchat.config.huge_pages import restart_with_huge_pages
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints; 1 when nanochat was asked for and failed, 2 for bad arguments."""
@@ -132,4 +134,5 @@ def render(case: Case, found: Sequence[Figures]) -> str:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main())

@@ -81,6 +81,18 @@ def set_environment(settings: Mapping[str, str], names: Collection[str]) -> bool
     return True
 
 
+def set_default(name: str, value: str) -> bool:
+    """Sets an environment variable that is not there, not even empty; whether it did."""
+    unset = name not in os.environ
+    os.environ.setdefault(name, value)
+    return unset
+
+
+def setting(name: str) -> str | None:
+    """An environment variable; None where it is not there."""
+    return os.environ.get(name)
+
+
 def proxies() -> dict[str, str]:
     """Scheme -> proxy, as http_proxy, https_proxy or the system say; urllib reads no_proxy."""
     from urllib.request import getproxies

@@ -108,6 +108,40 @@ def test_it_is_installed_again_when_what_it_was_made_from_changes(installed, nam
     assert "no cargo on PATH" in bootstrap(installed, "run").stderr
 
 
+def without_tests(root):
+    stamp = root / ".venv" / "jaxchat-installed"
+    code = "import bootstrap; print(bootstrap.WITHOUT_TESTS)"
+    line = subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True)
+    stamp.write_text(f"{stamp.read_text()}\n{line.strip()}")
+
+
+def test_tests_need_more_than_a_run(installed):
+    without_tests(installed)
+    assert bootstrap(installed, "run").returncode == 7, "a run needs nothing more"
+    assert "no cargo on PATH" in bootstrap(installed, "test").stderr
+
+
+@pytest.mark.usefixtures("rust")
+@pytest.mark.parametrize(
+    ("command", "before", "has"),
+    [("run", False, False), ("test", False, True), ("run", True, True), ("test", True, True)],
+)
+def test_what_is_installed(installed, command, before, has):
+    """A run installs what it needs; what tests need stays where it was."""
+    if not before:
+        without_tests(installed)
+    (installed / "constraints.txt").open("a").write("# changed\n")
+    python = installed / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    out = bootstrap(installed, command).stdout
+    packages = next(line for line in out.splitlines() if "jaxtyping" in line)
+    assert ("hypothesis" in packages) == has
+    assert "llguidance" in packages, "answers that follow a schema"
+    assert any(line.endswith("--no-deps --editable .") for line in out.splitlines())
+    again = bootstrap(installed, command).stdout
+    assert "--editable" not in again
+
+
 def test_it_is_installed_again_when_the_extension_is_gone(installed):
     (installed / "jaxchat" / "_bpe.abi3.so").unlink()
     assert "no cargo on PATH" in bootstrap(installed, "run").stderr

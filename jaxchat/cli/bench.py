@@ -116,8 +116,8 @@ def inference_command(args: argparse.Namespace) -> int:
 def _model(args: argparse.Namespace, root: Path) -> tuple[str, ModelConfig, Any, Tokenizer]:
     """A title, and a run's model or a random one."""
     if not args.depth:
-        from jaxchat.runs.inputs import tokenizer_of
         from jaxchat.runs.opening import find_model, load_model
+        from jaxchat.runs.run_tokenizer import tokenizer_of
 
         context, stage = find_model(root, args.run, args.stage, MODELS[::-1])
         model = context.config.model

@@ -27,8 +27,9 @@ from jaxchat.cli.args import (
     whole,
 )
 from jaxchat.config.derive import count_params
+from jaxchat.config.machine import garbage_kept
 from jaxchat.config.numbers import TEMPERATURE, NumberError
-from jaxchat.config.schema import CHAT_STAGES
+from jaxchat.config.schema import CHAT_STAGES, RunConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.launch_env import start_jax
 from jaxchat.progress import is_terminal
@@ -84,7 +85,16 @@ def chat_command(args: argparse.Namespace) -> int:
     if args.run is None and run != (last := run_dir.find(root, None)):
         text = f"jaxchat: the last run, {last.name}, has no model to talk to; this is {run.name}."
         print(text, file=sys.stderr, flush=True)
-    start_jax(config.mesh, root / "xla", quiet=args.prompt is not None)
+    with garbage_kept():  # until the first answer, or the first message
+        session = _open(args, root, config, once=prompt is not None)
+        if prompt is not None:
+            return answer_once(session, prompt)
+    return converse(session, root / "chat_history")
+
+
+def _open(args: argparse.Namespace, root: Path, config: RunConfig, *, once: bool) -> Session:
+    """The session with a run's model, as the options want it."""
+    start_jax(config.mesh, root / "xla", quiet=once)
     from rich.console import Console
 
     from jaxchat.cli.conversation import load
@@ -101,16 +111,14 @@ def chat_command(args: argparse.Namespace) -> int:
         chat,
         colours=TERMINAL if console.is_terminal and not console.no_color else PLAIN,
         as_json=args.json,
-        interactive=is_terminal(sys.stdin) and prompt is None,
+        interactive=is_terminal(sys.stdin) and not once,
         together=args.together,
     )
     if session.interactive or (is_terminal(sys.stderr) and not args.json):
         parameters = count_params(config.model)["total"]
         size = f"{parameters:,} parameters, a context of {config.model.sequence_len} tokens"
         session.notify(f"jaxchat: {chat.description}; {size}.")
-    if prompt is not None:
-        return answer_once(session, prompt)
-    return converse(session, root / "chat_history")
+    return session
 
 
 def _question(given: str) -> str:

@@ -16,8 +16,8 @@ from jaxchat.evals.chat import Sampling
 from jaxchat.inference.engine import Engine, Request
 from jaxchat.inference.request import ROOM
 from jaxchat.inference.transcript import PartStream, printable
-from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.opening import check_stage, find_model, load_model
+from jaxchat.runs.run_tokenizer import tokenizer_of
 from jaxchat.runs.runner import Context
 from jaxchat.runs.stages import BY_NAME
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -94,6 +94,7 @@ class Chat:
         stream, said, whole = PartStream(self.tokenizer), list[int](), False
         began = time.monotonic()
         try:
+            self.engine.prepare(request)
             for ids in self.engine.stream(request):
                 said += ids
                 yield from map(_harmless, stream.feed(ids))

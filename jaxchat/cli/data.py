@@ -219,13 +219,13 @@ def _of_run(args: argparse.Namespace) -> str:
     from jaxchat.config.machine import cores
     from jaxchat.data.download.hub import open_hub
     from jaxchat.data.inputs import read_inputs
-    from jaxchat.data.prepare import load_tokenizer
     from jaxchat.data.shards import prepare_text, text_folder
     from jaxchat.runs import run_dir
+    from jaxchat.runs.run_tokenizer import tokenizer_in
 
     root = paths.home(args.home)
     run = run_dir.find(root, args.run)
-    inputs, tokenizer = read_inputs(run / "data"), load_tokenizer(run / "tokenizer")
+    inputs, tokenizer = read_inputs(run / "data"), tokenizer_in(run / "tokenizer")
     hub = open_hub(root, base_url=args.base_url, offline=args.offline)
     config = run_dir.read_config(run)
     out = text_folder(run, inputs, tokenizer, config.model.sequence_len + 1)

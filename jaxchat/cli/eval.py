@@ -105,8 +105,8 @@ def samples_command(args: argparse.Namespace) -> int:
     """Prints samples of a model."""
     context, stage = _open(args, MODELS[::-1])
     from jaxchat.evals.chat import sampler
-    from jaxchat.runs.inputs import tokenizer_of
     from jaxchat.runs.opening import load_model, make_engine
+    from jaxchat.runs.run_tokenizer import tokenizer_of
 
     engine = make_engine(context, load_model(context.root, stage, context.config.model))
     ask, prompts = sampler(stage)
@@ -145,7 +145,8 @@ def find_tasks(context: Context, names: Sequence[str]) -> dict[str, TaskData]:
     Raises ConfigError for a name that is none, ArtifactError for what has not been downloaded.
     """
     from jaxchat.data import inputs, prepare, registry
-    from jaxchat.runs.inputs import hub_of, tokenizer_of
+    from jaxchat.runs.inputs import hub_of
+    from jaxchat.runs.run_tokenizer import tokenizer_of
     from jaxchat.tasks import TASKS as GENERATED
 
     read = inputs.read_inputs(context.folder("data"))
@@ -179,8 +180,8 @@ def evaluate(
     from jaxchat.evals import humaneval
     from jaxchat.evals.chat import Sampling, by_letters, evaluate_task
     from jaxchat.evals.saved import keyed_file, read_record
-    from jaxchat.runs.inputs import tokenizer_of
     from jaxchat.runs.opening import load_model, make_engine
+    from jaxchat.runs.run_tokenizer import tokenizer_of
     from jaxchat.tasks.dataset import FixedTask
 
     temperature = args.temperature

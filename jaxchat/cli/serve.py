@@ -6,6 +6,7 @@ Nothing heavy is imported before the arguments are read.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from jaxchat import paths
 from jaxchat.cli.args import Parser, add_field, add_model
 from jaxchat.config.fields import build
+from jaxchat.config.machine import garbage_kept
 from jaxchat.config.operations import ServeConfig
 from jaxchat.config.schema import CHAT_STAGES, MODELS
 from jaxchat.data.files.compressed import Unreadable
@@ -85,7 +87,8 @@ def serve_command(args: argparse.Namespace) -> int:
 
     from jaxchat.serve.process import listen, url_of
 
-    with listen(config) as sock:
+    with listen(config) as sock, contextlib.ExitStack() as starting:
+        starting.enter_context(garbage_kept())
         start_jax(configs[0].mesh, root / "xla")
         from jaxchat.serve.app import create_app
         from jaxchat.serve.models import load_models
@@ -95,7 +98,12 @@ def serve_command(args: argparse.Namespace) -> int:
         models = load_models(root, names, config, notify)
         served, url = ", ".join(model.id for model in models), url_of(sock)
         ready = f"{served}: open {url} (Ctrl-C ends it)"
-        server = Server(create_app(models, config, key=key), config, lambda: notify(ready))
+
+        def say_ready() -> None:
+            starting.close()
+            notify(ready)
+
+        server = Server(create_app(models, config, key=key), config, say_ready)
         if config.warm_up:
             notify(f"{served}: compiling, minutes the first time; {url}/ready says how far it is")
         server.serve_until_signal(sock)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 MAX_LANES = 8  # each has a cache of its own
@@ -31,6 +33,20 @@ PEAKS = (
     (("TPU", "v4", "lite"), 138e12, 0.614e12),
     (("TPU", "v4"), 275e12, 1.2e12),
 )
+
+
+@contextlib.contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Collects no garbage meanwhile: imports and tracing make little, and are a sixth faster.
+
+    What is there in the end is left out of later collections.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def processor() -> str:

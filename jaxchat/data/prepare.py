@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxchat.config.schema import RunConfig, TrainConfig
 from jaxchat.data.inputs import Inputs, read_texts
-from jaxchat.errors import ArtifactError, ConfigError
+from jaxchat.errors import ConfigError
 from jaxchat.progress import Progress
 from jaxchat.tasks import Problem, Task, make_tasks, open_source
 from jaxchat.tasks.base import Split
@@ -119,11 +119,3 @@ def train_tokenizer(config: RunConfig, inputs: Inputs, folder: Path) -> dict[str
         "vocabulary": tokenizer.vocab_size,
         "bytes_per_token": sum(len(t.encode()) for t in sample) / len(ids),
     }
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The run's tokenizer. Raises ArtifactError when it is missing or damaged."""
-    try:
-        return Tokenizer.load(folder)
-    except ValueError as error:
-        raise ArtifactError(f"{error}; make it again with --force tokenizer.") from error

@@ -22,7 +22,6 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxchat.config.schema import MeshConfig, ModelConfig
-from jaxchat.data.loader import HeldOutRows, ShardedRows
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.model import EvalModel
 from jaxchat.model import gpt, loss
@@ -138,6 +137,8 @@ class TextRows:
 
     def __init__(self, folder: Path, tokenizer_hash: str, split: TextSplit, seed: int) -> None:
         """Opens a folder of prepared shards. Raises ArtifactError when it is damaged."""
+        from jaxchat.data.loader import HeldOutRows, ShardedRows  # with grain: serving has no use
+
         opened = ShardedRows if split == "train" else HeldOutRows
         self._rows, self._seed = opened(folder, tokenizer_hash), seed
 

@@ -9,10 +9,9 @@ that little is compiled; what a request gets does not depend on its company, to 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import jax
@@ -20,11 +19,12 @@ import jax
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
 from jaxchat.inference.changes import packed_changes
-from jaxchat.inference.masks import Packed, free_masks, packed_masks
-from jaxchat.inference.prefixes import DeviceState, Reader, read_lengths
+from jaxchat.inference.masks import Packed, packed_masks
+from jaxchat.inference.prefixes import DeviceState, Reader
+from jaxchat.inference.programs import Programs
 from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError, Request
 from jaxchat.inference.sequence import SequenceState, Specials
-from jaxchat.inference.service import Job, Service
+from jaxchat.inference.service import Job
 from jaxchat.model.backend import PLAIN, Compute, bucket
 from jaxchat.model.chunks import CHUNK, Prefix
 from jaxchat.model.joined import join_kernels
@@ -45,11 +45,9 @@ ROUNDED_SLOTS = 8  # XLA multiplies a row or a few faster in float32: docs/log.m
 WAIT = 0.05  # seconds that a step waits where all rows wait for tools
 
 
-class Engine(Service):
+class Engine(Programs):
     """Serves requests with one set of weights, on one device."""
 
-    _cache: Cache  # donated by every dispatch that gives a new one
-    _cache_length: int  # its positions: as many as its rows need, of `_cache_lengths`
     _underused_steps: int  # dispatches for which fewer would have done
 
     def __init__(
@@ -133,27 +131,6 @@ class Engine(Service):
         if self.compute.matmul == "bfloat16":
             placed = round_kernels(placed)
         self._shared.set_params(cut_vocabulary(placed, self._trained, self.config.vocab_size)[0])
-
-    def warm_up(
-        self,
-        stopped: Callable[[], bool] = lambda: False,
-        progress: Callable[[float], object] = lambda share: None,
-        *,
-        rare: bool | None = None,
-    ) -> None:
-        if any(self._rows) or self._waiting:
-            raise EngineError("warm_up was called with requests under way; call it before them.")
-        programs = list(self._programs(rare))
-        try:
-            for number, program in enumerate(programs, 1):
-                if stopped():
-                    break
-                program()
-                self._in_flight = None
-                jax.block_until_ready(self._cache.length)
-                progress(number / len(programs))
-        finally:
-            self._make_cache()
 
     def submit(self, request: Request) -> Job:
         job = self.make_job(request)
@@ -248,9 +225,10 @@ class Engine(Service):
     def prefill(self, tokens: tuple[int, ...]) -> Cache:
         """The cache after `tokens`: a prompt but its last one, which is decoded like its answer."""
         length = bucket(len(tokens), jitted.MIN_PROMPT, self.max_len)
-        prompt: Cache = jitted.prefill(
-            self.params, *jitted.padded(tokens, length), config=self.config, compute=self.compute
-        )
+        prompt: Cache = self._call(
+            jitted.prefill, self.params, *jitted.padded(tokens, length),
+            config=self.config, compute=self.compute,
+        )  # fmt: skip
         return prompt
 
     def _read(
@@ -259,7 +237,9 @@ class Engine(Service):
         """The cache after `tokens`, and the chunks that they were read in, `known` ones first."""
         if not self._shared.prefixes.limit or len(tokens) < CHUNK:
             return self.prefill(tokens), []
-        reader = Reader(self.params, self.config, self.compute, self.max_len, self.device)
+        reader = Reader(
+            self.params, self.config, self.compute, self.max_len, self.device, self._call
+        )
         return reader.read(tokens, known)
 
     def _prompt(self, tokens: tuple[int, ...]) -> tuple[Cache, int]:
@@ -294,21 +274,25 @@ class Engine(Service):
         length = max(reach, *(layer.shape[2] for layer in prompt.k))
         if length > self._cache_length:
             self._resize(self._length_for(length))
-        self._cache = jitted.insert(self._cache, prompt, jitted.slots_to_fill(slots, self.slots))
+        filled = jitted.slots_to_fill(slots, self.slots)
+        self._cache = self._call(jitted.insert, self._cache, prompt, filled)
 
     def _decode(self, rows: list[SequenceState]) -> None:
         """Begins one dispatch of decode steps for all slots."""
         reach = max(row.position for row in rows) + self._steps
         self._fit(self._length_for(reach))
-        requests = [row.request for row in rows]
-        truncate = any(request.truncates for request in requests)
-        changed = any(request.changes_logits for request in requests)
         held = any(row.matcher is not None for row in rows)
         vocab = self.config.vocab_size
         masks = packed_masks(self._rows, self._steps, vocab) if held else None
+        self._dispatch(*self._kind([row.request for row in rows]), masks)
+
+    def _kind(self, requests: Sequence[Request]) -> tuple[bool, int, bool]:
+        """`_dispatch`'s settings: whether it truncates, alternatives, whether logits change."""
+        truncate = any(request.truncates for request in requests)
+        changed = any(request.changes_logits for request in requests)
         # none or all, so that little is compiled; with changes always all
         named = changed or any(request.alternatives for request in requests)
-        self._dispatch(truncate, self._most if named else 0, changed, masks)
+        return truncate, self._most if named else 0, changed
 
     def _length_for(self, positions: int) -> int:
         return bucket(positions, jitted.MIN_CACHE, self._cache_lengths[-1])
@@ -321,7 +305,8 @@ class Engine(Service):
 
     def _resize(self, length: int) -> None:
         if length != self._cache_length:
-            self._cache = jitted.resize_cache(self._cache, slots=slots_of(self.config, length))
+            slots = slots_of(self.config, length)
+            self._cache = self._call(jitted.resize_cache, self._cache, slots=slots)
         self._cache_length, self._underused_steps = length, 0
 
     def _dispatch(
@@ -333,7 +318,8 @@ class Engine(Service):
     ) -> None:
         vocab, ends = self.config.vocab_size, self._specials.stops
         changes = packed_changes(self._rows, self._cache_length, vocab, ends) if changed else None
-        self._cache, output = jitted.decode_steps(
+        self._cache, output = self._call(
+            jitted.decode_steps,
             self.params,
             self._cache,
             jitted.packed_slots(self._rows, self._steps),
@@ -373,51 +359,13 @@ class Engine(Service):
                 self._tools.drop(row.call)
                 row.call = None
 
-    def _programs(self, rare: bool | None = None) -> Iterator[Callable[[], object]]:
-        """Calls that together compile everything, to prefill, insert and decode; no row changes.
-
-        `rare`: only what few requests need, or only the rest.
-        """
-        if rare is not True:
-            yield from self._common_programs()
-        if rare is not False:
-            masks = free_masks(self.slots, self.config.vocab_size, self._steps)
-            # rarer combinations are compiled when they come
-            yield from self._dispatches((self._most, True), (0, False, masks))
-
-    def _common_programs(self) -> Iterator[Callable[[], object]]:
-        def insert(prompt: tuple[int, ...]) -> None:
-            self._insert(self._read(prompt)[0], [0])
-
-        prompts = [(0,) * length for length in jitted.buckets(jitted.MIN_PROMPT, self.max_len)]
-        reads = {*map(len, prompts)}
-        if self._shared.prefixes.limit:
-            reads |= {*read_lengths(self.max_len)}
-        for length in sorted(reads):
-            yield partial(self._read, (0,) * length)
-        for length in self._cache_lengths:
-            for other in self._cache_lengths:  # from there to here
-                if other != length:
-                    yield partial(lambda *lengths: [*map(self._resize, lengths)], other, length)
-            for prompt in prompts:
-                if self._length_for(len(prompt)) <= length:
-                    yield partial(self._at, length, partial(insert, prompt))
-        yield from self._dispatches((0,), (self._most,))
-
-    def _dispatches(self, *kinds: tuple[Any, ...]) -> Iterator[Callable[[], object]]:
-        """Calls that decode, with every length of the cache; `kinds` are `_dispatch`'s settings."""
-        for length, truncate, kind in product(self._cache_lengths, (False, True), kinds):
-            yield partial(self._at, length, partial(self._dispatch, truncate, *kind))
-
-    def _at(self, length: int, program: Callable[[], object]) -> None:
-        """Runs a program with a cache of this length."""
-        self._resize(length)
-        program()
-
     def _make_cache(self) -> None:
         self._cache_length, self._underused_steps = self._cache_lengths[0], 0
-        cache = init_cache(self.config, self.slots, self._cache_length, self.compute.dtype)
-        self._cache = jax.device_put(cache, self.device)
+        make = jax.jit(self._new_cache, static_argnums=0)  # one program for all its arrays
+        self._cache = jax.device_put(make(self._cache_length), self.device)
+
+    def _new_cache(self, length: int) -> Cache:
+        return init_cache(self.config, self.slots, length, self.compute.dtype)
 
     def _abandon(self) -> None:
         """After an error, when the donated cache may be gone: all slots are empty and fresh."""

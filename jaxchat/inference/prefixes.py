@@ -105,6 +105,11 @@ class DeviceState:
         self.prefixes.clear()
 
 
+def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls a function."""
+    return function(*args, **kwargs)
+
+
 class Reader(NamedTuple):
     """Reads prompts in chunks: the weights and the shapes that all of them share."""
 
@@ -113,6 +118,7 @@ class Reader(NamedTuple):
     compute: Compute
     context: int  # positions of a prompt, at most
     device: jax.Device
+    call: Callable[..., Any] = call  # calls a jitted function
 
     def read(self, tokens: Sequence[int], known: Sequence[Prefix]) -> tuple[Cache, list[Prefix]]:
         """The cache after `tokens`, and its whole chunks; `known` are the first of these.
@@ -122,21 +128,22 @@ class Reader(NamedTuple):
         chunks = list(known)
         row = self._row(len(chunks) + (len(chunks) * CHUNK < len(tokens)))
         for number, chunk in enumerate(chunks):
-            row = jitted.append_chunk(row, chunk, np.int32(number * CHUNK))
+            row = self.call(jitted.append_chunk, row, chunk, np.int32(number * CHUNK))
         for start in range(len(chunks) * CHUNK, len(tokens), CHUNK):
             piece = tokens[start : start + CHUNK]
             size = prefix_size(start // CHUNK + 1, self.context)
             if size > row.kv.shape[3]:
-                row = jitted.resize_prefix(row, size=size)
-            chunk = jitted.read_chunk(
-                self.params, *_padded(piece), np.int32(start), row,
+                row = self.call(jitted.resize_prefix, row, size=size)
+            chunk = self.call(
+                jitted.read_chunk, self.params, *_padded(piece), np.int32(start), row,
                 config=self.config, compute=self.compute,
             )  # fmt: skip
-            row = jitted.append_chunk(row, chunk, np.int32(start))
+            row = self.call(jitted.append_chunk, row, chunk, np.int32(start))
             chunks += [chunk] if len(piece) == CHUNK else []
         length = bucket(len(tokens), jitted.MIN_PROMPT, self.context)
         slots = slots_of(self.config, length)
-        return jitted.cache_of(row, np.array([len(tokens)], np.int32), slots=slots), chunks
+        held = np.array([len(tokens)], np.int32)
+        return self.call(jitted.cache_of, row, held, slots=slots), chunks
 
     def _row(self, chunks: int) -> Prefix:
         size = prefix_size(max(chunks, 1), self.context)

@@ -51,6 +51,8 @@ def configure_jax(mesh: MeshConfig, cache: Path | None, *, whole_gpu: bool = Fal
         jax.config.update("jax_num_cpu_devices", mesh.host_devices)
     if cache is not None and jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache))
+        # also what compiles in under a second, of which a server has dozens
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # A program that cannot be cached, or was cached in part, is compiled again: no harm done.
     warnings.filterwarnings("ignore", message="Error (read|writ)ing persistent compilation cache")
 

@@ -17,7 +17,8 @@ from jaxchat.evals import compression
 from jaxchat.evals.compression import fetch_vocabularies, vocabulary_folder
 from jaxchat.paths import sha256_text
 from jaxchat.runs import eval_stages
-from jaxchat.runs.inputs import home_of, hub_of, text_folder, text_of, tokenizer_in, tokenizer_of
+from jaxchat.runs.inputs import home_of, hub_of, text_folder, text_of
+from jaxchat.runs.run_tokenizer import tokenizer_in, tokenizer_of
 from jaxchat.runs.runner import Context
 
 

@@ -42,10 +42,11 @@ from jaxchat.evals.saved import PARTS, TASK, Found, Part, Parts, core_folder, re
 from jaxchat.evals.scores import mean_reward, pass_rates
 from jaxchat.inference.service import Service
 from jaxchat.paths import offline_by, sha256_text, sweep
-from jaxchat.runs.inputs import home_of, hub_of, text_folder, tokenizer_of
+from jaxchat.runs.inputs import home_of, hub_of, text_folder
 from jaxchat.runs.opening import eval_model, load_model, make_engine
 from jaxchat.runs.report.by_hand import cores
 from jaxchat.runs.report.metrics import core_record
+from jaxchat.runs.run_tokenizer import tokenizer_of
 from jaxchat.runs.runner import Context, read_done, settings_hash
 from jaxchat.runs.stages import BY_NAME
 from jaxchat.tasks import Task

@@ -14,10 +14,10 @@ from jaxchat.checkpoints.tensors import SAFETENSORS
 from jaxchat.errors import ConfigError
 from jaxchat.paths import atomic_folder, atomic_open
 from jaxchat.runs import run_dir
-from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.opening import check_stage, load_model, open_run
 from jaxchat.runs.report import card
 from jaxchat.runs.report.files import gather_run
+from jaxchat.runs.run_tokenizer import tokenizer_of
 from jaxchat.tokenizer.huggingface import OWN_FILE
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}

@@ -1,30 +1,18 @@
-"""What the stages of a run read: its tokenizer, its rows of text, and its datasets."""
+"""What the stages of a run read: its rows of text, and its datasets."""
 
 from __future__ import annotations
 
-import functools
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxchat.data import inputs, prepare, shards
+from jaxchat.data import inputs, shards
 from jaxchat.data.download.hub import Hub, open_hub
 from jaxchat.data.loader import HeldOutRows, ShardedRows
 from jaxchat.data.shard_folder import is_whole
 from jaxchat.runs.background import Preparer
+from jaxchat.runs.run_tokenizer import tokenizer_of
 from jaxchat.runs.runner import Context
-from jaxchat.tokenizer.bpe import Tokenizer
-
-
-@functools.cache
-def tokenizer_in(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder of a run, read once."""
-    return prepare.load_tokenizer(folder)
-
-
-def tokenizer_of(context: Context) -> Tokenizer:
-    """The run's tokenizer."""
-    return tokenizer_in(context.folder("tokenizer"))
 
 
 def hub_of(context: Context, *, offline: bool = False) -> Hub:

@@ -28,7 +28,7 @@ from jaxchat.model.backend import Compute
 from jaxchat.model.capabilities import evaluation_compute, inference_compute
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put
 from jaxchat.runs import run_dir
-from jaxchat.runs.inputs import tokenizer_of
+from jaxchat.runs.run_tokenizer import tokenizer_of
 from jaxchat.runs.runner import Context, read_current
 from jaxchat.runs.stages import BY_NAME
 

@@ -26,8 +26,9 @@ from jaxchat.model.capabilities import choose_compute, evaluation_compute, infer
 from jaxchat.parallel.mesh import gathered, make_mesh
 from jaxchat.paths import remove
 from jaxchat.runs import eval_stages
-from jaxchat.runs.inputs import text_of, tokenizer_of
+from jaxchat.runs.inputs import text_of
 from jaxchat.runs.opening import load_model, make_engine
+from jaxchat.runs.run_tokenizer import tokenizer_of
 from jaxchat.runs.runner import Context
 from jaxchat.train.grpo import RLJob, train_rl
 from jaxchat.train.loop import FitJob, FitResult, PreviousStage, fit

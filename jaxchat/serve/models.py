@@ -26,8 +26,8 @@ from jaxchat.model.backend import backend
 from jaxchat.model.capabilities import evaluation_compute, inference_compute
 from jaxchat.model.kv_cache import init_cache
 from jaxchat.model.vocabulary import cut_vocabulary
-from jaxchat.runs.inputs import tokenizer_of
 from jaxchat.runs.opening import find_model, load_model
+from jaxchat.runs.run_tokenizer import tokenizer_of
 from jaxchat.runs.runner import done_file
 from jaxchat.serve.schema import ApiError
 from jaxchat.tokenizer.bpe import Tokenizer

@@ -30,6 +30,7 @@ log = logging.getLogger("jaxchat.serve")
 
 FAILURES = 3  # of an engine, one after the other, before its model is given up
 RECENT = 0.2  # weight of the latest request in the mean time of one
+QUIET_SECONDS = 0.5  # without a request, after which what few requests need is compiled
 LONGEST_WAIT = 60  # seconds, of a Retry-After header
 
 
@@ -277,11 +278,16 @@ class Scheduler:
     def _wait_for_work(self) -> bool:
         """Whether there is any; False once the thread is to stop."""
         queues = self._queues.values()
+
+        def busy() -> bool:
+            return self._stopping or any(queue.busy and not queue.dead for queue in queues)
+
+        with self._changed:
+            # not between the answers of a client that asks again at once
+            self._changed.wait_for(busy, QUIET_SECONDS)
         self._warm_up_rest()
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._stopping or any(queue.busy and not queue.dead for queue in queues)
-            )
+            self._changed.wait_for(busy)
             return not self._stopping
 
     def _turn(self, queue: _ModelQueue) -> None:

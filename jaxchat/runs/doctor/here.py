@@ -10,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from jaxchat.config import huge_pages
 from jaxchat.config.machine import cores, free_memory_bytes, memory_bytes, processor
 from jaxchat.config.schema import RunConfig
 from jaxchat.errors import ConfigError, explain, first_line
@@ -106,9 +107,11 @@ def check_processor() -> Check:
     free, whole, count = free_memory_bytes(), memory_bytes(), cores()
     facts = {
         "name": processor(), "cores": count, "memory_bytes": whole, "free_memory_bytes": free,
+        "huge_pages": huge_pages.state(),
     }  # fmt: skip
     counted = "1 core" if count == 1 else f"{count} cores"
     text = f"{processor()}, {counted}; memory {size(whole)}, {size(free)} of it free"
+    text += f"; {facts['huge_pages']}"
     return Check("processor", text, facts=facts)
 
 
