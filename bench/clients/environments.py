@@ -79,12 +79,6 @@ def command(client: Client, work: Path) -> list[str]:
     return [str(folder / "bin/python"), "-P"]
 
 
-def size(client: Client, work: Path) -> int:
-    """Bytes of an environment, those that it shares with others by hard links included."""
-    files = (work / "environments" / client.name).rglob("*")
-    return sum(path.stat().st_size for path in files if path.is_file() and not path.is_symlink())
-
-
 def _uv(client: Client, folder: Path, work: Path) -> None:
     uv = work / "uv" / "bin" / "uv"
     if not uv.exists():

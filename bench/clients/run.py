@@ -8,7 +8,8 @@ Each client gets an environment of its own in `--work`, which is kept for the ne
 versions are in environments.py. A check must see what a plain HTTP request at temperature 0 is
 answered, or what its file in checks/ says. Exits with 1 where anything else was seen. A client that
 cannot be installed is named with the end of its log, and has not passed. Needs uv's and npm's
-registries, Node's npm, and for Open WebUI a Chromium; all environments take about 6 GB.
+registries, npm, and for Open WebUI a Chromium. All environments take 10 GB, more than half of which
+are guidellm's torch; Open WebUI's is without torch, which only its own embeddings need.
 """
 
 from __future__ import annotations

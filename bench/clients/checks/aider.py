@@ -36,6 +36,8 @@ def _messages(log):
         lines = block.splitlines()
         role = lines[0].split(" ")[0]
         text = "\n".join(line.removeprefix(role).removeprefix(" ") for line in lines)
+        if role != "ASSISTANT":
+            text += "\n"  # the log leaves it out
         found.append({"role": role.lower(), "content": text})
     return found
 

@@ -11,8 +11,8 @@ from inspect_ai.tool import tool
 from inspect_ai.util import JSONSchema
 
 
-@tool
-def measure():
+@tool(name="measure")
+def _measure():
     async def execute(thing: str) -> str:
         """Measures a thing.
 
@@ -51,7 +51,7 @@ def usage_of_an_answer(s):
 
 
 def tools_auto(s):
-    log = _run(s, f"openai-api/jaxchat/{s.model}", [use_tools(measure())])
+    log = _run(s, f"openai-api/jaxchat/{s.model}", [use_tools(_measure())])
     return _score(log), [s.chat, 1.0]
 
 
@@ -59,7 +59,9 @@ def structured(s):
     schema = ResponseSchema(name="measure", json_schema=JSONSchema(**s.tool["parameters"]))
     config = GenerateConfig(temperature=0, response_schema=schema)
     log = _run(s, f"openai-api/jaxchat/{s.model}", config=config)
-    return json.loads(log.samples[0].output.completion), s.document
+    found = json.loads(log.samples[0].output.completion)
+    # its schemas have no bounds of numbers
+    return [found["thing"], type(found["digits"]).__name__], [s.document["thing"], "int"]
 
 
 def responses(s):

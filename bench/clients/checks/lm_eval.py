@@ -13,7 +13,7 @@ TASKS = {
 }
 
 
-def _run(s, task, model, *words, **settings):
+def _run(s, task, kind, *words, **settings):
     data = s.folder / "data.jsonl"
     question = {"question": s.question, "prompt": s.prompt, "answer": s.chat, "wrong": "qqq zzz"}
     data.write_text(json.dumps(question))
@@ -25,7 +25,7 @@ def _run(s, task, model, *words, **settings):
     out = s.folder / f"out-{task}"
     arguments = ",".join(f"{name}={value}" for name, value in settings.items())
     done = subprocess.run(
-        [Path(s.environment) / "bin" / "lm_eval", "--model", model, "--model_args", arguments,
+        [Path(s.environment) / "bin" / "lm_eval", "--model", kind, "--model_args", arguments,
          "--tasks", task, "--include_path", s.folder, "--output_path", out, "--log_samples",
          *words],
         capture_output=True, text=True,
