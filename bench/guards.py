@@ -1,6 +1,6 @@
 """Every guard against what other packages do, broken on purpose: its test must notice.
 
-    python bench/guards.py [--only WORDS]
+    python bench/guards.py [--only WORDS] [--jobs N]
 
 Breaks each guard by one small change in a scratch copy of this checkout, runs its test, which has
 to fail, and restores the line; then runs all the tests again, which have to pass. Prints a table
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import platform
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -197,6 +199,7 @@ def noticed(tree: Path, guard: Guard, seconds: int) -> str:
     source = path.read_text(encoding="utf-8")
     if source.count(guard.old) != 1:
         sys.exit(f"{guard.file} has {guard.old!r} {source.count(guard.old)} times; bring it up")
+    print(guard.name, file=sys.stderr, flush=True)
     path.write_text(source.replace(guard.old, guard.new), encoding="utf-8")
     try:
         return failure(tree, [f"tests/{guard.test}"], seconds)
@@ -208,23 +211,35 @@ def main() -> None:
     """Red for each guard, then green for all; a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="guards whose name has these words")
+    parser.add_argument("--jobs", type=int, default=1, help="guards at once, each in a copy")
     parser.add_argument("--seconds", type=int, default=900, help="the limit of one test")
     args = parser.parse_args()
     guards = [guard for guard in GUARDS if args.only in guard.name]
     print(f"Python {platform.python_version()}, jax {version('jax')}", flush=True)
     print("| guard | broken in | broken | restored |\n|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        tree = copied(Path(folder))
-        red = {guard: noticed(tree, guard, args.seconds) for guard in guards}
-        green = {
-            test: failure(tree, [f"tests/{test}"], args.seconds)
-            for test in {g.test for g in guards}
-        }
-    for guard in guards:
-        broken = f"red: {red[guard].partition(' - ')[0]}" if red[guard] else "NOT NOTICED"
-        restored = f"red: {green[guard.test]}" if green[guard.test] else "green"
-        print(f"| {guard.name} | jaxchat/{guard.file} | {broken} | {restored} |")
-    sys.exit(not all(red.values()) or any(green.values()))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
+        trees: queue.Queue[Path] = queue.Queue()
+        for number in range(args.jobs):
+            trees.put(copied(Path(folder, str(number))))
+
+        def red(guard: Guard) -> str:
+            tree = trees.get()  # its own: nothing else is broken there
+            try:
+                return noticed(tree, guard, args.seconds)
+            finally:
+                trees.put(tree)
+
+        def green(test: str) -> str:
+            return failure(Path(folder, "0"), [f"tests/{test}"], args.seconds)
+
+        broken = list(pool.map(red, guards))
+        tests = sorted({guard.test for guard in guards})
+        restored = dict(zip(tests, pool.map(green, tests), strict=True))
+    for guard, failed in zip(guards, broken, strict=True):
+        first = f"red: {failed.partition(' - ')[0]}" if failed else "NOT NOTICED"
+        then = f"red: {restored[guard.test]}" if restored[guard.test] else "green"
+        print(f"| {guard.name} | jaxchat/{guard.file} | {first} | {then} |")
+    sys.exit(not all(broken) or any(restored.values()))
 
 
 if __name__ == "__main__":
