@@ -153,6 +153,13 @@ def pytorch_tokenizers(folder: Path) -> Encode:
     return lambda text: list(tokenizer.encode(text, 0, 0))
 
 
+def omnitoken(folder: Path) -> Encode:
+    from omnitoken import Tokenizer
+
+    tokenizer = Tokenizer(str(folder / "tokenizer.json"))
+    return lambda text: list(tokenizer.encode(text))
+
+
 def tiktokenizer(folder: Path) -> Encode:
     from tiktokenizer import TikTokenizer
 
@@ -245,6 +252,7 @@ READERS = (
     Reader("tokie", "0.1.4", OTHER, tokie),
     Reader("iree-tokenizer", "0.3.0", OTHER, of_file("iree.tokenizer"), ("numpy",)),
     Reader("budtiktok", "0.1.0", OTHER, of_file("budtiktok")),
+    Reader("omnitoken", "0.3.0", OTHER, omnitoken),
     Reader("gigatoken", "0.10.0", REFUSED, gigatoken, ("numpy",)),
     Reader("snaptokens", "0.2.6", REFUSED, of_file("snaptokens")),
     Reader("splintr-rs", "0.22.0", REFUSED, splintr),
@@ -382,7 +390,7 @@ def measure(args: argparse.Namespace, work: Path) -> int:
     print(f"vocabulary {tokenizer.vocab_size:,}, {count:,} texts of {len(texts)} kinds\n")
     print("| reader | version | result | texts with other ids |\n|---|---|---|---|")
     failed = 0
-    for reader in READERS:
+    for reader in [one for one in READERS if args.only in ("", one.package)]:
         answer = ask(reader, installed(reader, args.environments), work / "export", flat)
         seen, more = verdict(answer, texts, ours)
         failed += seen != reader.expected
@@ -395,6 +403,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--environments", type=Path, help="where the readers are installed")
     parser.add_argument("--text", type=Path, help="Parquet files with a column `text`")
+    parser.add_argument("--only", default="", help="readers of this package")
     parser.add_argument("--reader", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.reader:

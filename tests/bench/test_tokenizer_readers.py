@@ -34,7 +34,7 @@ def load() -> ModuleType:
 
 
 BENCH = load()
-SAMPLE = [BENCH.PROSE, *BENCH.SCRIPTS.values()] * 20
+SAMPLE = [BENCH.PROSE, *BENCH.SCRIPTS.values(), "if a <b> is <c>, then a <d> "] * 20
 
 
 @pytest.fixture(scope="module")

@@ -47,8 +47,9 @@ vllm serve FOLDER --model-impl transformers
 ```
 
 To fine-tune with PEFT, name the matrices: `LoraConfig(target_modules="all-linear")`. With TRL, give
-`chat_template_path="FOLDER/chat_template_training.jinja"` and `assistant_only_loss=True`, or data
-as prompt and completion; otherwise what the user says is learned, too.
+`chat_template_path="FOLDER/chat_template_training.jinja"` and `assistant_only_loss=True`, whether
+the data is messages or prompt and completion; otherwise what the user says<calls> or the calculator
+answers</calls> is learned, too.
 
 jaxchat<calls>, which runs the calculator by itself</calls>:
 """,
