@@ -7,7 +7,7 @@
 # the newer one wrote (tanh of a product, summed: 15.9893). Both need flatbuffers, which neither
 # requires.
 # Exits 0 while that is so, 1 once it changes. Needs Python 3.12 (PYTHON=...). About 700 MB.
-# Counter: OLDER=0.4.35
+# Counter: OLDER=0.5.3
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
