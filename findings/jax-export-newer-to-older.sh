@@ -5,16 +5,16 @@
 # promises three weeks of forward compatibility, and these two are five months apart.
 # Happens (2026-11-28): both write version 10 of the calling convention, and the older one runs what
 # the newer one wrote (tanh of a product, summed: 15.9893). Both need flatbuffers, which neither
-# requires.
+# requires. 0.5.3 refuses it ("deserialize unsupported version 12"; it needs absl-py, too).
 # Exits 0 while that is so, 1 once it changes. Needs Python 3.12 (PYTHON=...). About 700 MB.
-# Counter: OLDER=0.4.35
+# Counter: OLDER=0.5.3
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 older=${OLDER:-0.10.2}
 for version in "$older" 0.12.0.1; do
     "${PYTHON:-python3.12}" -m venv "$folder/$version"
-    "$folder/$version/bin/pip" install -q "jax==$version" "jaxlib==$version" flatbuffers==25.12.19
+    "$folder/$version/bin/pip" install -q "jax==$version" "jaxlib==$version" flatbuffers==25.12.19 absl-py==2.5.1
 done
 cat >"$folder/write.py" <<'PYTHON'
 import sys
