@@ -87,7 +87,7 @@ class ServeConfig(Settings):
     top_k: Annotated[int, numbers.TOP_K] = 0  # likewise; 0: all
     any_name: bool = False  # the one model answers to any name
     connections: Count = 1_024
-    warm_up: bool = True  # compiles everything before it is ready
+    warm_up: bool = True  # compiles what plain answers need before it is ready
     hosts: tuple[str, ...] = ()  # names in the Host header that are accepted beside its own
     # of other sites whose pages may ask (CORS)
     origins: tuple[

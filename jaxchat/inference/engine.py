@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
@@ -29,7 +30,7 @@ from jaxchat.model.backend import PLAIN, Compute, bucket
 from jaxchat.model.chunks import CHUNK, Prefix
 from jaxchat.model.joined import join_kernels
 from jaxchat.model.kernels.matmul import round_kernels
-from jaxchat.model.kv_cache import Cache, init_cache, slots_of, whole_blocks
+from jaxchat.model.kv_cache import Cache, slots_of, whole_blocks
 from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.parallel.mesh import gathered
 from jaxchat.tokenizer.bpe import Tokenizer
@@ -361,11 +362,12 @@ class Engine(Programs):
 
     def _make_cache(self) -> None:
         self._cache_length, self._underused_steps = self._cache_lengths[0], 0
-        make = jax.jit(self._new_cache, static_argnums=0)  # one program for all its arrays
-        self._cache = jax.device_put(make(self._cache_length), self.device)
+        self._cache = jax.device_put(self._new_cache(self._cache_length), self.device)
 
     def _new_cache(self, length: int) -> Cache:
-        return init_cache(self.config, self.slots, length, self.compute.dtype)
+        dtype = jnp.dtype(self.compute.dtype)
+        cache: Cache = jitted.new_cache(self.config, self.slots, length, dtype)
+        return cache
 
     def _abandon(self) -> None:
         """After an error, when the donated cache may be gone: all slots are empty and fresh."""

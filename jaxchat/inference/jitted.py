@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference.changes import Counts, change, count, count_next, unpacked_changes
@@ -158,6 +158,12 @@ def resize_prefix(prefix: chunks.Prefix, *, size: int) -> chunks.Prefix:
 def cache_of(prefix: chunks.Prefix, length: ArrayLike, *, slots: tuple[int, ...]) -> Cache:
     """The cache after a prompt of `length` [1]."""
     return chunks.cache_of(prefix, jnp.asarray(length), slots)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def new_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
+    """An empty cache: one program, where each of its arrays would be several."""
+    return init_cache(config, batch, length, dtype)
 
 
 @functools.partial(jax.jit, donate_argnames="cache")

@@ -60,8 +60,8 @@ class Service(ABC):
         """Compiles every program, so that no request waits for that, or as many as come before
         `stopped` says so; `progress` is called with the share that is done.
 
-        `rare`: only those that few requests need (grammars, penalties), or only the rest. Raises
-        EngineError while requests are under way.
+        `rare`: only those that few requests need (top-k, alternatives, grammars, penalties), or
+        only the rest. Raises EngineError while requests are under way.
         """
 
     @abstractmethod

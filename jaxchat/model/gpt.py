@@ -38,7 +38,7 @@ from jaxchat.config.derive import (
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model.attention import MAX_SCORE, cached_attention, causal_attention
 from jaxchat.model.backend import PLAIN, Compute, MatmulPrecision
-from jaxchat.model.init import Initializer, init_table
+from jaxchat.model.init import Initializer, init_table, parameter
 from jaxchat.model.joined import JOINED
 from jaxchat.model.kernels import fp8, norms, residual
 from jaxchat.model.kernels.matmul import matmul, widened_matmul
@@ -82,7 +82,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows F"]:
-        kernel = self.param("kernel", self.initializer, (x.shape[-1], self.out))
+        kernel = parameter(self, "kernel", self.initializer, (x.shape[-1], self.out))
         if self.out == 1:  # as a product, XLA on a CPU rounds some rows otherwise than others
             column = kernel.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
             return jnp.sum(x * column, axis=-1, keepdims=True)
@@ -98,7 +98,7 @@ class Matrix(nn.Module):
 
     @nn.compact
     def __call__(self, width: int) -> tuple[Float32[Array, "D F"], fp8.Kernel]:
-        kernel = self.param("kernel", self.initializer, (width, self.out))
+        kernel = parameter(self, "kernel", self.initializer, (width, self.out))
         return kernel, self.get_variable(ROUNDED, "kernel") or fp8.round_kernel(kernel)
 
 
@@ -112,7 +112,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        table = self.param("embedding", self.initializer, (self.rows, self.width))
+        table = parameter(self, "embedding", self.initializer, (self.rows, self.width))
         return table[tokens].astype(self.dtype)
 
 
@@ -226,8 +226,8 @@ class GPT(nn.Module):
         mix = residual.mix if fused else _mix
         if config.residual_scalars:
             shape = (config.n_layer,)
-            share = self.param("resid_lambdas", init["resid_lambdas"], shape).astype(dtype)
-            first = self.param("x0_lambdas", init["x0_lambdas"], shape).astype(dtype)
+            share = parameter(self, "resid_lambdas", init["resid_lambdas"], shape).astype(dtype)
+            first = parameter(self, "x0_lambdas", init["x0_lambdas"], shape).astype(dtype)
         saved = []
         middle = x
         for layer, spec in enumerate(layer_specs(config)):
@@ -243,7 +243,7 @@ class GPT(nn.Module):
             if layer == middle_layer(config.n_layer):
                 middle = x
         if config.backout:
-            back = self.param("backout_lambda", init["backout_lambda"], ()).astype(dtype)
+            back = parameter(self, "backout_lambda", init["backout_lambda"], ()).astype(dtype)
             x = mix(x, middle, jnp.ones((), dtype), -back) if fused else x - back * middle
         return norm(x), embedded, saved
 
@@ -256,7 +256,7 @@ class GPT(nn.Module):
     ) -> Float[Array, "B T D"]:
         """Adds a gated share of the embedding before each."""
         init, dtype = init_table(self.config), self.compute.scalars
-        strength = self.param("smear_lambda", init["smear_lambda"], ()).astype(dtype)
+        strength = parameter(self, "smear_lambda", init["smear_lambda"], ()).astype(dtype)
         channels = x[..., : min(SMEAR_GATE_CHANNELS, self.config.n_embd)]
         gate = nn.sigmoid(Linear(1, init["smear_gate"], name="smear_gate")(channels))
         gate = strength * gate.astype(dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,15 @@ from jax.typing import DTypeLike
 from jaxchat.config.schema import ModelConfig
 
 Initializer = Callable[..., Array]  # (key, shape, dtype) -> array
+
+
+def parameter(module: Any, name: str, initializer: Initializer, shape: tuple[int, ...]) -> Array:
+    """A parameter of a flax module, which is made where the module has none.
+
+    Flax would trace the initializer of each that it has, to compare shapes: 15% of all tracing.
+    """
+    held: Array | None = module.get_variable("params", name)
+    return module.param(name, initializer, shape) if held is None else held
 
 
 def _uniform(low: float, high: float) -> Initializer:

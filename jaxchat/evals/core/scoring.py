@@ -23,6 +23,7 @@ from jaxchat.evals.core.batches import Batch, make_batches
 from jaxchat.evals.core.prompts import Row
 from jaxchat.evals.logits import read_logits
 from jaxchat.evals.model import EvalModel
+from jaxchat.inference.ahead import Ahead
 from jaxchat.model.backend import Compute, backend
 from jaxchat.model.branches import branch_features
 from jaxchat.model.vocabulary import check_ids
@@ -98,15 +99,25 @@ def score_rows(
     sizes = sizes or (CPU if backend(mesh.devices.flat[0].platform).sizes == "cpu" else GPU)
     scores_over = _scores_over(mesh, model.config, model.compute, sizes.head)
     layout, shards = sharding(mesh, "accumulation", "batch"), batch_shards(mesh)
-    batches = make_batches(
+    batches = list(make_batches(
         rows, tokens=sizes.tokens, steps=sizes.steps, shards=shards, copies=model.config.smear
-    )
+    ))  # fmt: skip
 
     def dispatch(batch: Batch) -> tuple[Batch, Any]:
         for name in ("tokens", "targets"):
             check_ids(batch.arrays[name], model.config.vocab_size, "a prompt of CORE")
         arrays = {name: array[None] for name, array in batch.arrays.items()}
         return batch, scores_over(model.params, put(arrays, layout))
+
+    with Ahead(mesh.devices.flat[0]) as ahead:  # else one after the other, between the batches
+        for batch in batches:
+            shapes = {
+                name: jax.ShapeDtypeStruct((1, *array.shape), array.dtype, sharding=layout)
+                for name, array in batch.arrays.items()
+            }
+            ahead.call(scores_over, model.params, shapes)
+            ahead.make_room()
+        ahead.finish()
 
     found: dict[tuple[int, int], ChoiceScore] = {}
     for batch, values in in_flight(map(dispatch, batches)):
