@@ -10,6 +10,7 @@ mod cache;
 mod count;
 mod encode;
 mod error;
+pub mod int8;
 mod learn_merges;
 #[cfg(feature = "python")]
 mod python;
@@ -18,6 +19,8 @@ mod split;
 mod train;
 mod unicode;
 mod word;
+#[cfg(feature = "python")]
+mod xla_ffi;
 
 pub use count::Summary;
 pub use encode::{Encoded, Encoder};
