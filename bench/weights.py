@@ -48,7 +48,7 @@ def main() -> None:
 def quality(run: Path, stage: str, rows: int, prompts: int) -> None:
     """Prints bits per byte with float32 and 8 bits, and the share of equal greedy answers."""
     from jaxchat.config.schema import MODELS
-    from jaxchat.evals.bpb import TextRows, bits_per_byte
+    from jaxchat.evals.bpb import TextRows
     from jaxchat.inference.engine import Engine, Request
     from jaxchat.model.backend import PLAIN
     from jaxchat.model.capabilities import with_weights
@@ -66,14 +66,15 @@ def quality(run: Path, stage: str, rows: int, prompts: int) -> None:
     asked = [row for batch in text.batches(prompts, 16) for row in batch["tokens"][:, :32].tolist()]
     answers = {}
     for name in FORMS:
-        bits = bits_per_byte(held[name], text.batches(rows, 16), tokenizer.token_bytes, model)
-        engine = Engine(params, model, tokenizer, slots=4, compute=with_weights(PLAIN, name))
+        compute = with_weights(PLAIN, name)
+        bits = bits_per_byte(
+            held[name], text.batches(rows, 16), tokenizer.token_bytes, model, compute
+        )
+        engine = Engine(params, model, tokenizer, slots=4, compute=compute)
         requests = [Request(tuple(row), max_tokens=64) for row in asked[:prompts]]
         answers[name] = [c.tokens for (c,) in engine.generate(requests)]
-        same = [a == b for a, b in zip(answers[name], answers["float32"], strict=True)]
-        at = [
-            first_difference(a, b) for a, b in zip(answers[name], answers["float32"], strict=True)
-        ]
+        pairs = list(zip(answers[name], answers["float32"], strict=True))
+        same, at = [a == b for a, b in pairs], [first_difference(a, b) for a, b in pairs]
         print(
             f"{run.name}/{stage} {name:8} {bits:.5f} bits per byte over {rows} rows; of "
             f"{len(same)} greedy answers {sum(same)} are float32's, and of their tokens "
@@ -82,16 +83,36 @@ def quality(run: Path, stage: str, rows: int, prompts: int) -> None:
         )
 
 
+def bits_per_byte(params: Any, batches: Any, size: Any, model: Any, compute: Any) -> float:
+    """`evals.bpb.bits_per_byte`, which takes float32 weights alone."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxchat.model import gpt
+
+    @jax.jit
+    def nats(params: Any, tokens: Any, counted: Any) -> Any:
+        scores = jax.nn.log_softmax(gpt.forward(params, tokens[:, :-1], model, compute))
+        found = jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
+        return -jnp.sum(found * counted)
+
+    total = count = 0.0
+    for batch in batches:
+        learned = size[batch["tokens"][:, 1:]] * (batch["mask"][:, 1:] > 0)
+        total += float(nats(params, batch["tokens"], (learned > 0).astype(np.float32)))
+        count += float(learned.sum())
+    return total / np.log(2) / count
+
+
 def first_difference(a: Any, b: Any) -> int:
     return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))
 
 
 def speed(args: argparse.Namespace) -> None:
     """Prints medians and spreads of tokens a second, and of the memory's bandwidth."""
-    sides = {
-        "today": (args.today, ()),
-        **{n: (HERE, ("--weights", n)) for n in ("auto", "bf16", "int8")},
-    }
+    forms = {name: (HERE, ("--weights", name)) for name in ("auto", "bf16", "int8")}
+    sides = {"today": (args.today, ()), **forms}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for turn in range(args.turns):
         order = list(sides) if turn % 2 == 0 else list(sides)[::-1]

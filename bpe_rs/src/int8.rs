@@ -301,7 +301,12 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
-        for (rows, width, columns) in [(1, 2, 1), (3, 10, 16), (8, 256, 40), (15, 3000, 33)] {
+        for (rows, width, columns) in [
+            (1usize, 2usize, 1usize),
+            (3, 10, 16),
+            (8, 256, 40),
+            (15, 3000, 33),
+        ] {
             let x: Vec<f32> = noise(rows * width, 1)
                 .map(|n| n as f32 / 2e9 - 0.5)
                 .collect();

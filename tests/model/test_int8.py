@@ -22,7 +22,7 @@ def operands(shape, seed=0):
 
 
 def reference(x, held):
-    """Integers of a row times integers of a column, exactly; then float32's steps in their order."""
+    """Integers of a row times those of a column, exactly; then float32's steps in their order."""
     values, scale = np.asarray(int8._matrix(*held), np.int64)[: x.shape[1]], np.asarray(held.scale)
     largest, most = np.abs(x).max(axis=1, keepdims=True), np.float32(16_256)
     sums = np.round(x * (most / largest)).astype(np.int64) @ values
@@ -69,7 +69,9 @@ def test_zeros_stay_zeros():
     x, kernel = operands((2, 64, 64))
     x[0], kernel[:, 3] = 0, 0
     found = np.asarray(int8.matmul(x, int8.quantize(kernel)))
-    assert not found[0].any() and not found[:, 3].any() and found[1, :3].all()
+    assert not found[0].any()
+    assert not found[:, 3].any()
+    assert found[1, :3].all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -77,7 +79,8 @@ def test_what_is_not_finite_is_not_hidden(bad):
     x, kernel = operands((2, 64, 64))
     x[0, 5] = bad
     found = np.asarray(int8.matmul(x, int8.quantize(kernel)))
-    assert not np.isfinite(found[0]).any() and np.isfinite(found[1]).all()
+    assert not np.isfinite(found[0]).any()
+    assert np.isfinite(found[1]).all()
 
 
 def test_axes_before_the_last_are_rows():
