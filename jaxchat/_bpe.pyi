@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,3 +63,6 @@ class Encoder:
 
 def scanned_patterns() -> list[str]:
     """The spellings of patterns that have a hand-written scanner instead of a regex engine."""
+
+def int8_matmul() -> Any:
+    """A PyCapsule of XLA's handler of products with kernels of 8 bits (`model.kernels.int8`)."""

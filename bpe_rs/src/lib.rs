@@ -4,12 +4,16 @@
 //! then merges the most frequent pair of adjacent tokens again and again. An [`Encoder`] cuts texts
 //! by the same pattern and merges by rank. Nothing here knows Python: the bindings are in
 //! `python.rs`, behind the feature `python`.
+//!
+//! One module has nothing to do with BPE: `int8`, products for decoding with weights of 8 bits, which
+//! XLA calls through `xla_ffi`. It is here so that one build makes all that is Rust.
 
 mod apply_merges;
 mod cache;
 mod count;
 mod encode;
 mod error;
+pub mod int8;
 mod learn_merges;
 #[cfg(feature = "python")]
 mod python;
@@ -18,6 +22,8 @@ mod split;
 mod train;
 mod unicode;
 mod word;
+#[cfg(feature = "python")]
+mod xla_ffi;
 
 pub use count::Summary;
 pub use encode::{Encoded, Encoder};

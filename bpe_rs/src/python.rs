@@ -1,5 +1,7 @@
 //! The Python module `jaxchat._bpe`.
 
+use std::ffi::c_void;
+use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 use pyo3::buffer::{Element, PyBuffer};
@@ -7,9 +9,9 @@ use pyo3::create_exception;
 use pyo3::exceptions::{PyTypeError, PyUnicodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBytes, PyIterator, PyString};
+use pyo3::types::{PyBytes, PyCapsule, PyIterator, PyString};
 
-use crate::{Encoded, Error, Trainer, known_patterns};
+use crate::{Encoded, Error, Trainer, known_patterns, xla_ffi};
 
 /// Texts are taken in chunks of this size, so that all threads have work.
 const CHUNK_BYTES: usize = 32 << 20;
@@ -241,5 +243,14 @@ mod _bpe {
     #[pyfunction]
     fn scanned_patterns() -> Vec<&'static str> {
         known_patterns().collect()
+    }
+
+    /// The handler of `xla_ffi::int8_matmul`, for `jax.ffi.register_ffi_target`.
+    #[pyfunction]
+    fn int8_matmul(py: Python<'_>) -> PyResult<Bound<'_, PyCapsule>> {
+        let handler = xla_ffi::int8_matmul as *const () as *mut c_void;
+        let handler = NonNull::new(handler).expect("a function has an address");
+        // SAFETY: a function is never freed
+        unsafe { PyCapsule::new_with_pointer(py, handler, c"xla._CUSTOM_CALL_TARGET") }
     }
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxchat.config import numbers
-from jaxchat.config.fields import kinds, plain
+from jaxchat.config.fields import OneOf, kinds, plain
 from jaxchat.config.numbers import NumberError, Range
 
 
@@ -85,6 +85,7 @@ def add_field(
     else:
         options["metavar"] = metavar
         options["type"] = next((number(r) for r in rules if isinstance(r, Range)), None)
+        options["choices"] = next((r for r in rules if isinstance(r, OneOf)), None)
         options["action"] = "store" if kind in (int, float, str) else "append"
     parser.add_argument(flag or f"--{field.replace('_', '-')}", **options)
 

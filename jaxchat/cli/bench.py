@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import jaxchat
 from jaxchat import paths
 from jaxchat.cli.args import Parser, add_model, depth, positive
+from jaxchat.config.operations import WEIGHTS
 from jaxchat.config.schema import MODELS, PRESETS, PRODUCTS, ComputeConfig, MeshConfig
 from jaxchat.errors import ConfigError
 from jaxchat.parallel.launch_env import start_jax
@@ -50,6 +51,8 @@ def add_commands(parser: Parser) -> None:
     inference.option("--tokens", positive, "N", "new (128)", 128)
     products = "multiplication of large matrices (as compute.products)"
     inference.option("--products", str, None, products, "auto", choices=PRODUCTS)
+    text = "of large matrices, as in chat and serve"
+    inference.option("--weights", str, None, text, WEIGHTS[0], choices=WEIGHTS)
     inference.option("--repeats", positive, "N", "best of (3)", 3)
     inference.option("--json", Path, "FILE", "write the figures there too")
     inference.option("--nanochat", Path, "CHECKOUT", "compare with its engine, on the CPU")
@@ -71,7 +74,7 @@ def inference_command(args: argparse.Namespace) -> int:
     start_jax(MeshConfig(), root / "xla")
     from jaxchat.inference.engine import ROUNDED_SLOTS
     from jaxchat.inference.measure import device_bandwidth, measure
-    from jaxchat.model.capabilities import inference_compute
+    from jaxchat.model.capabilities import inference_compute, with_weights
     from jaxchat.progress import Progress
 
     title, model, params, tokenizer = _model(args, root)
@@ -84,6 +87,7 @@ def inference_command(args: argparse.Namespace) -> int:
         _check_checkout(args.nanochat)
     bandwidth, source = device_bandwidth()
     compute = inference_compute(ComputeConfig(products=args.products), model)
+    compute = with_weights(compute, args.weights)
     readings = []
     with Progress("inference", total=len(args.batch), unit="batch sizes") as progress:
         for number, batch in enumerate(args.batch):
@@ -94,9 +98,11 @@ def inference_command(args: argparse.Namespace) -> int:
             readings.append(reading)
             progress.update(number + 1)
     theirs = {} if args.nanochat is None else _nanochat_readings(args, model, params)
-    kind = (
-        "plain" if compute.matmul == "default" else f"{compute.matmul} from {ROUNDED_SLOTS} at once"
-    )
+    kind: str = "plain" if compute.matmul == "default" else compute.matmul
+    if compute.weights != "auto":
+        kind += f", weights {compute.weights}"
+    elif compute.matmul != "default":
+        kind += f" from {ROUNDED_SLOTS} at once"
     print(
         f"{title}; {args.prompt} + {args.tokens} tokens; large products {kind}; "
         f"{bandwidth / 1e9:.1f} GB/s ({source})\n"

@@ -29,6 +29,7 @@ from jaxchat.cli.args import (
 from jaxchat.config.derive import count_params
 from jaxchat.config.machine import garbage_kept
 from jaxchat.config.numbers import TEMPERATURE, NumberError
+from jaxchat.config.operations import WEIGHTS
 from jaxchat.config.schema import CHAT_STAGES, RunConfig
 from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.launch_env import start_jax
@@ -69,6 +70,8 @@ def add_chat(parser: Parser) -> None:
     parser.option("--repetition-penalty", repetition_penalty, "R", text, 1.0)
     parser.option("--max-tokens", positive, None, "length of an answer", 256)
     parser.option("--seed", seed, default=0)
+    text = "of large matrices: int8 reads a quarter of the bytes a token"
+    parser.option("--weights", str, None, text, WEIGHTS[0], choices=WEIGHTS)
     parser.switch("--json", "an object a line for each answer")
     parser.switch("--continue", "the lines of a pipe are one conversation", dest="together")
     parser.set_defaults(run_command=chat_command)
@@ -104,7 +107,7 @@ def _open(args: argparse.Namespace, root: Path, config: RunConfig, *, once: bool
         args.max_tokens, 1, args.temperature, args.seed, args.top_k, args.min_p,
         args.repetition_penalty,
     )  # fmt: skip
-    chat = load(root, args.run, args.stage, sampling)
+    chat = load(root, args.run, args.stage, sampling, args.weights)
     chat.system = args.system
     console = Console()  # it knows terminals and NO_COLOR
     session = Session(

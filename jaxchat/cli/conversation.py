@@ -16,6 +16,8 @@ from jaxchat.evals.chat import Sampling
 from jaxchat.inference.engine import Engine, Request
 from jaxchat.inference.request import ROOM
 from jaxchat.inference.transcript import PartStream, printable
+from jaxchat.model.backend import PLAIN, Weights
+from jaxchat.model.capabilities import with_weights
 from jaxchat.runs.opening import check_stage, find_model, load_model
 from jaxchat.runs.run_tokenizer import tokenizer_of
 from jaxchat.runs.runner import Context
@@ -176,16 +178,24 @@ class RunChat(Chat):
         self.stage = stage
 
 
-def load(root: Path, name: str | None, stage: str | None, sampling: Sampling) -> RunChat:
+def load(
+    root: Path,
+    name: str | None,
+    stage: str | None,
+    sampling: Sampling,
+    weights: Weights = "auto",
+) -> RunChat:
     """Opens a run of the home `root` and one of its chat models, by default the last and the best.
 
-    Raises ArtifactError when there is no such run, or the stage is not complete.
+    Raises ArtifactError when there is no such run, or the stage is not complete; ConfigError where
+    the device takes no such weights.
     """
+    compute = with_weights(PLAIN, weights)
     context, chosen = find_model(root, name, stage)
     model = context.config.model
     params: Any = load_model(context.root, chosen, model)
     tokenizer = tokenizer_of(context)
-    engine = Engine(params, model, tokenizer, slots=1, prefix_bytes=PREFIX_BYTES)
+    engine = Engine(params, model, tokenizer, slots=1, prefix_bytes=PREFIX_BYTES, compute=compute)
     return RunChat(engine, tokenizer, model.sequence_len, sampling, run=context, stage=chosen)
 
 

@@ -29,6 +29,7 @@ FLAGS = (
     ("host", "ADDRESS", "to listen at (127.0.0.1)"),
     ("port", "N", "(8000; 0: any that is free)"),
     ("slots", "N", "answers decoded at once (0: suits the device)"),
+    ("weights", None, "of large matrices: int8 reads a quarter of the bytes a token (auto)"),
     ("prefix_mb", "MB", "memory for what prompts began with, not read again (512; 0: none)"),
     ("queue", "N", "requests that may wait (256)"),
     ("temperature", "T", "where a request names none (0.8)"),

@@ -8,6 +8,8 @@ from typing import Annotated
 from jaxchat.config import numbers
 from jaxchat.config.fields import Count, Form, NotNegative, OneOf, Positive, Settings
 
+# How an engine holds large matrices; "auto": float32, or bf16 where compute.products rounds them
+WEIGHTS = ("auto", "float32", "bf16", "int8")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 Timeout = Annotated[float, numbers.Range(0, numbers.SECONDS.most, whole=False, open=True)]
 
@@ -70,6 +72,7 @@ class ServeConfig(Settings):
     port: Annotated[int, numbers.PORT] = 8_000  # 0: any that is free
     # answers of a model decoded at once, on each device; 0: suits the device
     slots: Annotated[int, numbers.WHOLE] = 0
+    weights: Annotated[str, OneOf(WEIGHTS)] = "auto"  # large ones, in the engine
     # megabytes on each device for what prompts began with, so that others read only what is new
     prefix_mb: Annotated[int, numbers.WHOLE] = 512
     queue: Annotated[int, numbers.COUNT] = 256  # requests that may wait

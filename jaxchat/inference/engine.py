@@ -29,6 +29,7 @@ from jaxchat.inference.service import Job
 from jaxchat.model.backend import PLAIN, Compute, bucket
 from jaxchat.model.chunks import CHUNK, Prefix
 from jaxchat.model.joined import join_kernels
+from jaxchat.model.kernels.int8 import quantize_kernels
 from jaxchat.model.kernels.matmul import round_kernels
 from jaxchat.model.kv_cache import Cache, slots_of, whole_blocks
 from jaxchat.model.vocabulary import cut_vocabulary
@@ -77,7 +78,8 @@ class Engine(Programs):
         weights, `params` are ignored. Ids that the tokenizer does not have are never given. Raises
         EngineError when it has ids that the model does not know.
 
-        Rounded matmuls are for ROUNDED_SLOTS and more; fewer are decoded in `compute.dtype`.
+        Rounded matmuls are for ROUNDED_SLOTS and more; fewer are decoded in `compute.dtype`, unless
+        `compute.weights` says otherwise.
         """
         if tokenizer.vocab_size > config.vocab_size:
             raise EngineError(
@@ -86,7 +88,8 @@ class Engine(Programs):
             )
         self._trained = config  # which may have more ids than the tokenizer
         self.config = replace(config, vocab_size=tokenizer.vocab_size)
-        self.compute = compute if slots >= ROUNDED_SLOTS else compute.unrounded()
+        is_asked = slots >= ROUNDED_SLOTS or compute.weights != "auto"
+        self.compute = compute if is_asked else compute.unrounded()
         self.slots, self.max_len = slots, max_len or config.sequence_len
         self._most = min(MAX_ALTERNATIVES, self.config.vocab_size)  # alternatives
         self._steps = steps_per_dispatch
@@ -129,9 +132,12 @@ class Engine(Programs):
 
         # One by one: beside what it is joined of, a kernel takes memory twice
         placed = {name: prepare(part) for name, part in gathered(params).items()}
-        if self.compute.matmul == "bfloat16":
+        placed = cut_vocabulary(placed, self._trained, self.config.vocab_size)[0]
+        if self.compute.weights == "int8":
+            placed = quantize_kernels(placed)
+        elif self.compute.matmul == "bfloat16":
             placed = round_kernels(placed)
-        self._shared.set_params(cut_vocabulary(placed, self._trained, self.config.vocab_size)[0])
+        self._shared.set_params(placed)
 
     def submit(self, request: Request) -> Job:
         job = self.make_job(request)

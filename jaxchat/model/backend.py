@@ -22,6 +22,8 @@ from jaxchat.config.memory import CHUNK_ROWS
 Implementation = Literal["blocked", "banded", "cudnn", "splash", "xla"] | Callable[..., Array]
 # How large matrices are multiplied: in the dtype of the activations, or narrower.
 MatmulPrecision = Literal["default", "bfloat16", "fp8"]
+# How an engine holds them: "auto" is float32, or bfloat16 where they are multiplied in that.
+Weights = Literal["auto", "float32", "bf16", "int8"]
 Value = bool | int | str
 Option = tuple[str, Value]  # XLA's, name and value
 # A collective that one GPU never enters ends all processes with an error; XLA's default is to wait.
@@ -92,6 +94,7 @@ class Compute:
     lean_relu2: bool = False  # the gradient of relu^2 comes from its result
     decode_rows: int = 1  # that a step of decoding computes at least
     joined: bool = False  # an engine's kernels of queries, keys and values are one
+    weights: Weights = "auto"  # how an engine holds large kernels
 
     @property
     def muon_dtype(self) -> DTypeLike:

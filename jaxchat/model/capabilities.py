@@ -26,7 +26,9 @@ from jaxchat.model.backend import (
     Implementation,
     MatmulPrecision,
     Option,
+    Weights,
     backend,
+    platform,
 )
 from jaxchat.model.kernels import fp8, splash
 from jaxchat.model.kernels.matmul import count_products, rounded_matmul
@@ -109,6 +111,29 @@ def assumed_inference(config: ComputeConfig, on: Backend) -> Compute:
     """`inference_compute` where all that it tries works: nothing is run."""
     plain = replace(config, fp8=False, compiler_options=())
     return replace(assumed_compute(plain, on), fused=False)
+
+
+def with_weights(compute: Compute, weights: Weights) -> Compute:
+    """`compute` for an engine that holds large kernels so, whatever its slots.
+
+    Raises ConfigError where the device has no product that takes them as they are.
+    """
+    if weights == "auto":
+        return compute
+    if platform() != "cpu":
+        raise ConfigError(
+            f"--weights {weights} is for a CPU, and this machine computes on a {platform()}, whose "
+            "engine holds weights in bfloat16; leave it out."
+        )
+    if weights == "bf16":
+        if not processor_flags() & BFLOAT16_FLAGS:
+            raise ConfigError(
+                "--weights bf16 needs a processor that multiplies bfloat16 (AVX-512 BF16, AMX), "
+                "and this one does not; use int8, which is for all."
+            )
+        # XLA has such products of two rows and more
+        return replace(compute, matmul="bfloat16", decode_rows=2, weights=weights)
+    return replace(compute.unrounded(), weights=weights)
 
 
 def evaluation_compute(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ from jaxchat.inference.engine import STEPS
 from jaxchat.inference.measure import weight_bytes
 from jaxchat.inference.replicas import make_service
 from jaxchat.inference.service import Service
-from jaxchat.model.backend import backend
-from jaxchat.model.capabilities import evaluation_compute, inference_compute
+from jaxchat.model.backend import Weights, backend
+from jaxchat.model.capabilities import evaluation_compute, inference_compute, with_weights
 from jaxchat.model.kv_cache import init_cache
 from jaxchat.model.vocabulary import cut_vocabulary
 from jaxchat.runs.opening import find_model, load_model
@@ -40,6 +40,7 @@ SHARE = 0.8  # of the free memory is used at most
 # costs some 0.2 ms. Measured with 1, 2, 4 and 8 steps of d4, d6, d12: docs/log.md, 2026-11-28.
 DISPATCH_SECONDS = 0.005
 CPU_BANDWIDTH = 1e10  # bytes of weights that a CPU reads in a second
+NARROWED = {"bf16": 0.5, "int8": 0.25}  # bytes of a kernel held so, of those in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +166,7 @@ def _load(
     record = context.done[chosen]
     cut, config_cut = cut_vocabulary(params, model, tokenizer.vocab_size)
     compute = evaluation_compute(context.config.compute, model)
+    weights = cast(Weights, config.weights)
     return ServedModel(
         run=context.root.name,
         stage=chosen,
@@ -176,18 +178,18 @@ def _load(
         context=model.sequence_len,
         open_engine=partial(
             make_service, params, model, tokenizer, slots=slots, prefix_bytes=prefix_bytes,
-            compute=inference_compute(context.config.compute, model),
-            steps_per_dispatch=dispatch_steps(cut),
+            compute=with_weights(inference_compute(context.config.compute, model), weights),
+            steps_per_dispatch=dispatch_steps(cut, weights),
         ),
         evaluated=EvalModel(lambda: cut, config_cut, tokenizer, compute),
     )  # fmt: skip
 
 
-def dispatch_steps(params: Any) -> int:
+def dispatch_steps(params: Any, weights: Weights = "auto") -> int:
     """Decode steps of a dispatch with these weights: fewer where a CPU takes long for each."""
     if not backend().shares_host:
         return STEPS
-    seconds = weight_bytes(params) / CPU_BANDWIDTH
+    seconds = weight_bytes(params) * NARROWED.get(weights, 1.0) / CPU_BANDWIDTH
     lengths = (2**power for power in range(STEPS.bit_length()))
     return next((steps for steps in lengths if steps * seconds >= DISPATCH_SECONDS), STEPS)
 

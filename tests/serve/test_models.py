@@ -102,3 +102,14 @@ def test_a_dispatch_of_a_slow_model_is_short(megabytes, steps):
     """The table of embeddings, of which a token reads a row, takes no time."""
     params = {"lm_head": np.zeros(megabytes * 250_000, "float32"), "wte": np.zeros(9, "float32")}
     assert dispatch_steps(params) == steps
+
+
+@pytest.mark.parametrize(("weights", "steps"), [("float32", 2), ("bf16", 4), ("int8", 8)])
+def test_a_dispatch_is_longer_where_weights_are_held_in_fewer_bits(weights, steps):
+    params = {"lm_head": np.zeros(26 * 250_000, "float32")}
+    assert dispatch_steps(params, weights) == steps
+
+
+def test_the_engine_holds_weights_as_asked(trained_home):
+    (model,) = load_models(trained_home, [("tiny", "sft")], ServeConfig(weights="int8"))
+    assert model.open_engine().compute.weights == "int8"

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Float32
 
 from jaxchat.model.backend import MatmulPrecision
-from jaxchat.model.kernels import fp8
+from jaxchat.model.kernels import fp8, int8
 
 SMALLEST = 64  # side of a matrix: rounding costs more than a smaller product gains
 
@@ -33,7 +33,7 @@ def takes(rows: int, columns: int) -> bool:
 
 def matmul(
     x: Float[Array, "*rows D"],
-    kernel: Float[Array, "D F"],
+    kernel: Float[Array, "D F"] | int8.Kernel,
     precision: MatmulPrecision = "default",
     rounded: fp8.Kernel | Float[Array, "D F"] | None = None,
     bound: float | None = None,
@@ -43,6 +43,8 @@ def matmul(
     `rounded` is the kernel as it is multiplied, if at hand: in fp8, or in x's dtype. For fp8 |x|
     never exceeds `bound`, where that is known.
     """
+    if isinstance(kernel, int8.Kernel):
+        return int8.matmul(x, kernel)
     if precision == "fp8" and fp8.takes(*kernel.shape):
         assert rounded is None or isinstance(rounded, fp8.Kernel)
         return fp8.matmul(x, kernel, rounded, bound)
@@ -55,9 +57,13 @@ def matmul(
 
 
 def widened_matmul(
-    x: Float[Array, "*rows D"], kernel: Float[Array, "D F"], precision: MatmulPrecision = "default"
+    x: Float[Array, "*rows D"],
+    kernel: Float[Array, "D F"] | int8.Kernel,
+    precision: MatmulPrecision = "default",
 ) -> Float32[Array, "*rows F"]:
     """`matmul` whose result is float32 whatever x is; never in fp8."""
+    if isinstance(kernel, int8.Kernel):
+        return int8.matmul(x, kernel)
     if precision == "bfloat16" and takes(*kernel.shape):
         return rounded_matmul(x, kernel).astype(jnp.float32)
     return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
