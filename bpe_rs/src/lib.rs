@@ -6,6 +6,7 @@
 //! `python.rs`, behind the feature `python`.
 
 mod apply_merges;
+mod block;
 mod cache;
 mod count;
 mod encode;
