@@ -5,6 +5,8 @@
 //! by the same pattern and merges by rank. Nothing here knows Python: the bindings are in
 //! `python.rs`, behind the feature `python`.
 
+#![deny(unsafe_code)]
+
 mod apply_merges;
 mod block;
 mod cache;
@@ -12,6 +14,7 @@ mod count;
 mod encode;
 mod error;
 mod learn_merges;
+mod machine;
 #[cfg(feature = "python")]
 mod python;
 mod scan;
@@ -21,7 +24,7 @@ mod unicode;
 mod word;
 
 pub use count::Summary;
-pub use encode::{Encoded, Encoder};
+pub use encode::{Encoded, Encoder, TokenId};
 pub use error::Error;
 pub use scan::known_patterns;
 pub use split::Splitter;
