@@ -8,6 +8,7 @@ use std::collections::BinaryHeap;
 
 use rustc_hash::FxHashMap;
 
+use crate::word::ShortWord;
 use crate::{Error, Id};
 
 /// Longer pre-tokens are merged with a queue, shorter ones by looking at every pair each time.
@@ -16,18 +17,21 @@ const NONE: Id = Id::MAX;
 
 /// The tokens of a vocabulary, by their bytes and by the pairs that make them.
 pub struct Merges {
-    ids: FxHashMap<Box<[u8]>, Id>,
+    short: FxHashMap<ShortWord, Id>,
+    long: FxHashMap<Box<[u8]>, Id>,
     bytes: [Id; 256],
+    byte_pairs: Box<[Id]>,
     pairs: FxHashMap<(Id, Id), Id>,
 }
 
 impl Merges {
     /// `tokens` by rank. All bytes must be among them, and none twice.
     pub fn new<T: AsRef<[u8]>>(tokens: &[T]) -> Result<Self, Error> {
-        let mut ids = FxHashMap::with_capacity_and_hasher(tokens.len(), Default::default());
+        let mut ids: FxHashMap<&[u8], Id> =
+            FxHashMap::with_capacity_and_hasher(tokens.len(), Default::default());
         for (rank, token) in (0..).zip(tokens) {
             let token = token.as_ref();
-            if token.is_empty() || ids.insert(token.into(), rank).is_some() {
+            if token.is_empty() || ids.insert(token, rank).is_some() {
                 return Err(Error::Token(rank));
             }
         }
@@ -45,12 +49,37 @@ impl Merges {
                 }
             }
         }
-        Ok(Self { ids, bytes, pairs })
+        let mut byte_pairs = vec![NONE; 1 << 16].into_boxed_slice();
+        let (mut short, mut long) = (FxHashMap::default(), FxHashMap::default());
+        for (token, id) in ids {
+            match ShortWord::new(token, 0, token.len()) {
+                Some(word) => {
+                    short.insert(word, id);
+                }
+                None => {
+                    long.insert(token.into(), id);
+                }
+            }
+            if let [left, right] = *token {
+                byte_pairs[usize::from(left) << 8 | usize::from(right)] = id;
+            }
+        }
+        Ok(Self {
+            short,
+            long,
+            bytes,
+            byte_pairs,
+            pairs,
+        })
     }
 
     /// Appends the ids of one pre-token.
     pub fn encode(&self, word: &[u8], out: &mut Vec<Id>) {
-        match self.ids.get(word) {
+        let whole = match ShortWord::new(word, 0, word.len()) {
+            Some(short) => self.short.get(&short),
+            None => self.long.get(word),
+        };
+        match whole {
             Some(&id) => out.push(id),
             None if word.len() <= SCANNED => self.encode_short(word, out),
             None => self.encode_long(word, out),
@@ -71,7 +100,8 @@ impl Merges {
             *id = self.bytes[byte as usize];
         }
         for i in 1..len {
-            ranks[i - 1] = self.rank(ids[i - 1], ids[i]);
+            let pair = usize::from(word[i - 1]) << 8 | usize::from(word[i]);
+            ranks[i - 1] = self.byte_pairs[pair];
         }
         while let Some((at, &rank)) = ranks[..len - 1].iter().enumerate().min_by_key(|(_, r)| **r)
             && rank != NONE

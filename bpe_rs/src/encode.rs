@@ -1,7 +1,6 @@
 use std::sync::Mutex;
-
-use rayon::ThreadPoolBuilder;
-use rayon::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use crate::Id;
 use crate::apply_merges::Merges;
@@ -19,10 +18,27 @@ pub struct Encoder {
     caches: Mutex<Vec<Cache>>,
 }
 
+/// An id as it is given out.
+pub trait TokenId: Copy + Send {
+    /// Cuts off what is too much.
+    fn of(id: Id) -> Self;
+}
+
+impl TokenId for u16 {
+    fn of(id: Id) -> Self {
+        id as Self
+    }
+}
+
+impl TokenId for u32 {
+    fn of(id: Id) -> Self {
+        id
+    }
+}
+
 /// The ids of several texts, one after the other.
-#[derive(Default)]
-pub struct Encoded {
-    pub ids: Vec<Id>,
+pub struct Encoded<T> {
+    pub ids: Vec<T>,
     /// How many ids each text has.
     pub lengths: Vec<usize>,
 }
@@ -39,60 +55,81 @@ impl Encoder {
 
     /// The ids of one text.
     pub fn encode(&self, text: &str) -> Result<Vec<Id>, Error> {
+        let mut cache = self.take_cache();
         let mut out = Vec::with_capacity(text.len() / 3 + SMALL);
-        self.with_cache(|cache| self.append(text, cache, &mut out))
-            .map_err(|cause| Error::Split(0, cause))?;
+        let done = self.append(text, &mut cache, &mut out);
+        self.put_back(cache);
+        done.map_err(|cause| Error::Split(0, cause))?;
         Ok(out)
     }
 
     /// The ids of each text between those of `before` and `after`, in units that follow each
-    /// other. `threads` 0 means one per core.
+    /// other. `threads` 0 means one per core. Fewer are used if the system gives no more.
     ///
     /// The threads live for this call only: a pool that is kept would be dead in a forked process.
-    pub fn encode_batch<T>(
+    /// Each has a cache and a list of units of its own.
+    pub fn encode_batch<I, T>(
         &self,
         texts: &[T],
         before: &[Id],
         after: &[Id],
         threads: usize,
-    ) -> Result<Vec<Encoded>, Error>
+    ) -> Result<Vec<Encoded<I>>, Error>
     where
+        I: TokenId,
         T: AsRef<str> + Sync,
     {
-        let encode = |(first, unit)| {
-            self.with_cache(|cache| self.encode_unit(first, unit, before, after, cache))
-        };
         let units = units(texts);
-        if threads == 1 || units.len() <= 1 {
-            return units.into_iter().map(encode).collect();
-        }
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(Error::Threads)?;
-        pool.install(|| units.into_par_iter().map(encode).collect())
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let (mut cache, mut ids) = (self.take_cache(), Vec::new());
+            let mut done = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some(unit) = units.get(number) else { break };
+                let encoded = self.encode_unit(unit, before, after, &mut cache, &mut ids);
+                done.push((number, encoded));
+            }
+            self.put_back(cache);
+            done
+        };
+        let threads = match threads {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            given => given,
+        };
+        let mut done = thread::scope(|scope| {
+            let start = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+            let others: Vec<_> = (1..threads.min(units.len())).map_while(start).collect();
+            let mut done = work();
+            for other in others {
+                done.extend(other.join().expect("encoding does not panic"));
+            }
+            done
+        });
+        done.sort_unstable_by_key(|(number, _)| *number);
+        done.into_iter().map(|(_, encoded)| encoded).collect()
     }
 
-    fn encode_unit<T: AsRef<str>>(
+    fn encode_unit<I: TokenId, T: AsRef<str>>(
         &self,
-        first: usize,
-        texts: &[T],
+        (first, texts): &(usize, &[T]),
         before: &[Id],
         after: &[Id],
         cache: &mut Cache,
-    ) -> Result<Encoded, Error> {
-        let bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
-        let mut unit = Encoded {
-            ids: Vec::with_capacity(bytes / 3 + SMALL),
-            lengths: Vec::with_capacity(texts.len()),
-        };
-        for (index, text) in (first..).zip(texts) {
-            let start = unit.ids.len();
-            unit.ids.extend_from_slice(before);
-            self.append(text.as_ref(), cache, &mut unit.ids)
+        ids: &mut Vec<Id>,
+    ) -> Result<Encoded<I>, Error> {
+        ids.clear();
+        let mut lengths = Vec::with_capacity(texts.len());
+        for (index, text) in (*first..).zip(*texts) {
+            let start = ids.len();
+            ids.extend_from_slice(before);
+            self.append(text.as_ref(), cache, ids)
                 .map_err(|cause| Error::Split(index, cause))?;
-            unit.ids.extend_from_slice(after);
-            unit.lengths.push(unit.ids.len() - start);
+            ids.extend_from_slice(after);
+            lengths.push(ids.len() - start);
         }
-        Ok(unit)
+        let ids = ids.iter().copied().map(I::of).collect();
+        Ok(Encoded { ids, lengths })
     }
 
     fn append(
@@ -101,29 +138,25 @@ impl Encoder {
         cache: &mut Cache,
         out: &mut Vec<Id>,
     ) -> Result<(), Box<fancy_regex::Error>> {
+        let bytes = text.as_bytes();
         self.splitter.split(text, |start, end| {
-            cache.encode(text.as_bytes(), start, end, out, |word, out| {
-                self.merges.encode(word, out);
-            });
-        })
+            cache.push(bytes, start, end, &self.merges, out);
+        })?;
+        cache.flush(bytes, &self.merges, out);
+        Ok(())
     }
 
-    fn with_cache<R>(&self, work: impl FnOnce(&mut Cache) -> R) -> R {
-        let free = self
-            .caches
-            .lock()
-            .expect("no thread panics while it holds the lock")
-            .pop();
-        let mut cache = free.unwrap_or_default();
-        let result = work(&mut cache);
-        self.caches
-            .lock()
-            .expect("no thread panics while it holds the lock")
-            .push(cache);
-        result
+    fn take_cache(&self) -> Cache {
+        let free = self.caches.lock().expect(NO_PANIC).pop();
+        free.unwrap_or_default()
+    }
+
+    fn put_back(&self, cache: Cache) {
+        self.caches.lock().expect(NO_PANIC).push(cache);
     }
 }
 
+const NO_PANIC: &str = "no thread panics while it holds the lock";
 const SMALL: usize = 16;
 
 /// Cuts the texts into runs of about `UNIT_BYTES`, each with the number of its first text.

@@ -8,13 +8,17 @@
 //! One module has nothing to do with BPE: `int8`, products for decoding with weights of 8 bits, which
 //! XLA calls through `xla_ffi`. It is here so that one build makes all that is Rust.
 
+#![deny(unsafe_code)]
+
 mod apply_merges;
+mod block;
 mod cache;
 mod count;
 mod encode;
 mod error;
 pub mod int8;
 mod learn_merges;
+mod machine;
 #[cfg(feature = "python")]
 mod python;
 mod scan;
@@ -26,7 +30,7 @@ mod word;
 mod xla_ffi;
 
 pub use count::Summary;
-pub use encode::{Encoded, Encoder};
+pub use encode::{Encoded, Encoder, TokenId};
 pub use error::Error;
 pub use scan::known_patterns;
 pub use split::Splitter;

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyCapsule, PyIterator, PyString};
 
-use crate::{Encoded, Error, Trainer, known_patterns, xla_ffi};
+use crate::{Error, TokenId, Trainer, known_patterns, xla_ffi};
 
 /// Texts are taken in chunks of this size, so that all threads have work.
 const CHUNK_BYTES: usize = 32 << 20;
@@ -127,36 +127,45 @@ impl Encoder {
         wide: bool,
         threads: usize,
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+        let marks = (before.as_slice(), after.as_slice());
+        match wide {
+            true => self.encode_into::<u32>(py, texts, marks, "uint32", threads),
+            false => self.encode_into::<u16>(py, texts, marks, "uint16", threads),
+        }
+    }
+}
+
+impl Encoder {
+    fn encode_into<'py, I: TokenId + Element>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        (before, after): (&[u32], &[u32]),
+        dtype: &str,
+        threads: usize,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         let mut reader = Reader::new(texts)?;
         let mut offsets = vec![0];
-        let (mut narrow_ids, mut wide_ids) = (Vec::<u16>::new(), Vec::<u32>::new());
+        let mut ids: Vec<Vec<I>> = Vec::new();
         loop {
             let chunk = reader.next_chunk()?;
             if chunk.is_empty() {
                 break;
             }
             let first = offsets.len() - 1;
-            py.detach(|| {
-                let units = self.0.encode_batch(&chunk, &before, &after, threads);
-                for Encoded { ids, lengths } in units.map_err(|error| error.after(first))? {
-                    if wide {
-                        wide_ids.extend(ids);
-                    } else {
-                        narrow_ids.extend(ids.iter().map(|&id| id as u16));
-                    }
-                    for length in lengths {
-                        offsets.push(offsets[offsets.len() - 1] + length as i64);
-                    }
+            let units = py.detach(|| self.0.encode_batch(&chunk, before, after, threads));
+            for unit in units.map_err(|error| error.after(first))? {
+                for length in unit.lengths {
+                    offsets.push(offsets[offsets.len() - 1] + length as i64);
                 }
-                Ok::<(), Error>(())
-            })?;
+                ids.push(unit.ids);
+            }
             py.check_signals()?;
         }
-        let ids = match wide {
-            true => to_numpy(py, &wide_ids, "uint32")?,
-            false => to_numpy(py, &narrow_ids, "uint16")?,
-        };
-        Ok((ids, to_numpy(py, &offsets, "int64")?))
+        Ok((
+            to_numpy(py, &ids.concat(), dtype)?,
+            to_numpy(py, &offsets, "int64")?,
+        ))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! They read each character once or twice, never backtrack, and have no limit on a run's length.
 
+use crate::block::{BLOCK, Masks};
 use crate::unicode::{CLASSES, Class, Classes};
 
 /// How a family of patterns cuts; the names follow the alternatives of the patterns.
@@ -84,6 +85,108 @@ impl Scanner {
             rules: *rules,
             classes: &CLASSES,
         })
+    }
+
+    /// Calls `found(start, end)` for the successive pieces of `text`.
+    #[inline]
+    pub fn split(&self, text: &str, mut found: impl FnMut(usize, usize)) {
+        let mut start = 0;
+        while start < text.len() {
+            let block = start;
+            let mut starts = self.starts(text, block);
+            if starts == 0 {
+                let end = self.next(text, start);
+                found(start, end);
+                start = end;
+            }
+            while starts != 0 {
+                let end = block + starts.trailing_zeros() as usize;
+                found(start, end);
+                start = end;
+                starts &= starts - 1;
+            }
+        }
+    }
+
+    /// Which of the 64 bytes after `at`, where a piece starts, are starts of further pieces, up to
+    /// where these bytes alone do not tell.
+    #[inline]
+    fn starts(&self, text: &str, at: usize) -> u64 {
+        let rest = &text.as_bytes()[at..];
+        let (mut m, mut valid) = match rest.first_chunk::<BLOCK>() {
+            Some(block) => (Masks::of(block), u64::MAX),
+            None => {
+                let mut block = [0; BLOCK];
+                block[..rest.len()].copy_from_slice(rest);
+                (Masks::of(&block), (1 << rest.len()) - 1)
+            }
+        };
+        // Bytes after the first of a character have its kind, too.
+        let mut inner = 0;
+        while m.wide != 0 {
+            let first = m.wide.trailing_zeros();
+            let (class, len) = self.classes.wide(text.as_bytes(), at + first as usize);
+            let bytes = (0xf >> (4 - len)) << first;
+            match class {
+                Class::Letter => m.letters |= bytes,
+                Class::Other => (),
+                _ => {
+                    valid &= (1 << first) - 1;
+                    break;
+                }
+            }
+            inner |= bytes & !(1 << first);
+            m.wide &= !bytes;
+        }
+        let white = (m.spaces | m.controls) & valid;
+        let others = !(m.letters | m.digits | white) & valid;
+        let blanks = white & !m.newlines;
+        let after_space = m.spaces << 1;
+        let first = |kind: u64| kind & !(kind << 1);
+        let signs = first(others) & !after_space;
+        let last = white & !(white >> 1) & (valid >> 1);
+        let mut starts;
+        let mut unsure = white & !(valid >> 1);
+        if self.rules.gpt4 {
+            let after_sign = ((signs << 1).wrapping_add(inner)) & !inner;
+            unsure |= blanks & (m.newlines >> 1);
+            starts = first(blanks)
+                | (blanks & last)
+                | (m.newlines & !(white << 1) & !(others << 1))
+                | (first(m.letters) & !(blanks << 1) & !after_sign)
+                | signs
+                | self.numbers(m.digits);
+        } else {
+            let words = first(m.letters) | first(m.digits) | first(others);
+            starts = first(white) | last | (words & !after_space);
+        }
+        let mut apostrophes = signs & m.apostrophes;
+        while apostrophes != 0 {
+            let sign = apostrophes.trailing_zeros() as usize;
+            if let Some(end) = self.contraction(text, at + sign + 1) {
+                starts &= !(2 << sign);
+                starts |= 1_u64.checked_shl((end - at) as u32).unwrap_or(0);
+            }
+            apostrophes &= apostrophes - 1;
+        }
+        if unsure != 0 {
+            let before = first(white) & (unsure ^ (unsure - 1));
+            valid &= u64::MAX >> before.leading_zeros();
+        }
+        starts & valid & !1
+    }
+
+    #[inline]
+    fn numbers(&self, digits: u64) -> u64 {
+        let mut starts = digits & !(digits << 1);
+        let most = self.rules.digits as u32;
+        let more = (0..=most).fold(u64::MAX, |more, i| more & digits >> i);
+        let mut next = (starts & more) << most;
+        while next != 0 {
+            starts |= next;
+            next = (next & more) << most;
+        }
+        starts
     }
 
     /// Where the piece that starts at `start` ends. `start` is before the text's end.

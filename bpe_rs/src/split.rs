@@ -41,14 +41,7 @@ impl Splitter {
         mut found: impl FnMut(usize, usize),
     ) -> Result<(), Box<fancy_regex::Error>> {
         match self {
-            Self::Scanner(scanner) => {
-                let mut start = 0;
-                while start < text.len() {
-                    let end = scanner.next(text, start);
-                    found(start, end);
-                    start = end;
-                }
-            }
+            Self::Scanner(scanner) => scanner.split(text, found),
             Self::Regex(regex) => {
                 let mut done = 0;
                 let mut piece = |start, end| {

@@ -83,7 +83,8 @@ impl Classes {
         Some(self.wide(text.as_bytes(), at))
     }
 
-    fn wide(&self, bytes: &[u8], at: usize) -> (Class, usize) {
+    /// The same for a character that is not ASCII.
+    pub fn wide(&self, bytes: &[u8], at: usize) -> (Class, usize) {
         let bits = |i: usize| u32::from(bytes[at + i] & 0x3f);
         let lead = u32::from(bytes[at]);
         if lead < 0xe0 {

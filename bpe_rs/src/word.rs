@@ -5,6 +5,18 @@ use std::hash::{Hash, Hasher};
 /// The longest pre-token that is a [`ShortWord`].
 pub const SHORT: usize = 15;
 
+/// Which bits of two integers are the first bytes, by how many.
+const MASKS: [[u64; 2]; SHORT + 1] = {
+    let mut masks = [[0; 2]; SHORT + 1];
+    let mut len = 0;
+    while len <= SHORT {
+        let mask = (1_u128 << (8 * len)) - 1;
+        masks[len] = [mask as u64, (mask >> 64) as u64];
+        len += 1;
+    }
+    masks
+};
+
 /// The bytes of a pre-token, then zeros, then its length in the last byte.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct ShortWord([u64; 2]);
@@ -32,9 +44,13 @@ impl ShortWord {
                 bytes
             }
         };
-        let mask = (1_u128 << (8 * len)) - 1;
-        let word = u128::from_le_bytes(bytes) & mask | (len as u128) << 120;
-        Some(Self([word as u64, (word >> 64) as u64]))
+        let word = u128::from_le_bytes(bytes);
+        let [low, high] = MASKS[len];
+        let length = (len as u64) << 56;
+        Some(Self([
+            word as u64 & low,
+            (word >> 64) as u64 & high | length,
+        ]))
     }
 
     /// A hash whose high bits are good.
@@ -44,6 +60,14 @@ impl ShortWord {
         // Odd constants from the golden ratio and from SplitMix64.
         let mixed = low.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ high.rotate_left(23);
         mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9)
+    }
+
+    pub fn of_integers(integers: [u64; 2]) -> Self {
+        Self(integers)
+    }
+
+    pub fn integers(self) -> [u64; 2] {
+        self.0
     }
 
     pub fn len(self) -> usize {

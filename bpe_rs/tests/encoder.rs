@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 
-use bpe_rs::{Encoder, Error, Splitter, Trainer, known_patterns};
+use bpe_rs::{Encoded, Encoder, Error, Splitter, Trainer, known_patterns};
 use proptest::prelude::*;
 
 fn pattern() -> &'static str {
@@ -78,6 +78,12 @@ proptest! {
         assert_equal(&text);
     }
 
+    /// From 16 bytes on a word is looked up elsewhere.
+    #[test]
+    fn words_around_the_length_of_the_short_ones(text in "([abthe]{13,18} ){1,150}") {
+        assert_equal(&text);
+    }
+
     #[test]
     fn any_text(text in r"\PC{0,80}|[a-c !\n1]{0,80}") {
         assert_equal(&text);
@@ -139,7 +145,7 @@ fn a_batch_is_its_texts_one_by_one_on_any_threads() {
         .map(|text| [vec![7], encoder.encode(text).unwrap(), vec![8, 9]].concat())
         .collect();
     for threads in [0, 1, 2, 3] {
-        let units = encoder
+        let units: Vec<Encoded<u32>> = encoder
             .encode_batch(&texts, &[7], &[8, 9], threads)
             .unwrap();
         assert!(
@@ -156,7 +162,7 @@ fn a_batch_is_its_texts_one_by_one_on_any_threads() {
     }
     assert!(
         encoder
-            .encode_batch::<&str>(&[], &[7], &[], 2)
+            .encode_batch::<u32, &str>(&[], &[7], &[], 2)
             .unwrap()
             .is_empty()
     );
@@ -198,6 +204,9 @@ fn bad_vocabularies_are_refused() {
 fn a_text_that_the_pattern_cannot_split_is_named() {
     let encoder = Encoder::new(&trained(), r"\s+(?!\S)|\S+").unwrap();
     let texts = ["fine".to_string(), " ".repeat(2_000_000)];
-    let error = encoder.encode_batch(&texts, &[], &[], 1).err().unwrap();
+    let error = encoder
+        .encode_batch::<u16, _>(&texts, &[], &[], 1)
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("text 1"), "{error}");
 }

@@ -91,6 +91,14 @@ proptest! {
         assert_equal(&text);
     }
 
+    /// Several blocks of 64 bytes: mostly words, so that blocks are seldom given up.
+    #[test]
+    fn texts_of_several_blocks(
+        text in "([a-zA-Zé]{0,12}[ ,.'’\"\n-]{1,2}|[a-z]{2}'(s|LL|ve|ſ)[a-z]?|[0-9]{1,9}| {1,9}|\r?\n\t*|中| ){0,60}"
+    ) {
+        assert_equal(&text);
+    }
+
     #[test]
     fn any_text(text in r"\PC{0,40}") {
         assert_equal(&text);
