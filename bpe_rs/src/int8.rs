@@ -6,6 +6,7 @@
 //!
 //! A matrix [K, C] is held in panels of 16 columns, [C / 16, K / 2, 16, 2]: what one instruction
 //! multiplies by a pair of a row's integers lies together.
+#![allow(unsafe_code)]
 
 /// Columns of a panel.
 pub const COLUMNS: usize = 16;

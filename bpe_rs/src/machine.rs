@@ -1,4 +1,4 @@
-//! What only the machine can do: all unsafe code of this crate. Without it results are the same.
+//! What only the machine can do: all unsafe code of the tokenizer. Without it results are the same.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]

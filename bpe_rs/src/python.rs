@@ -256,6 +256,7 @@ mod _bpe {
 
     /// The handler of `xla_ffi::int8_matmul`, for `jax.ffi.register_ffi_target`.
     #[pyfunction]
+    #[allow(unsafe_code)]
     fn int8_matmul(py: Python<'_>) -> PyResult<Bound<'_, PyCapsule>> {
         let handler = xla_ffi::int8_matmul as *const () as *mut c_void;
         let handler = NonNull::new(handler).expect("a function has an address");

@@ -3,6 +3,7 @@
 //! The structs are those of `xla/ffi/api/c_api.h` 0.3 (jaxlib 0.10), in their order, as far as they
 //! are used; 0.4 and 0.5 (jaxlib 0.11 and 0.12) only add to their ends. All `unsafe` code of the
 //! call is in this file.
+#![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr::{copy_nonoverlapping, null_mut};

@@ -339,6 +339,8 @@ def _whole_rows(
 
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     rope = rope_table(positions, config, compute.dtype)
+    # Kept, as XLA on a CPU would otherwise take each cosine again wherever it is used
+    rope = rope if compute.fused else jax.lax.optimization_barrier(rope)
     return apply(params, tokens, rope, None, attend, config, compute, rounded)
 
 

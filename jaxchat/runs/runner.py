@@ -24,6 +24,7 @@ from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.process_group import ALONE, ProcessGroup
 from jaxchat.paths import read_json, remove, sha256_text, sweep, write_json
 from jaxchat.progress import duration
+from jaxchat.runs.ahead import Compiler
 from jaxchat.runs.background import Preparer
 from jaxchat.runs.run_dir import DONE
 from jaxchat.runs.stages import Stage, check_names
@@ -60,6 +61,7 @@ class Context:
     network: Network = DEFAULT_NETWORK
     group: ProcessGroup = ALONE
     preparer: Preparer | None = None  # tokenizes text in the background; `close` ends it
+    compiler: Compiler | None = None  # of later stages' programs
     done: dict[str, Record] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)  # messages that several stages have, printed once
 
@@ -68,6 +70,8 @@ class Context:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+        if self.compiler is not None:
+            self.compiler.close()
 
     def close(self) -> None:
         """Ends what still works in the background."""

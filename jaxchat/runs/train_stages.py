@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,20 @@ from jaxchat.model.capabilities import choose_compute, evaluation_compute, infer
 from jaxchat.parallel.mesh import gathered, make_mesh
 from jaxchat.paths import remove
 from jaxchat.runs import eval_stages
+from jaxchat.runs.ahead import Ahead, Compiler
 from jaxchat.runs.inputs import text_of
 from jaxchat.runs.opening import load_model, make_engine
 from jaxchat.runs.run_tokenizer import tokenizer_of
 from jaxchat.runs.runner import Context
+from jaxchat.train.compiled.program import step_shape
 from jaxchat.train.grpo import RLJob, train_rl
-from jaxchat.train.loop import FitJob, FitResult, PreviousStage, fit
+from jaxchat.train.loop import FitJob, FitResult, PreviousStage, count_steps, fit
 from jaxchat.train.micro_rows import Rows
 from jaxchat.train.profiling import request
 from jaxchat.train.profiling.capture import Capture
+from jaxchat.train.rollouts import MIN_ROW
+from jaxchat.train.session import TrainingJob, make_step
+from jaxchat.train.step import state_shapes
 
 MAX_LEN = 512  # of a sample and its prompt: training has the memory
 
@@ -45,10 +51,13 @@ Probe = Callable[[int, Any], dict[str, Any]]
 def run_base(context: Context) -> dict[str, Any]:
     """Pretrains on text, while more of it is being prepared."""
     config = context.config
+    if make_mesh(config.mesh).size == 1 and backend().shares_host:  # else it needs the device
+        context.compiler = Compiler(_programs(context))
     try:
         params = gpt.init_params(jax.random.key(config.seed), config.model)
         text = text_of(context)
         job = _job(context, "base", config.base, text.train, text.held_out)
+        _await_programs(context, "base")
         return _trained(context, job, fit(job, params))
     finally:
         context.close()  # no further shards are read
@@ -66,7 +75,39 @@ def run_sft(context: Context) -> dict[str, Any]:
     return _trained(context, job, fit(job, load_model(context.root, "mid", job.model)))
 
 
+def _programs(context: Context) -> Iterator[Ahead]:
+    """The steps of all stages whose sizes are known; of rl's, those of short rows."""
+    config, whole = context.config, context.config.model.sequence_len
+    for stage in MODELS:
+        train = getattr(config, stage)
+        known = isinstance(train.micro_rows, int) and (train.steps or stage != "base")
+        for tokens in (MIN_ROW, 2 * MIN_ROW) if stage == "rl" else (whole,):
+            if known and tokens <= whole and not config.leaves_out(stage):
+                yield stage, partial(_lower_step, context, stage, tokens)
+
+
+def _lower_step(context: Context, stage: str, tokens: int) -> Any:
+    """A stage's step for rows of `tokens` tokens, as it will be taken."""
+    config = context.config
+    job = TrainingJob(**{**_of_every_job(context, stage), "profile": None})
+    train = getattr(config, stage)
+    steps = train.steps
+    if not steps:  # of mid and sft: one pass over their rows
+        rows = context.folder("rows") / f"{stage}_train"
+        steps = count_steps(train, RowSource(rows, tokenizer_of(context).hash))
+    _, optimizer, step = make_step(job, steps, train.lr_scale)
+    state = state_shapes(job.model, optimizer, job.mesh)
+    return step.lower(state, step_shape(config, stage, tokens).batch())
+
+
+def _await_programs(context: Context, stage: str) -> None:
+    """Before a stage takes its first step: see `ahead.Compiler.take`."""
+    if context.compiler is not None:
+        context.compiler.take(stage)
+
+
 def _chat_job(context: Context, stage: str, train: TrainConfig) -> FitJob:
+    _await_programs(context, stage)
     rows, tokenizer = context.folder("rows"), tokenizer_of(context)
     splits = (RowSource(rows / f"{stage}_{of}", tokenizer.hash) for of in ("train", "heldout"))
     return _job(context, stage, train, *splits)
@@ -159,6 +200,7 @@ def optimizer_before(context: Context, stage: str) -> PreviousStage | None:
 def run_rl(context: Context) -> dict[str, Any]:
     """Reinforcement learning on problems with a checkable answer."""
     config, rl, tokenizer = context.config, context.config.rl, tokenizer_of(context)
+    _await_programs(context, "rl")
     read = inputs.read_inputs(context.folder("data"))
     params = load_model(context.root, "sft", config.model)
     tasks = prepare.run_tasks([rl.task], config.seed, read, tokenizer)

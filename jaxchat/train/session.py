@@ -16,11 +16,13 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxchat.checkpoints.save import Checkpoints
 from jaxchat.config.schema import DEFAULT_COMPUTE, ComputeConfig, ModelConfig, OptimConfig
+from jaxchat.model.backend import Compute
 from jaxchat.model.capabilities import choose_compute
 from jaxchat.optim.optimizer import make_optimizer
 from jaxchat.parallel.consensus import highest
@@ -49,6 +51,17 @@ class TrainingJob:
     trackers: tuple[str, ...] = ()  # that receive the metrics, too
 
 
+def make_step(
+    job: TrainingJob, steps: int, lr_scale: float
+) -> tuple[Compute, optax.GradientTransformation, Any]:
+    """How a job is computed, its optimizer over `steps` steps, and its jitted step."""
+    compute = choose_compute(job.compute, job.model, job.dtype, job.mesh.size)
+    optimizer = make_optimizer(
+        job.model, job.optim, steps, lr_scale=lr_scale, muon_dtype=compute.muon_dtype
+    )
+    return compute, optimizer, make_train_step(job.model, optimizer, job.mesh, compute)
+
+
 class Session:
     """One process's work on a stage, from its newest checkpoint to the end or to a signal.
 
@@ -67,14 +80,10 @@ class Session:
     ) -> None:
         """`spike` is that of `SpikeDetector`, `keep` and `keep_every` those of `Checkpoints`."""
         self.job, self.steps = job, steps
-        self.compute = choose_compute(job.compute, job.model, job.dtype, job.mesh.size)
+        self.compute, self.optimizer, self._step_fn = make_step(job, steps, lr_scale)
         if jax.process_index() == 0:
             line = self.compute.describe(list(job.mesh.devices.flat), job.mesh.shape)
             print(f"{job.title}: {line}", file=sys.stderr, flush=True)
-        self.optimizer = make_optimizer(
-            job.model, job.optim, steps, lr_scale=lr_scale, muon_dtype=self.compute.muon_dtype
-        )
-        self._step_fn = make_train_step(job.model, self.optimizer, job.mesh, self.compute)
         self.first_step = FirstStep(self._step_fn, job.mesh, job.title)
         self._spike, self._keep = spike, (keep, keep_every)
         self._log: MetricsLog | None = None

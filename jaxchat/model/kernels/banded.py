@@ -25,8 +25,8 @@ from jaxtyping import Float
 from jaxchat.model.kernels.blocked import spans, visible
 from jaxchat.model.kernels.matmul import dot
 
-BLOCK = 64  # queries of a block with a short window
-LONG_BLOCK = 256  # of one with a long window: fewer and larger products
+BLOCK = 64  # queries of a block with a short window, or of short rows
+LONG_BLOCK = 256  # of one of long rows with a long window: fewer and larger products
 MAX_BLOCKS = 8  # of long ones, so that the compile time of long rows stays bounded
 SCORES = 512 * 1024  # computed at once: what fits the cache of a CPU
 
@@ -87,7 +87,8 @@ def _block_size(time: int, window: int) -> tuple[int, bool]:
     """Queries of a block, and whether all blocks are done in one stack."""
     if window <= time // 2 and time >= 2 * BLOCK:
         return BLOCK, True
-    return max(min(LONG_BLOCK, time), math.ceil(time / MAX_BLOCKS)), False
+    block = LONG_BLOCK if time >= 2 * LONG_BLOCK else BLOCK
+    return max(min(block, time), math.ceil(time / MAX_BLOCKS)), False
 
 
 def _attend_some(window: int, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
