@@ -226,8 +226,8 @@ mod x86 {
         let mut found = [[0; COLUMNS]; R];
         for r in 0..R {
             let mut total = sums[r][0];
-            for n in 1..N {
-                total = _mm512_add_epi32(total, sums[r][n]);
+            for sum in &sums[r][1..] {
+                total = _mm512_add_epi32(total, *sum);
             }
             // SAFETY: there is room for 16
             unsafe { _mm512_storeu_si512(found[r].as_mut_ptr().cast(), total) };
@@ -243,6 +243,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2")]
+    #[allow(clippy::needless_range_loop)] // the half is a place in the panel, too
     fn avx2<const R: usize>(x: [&[i16]; R], panel: &[i8]) -> Sums<R> {
         let pairs = panel.len() / PAIR;
         assert!(x.iter().all(|x| x.len() == 2 * pairs));

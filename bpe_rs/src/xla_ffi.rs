@@ -275,6 +275,11 @@ struct Shared {
     work: *const (dyn Fn(usize) + Sync),
 }
 
+// SAFETY: `work` is Sync, and lives while anybody uses it (see `help`)
+unsafe impl Send for Shared {}
+// SAFETY: as above
+unsafe impl Sync for Shared {}
+
 impl Shared {
     /// Takes pieces until none is left.
     ///

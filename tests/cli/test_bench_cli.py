@@ -38,6 +38,15 @@ def test_random_weights_are_measured_and_reported_as_json(tmp_path, capsys, monk
     assert reported["nanochat"] == {}
 
 
+def test_weights_of_8_bits_are_measured_as_such(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "VOCAB_SIZE", 320)
+    monkeypatch.setattr("jaxchat.parallel.launch_env.configure_jax", lambda mesh, cache: None)
+    words = ["bench", "--home", str(tmp_path), "inference", "--depth", "1", "--batch", "1"]
+    words += ["--prompt", "9", "--tokens", "20", "--repeats", "1", "--weights", "int8"]
+    assert main.main(words) == 0
+    assert "large products plain, weights int8" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
