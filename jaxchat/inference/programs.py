@@ -43,7 +43,8 @@ class Programs(Service):
     ) -> None:
         if self.busy:
             raise EngineError("warm_up was called with requests under way; call it before them.")
-        self._compile(list(self._programs(rare)), stopped, progress)
+        # a request that comes while the rare are compiled waits for one of them at most
+        self._compile(list(self._programs(rare)), stopped, progress, at_once=rare is not True)
 
     def prepare(self, request: Request) -> None:
         """Compiles, side by side, what an idle engine needs for a request's first tokens."""
@@ -62,8 +63,13 @@ class Programs(Service):
         programs: Sequence[Callable[[], object]],
         stopped: Callable[[], bool] = lambda: False,
         progress: Callable[[float], object] = lambda share: None,
+        *,
+        at_once: bool = True,
     ) -> None:
-        """Compiles what the calls need: they run with shapes instead of arrays."""
+        """Compiles what the calls need: they run with shapes instead of arrays.
+
+        `at_once`: several programs side by side.
+        """
         cache, length = self._cache, self._cache_length
         with Ahead(self.device) as ahead:
             self._ahead = ahead
@@ -72,7 +78,7 @@ class Programs(Service):
                     if stopped():
                         return
                     program()
-                    ahead.make_room()
+                    (ahead.make_room if at_once else ahead.finish)()
                     progress(number / len(programs))
                 ahead.finish()
                 progress(1.0)
