@@ -180,7 +180,9 @@ def compare(args: argparse.Namespace, folder: Path, name: str, path: Path, kind:
     for who, found_speeds in speeds.items():
         median = statistics.median(found_speeds)
         spread = f"{min(found_speeds):.1f} to {max(found_speeds):.1f}"
-        print(f"{who:10} {median:7.1f} MB/s ({spread}); ours is {ours / median:.2f} times", flush=True)
+        print(
+            f"{who:10} {median:7.1f} MB/s ({spread}); ours is {ours / median:.2f} times", flush=True
+        )
 
 
 def compare_threads(args: argparse.Namespace, folder: Path, name: str, path: Path) -> None:
