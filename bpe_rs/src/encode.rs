@@ -79,7 +79,8 @@ impl Encoder {
         I: TokenId,
         T: AsRef<str> + Sync,
     {
-        let units = units(texts);
+        // One thread gives one vector, which need not be put together.
+        let units = units(texts, if threads == 1 { usize::MAX } else { UNIT_BYTES });
         let next = AtomicUsize::new(0);
         let work = || {
             let (mut cache, mut ids) = (self.take_cache(), Vec::new());
@@ -118,18 +119,21 @@ impl Encoder {
         cache: &mut Cache,
         ids: &mut Vec<Id>,
     ) -> Result<Encoded<I>, Error> {
-        ids.clear();
-        let mut lengths = Vec::with_capacity(texts.len());
+        let bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
+        let mut encoded = Encoded {
+            ids: Vec::with_capacity(bytes / 3 + SMALL),
+            lengths: Vec::with_capacity(texts.len()),
+        };
         for (index, text) in (*first..).zip(*texts) {
-            let start = ids.len();
+            ids.clear();
             ids.extend_from_slice(before);
             self.append(text.as_ref(), cache, ids)
                 .map_err(|cause| Error::Split(index, cause))?;
             ids.extend_from_slice(after);
-            lengths.push(ids.len() - start);
+            encoded.lengths.push(ids.len());
+            encoded.ids.extend(ids.iter().copied().map(I::of));
         }
-        let ids = ids.iter().copied().map(I::of).collect();
-        Ok(Encoded { ids, lengths })
+        Ok(encoded)
     }
 
     fn append(
@@ -159,13 +163,13 @@ impl Encoder {
 const NO_PANIC: &str = "no thread panics while it holds the lock";
 const SMALL: usize = 16;
 
-/// Cuts the texts into runs of about `UNIT_BYTES`, each with the number of its first text.
-fn units<T: AsRef<str>>(texts: &[T]) -> Vec<(usize, &[T])> {
+/// Cuts the texts into runs of about `most` bytes, each with the number of its first text.
+fn units<T: AsRef<str>>(texts: &[T], most: usize) -> Vec<(usize, &[T])> {
     let mut units = Vec::new();
     let (mut first, mut bytes) = (0, 0);
     for (index, text) in texts.iter().enumerate() {
         bytes += text.as_ref().len();
-        if bytes >= UNIT_BYTES || index + 1 == texts.len() {
+        if bytes >= most || index + 1 == texts.len() {
             units.push((first, &texts[first..=index]));
             (first, bytes) = (index + 1, 0);
         }

@@ -163,7 +163,10 @@ impl Encoder {
             py.check_signals()?;
         }
         Ok((
-            to_numpy(py, &ids.concat(), dtype)?,
+            match ids.as_slice() {
+                [all] => to_numpy(py, all, dtype)?,
+                parts => to_numpy(py, &parts.concat(), dtype)?,
+            },
             to_numpy(py, &offsets, "int64")?,
         ))
     }

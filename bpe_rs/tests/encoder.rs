@@ -149,7 +149,7 @@ fn a_batch_is_its_texts_one_by_one_on_any_threads() {
             .encode_batch(&texts, &[7], &[8, 9], threads)
             .unwrap();
         assert!(
-            units.len() > 2,
+            units.len() > 2 || threads == 1,
             "all in one unit: threads have nothing to share"
         );
         let lengths = units.iter().flat_map(|unit| unit.lengths.clone());
