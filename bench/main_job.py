@@ -73,7 +73,8 @@ def measure(args: argparse.Namespace, checkout: Path, side: str, seed: int) -> d
     if args.reuse and path.exists():
         return dict(json.loads(path.read_text(encoding="utf-8")))
     if home.exists():
-        sys.exit(f"{home} exists; give --reuse, or name another --work.")
+        unfinished = "give --reuse" if path.exists() else "it is unfinished: delete it"
+        sys.exit(f"{home} exists; {unfinished}, or name another --work.")
     command = [str(args.python), "run_speedrun.py", "--tier", "cpu", "--home", str(home)]
     command += ["--set", f"run.seed={seed}", *(part for one in args.set for part in ("--set", one))]
     command += ["--data-dir", str(args.text.resolve())] if args.text else []
