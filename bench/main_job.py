@@ -73,7 +73,8 @@ def measure(args: argparse.Namespace, checkout: Path, side: str, seed: int) -> d
     if args.reuse and path.exists():
         return dict(json.loads(path.read_text(encoding="utf-8")))
     if home.exists():
-        sys.exit(f"{home} exists; give --reuse, or name another --work.")
+        unfinished = "give --reuse" if path.exists() else "it is unfinished: delete it"
+        sys.exit(f"{home} exists; {unfinished}, or name another --work.")
     command = [str(args.python), "run_speedrun.py", "--tier", "cpu", "--home", str(home)]
     command += ["--set", f"run.seed={seed}", *(part for one in args.set for part in ("--set", one))]
     command += ["--data-dir", str(args.text.resolve())] if args.text else []
@@ -98,10 +99,11 @@ def read(run: Path, stage: str) -> dict[str, Any]:
 def watch(command: list[str], checkout: Path) -> dict[str, dict[str, float]]:
     """Runs the stages; stage -> `seconds`, processor seconds `cpu`, and bytes `memory` at most.
 
-    Starting Python and importing JAX is the stage `start`, ending and the summary is `end`.
+    Starting Python and importing JAX is the stage `start`; `end` is the summary, ending, and what
+    lies between stages.
     """
     environment = {**os.environ, **HUGE_PAGES, "PYTHONPATH": str(checkout)}
-    began, used = time.monotonic(), 0.0
+    began, used, between = time.monotonic(), 0.0, [0.0, 0.0]
     found: dict[str, dict[str, float]] = {}
     with subprocess.Popen(
         command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True
@@ -113,13 +115,17 @@ def watch(command: list[str], checkout: Path) -> dict[str, dict[str, float]]:
             if not match:
                 continue
             now, cpu, memory = time.monotonic(), *usage(process.pid)
-            found[stage] = {"seconds": now - began, "cpu": cpu - used, "memory": memory}
+            if stage == "end":
+                between = [between[0] + now - began, between[1] + cpu - used]
+            else:
+                found[stage] = {"seconds": now - began, "cpu": cpu - used, "memory": memory}
             began, used = now, cpu
             stage = "end" if match[2] else match[1]
         _, status, total = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    cpu = total.ru_utime + total.ru_stime
-    found["end"] = {"seconds": time.monotonic() - began, "cpu": cpu - used, "memory": memory}
+    seconds = between[0] + time.monotonic() - began
+    cpu = between[1] + total.ru_utime + total.ru_stime - used
+    found["end"] = {"seconds": seconds, "cpu": cpu, "memory": memory}
     if process.returncode:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}")
     return found
