@@ -133,6 +133,12 @@ def test_every_function_that_states_shapes_keeps_them() -> None:
     branches = load("model.branches").branch_features
     trace(lambda *a: branches(*a, config), params, ids(B, T), ids(B), ids(B, 6), ids(B, 6))
 
+    int8 = load("model.kernels.int8")
+    held = trace(int8.quantize, shaped(64, 48))
+    trace(int8.plain_matmul, shaped(B, 64), *held)
+    trace(int8.matmul, shaped(B, T, 64), held)
+    trace(int8.dequantize, held)
+
     splash, q, kv = load("model.kernels.splash"), shaped(B, 128, 2, 128), shaped(B, 128, 1, 128)
     trace(splash.splash_attention, q, kv, kv, window=20)
 

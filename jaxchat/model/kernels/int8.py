@@ -36,7 +36,7 @@ class Kernel(NamedTuple):
     What one instruction multiplies by a pair of a row's numbers lies together.
     """
 
-    panels: Int8[Array, "F/16 D/2 16 2"]
+    panels: Int8[Array, "panels pairs 16 2"]
     scale: Float32[Array, " F"]
 
 
@@ -93,7 +93,7 @@ def _called(x: Array, panels: Array, scale: Array) -> Array:
 
 
 def plain_matmul(
-    x: Float32[Array, "R D"], panels: Int8[Array, "F/16 D/2 16 2"], scale: Float32[Array, " F"]
+    x: Float32[Array, "R D"], panels: Int8[Array, "panels pairs 16 2"], scale: Float32[Array, " F"]
 ) -> Float32[Array, "R F"]:
     """The product as JAX writes it: each row as two of 8 bits, 128 * high + low."""
     most = np.float32(LARGEST * 128)
