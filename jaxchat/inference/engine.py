@@ -244,10 +244,11 @@ class Engine(Programs):
         """The cache after `tokens`, and the chunks that they were read in, `known` ones first."""
         if not self._shared.prefixes.limit or len(tokens) < CHUNK:
             return self.prefill(tokens), []
-        reader = Reader(
-            self.params, self.config, self.compute, self.max_len, self.device, self._call
-        )
-        return reader.read(tokens, known)
+        return self._reader().read(tokens, known)
+
+    def _reader(self) -> Reader:
+        config, compute = self.config, self.compute
+        return Reader(self.params, config, compute, self.max_len, self.device, self._call)
 
     def _prompt(self, tokens: tuple[int, ...]) -> tuple[Cache, int]:
         """The cache after `tokens`, and how many of them another prompt had read before."""

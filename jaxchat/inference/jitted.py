@@ -160,6 +160,12 @@ def cache_of(prefix: chunks.Prefix, length: ArrayLike, *, slots: tuple[int, ...]
     return chunks.cache_of(prefix, jnp.asarray(length), slots)
 
 
+@functools.partial(jax.jit, static_argnames=("size", "config", "compute"))
+def empty_prefix(*, size: int, config: ModelConfig, compute: Compute) -> chunks.Prefix:
+    """Room for `size` positions."""
+    return chunks.empty_prefix(config, size, compute.dtype)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def new_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
     """An empty cache: one program, where each of its arrays would be several."""

@@ -18,7 +18,7 @@ from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
 from jaxchat.inference.request import Request
 from jaxchat.model.backend import Compute, bucket
-from jaxchat.model.chunks import CHUNK, Prefix, empty_prefix, prefix_size
+from jaxchat.model.chunks import CHUNK, Prefix, prefix_size
 from jaxchat.model.kv_cache import Cache, slots_of
 
 
@@ -126,7 +126,8 @@ class Reader(NamedTuple):
         The programs depend on the position alone, so what was known changes no bit.
         """
         chunks = list(known)
-        row = self._row(len(chunks) + (len(chunks) * CHUNK < len(tokens)))
+        first = len(chunks) + (len(chunks) * CHUNK < len(tokens))
+        row = self.empty(prefix_size(max(first, 1), self.context))
         for number, chunk in enumerate(chunks):
             row = self.call(jitted.append_chunk, row, chunk, np.int32(number * CHUNK))
         for start in range(len(chunks) * CHUNK, len(tokens), CHUNK):
@@ -145,12 +146,13 @@ class Reader(NamedTuple):
         held = np.array([len(tokens)], np.int32)
         return self.call(jitted.cache_of, row, held, slots=slots), chunks
 
-    def _row(self, chunks: int) -> Prefix:
-        size = prefix_size(max(chunks, 1), self.context)
-        row: Prefix = jax.device_put(
-            empty_prefix(self.config, size, self.compute.dtype), self.device
+    def empty(self, size: int) -> Prefix:
+        """Room for `size` positions, on the device."""
+        row: Prefix = self.call(
+            jitted.empty_prefix, size=size, config=self.config, compute=self.compute
         )
-        return row
+        is_compiled_only = isinstance(row.kv, jax.ShapeDtypeStruct)
+        return row if is_compiled_only else jax.device_put(row, self.device)
 
 
 def _padded(piece: Sequence[int]) -> tuple[npt.NDArray[np.int32], ...]:
@@ -158,12 +160,17 @@ def _padded(piece: Sequence[int]) -> tuple[npt.NDArray[np.int32], ...]:
     return jitted.padded(piece, bucket(len(piece), jitted.MIN_PROMPT, CHUNK))
 
 
+def prefix_sizes(context: int) -> list[int]:
+    """The positions that a row may have."""
+    return jitted.buckets(CHUNK, prefix_size(-(-context // CHUNK), context))
+
+
 def read_lengths(context: int) -> list[int]:
     """Lengths of prompts that together need every program of `Reader`, and the longest one that is
     read as a whole. Some are beyond the context, where that is no multiple of a chunk.
     """
     lengths = [min(CHUNK - 1, context)]
-    for size in jitted.buckets(CHUNK, prefix_size(-(-context // CHUNK), context)):
+    for size in prefix_sizes(context):
         pieces = jitted.buckets(jitted.MIN_PROMPT, CHUNK) if size > CHUNK else [CHUNK]
         lengths += [size - CHUNK + piece for piece in pieces]
     return lengths

@@ -13,7 +13,7 @@ import jax
 from jaxchat.inference import jitted
 from jaxchat.inference.ahead import Ahead
 from jaxchat.inference.masks import Packed, free_masks
-from jaxchat.inference.prefixes import DeviceState, read_lengths
+from jaxchat.inference.prefixes import DeviceState, Reader, prefix_sizes, read_lengths
 from jaxchat.inference.request import EngineError, Request
 from jaxchat.inference.service import Service
 from jaxchat.model.backend import bucket
@@ -117,6 +117,8 @@ class Programs(Service):
         reads = {*map(len, prompts)}
         if self._shared.prefixes.limit:
             reads |= {*read_lengths(self.max_len)}
+            for size in prefix_sizes(self.max_len):  # a row may begin with any
+                yield partial(self._reader().empty, size)
         for length in sorted(reads):
             yield partial(self._read, (0,) * length)
         for length in self._cache_lengths:
@@ -156,6 +158,9 @@ class Programs(Service):
     def _read(
         self, tokens: tuple[int, ...], known: Sequence[Prefix] = ()
     ) -> tuple[Cache, list[Prefix]]: ...
+
+    @abstractmethod
+    def _reader(self) -> Reader: ...
 
     @abstractmethod
     def _insert(self, prompt: Cache, slots: Sequence[int], reach: int = 0) -> None: ...
