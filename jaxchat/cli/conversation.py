@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
+from jaxchat.config.operations import Weights
 from jaxchat.config.schema import CHAT_STAGES
 from jaxchat.errors import ConfigError
 from jaxchat.evals.chat import Sampling
 from jaxchat.inference.engine import Engine, Request
 from jaxchat.inference.request import ROOM
 from jaxchat.inference.transcript import PartStream, printable
-from jaxchat.model.backend import PLAIN, Weights
+from jaxchat.model.backend import PLAIN
 from jaxchat.model.capabilities import with_weights
 from jaxchat.runs.opening import check_stage, find_model, load_model
 from jaxchat.runs.run_tokenizer import tokenizer_of

@@ -3,13 +3,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from jaxchat.config import numbers
 from jaxchat.config.fields import Count, Form, NotNegative, OneOf, Positive, Settings
 
 # How an engine holds large matrices; "auto": float32, or bf16 where compute.products rounds them
-WEIGHTS = ("auto", "float32", "bf16", "int8")
+Weights = Literal["auto", "float32", "bf16", "int8"]
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 TRACKERS = ("tensorboard", "wandb", "trackio")
 Timeout = Annotated[float, numbers.Range(0, numbers.SECONDS.most, whole=False, open=True)]
 

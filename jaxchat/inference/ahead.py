@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 from jax.sharding import SingleDeviceSharding
@@ -32,15 +31,7 @@ class Ahead:
         self._known: set[Any] = set()
         self._pending: set[Future[Any]] = set()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Waits for what is being compiled, and drops the rest."""
         self._pool.shutdown(cancel_futures=True)
 

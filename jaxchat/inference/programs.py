@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -71,7 +72,7 @@ class Programs(Service):
         `at_once`: several programs side by side.
         """
         cache, length = self._cache, self._cache_length
-        with Ahead(self.device) as ahead:
+        with contextlib.closing(Ahead(self.device)) as ahead:
             self._ahead = ahead
             try:
                 for number, program in enumerate(programs):

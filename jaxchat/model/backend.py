@@ -17,13 +17,12 @@ from jax.typing import DTypeLike
 
 from jaxchat.config.machine import memory_bytes
 from jaxchat.config.memory import CHUNK_ROWS
+from jaxchat.config.operations import Weights
 
 # By name, or a function like `attention.causal_attention`
 Implementation = Literal["blocked", "banded", "cudnn", "splash", "xla"] | Callable[..., Array]
 # How large matrices are multiplied: in the dtype of the activations, or narrower.
 MatmulPrecision = Literal["default", "bfloat16", "fp8"]
-# How an engine holds them: "auto" is float32, or bfloat16 where they are multiplied in that.
-Weights = Literal["auto", "float32", "bf16", "int8"]
 Value = bool | int | str
 Option = tuple[str, Value]  # XLA's, name and value
 # A collective that one GPU never enters ends all processes with an error; XLA's default is to wait.

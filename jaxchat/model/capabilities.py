@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from jaxchat.config.operations import Weights
 from jaxchat.config.schema import ComputeConfig, ModelConfig
 from jaxchat.errors import ConfigError
 from jaxchat.model.attention import causal_attention
@@ -26,7 +27,6 @@ from jaxchat.model.backend import (
     Implementation,
     MatmulPrecision,
     Option,
-    Weights,
     backend,
     platform,
 )

@@ -40,7 +40,7 @@ from jaxchat.model.attention import MAX_SCORE, cached_attention, causal_attentio
 from jaxchat.model.backend import PLAIN, Compute, MatmulPrecision
 from jaxchat.model.init import Initializer, init_table, parameter
 from jaxchat.model.joined import JOINED
-from jaxchat.model.kernels import fp8, int8, norms, residual
+from jaxchat.model.kernels import fp8, norms, residual
 from jaxchat.model.kernels.matmul import matmul, widened_matmul
 from jaxchat.model.kernels.relu2 import relu2
 from jaxchat.model.kv_cache import Cache, View, fill, view_of, write
@@ -84,9 +84,6 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows F"]:
-        held: Array | int8.Kernel | None = self.get_variable("params", "kernel")
-        if isinstance(held, int8.Kernel):  # an engine's
-            return matmul(x, held)
         kernel = parameter(self, "kernel", self.initializer, (x.shape[-1], self.out))
         if self.out == 1:  # as a product, XLA on a CPU rounds some rows otherwise than others
             column = kernel.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -24,8 +24,8 @@ from jaxchat.errors import ArtifactError, ConfigError
 from jaxchat.parallel.process_group import ALONE, ProcessGroup
 from jaxchat.paths import read_json, remove, sha256_text, sweep, write_json
 from jaxchat.progress import duration
-from jaxchat.runs.ahead import Compiler
 from jaxchat.runs.background import Preparer
+from jaxchat.runs.compiler import Compiler
 from jaxchat.runs.run_dir import DONE
 from jaxchat.runs.stages import Stage, check_names
 from jaxchat.train.profiling.request import Request, for_stage

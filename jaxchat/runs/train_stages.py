@@ -27,7 +27,7 @@ from jaxchat.model.capabilities import choose_compute, evaluation_compute, infer
 from jaxchat.parallel.mesh import gathered, make_mesh
 from jaxchat.paths import remove
 from jaxchat.runs import eval_stages
-from jaxchat.runs.ahead import Ahead, Compiler
+from jaxchat.runs.compiler import Compiler, Program
 from jaxchat.runs.inputs import text_of
 from jaxchat.runs.opening import load_model, make_engine
 from jaxchat.runs.run_tokenizer import tokenizer_of
@@ -75,7 +75,7 @@ def run_sft(context: Context) -> dict[str, Any]:
     return _trained(context, job, fit(job, load_model(context.root, "mid", job.model)))
 
 
-def _programs(context: Context) -> Iterator[Ahead]:
+def _programs(context: Context) -> Iterator[Program]:
     """The steps of all stages whose sizes are known; of rl's, those of short rows."""
     config, whole = context.config, context.config.model.sequence_len
     for stage in MODELS:
@@ -101,7 +101,7 @@ def _lower_step(context: Context, stage: str, tokens: int) -> Any:
 
 
 def _await_programs(context: Context, stage: str) -> None:
-    """Before a stage takes its first step: see `ahead.Compiler.take`."""
+    """Before a stage takes its first step: see `compiler.Compiler.take`."""
     if context.compiler is not None:
         context.compiler.take(stage)
 

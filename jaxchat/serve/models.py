@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxchat.config.derive import count_params
 from jaxchat.config.machine import cores, free_memory_bytes
-from jaxchat.config.operations import ServeConfig
+from jaxchat.config.operations import ServeConfig, Weights
 from jaxchat.config.schema import CHAT_STAGES, MODELS, ModelConfig
 from jaxchat.errors import ConfigError, OutOfMemory
 from jaxchat.evals.model import EvalModel
@@ -22,7 +22,7 @@ from jaxchat.inference.engine import STEPS
 from jaxchat.inference.measure import weight_bytes
 from jaxchat.inference.replicas import make_service
 from jaxchat.inference.service import Service
-from jaxchat.model.backend import Weights, backend
+from jaxchat.model.backend import backend
 from jaxchat.model.capabilities import evaluation_compute, inference_compute, with_weights
 from jaxchat.model.kv_cache import init_cache
 from jaxchat.model.vocabulary import cut_vocabulary

@@ -1,5 +1,6 @@
 """Programs that are compiled before they are called, and without being run."""
 
+import contextlib
 import dataclasses
 import functools
 import threading
@@ -29,7 +30,7 @@ def arrays():
 
 def test_what_is_compiled_ahead_is_not_compiled_again():
     given = arrays()
-    with compilations() as compiled, Ahead(DEVICE) as ahead:
+    with compilations() as compiled, contextlib.closing(Ahead(DEVICE)) as ahead:
         shapes = ahead.call(scale, *given, times=2)
         ahead.call(scale, shapes[0], given[1], times=2)  # with shapes, too
         ahead.make_room()
@@ -55,7 +56,7 @@ def test_what_compiling_raises_is_raised():
 
         compile, out_info = fail, None
 
-    with Ahead(DEVICE) as ahead:
+    with contextlib.closing(Ahead(DEVICE)) as ahead:
         ahead.call(Program(), 1)
         with pytest.raises(RuntimeError, match="no memory to compile"):
             ahead.finish()

@@ -5,6 +5,7 @@ Axes: B rows, P positions of the trunk, R of all branches, T = P + R, D width, V
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -109,7 +110,9 @@ def score_rows(
         arrays = {name: array[None] for name, array in batch.arrays.items()}
         return batch, scores_over(model.params, put(arrays, layout))
 
-    with Ahead(mesh.devices.flat[0]) as ahead:  # else one after the other, between the batches
+    with contextlib.closing(
+        Ahead(mesh.devices.flat[0])
+    ) as ahead:  # else one after the other, between the batches
         for batch in batches:
             shapes = {
                 name: jax.ShapeDtypeStruct((1, *array.shape), array.dtype, sharding=layout)

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 # A stage, and what lowers one of its programs: to be compiled, or None where it cannot be yet
-Ahead = tuple[str, Callable[[], Any]]
+Program = tuple[str, Callable[[], Any]]
 LOWEST = 19  # of priorities: it takes what training leaves of the processor
 
 
 class Compiler:
     """A thread that compiles programs in their order; `close` ends it."""
 
-    def __init__(self, programs: Iterable[Ahead]) -> None:
+    def __init__(self, programs: Iterable[Program]) -> None:
         self._left = deque(programs)
         self._stage = ""  # whose program is being compiled
         self._changed = threading.Condition()

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from jaxchat.runs.ahead import Ahead, Compiler
+from jaxchat.runs.compiler import Compiler, Program
 
 SECONDS = 10
 
 
-class Program:
+class Lowered:
     """What a stage lowers; `compile` notes it, once it may."""
 
     def __init__(self, name: str, compiled: list[str], may: threading.Event) -> None:
@@ -27,7 +27,7 @@ class Program:
 def test_a_stage_waits_for_what_is_being_compiled_for_it_alone() -> None:
     compiled: list[str] = []
     may = threading.Event()
-    first, second, other = (Program(name, compiled, may) for name in ("1", "2", "3"))
+    first, second, other = (Lowered(name, compiled, may) for name in ("1", "2", "3"))
     compiler = Compiler([("mid", lambda: first), ("mid", lambda: second), ("rl", lambda: other)])
     assert first.begun.wait(SECONDS)
     threading.Timer(0.05, may.set).start()
@@ -48,7 +48,7 @@ def test_what_fails_is_left_to_its_stage() -> None:
     def fails() -> Any:
         raise ValueError("no such rows")
 
-    programs: list[Ahead] = [("mid", fails), ("sft", lambda: Program("2", compiled, may))]
+    programs: list[Program] = [("mid", fails), ("sft", lambda: Lowered("2", compiled, may))]
     compiler = Compiler(programs)
     compiler._thread.join(SECONDS)
     assert compiled == ["2"]
@@ -59,7 +59,7 @@ def test_what_fails_is_left_to_its_stage() -> None:
 def test_closing_leaves_out_what_was_not_begun() -> None:
     compiled: list[str] = []
     may = threading.Event()
-    first, second = Program("1", compiled, may), Program("2", compiled, may)
+    first, second = Lowered("1", compiled, may), Lowered("2", compiled, may)
     lower: Callable[[], Any] = lambda: second  # noqa: E731
     compiler = Compiler([("mid", lambda: first), ("sft", lower)])
     assert first.begun.wait(SECONDS)
