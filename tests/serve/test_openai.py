@@ -205,6 +205,7 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(client):
     ) as caught:
         call(client, "many words " * 400)
     assert caught.value.code == "context_length_exceeded"
+    assert "prompt is too long" in caught.value.message  # langchain-openai looks for it
 
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]

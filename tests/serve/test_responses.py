@@ -84,6 +84,12 @@ def test_the_packages_stream_adds_up(client):
     ]  # fmt: skip
     deltas = [event for event in events if event.type == "response.output_text.delta"]
     assert "".join(event.delta for event in deltas) == SAID
+    messages = [{"role": "user", "content": WHO}]
+    chat = client.chat.completions.create(
+        model="tiny/rl", messages=messages, temperature=0, stream=True
+    )
+    pieces = [chunk.choices[0].delta.content for chunk in chat]
+    assert [event.delta for event in deltas] == [piece for piece in pieces if piece]  # of a token
     assert [event.sequence_number for event in events] == list(range(len(events)))
     kinds = [event.type for event in ask(client, "Count.", stream=True, max_output_tokens=3)]
     assert kinds[-1] == "response.incomplete"
