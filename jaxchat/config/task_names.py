@@ -8,3 +8,4 @@ GENERATED = (
 # right only with a call of a tool
 GRADED_CALLS = ("arithmetic", "arithmetic_two_step", "arithmetic_signs", "counting")
 CALLING = (*GRADED_CALLS, "gsm8k")  # tasks whose conversations call the calculator
+UNGRADED = ("smoltalk",)  # conversations: no answer is right or wrong

@@ -149,6 +149,9 @@ def test_what_does_not_exist_is_one_sentence_and_2(script, arguments, said, tmp_
         ("sft.mixture={identty=1}", "(sft.mixture names it)."),
         ('eval.tasks=["mmmlu"]', "there is no task 'mmmlu'"),
         ('rl.task="gsm9k"', "(rl.task names it)."),
+        ('eval.tasks=["smoltalk"]', "no answers to check; take it out of eval.tasks"),
+        ('rl.task="smoltalk"', "no answers to check; take it out of rl.task"),
+        ('rl.task="humaneval"', "humaneval has no problems to train on"),
         (
             "tokenizer.tool_tokens=false",
             "rl.task has arithmetic; eval.tasks has arithmetic, counting",

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxchat.config.schema import RunConfig
-from jaxchat.config.task_names import CALLING, GENERATED, GRADED_CALLS
+from jaxchat.config.task_names import CALLING, GENERATED, GRADED_CALLS, UNGRADED
 from jaxchat.data import registry
 from jaxchat.data.registry import chat_source, own_file
 from jaxchat.errors import ConfigError
@@ -41,7 +41,24 @@ def check_names(config: RunConfig) -> None:
                 )
     for name in talks:
         chat_source(name)
+    _check_answers(config)
     _check_tool_tokens(config)
+
+
+def _check_answers(config: RunConfig) -> None:
+    """Raises ConfigError for a task without answers to check, or to learn from by trying."""
+    rewarded = () if config.leaves_out("rl") else (config.rl.task,)
+    for setting, names in (("eval.tasks", config.eval.tasks), ("rl.task", rewarded)):
+        for name in set(names) & set(UNGRADED):
+            raise ConfigError(
+                f"{name} has conversations but no answers to check; take it out of {setting}."
+            )
+    for name in rewarded:
+        if name in registry.SOURCES and set(registry.SOURCES[name].rows) == {"test"}:
+            raise ConfigError(
+                f"{name} has no problems to train on, only those of the evaluation; choose another "
+                "rl.task."
+            )
 
 
 def _check_tool_tokens(config: RunConfig) -> None:
