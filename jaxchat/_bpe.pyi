@@ -64,5 +64,10 @@ class Encoder:
 def scanned_patterns() -> list[str]:
     """The spellings of patterns that have a hand-written scanner instead of a regex engine."""
 
+def bfloat16_kernels() -> dict[str, Any]:
+    """PyCapsules of XLA's handlers of `model.kernels.native`, by the names of their targets; none
+    where the processor has no AVX-512 BF16.
+    """
+
 def int8_matmul() -> Any:
     """A PyCapsule of XLA's handler of products with kernels of 8 bits (`model.kernels.int8`)."""

@@ -5,12 +5,17 @@
 //! by the same pattern and merges by rank. Nothing here knows Python: the bindings are in
 //! `python.rs`, behind the feature `python`.
 //!
-//! One module has nothing to do with BPE: `int8`, products for decoding with weights of 8 bits, which
-//! XLA calls through `xla_ffi`. It is here so that one build makes all that is Rust.
+//! Some modules have nothing to do with BPE: `int8`, products for decoding with weights of 8 bits, and
+//! `attention` and `loss`, of a training step, which XLA calls through `xla_ffi` and `xla_bf16`. They
+//! are here so that one build makes all that is Rust.
 
 #![deny(unsafe_code)]
 
 mod apply_merges;
+#[cfg(target_arch = "x86_64")]
+pub mod attention;
+#[cfg(target_arch = "x86_64")]
+pub mod bf16;
 mod block;
 mod cache;
 mod count;
@@ -18,14 +23,20 @@ mod encode;
 mod error;
 pub mod int8;
 mod learn_merges;
+#[cfg(target_arch = "x86_64")]
+pub mod loss;
 mod machine;
 #[cfg(feature = "python")]
 mod python;
 mod scan;
+#[cfg(target_arch = "x86_64")]
+mod scratch;
 mod split;
 mod train;
 mod unicode;
 mod word;
+#[cfg(all(feature = "python", target_arch = "x86_64"))]
+mod xla_bf16;
 #[cfg(feature = "python")]
 mod xla_ffi;
 

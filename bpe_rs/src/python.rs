@@ -1,5 +1,6 @@
 //! The Python module `jaxchat._bpe`.
 
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
@@ -11,7 +12,10 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyCapsule, PyIterator, PyString};
 
-use crate::{Error, TokenId, Trainer, known_patterns, xla_ffi};
+#[cfg(target_arch = "x86_64")]
+use crate::xla_bf16;
+use crate::xla_ffi::{self, Handler};
+use crate::{Error, TokenId, Trainer, known_patterns};
 
 /// Texts are taken in chunks of this size, so that all threads have work.
 const CHUNK_BYTES: usize = 32 << 20;
@@ -259,11 +263,32 @@ mod _bpe {
 
     /// The handler of `xla_ffi::int8_matmul`, for `jax.ffi.register_ffi_target`.
     #[pyfunction]
-    #[allow(unsafe_code)]
     fn int8_matmul(py: Python<'_>) -> PyResult<Bound<'_, PyCapsule>> {
-        let handler = xla_ffi::int8_matmul as *const () as *mut c_void;
-        let handler = NonNull::new(handler).expect("a function has an address");
-        // SAFETY: a function is never freed
-        unsafe { PyCapsule::new_with_pointer(py, handler, c"xla._CUSTOM_CALL_TARGET") }
+        capsule(py, xla_ffi::int8_matmul)
     }
+
+    /// The handlers of `xla_bf16`, by the names of their targets; none on other processors.
+    #[pyfunction]
+    fn bfloat16_kernels(py: Python<'_>) -> PyResult<HashMap<&'static str, Bound<'_, PyCapsule>>> {
+        #[cfg(target_arch = "x86_64")]
+        if crate::bf16::able() {
+            return Ok(HashMap::from([
+                ("jaxchat_attention", capsule(py, xla_bf16::attention)?),
+                (
+                    "jaxchat_attention_gradient",
+                    capsule(py, xla_bf16::attention_gradient)?,
+                ),
+                ("jaxchat_loss", capsule(py, xla_bf16::loss)?),
+            ]));
+        }
+        Ok(HashMap::new())
+    }
+}
+
+/// A handler as `jax.ffi.register_ffi_target` takes it.
+#[allow(unsafe_code)]
+fn capsule(py: Python<'_>, handler: Handler) -> PyResult<Bound<'_, PyCapsule>> {
+    let handler = NonNull::new(handler as *mut c_void).expect("a function has an address");
+    // SAFETY: a function is never freed
+    unsafe { PyCapsule::new_with_pointer(py, handler, c"xla._CUSTOM_CALL_TARGET") }
 }

@@ -1,11 +1,11 @@
-//! `int8::Rows::multiply` as XLA calls it: the C interface of XLA's FFI, and work shared by threads.
+//! The C interface of XLA's FFI, work shared by its threads, and `int8::Rows::multiply` as XLA calls it.
 //!
 //! The structs are those of `xla/ffi/api/c_api.h` 0.3 (jaxlib 0.10), in their order, as far as they
 //! are used; 0.4 and 0.5 (jaxlib 0.11 and 0.12) only add to their ends. All `unsafe` code of the
 //! call is in this file.
 #![allow(unsafe_code)]
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{copy_nonoverlapping, null_mut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,9 @@ const METADATA: c_int = 1; // the kind of an extension
 const EXECUTE: c_int = 3; // the stage
 const INVALID_ARGUMENT: c_int = 3;
 const INT8: c_int = 2; // types of numbers
-const FLOAT32: c_int = 11;
+pub(crate) const INT32: c_int = 4;
+pub(crate) const FLOAT32: c_int = 11;
+pub(crate) const BFLOAT16: c_int = 16;
 /// Products below which sharing the work takes longer than it saves.
 const SHARED: usize = 1 << 19;
 /// Products of a piece of shared work, about.
@@ -131,12 +133,20 @@ pub struct CallFrame {
     rets: Buffers,
 }
 
-/// The handler `jaxchat_int8_matmul`: x [R, K] float32, panels [C / 16, K / 2, 16, 2] int8, scale
-/// [C] float32 -> [R, C] float32.
+/// A function that XLA calls.
+pub(crate) type Handler = unsafe extern "C" fn(*mut CallFrame) -> *mut c_void;
+
+/// Answers XLA: what it asks about a handler, or, where it executes one, with `run`.
+///
+/// `takes` says what it takes, for the error where `run` gives None.
 ///
 /// # Safety
 /// `frame` must be one of XLA's.
-pub unsafe extern "C" fn int8_matmul(frame: *mut CallFrame) -> *mut c_void {
+pub(crate) unsafe fn answer(
+    frame: *mut CallFrame,
+    takes: &CStr,
+    run: impl FnOnce(&CallFrame) -> Option<()>,
+) -> *mut c_void {
     // SAFETY: XLA's frame and what it points to live as long as the call
     unsafe {
         let (frame, api) = (&*frame, &*(*frame).api);
@@ -148,23 +158,65 @@ pub unsafe extern "C" fn int8_matmul(frame: *mut CallFrame) -> *mut c_void {
             (*metadata).version.minor = api.version.minor;
             return null_mut();
         }
-        if frame.stage != EXECUTE {
+        if frame.stage != EXECUTE || run(frame).is_some() {
             return null_mut();
         }
-        match Product::of(frame) {
-            Some(product) => {
-                product.run(api, frame.context);
-                null_mut()
-            }
-            None => (api.create_error)(&mut ErrorArgs {
-                size: size_of::<ErrorArgs>(),
-                extension: null_mut(),
-                message:
-                    c"jaxchat_int8_matmul takes float32 [R,K], int8 [C/16,K/2,16,2], float32 [C]"
-                        .as_ptr(),
-                code: INVALID_ARGUMENT,
-            }),
-        }
+        (api.create_error)(&mut ErrorArgs {
+            size: size_of::<ErrorArgs>(),
+            extension: null_mut(),
+            message: takes.as_ptr(),
+            code: INVALID_ARGUMENT,
+        })
+    }
+}
+
+impl CallFrame {
+    /// The numbers and dimensions of an argument of this type; None where it is not of it.
+    ///
+    /// # Safety
+    /// The frame must be one of XLA's, and T be the type's.
+    pub(crate) unsafe fn argument<T>(&self, at: usize, kind: c_int) -> Option<(&[T], &[i64])> {
+        // SAFETY: the caller's promise
+        (at < self.args.count as usize)
+            .then(|| unsafe { numbers(self.args.buffers, at, kind) })
+            .flatten()
+    }
+
+    /// Where a result of this type and these dimensions is; None where it is not.
+    ///
+    /// # Safety
+    /// As `argument`.
+    pub(crate) unsafe fn result<T>(&self, at: usize, kind: c_int, dims: &[i64]) -> Option<*mut T> {
+        // SAFETY: the caller's promise
+        let found = (at < self.rets.count as usize)
+            .then(|| unsafe { numbers::<T>(self.rets.buffers, at, kind) })
+            .flatten()?;
+        (found.1 == dims).then(|| found.0.as_ptr().cast_mut())
+    }
+
+    /// Does all pieces of some work: see `share`.
+    ///
+    /// # Safety
+    /// As `argument`.
+    pub(crate) unsafe fn share(&self, pieces: usize, work: &(dyn Fn(usize) + Sync)) {
+        // SAFETY: the caller's promise
+        unsafe { share(pieces, work, &*self.api, self.context) };
+    }
+}
+
+/// The handler `jaxchat_int8_matmul`: x [R, K] float32, panels [C / 16, K / 2, 16, 2] int8, scale
+/// [C] float32 -> [R, C] float32.
+///
+/// # Safety
+/// `frame` must be one of XLA's.
+pub unsafe extern "C" fn int8_matmul(frame: *mut CallFrame) -> *mut c_void {
+    let takes = c"jaxchat_int8_matmul takes float32 [R,K], int8 [C/16,K/2,16,2], float32 [C]";
+    // SAFETY: the caller's promise
+    unsafe {
+        answer(frame, takes, |frame| {
+            Product::of(frame)?.run(&*frame.api, frame.context);
+            Some(())
+        })
     }
 }
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from jaxchat.model.backend import Implementation
 from jaxchat.model.kernels.banded import banded_attention
 from jaxchat.model.kernels.blocked import blocked_attention, sum_by_halves, sum_in_order
+from jaxchat.model.kernels.native import native_attention
 from jaxchat.model.kernels.splash import splash_attention, takes
 from jaxchat.model.kv_cache import BLOCK, whole_blocks
 
@@ -23,6 +24,7 @@ MAX_SCORE = 80.0  # exp(80) summed over a context is still finite in float32
 KERNELS = {
     "blocked": blocked_attention,
     "banded": banded_attention,
+    "native": native_attention,
     "splash": splash_attention,
 }
 
@@ -39,7 +41,8 @@ def causal_attention(
 
     The result has q's dtype. "xla" is the plain formula and runs anywhere; "cudnn" needs a GPU and
     half precision; "splash" needs a TPU, and is "xla" for shapes that its kernel does not take;
-    "blocked" and "banded" are made for a CPU, the latter with operands of bfloat16.
+    "blocked", "banded" and "native" are made for a CPU, the latter two with operands of bfloat16;
+    "native" needs AVX-512 BF16 and heads of a multiple of 32.
     """
     length, size = q.shape[1], q.shape[3]
     if implementation == "splash" and not takes(length, size):

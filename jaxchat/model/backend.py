@@ -20,7 +20,9 @@ from jaxchat.config.memory import CHUNK_ROWS
 from jaxchat.config.operations import Weights
 
 # By name, or a function like `attention.causal_attention`
-Implementation = Literal["blocked", "banded", "cudnn", "splash", "xla"] | Callable[..., Array]
+Implementation = (
+    Literal["blocked", "banded", "native", "cudnn", "splash", "xla"] | Callable[..., Array]
+)
 # How large matrices are multiplied: in the dtype of the activations, or narrower.
 MatmulPrecision = Literal["default", "bfloat16", "fp8"]
 Value = bool | int | str
@@ -112,11 +114,16 @@ class Compute:
         """Whether products of fp8 are in the forms that move the fewest bytes, too."""
         return self.fused and self.matmul == "fp8"
 
+    @property
+    def native_loss(self) -> bool:
+        """Whether the loss has a kernel of our own: where attention is not cut over devices."""
+        return self.attention == "native" and self.matmul == "bfloat16"
+
     def unrounded(self) -> Compute:
         """The same for evaluating a model: nothing is rounded to less than `dtype`, and without
         the forms that pay for gradients.
         """
-        attention = "blocked" if self.attention == "banded" else self.attention
+        attention = "blocked" if self.attention in ("banded", "native") else self.attention
         return replace(self, matmul="default", attention=attention, fused=False)
 
     def refusals(self) -> str:

@@ -30,7 +30,7 @@ from jaxchat.model.backend import (
     backend,
     platform,
 )
-from jaxchat.model.kernels import fp8, splash
+from jaxchat.model.kernels import fp8, native, splash
 from jaxchat.model.kernels.matmul import count_products, rounded_matmul
 
 # Attention that is tried first: tokens of a trial's row, and what is used where it fails
@@ -104,7 +104,9 @@ def inference_compute(
     the plain forms, as the others pay for gradients.
     """
     plain = replace(config, fp8=False, compiler_options=())
-    return replace(choose_compute(plain, model, on=on), fused=False)
+    compute = choose_compute(plain, model, on=on)
+    attention = "banded" if compute.attention == "native" else compute.attention
+    return replace(compute, attention=attention, fused=False)
 
 
 def assumed_inference(config: ComputeConfig, on: Backend) -> Compute:
@@ -147,13 +149,14 @@ def evaluation_compute(
 def choose_attention(
     head_dim: int, dtype: DTypeLike, matmul: MatmulPrecision, on: Backend
 ) -> Implementation:
-    """The fastest implementation that works here: the backend's, or "banded" for bfloat16 matmuls.
+    """The fastest implementation that works here: the backend's, or "native" or "banded" for
+    bfloat16 matmuls.
 
     "cudnn" needs half precision, "splash" heads of a multiple of 128; both are tried on a small
     case, and where that fails, a RuntimeWarning says why.
     """
     if matmul == "bfloat16":
-        return "banded"
+        return "native" if on.shares_host and native.takes(head_dim) else "banded"
     if on.attention == "cudnn":
         able = jnp.dtype(dtype).itemsize == 2
     elif on.attention == "splash":

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Float32, Int, Num
 
 from jaxchat.model.backend import PLAIN, Compute
-from jaxchat.model.kernels import fp8
+from jaxchat.model.kernels import fp8, native
 from jaxchat.model.kernels.matmul import dot
 
 
@@ -48,7 +48,8 @@ def cross_entropy(
     factor = mask if weights is None else mask * weights.astype(jnp.float32)
     dtype = jnp.dtype(jnp.bfloat16 if compute.matmul == "bfloat16" else x.dtype)
     narrow = compute.fused and x.dtype == dtype == jnp.bfloat16
-    how = _Head(softcap, max(1, compute.chunk_rows // x.shape[0]), dtype, narrow)
+    chunk = max(1, compute.chunk_rows // x.shape[0])
+    how = _Head(softcap, chunk, dtype, narrow, compute.native_loss)
     total = _weighted_nll(how, x, kernel, rounded, targets, lax.stop_gradient(factor))
     return total, jnp.sum(mask)
 
@@ -165,6 +166,7 @@ class _Head(NamedTuple):
     chunk: int  # positions of every row at once
     dtype: np.dtype[Any]  # of the operands
     narrow: bool  # logits in `dtype` where there are gradients: see `_narrow_gradient`
+    native: bool  # the gradient by the logits by a kernel of our own
 
 
 def _narrow_logits(
@@ -195,6 +197,9 @@ def _chunk_gradients(
         logits = _narrow_logits(how, rows, head, rounded)
         nll, grad = _narrow_gradient(logits, targets, factor, how.softcap)
         grad = lax.optimization_barrier(grad.astype(head.dtype))
+    elif how.native:
+        logits = jnp.matmul(rows, head, preferred_element_type=jnp.float32)
+        nll, grad = native.loss_gradient(logits, targets, factor, how.softcap)
     else:
         nll, grad = _chunk_gradient(rows, targets, factor, head, how.softcap)
     x_grad = dot(grad, head, over=(-1, -1), dtype=how.dtype)

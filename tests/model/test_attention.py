@@ -11,7 +11,7 @@ import pytest
 from jaxchat.model.attention import cached_attention, causal_attention
 from jaxchat.model.backend import backend
 from jaxchat.model.capabilities import choose_attention
-from jaxchat.model.kernels import banded
+from jaxchat.model.kernels import banded, native
 from jaxchat.model.kernels.banded import banded_attention
 from jaxchat.model.kernels.blocked import blocked_attention
 
@@ -160,7 +160,9 @@ def test_a_cpu_gets_the_implementation_that_runs_on_it():
     assert backend() == backend("cpu")
     assert choose_attention(64, jnp.bfloat16, "default", backend()) == "blocked"
     assert choose_attention(64, jnp.float32, "default", backend()) == "blocked"
-    assert choose_attention(64, jnp.float32, "bfloat16", backend()) == "banded"
+    ours = "native" if native.able() else "banded"
+    assert choose_attention(64, jnp.float32, "bfloat16", backend()) == ours
+    assert choose_attention(8, jnp.float32, "bfloat16", backend()) == "banded"
 
 
 def test_other_platforms_get_theirs_and_cudnn_and_splash_only_where_a_trial_succeeds():

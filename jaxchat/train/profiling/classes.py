@@ -13,7 +13,7 @@ OTHER = "other programs"
 CLASSES = (MATMUL, ATTENTION, ELEMENTWISE, LOOKUP, COPY, COLLECTIVE, OTHER)
 
 PRODUCTS_FILE = "/jaxchat/model/kernels/matmul.py"
-ATTENTION_FILES = re.compile(r"model/(attention|kernels/blocked|kernels/banded)\.py")
+ATTENTION_FILES = re.compile(r"model/(attention|kernels/blocked|kernels/banded|kernels/native)\.py")
 _COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
     "collective-broadcast", "ragged-all-to-all", "send", "recv",

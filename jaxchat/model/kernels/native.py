@@ -1,0 +1,100 @@
+"""Attention and the loss's gradient by kernels of our own (Rust, `bpe_rs`), called through XLA's FFI.
+
+They are for a processor with AVX-512 BF16, and compute what `kernels.banded` and `model.loss` write
+for XLA, with the same roundings: operands of products are bfloat16, sums float32. XLA makes of
+attention many small products with copies and masks between, and of the loss several passes over
+logits; here scores and what a row of logits needs never leave a core's cache, and keys that a query
+does not see cost nothing. Results are the same to the last bit for any number of threads.
+
+XLA cannot split such a call over devices, so it belongs on one, or within a `shard_map`.
+
+Axes: B batch, T time, H query heads, G key/value heads, K head size, N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import BFloat16, Float, Float32, Int32
+
+from jaxchat import _bpe
+
+MULTIPLE = 32  # of head sizes
+
+
+@functools.cache
+def able() -> bool:
+    """Whether this processor has the kernels; makes them known to XLA."""
+    handlers = _bpe.bfloat16_kernels()
+    for name, handler in handlers.items():
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    return bool(handlers)
+
+
+def takes(size: int) -> bool:
+    """Whether heads of this size are attended to here."""
+    return size % MULTIPLE == 0 and able()
+
+
+def native_attention(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T G K"],
+    *,
+    window: int,
+) -> Float[Array, "B T H K"]:
+    """Each query sees its own key and `window` keys to its left. The result has q's dtype."""
+    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    return _attend(min(window, q.shape[1]), q, k, v)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(window: int, q: Array, k: Array, v: Array) -> Array:
+    return _forward(window, q, k, v)[0]
+
+
+def _forward(window: int, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+    narrow = tuple(x.astype(jnp.bfloat16) for x in (q, k, v))
+    batch, time, heads, _ = q.shape
+    y, total = _call("attention", ((q.shape, jnp.float32), ((batch, heads, time), jnp.float32)))(
+        *narrow, jnp.full(1, window, jnp.int32)
+    )
+    return y.astype(q.dtype), (*narrow, y, total)
+
+
+def _backward(window: int, saved: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
+    shapes = tuple((x.shape, jnp.float32) for x in saved[:3])
+    grads = _call("attention_gradient", shapes)(
+        *saved, dy.astype(jnp.float32), jnp.full(1, window, jnp.int32)
+    )
+    return tuple(grad.astype(dy.dtype) for grad in grads)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def loss_gradient(
+    logits: Float32[Array, "N V"],
+    targets: Int32[Array, " N"],
+    factor: Float32[Array, " N"],
+    softcap: float,
+) -> tuple[Float32[Array, " N"], BFloat16[Array, "N V"]]:
+    """-log p(target) by capped logits, 0 where `factor` is, and factor times its gradient."""
+    shapes = (((logits.shape[0],), jnp.float32), (logits.shape, jnp.bfloat16))
+    cap = jnp.full(1, softcap, jnp.float32)
+    nll, grad = _call("loss", shapes)(logits, targets.astype(jnp.int32), factor, cap)
+    return nll, grad
+
+
+def _call(name: str, results: tuple[tuple[tuple[int, ...], Any], ...]) -> Any:
+    """A kernel whose results have these shapes and types."""
+    if not able():
+        raise ValueError(
+            "attention is native, but this processor has no AVX-512 BF16; use another, as "
+            "model.capabilities.choose_attention does."
+        )
+    return jax.ffi.ffi_call(f"jaxchat_{name}", [jax.ShapeDtypeStruct(*one) for one in results])

@@ -1,0 +1,156 @@
+"""Attention and the loss's gradient by our own kernels, against the plain formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxchat.model.backend import Compute, backend
+from jaxchat.model.capabilities import choose_attention
+from jaxchat.model.kernels import native
+from jaxchat.model.kernels.native import loss_gradient, native_attention
+from jaxchat.model.loss import cross_entropy
+
+SOFTCAP = 15.0
+needs_kernels = pytest.mark.skipif(not native.able(), reason="no AVX-512 BF16")
+
+
+def random_qkv(time, heads, groups, size, batch=2):
+    keys = jax.random.split(jax.random.key(time), 4)
+    return [
+        jax.random.normal(key, (batch, time, count, size))
+        for key, count in zip(keys, (heads, groups, groups, heads), strict=True)
+    ]
+
+
+def plain(q, k, v, window):
+    """Every score in float32, then a mask, then a softmax."""
+    repeats, back = q.shape[2] // k.shape[2], jnp.arange(q.shape[1])
+    k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))
+    scores = jnp.einsum("bthk,bshk->bhts", q, k, precision="highest") * q.shape[3] ** -0.5
+    back = back[:, None] - back[None, :]
+    seen = (back >= 0) & (back <= window)
+    weights = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhts,bshk->bthk", weights, v, precision="highest")
+
+
+def results(attention, q, k, v, dy, window):
+    def run(q, k, v, dy):
+        y, pull = jax.vjp(lambda q, k, v: attention(q, k, v, window=window), q, k, v)
+        return y, *pull(dy)
+
+    return jax.jit(run)(q, k, v, dy)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("heads", "groups", "size"), [(2, 2, 32), (4, 2, 64), (3, 1, 128)])
+@pytest.mark.parametrize(
+    ("time", "window"),
+    [(1, 0), (31, 5), (63, 1000), (64, 1), (65, 0), (130, 64), (200, 50), (300, 129), (600, 1000)],
+)
+def test_attention_and_its_gradients_are_the_plain_ones_but_for_rounding(
+    time, window, heads, groups, size
+):
+    """bfloat16 keeps 8 bits, so a number and its sums are off by up to one in 256."""
+    inputs = random_qkv(time, heads, groups, size)
+    got = results(native_attention, *inputs, window)
+    want = results(plain, *inputs, window)
+    scale = max(float(jnp.linalg.norm(b)) for b in want)  # some gradients are zero but for rounding
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == jnp.float32
+        assert float(jnp.linalg.norm(a - b)) < 6e-3 * scale
+
+
+@needs_kernels
+def test_a_row_gets_the_same_bits_in_any_company_and_each_time():
+    inputs = random_qkv(200, 4, 2, 64, batch=5)
+    together = results(native_attention, *inputs, 90)
+    for a, b in zip(together, results(native_attention, *inputs, 90), strict=True):
+        np.testing.assert_array_equal(a, b)
+    alone = results(native_attention, *(x[3:4] for x in inputs), 90)
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(a[3:4], b)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 33), (300, 1000), (17, 8192)])
+def test_the_losss_gradient_is_the_plain_one_but_for_rounding(rows, columns):
+    keys = jax.random.split(jax.random.key(rows), 3)
+    logits = 9.0 * jax.random.normal(keys[0], (rows, columns))
+    targets = jax.random.randint(keys[1], (rows,), 0, columns)
+    factor = jnp.where(jnp.arange(rows) % 3 == 1, 0.0, jax.random.normal(keys[2], (rows,)))
+
+    def nll(logits):
+        logprobs = jax.nn.log_softmax(SOFTCAP * jnp.tanh(logits / SOFTCAP), axis=-1)
+        return -jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
+
+    want = jax.grad(lambda logits: jnp.sum(factor * nll(logits)))(logits)
+    found, got = jax.jit(lambda: loss_gradient(logits, targets, factor, SOFTCAP))()
+    np.testing.assert_allclose(found, jnp.where(factor == 0.0, 0.0, nll(logits)), atol=2e-5)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=8e-3, atol=1e-6)
+
+
+@needs_kernels
+@pytest.mark.parametrize("chunk_rows", [64, 1000])
+def test_the_loss_of_native_kernels_is_xlas(chunk_rows):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (3, 50, 64))
+    kernel = jax.random.normal(keys[1], (64, 333))
+    targets = jax.random.randint(keys[2], (3, 50), 0, 333)
+    mask = (jnp.arange(150).reshape(3, 50) % 4 > 0).astype(jnp.float32)
+
+    def run(attention):
+        how = Compute(matmul="bfloat16", attention=attention, chunk_rows=chunk_rows)
+
+        def loss(x, kernel):
+            return cross_entropy(x, kernel, targets, mask, softcap=SOFTCAP, compute=how)[0]
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(x, kernel)
+
+    (got, grads), (want, wanted) = run("native"), run("banded")
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    for a, b in zip(grads, wanted, strict=True):
+        assert float(jnp.linalg.norm(a - b)) < 1e-3 * float(jnp.linalg.norm(b))
+
+
+@needs_kernels
+def test_what_is_not_finite_is_not_hidden():
+    inputs = random_qkv(40, 2, 2, 32)
+    inputs[1] = inputs[1].at[0, 7, 0, 3].set(jnp.nan)
+    y = native_attention(*inputs[:3], window=40)
+    assert jnp.isnan(y[0, 7:, 0]).all()
+    assert jnp.isfinite(y[0, :, 1]).all()
+    assert jnp.isfinite(y[1]).all()
+    logits = jnp.zeros((2, 40)).at[1, 3].set(jnp.nan)
+    nll, grad = loss_gradient(logits, jnp.zeros(2, jnp.int32), jnp.ones(2), SOFTCAP)
+    assert jnp.isfinite(nll[0])
+    assert jnp.isnan(nll[1])
+    assert jnp.isnan(grad[1].astype(jnp.float32)).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(2, 8, 3, 32), (2, 8, 2, 16), (2, 8, 2, 64), (1, 8, 2, 32)])
+def test_other_shapes_are_an_error_and_not_a_crash(shape):
+    q = jnp.zeros((2, 8, 4, 16 if shape[3] == 16 else 32))
+    k = jnp.zeros(shape)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="jaxchat_attention takes bfloat16"):
+        jax.block_until_ready(native_attention(q, k, k, window=3))
+
+
+def test_it_is_for_a_processor_and_heads_that_have_it(monkeypatch):
+    assert choose_attention(48, jnp.float32, "bfloat16", backend()) == "banded"
+    assert choose_attention(64, jnp.float32, "default", backend()) == "blocked"
+    monkeypatch.setattr(native, "able", lambda: True)
+    assert choose_attention(64, jnp.float32, "bfloat16", backend()) == "native"
+    monkeypatch.setattr(native, "able", lambda: False)
+    assert choose_attention(64, jnp.float32, "bfloat16", backend()) == "banded"
+    with pytest.raises(ValueError, match="no AVX-512 BF16"):
+        native_attention(*random_qkv(8, 2, 2, 32)[:3], window=3)
+
+
+def test_evaluation_and_inference_do_not_use_it():
+    rounded = Compute(matmul="bfloat16", attention="native")
+    assert rounded.native_loss
+    assert rounded.unrounded() == Compute()
+    assert not Compute(matmul="bfloat16", attention="banded").native_loss
