@@ -1,15 +1,13 @@
 """A branch of a row is computed as it would be in a row of its own."""
 
-import jax
 import numpy as np
 import pytest
 from model_variants import CLASSIC, MODERN, lively_params
+from whole_model import features
 
-from jaxchat.model import gpt
 from jaxchat.model.branches import branch_features
 
 TRUNK, BRANCHES = 140, (3, 1, 6)  # positions of the trunk; tokens of each branch
-features = jax.jit(gpt.features, static_argnames="config")
 
 
 @pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])

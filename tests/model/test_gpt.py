@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gpt_reference import logits_of
 from model_variants import CLASSIC, MODERN, VARIANTS, lively_params
+from whole_model import forward, prefill
 
 from jaxchat.config.derive import count_params, derive_model, layer_specs
 from jaxchat.config.schema import ModelConfig
@@ -17,8 +18,6 @@ from jaxchat.model.backend import Compute
 from jaxchat.model.gpt import init_params
 from jaxchat.model.kv_cache import init_cache, view_of
 
-forward = jax.jit(gpt.forward, static_argnames=("config", "compute"))
-prefill = jax.jit(gpt.prefill, static_argnames="config")
 every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
 
 
