@@ -94,11 +94,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+# Rooms whose modules share a tiny model, and so its programs. None counts what is compiled.
+SHARING = {"cli", "serve"}
+
+
 @pytest.fixture(autouse=True, scope="module")
-def memory() -> Iterator[None]:
-    """Forgets the programs of each module: all of them together take gigabytes."""
+def memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Forgets the programs of a module: all of them together take gigabytes."""
     yield
-    jax.clear_caches()
+    if request.path.parent.name not in SHARING:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_a_prompt_that_is_known_as_a_whole(model, tokenizer) -> None:
 def test_nothing_is_compiled_after_warming_up(config, params, tokenizer) -> None:
     jax.clear_caches()  # those of other tests, so that what is counted is this engine's
     engine = make((replace(config, sequence_len=600), params), tokenizer)
-    engine.warm_up()
+    engine.warm_up(rare=False)
     assert engine._shared.prefixes.bytes == 0
     with compilations() as compiled:
         for length in (100, 200, 257, 300, 400, 598):

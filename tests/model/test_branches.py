@@ -1,5 +1,6 @@
 """A branch of a row is computed as it would be in a row of its own."""
 
+import jax
 import numpy as np
 import pytest
 from model_variants import CLASSIC, MODERN, lively_params
@@ -25,7 +26,9 @@ def test_branches_are_as_in_rows_of_their_own(config):
         positions.append(lengths[:, None] + np.arange(-1, size, dtype=np.int32))
     branch = np.tile(np.array(branch, np.int32), (len(lengths), 1))
     tokens, positions = np.concatenate(tokens, axis=1), np.concatenate(positions, axis=1)
-    found = branch_features(params, tokens, lengths, branch, positions, config)
+    found = jax.jit(branch_features, static_argnames="config")(
+        params, tokens, lengths, branch, positions, config
+    )
 
     for row, length in enumerate(lengths):
         for number in range(len(BRANCHES)):
