@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+from whole_model import shaken
 
 from jaxchat.checkpoints.save import save_params
 from jaxchat.config import loading
@@ -31,8 +32,7 @@ def tiny_tokenizer() -> Tokenizer:
 def random_params(seed: int, config: RunConfig) -> dict:
     """Weights that say something else at every step; those of the start always say one thing."""
     params = init_params(jax.random.key(seed), config.model)
-    keys = iter(jax.random.split(jax.random.key(100 + seed), len(jax.tree.leaves(params))))
-    return jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape, x.dtype), params)
+    return shaken(params, 100 + seed, 0.2)
 
 
 def finish_run(home: Path, config: RunConfig, tokenizer: Tokenizer) -> Path:

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from jaxchat.config.schema import MODELS
 from jaxchat.data import inputs
 from jaxchat.data.own import InputFile
 from jaxchat.paths import read_json, write_json
+from jaxchat.runs.doctor import speed
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -109,6 +111,9 @@ def test_commands_run(name, tiny, tmp_path, monkeypatch, capsys, optax_promotion
     shutil.copytree(tiny[0], home)
     shutil.copytree(tiny[1], tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
+    # the doctor's rates need seconds, and say nothing here
+    monkeypatch.setattr(speed, "measure_speed", partial(speed.measure_speed, seconds=0.0))
+    monkeypatch.setattr(speed, "TURN", 0.0)
     if any(command.words[-2:] == ("--out", "my_tokenizer") for command in COMMANDS[name]):
         shutil.rmtree("my_tokenizer")
     for command in COMMANDS[name]:

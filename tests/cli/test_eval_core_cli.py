@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from whole_model import forward
 
 from jaxchat.checkpoints.save import save_params
 from jaxchat.cli import main
@@ -18,7 +19,7 @@ from jaxchat.data.inputs import Inputs, read_inputs, write_inputs
 from jaxchat.data.own import InputFile, hash_of
 from jaxchat.data.shards import prepare_shards, text_folder
 from jaxchat.evals.core import evaluate
-from jaxchat.model.gpt import forward, init_params
+from jaxchat.model.gpt import init_params
 from jaxchat.runs import run_dir, runner
 from jaxchat.runs.report.files import gather_run
 from jaxchat.runs.stages import STAGES

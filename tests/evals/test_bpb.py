@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import pytest
+from whole_model import forward
 
 from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.errors import ArtifactError
@@ -38,7 +39,7 @@ def batch(seed: int, rows: int) -> dict[str, np.ndarray]:
 def by_hand(params: gpt.Params, batches: list[dict[str, np.ndarray]]) -> float:
     nats = size = 0.0
     for one in batches:
-        logits = np.asarray(gpt.forward(params, one["tokens"][:, :-1], MODEL), np.float64)
+        logits = np.asarray(forward(params, one["tokens"][:, :-1], MODEL), np.float64)
         for row, position in np.ndindex(logits.shape[:2]):
             target = one["tokens"][row, position + 1]
             if one["mask"][row, position + 1] == 0 or SIZES[target] == 0:

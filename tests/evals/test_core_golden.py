@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from whole_model import shaken
 
 from jaxchat.checkpoints.nanochat import nanochat_name
 from jaxchat.checkpoints.tensors import to_params
@@ -137,9 +138,7 @@ def short():
         vocab_size=265, sequence_len=16, n_layer=1, n_head=2, n_kv_head=2, n_embd=16
     )
     weights = gpt.init_params(jax.random.key(0), config)
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(weights))))
-    noisy = jax.tree.map(lambda x: x + 0.5 * jax.random.normal(next(keys), x.shape), weights)
-    return config, noisy
+    return config, shaken(weights, 1, 0.5)
 
 
 def losses_of(result):

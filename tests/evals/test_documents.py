@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from finished_run import random_params, tiny_config, tiny_tokenizer
+from whole_model import forward
 
 from jaxchat.errors import ArtifactError
 from jaxchat.evals.documents import DocumentRows, bits_of_documents
@@ -46,7 +47,7 @@ def test_bits_are_those_of_a_forward_pass_by_hand() -> None:
     nats, rows = 0.0, DocumentRows(TEXTS, tokenizer, 16)
     for batch in rows.batches(len(rows), 1):
         ids = batch["tokens"].astype(np.int32)
-        logits = np.asarray(gpt.forward(params, ids[:, :-1], model), np.float64)
+        logits = np.asarray(forward(params, ids[:, :-1], model), np.float64)
         chosen = np.take_along_axis(logits, ids[:, 1:, None].astype(np.int64), -1)[..., 0]
         losses = np.log(np.exp(logits).sum(-1)) - chosen
         nats += losses[tokenizer.token_bytes[ids[:, 1:]] > 0].sum()

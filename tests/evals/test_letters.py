@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from whole_model import shaken
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.evals import letters
@@ -37,8 +38,7 @@ def model(tokenizer: Tokenizer) -> ModelConfig:
 @pytest.fixture(scope="module")
 def params(model: ModelConfig) -> object:
     params = init_params(jax.random.key(0), model)
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape, x.dtype), params)
+    return shaken(params, 1, 0.3)
 
 
 def problems(count: int) -> list[ChoiceProblem]:

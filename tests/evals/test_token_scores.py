@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from whole_model import logprobs_of, shaken
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.errors import ArtifactError
@@ -19,8 +20,7 @@ LENGTHS = (1, 2, 31, 32, 33, 70, 5, 96, 90)
 @pytest.fixture(scope="module")
 def model():
     params = gpt.init_params(jax.random.key(0), CONFIG)
-    noise = iter(jax.random.split(jax.random.key(1), 100))
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(noise), x.shape), params)
+    params = shaken(params, 1, 0.1)
     return EvalModel(lambda: params, CONFIG, None)
 
 
@@ -31,8 +31,7 @@ def prompts():
 
 
 def one_by_one(model, prompt):
-    logits = gpt.forward(model.params, np.asarray([prompt], np.int32), CONFIG)[0]
-    return np.asarray(jax.nn.log_softmax(logits, axis=-1))
+    return logprobs_of(model.params, prompt, CONFIG)
 
 
 @pytest.mark.parametrize("count", [1, 5])

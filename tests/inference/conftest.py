@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from whole_model import shaken
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model.gpt import init_params
@@ -33,10 +34,7 @@ def config(tokenizer):
 @pytest.fixture(scope="session")
 def params(config, tokenizer):
     params = init_params(jax.random.key(0), config)
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    params = jax.tree.map(
-        lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape, x.dtype), params
-    )
+    params = shaken(params, 1, 0.2)
     eager = [tokenizer.special(name) for name in EAGER]
     kernel = params["lm_head"]["kernel"]
     params["lm_head"] = {"kernel": kernel.at[:, eager].multiply(1.6)}

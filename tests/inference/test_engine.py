@@ -8,16 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import compilations
+from whole_model import logprobs_of
 
 from jaxchat.inference.engine import Engine, EngineError, Request
 from jaxchat.inference.measure import weight_bytes
 from jaxchat.inference.request import cut_prompt
 from jaxchat.model.backend import Compute
-from jaxchat.model.gpt import forward
 from jaxchat.tokenizer.chat_format import parse_completion
 from jaxchat.tools.calculator import run_tool
-
-forward = jax.jit(forward, static_argnames="config")
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +36,11 @@ def naive(params, config, tokenizer):
     def decode(prompt, max_tokens, tool=run_tool):
         ids, mask, logprobs = list(prompt), [], []
         while len(mask) < max_tokens and len(ids) < config.sequence_len:
-            padded = np.zeros((1, config.sequence_len), np.int32)
-            padded[0, : len(ids)] = ids
-            row = forward(params, jnp.asarray(padded), config)[0, len(ids) - 1]
+            row = logprobs_of(params, ids, config)[-1]
             token = int(row.argmax())
             ids.append(token)
             mask.append(1)
-            logprobs.append(float(jax.nn.log_softmax(row)[token]))
+            logprobs.append(float(row[token]))
             if token in (special("<|assistant_end|>"), tokenizer.bos):
                 return ids[len(prompt) :], mask, logprobs, "stop"
             if token == special("<|python_end|>"):
@@ -203,9 +199,8 @@ def test_alternatives_are_the_likeliest_tokens_of_the_model(engine, params, conf
         for prompt, number in zip(prompts, (0, 3, 20), strict=True)
     ]
     for request, (completion,) in zip(requests, engine.generate(requests), strict=True):
-        ids = jnp.array([[*request.tokens, *completion.tokens]], jnp.int32)
-        logits = forward(params, ids, config)[0, len(request.tokens) - 1 : -1]
-        logprobs = np.asarray(jax.nn.log_softmax(logits))
+        logprobs = logprobs_of(params, [*request.tokens, *completion.tokens], config)
+        logprobs = logprobs[len(request.tokens) - 1 : -1]
         assert len(completion.alternatives) == len(completion.tokens)
         for row, mask, others in zip(
             logprobs, completion.mask, completion.alternatives, strict=True
@@ -258,8 +253,7 @@ def test_log_probabilities_are_the_models_at_temperature_1(engine, params, confi
     prompt = random_prompts(1)[0]
     request = Request(prompt, max_tokens=30, temperature=1.5, top_k=40, seed=1)
     ((completion,),) = engine.generate([request])
-    ids = jnp.array([[*prompt, *completion.tokens]], jnp.int32)
-    logprobs = jax.nn.log_softmax(forward(params, ids, config))[0, len(prompt) - 1 : -1]
+    logprobs = logprobs_of(params, [*prompt, *completion.tokens], config)[len(prompt) - 1 : -1]
     want = [float(logprobs[i, token]) for i, token in enumerate(completion.tokens)]
     want = np.where(completion.mask, want, 0.0)
     np.testing.assert_allclose(completion.logprobs, want, atol=1e-4)
@@ -397,8 +391,7 @@ def test_half_precision_gives_nearly_the_same_probabilities(make_engine, params,
     prompt = random_prompts(1)[0]
     request = Request(prompt, max_tokens=30, temperature=1.0)
     ((completion,),) = make_engine(compute=Compute(dtype=jnp.bfloat16)).generate([request])
-    ids = jnp.array([[*prompt, *completion.tokens]], jnp.int32)
-    logprobs = jax.nn.log_softmax(forward(params, ids, config))[0, len(prompt) - 1 : -1]
+    logprobs = logprobs_of(params, [*prompt, *completion.tokens], config)[len(prompt) - 1 : -1]
     want = [float(logprobs[i, token]) for i, token in enumerate(completion.tokens)]
     gaps = np.abs(np.array(want) - completion.logprobs)[np.array(completion.mask) == 1]
     assert len(gaps) > 3

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import compilations
+from whole_model import decode, prefill
 
 from jaxchat.inference import jitted
 from jaxchat.inference.engine import Engine, Request
@@ -61,11 +62,11 @@ def test_a_prompt_in_chunks_gives_the_logits_of_the_whole(model, length) -> None
     cache, chunks = reader.read(tokens, [])
     assert len(chunks) == length // CHUNK
     whole = jnp.asarray([(*tokens, 5)])
-    expected, _ = gpt.prefill(
+    expected, _ = prefill(
         params, whole, jnp.array([length + 1]), init_cache(config, 1, length + 1), config
     )
     cache = resize(cache, slots_of(config, CONTEXT))
-    got, _ = gpt.decode(params, jnp.array([5]), cache, config)
+    got, _ = decode(params, jnp.array([5]), cache, config)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -175,7 +176,7 @@ def test_a_prompt_that_is_known_as_a_whole(model, tokenizer) -> None:
 def test_nothing_is_compiled_after_warming_up(config, params, tokenizer) -> None:
     jax.clear_caches()  # those of other tests, so that what is counted is this engine's
     engine = make((replace(config, sequence_len=600), params), tokenizer)
-    engine.warm_up()
+    engine.warm_up(rare=False)
     assert engine._shared.prefixes.bytes == 0
     with compilations() as compiled:
         for length in (100, 200, 257, 300, 400, 598):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from whole_model import shaken
 
 from jaxchat.errors import ConfigError
 from jaxchat.inference.engine import Engine, Request
@@ -31,8 +32,7 @@ def wide(config):
 @pytest.fixture(scope="module")
 def weights(wide):
     params = gpt.init_params(jax.random.key(0), wide)
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
+    return shaken(params, 1, 0.1)
 
 
 def answers(engine: Engine, prompts=PROMPTS, **settings: Any) -> list[Any]:

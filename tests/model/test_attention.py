@@ -16,8 +16,11 @@ from jaxchat.model.kernels.banded import banded_attention
 from jaxchat.model.kernels.blocked import blocked_attention
 
 B, H, G, K = 2, 4, 2, 8
+attend = jax.jit(causal_attention, static_argnames=("window", "implementation"))
+attend_banded = jax.jit(banded_attention, static_argnames="window")
 
 
+@functools.partial(jax.jit, static_argnames="window")
 def plain(q, k, v, window):
     """Every score, then a mask, then a softmax."""
     time = q.shape[1]
@@ -30,9 +33,9 @@ def plain(q, k, v, window):
 
 
 def random_qkv(time, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 4)
+    rng = np.random.default_rng(seed)
     shapes = ((B, time, H, K), (B, time, G, K), (B, time, G, K), (B, time, H, K))
-    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+    return [jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes]
 
 
 @pytest.mark.parametrize(
@@ -67,37 +70,39 @@ def test_banded_attention_and_its_gradients_are_the_plain_ones_but_for_rounding(
     q, k, v, dy = random_qkv(time)
 
     def run(attention):
-        y, pull = jax.vjp(attention, q, k, v)
-        return y, *pull(dy)
+        def both(q, k, v, dy):
+            y, pull = jax.vjp(functools.partial(attention, window=window), q, k, v)
+            return y, *pull(dy)
 
-    got = jax.jit(lambda: run(lambda q, k, v: banded_attention(q, k, v, window=window)))()
-    want = jax.jit(lambda: run(lambda q, k, v: plain(q, k, v, window)))()
-    scale = max(float(jnp.linalg.norm(b)) for b in want)  # some gradients are zero but for rounding
+        return [np.asarray(x) for x in jax.jit(both)(q, k, v, dy)]
+
+    got, want = run(banded_attention), run(plain)
+    scale = max(np.linalg.norm(b) for b in want)  # some gradients are zero but for rounding
     for a, b in zip(got, want, strict=True):
-        assert a.dtype == jnp.float32
-        assert float(jnp.linalg.norm(a - b)) < 6e-3 * scale
+        assert a.dtype == np.float32
+        assert np.linalg.norm(a - b) < 6e-3 * scale
 
 
 def test_banded_attention_of_exact_operands_is_exact():
     """Where nothing is lost by rounding q, k, v and dy, what is left is the rounding of weights."""
     q, k, v, _ = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in random_qkv(200))
     k = jnp.zeros_like(k)  # every weight is 1
-    got = banded_attention(q, k, v, window=50)
+    got = attend_banded(q, k, v, window=50)
     np.testing.assert_allclose(got, plain(q, k, v, 50), atol=2e-6)
 
 
 @pytest.mark.parametrize(("time", "window"), [(1, 0), (64, 1), (200, 50), (200, 1000)])
 def test_xlas_attention_is_the_plain_one(time, window):
     q, k, v, _ = random_qkv(time)
-    got = causal_attention(q, k, v, window=window, implementation="xla")
+    got = attend(q, k, v, window=window, implementation="xla")
     np.testing.assert_allclose(got, plain(q, k, v, window), atol=2e-5)
 
 
 def test_attention_is_chosen_by_name():
     q, k, v, _ = random_qkv(100)
-    got = causal_attention(q, k, v, window=30, implementation="banded")
-    np.testing.assert_array_equal(got, banded_attention(q, k, v, window=30))
-    assert jnp.any(got != causal_attention(q, k, v, window=30))
+    got = attend(q, k, v, window=30, implementation="banded")
+    np.testing.assert_array_equal(got, attend_banded(q, k, v, window=30))
+    assert jnp.any(got != attend(q, k, v, window=30))
 
 
 def test_long_rows_make_few_blocks_and_the_same_result():
@@ -111,7 +116,7 @@ def test_one_query_against_a_cache_is_the_last_row_of_attention():
     want = plain(q, k, v, 1000)
     rows, lengths = np.arange(B), np.array([13, 40])
     visible = np.arange(40)[None, :] < lengths[:, None]
-    got = cached_attention(
+    got = jax.jit(cached_attention)(
         q[rows, lengths - 1], k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), jnp.array(visible)
     )
     np.testing.assert_allclose(got, want[rows, lengths - 1], atol=2e-5)
@@ -120,12 +125,12 @@ def test_one_query_against_a_cache_is_the_last_row_of_attention():
 @pytest.mark.parametrize(("time", "window"), [(7, 3), (63, 1000), (63, 62), (64, 16), (1, 0)])
 def test_rows_of_odd_length_reach_cudnn_as_even_ones(monkeypatch, time, window):
     """With XLA's formula in cuDNN's place, as cuDNN needs a GPU."""
-    attend = jax.nn.dot_product_attention
+    original = jax.nn.dot_product_attention
 
     def in_its_place(q, k, v, *, implementation, **options):
         assert implementation == "cudnn"
         assert q.shape[1] == k.shape[1] == v.shape[1] == time + time % 2
-        return attend(q, k, v, implementation="xla", **options)
+        return original(q, k, v, implementation="xla", **options)
 
     monkeypatch.setattr("jax.nn.dot_product_attention", in_its_place)
     q, k, v, dy = random_qkv(time)
@@ -133,10 +138,12 @@ def test_rows_of_odd_length_reach_cudnn_as_even_ones(monkeypatch, time, window):
     def total(attention):
         return lambda q, k, v: jnp.sum(attention(q, k, v, window=window) * dy)
 
-    ours = functools.partial(causal_attention, implementation="cudnn")
+    ours = jax.jit(
+        functools.partial(causal_attention, implementation="cudnn"), static_argnames="window"
+    )
     np.testing.assert_allclose(ours(q, k, v, window=window), plain(q, k, v, window), atol=2e-5)
-    got = jax.grad(total(ours), (0, 1, 2))(q, k, v)
-    want = jax.grad(total(plain), (0, 1, 2))(q, k, v)
+    got = jax.jit(jax.grad(total(ours), (0, 1, 2)))(q, k, v)
+    want = jax.jit(jax.grad(total(plain), (0, 1, 2)))(q, k, v)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -178,16 +185,15 @@ def test_other_platforms_get_theirs_and_cudnn_and_splash_only_where_a_trial_succ
 def test_hidden_slots_that_come_after_change_no_bit(heads):
     """However far the cache is looked at: 1, 2, 4 or 8 blocks of 128 slots."""
     rows, groups, size, most = 5, 2, 16, 1024
-    keys = jax.random.split(jax.random.key(heads), 3)
-    q = jax.random.normal(keys[0], (rows, heads, size))
-    k = jax.random.normal(keys[1], (rows, groups, most, size))
-    v = jax.random.normal(keys[2], (rows, groups, most, size))
-    seen = jnp.array([1, 17, 64, 100, 128], jnp.int32)
-    visible = jnp.arange(most, dtype=jnp.int32)[None, :] < seen[:, None]
-    attend = jax.jit(cached_attention)
-    whole = attend(q, k, v, visible)
+    rng = np.random.default_rng(heads)
+    q = rng.standard_normal((rows, heads, size), np.float32)
+    k = rng.standard_normal((rows, groups, most, size), np.float32)
+    v = rng.standard_normal((rows, groups, most, size), np.float32)
+    visible = np.arange(most)[None, :] < np.array([1, 17, 64, 100, 128])[:, None]
+    cached = jax.jit(cached_attention)
+    whole = np.asarray(cached(q, k, v, visible))
     for slots in (128, 256, 512):
-        part = attend(q, k[:, :, :slots], v[:, :, :slots], visible[:, :slots])
-        assert jnp.array_equal(part, whole)
-    short = attend(q[:4], k[:4, :, :100], v[:4, :, :100], visible[:4, :100])
-    assert jnp.array_equal(short, whole[:4])
+        part = cached(q, k[:, :, :slots], v[:, :, :slots], visible[:, :slots])
+        np.testing.assert_array_equal(part, whole)
+    short = cached(q[:4], k[:4, :, :100], v[:4, :, :100], visible[:4, :100])
+    np.testing.assert_array_equal(short, whole[:4])

@@ -4,12 +4,11 @@ import jax
 import numpy as np
 import pytest
 from model_variants import CLASSIC, MODERN, lively_params
+from whole_model import features
 
-from jaxchat.model import gpt
 from jaxchat.model.branches import branch_features
 
 TRUNK, BRANCHES = 140, (3, 1, 6)  # positions of the trunk; tokens of each branch
-features = jax.jit(gpt.features, static_argnames="config")
 
 
 @pytest.mark.parametrize("config", [CLASSIC, MODERN], ids=["classic", "modern"])
@@ -27,7 +26,9 @@ def test_branches_are_as_in_rows_of_their_own(config):
         positions.append(lengths[:, None] + np.arange(-1, size, dtype=np.int32))
     branch = np.tile(np.array(branch, np.int32), (len(lengths), 1))
     tokens, positions = np.concatenate(tokens, axis=1), np.concatenate(positions, axis=1)
-    found = branch_features(params, tokens, lengths, branch, positions, config)
+    found = jax.jit(branch_features, static_argnames="config")(
+        params, tokens, lengths, branch, positions, config
+    )
 
     for row, length in enumerate(lengths):
         for number in range(len(BRANCHES)):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_variants import CLASSIC, MODERN, lively_params
+from whole_model import decode, forward
 
 from jaxchat.config.derive import layer_specs
 from jaxchat.config.schema import ComputeConfig, ModelConfig
@@ -29,7 +30,6 @@ SHAPES = {
     "odd": dataclasses.replace(MODERN, n_embd=42, n_head=3, n_kv_head=1, vocab_size=67),
 }
 every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
-decode = jax.jit(gpt.decode, static_argnames=("config", "compute"))
 
 
 def weights_of(config: ModelConfig, compute: Compute = PLAIN) -> Any:
@@ -106,8 +106,8 @@ def test_joined_kernels_are_the_same_network(config: ModelConfig) -> None:
     tokens = jnp.asarray(
         np.random.default_rng(2).integers(0, config.vocab_size, (2, 150), np.int32)
     )
-    want = gpt.forward(params, tokens, config)
-    got = gpt.forward(one, tokens, config)
+    want = forward(params, tokens, config)
+    got = forward(one, tokens, config)
     np.testing.assert_allclose(got, want, atol=2e-6 * float(jnp.abs(want).max()), rtol=0)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gpt_reference import logits_of
 from model_variants import CLASSIC, MODERN, VARIANTS, lively_params
+from whole_model import decode, forward, prefill
 
 from jaxchat.config.derive import count_params, derive_model, layer_specs
 from jaxchat.config.schema import ModelConfig
@@ -17,8 +18,6 @@ from jaxchat.model.backend import Compute
 from jaxchat.model.gpt import init_params
 from jaxchat.model.kv_cache import init_cache, view_of
 
-forward = jax.jit(gpt.forward, static_argnames=("config", "compute"))
-prefill = jax.jit(gpt.prefill, static_argnames="config")
 every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
 
 
@@ -82,7 +81,7 @@ def test_an_inactive_row_continues_as_if_it_had_not_waited():
     want, _ = decode_all(params, tokens[:, 130:134], cache, MODERN)
     waits = jnp.array([True, False])
     for token in (3, 4, 5):
-        _, cache = gpt.decode(params, jnp.array([token, token]), cache, MODERN, active=waits)
+        _, cache = decode(params, jnp.array([token, token]), cache, MODERN, active=waits)
     assert cache.length.tolist() == [133, 130]
     got, _ = decode_all(params, tokens[:, 130:134], cache, MODERN)
     np.testing.assert_allclose(got[1], want[1], atol=1e-6)
@@ -93,7 +92,7 @@ def test_a_view_computed_beforehand_is_that_of_each_rows_position(config):
     params, tokens = lively_params(config), random_tokens(config, 2, 20)
     lengths = np.array([3, 20], np.int32)
     _, cache = prefill(params, tokens, lengths, init_cache(config, 2, 64), config)
-    want, _ = gpt.decode(params, tokens[:, 0], cache, config)
+    want, _ = decode(params, tokens[:, 0], cache, config)
     slots = [k.shape[2] for k in cache.k]
     here, there = (view_of(lengths + shift, slots, config, jnp.float32) for shift in (0, 1))
     for view, same in (
@@ -101,7 +100,7 @@ def test_a_view_computed_beforehand_is_that_of_each_rows_position(config):
         (here._replace(rope=there.rope), False),
         (here._replace(visible=there.visible), False),
     ):
-        got, _ = gpt.decode(params, tokens[:, 0], cache, config, view=view)
+        got, _ = decode(params, tokens[:, 0], cache, config, view=view)
         assert (np.abs(got - want).max(axis=1) < 1e-5).all() == same
 
 

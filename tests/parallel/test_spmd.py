@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from whole_model import features
 
 from jaxchat.config.schema import MeshConfig, ModelConfig
 from jaxchat.model import gpt
@@ -40,4 +41,4 @@ def test_attention_sees_the_rows_and_heads_of_its_own_device(shape: tuple[int, i
     specs = jax.tree.map(lambda _: P(), params)
     found = jax.jit(over_rows(local, mesh, specs, rows))(params, tokens[None])[0]
     assert seen == {(8 // (shape[0] * shape[1]), 8 // shape[2], 4 // shape[2])}
-    np.testing.assert_allclose(found, gpt.features(params, tokens, MODEL), atol=1e-5)
+    np.testing.assert_allclose(found, features(params, tokens, MODEL), atol=1e-5)

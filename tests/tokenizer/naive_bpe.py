@@ -32,15 +32,20 @@ def train(
     The most frequent pair first; of equally frequent ones the smallest (left rank, right rank).
     """
     tokens = [bytes([byte]) for byte in range(256)]
-    words = [list(piece) for text in texts for piece in split(text, pattern)]
+    pieces = [piece for text in texts for piece in split(text, pattern)]
+    words = {piece: list(piece) for piece in pieces}
+    times = Counter(pieces)
     while len(tokens) < vocab_size:
-        counts = Counter(pair for word in words for pair in pairwise(word))
+        counts: Counter[tuple[int, int]] = Counter()
+        for piece, word in words.items():
+            for pair in pairwise(word):
+                counts[pair] += times[piece]
         if not counts:
             break
         best = min(counts, key=lambda pair: (-counts[pair], pair))
-        words = [merge(word, best, len(tokens)) for word in words]
+        words = {piece: merge(word, best, len(tokens)) for piece, word in words.items()}
         tokens.append(tokens[best[0]] + tokens[best[1]])
-    return tokens, words
+    return tokens, [words[piece] for piece in pieces]
 
 
 def encode(text: str, tokens: list[bytes], pattern: str) -> list[int]:

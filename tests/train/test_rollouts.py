@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from tiny_rl import CONFIG, MODEL, TOKENIZER, Even, lively_params, make_engine
+from whole_model import features, forward, logprobs_of
 
 from jaxchat.config.schema import MeshConfig
 from jaxchat.evals.chat import prompts_of
@@ -151,7 +152,7 @@ def test_the_entropy_logged_is_that_of_the_distributions_sampled_from() -> None:
         make_engine(lively_params()), TOKENIZER, Even(), config, seed=1, step=0
     )
     batch = rows_of(rollouts, T + 1, rollouts.rewards.size, TOKENIZER.bos)
-    logp = jax.nn.log_softmax(gpt.forward(lively_params(), batch["tokens"][:, :-1], MODEL))
+    logp = jax.nn.log_softmax(forward(lively_params(), batch["tokens"][:, :-1], MODEL))
     entropy, mask = np.asarray(-(jnp.exp(logp) * logp).sum(-1)), batch["mask"][:, 1:]
     exact = (entropy * mask).sum() / mask.sum()
     assert rollout_metrics(rollouts)["entropy"] == pytest.approx(exact, rel=0.03)
@@ -175,7 +176,7 @@ def test_the_engines_logprobs_are_those_the_trainer_has_of_the_same_ids() -> Non
     """In fp32, to 1e-5 nats; calls of tools are in between."""
     params, rollouts = lively_params(), sampled()
     batch = rows_of(rollouts, T + 1, rollouts.rewards.size, TOKENIZER.bos)
-    x = gpt.features(params, batch["tokens"][:, :-1], MODEL)
+    x = features(params, batch["tokens"][:, :-1], MODEL)
     kernel = params["lm_head"]["kernel"]
     theirs = token_logprobs(x, kernel, batch["tokens"][:, 1:], softcap=MODEL.softcap)
     rows = zip(rollouts.prompts, rollouts.groups, np.asarray(theirs).reshape(3, 6, T), strict=True)
@@ -194,24 +195,24 @@ def test_the_engines_logprobs_are_those_the_trainer_has_of_the_same_ids() -> Non
 def ranks(rollouts: Rollouts) -> np.ndarray:
     """The rank of every sampled token by the model's own logits; 0 is the likeliest."""
     batch = rows_of(rollouts, T + 1, rollouts.rewards.size, TOKENIZER.bos)
-    logits = np.asarray(gpt.forward(lively_params(), batch["tokens"][:, :-1], MODEL))
+    logits = np.asarray(forward(lively_params(), batch["tokens"][:, :-1], MODEL))
     chosen = np.take_along_axis(logits, batch["tokens"][:, 1:, None], axis=-1)
     found: np.ndarray = (logits > chosen).sum(-1)[batch["mask"][:, 1:] > 0]
     return found
 
 
 def test_rollouts_are_drawn_from_the_top_k_alone_and_their_logprobs_are_over_all_tokens() -> None:
-    engine = make_engine(lively_params())
-    config = replace(CONFIG, top_k=3)
+    params, config = lively_params(), replace(CONFIG, top_k=3)
+    engine = make_engine(params)
     few = sample_rollouts(engine, TOKENIZER, Even(), config, seed=0, step=3)
     assert set(ranks(few)) == {0, 1, 2}
     assert ranks(sampled()).max() > 20, "the model never draws an unlikely token anyway"
     for prompt, group in zip(few.prompts, few.groups, strict=True):
         for completion in group:
-            ids = jnp.array([[*prompt, *completion.tokens]])
-            logp = jax.nn.log_softmax(gpt.forward(lively_params(), ids[:, :-1], MODEL))[0]
+            ids = [*prompt, *completion.tokens]
+            logp = logprobs_of(params, ids[:-1], MODEL)
             flags = np.array(completion.mask, bool)
-            chosen = np.asarray(logp)[np.arange(ids.shape[1] - 1), np.asarray(ids[0, 1:])]
+            chosen = logp[np.arange(len(ids) - 1), ids[1:]]
             theirs = chosen[len(prompt) - 1 :][flags]
             np.testing.assert_allclose(np.array(completion.logprobs)[flags], theirs, atol=1e-5)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from whole_model import features, shaken
 
 from jaxchat.config.schema import MeshConfig, ModelConfig, OptimConfig, RLConfig
 from jaxchat.inference.engine import Engine
@@ -52,12 +54,9 @@ class Even:
 def lively_params(model: ModelConfig = MODEL, tokenizer: Tokenizer = TOKENIZER) -> Any:
     """Random weights, nowhere zero, of a model that likes to call its tool and to stop."""
     params = gpt.init_params(jax.random.key(0), model)
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    params = jax.tree.map(
-        lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape, x.dtype), params
-    )
+    params = shaken(params, 1, 0.2)
     # what the features of all texts have in common serves as a bias
-    common = gpt.features(params, jax.numpy.arange(model.sequence_len)[None], model).mean((0, 1))
+    common = features(params, np.arange(model.sequence_len)[None], model).mean((0, 1))
     kernel = params["lm_head"]["kernel"]
     eager = jax.numpy.array([tokenizer.special(name) for name in EAGER])
     biased = kernel.at[:, eager].add(4 * (common / (common @ common))[:, None])
