@@ -2,10 +2,11 @@
 
     python bench/second_turn.py --tokenizer HOME/runs/cpu/tokenizer [--depth 4] [--tokens 1900]
 
-Random weights, and dispatches as a server has them. Every pair is another conversation: a first
-turn of --tokens tokens, then a second of --new more. The engines answer in turns, after their
-programs were compiled. Prints medians, and the median, least and largest ratio of the pairs; of the
-first turn, too, which shows what reading in chunks costs.
+Random weights, and dispatches as a server has them. Every pair is another conversation of random
+words: a first turn of --tokens tokens, which ends as a user's message does, then a second of --new
+more, the answer and another message. The engines answer in turns, after their programs were
+compiled. Prints medians, and the median, least and largest ratio of the pairs; of the first turn,
+too, which shows what reading in chunks costs.
 """
 
 from __future__ import annotations
@@ -46,8 +47,12 @@ def main() -> int:
     rng = np.random.default_rng(0)
     found: dict[str, list[tuple[float, ...]]] = {"first turn": [], "second turn": []}
     for turn in range(args.repeats + 2):  # two that compile
-        drawn = rng.integers(0, tokenizer.vocab_size, args.tokens + args.new).tolist()
-        for name, tokens in (("first turn", drawn[: args.tokens]), ("second turn", drawn)):
+    ending = [tokenizer.specials["<|user_end|>"], tokenizer.specials["<|assistant_start|>"]]
+        first, new = (
+            [*rng.integers(0, 256, count - len(ending)).tolist(), *ending]
+            for count in (args.tokens, args.new)
+        )
+        for name, tokens in (("first turn", first), ("second turn", first + new)):
             seconds = tuple(first_token(engine, tuple(tokens)) for engine in engines)
             found[name] += [seconds] if turn >= 2 else []
     print(

@@ -27,7 +27,7 @@ from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError,
 from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job
 from jaxchat.model.backend import PLAIN, Compute, bucket
-from jaxchat.model.chunks import CHUNK, Prefix
+from jaxchat.model.chunks import CHUNK, chunk_ends
 from jaxchat.model.joined import join_kernels
 from jaxchat.model.kernels.int8 import quantize_kernels
 from jaxchat.model.kernels.matmul import round_kernels
@@ -238,25 +238,22 @@ class Engine(Programs):
         )  # fmt: skip
         return prompt
 
-    def _read(
-        self, tokens: tuple[int, ...], known: Sequence[Prefix] = ()
-    ) -> tuple[Cache, list[Prefix]]:
-        """The cache after `tokens`, and the chunks that they were read in, `known` ones first."""
-        if not self._shared.prefixes.limit or len(tokens) < CHUNK:
-            return self.prefill(tokens), []
-        return self._reader().read(tokens, known)
-
     def _reader(self) -> Reader:
         config, compute = self.config, self.compute
         return Reader(self.params, config, compute, self.max_len, self.device, self._call)
 
-    def _prompt(self, tokens: tuple[int, ...]) -> tuple[Cache, int]:
+    def _read(self, tokens: tuple[int, ...]) -> tuple[Cache, int]:
         """The cache after `tokens`, and how many of them another prompt had read before."""
         prefixes = self._shared.prefixes
-        known = prefixes.find(tokens)
-        cache, chunks = self._read(tokens, known)
-        prefixes.keep(tokens, chunks)
-        return cache, len(known) * CHUNK
+        if not prefixes.limit or len(tokens) < CHUNK:
+            return self.prefill(tokens), 0
+        ends = chunk_ends(tokens, self._specials.user_end)
+        is_compiled_only = self._ahead is not None
+        known = [] if is_compiled_only else prefixes.find(tokens, ends)
+        cache, chunks = self._reader().read(tokens, ends, known)
+        if not is_compiled_only:
+            prefixes.keep(tokens, ends, chunks)
+        return cache, ends[len(known) - 1] if known else 0
 
     def _admit(self) -> None:
         """Fills free slots from the queue; samples of one request share its prefilled prompt."""
@@ -267,7 +264,7 @@ class Engine(Programs):
                 slots.append(free.popleft())
                 rows.append(self._waiting.popleft())
                 self._rows[slots[-1]] = rows[-1]
-            read = partial(self._prompt, request.tokens[:-1])
+            read = partial(self._read, request.tokens[:-1])
             prompt, known = self._shared.prompt(request, read)
             for row in rows:
                 row.known = known
