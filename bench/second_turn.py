@@ -23,7 +23,7 @@ from jaxchat.config.derive import derive_model
 from jaxchat.config.huge_pages import restart_with_huge_pages
 from jaxchat.config.machine import processor
 from jaxchat.config.schema import ComputeConfig
-from jaxchat.inference.engine import Engine, Request
+from jaxchat.inference.engine import STEPS, Engine, Request
 from jaxchat.model.capabilities import inference_compute
 from jaxchat.model.gpt import init_params
 from jaxchat.serve.models import dispatch_steps
@@ -37,17 +37,18 @@ def main() -> int:
     model = derive_model(args.depth, args.preset, tokenizer.vocab_size)
     params = init_params(jax.random.key(0), model)
     compute = inference_compute(ComputeConfig(), model)
+    steps = dispatch_steps(params)
     engines = [
         Engine(
             params, model, tokenizer, slots=4, compute=compute, prefix_bytes=size,
-            steps_per_dispatch=dispatch_steps(params),
+            steps_per_dispatch=steps, first_alone=steps < STEPS,
         )
         for size in (10**9, 0)
     ]  # fmt: skip
     rng = np.random.default_rng(0)
     found: dict[str, list[tuple[float, ...]]] = {"first turn": [], "second turn": []}
-    for turn in range(args.repeats + 2):  # two that compile
     ending = [tokenizer.specials["<|user_end|>"], tokenizer.specials["<|assistant_start|>"]]
+    for turn in range(args.repeats + 2):  # two that compile
         first, new = (
             [*rng.integers(0, 256, count - len(ending)).tolist(), *ending]
             for count in (args.tokens, args.new)

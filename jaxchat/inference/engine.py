@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
@@ -64,6 +65,7 @@ class Engine(Programs):
         tools: Tool = run_tool,
         tool_timeout: float = TOOL_SECONDS,
         steps_per_dispatch: int = STEPS,
+        first_alone: bool = False,
         device: jax.Device | None = None,
         prefix_bytes: int = 0,
         shared: DeviceState | None = None,
@@ -72,6 +74,9 @@ class Engine(Programs):
 
         With `prefix_bytes` a prompt of a chunk or more is read chunk by chunk, and chunks are kept
         for prompts that begin likewise (`inference.prefixes`); a `shared` state has its own limit.
+
+        With `first_alone` a dispatch has one step where a row has given no token yet, so that its
+        first one does not wait for others: where steps are long.
 
         The calculator answers at once; any other of the `tools` is called in a thread, at most for
         `tool_timeout` seconds. Engines of one device may have a `shared` state; where that has
@@ -92,7 +97,7 @@ class Engine(Programs):
         self.compute = compute if is_asked else compute.unrounded()
         self.slots, self.max_len = slots, max_len or config.sequence_len
         self._most = min(MAX_ALTERNATIVES, self.config.vocab_size)  # alternatives
-        self._steps = steps_per_dispatch
+        self._steps, self._first_alone = steps_per_dispatch, first_alone
         self.device = device or jax.local_devices()[0]
         self._tokenizer, self._specials = tokenizer, Specials.of(tokenizer)
         self._tools = ToolExecutor(tools, timeout=tool_timeout)
@@ -288,8 +293,10 @@ class Engine(Programs):
         self._fit(self._length_for(reach))
         held = any(row.matcher is not None for row in rows)
         vocab = self.config.vocab_size
-        masks = packed_masks(self._rows, self._steps, vocab) if held else None
-        self._dispatch(*self._kind([row.request for row in rows]), masks)
+        alone = self._first_alone and any(not row.tokens for row in rows)
+        steps = 1 if alone else self._steps
+        masks = packed_masks(self._rows, steps, vocab) if held else None
+        self._dispatch(*self._kind([row.request for row in rows]), masks, steps)
 
     def _kind(self, requests: Sequence[Request]) -> tuple[bool, int, bool]:
         """`_dispatch`'s settings: whether it truncates, alternatives, whether logits change."""
@@ -320,9 +327,12 @@ class Engine(Programs):
         alternatives: int,
         changed: bool = False,
         masks: Packed | None = None,
+        steps: int = 0,
     ) -> None:
         vocab, ends = self.config.vocab_size, self._specials.stops
         changes = packed_changes(self._rows, self._cache_length, vocab, ends) if changed else None
+        # else the program has a known number, and on a GPU nothing to read back in each step
+        given = np.int32(steps or self._steps) if self._first_alone and masks is None else None
         self._cache, output = self._call(
             jitted.decode_steps,
             self.params,
@@ -330,6 +340,7 @@ class Engine(Programs):
             jitted.packed_slots(self._rows, self._steps),
             changes,
             masks,
+            given,
             config=self.config,
             compute=self.compute,
             pauses=self._pauses,

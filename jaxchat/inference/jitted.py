@@ -197,6 +197,7 @@ def decode_steps(
     slots: ArrayLike,
     changes: ArrayLike | None = None,
     masks: ArrayLike | None = None,
+    steps: ArrayLike | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
@@ -208,7 +209,8 @@ def decode_steps(
 
     A row pauses after it has sampled one of `pauses` or has none remaining. No row may grow to more
     positions than the cache has slots. `changes` are packed ones (see `changes.packed_changes`).
-    With packed `masks` (see `masks.packed_masks`) there are only as many steps as these say.
+    With packed `masks` (see `masks.packed_masks`) there are only as many steps as these say; else
+    as many as `steps` [], where these are given.
     """
     token, active, remaining, forced_count, forced, settings = _unpacked(jnp.asarray(slots))
     asked = None if changes is None else unpacked_changes(jnp.asarray(changes))
@@ -251,7 +253,8 @@ def decode_steps(
     sizes = [k.shape[2] for k in cache.k]
     views = jax.vmap(lambda position: view_of(position, sizes, config, compute.dtype))(positions.T)
     now = (numbers, uniforms(settings, positions + 1).T, views)
-    if limits is None:
+    steps = steps if limits is None else limits.steps
+    if steps is None:
         end, output = lax.scan(step, start, now)
     else:
         end, output = _scan_first(step, start, now, jnp.asarray(steps))

@@ -187,4 +187,5 @@ class Programs(Service):
         alternatives: int,
         changed: bool = False,
         masks: Packed | None = None,
+        steps: int = 0,
     ) -> None: ...
