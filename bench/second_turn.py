@@ -2,10 +2,11 @@
 
     python bench/second_turn.py --tokenizer HOME/runs/cpu/tokenizer [--depth 4] [--tokens 1900]
 
-Random weights, and dispatches as a server has them. Every pair is another conversation: a first
-turn of --tokens tokens, then a second of --new more. The engines answer in turns, after their
-programs were compiled. Prints medians, and the median, least and largest ratio of the pairs; of the
-first turn, too, which shows what reading in chunks costs.
+Random weights, and dispatches as a server has them. Every pair is another conversation of random
+words: a first turn of --tokens tokens, which ends as a user's message does, then a second of --new
+more, the answer and another message. The engines answer in turns, after their programs were
+compiled. Prints medians, and the median, least and largest ratio of the pairs; of the first turn,
+too, which shows what reading in chunks costs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jaxchat.config.derive import derive_model
 from jaxchat.config.huge_pages import restart_with_huge_pages
 from jaxchat.config.machine import processor
 from jaxchat.config.schema import ComputeConfig
-from jaxchat.inference.engine import Engine, Request
+from jaxchat.inference.engine import STEPS, Engine, Request
 from jaxchat.model.capabilities import inference_compute
 from jaxchat.model.gpt import init_params
 from jaxchat.serve.models import dispatch_steps
@@ -36,18 +37,23 @@ def main() -> int:
     model = derive_model(args.depth, args.preset, tokenizer.vocab_size)
     params = init_params(jax.random.key(0), model)
     compute = inference_compute(ComputeConfig(), model)
+    steps = dispatch_steps(params)
     engines = [
         Engine(
             params, model, tokenizer, slots=4, compute=compute, prefix_bytes=size,
-            steps_per_dispatch=dispatch_steps(params),
+            steps_per_dispatch=steps, first_alone=steps < STEPS,
         )
         for size in (10**9, 0)
     ]  # fmt: skip
     rng = np.random.default_rng(0)
     found: dict[str, list[tuple[float, ...]]] = {"first turn": [], "second turn": []}
+    ending = [tokenizer.specials["<|user_end|>"], tokenizer.specials["<|assistant_start|>"]]
     for turn in range(args.repeats + 2):  # two that compile
-        drawn = rng.integers(0, tokenizer.vocab_size, args.tokens + args.new).tolist()
-        for name, tokens in (("first turn", drawn[: args.tokens]), ("second turn", drawn)):
+        first, new = (
+            [*rng.integers(0, 256, count - len(ending)).tolist(), *ending]
+            for count in (args.tokens, args.new)
+        )
+        for name, tokens in (("first turn", first), ("second turn", first + new)):
             seconds = tuple(first_token(engine, tuple(tokens)) for engine in engines)
             found[name] += [seconds] if turn >= 2 else []
     print(

@@ -124,12 +124,12 @@ def test_every_function_that_states_shapes_keeps_them() -> None:
         trace(copy, cache, small, ids(3))
     chunks, start = load("model.chunks"), shaped(dtype=jnp.int32)
     row = jax.eval_shape(lambda: chunks.empty_prefix(config, 2 * T))
-    chunk = trace(
+    row, chunk = trace(
         lambda params, *a: chunks.read_chunk(params, *a, config),
         params, ids(1, T), ids(1), start, row,
     )  # fmt: skip
     row = trace(chunks.append_chunk, row, chunk, start)
-    trace(lambda *a: chunks.cache_of(*a, (2 * T, T)), row, ids(1))
+    trace(lambda *a: chunks.cache_of(*a, 2 * T, config), row, ids(1))
     branches = load("model.branches").branch_features
     trace(lambda *a: branches(*a, config), params, ids(B, T), ids(B), ids(B, 6), ids(B, 6))
 

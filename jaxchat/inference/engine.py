@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
@@ -27,7 +28,7 @@ from jaxchat.inference.request import MAX_ALTERNATIVES, Completion, EngineError,
 from jaxchat.inference.sequence import SequenceState, Specials
 from jaxchat.inference.service import Job
 from jaxchat.model.backend import PLAIN, Compute, bucket
-from jaxchat.model.chunks import CHUNK, Prefix
+from jaxchat.model.chunks import CHUNK, chunk_ends
 from jaxchat.model.joined import join_kernels
 from jaxchat.model.kernels.int8 import quantize_kernels
 from jaxchat.model.kernels.matmul import round_kernels
@@ -64,6 +65,7 @@ class Engine(Programs):
         tools: Tool = run_tool,
         tool_timeout: float = TOOL_SECONDS,
         steps_per_dispatch: int = STEPS,
+        first_alone: bool = False,
         device: jax.Device | None = None,
         prefix_bytes: int = 0,
         shared: DeviceState | None = None,
@@ -72,6 +74,9 @@ class Engine(Programs):
 
         With `prefix_bytes` a prompt of a chunk or more is read chunk by chunk, and chunks are kept
         for prompts that begin likewise (`inference.prefixes`); a `shared` state has its own limit.
+
+        With `first_alone` a dispatch has one step where a row has given no token yet, so that its
+        first one does not wait for others: where steps are long.
 
         The calculator answers at once; any other of the `tools` is called in a thread, at most for
         `tool_timeout` seconds. Engines of one device may have a `shared` state; where that has
@@ -92,7 +97,7 @@ class Engine(Programs):
         self.compute = compute if is_asked else compute.unrounded()
         self.slots, self.max_len = slots, max_len or config.sequence_len
         self._most = min(MAX_ALTERNATIVES, self.config.vocab_size)  # alternatives
-        self._steps = steps_per_dispatch
+        self._steps, self._first_alone = steps_per_dispatch, first_alone
         self.device = device or jax.local_devices()[0]
         self._tokenizer, self._specials = tokenizer, Specials.of(tokenizer)
         self._tools = ToolExecutor(tools, timeout=tool_timeout)
@@ -238,25 +243,22 @@ class Engine(Programs):
         )  # fmt: skip
         return prompt
 
-    def _read(
-        self, tokens: tuple[int, ...], known: Sequence[Prefix] = ()
-    ) -> tuple[Cache, list[Prefix]]:
-        """The cache after `tokens`, and the chunks that they were read in, `known` ones first."""
-        if not self._shared.prefixes.limit or len(tokens) < CHUNK:
-            return self.prefill(tokens), []
-        return self._reader().read(tokens, known)
-
     def _reader(self) -> Reader:
         config, compute = self.config, self.compute
         return Reader(self.params, config, compute, self.max_len, self.device, self._call)
 
-    def _prompt(self, tokens: tuple[int, ...]) -> tuple[Cache, int]:
+    def _read(self, tokens: tuple[int, ...]) -> tuple[Cache, int]:
         """The cache after `tokens`, and how many of them another prompt had read before."""
         prefixes = self._shared.prefixes
-        known = prefixes.find(tokens)
-        cache, chunks = self._read(tokens, known)
-        prefixes.keep(tokens, chunks)
-        return cache, len(known) * CHUNK
+        if not prefixes.limit or len(tokens) < CHUNK:
+            return self.prefill(tokens), 0
+        ends = chunk_ends(tokens, self._specials.user_end)
+        is_compiled_only = self._ahead is not None
+        known = [] if is_compiled_only else prefixes.find(tokens, ends)
+        cache, chunks = self._reader().read(tokens, ends, known)
+        if not is_compiled_only:
+            prefixes.keep(tokens, ends, chunks)
+        return cache, ends[len(known) - 1] if known else 0
 
     def _admit(self) -> None:
         """Fills free slots from the queue; samples of one request share its prefilled prompt."""
@@ -267,7 +269,7 @@ class Engine(Programs):
                 slots.append(free.popleft())
                 rows.append(self._waiting.popleft())
                 self._rows[slots[-1]] = rows[-1]
-            read = partial(self._prompt, request.tokens[:-1])
+            read = partial(self._read, request.tokens[:-1])
             prompt, known = self._shared.prompt(request, read)
             for row in rows:
                 row.known = known
@@ -291,8 +293,10 @@ class Engine(Programs):
         self._fit(self._length_for(reach))
         held = any(row.matcher is not None for row in rows)
         vocab = self.config.vocab_size
-        masks = packed_masks(self._rows, self._steps, vocab) if held else None
-        self._dispatch(*self._kind([row.request for row in rows]), masks)
+        alone = self._first_alone and any(not row.tokens for row in rows)
+        steps = 1 if alone else self._steps
+        masks = packed_masks(self._rows, steps, vocab) if held else None
+        self._dispatch(*self._kind([row.request for row in rows]), masks, steps)
 
     def _kind(self, requests: Sequence[Request]) -> tuple[bool, int, bool]:
         """`_dispatch`'s settings: whether it truncates, alternatives, whether logits change."""
@@ -323,9 +327,12 @@ class Engine(Programs):
         alternatives: int,
         changed: bool = False,
         masks: Packed | None = None,
+        steps: int = 0,
     ) -> None:
         vocab, ends = self.config.vocab_size, self._specials.stops
         changes = packed_changes(self._rows, self._cache_length, vocab, ends) if changed else None
+        # else the program has a known number, and on a GPU nothing to read back in each step
+        given = np.int32(steps or self._steps) if self._first_alone and masks is None else None
         self._cache, output = self._call(
             jitted.decode_steps,
             self.params,
@@ -333,6 +340,7 @@ class Engine(Programs):
             jitted.packed_slots(self._rows, self._steps),
             changes,
             masks,
+            given,
             config=self.config,
             compute=self.compute,
             pauses=self._pauses,

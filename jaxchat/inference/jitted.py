@@ -126,7 +126,7 @@ def prefill(
     return gpt.prefill(params, tokens, length, cache, config, compute)[1]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute"))
+@functools.partial(jax.jit, static_argnames=("config", "compute"), donate_argnames="before")
 def read_chunk(
     params: Any,
     tokens: ArrayLike,
@@ -136,8 +136,10 @@ def read_chunk(
     *,
     config: ModelConfig,
     compute: Compute,
-) -> chunks.Prefix:
-    """The chunk [1,C] of a prompt at position `start`, of which the first count [1] are real."""
+) -> tuple[chunks.Prefix, chunks.Prefix]:
+    """The row with a chunk [1,C] of a prompt at position `start`, of which the first count [1] are
+    real; and the chunk alone.
+    """
     tokens, count, start = map(jnp.asarray, (tokens, count, start))
     return chunks.read_chunk(params, tokens, count, start, before, config, compute)
 
@@ -154,10 +156,10 @@ def resize_prefix(prefix: chunks.Prefix, *, size: int) -> chunks.Prefix:
     return chunks.resize_prefix(prefix, size)
 
 
-@functools.partial(jax.jit, static_argnames="slots")
-def cache_of(prefix: chunks.Prefix, length: ArrayLike, *, slots: tuple[int, ...]) -> Cache:
-    """The cache after a prompt of `length` [1]."""
-    return chunks.cache_of(prefix, jnp.asarray(length), slots)
+@functools.partial(jax.jit, static_argnames=("room", "config"))
+def cache_of(prefix: chunks.Prefix, length: ArrayLike, *, room: int, config: ModelConfig) -> Cache:
+    """The cache for `room` positions after a prompt of `length` [1]."""
+    return chunks.cache_of(prefix, jnp.asarray(length), room, config)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "config", "compute"))
@@ -195,6 +197,7 @@ def decode_steps(
     slots: ArrayLike,
     changes: ArrayLike | None = None,
     masks: ArrayLike | None = None,
+    steps: ArrayLike | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
@@ -206,7 +209,8 @@ def decode_steps(
 
     A row pauses after it has sampled one of `pauses` or has none remaining. No row may grow to more
     positions than the cache has slots. `changes` are packed ones (see `changes.packed_changes`).
-    With packed `masks` (see `masks.packed_masks`) there are only as many steps as these say.
+    With packed `masks` (see `masks.packed_masks`) there are only as many steps as these say; else
+    as many as `steps` [], where these are given.
     """
     token, active, remaining, forced_count, forced, settings = _unpacked(jnp.asarray(slots))
     asked = None if changes is None else unpacked_changes(jnp.asarray(changes))
@@ -249,10 +253,11 @@ def decode_steps(
     sizes = [k.shape[2] for k in cache.k]
     views = jax.vmap(lambda position: view_of(position, sizes, config, compute.dtype))(positions.T)
     now = (numbers, uniforms(settings, positions + 1).T, views)
-    if limits is None:
+    steps = steps if limits is None else limits.steps
+    if steps is None:
         end, output = lax.scan(step, start, now)
     else:
-        end, output = _scan_first(step, start, now, limits.steps)
+        end, output = _scan_first(step, start, now, jnp.asarray(steps))
     return end[0], output
 
 

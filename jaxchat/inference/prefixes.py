@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import accumulate, zip_longest
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import numpy.typing as npt
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference import jitted
 from jaxchat.inference.request import Request
 from jaxchat.model.backend import Compute, bucket
-from jaxchat.model.chunks import CHUNK, Prefix, prefix_size
-from jaxchat.model.kv_cache import Cache, slots_of
+from jaxchat.model.chunks import CHUNK, LEAST, Prefix, chunk_size, prefix_size
+from jaxchat.model.kv_cache import Cache
 
 
 class Prefixes:
@@ -33,21 +33,21 @@ class Prefixes:
         self.limit, self.bytes = limit, 0
         self._chunks: OrderedDict[bytes, Prefix] = OrderedDict()  # the least recently used first
 
-    def find(self, tokens: Sequence[int]) -> list[Prefix]:
-        """The chunks that are known of the beginning of `tokens`."""
+    def find(self, tokens: Sequence[int], ends: Sequence[int]) -> list[Prefix]:
+        """The chunks that are known of the beginning of `tokens`, which end at `ends`."""
         found: list[Prefix] = []
-        for key in _keys(tokens):
+        for key in _keys(tokens, ends):
             if key not in self._chunks:
                 break
             found.append(self._chunks[key])
         return found
 
-    def keep(self, tokens: Sequence[int], chunks: Sequence[Prefix]) -> None:
+    def keep(self, tokens: Sequence[int], ends: Sequence[int], chunks: Sequence[Prefix]) -> None:
         """Keeps the first chunks of `tokens`, and drops others where memory is short.
 
         Later chunks count as used less recently, so that none is kept whose beginning is gone.
         """
-        for key, chunk in reversed(list(zip(_keys(tokens), chunks, strict=False))):
+        for key, chunk in reversed(list(zip(_keys(tokens, ends), chunks, strict=False))):
             if key not in self._chunks:
                 self.bytes += _bytes(chunk)
             self._chunks[key] = chunk
@@ -61,10 +61,10 @@ class Prefixes:
         self.bytes = 0
 
 
-def _keys(tokens: Sequence[int]) -> list[bytes]:
-    """A key for each whole chunk: all tokens up to its end."""
+def _keys(tokens: Sequence[int], ends: Sequence[int]) -> list[bytes]:
+    """A key for each chunk: all tokens up to its end."""
     data = np.asarray(tokens, np.int32).tobytes()
-    return [data[: 4 * end] for end in range(CHUNK, len(tokens) + 1, CHUNK)]
+    return [data[: 4 * end] for end in ends]
 
 
 def _bytes(chunk: Prefix) -> int:
@@ -120,31 +120,39 @@ class Reader(NamedTuple):
     device: jax.Device
     call: Callable[..., Any] = call  # calls a jitted function
 
-    def read(self, tokens: Sequence[int], known: Sequence[Prefix]) -> tuple[Cache, list[Prefix]]:
-        """The cache after `tokens`, and its whole chunks; `known` are the first of these.
+    def read(
+        self, tokens: Sequence[int], ends: Sequence[int], known: Sequence[Prefix] = ()
+    ) -> tuple[Cache, list[Prefix]]:
+        """The cache after `tokens`, and their whole chunks, which end at `ends`; `known` are the
+        first of these.
 
-        The programs depend on the position alone, so what was known changes no bit.
+        The programs depend on the tokens alone, so what was known changes no bit.
         """
-        chunks = list(known)
-        first = len(chunks) + (len(chunks) * CHUNK < len(tokens))
-        row = self.empty(prefix_size(max(first, 1), self.context))
-        for number, chunk in enumerate(chunks):
-            row = self.call(jitted.append_chunk, row, chunk, np.int32(number * CHUNK))
-        for start in range(len(chunks) * CHUNK, len(tokens), CHUNK):
-            piece = tokens[start : start + CHUNK]
-            size = prefix_size(start // CHUNK + 1, self.context)
+        starts = [0, *(end for end in ends if end < len(tokens))]
+        pieces = [tokens[start:end] for start, end in zip_longest(starts, ends)]
+        reach = [
+            start + chunk_size(len(piece)) for start, piece in zip(starts, pieces, strict=True)
+        ]
+        sizes = [prefix_size(most, self.context) for most in accumulate(reach, max)]
+        row = self.empty(sizes[min(len(known), len(sizes) - 1)])
+        chunks: list[Prefix] = []
+        for number, (start, piece, size) in enumerate(zip(starts, pieces, sizes, strict=True)):
             if size > row.kv.shape[3]:
                 row = self.call(jitted.resize_prefix, row, size=size)
-            chunk = self.call(
-                jitted.read_chunk, self.params, *_padded(piece), np.int32(start), row,
-                config=self.config, compute=self.compute,
-            )  # fmt: skip
-            row = self.call(jitted.append_chunk, row, chunk, np.int32(start))
-            chunks += [chunk] if len(piece) == CHUNK else []
-        length = bucket(len(tokens), jitted.MIN_PROMPT, self.context)
-        slots = slots_of(self.config, length)
+            if number < len(known):
+                chunk = known[number]
+                row = self.call(jitted.append_chunk, row, chunk, np.int32(start))
+            else:
+                padded = jitted.padded(piece, chunk_size(len(piece)))
+                row, chunk = self.call(
+                    jitted.read_chunk, self.params, *padded, np.int32(start), row,
+                    config=self.config, compute=self.compute,
+                )  # fmt: skip
+            chunks.append(chunk)
+        room = bucket(len(tokens), jitted.MIN_PROMPT, self.context)
         held = np.array([len(tokens)], np.int32)
-        return self.call(jitted.cache_of, row, held, slots=slots), chunks
+        cache = self.call(jitted.cache_of, row, held, room=room, config=self.config)
+        return cache, chunks[: len(ends)]
 
     def empty(self, size: int) -> Prefix:
         """Room for `size` positions, on the device."""
@@ -155,22 +163,21 @@ class Reader(NamedTuple):
         return row if is_compiled_only else jax.device_put(row, self.device)
 
 
-def _padded(piece: Sequence[int]) -> tuple[npt.NDArray[np.int32], ...]:
-    """A chunk; the last one of a prompt, of which nothing is kept, may be a shorter one."""
-    return jitted.padded(piece, bucket(len(piece), jitted.MIN_PROMPT, CHUNK))
-
-
 def prefix_sizes(context: int) -> list[int]:
     """The positions that a row may have."""
-    return jitted.buckets(CHUNK, prefix_size(-(-context // CHUNK), context))
+    sizes = (prefix_size(end, context) for end in range(CHUNK, context + CHUNK, CHUNK))
+    return list(dict.fromkeys(sizes))
 
 
-def read_lengths(context: int) -> list[int]:
-    """Lengths of prompts that together need every program of `Reader`, and the longest one that is
-    read as a whole. Some are beyond the context, where that is no multiple of a chunk.
+def prompts_to_read(context: int, mark: int) -> list[tuple[int, ...]]:
+    """Prompts that together need every program of `Reader`: once read, and once more where their
+    chunks are known. Some are beyond the context, where that is no multiple of a chunk.
     """
-    lengths = [min(CHUNK - 1, context)]
-    for size in prefix_sizes(context):
-        pieces = jitted.buckets(jitted.MIN_PROMPT, CHUNK) if size > CHUNK else [CHUNK]
-        lengths += [size - CHUNK + piece for piece in pieces]
-    return lengths
+    lengths = [CHUNK]
+    for size in prefix_sizes(context)[1:]:
+        before = (size // CHUNK - 1) * CHUNK
+        lengths += [before + piece for piece in jitted.buckets(LEAST, CHUNK)]
+    prompts = [(0,) * (length - 1) + (mark,) for length in lengths]
+    for room in jitted.buckets(2 * CHUNK, context):  # whose last chunk is padded beyond it
+        prompts.append((0,) * (room - LEAST // 2 - 1) + (mark,) + (0,) * (LEAST // 4))
+    return prompts

@@ -14,11 +14,12 @@ import jax
 from jaxchat.inference import jitted
 from jaxchat.inference.ahead import Ahead
 from jaxchat.inference.masks import Packed, free_masks
-from jaxchat.inference.prefixes import DeviceState, Reader, prefix_sizes, read_lengths
+from jaxchat.inference.prefixes import DeviceState, Reader, prefix_sizes, prompts_to_read
 from jaxchat.inference.request import EngineError, Request
+from jaxchat.inference.sequence import Specials
 from jaxchat.inference.service import Service
 from jaxchat.model.backend import bucket
-from jaxchat.model.chunks import Prefix
+from jaxchat.model.chunks import CHUNK, chunk_ends
 from jaxchat.model.kv_cache import Cache
 
 
@@ -32,6 +33,7 @@ class Programs(Service):
     _in_flight: Any
     _most: int  # alternatives
     _shared: DeviceState
+    _specials: Specials
     _steps: int  # of a dispatch
     _ahead: Ahead | None = None  # while programs are compiled that nobody calls yet
 
@@ -114,14 +116,22 @@ class Programs(Service):
         def insert(prompt: tuple[int, ...]) -> None:
             self._insert(self._read(prompt)[0], [0])
 
+        def read_twice(prompt: tuple[int, ...]) -> None:
+            ends, reader = chunk_ends(prompt, self._specials.user_end), self._reader()
+            _, chunks = reader.read(prompt, ends)
+            reader.read(prompt, ends, chunks)
+
         prompts = [(0,) * length for length in jitted.buckets(jitted.MIN_PROMPT, self.max_len)]
-        reads = {*map(len, prompts)}
-        if self._shared.prefixes.limit:
-            reads |= {*read_lengths(self.max_len)}
-            for size in prefix_sizes(self.max_len):  # a row may begin with any
-                yield partial(self._reader().empty, size)
+        is_chunked = self._shared.prefixes.limit and self.max_len > CHUNK
+        longest = CHUNK - 1 if is_chunked else self.max_len
+        reads = {*map(len, prompts), longest}
         for length in sorted(reads):
             yield partial(self._read, (0,) * length)
+        if is_chunked:
+            for size in prefix_sizes(self.max_len):  # a row may begin with any
+                yield partial(self._reader().empty, size)
+            for prompt in prompts_to_read(self.max_len, self._specials.user_end):
+                yield partial(read_twice, prompt)
         for length in self._cache_lengths:
             for other in self._cache_lengths:  # from there to here
                 if other != length:
@@ -156,9 +166,7 @@ class Programs(Service):
     def _length_for(self, positions: int) -> int: ...
 
     @abstractmethod
-    def _read(
-        self, tokens: tuple[int, ...], known: Sequence[Prefix] = ()
-    ) -> tuple[Cache, list[Prefix]]: ...
+    def _read(self, tokens: tuple[int, ...]) -> tuple[Cache, int]: ...
 
     @abstractmethod
     def _reader(self) -> Reader: ...
@@ -179,4 +187,5 @@ class Programs(Service):
         alternatives: int,
         changed: bool = False,
         masks: Packed | None = None,
+        steps: int = 0,
     ) -> None: ...

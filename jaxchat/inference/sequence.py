@@ -23,6 +23,7 @@ class Specials(NamedTuple):
     """Ids of the tokens that the engine reacts to."""
 
     bos: int
+    user_end: int
     assistant_end: int
     python_start: int
     python_end: int

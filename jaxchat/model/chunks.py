@@ -1,7 +1,7 @@
 """Reading a prompt in chunks, so that what several prompts begin with is read once.
 
-What a chunk holds depends on the tokens up to its end alone, and so does the program that computes
-it: a chunk that was kept is bit-identical to the one that would be computed again.
+What a chunk holds depends on the tokens up to its end alone, and so do its place and the program
+that computes it: a chunk that was kept is bit-identical to the one that would be computed again.
 
 Axes: L layers, S positions, C positions of a chunk, G key/value heads, K head size, D width,
 V vocabulary.
@@ -9,9 +9,12 @@ V vocabulary.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
@@ -20,12 +23,13 @@ from jaxchat.config.derive import layer_specs
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model.backend import PLAIN, Compute, bucket
 from jaxchat.model.gpt import Params, apply
-from jaxchat.model.kv_cache import Cache, fill, whole_blocks
+from jaxchat.model.kv_cache import Cache, fill, slots_of, whole_blocks
 from jaxchat.model.rope import rope_table
 
 # Tokens that are read at once. With fewer, longer beginnings are found, but all takes longer:
 # products of few rows are less efficient, and a GPU takes some 2 ms however few they are.
 CHUNK = 256
+LEAST = 64  # tokens of a chunk that a mark ends; chunks are padded to it and its doubles
 
 
 class Prefix(NamedTuple):
@@ -41,9 +45,33 @@ def empty_prefix(config: ModelConfig, size: int, dtype: DTypeLike = jnp.float32)
     return Prefix(jnp.zeros(shape, dtype), jnp.zeros((1, config.n_embd), dtype))
 
 
-def prefix_size(chunks: int, context: int) -> int:
-    """The positions for so that `chunks` chunks fit; powers of two, up to the context's chunks."""
-    return bucket(chunks * CHUNK, CHUNK, -(-context // CHUNK) * CHUNK)
+def chunk_ends(tokens: Sequence[int], mark: int) -> list[int]:
+    """Where the whole chunks of a prompt end.
+
+    A chunk has CHUNK tokens, or fewer where it ends with a `mark`: the end of a user's message, up
+    to which a conversation's next turn is the same. The first chunk has no mark's end.
+    """
+    marks = (np.flatnonzero(np.asarray(tokens) == mark) + 1).tolist()
+    ends = [CHUNK] if len(tokens) >= CHUNK else []
+    while ends and ends[-1] < len(tokens):
+        marked = marks[bisect_left(marks, ends[-1] + LEAST) :][:1]
+        ends.append(min([ends[-1] + CHUNK, *marked]))
+    return ends[:-1] if ends and ends[-1] > len(tokens) else ends
+
+
+def chunk_size(length: int) -> int:
+    """The tokens that a chunk of `length` is padded to."""
+    return bucket(length, LEAST, CHUNK)
+
+
+def prefix_size(positions: int, context: int) -> int:
+    """The positions of a row that has room for so many: powers of two, or all of a context's.
+
+    The last chunk is padded beyond the context, by less than half a CHUNK.
+    """
+    most = -(-context // CHUNK) * CHUNK + CHUNK // 2
+    size = bucket(positions, CHUNK)
+    return most if 2 * size > most else size
 
 
 def resize_prefix(prefix: Prefix, size: int) -> Prefix:
@@ -60,29 +88,35 @@ def read_chunk(
     before: Prefix,
     config: ModelConfig,
     compute: Compute = PLAIN,
-) -> Prefix:
-    """The chunk of `tokens`, of which the first count[0] >= 1 are real, at position `start`.
+) -> tuple[Prefix, Prefix]:
+    """The row with `tokens`, of which the first count[0] >= 1 are real, at position `start`; and
+    the chunk alone.
 
     `before` holds the `start` positions before them, and has room for the chunk.
     """
-    specs, store = layer_specs(config), before.kv.dtype
-    size, length = before.kv.shape[3], tokens.shape[1]
+    specs, row = layer_specs(config), before.kv
+    size, length = row.shape[3], tokens.shape[1]
     position = start + jnp.arange(length, dtype=start.dtype)
+    zero = jnp.zeros_like(start)
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        new = jnp.stack([k[0], v[0]]).swapaxes(1, 2).astype(store)
-        held = lax.dynamic_update_slice_in_dim(before.kv[:, layer], new, start, axis=2)
+        nonlocal row
+        new = jnp.stack([k[0], v[0]]).swapaxes(1, 2).astype(row.dtype)[:, None]
+        row = lax.dynamic_update_slice(row, new, (zero, layer, zero, start, zero))
         window = specs[layer].window
         span = min(size, whole_blocks(window + length))  # keys that some query sees
         first = jnp.maximum(start + length - span, 0)
-        keys, values = lax.dynamic_slice_in_dim(held, first, span, axis=2).astype(compute.dtype)
+        seen = (2, 1, row.shape[2], span, row.shape[4])
+        keys, values = lax.dynamic_slice(row, (zero, layer, zero, first, zero), seen)[:, 0]
+        keys, values = keys.astype(compute.dtype), values.astype(compute.dtype)
         back = position[:, None] - (first + jnp.arange(span, dtype=start.dtype))[None, :]
         return _attention(q[0], keys, values, (back >= 0) & (back <= window))[None], new
 
     rope = rope_table(position[None, :], config, compute.dtype)
     previous = before.previous.astype(compute.dtype)
     _, embedded, saved = apply(params, tokens, rope, previous, attend, config, compute)
-    return Prefix(jnp.stack(saved, axis=1), embedded[:, count[0] - 1].astype(store))
+    last = embedded[:, count[0] - 1].astype(row.dtype)
+    return Prefix(row, last), Prefix(jnp.concatenate(saved, axis=1), last)
 
 
 def append_chunk(prefix: Prefix, chunk: Prefix, start: Int[Array, ""]) -> Prefix:
@@ -91,12 +125,13 @@ def append_chunk(prefix: Prefix, chunk: Prefix, start: Int[Array, ""]) -> Prefix
     return Prefix(kv, chunk.previous)
 
 
-def cache_of(prefix: Prefix, length: Int[Array, " 1"], slots: tuple[int, ...]) -> Cache:
-    """A cache of one row with `slots` in each layer, after the first `length` positions."""
+def cache_of(prefix: Prefix, length: Int[Array, " 1"], room: int, config: ModelConfig) -> Cache:
+    """A cache of one row for `room` positions, after the first `length`."""
 
     def filled(values: Array, count: int) -> Array:
-        return fill(values.swapaxes(0, 1)[None], length, count)
+        return fill(values[:, :room].swapaxes(0, 1)[None], length, count)
 
+    slots = slots_of(config, room)
     keys, values = (tuple(map(filled, side, slots)) for side in prefix.kv)
     return Cache(keys, values, length, prefix.previous)
 

@@ -167,6 +167,7 @@ def _load(
     cut, config_cut = cut_vocabulary(params, model, tokenizer.vocab_size)
     compute = evaluation_compute(context.config.compute, model)
     weights = cast(Weights, config.weights)
+    steps = dispatch_steps(cut, weights)
     return ServedModel(
         run=context.root.name,
         stage=chosen,
@@ -179,7 +180,7 @@ def _load(
         open_engine=partial(
             make_service, params, model, tokenizer, slots=slots, prefix_bytes=prefix_bytes,
             compute=with_weights(inference_compute(context.config.compute, model), weights),
-            steps_per_dispatch=dispatch_steps(cut, weights),
+            steps_per_dispatch=steps, first_alone=steps < STEPS,
         ),
         evaluated=EvalModel(lambda: cut, config_cut, tokenizer, compute),
     )  # fmt: skip

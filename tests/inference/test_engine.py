@@ -248,6 +248,27 @@ def test_the_steps_of_a_dispatch_change_nothing(make_engine, engine, steps):
         assert_same(got, want)
 
 
+def test_a_first_token_that_comes_alone_changes_nothing(make_engine, engine):
+    """Nor do those of others, which then come one by one, too."""
+    other = make_engine(first_alone=True)
+    running = Request(random_prompts(1, 4)[0], max_tokens=30, temperature=1.0, seed=1)
+    late = Request(random_prompts(1, 5)[0], max_tokens=9, n=2, temperature=1.0, seed=2)
+    first = other.submit(running)
+    counts = []
+    for _ in range(2):
+        other.step()
+        counts.append(len(first.rows[0].tokens))
+    second = other.submit(late)
+    other.step()
+    assert counts[0] == 1 < counts[1]
+    assert [len(row.tokens) for row in second.rows] == [1, 1]
+    assert len(first.rows[0].tokens) - counts[1] <= 1
+    while other.step():
+        pass
+    answers = [[row.completion for row in job.rows] for job in (first, second)]
+    assert answers == engine.generate([running, late])
+
+
 def test_log_probabilities_are_the_models_at_temperature_1(engine, params, config):
     """What RL on policy relies on."""
     prompt = random_prompts(1)[0]

@@ -14,11 +14,12 @@ from jaxchat.inference.engine import Engine, Request
 from jaxchat.inference.prefixes import Prefixes, Reader
 from jaxchat.model import gpt
 from jaxchat.model.backend import PLAIN
-from jaxchat.model.chunks import CHUNK
+from jaxchat.model.chunks import CHUNK, LEAST, chunk_ends
 from jaxchat.model.kv_cache import init_cache, resize, slots_of
 
 CONTEXT = 900  # no power of two, and no multiple of the chunk
 PRESETS = ("classic", "modern")
+NO_MARK = -1
 MEGABYTE = 2**20
 
 
@@ -59,8 +60,9 @@ def test_a_prompt_in_chunks_gives_the_logits_of_the_whole(model, length) -> None
     config, params = model
     tokens = prompt(length)
     reader = Reader(params, config, PLAIN, CONTEXT, jax.devices()[0])
-    cache, chunks = reader.read(tokens, [])
-    assert len(chunks) == length // CHUNK
+    ends = chunk_ends(tokens, NO_MARK)
+    cache, chunks = reader.read(tokens, ends)
+    assert len(chunks) == len(ends) == length // CHUNK
     whole = jnp.asarray([(*tokens, 5)])
     expected, _ = prefill(
         params, whole, jnp.array([length + 1]), init_cache(config, 1, length + 1), config
@@ -92,6 +94,54 @@ def test_the_next_turn_of_a_conversation_reads_what_is_new(model, tokenizer) -> 
     turn = (*first, *answer.tokens, *prompt(30, seed=4))
     _, known = ask(engine, turn)
     assert known == 3 * CHUNK
+
+
+def chat(tokenizer, *lengths, seed=0):
+    """The prompt of a conversation whose user's messages end at these places."""
+    tokens = list(prompt(lengths[-1], seed))
+    for length in lengths:
+        tokens[length - 1] = tokenizer.special("<|user_end|>")
+    return (*tokens, tokenizer.special("<|assistant_start|>"))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ("." * 255, []),
+        ("." * 256, [256]),
+        ("." * 99 + "|" + "." * 500, [256, 512]),  # the first chunk ends at no mark
+        ("." * 319 + "|" + "." * 280, [256, 320, 576]),
+        ("." * 318 + "||" + "." * 280, [256, 320, 576]),  # one of 63 is too short
+        ("." * 318 + "|" + "." * 280, [256, 512]),
+        ("." * 511 + "|" + "." * 63 + "|", [256, 512, 576]),
+    ],
+)
+def test_where_chunks_end(tokens, expected) -> None:
+    assert chunk_ends(list(map(ord, tokens)), ord("|")) == expected
+    for length in range(len(tokens)):  # what comes later changes nothing
+        ends = chunk_ends(list(map(ord, tokens[:length])), ord("|"))
+        assert ends == [end for end in expected if end <= length]
+
+
+def test_the_next_turn_reads_what_follows_the_last_message_and_no_bit_changes(
+    model, tokenizer
+) -> None:
+    """At the end of the context, too, where the last chunk is padded beyond it."""
+    settings = {"temperature": 1.0, "seed": 3, "alternatives": 5}
+    turns = [chat(tokenizer, 400, 500, 700, 885)[:end] for end in (401, 501, 701, 886)]
+    engine, known = make(model, tokenizer), []
+    for tokens in turns:
+        answer, count = ask(engine, tokens, **settings)
+        known.append(count)
+        assert answer == ask(make(model, tokenizer), tokens, **settings)[0]
+    assert known == [0, 400, 500, 700]
+    ends = chunk_ends(turns[-1], tokenizer.special("<|user_end|>"))
+    assert ends == [256, 400, 500, 700, 885]
+    assert min(np.diff(ends)) >= LEAST
+    plain, _ = ask(make(model, tokenizer, 0), turns[-1])
+    read, _ = ask(engine, turns[-1])
+    assert read.tokens == plain.tokens
+    np.testing.assert_allclose(read.logprobs, plain.logprobs, atol=1e-5)
 
 
 def test_greedy_answers_are_those_without_chunks(model, tokenizer) -> None:
@@ -130,9 +180,10 @@ def test_nothing_is_kept_whose_beginning_is_gone() -> None:
     chunk = jax.tree.map(jnp.asarray, (np.zeros(4, np.float32),))
     prefixes = Prefixes(3 * 16)
     long, short = prompt(3 * CHUNK), prompt(2 * CHUNK, seed=1)
-    prefixes.keep(long, [chunk] * 3)
-    prefixes.keep(short, [chunk] * 2)
-    assert (len(prefixes.find(long)), len(prefixes.find(short))) == (1, 2)
+    ends = [CHUNK, 2 * CHUNK, 3 * CHUNK]
+    prefixes.keep(long, ends, [chunk] * 3)
+    prefixes.keep(short, ends[:2], [chunk] * 2)
+    assert (len(prefixes.find(long, ends)), len(prefixes.find(short, ends[:2]))) == (1, 2)
     assert prefixes.bytes == 48
 
 
@@ -182,4 +233,7 @@ def test_nothing_is_compiled_after_warming_up(config, params, tokenizer) -> None
         for length in (100, 200, 257, 300, 400, 598):
             ask(engine, prompt(length, length), max_tokens=1)
             ask(engine, prompt(length, length), max_tokens=1)
+        for ends in ((300, 400), (330, 500), (480, 505), (340, 590), (500, 597)):
+            for number in range(len(ends)):
+                ask(engine, chat(tokenizer, *ends[: number + 1]), max_tokens=1)
     assert compiled() == 0
