@@ -1,5 +1,6 @@
 """The training step: accumulation and masks must not change what is computed."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -140,4 +141,28 @@ def test_the_state_is_donated_and_the_step_traced_once(one: Any) -> None:
         old: TrainState = state
         state, _ = step(state, put_batch(mesh, split(make_batch(number), 2)))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
-    assert step._cache_size() == 1
+    assert step.jitted._cache_size() == 1
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_stages_that_differ_in_hyperparameters_share_a_program(one: Any) -> None:
+    """And each is trained by its own numbers, as by an optimizer that has them as constants."""
+    step, mesh, fresh = one
+    other = replace(
+        CLASSIC_OPTIM, matrix_lr=0.01, embedding_lr=0.3, momentum_start=0.9, warmdown_ratio=0.7,
+        grad_clip=0.5,
+    )  # fmt: skip
+    optimizer = make_optimizer(CLASSIC, other, STEPS + 3, lr_scale=0.5)
+    later = make_train_step(CLASSIC, optimizer, mesh)
+    assert later.jitted is step.jitted
+    constant = make_train_step(CLASSIC, optimizer.chain, mesh)
+    assert constant.jitted is not step.jitted
+    found, wanted = fresh(), fresh()
+    for number in range(STEPS + 3):
+        batch = put_batch(mesh, split(make_batch(number), 2))
+        found, metrics = later(found, batch)
+        wanted, expected = constant(wanted, batch)
+        assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found.params, wanted.params
+    )
