@@ -81,9 +81,9 @@ def _programs(context: Context) -> Iterator[Program]:
     for stage in MODELS:
         train = getattr(config, stage)
         known = isinstance(train.micro_rows, int) and (train.steps or stage != "base")
-        for tokens in (MIN_ROW, 2 * MIN_ROW) if stage == "rl" else (whole,):
-            if known and tokens <= whole and not config.leaves_out(stage):
-                yield stage, partial(_lower_step, context, stage, tokens)
+        tokens = min(MIN_ROW, whole) if stage == "rl" else whole
+        if known and not config.leaves_out(stage):
+            yield stage, partial(_lower_step, context, stage, tokens)
 
 
 def _lower_step(context: Context, stage: str, tokens: int) -> Any:

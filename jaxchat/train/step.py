@@ -117,7 +117,10 @@ def loss_and_grads(
     model: ModelConfig,
     compute: Compute = PLAIN,
 ) -> tuple[Params, Float32[jax.Array, ""], Float32[jax.Array, ""]]:
-    """Sums over the A micro-batches of [A, B, ...]: gradients, loss, weight. Nothing is divided."""
+    """Sums over the A micro-batches of [A, B, ...]: gradients, loss, weight. Nothing is divided.
+
+    Of one whose advantages are all 0, which has no gradient, only the weight is computed.
+    """
     several = batch["tokens"].shape[0] > 1
     rounded = None  # once for all micro-batches
     if compute.fused_fp8:
@@ -136,7 +139,15 @@ def loss_and_grads(
         return one(jax.tree.map(lambda x: x[0], batch))
 
     def add(carry: Any, micro: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, one(micro)), None
+        def learned() -> Any:
+            return jax.tree.map(jnp.add, carry, one(micro))
+
+        def weighed() -> Any:
+            return (*carry[:2], carry[2] + jnp.sum(micro["mask"][:, 1:].astype(jnp.float32)))
+
+        if "advantage" not in micro:
+            return learned(), None
+        return lax.cond(jnp.any(micro["advantage"] != 0), learned, weighed), None
 
     zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros([]), jnp.zeros([]))
     sums, _ = lax.scan(add, zeros, batch)

@@ -134,6 +134,23 @@ def test_one_micro_batch_without_counted_tokens_changes_nothing(one: Any) -> Non
 
 
 @pytest.mark.usefixtures("optax_promotion")
+def test_a_micro_batch_without_an_advantage_only_weighs() -> None:
+    """What it would give is 0 exactly; weights that are no numbers show that it is left out."""
+    params, batch = random_params(CLASSIC), make_batch(3, advantage=True)
+    batch["advantage"][ROWS // 2 :] = 0
+    sums = jax.jit(lambda batch: loss_and_grads(params, batch, CLASSIC))
+    found, loss, weight = sums(split(batch, 2))
+    wanted, expected, whole = sums(split(batch, 1))
+    assert (float(loss), float(weight)) == pytest.approx((float(expected), float(whole)), rel=1e-5)
+    assert_trees_close(found, wanted, 1e-4)
+    poor = jax.tree.map(lambda x: x * jnp.nan, params)
+    batch["advantage"][:] = 0
+    nothing = jax.jit(lambda batch: loss_and_grads(poor, batch, CLASSIC))(split(batch, 2))
+    assert float(nothing[1]) == 0
+    assert not any(np.asarray(grad).any() for grad in jax.tree.leaves(nothing[0]))
+
+
+@pytest.mark.usefixtures("optax_promotion")
 def test_the_state_is_donated_and_the_step_traced_once(one: Any) -> None:
     step, mesh, fresh = one
     state = fresh()
