@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +23,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Int
 
 from jaxchat.model.kernels.matmul import dot, transposed
+from jaxchat.optim.schedule import Schedule
 
-Schedule = Callable[[jax.Array], jax.Array]
 Coefficients = Sequence[tuple[float, float, float]]
 Matrices = Float[Array, "*stack M N"]
 
@@ -47,20 +47,22 @@ class MomentumState(NamedTuple):
     momentum: Any
 
 
-def nesterov_momentum(momentum: Schedule) -> optax.GradientTransformation:
+def nesterov_momentum(momentum: Schedule) -> optax.GradientTransformationExtraArgs:
     """An exponential mean of the gradients, looked ahead once more with the newest one."""
 
     def init(params: Any) -> MomentumState:
         return MomentumState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads: Any, state: MomentumState, params: Any = None) -> tuple[Any, MomentumState]:
+    def update(
+        grads: Any, state: MomentumState, params: Any = None, *, given: Any = None, **_: Any
+    ) -> tuple[Any, MomentumState]:
         del params
-        beta = momentum(state.steps)
+        beta = momentum(state.steps, given)
         mean = jax.tree.map(lambda m, g: m + (1 - beta) * (g - m), state.momentum, grads)
         ahead = jax.tree.map(lambda m, g: g + beta * (m - g), mean, grads)
         return ahead, MomentumState(state.steps + 1, mean)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _norm(x: Matrices, axis: int | tuple[int, ...]) -> Float32[Array, "*stack _ _"]:
@@ -227,7 +229,7 @@ class DecayState(NamedTuple):
     steps: Int[Array, ""]
 
 
-def decoupled_decay(decay: Schedule, cautious: bool) -> optax.GradientTransformation:
+def decoupled_decay(decay: Schedule, cautious: bool) -> optax.GradientTransformationExtraArgs:
     """Adds decay * parameter; when `cautious`, only where the update shrinks the parameter.
 
     Stands before `scale_by_shape` and the rate, which then multiply update and decay alike.
@@ -237,8 +239,10 @@ def decoupled_decay(decay: Schedule, cautious: bool) -> optax.GradientTransforma
         del params
         return DecayState(jnp.zeros([], jnp.int32))
 
-    def update(updates: Any, state: DecayState, params: Any = None) -> tuple[Any, DecayState]:
-        rate = decay(state.steps)
+    def update(
+        updates: Any, state: DecayState, params: Any = None, *, given: Any = None, **_: Any
+    ) -> tuple[Any, DecayState]:
+        rate = decay(state.steps, given)
 
         def add(g: jax.Array, p: jax.Array) -> jax.Array:
             decayed = rate * p
@@ -246,4 +250,4 @@ def decoupled_decay(decay: Schedule, cautious: bool) -> optax.GradientTransforma
 
         return jax.tree.map(add, updates, params), DecayState(state.steps + 1)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

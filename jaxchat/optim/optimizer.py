@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import jax
@@ -9,11 +10,35 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from jaxchat.config.schema import ModelConfig, OptimConfig
+from jaxchat.config.schema import ModelConfig, OptimConfig, RatesConfig
 from jaxchat.optim import muon, schedule
 from jaxchat.optim.param_groups import Group, label_params, parameter_table
 
 ADAM_EPS = 1e-10
+RATES = frozenset(f.name for f in fields(RatesConfig))
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """A chain of transforms, and the hyperparameters of a stage, which are inputs of its step.
+
+    Two are equal where they differ in hyperparameters alone: a step is then the same program.
+    """
+
+    model: ModelConfig
+    structure: OptimConfig  # which transforms there are: see `_structure`
+    muon_dtype: DTypeLike
+    chain: optax.GradientTransformationExtraArgs = field(compare=False, repr=False)
+    hyperparameters: schedule.Hyperparameters = field(compare=False)
+
+    def init(self, params: Any) -> Any:
+        """The state of the chain."""
+        return self.chain.init(params)
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        """Of the chain; `given` hyperparameters stand in place of its own."""
+        updated: tuple[Any, Any] = self.chain.update(updates, state, params, **extra)
+        return updated
 
 
 def make_optimizer(
@@ -23,34 +48,52 @@ def make_optimizer(
     *,
     lr_scale: float = 1.0,
     muon_dtype: DTypeLike = jnp.float32,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """The whole chain for `steps` steps; every rate is multiplied by `lr_scale`.
 
     `muon_dtype` is what the orthogonalisation computes in: bf16 on a GPU, fp32 on a CPU.
     """
     table = parameter_table(model, config)
+    rates = {group.label: group.rate * lr_scale for group in table}
+    own = schedule.Hyperparameters.of(config, steps, rates)
     multiplier = schedule.rate_multiplier(config, steps)
     chains = {}
     for group in table:
-        rate = group.rate * lr_scale
         muon_group = group.kind == "muon"
         core = muon_chain(config, steps, muon_dtype) if muon_group else adamw_chain(group)
-        chains[group.label] = optax.chain(core, _scale_by_rate(rate, multiplier))
-    partition = optax.partition(chains, lambda params: label_params(params, table))
+        chains[group.label] = optax.chain(core, _scale_by_rate(group.label, multiplier, own))
+    chain = optax.partition(chains, lambda params: label_params(params, table))
     if config.grad_clip:
-        return optax.chain(clip_by_global_norm(config.grad_clip), partition)
-    return partition
+        chain = optax.chain(clip_by_global_norm(config.grad_clip), chain)
+    return Optimizer(model, _structure(config), jnp.dtype(muon_dtype), chain, own)
+
+
+def _structure(config: OptimConfig) -> OptimConfig:
+    """A configuration without the numbers that are hyperparameters, but for whether they are 0."""
+    kept: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(OptimConfig)}
+    for name, value in kept.items():
+        if isinstance(value, int | float) and name in RATES:
+            kept[name] = type(value)(value != 0) if name in ("weight_decay", "grad_clip") else 0
+    return OptimConfig(**kept)
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformationExtraArgs:
     """Optax's, but the norm may be given: a shard of the gradients does not tell it."""
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, norm: Any = None, **_: Any
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        norm: Any = None,
+        given: Any = None,
+        **_: Any,
     ) -> tuple[Any, Any]:
         del params
-        norm = optax.tree.norm(updates) if norm is None else norm
-        return jax.tree.map(lambda g: jnp.where(norm < limit, g, g / norm * limit), updates), state
+        norm, most = optax.tree.norm(updates) if norm is None else norm, limit
+        if given is not None:
+            most = given.grad_clip
+        return jax.tree.map(lambda g: jnp.where(norm < most, g, g / norm * most), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
@@ -86,8 +129,23 @@ def adamw_chain(group: Group) -> optax.GradientTransformation:
     return optax.chain(adam, optax.add_decayed_weights(group.decay))
 
 
-def _scale_by_rate(rate: float, multiplier: schedule.Schedule) -> optax.GradientTransformation:
-    return optax.scale_by_schedule(lambda count: -rate * multiplier(count))
+def _scale_by_rate(
+    label: str, multiplier: schedule.Schedule, own: schedule.Hyperparameters
+) -> optax.GradientTransformationExtraArgs:
+    """`optax.scale_by_schedule` with the rate of a group."""
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, given: Any = None, **_: Any
+    ) -> tuple[Any, Any]:
+        del params
+        rate = -(given or own).rates[label] * multiplier(state.count, given)
+        count = optax.safe_increment(state.count)
+        return jax.tree.map(lambda g: rate.astype(g.dtype) * g, updates), state._replace(
+            count=count
+        )
+
+    fresh = optax.scale_by_schedule(lambda count: count)
+    return optax.GradientTransformationExtraArgs(fresh.init, update)
 
 
 _AVERAGES = (optax.ScaleByAdamState, muon.MomentumState, muon.NorMuonState)

@@ -27,15 +27,16 @@ def manual_axes(mesh: Mesh) -> set[str]:
     return {axis for axis in mesh.axis_names if axis != "tensor" or mesh.shape[axis] == 1}
 
 
-def over_rows(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
+def over_rows(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any, *further: P) -> Any:
     """A `shard_map` of function(state, batch [A, B, ...]) over `manual_axes`: rows are split.
 
-    The specs, of the state and of what is returned, are those for the whole mesh.
+    The specs, of the state, of what is returned and of `further` arguments, are those for the
+    whole mesh.
     """
     return _shard_map(
         function,
         manual_axes(mesh),
-        (in_specs, sharding(mesh, "accumulation", "batch").spec),
+        (in_specs, sharding(mesh, "accumulation", "batch").spec, *further),
         out_specs,
         mesh,
     )

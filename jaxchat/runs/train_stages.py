@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
 from jaxchat.checkpoints.save import remove_checkpoints, save_params
@@ -24,7 +24,7 @@ from jaxchat.inference.replicas import MultiHostEngine
 from jaxchat.model import gpt
 from jaxchat.model.backend import backend
 from jaxchat.model.capabilities import choose_compute, evaluation_compute, inference_compute
-from jaxchat.parallel.mesh import gathered, make_mesh
+from jaxchat.parallel.mesh import gathered, make_mesh, sharding
 from jaxchat.paths import remove
 from jaxchat.runs import eval_stages
 from jaxchat.runs.compiler import Compiler, Program
@@ -40,7 +40,7 @@ from jaxchat.train.profiling import request
 from jaxchat.train.profiling.capture import Capture
 from jaxchat.train.rollouts import MIN_ROW
 from jaxchat.train.session import TrainingJob, make_step
-from jaxchat.train.step import state_shapes
+from jaxchat.train.step import state_shapes, state_shardings
 
 MAX_LEN = 512  # of a sample and its prompt: training has the memory
 
@@ -51,8 +51,7 @@ Probe = Callable[[int, Any], dict[str, Any]]
 def run_base(context: Context) -> dict[str, Any]:
     """Pretrains on text, while more of it is being prepared."""
     config = context.config
-    if make_mesh(config.mesh).size == 1 and backend().shares_host:  # else it needs the device
-        context.compiler = Compiler(_programs(context))
+    _compile_ahead(context, ("base",))
     try:
         params = gpt.init_params(jax.random.key(config.seed), config.model)
         text = text_of(context)
@@ -65,6 +64,7 @@ def run_base(context: Context) -> dict[str, Any]:
 
 def run_mid(context: Context) -> dict[str, Any]:
     """Midtrains on conversations, tool use and multiple choice."""
+    _compile_ahead(context, MODELS[1:])  # base is short, and would wait for processors
     job = _chat_job(context, "mid", context.config.mid)
     return _trained(context, job, fit(job, load_model(context.root, "base", job.model)))
 
@@ -75,15 +75,24 @@ def run_sft(context: Context) -> dict[str, Any]:
     return _trained(context, job, fit(job, load_model(context.root, "mid", job.model)))
 
 
-def _programs(context: Context) -> Iterator[Program]:
-    """The steps of all stages whose sizes are known; of rl's, those of short rows."""
+def _compile_ahead(context: Context, stages: Sequence[str]) -> None:
+    """Begins to compile steps, where that needs no device."""
+    if make_mesh(context.config.mesh).size == 1 and backend().shares_host:
+        context.compiler = Compiler(_programs(context, stages))
+
+
+def _programs(context: Context, stages: Sequence[str]) -> Iterator[Program]:
+    """The steps of stages whose sizes are known; of rl's, that of short rows.
+
+    One that an earlier stage has taken is there already, and costs nothing.
+    """
     config, whole = context.config, context.config.model.sequence_len
-    for stage in MODELS:
+    for stage in stages:
         train = getattr(config, stage)
+        tokens = min(MIN_ROW, whole) if stage == "rl" else whole
         known = isinstance(train.micro_rows, int) and (train.steps or stage != "base")
-        for tokens in (MIN_ROW, 2 * MIN_ROW) if stage == "rl" else (whole,):
-            if known and tokens <= whole and not config.leaves_out(stage):
-                yield stage, partial(_lower_step, context, stage, tokens)
+        if known and not config.leaves_out(stage):
+            yield stage, partial(_lower_step, context, stage, tokens)
 
 
 def _lower_step(context: Context, stage: str, tokens: int) -> Any:
@@ -96,8 +105,17 @@ def _lower_step(context: Context, stage: str, tokens: int) -> Any:
         rows = context.folder("rows") / f"{stage}_train"
         steps = count_steps(train, RowSource(rows, tokenizer_of(context).hash))
     _, optimizer, step = make_step(job, steps, train.lr_scale)
-    state = state_shapes(job.model, optimizer, job.mesh)
-    return step.lower(state, step_shape(config, stage, tokens).batch())
+    shapes = state_shapes(job.model, optimizer, job.mesh), step_shape(config, stage, tokens).batch()
+    layout = (
+        state_shardings(gpt.param_shapes(job.model), optimizer, job.mesh),
+        dict.fromkeys(shapes[1], sharding(job.mesh, "accumulation", "batch")),
+    )
+    # Placed as the stage's own, or it would trace and load the program again
+    return step.lower(*jax.tree.map(_placed, shapes, layout))
+
+
+def _placed(shape: jax.ShapeDtypeStruct, layout: Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=layout)
 
 
 def _await_programs(context: Context, stage: str) -> None:

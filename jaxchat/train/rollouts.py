@@ -19,7 +19,7 @@ from jaxchat.tasks import Task
 from jaxchat.tokenizer.bpe import Tokenizer
 from jaxchat.tokenizer.chat_format import parse_completion
 
-MIN_ROW = 64  # tokens of the shortest rows
+MIN_ROW = 128  # tokens of the shortest rows: each length is a program of its own
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def make_batch(
     it turns the mean over the mask into a mean over groups of that many rollouts, each a mean over
     its sampled tokens, which weigh 1 on average. The ids are those that were sampled, never decoded
     and encoded again. Rows beyond the rollouts have no mask and no advantage: they change nothing.
-    A rollout beyond the row's end loses its tail.
+    A rollout beyond the row's end loses its tail. Those with an advantage come first: micro-batches
+    of the others have no gradient to compute.
     """
     tokens = np.full((rows, row_tokens), pad, np.int32)
     mask = np.zeros((rows, row_tokens), np.float32)
@@ -124,7 +125,8 @@ def make_batch(
     if loss_group:
         filled = mask[: advantages.size]
         filled *= _group_weights(filled.sum(axis=1), loss_group)[:, None]
-    return {"tokens": tokens, "mask": mask, "advantage": advantage}
+    order = np.argsort(advantage == 0, stable=True)
+    return {"tokens": tokens[order], "mask": mask[order], "advantage": advantage[order]}
 
 
 def _group_weights(

@@ -6,7 +6,6 @@ Axes: A accumulation, B rows, T time, V vocabulary.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ from jaxchat.model.backend import PLAIN, Compute
 from jaxchat.model.kernels import fp8
 from jaxchat.model.kernels.matmul import round_kernels
 from jaxchat.model.loss import cross_entropy
+from jaxchat.optim.optimizer import Optimizer
 from jaxchat.optim.stacking import stack
 from jaxchat.optim.zero import ZeroLayout
 from jaxchat.parallel.mesh import put, replicated, sharding
@@ -117,7 +117,10 @@ def loss_and_grads(
     model: ModelConfig,
     compute: Compute = PLAIN,
 ) -> tuple[Params, Float32[jax.Array, ""], Float32[jax.Array, ""]]:
-    """Sums over the A micro-batches of [A, B, ...]: gradients, loss, weight. Nothing is divided."""
+    """Sums over the A micro-batches of [A, B, ...]: gradients, loss, weight. Nothing is divided.
+
+    Of one whose advantages are all 0, which has no gradient, only the weight is computed.
+    """
     several = batch["tokens"].shape[0] > 1
     rounded = None  # once for all micro-batches
     if compute.fused_fp8:
@@ -136,44 +139,86 @@ def loss_and_grads(
         return one(jax.tree.map(lambda x: x[0], batch))
 
     def add(carry: Any, micro: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, one(micro)), None
+        def learned() -> Any:
+            return jax.tree.map(jnp.add, carry, one(micro))
+
+        def weighed() -> Any:
+            return (*carry[:2], carry[2] + jnp.sum(micro["mask"][:, 1:].astype(jnp.float32)))
+
+        if "advantage" not in micro:
+            return learned(), None
+        return lax.cond(jnp.any(micro["advantage"] != 0), learned, weighed), None
 
     zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros([]), jnp.zeros([]))
     sums, _ = lax.scan(add, zeros, batch)
     return sums
 
 
+class Step:
+    """The jitted step of a stage, for states of `init_state` and batches of `put_batch`.
+
+    Stages that differ in the optimizer's hyperparameters alone, which are an input, share it.
+    """
+
+    def __init__(self, jitted: Any, hyperparameters: Any) -> None:
+        self.jitted, self._given = jitted, hyperparameters
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        stepped: tuple[TrainState, dict[str, jax.Array]] = self.jitted(state, batch, self._given)
+        return stepped
+
+    def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
+        """For arrays, or shapes of them. What is compiled of it is called through `through`."""
+        lowered: jax.stages.Lowered = self.jitted.lower(state, batch, self._given)
+        return lowered
+
+    def through(self, compiled: Any) -> Step:
+        """The same step, by a program that was compiled of `lower`."""
+        return Step(compiled, self._given)
+
+
 def make_train_step(
-    model: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    compute: Compute = PLAIN,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step over a mesh, for states of `init_state` and batches of `put_batch`.
+    model: ModelConfig, optimizer: Any, mesh: Mesh, compute: Compute = PLAIN
+) -> Step:
+    """The step over a mesh; the optimizer is one of ours or of Optax.
 
     Gradients are summed on each device over its micro-batches [A, B, ...] and reduced once, into
     the shards of `optim.zero`. Metrics: `loss` (mean over weight), `weight` and `grad_norm`.
     """
+    given = optimizer.hyperparameters if isinstance(optimizer, Optimizer) else ()
+    leaves, tree = jax.tree.flatten(given)
+    jitted = _jitted_step(model, optimizer, mesh, compute, tree)
+    return Step(jitted, np.array(leaves, np.float32))  # one array: each that is handed over costs
+
+
+@functools.lru_cache(maxsize=1)
+def _jitted_step(
+    model: ModelConfig, optimizer: Any, mesh: Mesh, compute: Compute, given: Any
+) -> Any:
+    """The step as a function of its hyperparameters, too, of which `given` is the structure."""
     compute = mesh_compute(mesh, model, compute)
     zero = ZeroLayout.of_model(mesh, model)
     specs, gather = _state_specs(zero, optimizer), zero.model_gather()
+    chain = optimizer.chain if isinstance(optimizer, Optimizer) else optimizer
     update = over_tensor(
-        functools.partial(_update, optimizer=optimizer, zero=zero),
+        functools.partial(_update, optimizer=chain, zero=zero),
         mesh,
-        (specs, zero.gathered, zero.gathered, P(), P()),
+        (specs, zero.gathered, zero.gathered, P(), P(), P()),
         (specs, P()),
     )
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(
+        state: TrainState, batch: Batch, numbers: Float32[jax.Array, " N"]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         whole = gather(state.params)
         sums = loss_and_grads(whole, batch, model, compute)
-        return update(state, whole, *sums)
+        return update(state, whole, *sums, jax.tree.unflatten(given, list(numbers)))
 
     layout = state_shardings(zero.params, optimizer, mesh)
     return jax.jit(
-        over_rows(step, mesh, specs, (specs, P())),
+        over_rows(step, mesh, specs, (specs, P()), P()),
         donate_argnums=0,
-        in_shardings=(layout, sharding(mesh, "accumulation", "batch")),
+        in_shardings=(layout, sharding(mesh, "accumulation", "batch"), replicated(mesh)),
         out_shardings=(layout, replicated(mesh)),
         compiler_options=dict(compute.options) or None,
     )
@@ -185,6 +230,7 @@ def _update(
     grads: Params,
     total: Float32[jax.Array, ""],
     weight: Float32[jax.Array, ""],
+    given: Any,
     *,
     optimizer: optax.GradientTransformation,
     zero: ZeroLayout,
@@ -198,7 +244,7 @@ def _update(
     grads = jax.tree.map(lambda g: g * scale, zero.reduce_scatter(grads))
     norm = zero.norm(grads)
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
-        grads, state.opt_state, zero.local_shard(whole), norm=norm
+        grads, state.opt_state, zero.local_shard(whole), norm=norm, given=given or None
     )
     params = optax.apply_updates(state.params, zero.all_gather_updates(updates))
     metrics = {"loss": total * scale, "weight": weight, "grad_norm": norm}

@@ -97,6 +97,14 @@ def test_tokens_of_a_group_weigh_alike_and_1_on_average() -> None:
     assert batch["mask"].sum() == pytest.approx(5)
 
 
+def test_rollouts_with_an_advantage_come_first() -> None:
+    rewards = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    rollouts = Rollouts([[n] for n in range(1, 5)], [[SHORT] * 2] * 4, rewards)
+    batch = rows_of(rollouts, 3, 9, pad=0)
+    assert batch["tokens"][:, 0].tolist() == [2, 2, 4, 4, 1, 1, 3, 3, 0]
+    assert batch["advantage"].tolist() == [0.5, -0.5, -0.5, 0.5, 0, 0, 0, 0, 0]
+
+
 def test_a_rollout_beyond_the_row_loses_its_tail() -> None:
     long = Completion((5, 6, 7, 8), (1, 1, 1, 1), (-1.0,) * 4, "length")
     batch = rows_of(Rollouts([[1, 2]], [[long]], np.array([[1.0]])), 4, 1, pad=0)
@@ -112,7 +120,7 @@ def test_the_ids_in_the_rows_are_those_that_were_sampled() -> None:
         assert row == ids + [TOKENIZER.bos] * (T + 1 - len(ids))
 
 
-@pytest.mark.parametrize(("longest", "size"), [(1, 64), (64, 64), (65, 128), (200, 250)])
+@pytest.mark.parametrize(("longest", "size"), [(1, 128), (128, 128), (129, 250), (200, 250)])
 def test_rows_come_in_few_lengths(longest: int, size: int) -> None:
     assert bucket(longest, MIN_ROW, 250) == size
 

@@ -1,5 +1,6 @@
 """The training step: accumulation and masks must not change what is computed."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -133,6 +134,23 @@ def test_one_micro_batch_without_counted_tokens_changes_nothing(one: Any) -> Non
 
 
 @pytest.mark.usefixtures("optax_promotion")
+def test_a_micro_batch_without_an_advantage_only_weighs() -> None:
+    """What it would give is 0 exactly; weights that are no numbers show that it is left out."""
+    params, batch = random_params(CLASSIC), make_batch(3, advantage=True)
+    batch["advantage"][ROWS // 2 :] = 0
+    sums = jax.jit(lambda batch: loss_and_grads(params, batch, CLASSIC))
+    found, loss, weight = sums(split(batch, 2))
+    wanted, expected, whole = sums(split(batch, 1))
+    assert (float(loss), float(weight)) == pytest.approx((float(expected), float(whole)), rel=1e-5)
+    assert_trees_close(found, wanted, 1e-4)
+    poor = jax.tree.map(lambda x: x * jnp.nan, params)
+    batch["advantage"][:] = 0
+    nothing = jax.jit(lambda batch: loss_and_grads(poor, batch, CLASSIC))(split(batch, 2))
+    assert float(nothing[1]) == 0
+    assert not any(np.asarray(grad).any() for grad in jax.tree.leaves(nothing[0]))
+
+
+@pytest.mark.usefixtures("optax_promotion")
 def test_the_state_is_donated_and_the_step_traced_once(one: Any) -> None:
     step, mesh, fresh = one
     state = fresh()
@@ -140,4 +158,28 @@ def test_the_state_is_donated_and_the_step_traced_once(one: Any) -> None:
         old: TrainState = state
         state, _ = step(state, put_batch(mesh, split(make_batch(number), 2)))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
-    assert step._cache_size() == 1
+    assert step.jitted._cache_size() == 1
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_stages_that_differ_in_hyperparameters_share_a_program(one: Any) -> None:
+    """And each is trained by its own numbers, as by an optimizer that has them as constants."""
+    step, mesh, fresh = one
+    other = replace(
+        CLASSIC_OPTIM, matrix_lr=0.01, embedding_lr=0.3, momentum_start=0.9, warmdown_ratio=0.7,
+        grad_clip=0.5,
+    )  # fmt: skip
+    optimizer = make_optimizer(CLASSIC, other, STEPS + 3, lr_scale=0.5)
+    later = make_train_step(CLASSIC, optimizer, mesh)
+    assert later.jitted is step.jitted
+    constant = make_train_step(CLASSIC, optimizer.chain, mesh)
+    assert constant.jitted is not step.jitted
+    found, wanted = fresh(), fresh()
+    for number in range(STEPS + 3):
+        batch = put_batch(mesh, split(make_batch(number), 2))
+        found, metrics = later(found, batch)
+        wanted, expected = constant(wanted, batch)
+        assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found.params, wanted.params
+    )

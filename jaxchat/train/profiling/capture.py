@@ -73,7 +73,10 @@ class _Recorder:
         if step == request.start:
             self._start(state)
         with jax.profiler.StepTraceAnnotation(self._capture.stage, step_num=step):
-            result = (program if self._options else self._step_fn)(state, batch)
+            step_fn = self._step_fn
+            if self._options:
+                step_fn = step_fn.through(program)  # type: ignore[attr-defined]
+            result = step_fn(state, batch)
         if step == request.stop - 1 and self._folder is not None:
             jax.block_until_ready(result)
             self._finish(program, batch)
