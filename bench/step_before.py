@@ -2,10 +2,10 @@
 
     python bench/step_before.py --before CHECKOUT [--turns 7] [--depths 4,6] [...]
 
-Each turn is a process of `bench/train_step.py --json` of each checkout, with the arguments that are
 Each turn is a process of `bench/train_step.py --json` of each checkout, with the arguments given
 beside these. The other checkout needs its compiled extension (`jaxchat/_bpe*.so`). Printed are
 medians and spreads of the turns' medians. What a model has learned: `bench/loss_curve.py`.
+"""
 
 from __future__ import annotations
 
