@@ -6,7 +6,7 @@
 //! `python.rs`, behind the feature `python`.
 //!
 //! Some modules have nothing to do with BPE: `int8`, products for decoding with weights of 8 bits, and
-//! `attention` and `loss`, of a training step, which XLA calls through `xla_ffi` and `xla_bf16`. They
+//! `attention`, `loss` and `norm_rope`, of a training step, which XLA calls through `xla_ffi` and `xla_bf16`. They
 //! are here so that one build makes all that is Rust.
 
 #![deny(unsafe_code)]
@@ -26,6 +26,8 @@ mod learn_merges;
 #[cfg(target_arch = "x86_64")]
 pub mod loss;
 mod machine;
+#[cfg(target_arch = "x86_64")]
+pub mod norm_rope;
 #[cfg(feature = "python")]
 mod python;
 mod scan;

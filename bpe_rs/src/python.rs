@@ -279,6 +279,11 @@ mod _bpe {
                     capsule(py, xla_bf16::attention_gradient)?,
                 ),
                 ("jaxchat_loss", capsule(py, xla_bf16::loss)?),
+                ("jaxchat_norm_rope", capsule(py, xla_bf16::norm_rope)?),
+                (
+                    "jaxchat_norm_rope_gradient",
+                    capsule(py, xla_bf16::norm_rope_gradient)?,
+                ),
             ]));
         }
         Ok(HashMap::new())

@@ -1,4 +1,4 @@
-//! `attention` and `loss` as XLA calls them, on a processor with AVX-512 BF16.
+//! `attention`, `loss` and `norm_rope` as XLA calls them, on a processor with AVX-512 BF16.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -6,9 +6,10 @@ use std::ffi::c_void;
 use crate::attention::{Operands, Out, Saved, Shape};
 use crate::bf16::able;
 use crate::loss;
+use crate::norm_rope::Norm;
 use crate::xla_ffi::{BFLOAT16, CallFrame, FLOAT32, INT32, answer};
 
-/// Logits of a piece of work, about.
+/// Numbers of a piece of work, about.
 const PIECE: usize = 1 << 16;
 
 /// The handler `jaxchat_attention`: q [B,T,H,K], k and v [B,T,G,K] bfloat16, window [1] int32 ->
@@ -162,5 +163,110 @@ pub unsafe extern "C" fn loss(frame: *mut CallFrame) -> *mut c_void {
             });
             Some(())
         })
+    }
+}
+
+/// The handler `jaxchat_norm_rope`: x [B,T,H,K], cosines and sines [1 or B,T,1,K/2], factor and
+/// epsilon [2] -> y as x, all float32.
+///
+/// # Safety
+/// As `attention`.
+pub unsafe extern "C" fn norm_rope(frame: *mut CallFrame) -> *mut c_void {
+    let takes =
+        c"jaxchat_norm_rope takes float32 [B,T,H,K], twice [1 or B,T,1,K/2], [2], with K a \
+        multiple of 32, and needs a processor with AVX-512 BF16";
+    // SAFETY: as in `attention`
+    unsafe {
+        answer(frame, takes, |frame| {
+            let rows = Heads::of(frame, 1)?;
+            rows.each(frame, |at, norm, cos, sin, y| {
+                norm.forward(&rows.x[at..][..y.len()], cos, sin, y)
+            })
+        })
+    }
+}
+
+/// The handler `jaxchat_norm_rope_gradient`: x, the gradient of y as x, cosines, sines, factor and
+/// epsilon -> the gradient of x.
+///
+/// # Safety
+/// As `attention`.
+pub unsafe extern "C" fn norm_rope_gradient(frame: *mut CallFrame) -> *mut c_void {
+    let takes =
+        c"jaxchat_norm_rope_gradient takes what jaxchat_norm_rope takes, and after x another";
+    // SAFETY: as in `attention`
+    unsafe {
+        answer(frame, takes, |frame| {
+            let rows = Heads::of(frame, 2)?;
+            let (dy, dims) = frame.argument::<f32>(1, FLOAT32)?;
+            if dims != rows.dims {
+                return None;
+            }
+            rows.each(frame, |at, norm, cos, sin, dx| {
+                let (x, dy) = (&rows.x[at..][..dx.len()], &dy[at..][..dx.len()]);
+                norm.backward(x, dy, cos, sin, dx);
+            })
+        })
+    }
+}
+
+/// Heads' channels [B,T,H,K] with their rotations.
+struct Heads<'a> {
+    x: &'a [f32],
+    dims: &'a [i64],
+    cos: &'a [f32],
+    sin: &'a [f32],
+    norm: Norm,
+}
+
+impl<'a> Heads<'a> {
+    /// None where the processor or an argument is not as it must be; cosines are argument `first`.
+    ///
+    /// # Safety
+    /// As `attention`.
+    unsafe fn of(frame: &'a CallFrame, first: usize) -> Option<Self> {
+        // SAFETY: float32 is f32
+        let of = |at| unsafe { frame.argument::<f32>(at, FLOAT32) };
+        let &[factor, epsilon] = of(first + 2)?.0 else {
+            return None;
+        };
+        let ((x, dims), (cos, turns), (sin, others)) = (of(0)?, of(first)?, of(first + 1)?);
+        let &[batch, time, _, size] = dims else {
+            return None;
+        };
+        let fits = turns == [1, time, 1, size / 2] || turns == [batch, time, 1, size / 2];
+        let norm = Norm { factor, epsilon };
+        (able() && fits && others == turns && size > 0 && size % 32 == 0).then_some(Self {
+            x,
+            dims,
+            cos,
+            sin,
+            norm,
+        })
+    }
+
+    /// Gives `work` each row's place, its rotation and its part of the result.
+    ///
+    /// # Safety
+    /// As `attention`.
+    unsafe fn each(
+        &self,
+        frame: &CallFrame,
+        work: impl Fn(usize, Norm, &[f32], &[f32], &mut [f32]) + Sync,
+    ) -> Option<()> {
+        let (heads, size) = (self.dims[2] as usize, self.dims[3] as usize);
+        // SAFETY: the caller's promise; each row is given once
+        unsafe {
+            let y = Out(frame.result(0, FLOAT32, self.dims)?);
+            let (rows, piece) = (self.x.len() / size, (PIECE / size).max(1));
+            frame.share(rows.div_ceil(piece), &|number| {
+                for row in number * piece..rows.min((number + 1) * piece) {
+                    let turn = row / heads * (size / 2) % self.cos.len();
+                    let [cos, sin] = [self.cos, self.sin].map(|x| &x[turn..][..size / 2]);
+                    work(row * size, self.norm, cos, sin, y.at(row * size, size));
+                }
+            });
+        }
+        Some(())
     }
 }

@@ -115,9 +115,10 @@ class Compute:
         return self.fused and self.matmul == "fp8"
 
     @property
-    def native_loss(self) -> bool:
-        """Whether the loss has a kernel of our own: where attention is not cut over devices."""
-        return self.attention == "native" and self.matmul == "bfloat16"
+    def native(self) -> bool:
+        """Whether other parts have kernels of our own, too: where no head is on another device."""
+        rounded = self.matmul == "bfloat16" and self.dtype == jnp.float32
+        return rounded and self.attention == "native"
 
     def unrounded(self) -> Compute:
         """The same for evaluating a model: nothing is rounded to less than `dtype`, and without

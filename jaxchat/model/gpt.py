@@ -40,7 +40,7 @@ from jaxchat.model.attention import MAX_SCORE, cached_attention, causal_attentio
 from jaxchat.model.backend import PLAIN, Compute, MatmulPrecision
 from jaxchat.model.init import Initializer, init_table, parameter
 from jaxchat.model.joined import JOINED
-from jaxchat.model.kernels import fp8, norms, residual
+from jaxchat.model.kernels import fp8, native, norms, residual
 from jaxchat.model.kernels.matmul import matmul, widened_matmul
 from jaxchat.model.kernels.relu2 import relu2
 from jaxchat.model.kv_cache import Cache, View, fill, view_of, write
@@ -67,6 +67,8 @@ def norm_rotated(
     x: Float[Array, "B T H K"], rope: Rope, config: ModelConfig, compute: Compute = PLAIN
 ) -> Float[Array, "B T H K"]:
     """Queries or keys, rotated by their positions, normalised and scaled."""
+    if compute.native:
+        return native.norm_rope(x, *rope, config.qk_scale, config.norm_epsilon)
     if compute.fused:
         return norms.norm_rope(x, *rope, config.qk_scale, config.norm_epsilon)
     return config.qk_scale * rms_norm(rotate(x, *rope), config)
@@ -298,7 +300,6 @@ def param_shapes(config: ModelConfig) -> Params:
 
 def _see_itself(layer: int, q: Array, k: Array, v: Array) -> tuple[Array, None]:
     """The shape of attention, for the initialisation."""
-    del layer, k, v
     return q, None
 
 
@@ -350,8 +351,7 @@ def features(
 ) -> Float[Array, "B T D"]:
     """Tokens -> normalised features in compute.dtype, for `unembed` or a loss.
 
-    `rounded` are the kernels as they are multiplied, if at hand: of `fp8.round_kernels`, or of
-    `matmul.round_kernels`.
+    `rounded` are the kernels as they are multiplied, if at hand, of a `round_kernels`.
     """
     return _whole_rows(params, tokens, config, compute, rounded)[0]
 

@@ -49,7 +49,7 @@ def cross_entropy(
     dtype = jnp.dtype(jnp.bfloat16 if compute.matmul == "bfloat16" else x.dtype)
     narrow = compute.fused and x.dtype == dtype == jnp.bfloat16
     chunk = max(1, compute.chunk_rows // x.shape[0])
-    how = _Head(softcap, chunk, dtype, narrow, compute.native_loss)
+    how = _Head(softcap, chunk, dtype, narrow, compute.native)
     total = _weighted_nll(how, x, kernel, rounded, targets, lax.stop_gradient(factor))
     return total, jnp.sum(mask)
 

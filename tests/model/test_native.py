@@ -10,6 +10,7 @@ from jaxchat.model.capabilities import choose_attention
 from jaxchat.model.kernels import native
 from jaxchat.model.kernels.native import loss_gradient, native_attention
 from jaxchat.model.loss import cross_entropy
+from jaxchat.model.rope import rotary, rotate
 
 SOFTCAP = 15.0
 needs_kernels = pytest.mark.skipif(not native.able(), reason="no AVX-512 BF16")
@@ -92,6 +93,28 @@ def test_the_losss_gradient_is_the_plain_one_but_for_rounding(rows, columns):
 
 
 @needs_kernels
+@pytest.mark.parametrize(("batch", "time", "heads", "size"), [(1, 1, 1, 32), (3, 70, 5, 128)])
+@pytest.mark.parametrize("own", [False, True])
+def test_norm_rope_and_its_gradient_are_the_plain_ones(batch, time, heads, size, own):
+    keys = jax.random.split(jax.random.key(size), 2)
+    x, dy = (3.0 * jax.random.normal(key, (batch, time, heads, size)) for key in keys)
+    positions = jnp.arange(time)[None] + (7 * jnp.arange(batch)[:, None] if own else 0)
+    rope = rotary(positions, size, 10_000.0, jnp.float32)
+
+    def norm(x):
+        turned = rotate(x, *rope)
+        return 1.2 * turned / jnp.sqrt(jnp.mean(turned**2, axis=-1, keepdims=True) + 1e-6)
+
+    def run(function):
+        y, pull = jax.vjp(function, x)
+        return y, *pull(dy)
+
+    got = jax.jit(lambda: run(lambda x: native.norm_rope(x, *rope, 1.2, 1e-6)))()
+    for a, b in zip(got, run(norm), strict=True):
+        np.testing.assert_allclose(a, b, atol=4e-6)
+
+
+@needs_kernels
 @pytest.mark.parametrize("chunk_rows", [64, 1000])
 def test_the_loss_of_native_kernels_is_xlas(chunk_rows):
     keys = jax.random.split(jax.random.key(0), 3)
@@ -134,6 +157,8 @@ def test_what_is_not_finite_is_not_hidden():
 def test_other_shapes_are_an_error_and_not_a_crash(shape):
     q = jnp.zeros((2, 8, 4, 16 if shape[3] == 16 else 32))
     k = jnp.zeros(shape)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="jaxchat_norm_rope takes float32"):
+        jax.block_until_ready(native.norm_rope(q, q, q, 1.0, 1e-6))
     with pytest.raises(jax.errors.JaxRuntimeError, match="jaxchat_attention takes bfloat16"):
         jax.block_until_ready(native_attention(q, k, k, window=3))
 
@@ -151,6 +176,6 @@ def test_it_is_for_a_processor_and_heads_that_have_it(monkeypatch):
 
 def test_evaluation_and_inference_do_not_use_it():
     rounded = Compute(matmul="bfloat16", attention="native")
-    assert rounded.native_loss
+    assert rounded.native
     assert rounded.unrounded() == Compute()
-    assert not Compute(matmul="bfloat16", attention="banded").native_loss
+    assert not Compute(matmul="bfloat16", attention="banded").native

@@ -1,14 +1,16 @@
-"""Attention and the loss's gradient by kernels of our own (Rust, `bpe_rs`), called through XLA's FFI.
+"""Attention and other parts of a step by kernels of our own (Rust), called through XLA's FFI.
 
-They are for a processor with AVX-512 BF16, and compute what `kernels.banded` and `model.loss` write
-for XLA, with the same roundings: operands of products are bfloat16, sums float32. XLA makes of
-attention many small products with copies and masks between, and of the loss several passes over
-logits; here scores and what a row of logits needs never leave a core's cache, and keys that a query
-does not see cost nothing. Results are the same to the last bit for any number of threads.
+They are for a processor with AVX-512 BF16, and compute what `kernels.banded`, `kernels.norms` and
+`model.loss` write for XLA, with the same roundings: operands of products are bfloat16, sums
+float32. XLA makes of attention many small products with copies and masks between, and of the loss
+several passes over logits; here scores and what a row of logits needs never leave a core's cache,
+and keys that a query does not see cost nothing. Results are the same to the last bit for any number
+of threads.
 
 XLA cannot split such a call over devices, so it belongs on one, or within a `shard_map`.
 
-Axes: B batch, T time, H query heads, G key/value heads, K head size, N rows, V vocabulary.
+Axes: B batch, T time, H query heads, G key/value heads, K head size, N rows, V vocabulary,
+C = K/2 pairs of channels.
 """
 
 from __future__ import annotations
@@ -75,6 +77,41 @@ def _backward(window: int, saved: tuple[Array, ...], dy: Array) -> tuple[Array, 
 
 
 _attend.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def norm_rope(
+    x: Float32[Array, "B T H K"],
+    cos: Float32[Array, "#B T 1 C"],
+    sin: Float32[Array, "#B T 1 C"],
+    factor: float,
+    epsilon: float,
+) -> Float32[Array, "B T H K"]:
+    """factor * rms_norm(rotate(x, cos, sin)), with the norm taken of x, which a rotation leaves.
+
+    There is no gradient with respect to cos and sin.
+    """
+    norm = jnp.asarray((factor, epsilon), jnp.float32)
+    y: Array = _call("norm_rope", ((x.shape, jnp.float32),))(x, cos, sin, norm)[0]
+    return y
+
+
+def _norm_rope_forward(
+    x: Array, cos: Array, sin: Array, factor: float, epsilon: float
+) -> tuple[Array, tuple[Array, ...]]:
+    return norm_rope(x, cos, sin, factor, epsilon), (x, cos, sin)
+
+
+def _norm_rope_backward(
+    factor: float, epsilon: float, saved: tuple[Array, ...], dy: Array
+) -> tuple[Array, None, None]:
+    x, cos, sin = saved
+    norm = jnp.asarray((factor, epsilon), jnp.float32)
+    call = _call("norm_rope_gradient", ((x.shape, jnp.float32),))
+    return call(x, dy, cos, sin, norm)[0], None, None
+
+
+norm_rope.defvjp(_norm_rope_forward, _norm_rope_backward)
 
 
 def loss_gradient(
