@@ -112,8 +112,9 @@ def test_commands_run(name, tiny, tmp_path, monkeypatch, capsys, optax_promotion
     shutil.copytree(tiny[1], tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     # the doctor's rates need seconds, and say nothing here
-    monkeypatch.setattr(speed, "measure_speed", partial(speed.measure_speed, seconds=0.0))
-    monkeypatch.setattr(speed, "TURN", 0.0)
+    measure = partial(speed.measure_speed, seconds=0.0)
+    for setting, brief in {"measure_speed": measure, "TURN": 0.0, "LEAST_TURNS": 1}.items():
+        monkeypatch.setattr(speed, setting, brief)
     if any(command.words[-2:] == ("--out", "my_tokenizer") for command in COMMANDS[name]):
         shutil.rmtree("my_tokenizer")
     for command in COMMANDS[name]:
