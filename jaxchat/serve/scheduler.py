@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from jaxchat.config.operations import ServeConfig
-from jaxchat.inference.request import EngineError
+from jaxchat.inference import jitted
+from jaxchat.inference.request import EngineError, Request
 from jaxchat.inference.service import Job, Service
+from jaxchat.model.chunks import CHUNK
 from jaxchat.serve.fair_queue import FairQueue
 from jaxchat.serve.metrics import Metrics
 from jaxchat.serve.models import ServedModel
@@ -31,6 +33,7 @@ log = logging.getLogger("jaxchat.serve")
 FAILURES = 3  # of an engine, one after the other, before its model is given up
 RECENT = 0.2  # weight of the latest request in the mean time of one
 QUIET_SECONDS = 0.5  # without a request, after which what few requests need is compiled
+TRIAL_SECONDS = 0.5  # after which no further answer is tried before the server is ready
 LONGEST_WAIT = 60  # seconds, of a Retry-After header
 
 
@@ -252,6 +255,10 @@ class Scheduler:
                 self._compiled = (done + share) / count
 
             engine.warm_up(lambda: self._stopping, progress, rare=False)
+            try:
+                _try_out(engine)
+            except Exception:
+                log.exception("an answer that was tried before any request failed")
 
         for number, queue in enumerate(self._queues.values()):
             if self._config.warm_up:
@@ -413,6 +420,19 @@ class Scheduler:
     def _post(self, events: Sequence[Posted]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(_post_all, events)
+
+
+def _try_out(engine: Service) -> None:
+    """Answers prompts of several lengths that nobody has asked, the shortest first.
+
+    A program's first calls take some 10 ms more: no request waits for them. Where answers take
+    long they do not matter, and little is tried.
+    """
+    ends = time.monotonic() + TRIAL_SECONDS
+    for length in 2 * jitted.buckets(jitted.MIN_PROMPT, min(CHUNK, engine.max_len)):
+        if time.monotonic() < ends:
+            tokens = (0,) * (length // 2 + 2)  # padded to `length`, and kept by nobody
+            engine.generate([Request(tokens, max_tokens=length // 2)])
 
 
 def _shutting_down() -> ApiError:

@@ -90,3 +90,28 @@ def test_what_few_requests_need_is_compiled_while_nobody_asks(models):
         answer = server.ask(question).json()["choices"][0]["message"]["content"]
     assert answer == tiny_model.ANSWERS[question], "a program that fails beforehand stops nothing"
     assert calls == [False, True]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_answers_are_tried_before_it_is_ready_and_not_counted(models, fails):
+    """A server whose trial fails is ready all the same: requests find out."""
+    tried, model = [], models[0]
+
+    def open_engine():
+        engine = model.open_engine()
+        generate = engine.generate
+
+        def counted(requests):
+            tried.extend(len(request.tokens) for request in requests)
+            return 1 / 0 if fails else generate(requests)
+
+        engine.warm_up = lambda *args, **settings: None
+        engine.generate = counted
+        return engine
+
+    with serve([dataclasses.replace(model, open_engine=open_engine)], warm_up=True) as server:
+        wait_for(lambda: server.scheduler.ready, "it is ready")
+        assert tried[0] == 34  # padded to 64
+        assert "jaxchat_generated_tokens_total 0.0" in server.get("/metrics").text
+        answer = server.ask("Who are you?").json()["choices"][0]["message"]["content"]
+        assert answer == tiny_model.ANSWERS["Who are you?"]
