@@ -50,7 +50,6 @@ class Programs(Service):
         self._compile(list(self._programs(rare)), stopped, progress, at_once=rare is not True)
 
     def prepare(self, request: Request) -> None:
-        """Compiles, side by side, what an idle engine needs for a request's first tokens."""
         read = request.tokens[:-1]
         length = max(len(read) + self._steps, bucket(len(read), jitted.MIN_PROMPT, self.max_len))
         decode = partial(self._dispatch, *self._kind([request]))

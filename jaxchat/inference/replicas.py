@@ -114,6 +114,10 @@ class Replicas(Service):
         for number, engine in enumerate(self._firsts):
             engine.warm_up(stopped, partial(report, number), rare=rare)
 
+    def prepare(self, request: Request) -> None:
+        for engine in self._firsts:
+            engine.prepare(request)
+
     def check(self, request: Request) -> None:
         self.engines[0].check(request)
 

@@ -64,6 +64,12 @@ class Service(ABC):
         only the rest. Raises EngineError while requests are under way.
         """
 
+    def prepare(self, request: Request) -> None:
+        """Compiles, side by side, what is needed for a request's first tokens, while none is under
+        way; not by services of several processes.
+        """
+        del request
+
     @abstractmethod
     def set_params(self, params: Any) -> None:
         """Takes other weights of the same shapes; nothing is compiled again.

@@ -10,10 +10,9 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
 
-# A stage, and what lowers one of its programs: to be compiled, or None where it cannot be yet
-Program = tuple[str, Callable[[], Any]]
+# A stage, and what compiles programs of it, as long as it is not stopped
+Program = tuple[str, Callable[[Callable[[], bool]], object]]
 LOWEST = 19  # of priorities: it takes what training leaves of the processor
 
 
@@ -22,7 +21,8 @@ class Compiler:
 
     def __init__(self, programs: Iterable[Program]) -> None:
         self._left = deque(programs)
-        self._stage = ""  # whose program is being compiled
+        self._stage = ""  # whose programs are being compiled
+        self._stopped = False  # what compiles them, after the one that it is at
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="compiler", daemon=True)
         self._thread.start()
@@ -31,12 +31,14 @@ class Compiler:
         """Waits for a stage's program that is being compiled; those not begun are left to it."""
         with self._changed:
             self._left = deque(one for one in self._left if one[0] != stage)
+            self._stopped |= self._stage == stage
             self._changed.wait_for(lambda: self._stage != stage)
 
     def close(self) -> None:
         """Leaves out what was not begun, and waits for what was."""
         with self._changed:
             self._left.clear()
+            self._stopped = True
         self._thread.join()
 
     def _work(self) -> None:
@@ -48,8 +50,9 @@ class Compiler:
                 self._changed.notify_all()
                 if not self._left:
                     return
-                self._stage, lower = self._left.popleft()
+                self._stage, compiles = self._left.popleft()
+                self._stopped = False
             try:
-                lower().compile()
+                compiles(lambda: self._stopped)
             except Exception:  # the stage itself will say what is wrong
                 continue

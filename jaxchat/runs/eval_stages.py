@@ -59,6 +59,7 @@ ADD = "jaxchat eval core --download adds it later."
 
 def run_eval(context: Context) -> dict[str, Any]:
     """Evaluates every model; what is there of the same weights, data and settings is reused."""
+    context.await_programs("eval")
     bench = Bench(context)
     sweep(context.folder("eval") / PARTS)  # of a process that was killed while it wrote
     parts = Parts(

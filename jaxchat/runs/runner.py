@@ -73,6 +73,11 @@ class Context:
         if self.compiler is not None:
             self.compiler.close()
 
+    def await_programs(self, stage: str) -> None:
+        """Before a stage needs its programs: see `compiler.Compiler.take`."""
+        if self.compiler is not None:
+            self.compiler.take(stage)
+
     def close(self) -> None:
         """Ends what still works in the background."""
         if self.preparer is not None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
 from jaxchat.checkpoints.save import remove_checkpoints, save_params
-from jaxchat.config.schema import MODELS, ComputeConfig, TrainConfig
+from jaxchat.config.schema import MODELS, ComputeConfig, RunConfig, TrainConfig
 from jaxchat.data import inputs, prepare
 from jaxchat.data.loader import RowSource
 from jaxchat.evals.chat import sampler
@@ -20,9 +21,11 @@ from jaxchat.evals.core.bundle import read_bundle
 from jaxchat.evals.core.evaluate import evaluate_core
 from jaxchat.evals.model import EvalModel
 from jaxchat.inference.engine import Engine
+from jaxchat.inference.jitted import MIN_PROMPT
 from jaxchat.inference.replicas import MultiHostEngine
+from jaxchat.inference.request import Request
 from jaxchat.model import gpt
-from jaxchat.model.backend import backend
+from jaxchat.model.backend import Compute, backend
 from jaxchat.model.capabilities import choose_compute, evaluation_compute, inference_compute
 from jaxchat.parallel.mesh import gathered, make_mesh, sharding
 from jaxchat.paths import remove
@@ -56,7 +59,7 @@ def run_base(context: Context) -> dict[str, Any]:
         params = gpt.init_params(jax.random.key(config.seed), config.model)
         text = text_of(context)
         job = _job(context, "base", config.base, text.train, text.held_out)
-        _await_programs(context, "base")
+        context.await_programs("base")
         return _trained(context, job, fit(job, params))
     finally:
         context.close()  # no further shards are read
@@ -82,17 +85,35 @@ def _compile_ahead(context: Context, stages: Sequence[str]) -> None:
 
 
 def _programs(context: Context, stages: Sequence[str]) -> Iterator[Program]:
-    """The steps of stages whose sizes are known; of rl's, that of short rows.
+    """The steps of stages whose sizes are known; of rl's, that of short rows. Then, before rl,
+    what samples and evaluates.
 
-    One that an earlier stage has taken is there already, and costs nothing.
+    A step that an earlier stage has taken is there already, and costs nothing.
     """
     config, whole = context.config, context.config.model.sequence_len
-    for stage in stages:
+    trained = [stage for stage in stages if not config.leaves_out(stage)]
+    for stage in trained:
         train = getattr(config, stage)
         tokens = min(MIN_ROW, whole) if stage == "rl" else whole
-        known = isinstance(train.micro_rows, int) and (train.steps or stage != "base")
-        if known and not config.leaves_out(stage):
-            yield stage, partial(_lower_step, context, stage, tokens)
+        if isinstance(train.micro_rows, int) and (train.steps or stage != "base"):
+            yield stage, partial(_compile_step, context, stage, tokens)
+    if "rl" in trained:
+        yield "rl", partial(_compile_engine, context, _sampling_compute(config))
+        yield "eval", partial(_compile_engine, context, None)
+
+
+def _compile_engine(context: Context, compute: Compute | None, stopped: Callable[[], bool]) -> None:
+    """What an engine needs for short prompts and answers; it has no weights yet."""
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape), gpt.param_shapes(context.config.model))
+    engine = make_engine(context, params, compute=compute)
+    for size in (MIN_PROMPT // 2, MIN_PROMPT - 1):  # with the second the cache grows
+        if not stopped():
+            engine.prepare(Request(tokens=(0,) * size, max_tokens=1))
+
+
+def _compile_step(context: Context, stage: str, tokens: int, stopped: Callable[[], bool]) -> None:
+    del stopped  # it is one program
+    _lower_step(context, stage, tokens).compile()
 
 
 def _lower_step(context: Context, stage: str, tokens: int) -> Any:
@@ -118,14 +139,8 @@ def _placed(shape: jax.ShapeDtypeStruct, layout: Sharding) -> jax.ShapeDtypeStru
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=layout)
 
 
-def _await_programs(context: Context, stage: str) -> None:
-    """Before a stage takes its first step: see `compiler.Compiler.take`."""
-    if context.compiler is not None:
-        context.compiler.take(stage)
-
-
 def _chat_job(context: Context, stage: str, train: TrainConfig) -> FitJob:
-    _await_programs(context, stage)
+    context.await_programs(stage)
     rows, tokenizer = context.folder("rows"), tokenizer_of(context)
     splits = (RowSource(rows / f"{stage}_{of}", tokenizer.hash) for of in ("train", "heldout"))
     return _job(context, stage, train, *splits)
@@ -218,12 +233,11 @@ def optimizer_before(context: Context, stage: str) -> PreviousStage | None:
 def run_rl(context: Context) -> dict[str, Any]:
     """Reinforcement learning on problems with a checkable answer."""
     config, rl, tokenizer = context.config, context.config.rl, tokenizer_of(context)
-    _await_programs(context, "rl")
+    context.await_programs("rl")
     read = inputs.read_inputs(context.folder("data"))
     params = load_model(context.root, "sft", config.model)
     tasks = prepare.run_tasks([rl.task], config.seed, read, tokenizer)
-    # what samples is computed as what is trained
-    sampling = inference_compute(config.compute, config.model)
+    sampling = _sampling_compute(config)
     job = RLJob(
         **_of_every_job(context, "rl"),
         config=rl,
@@ -253,6 +267,11 @@ def run_rl(context: Context) -> dict[str, Any]:
         "steps_without_signal": result.skipped,
         **rates,
     }
+
+
+def _sampling_compute(config: RunConfig) -> Compute:
+    """What samples is computed as what is trained."""
+    return inference_compute(config.compute, config.model)
 
 
 def probe_of(

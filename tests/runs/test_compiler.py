@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from jaxchat.runs.compiler import Compiler, Program
 
 SECONDS = 10
 
 
-class Lowered:
-    """What a stage lowers; `compile` notes it, once it may."""
+class Compiles:
+    """What compiles a stage's program: it notes it, once it may."""
 
     def __init__(self, name: str, compiled: list[str], may: threading.Event) -> None:
         self.name, self.compiled, self.may = name, compiled, may
         self.begun = threading.Event()
 
-    def compile(self) -> None:
+    def __call__(self, stopped: Callable[[], bool]) -> None:
         self.begun.set()
         assert self.may.wait(SECONDS)
         self.compiled.append(self.name)
@@ -27,8 +26,8 @@ class Lowered:
 def test_a_stage_waits_for_what_is_being_compiled_for_it_alone() -> None:
     compiled: list[str] = []
     may = threading.Event()
-    first, second, other = (Lowered(name, compiled, may) for name in ("1", "2", "3"))
-    compiler = Compiler([("mid", lambda: first), ("mid", lambda: second), ("rl", lambda: other)])
+    first, second, other = (Compiles(name, compiled, may) for name in ("1", "2", "3"))
+    compiler = Compiler([("mid", first), ("mid", second), ("rl", other)])
     assert first.begun.wait(SECONDS)
     threading.Timer(0.05, may.set).start()
     compiler.take("sft")  # nothing is compiled for it
@@ -45,10 +44,10 @@ def test_what_fails_is_left_to_its_stage() -> None:
     may = threading.Event()
     may.set()
 
-    def fails() -> Any:
+    def fails(stopped: Callable[[], bool]) -> None:
         raise ValueError("no such rows")
 
-    programs: list[Program] = [("mid", fails), ("sft", lambda: Lowered("2", compiled, may))]
+    programs: list[Program] = [("mid", fails), ("sft", Compiles("2", compiled, may))]
     compiler = Compiler(programs)
     compiler._thread.join(SECONDS)
     assert compiled == ["2"]
@@ -59,10 +58,32 @@ def test_what_fails_is_left_to_its_stage() -> None:
 def test_closing_leaves_out_what_was_not_begun() -> None:
     compiled: list[str] = []
     may = threading.Event()
-    first, second = Lowered("1", compiled, may), Lowered("2", compiled, may)
-    lower: Callable[[], Any] = lambda: second  # noqa: E731
-    compiler = Compiler([("mid", lambda: first), ("sft", lower)])
+    first, second = Compiles("1", compiled, may), Compiles("2", compiled, may)
+    compiler = Compiler([("mid", first), ("sft", second)])
     assert first.begun.wait(SECONDS)
     threading.Timer(0.05, may.set).start()
     compiler.close()
     assert compiled == ["1"]
+
+
+def test_a_stage_stops_what_is_compiled_for_it_and_no_other() -> None:
+    stages: list[str] = []
+    begun = threading.Event()
+
+    def many(stopped: Callable[[], bool]) -> None:
+        begun.set()
+        while not stopped():
+            threading.Event().wait(0.01)
+        stages.append("eval")
+
+    def one(stopped: Callable[[], bool]) -> None:
+        assert not stopped()
+        stages.append("rl")
+
+    compiler = Compiler([("eval", many), ("rl", one)])
+    assert begun.wait(SECONDS)
+    compiler.take("mid")
+    assert not stages
+    compiler.take("eval")
+    compiler._thread.join(SECONDS)
+    assert stages == ["eval", "rl"]
