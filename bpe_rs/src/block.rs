@@ -64,6 +64,8 @@ mod tests {
                 bytes[at] = byte;
                 let masks = Masks::portable(&bytes);
                 assert_eq!(Masks::of(&bytes), masks, "{byte:#x} at {at}");
+                let wide = crate::machine::masks_of_64(&bytes).unwrap_or(masks);
+                assert_eq!(wide, masks, "{byte:#x} at {at}");
                 let bit = |is: bool| u64::from(is) << at;
                 assert_eq!(masks.letters, bit(byte.is_ascii_alphabetic()));
                 assert_eq!(masks.digits, bit(byte.is_ascii_digit()));

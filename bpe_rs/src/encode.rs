@@ -5,6 +5,7 @@ use std::thread;
 use crate::Id;
 use crate::apply_merges::Merges;
 use crate::cache::Cache;
+use crate::ids::Ids;
 use crate::{Error, Splitter};
 
 /// Texts are encoded in units of about this many bytes, one thread each.
@@ -56,11 +57,11 @@ impl Encoder {
     /// The ids of one text.
     pub fn encode(&self, text: &str) -> Result<Vec<Id>, Error> {
         let mut cache = self.take_cache();
-        let mut out = Vec::with_capacity(text.len() / 3 + SMALL);
+        let mut out = Ids::default();
         let done = self.append(text, &mut cache, &mut out);
         self.put_back(cache);
         done.map_err(|cause| Error::Split(0, cause))?;
-        Ok(out)
+        Ok(out.into_vec())
     }
 
     /// The ids of each text between those of `before` and `after`, in units that follow each
@@ -83,7 +84,7 @@ impl Encoder {
         let units = units(texts, if threads == 1 { usize::MAX } else { UNIT_BYTES });
         let next = AtomicUsize::new(0);
         let work = || {
-            let (mut cache, mut ids) = (self.take_cache(), Vec::new());
+            let (mut cache, mut ids) = (self.take_cache(), Ids::default());
             let mut done = Vec::new();
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
@@ -117,7 +118,7 @@ impl Encoder {
         before: &[Id],
         after: &[Id],
         cache: &mut Cache,
-        ids: &mut Vec<Id>,
+        ids: &mut Ids,
     ) -> Result<Encoded<I>, Error> {
         let bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
         let mut encoded = Encoded {
@@ -126,10 +127,11 @@ impl Encoder {
         };
         for (index, text) in (*first..).zip(*texts) {
             ids.clear();
-            ids.extend_from_slice(before);
+            ids.extend(before);
             self.append(text.as_ref(), cache, ids)
                 .map_err(|cause| Error::Split(index, cause))?;
-            ids.extend_from_slice(after);
+            ids.extend(after);
+            let ids = ids.as_slice();
             encoded.lengths.push(ids.len());
             encoded.ids.extend(ids.iter().copied().map(I::of));
         }
@@ -140,14 +142,12 @@ impl Encoder {
         &self,
         text: &str,
         cache: &mut Cache,
-        out: &mut Vec<Id>,
+        out: &mut Ids,
     ) -> Result<(), Box<fancy_regex::Error>> {
         let bytes = text.as_bytes();
-        self.splitter.split(text, |start, end| {
-            cache.push(bytes, start, end, &self.merges, out);
-        })?;
-        cache.flush(bytes, &self.merges, out);
-        Ok(())
+        self.splitter.groups(text, |start, ends| {
+            cache.append(bytes, start, ends, &self.merges, out);
+        })
     }
 
     fn take_cache(&self) -> Cache {

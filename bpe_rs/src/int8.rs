@@ -12,13 +12,12 @@
 pub const COLUMNS: usize = 16;
 /// Largest magnitude of a row's integers: 127 * 128, so that two 8-bit numbers can hold one.
 const LARGEST: f32 = 16_256.0;
+/// What a number is added to that its nearest integer, ties to even, be the last bits of the sum.
+const UNIT: f32 = 12_582_912.0;
 /// Least magnitude of a row's largest number that counts as more than zero.
 const TINY: f32 = 1e-30;
 /// Pairs of products of at most 16,256 * 128 whose sum surely fits into 32 bits.
 const BLOCK: usize = 512;
-
-/// Sums of products of R rows with a panel.
-type Sums<const R: usize> = [[i32; COLUMNS]; R];
 
 /// Rows [R, K] as integers, each with the step that they count.
 pub struct Rows {
@@ -50,7 +49,7 @@ impl Rows {
                 .fold(TINY.to_bits(), |a, b| a.max(b.abs().to_bits()));
             let inverse = LARGEST / f32::from_bits(most);
             for (value, x) in values.iter_mut().zip(x) {
-                *value = (x * inverse).round_ties_even() as i32 as i16;
+                *value = (x * inverse + UNIT).to_bits() as i16;
             }
             *step = f32::from_bits(most) * (1.0 / LARGEST);
         }
@@ -71,106 +70,156 @@ impl Rows {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni") {
-                return self.multiply_by(x86::Avx512, panels, scale, put);
+                // SAFETY: the processor has them
+                return unsafe { x86::multiply_avx512(self, panels, scale, put) };
             }
             if is_x86_feature_detected!("avx2") {
-                return self.multiply_by(x86::Avx2, panels, scale, put);
+                // SAFETY: the processor has it
+                return unsafe { x86::multiply_avx2(self, panels, scale, put) };
             }
         }
-        self.multiply_by(Plain, panels, scale, put);
+        self.multiply_by(&Plain, panels, scale, put);
     }
 
+    /// Two panels at a time, so that what is loaded of a row is used twice.
+    #[inline(always)]
     fn multiply_by<S: Sum>(
         &self,
-        sum: S,
+        sum: &S,
         panels: &[i8],
         scale: &[f32],
         mut put: impl FnMut(usize, usize, &[f32]),
     ) {
-        let panels = panels.chunks_exact(COLUMNS * self.width);
-        for (number, (panel, scale)) in panels.zip(scale.chunks(COLUMNS)).enumerate() {
-            let mut finish = |row: usize, sums: &[[f32; COLUMNS]]| {
-                for (row, sums) in (row..).zip(sums) {
-                    let mut values = [0.0; COLUMNS];
-                    for ((value, sum), scale) in values.iter_mut().zip(sums).zip(scale) {
-                        *value = sum * self.steps[row] * scale;
-                    }
-                    put(row, number, &values[..scale.len()]);
+        let mut panels = panels.chunks_exact(COLUMNS * self.width);
+        let mut scales = scale.chunks(COLUMNS);
+        let mut number = 0;
+        while let (Some(panel), Some(scale)) = (panels.next(), scales.next()) {
+            match (panels.next(), scales.next()) {
+                (Some(second), Some(second_scale)) => {
+                    let (panels, scales) = ([panel, second], [scale, second_scale]);
+                    self.multiply_panels(sum, number, panels, scales, &mut put);
                 }
-            };
-            let mut row = 0;
-            while row < self.count() {
-                row += match self.count() - row {
-                    8.. => self.tile::<S, 8>(&sum, row, panel, &mut finish),
-                    4.. => self.tile::<S, 4>(&sum, row, panel, &mut finish),
-                    2.. => self.tile::<S, 2>(&sum, row, panel, &mut finish),
-                    _ => self.tile::<S, 1>(&sum, row, panel, &mut finish),
-                };
+                _ => self.multiply_panels(sum, number, [panel], [scale], &mut put),
             }
+            number += 2;
         }
     }
 
-    /// Gives `finish` the sums of R rows from `first` on with a panel, as float32; R.
-    fn tile<S: Sum, const R: usize>(
+    #[inline(always)]
+    fn multiply_panels<S: Sum, const P: usize>(
+        &self,
+        sum: &S,
+        number: usize,
+        panels: [&[i8]; P],
+        scales: [&[f32]; P],
+        put: &mut impl FnMut(usize, usize, &[f32]),
+    ) {
+        let mut finish = |row: usize, panel: usize, sums: &[f32; COLUMNS]| {
+            let mut values = [0.0; COLUMNS];
+            for ((value, sum), scale) in values.iter_mut().zip(sums).zip(scales[panel]) {
+                *value = sum * self.steps[row] * scale;
+            }
+            put(row, number + panel, &values[..scales[panel].len()]);
+        };
+        let mut row = 0;
+        while row < self.count() {
+            row += match self.count() - row {
+                4.. => self.tile::<S, 4, P>(sum, row, panels, &mut finish),
+                2.. => self.tile::<S, 2, P>(sum, row, panels, &mut finish),
+                _ => self.tile::<S, 1, P>(sum, row, panels, &mut finish),
+            };
+        }
+    }
+
+    /// Gives `finish` (row, panel, sums) of R rows from `first` on with P panels; R.
+    #[inline(always)]
+    fn tile<S: Sum, const R: usize, const P: usize>(
         &self,
         sum: &S,
         first: usize,
-        panel: &[i8],
-        finish: &mut impl FnMut(usize, &[[f32; COLUMNS]]),
+        panels: [&[i8]; P],
+        finish: &mut impl FnMut(usize, usize, &[f32; COLUMNS]),
     ) -> usize {
-        let (mut high, mut low) = ([[0; COLUMNS]; R], [[0; COLUMNS]; R]);
-        let blocks = panel.chunks(2 * COLUMNS * BLOCK);
-        for (number, block) in blocks.enumerate() {
-            let place = 2 * BLOCK * number;
-            let width = block.len() / COLUMNS;
-            let x =
-                std::array::from_fn(|r| &self.values[(first + r) * self.width + place..][..width]);
-            let sums = sum.products::<R>(x, block);
-            for r in 0..R {
-                for c in 0..COLUMNS {
-                    high[r][c] += sums[r][c] >> 7;
-                    low[r][c] += sums[r][c] & 127;
-                }
+        let x = std::array::from_fn(|r| &self.values[(first + r) * self.width..][..self.width]);
+        for (p, sums) in sum.products::<R, P>(x, panels).iter().enumerate() {
+            for (r, sums) in sums.iter().enumerate() {
+                finish(first + r, p, sums);
             }
         }
-        let mut totals = [[0.0; COLUMNS]; R];
-        for r in 0..R {
-            for c in 0..COLUMNS {
-                let carried = high[r][c] + (low[r][c] >> 7);
-                totals[r][c] = carried as f32 * 128.0 + (low[r][c] & 127) as f32;
-            }
-        }
-        finish(first, &totals);
         R
     }
 }
 
-/// A way to sum the products of rows [K] with a panel [K / 2, 16, 2], K at most 2 * BLOCK.
+/// Sums of products of R rows with a panel.
+type Sums<const R: usize> = [[f32; COLUMNS]; R];
+
+/// A way to sum the products of rows [K] with panels [K / 2, 16, 2]: exactly, as 128 times a number
+/// of 32 bits and one of 7 bits, and then as float32.
 trait Sum {
-    fn products<const R: usize>(&self, x: [&[i16]; R], panel: &[i8]) -> Sums<R>;
+    fn products<const R: usize, const P: usize>(
+        &self,
+        x: [&[i16]; R],
+        panels: [&[i8]; P],
+    ) -> [Sums<R>; P];
+}
+
+/// The sums of blocks of a row with a panel, of which every one fits into 32 bits.
+#[inline(always)]
+fn in_blocks<const R: usize>(
+    x: [&[i16]; R],
+    panel: &[i8],
+    sums: impl Fn([&[i16]; R], &[i8]) -> [[i32; COLUMNS]; R],
+) -> Sums<R> {
+    let (mut high, mut low) = ([[0; COLUMNS]; R], [[0; COLUMNS]; R]);
+    for (number, block) in panel.chunks(2 * COLUMNS * BLOCK).enumerate() {
+        let x = x.map(|x| &x[2 * BLOCK * number..][..block.len() / COLUMNS]);
+        let sums = sums(x, block);
+        for r in 0..R {
+            for c in 0..COLUMNS {
+                high[r][c] += sums[r][c] >> 7;
+                low[r][c] += sums[r][c] & 127;
+            }
+        }
+    }
+    let mut totals = [[0.0; COLUMNS]; R];
+    for r in 0..R {
+        for c in 0..COLUMNS {
+            let carried = high[r][c] + (low[r][c] >> 7);
+            totals[r][c] = carried as f32 * 128.0 + (low[r][c] & 127) as f32;
+        }
+    }
+    totals
 }
 
 /// As any processor does it.
 struct Plain;
 
 impl Sum for Plain {
-    fn products<const R: usize>(&self, x: [&[i16]; R], panel: &[i8]) -> Sums<R> {
-        let mut sums = [[0; COLUMNS]; R];
-        for (pair, q) in panel.chunks_exact(2 * COLUMNS).enumerate() {
-            for r in 0..R {
-                let (a, b) = (i32::from(x[r][2 * pair]), i32::from(x[r][2 * pair + 1]));
-                for c in 0..COLUMNS {
-                    sums[r][c] += a * i32::from(q[2 * c]) + b * i32::from(q[2 * c + 1]);
+    fn products<const R: usize, const P: usize>(
+        &self,
+        x: [&[i16]; R],
+        panels: [&[i8]; P],
+    ) -> [Sums<R>; P] {
+        panels.map(|panel| {
+            in_blocks(x, panel, |x, block| {
+                let mut sums = [[0; COLUMNS]; R];
+                for (pair, q) in block.chunks_exact(2 * COLUMNS).enumerate() {
+                    for r in 0..R {
+                        let (a, b) = (i32::from(x[r][2 * pair]), i32::from(x[r][2 * pair + 1]));
+                        for c in 0..COLUMNS {
+                            sums[r][c] += a * i32::from(q[2 * c]) + b * i32::from(q[2 * c + 1]);
+                        }
+                    }
                 }
-            }
-        }
-        sums
+                sums
+            })
+        })
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{COLUMNS, Rows, Sum, Sums};
+    use super::{BLOCK, COLUMNS, Rows, Sum, Sums, in_blocks};
     use std::arch::x86_64::*;
 
     /// AVX-512 with VNNI.
@@ -181,16 +230,42 @@ mod x86 {
     const PAIR: usize = 2 * COLUMNS;
 
     impl Sum for Avx512 {
-        fn products<const R: usize>(&self, x: [&[i16]; R], panel: &[i8]) -> Sums<R> {
+        #[inline(always)]
+        fn products<const R: usize, const P: usize>(
+            &self,
+            x: [&[i16]; R],
+            panels: [&[i8]; P],
+        ) -> [Sums<R>; P] {
             // Several sums a row, so that an instruction does not wait for the one before
             // SAFETY: `multiply` found that the processor has them
             match R {
-                1 => unsafe { avx512::<R, 8>(x, panel) },
-                2 => unsafe { avx512::<R, 4>(x, panel) },
-                4 => unsafe { avx512::<R, 2>(x, panel) },
-                _ => unsafe { avx512::<R, 1>(x, panel) },
+                1 => unsafe { avx512::<R, P, 8>(x, panels) },
+                2 => unsafe { avx512::<R, P, 4>(x, panels) },
+                4 => unsafe { avx512::<R, P, 2>(x, panels) },
+                _ => unsafe { avx512::<R, P, 1>(x, panels) },
             }
         }
+    }
+
+    /// `Rows::multiply_by` in these instructions, what comes after the sums too.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    pub fn multiply_avx512(
+        rows: &Rows,
+        panels: &[i8],
+        scale: &[f32],
+        put: impl FnMut(usize, usize, &[f32]),
+    ) {
+        rows.multiply_by(&Avx512, panels, scale, put);
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn multiply_avx2(
+        rows: &Rows,
+        panels: &[i8],
+        scale: &[f32],
+        put: impl FnMut(usize, usize, &[f32]),
+    ) {
+        rows.multiply_by(&Avx2, panels, scale, put);
     }
 
     /// `Rows::round` with instructions that round.
@@ -200,51 +275,99 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    fn avx512<const R: usize, const N: usize>(x: [&[i16]; R], panel: &[i8]) -> Sums<R> {
-        let pairs = panel.len() / PAIR;
+    #[inline]
+    fn avx512<const R: usize, const P: usize, const N: usize>(
+        x: [&[i16]; R],
+        panels: [&[i8]; P],
+    ) -> [Sums<R>; P] {
+        let pairs = panels[0].len() / PAIR;
         assert!(x.iter().all(|x| x.len() == 2 * pairs));
-        let mut sums = [[_mm512_setzero_si512(); N]; R];
-        let whole = pairs - pairs % N;
-        let mut add = |pair: usize, n: usize| {
-            // SAFETY: x has 2 * pairs numbers and the panel PAIR * pairs
-            let q = unsafe { _mm256_loadu_si256(panel.as_ptr().add(PAIR * pair).cast()) };
-            let q = _mm512_cvtepi8_epi16(q);
+        assert!(panels.iter().all(|panel| panel.len() == PAIR * pairs));
+        let zero = _mm512_setzero_si512();
+        let (mut high, mut low) = ([[zero; R]; P], [[zero; R]; P]);
+        let mut pair = 0;
+        while pair < pairs {
+            let end = pairs.min(pair + BLOCK);
+            let mut sums = [[[zero; N]; R]; P];
+            let mut add = |pair: usize, n: usize| {
+                let q = panels.map(|panel| {
+                    // SAFETY: a panel has PAIR * pairs numbers
+                    let q = unsafe { _mm256_loadu_si256(panel.as_ptr().add(PAIR * pair).cast()) };
+                    _mm512_cvtepi8_epi16(q)
+                });
+                for r in 0..R {
+                    // SAFETY: x has 2 * pairs numbers
+                    let two = unsafe { x[r].as_ptr().add(2 * pair).cast::<i32>().read_unaligned() };
+                    for p in 0..P {
+                        sums[p][r][n] = add_products(sums[p][r][n], _mm512_set1_epi32(two), q[p]);
+                    }
+                }
+            };
+            while pair + N <= end {
+                for n in 0..N {
+                    add(pair + n, n);
+                }
+                pair += N;
+            }
+            while pair < end {
+                add(pair, 0);
+                pair += 1;
+            }
+            for p in 0..P {
+                for r in 0..R {
+                    let sums = &sums[p][r];
+                    let sum = sums[1..]
+                        .iter()
+                        .fold(sums[0], |a, b| _mm512_add_epi32(a, *b));
+                    high[p][r] = _mm512_add_epi32(high[p][r], _mm512_srai_epi32::<7>(sum));
+                    low[p][r] =
+                        _mm512_add_epi32(low[p][r], _mm512_and_si512(sum, _mm512_set1_epi32(127)));
+                }
+            }
+        }
+        let mut totals = [[[0.0; COLUMNS]; R]; P];
+        for p in 0..P {
             for r in 0..R {
-                // SAFETY: as above
-                let two = unsafe { x[r].as_ptr().add(2 * pair).cast::<i32>().read_unaligned() };
-                sums[r][n] = _mm512_dpwssd_epi32(sums[r][n], _mm512_set1_epi32(two), q);
-            }
-        };
-        for pair in (0..whole).step_by(N) {
-            for n in 0..N {
-                add(pair + n, n);
+                let (high, low) = (high[p][r], low[p][r]);
+                let carried = _mm512_add_epi32(high, _mm512_srai_epi32::<7>(low));
+                let low = _mm512_and_si512(low, _mm512_set1_epi32(127));
+                let carried = _mm512_mul_ps(_mm512_cvtepi32_ps(carried), _mm512_set1_ps(128.0));
+                let total = _mm512_add_ps(carried, _mm512_cvtepi32_ps(low));
+                // SAFETY: there is room for 16
+                unsafe { _mm512_storeu_ps(totals[p][r].as_mut_ptr(), total) };
             }
         }
-        for pair in whole..pairs {
-            add(pair, 0);
+        totals
+    }
+
+    /// One instruction, `_mm512_dpwssd_epi32`, which the compiler would make two of.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    #[inline]
+    fn add_products(sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        let mut sums = sums;
+        // SAFETY: it only computes
+        unsafe {
+            std::arch::asm!("vpdpwssd {0}, {1}, {2}", inout(zmm_reg) sums, in(zmm_reg) a,
+                in(zmm_reg) b, options(pure, nomem, nostack, preserves_flags));
         }
-        let mut found = [[0; COLUMNS]; R];
-        for r in 0..R {
-            let mut total = sums[r][0];
-            for sum in &sums[r][1..] {
-                total = _mm512_add_epi32(total, *sum);
-            }
-            // SAFETY: there is room for 16
-            unsafe { _mm512_storeu_si512(found[r].as_mut_ptr().cast(), total) };
-        }
-        found
+        sums
     }
 
     impl Sum for Avx2 {
-        fn products<const R: usize>(&self, x: [&[i16]; R], panel: &[i8]) -> Sums<R> {
+        #[inline(always)]
+        fn products<const R: usize, const P: usize>(
+            &self,
+            x: [&[i16]; R],
+            panels: [&[i8]; P],
+        ) -> [Sums<R>; P] {
             // SAFETY: `multiply` found that the processor has it
-            unsafe { avx2(x, panel) }
+            panels.map(|panel| in_blocks(x, panel, |x, block| unsafe { avx2(x, block) }))
         }
     }
 
     #[target_feature(enable = "avx2")]
     #[allow(clippy::needless_range_loop)] // the half is a place in the panel, too
-    fn avx2<const R: usize>(x: [&[i16]; R], panel: &[i8]) -> Sums<R> {
+    fn avx2<const R: usize>(x: [&[i16]; R], panel: &[i8]) -> [[i32; COLUMNS]; R] {
         let pairs = panel.len() / PAIR;
         assert!(x.iter().all(|x| x.len() == 2 * pairs));
         let mut sums = [[_mm256_setzero_si256(); 2]; R];
@@ -291,7 +414,7 @@ mod tests {
         .take(count)
     }
 
-    fn product(sum: impl Sum, rows: &Rows, panels: &[i8], scale: &[f32]) -> Vec<Vec<u32>> {
+    fn product(sum: &impl Sum, rows: &Rows, panels: &[i8], scale: &[f32]) -> Vec<Vec<u32>> {
         let mut y = vec![vec![0; scale.len()]; rows.count()];
         rows.multiply_by(sum, panels, scale, |row, panel, values| {
             for (c, value) in values.iter().enumerate() {
@@ -317,14 +440,14 @@ mod tests {
                 .collect();
             let scale: Vec<f32> = noise(columns, 3).map(|n| n as f32).collect();
             let rows = Rows::round(&x, width);
-            let plain = product(Plain, &rows, &panels, &scale);
+            let plain = product(&Plain, &rows, &panels, &scale);
             #[cfg(target_arch = "x86_64")]
             {
                 if is_x86_feature_detected!("avx2") {
-                    assert_eq!(product(x86::Avx2, &rows, &panels, &scale), plain);
+                    assert_eq!(product(&x86::Avx2, &rows, &panels, &scale), plain);
                 }
                 if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni") {
-                    assert_eq!(product(x86::Avx512, &rows, &panels, &scale), plain);
+                    assert_eq!(product(&x86::Avx512, &rows, &panels, &scale), plain);
                 }
             }
         }

@@ -20,7 +20,9 @@ mod block;
 mod cache;
 mod count;
 mod encode;
+mod ends;
 mod error;
+mod ids;
 pub mod int8;
 mod learn_merges;
 #[cfg(target_arch = "x86_64")]
@@ -34,6 +36,7 @@ mod scan;
 #[cfg(target_arch = "x86_64")]
 mod scratch;
 mod split;
+mod table;
 mod train;
 mod unicode;
 mod word;

@@ -2,7 +2,64 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
-use crate::block::{BLOCK, Masks};
+use crate::block::BLOCK;
+use crate::block::Masks;
+use crate::ends::Ends;
+use crate::scan::Scanner;
+
+/// `Scanner::fill` with what this processor has.
+#[inline]
+pub fn fill(scanner: &Scanner, text: &str, ends: &mut Ends) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512bw,avx512f,bmi1,bmi2,lzcnt,popcnt")]
+        fn with_avx512(scanner: &Scanner, text: &str, ends: &mut Ends) {
+            scanner.fill(text, ends, |bytes| masks_avx512(bytes));
+        }
+        if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("bmi2") {
+            // SAFETY: all processors that have these have the others
+            return unsafe { with_avx512(scanner, text, ends) };
+        }
+    }
+    scanner.fill(text, ends, Masks::of);
+}
+
+/// `masks_avx512` for tests, if the processor has it.
+#[cfg(test)]
+pub fn masks_of_64(bytes: &[u8; crate::block::BLOCK]) -> Option<Masks> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512bw") {
+        // SAFETY: it has it
+        return Some(unsafe { masks_avx512(bytes) });
+    }
+    let _ = bytes;
+    None
+}
+
+/// The kinds of bytes, all 64 at a time.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512bw,avx512f")]
+#[inline]
+fn masks_avx512(bytes: &[u8; BLOCK]) -> Masks {
+    use std::arch::x86_64::*;
+    // SAFETY: there are 64 bytes
+    let bytes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+    let equal = |byte: u8| _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(byte as i8));
+    let within = |bytes, first: u8, last: u8| {
+        let from_first = _mm512_sub_epi8(bytes, _mm512_set1_epi8(first as i8));
+        _mm512_cmple_epu8_mask(from_first, _mm512_set1_epi8((last - first) as i8))
+    };
+    let lower = _mm512_or_si512(bytes, _mm512_set1_epi8(0x20));
+    Masks {
+        letters: within(lower, b'a', b'z'),
+        digits: within(bytes, b'0', b'9'),
+        spaces: equal(b' '),
+        newlines: equal(b'\n') | equal(b'\r'),
+        controls: within(bytes, b'\t', b'\r'),
+        apostrophes: equal(b'\''),
+        wide: _mm512_movepi8_mask(bytes),
+    }
+}
 
 /// The kinds of bytes, 16 at a time; `Masks::portable` is its twin.
 #[cfg(target_arch = "x86_64")]
@@ -44,7 +101,7 @@ pub fn prefetch<T>(items: &[T], at: usize) {
     // SAFETY: an address is all that it takes; nothing is read.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>((&raw const items[at]).cast());
+        _mm_prefetch::<_MM_HINT_T0>(items.as_ptr().wrapping_add(at).cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (items, at);

@@ -3,7 +3,12 @@
 //! They read each character once or twice, never backtrack, and have no limit on a run's length.
 
 use crate::block::{BLOCK, Masks};
+use crate::ends::Ends;
+use crate::machine::prefetch;
 use crate::unicode::{CLASSES, Class, Classes};
+
+/// So many bytes further on, text is asked for: the processor itself does not expect a new text.
+const AHEAD: usize = 1024;
 
 /// How a family of patterns cuts; the names follow the alternatives of the patterns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,38 +92,31 @@ impl Scanner {
         })
     }
 
-    /// Calls `found(start, end)` for the successive pieces of `text`.
-    #[inline]
-    pub fn split(&self, text: &str, mut found: impl FnMut(usize, usize)) {
-        let mut start = 0;
-        while start < text.len() {
-            let block = start;
-            let mut starts = self.starts(text, block);
+    /// Appends the ends of the next pieces of `text`, until there are enough.
+    #[inline(always)]
+    pub fn fill(&self, text: &str, ends: &mut Ends, masks: impl Fn(&[u8; BLOCK]) -> Masks) {
+        while ends.last < text.len() && !ends.is_full() {
+            prefetch(text.as_bytes(), ends.last + AHEAD);
+            let starts = self.starts(text, ends.last, &masks);
             if starts == 0 {
-                let end = self.next(text, start);
-                found(start, end);
-                start = end;
-            }
-            while starts != 0 {
-                let end = block + starts.trailing_zeros() as usize;
-                found(start, end);
-                start = end;
-                starts &= starts - 1;
+                ends.push(self.next(text, ends.last));
+            } else {
+                ends.push_all(starts);
             }
         }
     }
 
     /// Which of the 64 bytes after `at`, where a piece starts, are starts of further pieces, up to
     /// where these bytes alone do not tell.
-    #[inline]
-    fn starts(&self, text: &str, at: usize) -> u64 {
+    #[inline(always)]
+    fn starts(&self, text: &str, at: usize, masks: impl Fn(&[u8; BLOCK]) -> Masks) -> u64 {
         let rest = &text.as_bytes()[at..];
         let (mut m, mut valid) = match rest.first_chunk::<BLOCK>() {
-            Some(block) => (Masks::of(block), u64::MAX),
+            Some(block) => (masks(block), u64::MAX),
             None => {
                 let mut block = [0; BLOCK];
                 block[..rest.len()].copy_from_slice(rest);
-                (Masks::of(&block), (1 << rest.len()) - 1)
+                (masks(&block), (1 << rest.len()) - 1)
             }
         };
         // Bytes after the first of a character have its kind, too.

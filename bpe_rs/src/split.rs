@@ -1,6 +1,8 @@
 use fancy_regex::{Regex, RegexBuilder};
 
 use crate::Error;
+use crate::ends::Ends;
+use crate::machine::fill;
 use crate::scan::Scanner;
 
 /// Cuts texts into pre-tokens: the pieces that merges never cross.
@@ -40,22 +42,51 @@ impl Splitter {
         text: &str,
         mut found: impl FnMut(usize, usize),
     ) -> Result<(), Box<fancy_regex::Error>> {
+        self.groups(text, |mut start, ends| {
+            for &end in ends {
+                found(start, end);
+                start = end;
+            }
+        })
+    }
+
+    /// The same for groups of pre-tokens: where the first begins, and where they end.
+    #[inline]
+    pub fn groups(
+        &self,
+        text: &str,
+        mut found: impl FnMut(usize, &[usize]),
+    ) -> Result<(), Box<fancy_regex::Error>> {
+        let mut ends = Ends::default();
+        let mut start = 0;
+        let mut give = |ends: &mut Ends| {
+            found(start, ends.as_slice());
+            start = ends.last;
+            ends.clear();
+        };
         match self {
-            Self::Scanner(scanner) => scanner.split(text, found),
+            Self::Scanner(scanner) => {
+                while ends.last < text.len() {
+                    fill(scanner, text, &mut ends);
+                    give(&mut ends);
+                }
+            }
             Self::Regex(regex) => {
-                let mut done = 0;
-                let mut piece = |start, end| {
-                    if start < end {
-                        found(start, end);
+                let mut cut = |at| {
+                    if ends.last < at {
+                        ends.push(at);
+                    }
+                    if ends.is_full() {
+                        give(&mut ends);
                     }
                 };
                 for matched in regex.find_iter(text) {
                     let matched = matched?;
-                    piece(done, matched.start());
-                    piece(matched.start(), matched.end());
-                    done = matched.end();
+                    cut(matched.start());
+                    cut(matched.end());
                 }
-                piece(done, text.len());
+                cut(text.len());
+                give(&mut ends);
             }
         }
         Ok(())

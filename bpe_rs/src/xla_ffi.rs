@@ -22,7 +22,7 @@ pub(crate) const INT32: c_int = 4;
 pub(crate) const FLOAT32: c_int = 11;
 pub(crate) const BFLOAT16: c_int = 16;
 /// Products below which sharing the work takes longer than it saves.
-const SHARED: usize = 1 << 19;
+const SHARED: usize = 1 << 20;
 /// Products of a piece of shared work, about.
 const PIECE: usize = 1 << 17;
 /// Looks at the others' last pieces before this thread lets other threads run.
@@ -282,7 +282,13 @@ impl<'a> Product<'a> {
             self.rows.multiply(part, scale, |row, panel, values| {
                 let place = row * count + first + panel * COLUMNS;
                 // SAFETY: row is below R, and the values' columns below C
-                unsafe { copy_nonoverlapping(values.as_ptr(), self.y.add(place), values.len()) };
+                unsafe {
+                    let to = self.y.add(place);
+                    match <&[f32; COLUMNS]>::try_from(values) {
+                        Ok(values) => to.cast::<[f32; COLUMNS]>().write_unaligned(*values),
+                        Err(_) => copy_nonoverlapping(values.as_ptr(), to, values.len()),
+                    }
+                }
             });
         };
         // SAFETY: the caller's promise
