@@ -86,14 +86,17 @@ def compute(**how: Any) -> Any:
 
 
 @pytest.mark.usefixtures("optax_promotion")
-def test_every_function_that_states_shapes_keeps_them() -> None:
+def test_every_function_that_states_shapes_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
     config, gpt, cache_of = model_config(), load("model.gpt"), load("model.kv_cache")
     params = gpt.param_shapes(config)
     trace(gpt.forward, params, ids(B, T), config=config)
     steps_over_a_mesh(config, params)
     wide = replace(config, n_embd=128)
     narrow = {"dtype": jnp.bfloat16}
+    # Traced as any processor can, and never run
+    monkeypatch.setattr(load("model.kernels.native"), "able", lambda: True)
     for how in (
+        {"attention": "native", "matmul": "bfloat16"},
         {"attention": "banded", "matmul": "bfloat16"},
         {"matmul": "fp8", **narrow},
         {"fused": True, **narrow},
