@@ -172,7 +172,8 @@ mod tests {
             value.is_some()
         });
         // Few were replaced: it grows before it is full.
-        assert!(found.count() > most * 99 / 100);
+        let found = found.count();
+        assert!(found > most * 95 / 100, "{found}");
         table.clear();
         assert_eq!(value_of(&table, 0), None);
     }
