@@ -4,6 +4,8 @@
 //! float32. So numbers are held in pairs, as u32, and the right operand of a product in panels of 32
 //! columns, [pairs, 32], where a pair is of two rows; the left operand stays as it lies.
 #![allow(unsafe_code)]
+// Where the processor has the instructions (`able`), functions that need them are safe to call.
+#![allow(clippy::missing_safety_doc)]
 
 use std::arch::x86_64::*;
 
