@@ -71,3 +71,6 @@ def bfloat16_kernels() -> dict[str, Any]:
 
 def int8_matmul() -> Any:
     """A PyCapsule of XLA's handler of products with kernels of 8 bits (`model.kernels.int8`)."""
+
+def cached_attention() -> Any:
+    """A PyCapsule of XLA's handler of `model.kernels.cached`; None on a processor without FMA."""

@@ -5,9 +5,10 @@
 //! by the same pattern and merges by rank. Nothing here knows Python: the bindings are in
 //! `python.rs`, behind the feature `python`.
 //!
-//! Some modules have nothing to do with BPE: `int8`, products for decoding with weights of 8 bits, and
-//! `attention`, `loss` and `norm_rope`, of a training step, which XLA calls through `xla_ffi` and `xla_bf16`. They
-//! are here so that one build makes all that is Rust.
+//! Some modules have nothing to do with BPE: `int8`, products for decoding with weights of 8 bits,
+//! `cached`, its attention, and `attention`, `loss` and `norm_rope`, of a training step, which XLA
+//! calls through `xla_ffi`, `xla_cached` and `xla_bf16`. They are here so that one build makes all that
+//! is Rust.
 
 #![deny(unsafe_code)]
 
@@ -18,6 +19,7 @@ pub mod attention;
 pub mod bf16;
 mod block;
 mod cache;
+pub mod cached;
 mod count;
 mod encode;
 mod ends;
@@ -42,6 +44,8 @@ mod unicode;
 mod word;
 #[cfg(all(feature = "python", target_arch = "x86_64"))]
 mod xla_bf16;
+#[cfg(feature = "python")]
+mod xla_cached;
 #[cfg(feature = "python")]
 mod xla_ffi;
 

@@ -15,7 +15,7 @@ use pyo3::types::{PyBytes, PyCapsule, PyIterator, PyString};
 #[cfg(target_arch = "x86_64")]
 use crate::xla_bf16;
 use crate::xla_ffi::{self, Handler};
-use crate::{Error, TokenId, Trainer, known_patterns};
+use crate::{Error, TokenId, Trainer, known_patterns, xla_cached};
 
 /// Texts are taken in chunks of this size, so that all threads have work.
 const CHUNK_BYTES: usize = 32 << 20;
@@ -287,6 +287,14 @@ mod _bpe {
             ]));
         }
         Ok(HashMap::new())
+    }
+
+    /// The handler of `xla_cached::cached_attention`; None where XLA's own code is as fast.
+    #[pyfunction]
+    fn cached_attention(py: Python<'_>) -> PyResult<Option<Bound<'_, PyCapsule>>> {
+        crate::cached::able()
+            .then(|| capsule(py, xla_cached::cached_attention))
+            .transpose()
     }
 }
 

@@ -4,7 +4,7 @@ The functions are module-level, so that engines of one configuration share them.
 
 What a row gets is the same to the last bit in any slot and any company: a prompt is read alone, the
 rows of a step are always as many as there are slots, and attention adds its blocks in order
-(`model.attention.cached_attention`). Barriers keep the variants of a program from being fused in
+(`model.kernels.cached`). Barriers keep the variants of a program from being fused in
 different ways.
 
 Axes: B slots of the engine, N decode steps of a dispatch, V vocabulary, A alternatives reported for

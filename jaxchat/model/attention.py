@@ -1,4 +1,4 @@
-"""Causal attention, whole rows at a time (training, prefill) and one query at a time (decoding).
+"""Causal attention, whole rows at a time: training and prefill. Decoding's is `kernels.cached`.
 
 Axes: B batch, T time, S keys, H query heads, G key/value heads, K head size.
 
@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
-from jaxtyping import Bool, Float
+from jax import Array
+from jaxtyping import Float
 
 from jaxchat.model.backend import Implementation
 from jaxchat.model.kernels.banded import banded_attention
-from jaxchat.model.kernels.blocked import blocked_attention, sum_by_halves, sum_in_order
+from jaxchat.model.kernels.blocked import blocked_attention
 from jaxchat.model.kernels.native import native_attention
 from jaxchat.model.kernels.splash import splash_attention, takes
-from jaxchat.model.kv_cache import BLOCK, whole_blocks
 
 MAX_SCORE = 80.0  # exp(80) summed over a context is still finite in float32
 KERNELS = {
@@ -63,40 +62,3 @@ def causal_attention(
         implementation=implementation,  # type: ignore[arg-type]
     )
     return y[:, :length]
-
-
-def cached_attention(
-    q: Float[Array, "B H K"],
-    k: Float[Array, "B G S K"],
-    v: Float[Array, "B G S K"],
-    visible: Bool[Array, "B S"],
-) -> Float[Array, "B H K"]:
-    """One query a row against the keys of a cache. A row that sees no key gives NaN.
-
-    Every block of slots is a product of its own, and the blocks are added from the first to the
-    last: so the result is the same to the last bit however many hidden blocks come after.
-    """
-    batch, heads, size = q.shape
-    groups, slots = k.shape[1:3]
-    if slots % BLOCK:
-        extra = whole_blocks(slots) - slots
-        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0))) for x in (k, v))
-        visible = jnp.pad(visible, ((0, 0), (0, extra)))
-    count = k.shape[2] // BLOCK
-    shape = (batch, groups, count, BLOCK, size)
-    q = (q * jnp.asarray(size**-0.5, q.dtype)).reshape(batch, groups, 1, heads // groups, size)
-    q = jnp.broadcast_to(q, (batch, groups, count, heads // groups, size))
-    scores = jnp.einsum(
-        "bgnrk,bgnsk->bgnrs", q, k.reshape(shape), preferred_element_type=jnp.float32
-    )
-    hidden = jnp.where(visible, 0.0, -jnp.inf).reshape(batch, 1, count, 1, BLOCK)
-    # The barrier keeps XLA from taking every exponential again for the sum, one at a time.
-    weights = lax.optimization_barrier(jnp.exp(scores + hidden))
-    y = jnp.einsum(
-        "bgnrs,bgnsk->bgnrk",
-        weights.astype(v.dtype),
-        v.reshape(shape),
-        preferred_element_type=jnp.float32,
-    )
-    y = sum_in_order(y) / sum_in_order(sum_by_halves(weights))
-    return y.reshape(batch, heads, size).astype(q.dtype)

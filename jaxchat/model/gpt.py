@@ -36,11 +36,11 @@ from jaxchat.config.derive import (
     middle_layer,
 )
 from jaxchat.config.schema import ModelConfig
-from jaxchat.model.attention import MAX_SCORE, cached_attention, causal_attention
+from jaxchat.model.attention import MAX_SCORE, causal_attention
 from jaxchat.model.backend import PLAIN, Compute, MatmulPrecision
 from jaxchat.model.init import Initializer, init_table, parameter
 from jaxchat.model.joined import JOINED
-from jaxchat.model.kernels import fp8, native, norms, residual
+from jaxchat.model.kernels import cached, fp8, native, norms, residual
 from jaxchat.model.kernels.matmul import matmul, widened_matmul
 from jaxchat.model.kernels.relu2 import relu2
 from jaxchat.model.kv_cache import Cache, View, fill, view_of, write
@@ -431,7 +431,7 @@ def decode(
         keys = write(cache.k[layer], k[:batch, 0].astype(store), position)
         values = write(cache.v[layer], v[:batch, 0].astype(store), position)
         seen = view.visible[layer]
-        y = cached_attention(q[:batch, 0], keys.astype(dtype), values.astype(dtype), seen)
+        y = cached.cached_attention(q[:batch, 0], keys.astype(dtype), values.astype(dtype), seen)
         return pad(y[:, None]), (keys, values)
 
     def pad(rows: Array) -> Array:

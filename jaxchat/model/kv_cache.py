@@ -24,7 +24,7 @@ from jaxchat.config.derive import windows
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model.rope import Rope, rope_table
 
-BLOCK = 64  # slots that attention sums over at once, see `attention.cached_attention`
+BLOCK = 64  # slots that attention sums over at once, see `kernels.cached`
 
 
 class Cache(NamedTuple):

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchat.model.attention import cached_attention, causal_attention
+from jaxchat.model.attention import causal_attention
 from jaxchat.model.backend import backend
 from jaxchat.model.capabilities import choose_attention
 from jaxchat.model.kernels import banded, native
 from jaxchat.model.kernels.banded import banded_attention
 from jaxchat.model.kernels.blocked import blocked_attention
+from jaxchat.model.kernels.cached import cached_attention, plain_cached_attention
 
 B, H, G, K = 2, 4, 2, 8
 attend = jax.jit(causal_attention, static_argnames=("window", "implementation"))
@@ -111,7 +112,8 @@ def test_long_rows_make_few_blocks_and_the_same_result():
     np.testing.assert_allclose(got, plain(q, k, v, 300), atol=2e-5)
 
 
-def test_one_query_against_a_cache_is_the_last_row_of_attention():
+@pytest.mark.parametrize("cached_attention", [cached_attention, plain_cached_attention])
+def test_one_query_against_a_cache_is_the_last_row_of_attention(cached_attention):
     q, k, v, _ = random_qkv(40)
     want = plain(q, k, v, 1000)
     rows, lengths = np.arange(B), np.array([13, 40])
@@ -181,8 +183,9 @@ def test_other_platforms_get_theirs_and_cudnn_and_splash_only_where_a_trial_succ
         assert choose_attention(64, jnp.bfloat16, "default", backend("gpu")) == "blocked"
 
 
+@pytest.mark.parametrize("cached_attention", [cached_attention, plain_cached_attention])
 @pytest.mark.parametrize("heads", [2, 4, 8])
-def test_hidden_slots_that_come_after_change_no_bit(heads):
+def test_hidden_slots_that_come_after_change_no_bit(heads, cached_attention):
     """However far the cache is looked at: 1, 2, 4 or 8 blocks of 128 slots."""
     rows, groups, size, most = 5, 2, 16, 1024
     rng = np.random.default_rng(heads)
@@ -197,3 +200,27 @@ def test_hidden_slots_that_come_after_change_no_bit(heads):
         np.testing.assert_array_equal(part, whole)
     short = cached(q[:4], k[:4, :, :100], v[:4, :, :100], visible[:4, :100])
     np.testing.assert_array_equal(short, whole[:4])
+
+
+@pytest.mark.parametrize("size", [16, 24, 128])
+@pytest.mark.parametrize(("rows", "slots"), [(1, 1), (3, 64), (40, 200)])
+def test_our_own_cached_attention_is_the_plain_formula(rows, slots, size):
+    """Rings, too, of which any slot may be hidden; a row that sees nothing gives NaN in both."""
+    keys = jax.random.split(jax.random.key(slots), 4)
+    q = jax.random.normal(keys[0], (rows, 6, size))
+    k = jax.random.normal(keys[1], (rows, 2, slots, size))
+    v = jax.random.normal(keys[2], (rows, 2, slots, size))
+    visible = jax.random.bernoulli(keys[3], 0.7, (rows, slots)).at[-1].set(rows == 1)
+    got, want = cached_attention(q, k, v, visible), plain_cached_attention(q, k, v, visible)
+    np.testing.assert_allclose(got, want, atol=2e-6)
+    assert jnp.isnan(got[-1]).all() == (rows > 1)
+    alone = jax.jit(cached_attention)(q[:1], k[:1], v[:1], visible[:1])
+    assert jnp.array_equal(alone, jax.jit(cached_attention)(q, k, v, visible)[:1])
+
+
+def test_our_own_cached_attention_refuses_what_it_cannot_take():
+    cached_attention(jnp.ones((1, 1, 16)), *[jnp.ones((1, 1, 4, 16))] * 2, jnp.ones((1, 4), bool))
+    shape = jax.ShapeDtypeStruct((1, 3, 16), jnp.float32)
+    call = jax.ffi.ffi_call("jaxchat_cached_attention", shape)
+    with pytest.raises(Exception, match=r"takes float32 \[B,H,K\], twice \[B,G,S,K\]"):
+        call(jnp.ones((1, 3, 16)), *[jnp.ones((1, 2, 4, 16))] * 2, jnp.ones((1, 4), bool))
