@@ -247,7 +247,7 @@ def trace_step(name: str, case: Case, out: Path) -> None:
     step.compile(state_shapes(step))
     state = fresh_state(step)
     for _ in range(2):
-        state, metrics = step.compiled(state, step.batch)
+        state, metrics = step.run(state, step.batch)
     jax.block_until_ready(state)
     facts = {
         "stage": "base", "start": 2, "stop": 2 + TRACED_STEPS, "step_tokens": case.batch,
@@ -256,7 +256,7 @@ def trace_step(name: str, case: Case, out: Path) -> None:
     with traced(out, f"trace {name}", facts, {"step": step.compiled.as_text()}):
         for number in range(2, 2 + TRACED_STEPS):
             with jax.profiler.StepTraceAnnotation("base", step_num=number):
-                state, metrics = step.compiled(state, step.batch)
+                state, metrics = step.run(state, step.batch)
         float(metrics["loss"])
 
 

@@ -65,7 +65,7 @@ def chunk_size(length: int) -> int:
 
 
 def prefix_size(positions: int, context: int) -> int:
-    """The positions of a row that has room for so many: powers of two, or all of a context's.
+    """The positions of a row that has room for as many: a power of two, or all of a context.
 
     The last chunk is padded beyond the context, by less than half a CHUNK.
     """

@@ -167,10 +167,14 @@ class Step:
         stepped: tuple[TrainState, dict[str, jax.Array]] = self.jitted(state, batch, self._given)
         return stepped
 
+    def trace(self, state: Any, batch: Any) -> jax.stages.Traced:
+        """For arrays, or shapes of them."""
+        traced: jax.stages.Traced = self.jitted.trace(state, batch, self._given)
+        return traced
+
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
-        """For arrays, or shapes of them. What is compiled of it is called through `through`."""
-        lowered: jax.stages.Lowered = self.jitted.lower(state, batch, self._given)
-        return lowered
+        """As `trace`. What is compiled of it is called through `through`."""
+        return self.trace(state, batch).lower()
 
     def through(self, compiled: Any) -> Step:
         """The same step, by a program that was compiled of `lower`."""

@@ -36,6 +36,8 @@ def program(tmp_path):
     def run(*arguments, started=(), **options):
         env = {k: v for k, v in os.environ.items() if k != NAME}
         env |= {"PYTHONPATH": str(ROOT), **options.pop("more", {})}
+        # ignored where the tests run in the background
+        options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         process = subprocess.Popen(
             [sys.executable, *(started or [str(file)]), *arguments], text=True, env=env,
             cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options,

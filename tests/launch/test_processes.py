@@ -61,7 +61,7 @@ def finish(child: subprocess.Popen[str], code: int = 0) -> str:
     out, _ = child.communicate(timeout=1200)
     assert child.returncode == code, out
     # Gloo's threads may write into each other's lines
-    return re.sub(r"\[\d\] .*(\[Gloo\]|peer ranks).*\n", "", out)
+    return re.sub(r"\[\d\] (.*(\[Gloo\]|peer ranks).*)?\n", "", out)
 
 
 def weights(home: Path, stage: str) -> Any:

@@ -72,7 +72,7 @@ def test_a_second_turn_reads_only_what_is_new(client):
         {"role": "user", "content": "Count."},
     ]
     cached = call(client, messages=turns).usage.prompt_tokens_details.cached_tokens
-    assert cached == 256
+    assert cached == first.usage.prompt_tokens - 1, "all but what begins the answer"
     assert call(client, "Count.").usage.prompt_tokens_details.cached_tokens == 0
 
 

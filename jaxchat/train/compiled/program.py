@@ -172,7 +172,7 @@ def compile_step(
     return compile_program(step, *arguments, parts=_parts_of_step, beside=beside)
 
 
-def _parts_of_step(state: TrainState, batch: Any) -> Mapping[str, Any]:
+def _parts_of_step(state: TrainState, batch: Any, *numbers: Any) -> Mapping[str, Any]:
     return {"parameters": state.params, "optimizer": (state.opt_state, state.step), "batch": batch}
 
 

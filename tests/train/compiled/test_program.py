@@ -50,7 +50,8 @@ def test_a_step_is_compiled_in_two_forms_and_what_it_holds_is_known(config):
     total = count_params(config.model)["total"]
     assert found.held["parameters"] == 4 * total
     assert 4 * total // 2 <= found.held["optimizer"] <= 4 * 2 * total
-    assert sum(found.held.values()) == found.arguments
+    hyperparameters = found.arguments - sum(found.held.values())
+    assert 0 < hyperparameters < 256, "a stage's rates and horizons are one small array"
     assert found.counts.product_flops > 0
     assert found.counts.launches == sum(kernel.times for kernel in found.kernels)
     assert found.beside is not None
