@@ -174,7 +174,8 @@ class Step:
 
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
         """As `trace`. What is compiled of it is called through `through`."""
-        return self.trace(state, batch).lower()
+        lowered: jax.stages.Lowered = self.trace(state, batch).lower()
+        return lowered
 
     def through(self, compiled: Any) -> Step:
         """The same step, by a program that was compiled of `lower`."""
