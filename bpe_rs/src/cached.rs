@@ -158,7 +158,7 @@ fn add<const N: usize>(y: &mut [f32], weights: [f32; N], rows: [&[f32]; N]) {
 /// Taylor series.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    const HIGH: f32 = 0.693_359_375; // ln 2 in two parts, of which n times the first is exact
+    const HIGH: f32 = 355.0 / 512.0; // ln 2 in two parts, of which n times the first is exact
     const LOW: f32 = -2.121_944_4e-4;
     const TERMS: [f32; 6] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0];
     let hidden = if x < -LARGEST { 0.0 } else { 1.0 };
