@@ -15,6 +15,7 @@ use std::ops::Range;
 use crate::bf16::{
     GROUP, LANES, PANEL, Rows, Sums, exp, narrow, numbers, paired, product, put, put_pairs,
 };
+use crate::out::Out;
 use crate::scratch::{self, floats};
 
 /// Queries of a unit of `forward`, and of a block of `backward`.
@@ -46,25 +47,6 @@ pub struct Saved<'a> {
     pub y: &'a [f32],
     pub total: &'a [f32],
     pub dy: &'a [f32],
-}
-
-/// A result that several threads write, each its own part.
-#[derive(Clone, Copy)]
-pub struct Out<T = f32>(pub *mut T);
-
-// SAFETY: no two threads use the same part (see `at`)
-unsafe impl<T> Sync for Out<T> {}
-
-impl<T> Out<T> {
-    /// Numbers from `at` on.
-    ///
-    /// # Safety
-    /// They must be within the result, and no other thread may use them.
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn at(&self, at: usize, count: usize) -> &mut [T] {
-        // SAFETY: the caller's promise
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), count) }
-    }
 }
 
 impl Shape {

@@ -32,6 +32,7 @@ pub mod loss;
 mod machine;
 #[cfg(target_arch = "x86_64")]
 pub mod norm_rope;
+pub mod out;
 #[cfg(feature = "python")]
 mod python;
 mod scan;

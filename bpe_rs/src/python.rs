@@ -271,22 +271,13 @@ mod _bpe {
     #[pyfunction]
     fn bfloat16_kernels(py: Python<'_>) -> PyResult<HashMap<&'static str, Bound<'_, PyCapsule>>> {
         #[cfg(target_arch = "x86_64")]
-        if crate::bf16::able() {
-            return Ok(HashMap::from([
-                ("jaxchat_attention", capsule(py, xla_bf16::attention)?),
-                (
-                    "jaxchat_attention_gradient",
-                    capsule(py, xla_bf16::attention_gradient)?,
-                ),
-                ("jaxchat_loss", capsule(py, xla_bf16::loss)?),
-                ("jaxchat_norm_rope", capsule(py, xla_bf16::norm_rope)?),
-                (
-                    "jaxchat_norm_rope_gradient",
-                    capsule(py, xla_bf16::norm_rope_gradient)?,
-                ),
-            ]));
-        }
-        Ok(HashMap::new())
+        let handlers = xla_bf16::handlers();
+        #[cfg(not(target_arch = "x86_64"))]
+        let handlers: [(&str, Handler); 0] = [];
+        let named = handlers.into_iter();
+        named
+            .map(|(name, handler)| Ok((name, capsule(py, handler)?)))
+            .collect()
     }
 
     /// The handler of `xla_cached::cached_attention`; None where XLA's own code is as fast.

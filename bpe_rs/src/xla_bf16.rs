@@ -1,16 +1,31 @@
 //! `attention`, `loss` and `norm_rope` as XLA calls them, on a processor with AVX-512 BF16.
 #![allow(unsafe_code)]
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 
-use crate::attention::{Operands, Out, Saved, Shape};
+use crate::attention::{Operands, Saved, Shape};
 use crate::bf16::able;
 use crate::loss;
 use crate::norm_rope::Norm;
-use crate::xla_ffi::{BFLOAT16, CallFrame, FLOAT32, INT32, answer};
+use crate::out::Out;
+use crate::xla_ffi::{CallFrame, FLOAT32, Handler, answer};
 
+const INT32: c_int = 4; // types of numbers
+const BFLOAT16: c_int = 16;
 /// Numbers of a piece of work, about.
 const PIECE: usize = 1 << 16;
+
+/// All handlers by the names of their targets; none where the processor lacks the instructions.
+pub(crate) fn handlers() -> Vec<(&'static str, Handler)> {
+    let all: [(&str, Handler); 5] = [
+        ("jaxchat_attention", attention),
+        ("jaxchat_attention_gradient", attention_gradient),
+        ("jaxchat_loss", loss),
+        ("jaxchat_norm_rope", norm_rope),
+        ("jaxchat_norm_rope_gradient", norm_rope_gradient),
+    ];
+    if able() { all.to_vec() } else { Vec::new() }
+}
 
 /// The handler `jaxchat_attention`: q [B,T,H,K], k and v [B,T,G,K] bfloat16, window [1] int32 ->
 /// y [B,T,H,K] and sums of weights [B,H,T], float32.

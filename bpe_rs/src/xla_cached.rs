@@ -4,6 +4,7 @@
 use std::ffi::c_void;
 
 use crate::cached::{LANES, Row};
+use crate::out::Out;
 use crate::xla_ffi::{BOOL, CallFrame, FLOAT32, answer};
 
 /// Numbers of keys below which sharing the work takes longer than it saves, and of a piece of it.
@@ -57,26 +58,10 @@ unsafe fn attend(frame: &CallFrame) -> Option<()> {
                 visible: &visible[unit / groups * slots..][..slots],
             };
             // SAFETY: y has as many numbers as q, and nobody else writes to this unit's
-            row.attend(unsafe { std::slice::from_raw_parts_mut(y.at(unit * own), own) });
+            row.attend(unsafe { y.at(unit * own, own) });
         }
     };
     // SAFETY: the caller's promise
     unsafe { frame.share(units.div_ceil(piece), &attend) };
     Some(())
-}
-
-/// Where a result is.
-#[derive(Clone, Copy)]
-struct Out(*mut f32);
-
-// SAFETY: each thread writes to units of its own
-unsafe impl Sync for Out {}
-
-impl Out {
-    /// # Safety
-    /// There must be a number `at`.
-    unsafe fn at(&self, at: usize) -> *mut f32 {
-        // SAFETY: the caller's promise
-        unsafe { self.0.add(at) }
-    }
 }

@@ -19,9 +19,7 @@ const EXECUTE: c_int = 3; // the stage
 const INVALID_ARGUMENT: c_int = 3;
 pub(crate) const BOOL: c_int = 1; // types of numbers
 const INT8: c_int = 2;
-pub(crate) const INT32: c_int = 4;
 pub(crate) const FLOAT32: c_int = 11;
-pub(crate) const BFLOAT16: c_int = 16;
 /// Products below which sharing the work takes longer than it saves.
 const SHARED: usize = 1 << 20;
 /// Products of a piece of shared work, about.

@@ -90,9 +90,8 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformationExtraArgs:
         **_: Any,
     ) -> tuple[Any, Any]:
         del params
-        norm, most = optax.tree.norm(updates) if norm is None else norm, limit
-        if given is not None:
-            most = given.grad_clip
+        norm = optax.tree.norm(updates) if norm is None else norm
+        most = limit if given is None else given.grad_clip
         return jax.tree.map(lambda g: jnp.where(norm < most, g, g / norm * most), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)

@@ -110,9 +110,8 @@ def score_rows(
         arrays = {name: array[None] for name, array in batch.arrays.items()}
         return batch, scores_over(model.params, put(arrays, layout))
 
-    with contextlib.closing(
-        Ahead(mesh.devices.flat[0])
-    ) as ahead:  # else one after the other, between the batches
+    # Else one program after the other, between the batches
+    with contextlib.closing(Ahead(mesh.devices.flat[0])) as ahead:
         for batch in batches:
             shapes = {
                 name: jax.ShapeDtypeStruct((1, *array.shape), array.dtype, sharding=layout)
