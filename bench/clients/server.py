@@ -80,7 +80,11 @@ def served(home: Path, run: str, stage: str, log: Path) -> Iterator[str]:
         yield line.partition("open ")[2].split()[0]
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:  # what clients have seen is still worth its table
+            process.kill()
+            print("the server did not end within 60 s of SIGTERM", file=sys.stderr)
 
 
 def post(url: str, path: str, **body: Any) -> Any:
