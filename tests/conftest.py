@@ -12,8 +12,8 @@ import jax
 import pytest
 from compilation import FAST_COMPILATION
 
-# Collecting and tracing make millions of objects that stay: they are looked through more rarely.
-gc.set_threshold(50_000, 20, 50)
+# As `configure_jax` does, before there is anything to import: a third of collecting was this.
+gc.set_threshold(50_000, 10, 10)
 
 # Benchmarks whose arithmetic is tested
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
