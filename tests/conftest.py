@@ -78,6 +78,8 @@ LONG = {
     *("test_engine.py", "test_notebooks.py", "test_rl.py", "test_rollouts.py", "test_step.py"),
     *("test_docs.py", "test_processes.py", "test_fit_warm.py", "test_mirror.py", "test_probes.py"),
     *("test_page_browser.py", "test_bpe_training.py", "test_answers.py", "test_loss_curve.py"),
+    *("test_oom.py", "test_climb.py", "test_gpt.py", "test_fused.py", "test_changes.py"),
+    *("test_grammar.py", "test_screen.py", "test_september_training.py", "test_fp8.py"),
 }
 
 
