@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -156,38 +157,59 @@ def patiently(*commands: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """Formatting, types, lints and tests; pytest comes last. Returns 0 when all passed."""
+    """Formatting, types, lints and tests. Returns 0 when all passed.
+
+    What takes long runs beside pytest, whose tests often wait, and says after it what it found.
+    """
     os.environ["PYO3_PYTHON"] = str(PYTHON)
     python = [str(PYTHON), "-m"]
     crate = ["--manifest-path", CRATE]
-    checks = {
+    brief = {
         "ruff check": [*python, "ruff", "check", "."],
         "ruff format": [*python, "ruff", "format", "--check", "."],
-        "mypy": [*python, "mypy"],
         "cargo fmt": ["cargo", "fmt", *crate, "--check"],
+    }
+    long = {
+        "mypy": [*python, "mypy"],
         "cargo clippy": [
             *("cargo", "clippy", *crate, "--locked", "--all-targets", "--features", "python"),
             *("--", "-D", "warnings"),
         ],
         "cargo test": ["cargo", "test", *crate, "--locked", "--quiet"],
     }
+    for name in ("fmt", "clippy"):
+        if not has_component(name):
+            print(f"== cargo {name}: skipped, not installed (rustup component add {name})")
+            (brief if name == "fmt" else long).pop(f"cargo {name}")
     failed = []
-    for name, command in checks.items():
-        if name in ("cargo fmt", "cargo clippy") and not has_component(name.split()[1]):
-            print(f"== {name}: skipped, not installed (rustup component add {name.split()[1]})")
-            continue
+    for name, command in brief.items():
         print(f"== {name}", flush=True)
         if patiently(command):
             failed.append(name)
-    print(f"== failed: {', '.join(failed)}" if failed else "== pytest", flush=True)
+    print(f"== pytest; beside it {', '.join(long)}", flush=True)
     # Tests mostly compile, on one core each; those of a file share what they compiled.
     # The long ones come first (tests/conftest.py), which xdist would undo.
     count = str(min(os.cpu_count() or 1, MOST_WORKERS))
     workers = ["-n", count, "--dist", "loadfile", "--no-loadscope-reorder"]
-    code = subprocess.call([*python, "pytest", *workers, *arguments])
+    with ThreadPoolExecutor(1) as beside:
+        try:
+            found = {name: beside.submit(captured, command) for name, command in long.items()}
+            code = subprocess.call([*python, "pytest", *workers, *arguments])
+            for name, check in found.items():
+                done = check.result()
+                print(f"== {name}", done.stdout.rstrip(), sep="\n", flush=True)
+                if done.returncode:
+                    failed.append(name)
+        finally:
+            beside.shutdown(cancel_futures=True)
     if failed:
-        print(f"Failed before pytest: {', '.join(failed)}", file=sys.stderr)
+        print(f"Failed besides pytest: {', '.join(failed)}", file=sys.stderr)
     return code or int(bool(failed))
+
+
+def captured(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    """The command, when it has ended, with all that it said."""
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def has_component(name: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PYTEST = "== pytest; beside it mypy, cargo test"
 PARTS = ("bootstrap.py", "pyproject.toml", "constraints.txt", "bpe_rs/Cargo.toml")
 
 
@@ -157,22 +158,30 @@ def rust(installed):
 
 
 @pytest.mark.usefixtures("rust")
-def test_the_checks_all_run_and_pytest_comes_last(installed):
+def test_the_checks_all_run_and_the_long_ones_speak_after_pytest(installed):
     done = bootstrap(installed, "test", "-k", "nothing")
     lines = done.stdout.splitlines()
+    before, after = lines[: lines.index(PYTEST)], lines[lines.index(PYTEST) + 1 :]
+    assert before == [
+        "== cargo clippy: skipped, not installed (rustup component add clippy)",
+        *("== ruff check", "-m ruff check .", "== ruff format", "-m ruff format --check ."),
+        *("== cargo fmt", "cargo fmt --manifest-path bpe_rs/Cargo.toml --check"),
+    ]
     assert re.fullmatch(
-        r"-m pytest -n [1-4] --dist loadfile --no-loadscope-reorder -k nothing", lines[-1]
+        r"-m pytest -n [1-4] --dist loadfile --no-loadscope-reorder -k nothing", after[0]
     )
-    assert "== cargo clippy: skipped, not installed (rustup component add clippy)" in lines
+    assert after[1:] == [
+        *("== mypy", "-m mypy"),
+        *("== cargo test", "cargo test --manifest-path bpe_rs/Cargo.toml --locked --quiet"),
+    ]
     assert done.returncode == 7
-    assert "cargo test --manifest-path bpe_rs/Cargo.toml --locked --quiet" in lines
-    failed = "ruff check, ruff format, mypy"
-    assert f"== failed: {failed}" in lines
-    assert done.stderr.splitlines()[-1] == f"Failed before pytest: {failed}"
+    assert done.stderr == "Failed besides pytest: ruff check, ruff format, mypy\n"
 
 
 @pytest.mark.usefixtures("rust")
-@pytest.mark.parametrize(("failing", "code"), [("nothing", 0), ("mypy", 1), ("pytest", 1)])
+@pytest.mark.parametrize(
+    ("failing", "code"), [("nothing", 0), ("ruff", 1), ("mypy", 1), ("pytest", 1)]
+)
 def test_the_exit_code_is_0_only_when_all_passed(installed, failing, code):
     python = installed / ".venv" / "bin" / "python"
     python.write_text(f'#!/bin/sh\n[ "$2" = {failing} ] && exit 1\nexit 0\n')

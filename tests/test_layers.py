@@ -4,6 +4,7 @@ Imports inside functions count too: all are found in the source, nothing is impo
 """
 
 import ast
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +26,8 @@ ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 PACKAGE = Path(jaxchat.__file__).parent
 
 
-def read_modules() -> dict[str, ast.Module]:
+@functools.cache
+def modules() -> dict[str, ast.Module]:
     """Name below jaxchat ("" is jaxchat itself) -> syntax tree."""
     trees = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -35,12 +37,9 @@ def read_modules() -> dict[str, ast.Module]:
     return trees
 
 
-MODULES = read_modules()
-
-
 def imports(name: str) -> Iterator[tuple[str, int]]:
     """(full name, line) of all that a module imports; `from a import b` as a and as a.b."""
-    for node in ast.walk(MODULES[name]):
+    for node in ast.walk(modules()[name]):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
@@ -55,7 +54,7 @@ def own_imports(name: str) -> Iterator[tuple[str, int]]:
     """The modules of ours that it imports, but for packages that are nothing but a folder."""
     for imported, line in imports(name):
         own = imported.removeprefix("jaxchat").removeprefix(".")
-        is_ours = imported.split(".")[0] == "jaxchat" and (own in MODULES or own == "_bpe")
+        is_ours = imported.split(".")[0] == "jaxchat" and (own in modules() or own == "_bpe")
         if is_ours and own not in FOLDERS:
             yield own, line
 
@@ -72,17 +71,17 @@ def offences(is_one: Callable[[str, ast.AST], bool]) -> list[str]:
     """`module line n: source` of every node of every module that `is_one` finds wrong."""
     return [
         f"{name} line {getattr(node, 'lineno', '?')}: {ast.unparse(node)}"
-        for name, tree in MODULES.items()
+        for name, tree in modules().items()
         for node in ast.walk(tree)
         if is_one(name, node)
     ]
 
 
 def test_every_module_stands_in_a_room() -> None:
-    tops = {name.split(".")[0] for name in MODULES if name}
+    tops = {name.split(".")[0] for name in modules() if name}
     homeless = tops - {room.split(".")[0] for room in ROOMS}
     assert not homeless, f"{sorted(homeless)}: put each into a room of docs/code.md"
-    gone = set(ROOMS) - set(MODULES) - {"_bpe"}
+    gone = set(ROOMS) - set(modules()) - {"_bpe"}
     assert not gone, f"ROOMS names {sorted(gone)}, which do not exist"
 
 
@@ -93,7 +92,8 @@ def test_the_root_has_at_most_24_entries() -> None:
 
 def test_folders_have_nothing_but_a_docstring_in_their_init() -> None:
     for name in FOLDERS - {""}:
-        code = MODULES[name].body[1:] if ast.get_docstring(MODULES[name]) else MODULES[name].body
+        tree = modules()[name]
+        code = tree.body[1:] if ast.get_docstring(tree) else tree.body
         assert not code, f"jaxchat/{name}/__init__.py must have no code"
     assert not list(own_imports(""))
 
@@ -101,7 +101,7 @@ def test_folders_have_nothing_but_a_docstring_in_their_init() -> None:
 def test_imports_only_flow_down() -> None:
     upward = [
         f"{name} line {line} imports {own}, which comes after it in ROOMS"
-        for name in MODULES
+        for name in modules()
         if name
         for own, line in own_imports(name)
         if room_of(own) > room_of(name)
@@ -122,7 +122,7 @@ def test_modules_do_not_import_each_other_in_circles() -> None:
                 visit(own, (*path, name))
         done.add(name)
 
-    for name in MODULES:
+    for name in modules():
         visit(name, ())
 
 
@@ -130,7 +130,7 @@ def test_the_model_never_sees_tokenizer_optimizer_or_mesh() -> None:
     hidden = ("jaxchat.tokenizer", "jaxchat.optim", "jaxchat.parallel", "jax.sharding", "optax")
     seen = [
         f"{name} line {line} imports {imported}"
-        for name in MODULES
+        for name in modules()
         if name.split(".")[0] == "model"
         for imported, line in imports(name)
         if imported.startswith(hidden)
@@ -139,14 +139,14 @@ def test_the_model_never_sees_tokenizer_optimizer_or_mesh() -> None:
 
 
 def test_flax_is_confined_to_the_model() -> None:
-    users = {name for name in MODULES for i, _ in imports(name) if i.split(".")[0] == "flax"}
+    users = {name for name in modules() for i, _ in imports(name) if i.split(".")[0] == "flax"}
     assert users == {"model.gpt"}
 
 
 def test_nobody_uses_jax_internals() -> None:
     used = [
         f"{name} line {line} imports {imported}"
-        for name in MODULES
+        for name in modules()
         for imported, line in imports(name)
         if imported.startswith(("jax._src", "jaxlib"))
     ]
@@ -157,7 +157,7 @@ def test_nobody_uses_jax_internals() -> None:
 def test_nobody_unpickles() -> None:
     found = [
         f"{name} line {line} imports {imported}"
-        for name in MODULES
+        for name in modules()
         for imported, line in imports(name)
         if imported.split(".")[0] in UNSAFE_MODULES
     ]
@@ -187,7 +187,7 @@ def test_nobody_evaluates_text_as_code() -> None:
 def test_only_paths_reads_the_environment() -> None:
     found = [
         f"{name} line {line} imports {imported}"
-        for name in MODULES
+        for name in modules()
         if name != "paths"
         for imported, line in imports(name)
         if imported in {f"os.{attribute}" for attribute in ENVIRONMENT}

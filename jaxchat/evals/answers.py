@@ -132,11 +132,11 @@ def _closes(fence: re.Match[str], opened: re.Match[str], lines: Sequence[str]) -
         return False
     if len(fence["lead"]) <= len(opened["lead"]):
         return True
-    without, within = (
-        _parse(_block([*lines, last], opened, closed=True).code)
-        for last in (fence["lead"], fence.string)
-    )
-    return without is not None and within is None
+
+    def parses(last: str) -> bool:
+        return _parse(_block([*lines, last], opened, closed=True).code) is not None
+
+    return parses(fence["lead"]) and not parses(fence.string)
 
 
 def _block(lines: Sequence[str], opened: re.Match[str], *, closed: bool) -> Block:

@@ -12,6 +12,7 @@ gives a process one GPU only.
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import warnings
@@ -31,6 +32,9 @@ MEMORY_VARIABLES = (
     "XLA_PYTHON_CLIENT_ALLOCATOR",
     "XLA_CLIENT_MEM_FRACTION",
 )
+# Objects made between two looks for garbage, and looks until older objects are looked at too. With
+# Python's 700 a sixth of tracing a step is such looks, nearly all in vain.
+GARBAGE = (50_000, 10, 10)
 HEARTBEAT_SECONDS = 600  # until a process that hangs counts as lost; an exit is noticed at once
 
 
@@ -40,11 +44,12 @@ def configure_jax(mesh: MeshConfig, cache: Path | None, *, whole_gpu: bool = Fal
     `whole_gpu`: training preallocates most of a GPU's memory; any other command allocates as it
     needs it. What the user has set in the environment stays (`MEMORY_VARIABLES`). Compiled programs
     are cached, so that the next process starts faster, in the folder `cache`, if it is given and
-    JAX_COMPILATION_CACHE_DIR names no other.
+    JAX_COMPILATION_CACHE_DIR names no other. Garbage is looked for more rarely (`GARBAGE`).
     """
     paths.set_environment(memory_settings(whole_gpu=whole_gpu), MEMORY_VARIABLES)
     # Without it NCCL aborts a collective in silence (`backend.COLLECTIVE_TIMEOUT`).
     paths.set_environment({"NCCL_DEBUG": "WARN"}, ["NCCL_DEBUG"])
+    gc.set_threshold(*GARBAGE)
     import jax
 
     if mesh.host_devices:

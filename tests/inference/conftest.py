@@ -1,4 +1,8 @@
-"""A tiny tokenizer, and a tiny model that likes to call tools and to stop."""
+"""A tiny tokenizer, and a tiny model that likes to call tools and to stop.
+
+An engine of it is 8 slots with dispatches of 4 steps wherever another does not matter: what one
+module compiled, the next finds.
+"""
 
 import jax
 import pytest

@@ -145,11 +145,11 @@ def requests(count, settings, seed):
 
 @pytest.fixture(scope="module")
 def engine(params, config, tokenizer):
-    return Engine(params, config, tokenizer, slots=8)
+    return Engine(params, config, tokenizer, slots=8, steps_per_dispatch=4)
 
 
 def test_greedy_answers_are_the_likeliest_after_the_changes(engine, config, tokenizer):
-    """Dispatches of 8 steps, tools among them, against a whole forward pass and NumPy."""
+    """Dispatches of 4 steps, tools among them, against a whole forward pass and NumPy."""
     ends = (tokenizer.special("<|assistant_end|>"), tokenizer.bos)
     tools = 0
     for request in [dataclasses.replace(r, temperature=0.0) for r in requests(18, CHANGED, 0)]:

@@ -32,7 +32,7 @@ PROMPT = (5, 6, 7)
 @pytest.fixture(scope="module")
 def engine(config, params, tokenizer):
     """Of 4 steps a dispatch, warm."""
-    engine = Engine(params, config, tokenizer, slots=7, max_len=128, steps_per_dispatch=4)
+    engine = Engine(params, config, tokenizer, slots=8, max_len=128, steps_per_dispatch=4)
     engine.warm_up()
     return engine
 

@@ -107,6 +107,16 @@ def test_a_collective_that_is_aborted_is_reported_by_nccl(theirs):
     assert done.stdout.strip() == (theirs or "WARN")
 
 
+def test_garbage_is_looked_for_more_rarely_from_then_on():
+    code = (
+        "import gc\nfrom jaxchat.config.schema import MeshConfig\n"
+        "from jaxchat.parallel.launch_env import GARBAGE, configure_jax\n"
+        "assert gc.get_threshold() != GARBAGE\nconfigure_jax(MeshConfig(), None)\n"
+        "assert gc.get_threshold() == GARBAGE"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_no_command_starts_jax_without_saying_it():
     """A run says it with each stage, the doctor with the devices."""
     commands = Path(main.__file__).parent.glob("*.py")

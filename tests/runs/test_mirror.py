@@ -129,6 +129,7 @@ def test_a_manifest_cannot_name_a_file_elsewhere(config, run, tmp_path, path):
 
 def test_a_store_that_fails_is_reported_once_and_tried_again(config, run, capsys, monkeypatch):
     mirror = Mirror(config, run)
+    mirror._every = 0.1  # and twice as long after each failure
     put, failures = mirror._fs.put_file, []
 
     def failing(*args, **kwargs):

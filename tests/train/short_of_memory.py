@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-from tiny_training import CLASSIC, TRAIN, T, random_params, tiny_job
+from tiny_training import CLASSIC, TRAIN, T, random_params, tiny_job, write_tiny_rows
 
 from jaxchat.checkpoints.save import fingerprint
 from jaxchat.train.loop import fit
@@ -20,6 +20,8 @@ if __name__ == "__main__":
     # Else an evaluation is given its memory while the last step still has its own.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     folder, rows, more = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    if not (folder / "rows").exists():
+        write_tiny_rows(folder / "rows", 5_000)  # Grain takes 0.3 ms to shuffle an index of 50
     train = replace(TRAIN, steps=2, batch_tokens=8_192 * T, micro_rows=rows)
     job, params = tiny_job(folder, train=train), random_params(CLASSIC)
     if more:

@@ -1,4 +1,4 @@
-"""The command that makes a run again: a tier, and what was set otherwise (layer 4)."""
+"""The command that makes a run again: a tier, and what was set otherwise."""
 
 from __future__ import annotations
 
