@@ -2,32 +2,40 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::Id;
 use crate::apply_merges::Merges;
 use crate::ends::MOST;
 use crate::ids::Ids;
-use crate::table::Table;
+pub use crate::table::Value;
+use crate::table::{Table, get};
 use crate::word::{SHORT, ShortWord};
+use crate::{Id, TokenId};
 
 /// The most ids in a slot: nearly all short pre-tokens have at most three.
-const SLOT_IDS: usize = 3;
+pub const SLOT_IDS: usize = 3;
 /// Lists of more ids are in one vector of at most so many.
 const MANY_IDS: usize = 1 << 20;
 const LONG_WORDS: usize = 1 << 14;
 /// Longer ones hardly come twice.
 const LONG_BYTES: usize = 64;
 
-/// A table of short pre-tokens, and a map for longer ones, which is emptied when it is full.
+/// A cache, and what it needs for a few pre-tokens at a time.
 pub struct Cache {
+    known: Known,
+    queue: [Waiting; MOST],
+    ids: Ids,
+}
+
+/// A table of short pre-tokens, and a map for longer ones, which is emptied when it is full.
+#[derive(Default)]
+struct Known {
     table: Table,
     many: Vec<Id>,
     /// The ids that were merged last.
     made: Vec<Id>,
     long: FxHashMap<Box<[u8]>, Box<[Id]>>,
-    queue: [Waiting; MOST],
 }
 
-/// A pre-token, without bytes if it is long, and its line in the table.
+/// A pre-token and its line in the table.
 #[derive(Clone, Copy, Default)]
 struct Waiting {
     word: ShortWord,
@@ -37,11 +45,9 @@ struct Waiting {
 impl Default for Cache {
     fn default() -> Self {
         Self {
-            table: Table::default(),
-            many: Vec::new(),
-            made: Vec::new(),
-            long: FxHashMap::default(),
+            known: Known::default(),
             queue: [Waiting::default(); MOST],
+            ids: Ids::default(),
         }
     }
 }
@@ -49,94 +55,106 @@ impl Default for Cache {
 impl Cache {
     /// Appends the ids of successive pre-tokens of a text to `out`: the first begins at `start`,
     /// and they end at `ends`.
-    pub fn append(
+    #[inline(always)]
+    pub fn append<T: TokenId>(
         &mut self,
         text: &[u8],
         start: usize,
         ends: &[usize],
         merges: &Merges,
-        out: &mut Ids,
+        out: &mut Vec<T>,
     ) {
-        self.table.grow();
+        let Self { known, queue, ids } = self;
+        known.table.grow();
+        let table = &known.table;
         let mut next = start;
-        for (waiting, &end) in self.queue.iter_mut().zip(ends) {
-            waiting.word = ShortWord::new(text, next, end).unwrap_or_default();
-            waiting.line = self.table.line(waiting.word);
-            self.table.prefetch(waiting.line);
+        for (waiting, &end) in queue.iter_mut().zip(ends) {
+            let word = ShortWord::of(text, next, end);
+            let line = table.line(word);
+            table.prefetch(line);
+            *waiting = Waiting { word, line };
             next = end;
         }
-        out.reserve(ends.len() * SLOT_IDS);
-        let mut n = out.len;
-        for (i, &end) in ends.iter().enumerate() {
-            let waiting = self.queue[i];
-            let (found, [low, high]) = self.table.get(waiting.line, waiting.word);
-            let len = (high >> 32) as usize;
-            // A free slot is a long word's, and has no ids.
-            if found && (1..=SLOT_IDS).contains(&len) {
-                // All are always written, which is faster than a loop over one or two.
-                out.ids[n..n + 4].copy_from_slice(&[low as Id, (low >> 32) as Id, high as Id, 0]);
-                n += len;
+        let mut lines = table.lines();
+        for (i, (waiting, &end)) in queue.iter().zip(ends).enumerate() {
+            let (found, value) = get(lines, waiting.line, waiting.word);
+            let count = value[SLOT_IDS] as usize;
+            if found & (count <= SLOT_IDS) {
+                ids.push(value, count);
             } else {
+                extend(out, ids.take());
                 let start = if i == 0 { start } else { ends[i - 1] };
-                out.len = n;
-                self.look_further(waiting, &text[start..end], merges, out);
-                out.reserve((ends.len() - i) * SLOT_IDS);
-                n = out.len;
+                extend(out, known.look_further(*waiting, &text[start..end], merges));
+                lines = known.table.lines();
             }
         }
-        out.len = n;
+        extend(out, ids.take());
     }
+}
 
-    /// Appends the ids of a pre-token that is not in its line, has many ids or is long.
+/// Appends ids as they are given out.
+#[inline]
+pub fn extend<T: TokenId>(out: &mut Vec<T>, ids: &[Id]) {
+    out.extend(ids.iter().copied().map(T::of));
+}
+
+impl Known {
+    /// The ids of a pre-token that is not in its line, has many ids or is long.
     #[cold]
-    fn look_further(&mut self, waiting: Waiting, text: &[u8], merges: &Merges, out: &mut Ids) {
+    #[inline(never)]
+    fn look_further(&mut self, waiting: Waiting, text: &[u8], merges: &Merges) -> &[Id] {
         if text.len() > SHORT {
-            return self.encode_long(text, merges, out);
+            return self.look_for_long(text, merges);
         }
         let Waiting { word, line } = waiting;
-        let Some([low, high]) = self.table.find(line, word) else {
-            self.encode(text, merges, out);
-            return self.keep(line, word);
+        let Some(value) = self.table.find(line, word) else {
+            self.merge(text, merges);
+            self.keep(line, word);
+            return &self.made;
         };
-        match (high >> 32) as usize {
-            len if len > SLOT_IDS => out.extend(&self.many[low as usize..][..len]),
-            len => out.extend(&[low as Id, (low >> 32) as Id, high as Id][..len]),
+        let count = value[SLOT_IDS] as usize;
+        if count > SLOT_IDS {
+            return &self.many[value[0] as usize..][..count];
         }
+        self.made.clear();
+        self.made.extend(&value[..count]);
+        &self.made
     }
 
-    fn encode(&mut self, word: &[u8], merges: &Merges, out: &mut Ids) {
+    fn merge(&mut self, word: &[u8], merges: &Merges) {
         self.made.clear();
         merges.encode(word, &mut self.made);
-        out.extend(&self.made);
     }
 
     fn keep(&mut self, line: usize, word: ShortWord) {
         let ids = self.made.as_slice();
-        let id = |i: usize| u64::from(ids.get(i).copied().unwrap_or_default());
-        let mut low = id(0) | id(1) << 32;
+        let mut value = [0; SLOT_IDS + 1];
+        value[SLOT_IDS] = ids.len() as Id;
         if ids.len() > SLOT_IDS {
             if self.many.len() + ids.len() > MANY_IDS {
                 self.many.clear();
                 self.table.clear();
             }
-            low = self.many.len() as u64;
+            value[0] = self.many.len() as Id;
             self.many.extend_from_slice(ids);
+        } else {
+            value[..ids.len()].copy_from_slice(ids);
         }
-        self.table
-            .keep(line, word, [low, id(2) | (ids.len() as u64) << 32]);
+        self.table.keep(line, word, value);
     }
 
-    fn encode_long(&mut self, word: &[u8], merges: &Merges, out: &mut Ids) {
+    fn look_for_long(&mut self, word: &[u8], merges: &Merges) -> &[Id] {
         if word.len() > LONG_BYTES {
-            return self.encode(word, merges, out);
+            self.merge(word, merges);
+            return &self.made;
         }
-        if let Some(ids) = self.long.get(word) {
-            return out.extend(ids);
+        if !self.long.contains_key(word) {
+            self.merge(word, merges);
+            if self.long.len() == LONG_WORDS {
+                self.long.clear();
+            }
+            self.long.insert(word.into(), self.made.as_slice().into());
         }
-        self.encode(word, merges, out);
-        if self.long.len() == LONG_WORDS {
-            self.long.clear();
-        }
-        self.long.insert(word.into(), self.made.as_slice().into());
+        &self.long[word]
     }
 }

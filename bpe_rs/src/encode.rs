@@ -4,8 +4,9 @@ use std::thread;
 
 use crate::Id;
 use crate::apply_merges::Merges;
-use crate::cache::Cache;
-use crate::ids::Ids;
+use crate::cache::{Cache, extend};
+use crate::machine;
+use crate::scan::expect;
 use crate::{Error, Splitter};
 
 /// Texts are encoded in units of about this many bytes, one thread each.
@@ -57,11 +58,11 @@ impl Encoder {
     /// The ids of one text.
     pub fn encode(&self, text: &str) -> Result<Vec<Id>, Error> {
         let mut cache = self.take_cache();
-        let mut out = Ids::default();
+        let mut out = Vec::with_capacity(text.len() / 3 + SMALL);
         let done = self.append(text, &mut cache, &mut out);
         self.put_back(cache);
         done.map_err(|cause| Error::Split(0, cause))?;
-        Ok(out.into_vec())
+        Ok(out)
     }
 
     /// The ids of each text between those of `before` and `after`, in units that follow each
@@ -84,12 +85,12 @@ impl Encoder {
         let units = units(texts, if threads == 1 { usize::MAX } else { UNIT_BYTES });
         let next = AtomicUsize::new(0);
         let work = || {
-            let (mut cache, mut ids) = (self.take_cache(), Ids::default());
+            let mut cache = self.take_cache();
             let mut done = Vec::new();
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let Some(unit) = units.get(number) else { break };
-                let encoded = self.encode_unit(unit, before, after, &mut cache, &mut ids);
+                let encoded = self.encode_unit(unit, before, after, &mut cache);
                 done.push((number, encoded));
             }
             self.put_back(cache);
@@ -118,35 +119,33 @@ impl Encoder {
         before: &[Id],
         after: &[Id],
         cache: &mut Cache,
-        ids: &mut Ids,
     ) -> Result<Encoded<I>, Error> {
         let bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
-        let mut encoded = Encoded {
-            ids: Vec::with_capacity(bytes / 3 + SMALL),
-            lengths: Vec::with_capacity(texts.len()),
-        };
-        for (index, text) in (*first..).zip(*texts) {
-            ids.clear();
-            ids.extend(before);
-            self.append(text.as_ref(), cache, ids)
-                .map_err(|cause| Error::Split(index, cause))?;
-            ids.extend(after);
-            let ids = ids.as_slice();
-            encoded.lengths.push(ids.len());
-            encoded.ids.extend(ids.iter().copied().map(I::of));
+        let mut ids = Vec::with_capacity(bytes / 3 + SMALL);
+        let mut lengths = Vec::with_capacity(texts.len());
+        for (i, text) in texts.iter().enumerate() {
+            if let Some(next) = texts.get(i + 1) {
+                expect(next.as_ref());
+            }
+            let start = ids.len();
+            extend(&mut ids, before);
+            self.append(text.as_ref(), cache, &mut ids)
+                .map_err(|cause| Error::Split(first + i, cause))?;
+            extend(&mut ids, after);
+            lengths.push(ids.len() - start);
         }
-        Ok(encoded)
+        Ok(Encoded { ids, lengths })
     }
 
-    fn append(
+    fn append<I: TokenId>(
         &self,
         text: &str,
         cache: &mut Cache,
-        out: &mut Ids,
+        out: &mut Vec<I>,
     ) -> Result<(), Box<fancy_regex::Error>> {
         let bytes = text.as_bytes();
         self.splitter.groups(text, |start, ends| {
-            cache.append(bytes, start, ends, &self.merges, out);
+            machine::append(cache, bytes, start, ends, &self.merges, out);
         })
     }
 

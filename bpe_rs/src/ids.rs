@@ -1,40 +1,36 @@
-//! Ids that are written four at a time.
+//! Ids that are written four at a time, whether they are wanted or not.
 
 use crate::Id;
+use crate::cache::{SLOT_IDS, Value};
+use crate::ends::MOST;
 
-/// A list that grows before it is written to: there are zeros after its end.
-#[derive(Default)]
+/// The ids of a few pre-tokens: an array that stays in the first cache.
 pub struct Ids {
-    pub ids: Vec<Id>,
-    pub len: usize,
+    ids: [Id; MOST * SLOT_IDS + 1],
+    len: usize,
+}
+
+impl Default for Ids {
+    fn default() -> Self {
+        Self {
+            ids: [0; _],
+            len: 0,
+        }
+    }
 }
 
 impl Ids {
-    pub fn clear(&mut self) {
-        self.len = 0;
-    }
-
-    pub fn as_slice(&self) -> &[Id] {
-        &self.ids[..self.len]
-    }
-
-    pub fn into_vec(mut self) -> Vec<Id> {
-        self.ids.truncate(self.len);
-        self.ids
-    }
-
-    /// Makes room for `more` ids that are given to `push`.
+    /// Appends the first `count` ids of a value. All are always written, which is faster than a
+    /// loop over one or two.
     #[inline]
-    pub fn reserve(&mut self, more: usize) {
-        let needed = self.len + more + 4;
-        if self.ids.len() < needed {
-            self.ids.resize(needed.max(2 * self.ids.len()), 0);
-        }
+    pub fn push(&mut self, value: &Value, count: usize) {
+        self.ids[self.len..self.len + value.len()].copy_from_slice(value);
+        self.len += count;
     }
 
-    pub fn extend(&mut self, ids: &[Id]) {
-        self.reserve(ids.len());
-        self.ids[self.len..self.len + ids.len()].copy_from_slice(ids);
-        self.len += ids.len();
+    /// Takes all of them.
+    #[inline]
+    pub fn take(&mut self) -> &[Id] {
+        &self.ids[..std::mem::take(&mut self.len)]
     }
 }

@@ -1,9 +1,12 @@
 //! What only the machine can do: all unsafe code of the tokenizer. Without it results are the same.
 #![allow(unsafe_code)]
 
+use crate::TokenId;
+use crate::apply_merges::Merges;
 #[cfg(target_arch = "x86_64")]
 use crate::block::BLOCK;
 use crate::block::Masks;
+use crate::cache::Cache;
 use crate::ends::Ends;
 use crate::scan::Scanner;
 
@@ -12,16 +15,63 @@ use crate::scan::Scanner;
 pub fn fill(scanner: &Scanner, text: &str, ends: &mut Ends) {
     #[cfg(target_arch = "x86_64")]
     {
+        #[target_feature(enable = "avx512vbmi2,avx512bw,avx512f,bmi1,bmi2,lzcnt,popcnt")]
+        fn with_vbmi2(scanner: &Scanner, text: &str, ends: &mut Ends) {
+            let push = |ends: &mut Ends, start, bits| {
+                ends.push_places(start, bits, &places_vbmi2(bits));
+            };
+            scanner.fill(text, ends, |bytes| masks_avx512(bytes), push);
+        }
         #[target_feature(enable = "avx512bw,avx512f,bmi1,bmi2,lzcnt,popcnt")]
         fn with_avx512(scanner: &Scanner, text: &str, ends: &mut Ends) {
-            scanner.fill(text, ends, |bytes| masks_avx512(bytes));
+            scanner.fill(text, ends, |bytes| masks_avx512(bytes), Ends::push_all);
         }
-        if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("bmi2") {
-            // SAFETY: all processors that have these have the others
-            return unsafe { with_avx512(scanner, text, ends) };
+        if has_avx512() {
+            // SAFETY: it has them
+            return match is_x86_feature_detected!("avx512vbmi2") {
+                true => unsafe { with_vbmi2(scanner, text, ends) },
+                false => unsafe { with_avx512(scanner, text, ends) },
+            };
         }
     }
-    scanner.fill(text, ends, Masks::of);
+    scanner.fill(text, ends, Masks::of, Ends::push_all);
+}
+
+/// Whether this processor has AVX-512 of bytes, and what came before it.
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("bmi2")
+}
+
+/// `Cache::append` with what this processor has.
+#[inline]
+pub fn append<T: TokenId>(
+    cache: &mut Cache,
+    text: &[u8],
+    start: usize,
+    ends: &[usize],
+    merges: &Merges,
+    out: &mut Vec<T>,
+) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512bw,avx512f,bmi1,bmi2,lzcnt,popcnt")]
+        fn with_avx512<T: TokenId>(
+            cache: &mut Cache,
+            text: &[u8],
+            start: usize,
+            ends: &[usize],
+            merges: &Merges,
+            out: &mut Vec<T>,
+        ) {
+            cache.append(text, start, ends, merges, out);
+        }
+        if has_avx512() {
+            // SAFETY: it has them
+            return unsafe { with_avx512(cache, text, start, ends, merges, out) };
+        }
+    }
+    cache.append(text, start, ends, merges, out);
 }
 
 /// `masks_avx512` for tests, if the processor has it.
@@ -33,6 +83,43 @@ pub fn masks_of_64(bytes: &[u8; crate::block::BLOCK]) -> Option<Masks> {
         return Some(unsafe { masks_avx512(bytes) });
     }
     let _ = bytes;
+    None
+}
+
+/// The places of bits, and then zeros.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512vbmi2,avx512f")]
+#[inline]
+fn places_vbmi2(bits: u64) -> [u8; BLOCK] {
+    use std::arch::x86_64::*;
+    const ALL: [u8; BLOCK] = {
+        let mut all = [0; BLOCK];
+        let mut at = 0;
+        while at < BLOCK {
+            all[at] = at as u8;
+            at += 1;
+        }
+        all
+    };
+    let mut places = [0; BLOCK];
+    // SAFETY: there are 64 bytes in each
+    unsafe {
+        let all = _mm512_loadu_si512(ALL.as_ptr().cast());
+        let found = _mm512_maskz_compress_epi8(bits, all);
+        _mm512_storeu_si512(places.as_mut_ptr().cast(), found);
+    }
+    places
+}
+
+/// `places_vbmi2` for tests, if the processor has it.
+#[cfg(test)]
+pub fn places_of_64(bits: u64) -> Option<[u8; crate::block::BLOCK]> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512vbmi2") {
+        // SAFETY: it has it
+        return Some(unsafe { places_vbmi2(bits) });
+    }
+    let _ = bits;
     None
 }
 
@@ -111,12 +198,13 @@ pub fn prefetch<T>(items: &[T], at: usize) {
 pub fn huge_pages<T>(items: &mut [T]) {
     #[cfg(target_os = "linux")]
     {
-        const PAGE: usize = 1 << 21;
+        // From the first ordinary page on: where the system puts a large allocation at the start
+        // of a huge page, the allocator's own few bytes are before the items.
+        const PAGE: usize = 1 << 12;
         let bytes = items.as_ptr_range();
-        let first = (bytes.start as usize).next_multiple_of(PAGE);
-        let end = bytes.end as usize / PAGE * PAGE;
-        if first < end {
-            // SAFETY: these pages are within the items, and how large they are changes nothing.
+        let (first, end) = (bytes.start as usize / PAGE * PAGE, bytes.end as usize);
+        if end - first >= 1 << 21 {
+            // SAFETY: how large pages are changes nothing, whosever they are.
             unsafe { libc::madvise(first as *mut _, end - first, libc::MADV_HUGEPAGE) };
         }
     }

@@ -10,6 +10,13 @@ use crate::unicode::{CLASSES, Class, Classes};
 /// So many bytes further on, text is asked for: the processor itself does not expect a new text.
 const AHEAD: usize = 1024;
 
+/// Asks for the beginning of a text that is cut soon.
+pub fn expect(text: &str) {
+    for at in (0..text.len().min(AHEAD)).step_by(BLOCK) {
+        prefetch(text.as_bytes(), at);
+    }
+}
+
 /// How a family of patterns cuts; the names follow the alternatives of the patterns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
@@ -94,14 +101,24 @@ impl Scanner {
 
     /// Appends the ends of the next pieces of `text`, until there are enough.
     #[inline(always)]
-    pub fn fill(&self, text: &str, ends: &mut Ends, masks: impl Fn(&[u8; BLOCK]) -> Masks) {
-        while ends.last < text.len() && !ends.is_full() {
-            prefetch(text.as_bytes(), ends.last + AHEAD);
-            let starts = self.starts(text, ends.last, &masks);
+    pub fn fill(
+        &self,
+        text: &str,
+        ends: &mut Ends,
+        masks: impl Fn(&[u8; BLOCK]) -> Masks,
+        push: impl Fn(&mut Ends, usize, u64),
+    ) {
+        // In a register: each block waits for where the last one ended.
+        let mut at = ends.last;
+        while at < text.len() && !ends.is_full() {
+            prefetch(text.as_bytes(), at + AHEAD);
+            let starts = self.starts(text, at, &masks);
             if starts == 0 {
-                ends.push(self.next(text, ends.last));
+                at = self.next(text, at);
+                ends.push(at);
             } else {
-                ends.push_all(starts);
+                push(ends, at, starts);
+                at += starts.ilog2() as usize;
             }
         }
     }

@@ -5,9 +5,9 @@ use std::hash::{Hash, Hasher};
 /// The longest pre-token that is a [`ShortWord`].
 pub const SHORT: usize = 15;
 
-/// Which bits of two integers are the first bytes, by how many.
-const MASKS: [[u64; 2]; SHORT + 1] = {
-    let mut masks = [[0; 2]; SHORT + 1];
+/// Which bits of two integers are the first bytes, by how many; none of a word that is too long.
+const MASKS: [[u64; 2]; SHORT + 2] = {
+    let mut masks = [[0; 2]; SHORT + 2];
     let mut len = 0;
     while len <= SHORT {
         let mask = (1_u128 << (8 * len)) - 1;
@@ -31,26 +31,26 @@ impl ShortWord {
     /// `text[start..end]`, if it is short enough.
     #[inline]
     pub fn new(text: &[u8], start: usize, end: usize) -> Option<Self> {
-        let len = end - start;
-        if len > SHORT {
-            return None;
-        }
+        (end - start <= SHORT).then(|| Self::of(text, start, end))
+    }
+
+    /// The same without a branch, and what equals no short word for a longer one.
+    #[inline]
+    pub fn of(text: &[u8], start: usize, end: usize) -> Self {
+        let len = (end - start).min(SHORT + 1);
         // Reading 16 bytes and masking is much faster than copying `len` bytes.
-        let bytes: [u8; 16] = match text.get(start..start + 16) {
-            Some(bytes) => bytes.try_into().expect("16 bytes"),
+        let bytes: [u8; 16] = match text[start..].first_chunk() {
+            Some(bytes) => *bytes,
             None => {
                 let mut bytes = [0; 16];
-                bytes[..len].copy_from_slice(&text[start..end]);
+                bytes[..len].copy_from_slice(&text[start..start + len]);
                 bytes
             }
         };
         let word = u128::from_le_bytes(bytes);
         let [low, high] = MASKS[len];
         let length = (len as u64) << 56;
-        Some(Self([
-            word as u64 & low,
-            (word >> 64) as u64 & high | length,
-        ]))
+        Self([word as u64 & low, (word >> 64) as u64 & high | length])
     }
 
     /// A hash whose high bits are good.
@@ -60,14 +60,6 @@ impl ShortWord {
         // Odd constants from the golden ratio and from SplitMix64.
         let mixed = low.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ high.rotate_left(23);
         mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9)
-    }
-
-    pub fn of_integers(integers: [u64; 2]) -> Self {
-        Self(integers)
-    }
-
-    pub fn integers(self) -> [u64; 2] {
-        self.0
     }
 
     pub fn len(self) -> usize {
