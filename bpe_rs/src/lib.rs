@@ -12,6 +12,8 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+pub mod amx;
 mod apply_merges;
 #[cfg(target_arch = "x86_64")]
 pub mod attention;
@@ -31,6 +33,8 @@ mod learn_merges;
 pub mod loss;
 mod machine;
 #[cfg(target_arch = "x86_64")]
+pub mod mlp;
+#[cfg(target_arch = "x86_64")]
 pub mod norm_rope;
 pub mod out;
 #[cfg(feature = "python")]
@@ -49,6 +53,8 @@ mod xla_bf16;
 mod xla_cached;
 #[cfg(feature = "python")]
 mod xla_ffi;
+#[cfg(all(feature = "python", target_arch = "x86_64"))]
+mod xla_mlp;
 
 pub use count::Summary;
 pub use encode::{Encoded, Encoder, TokenId};

@@ -161,21 +161,25 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """D -> F = 4D -> D with relu^2 between."""
+    """x + the normalised x -> F = 4D -> D, with relu^2 between."""
 
     config: ModelConfig
     compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        init, width = init_table(self.config), self.config.n_embd
-        if self.compute.fused_fp8 and fp8.takes(width, 4 * width):
+        config, init, width = self.config, init_table(self.config), self.config.n_embd
+        is_native = self.compute.native and native.takes_mlp(width)
+        if is_native or (self.compute.fused_fp8 and fp8.takes(width, 4 * width)):
             up = Matrix(4 * width, init["c_fc"], name="c_fc")(width)
             down = Matrix(width, init["c_proj"], name="c_proj")(4 * width)
-            return fp8.relu2_mlp(x, up, down)
-        x = Linear(4 * width, init["c_fc"], self.compute.matmul, name="c_fc")(x)
-        x = relu2(x) if self.compute.lean_relu2 else jnp.square(nn.relu(x))
-        return Linear(width, init["c_proj"], self.compute.matmul, name="c_proj")(x)
+            if is_native:
+                return native.mlp(x, up[0], down[0], config.norm_epsilon)
+            return x + fp8.relu2_mlp(rms_norm(x, config, self.compute), up, down)
+        y = rms_norm(x, config, self.compute)
+        y = Linear(4 * width, init["c_fc"], self.compute.matmul, name="c_fc")(y)
+        y = relu2(y) if self.compute.lean_relu2 else jnp.square(nn.relu(y))
+        return x + Linear(width, init["c_proj"], self.compute.matmul, name="c_proj")(y)
 
 
 class Block(nn.Module):
@@ -193,11 +197,9 @@ class Block(nn.Module):
         rope: Rope,
         attend: Attend,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        norm = functools.partial(rms_norm, config=self.config, compute=self.compute)
         attention = Attention(self.config, self.layer, self.compute, name="attn")
-        y, saved = attention(norm(x), value, rope, attend)
-        x = x + y
-        return x + MLP(self.config, self.compute, name="mlp")(norm(x)), saved
+        y, saved = attention(rms_norm(x, self.config, self.compute), value, rope, attend)
+        return MLP(self.config, self.compute, name="mlp")(x + y), saved
 
 
 class GPT(nn.Module):
@@ -214,10 +216,7 @@ class GPT(nn.Module):
         previous: Float[Array, "B D"],
         attend: Attend,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], list[Any]]:
-        """`previous` is the embedding before, or 0.
-
-        Returns features, embeddings before smear, and what `attend` saved of each layer.
-        """
+        """Features, embeddings before smear, what `attend` saved of each layer; `previous` may be 0."""
         config, init = self.config, init_table(self.config)
         norm = functools.partial(rms_norm, config=config, compute=self.compute)
         embedded = norm(self._table("wte", config.n_embd, "wte")(tokens))

@@ -24,8 +24,10 @@ from jax import Array
 from jaxtyping import BFloat16, Float, Float32, Int32
 
 from jaxchat import _bpe
+from jaxchat.model.kernels import matmul
 
-MULTIPLE = 32  # of head sizes
+MULTIPLE = 32  # of head sizes, widths and hidden sizes
+UNIT = 64  # rows of `mlp` that one thread takes at once, as in bpe_rs/src/mlp.rs
 
 
 @functools.cache
@@ -40,6 +42,11 @@ def able() -> bool:
 def takes(size: int) -> bool:
     """Whether heads of this size are attended to here."""
     return size % MULTIPLE == 0 and able()
+
+
+def takes_mlp(width: int) -> bool:
+    """Whether `mlp` is for this width, of which the hidden size is a multiple."""
+    return takes(width) and matmul.takes(width, width)
 
 
 def native_attention(
@@ -112,6 +119,47 @@ def _norm_rope_backward(
 
 
 norm_rope.defvjp(_norm_rope_forward, _norm_rope_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def mlp(
+    x: Float32[Array, "*rows D"],
+    up: Float32[Array, "D F"],
+    down: Float32[Array, "F D"],
+    epsilon: float,
+) -> Float32[Array, "*rows D"]:
+    """x + relu(norm(x) up)^2 down, by the roundings of `matmul.rounded_matmul`.
+
+    D and F are multiples of `MULTIPLE`.
+    """
+    return _mlp_forward(x, up, down, epsilon)[0]
+
+
+def _mlp_forward(
+    x: Array, up: Array, down: Array, epsilon: float
+) -> tuple[Array, tuple[Array, ...]]:
+    rows, matrices = x.reshape(-1, x.shape[-1]), (up.astype(jnp.bfloat16), down.astype(jnp.bfloat16))
+    room = ((2, *up.shape), jnp.bfloat16)
+    hidden = ((len(rows), up.shape[1]), jnp.float32)
+    y, u, _ = _call("mlp", ((rows.shape, jnp.float32), hidden, room))(
+        rows, *matrices, jnp.full(1, epsilon, jnp.float32)
+    )
+    return y.reshape(x.shape), (rows, u, *matrices)
+
+
+def _mlp_backward(epsilon: float, saved: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
+    rows, u, up, down = saved
+    filled = -(-len(rows) // UNIT) * UNIT
+    width, hidden = up.shape
+    shapes = [(x.shape, jnp.float32) for x in (rows, up, down)]
+    shapes += [((2, *sizes), jnp.bfloat16) for sizes in (up.shape, (width, filled), (hidden, filled))]
+    dx, dup, ddown, *_ = _call("mlp_gradient", tuple(shapes))(
+        rows, u, dy.reshape(rows.shape), up, down, jnp.full(1, epsilon, jnp.float32)
+    )
+    return dx.reshape(dy.shape), dup, ddown
+
+
+mlp.defvjp(_mlp_forward, _mlp_backward)
 
 
 def loss_gradient(
