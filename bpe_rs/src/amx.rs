@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use crate::bf16::{GROUP, LANES, PANEL, product, put};
+use crate::bf16::{self, GROUP, LANES, PANEL, Sums, numbers, product, put, put_pairs, transposed};
 
 /// Rows of a block.
 pub const BLOCK: usize = 32;
@@ -83,18 +83,70 @@ impl Blocks {
             };
             return;
         }
-        for (group, out) in out
-            .chunks_exact_mut(GROUP * PANEL)
-            .take(BLOCK / GROUP)
-            .enumerate()
-        {
-            let sums = product(&a[group * GROUP * row..], row, 1, b, pairs);
-            for (sums, out) in sums.into_iter().zip(out.chunks_exact_mut(PANEL)) {
-                put(sums[0], out);
-                put(sums[1], &mut out[LANES..]);
+        groups(|at| &a[at * row..], (row, 1), b, pairs, out);
+    }
+
+    /// Writes the 32 columns of `a` [pairs, 32], as rows, times a panel; at most 32 pairs.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub fn multiply_columns(&self, a: &[u32], b: &[u32], pairs: usize, out: &mut [f32]) {
+        if !self.amx {
+            groups(|at| &a[at..], (1, PANEL), b, pairs, out);
+            return;
+        }
+        let mut rows = Rows([0; TILE]);
+        for (place, column) in [(0, 0), (0, LANES), (LANES, 0), (LANES, LANES)] {
+            if place >= pairs {
+                continue;
+            }
+            let mut part = [_mm512_setzero_si512(); LANES];
+            for (n, part) in part.iter_mut().enumerate() {
+                *part = bf16::pairs(&a[(place + n) * PANEL + column..]);
+            }
+            for (n, part) in transposed(part).into_iter().enumerate() {
+                put_pairs(part, &mut rows.0[(column + n) * PANEL + place..]);
             }
         }
+        self.multiply(&rows.0, PANEL, b, pairs, out);
     }
+}
+
+/// A block's rows, each at the start of a line of the cache.
+#[repr(C, align(64))]
+struct Rows([u32; TILE]);
+
+/// A block without AMX: `of` gives what lies from a row on, whose rows and pairs are `steps` apart.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn groups<'a>(
+    of: impl Fn(usize) -> &'a [u32],
+    steps: (usize, usize),
+    b: &[u32],
+    pairs: usize,
+    out: &mut [f32],
+) {
+    let parts = out.chunks_exact_mut(GROUP * PANEL).take(BLOCK / GROUP);
+    for (group, out) in parts.enumerate() {
+        let sums = product(of(group * GROUP), steps.0, steps.1, b, pairs);
+        for (sums, out) in sums.into_iter().zip(out.chunks_exact_mut(PANEL)) {
+            put(sums[0], out);
+            put(sums[1], &mut out[LANES..]);
+        }
+    }
+}
+
+/// The sums of 8 rows of a block's product, from a row on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn sums(product: &[f32], row: usize) -> Sums {
+    let mut sums = [[_mm512_setzero_ps(); 2]; GROUP];
+    for (sums, x) in sums
+        .iter_mut()
+        .zip(product[row * PANEL..].chunks_exact(PANEL))
+    {
+        *sums = [numbers(x), numbers(&x[LANES..])];
+    }
+    sums
 }
 
 impl Default for Blocks {
