@@ -30,6 +30,8 @@ mod ids;
 pub mod int8;
 mod learn_merges;
 #[cfg(target_arch = "x86_64")]
+pub mod linear;
+#[cfg(target_arch = "x86_64")]
 pub mod loss;
 mod machine;
 #[cfg(target_arch = "x86_64")]
@@ -39,6 +41,8 @@ pub mod norm_rope;
 pub mod out;
 #[cfg(feature = "python")]
 mod python;
+#[cfg(target_arch = "x86_64")]
+mod rows;
 mod scan;
 #[cfg(target_arch = "x86_64")]
 mod scratch;
@@ -53,6 +57,8 @@ mod xla_bf16;
 mod xla_cached;
 #[cfg(feature = "python")]
 mod xla_ffi;
+#[cfg(all(feature = "python", target_arch = "x86_64"))]
+mod xla_linear;
 #[cfg(all(feature = "python", target_arch = "x86_64"))]
 mod xla_mlp;
 

@@ -11,12 +11,10 @@
 use std::arch::x86_64::*;
 
 use crate::amx::{BLOCK, Blocks, TILE};
-use crate::bf16::{LANES, PANEL, Rows, narrow, numbers, paired, pairs, put, put_pairs, transposed};
+use crate::bf16::{LANES, PANEL, Rows, narrow, numbers, paired, put, put_pairs, transposed};
 use crate::out::Out;
+use crate::rows::{UNIT, put_two, scale, scaled, turned, unscaled};
 use crate::scratch::{self, floats};
-
-/// Rows of a unit.
-const UNIT: usize = 64;
 
 /// The sizes of one call; D and F are multiples of 32.
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +121,7 @@ impl Shape {
             let (blocks, tile) = (Blocks::new(), floats(tile));
             for (row, normed) in rows.clone().zip(normed.chunks_exact_mut(half)) {
                 let x = &x[row * width..][..width];
-                scaled(x, self.scale(x), normed);
+                scaled(x, scale(x, self.epsilon), normed);
             }
             for (panel, up) in up.chunks_exact(half * PANEL).enumerate() {
                 for first in (0..rows.len()).step_by(BLOCK) {
@@ -178,7 +176,7 @@ impl Shape {
                 );
                 if row < count {
                     let (x, dy) = (&x[(start + row) * width..], &dy[(start + row) * width..]);
-                    scaled(&x[..width], self.scale(&x[..width]), a);
+                    scaled(&x[..width], scale(&x[..width], self.epsilon), a);
                     scaled(&dy[..width], 1.0, b);
                 } else {
                     a.fill(0);
@@ -234,44 +232,20 @@ impl Shape {
                 // SAFETY: as above
                 let dx = unsafe { dx.at(at, width) };
                 let (x, dy) = (&x[at..][..width], &dy[at..][..width]);
-                self.unscale(x, &dnormed[row * width..][..width], dy, dx);
+                unscaled(x, self.epsilon, &dnormed[row * width..][..width], dx);
+                for at in (0..width).step_by(LANES) {
+                    put(
+                        _mm512_add_ps(numbers(&dx[at..]), numbers(&dy[at..])),
+                        &mut dx[at..],
+                    );
+                }
             }
             // SAFETY: as above
             unsafe {
-                self.turned(normed, du, start, sides.x);
-                self.turned(narrow_dy, du, start, sides.dy);
+                turned(normed, width, du, (start, self.filled()), sides.x);
+                turned(narrow_dy, width, du, (start, self.filled()), sides.dy);
             }
         });
-    }
-
-    /// Writes a unit's rows, in pairs of channels, as channels of pairs of rows, [D, M / 2].
-    ///
-    /// # Safety
-    /// As `pack`.
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn turned(&self, rows: &[u32], spare: &mut [u32], start: usize, out: Out<u32>) {
-        let half = self.width / 2;
-        let rows = Rows {
-            pairs: rows,
-            stride: half,
-            count: UNIT,
-            width: half,
-        };
-        rows.as_rows(spare);
-        for channel in (0..self.width).step_by(LANES) {
-            for place in (0..UNIT / 2).step_by(LANES) {
-                let panel = channel / PANEL * UNIT / 2 + place;
-                let mut tile = [_mm512_setzero_si512(); LANES];
-                for (n, tile) in tile.iter_mut().enumerate() {
-                    *tile = pairs(&spare[(panel + n) * PANEL + channel % PANEL..]);
-                }
-                for (n, tile) in transposed(tile).into_iter().enumerate() {
-                    let at = (channel + n) * self.filled() / 2 + start / 2 + place;
-                    // SAFETY: the caller's promise
-                    put_pairs(tile, unsafe { out.at(at, LANES) });
-                }
-            }
-        }
     }
 
     /// One unit of the gradients of W1 [D,F] and W2 [F,D], from all that `backward` wrote.
@@ -311,51 +285,6 @@ impl Shape {
             }
         });
     }
-
-    /// What a row is multiplied by to be normalised.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn scale(&self, x: &[f32]) -> f32 {
-        let sum = dot(x, x);
-        1.0 / (sum / self.width as f32 + self.epsilon).sqrt()
-    }
-
-    /// Writes the gradient of a row, from that of the normalised row and that of the result.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn unscale(&self, x: &[f32], dnormed: &[f32], dy: &[f32], dx: &mut [f32]) {
-        let scale = self.scale(x);
-        let share = -scale * scale * scale * dot(x, dnormed) / self.width as f32;
-        let (scale, share) = (_mm512_set1_ps(scale), _mm512_set1_ps(share));
-        for n in (0..x.len()).step_by(LANES) {
-            let sum = _mm512_fmadd_ps(scale, numbers(&dnormed[n..]), numbers(&dy[n..]));
-            put(_mm512_fmadd_ps(share, numbers(&x[n..]), sum), &mut dx[n..]);
-        }
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn dot(x: &[f32], y: &[f32]) -> f32 {
-    let mut sum = [_mm512_setzero_ps(); 2];
-    for n in (0..x.len()).step_by(PANEL) {
-        for (part, sum) in sum.iter_mut().enumerate() {
-            let at = n + part * LANES;
-            *sum = _mm512_fmadd_ps(numbers(&x[at..]), numbers(&y[at..]), *sum);
-        }
-    }
-    _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]))
-}
-
-/// A row times `scale`, rounded.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn scaled(x: &[f32], scale: f32, out: &mut [u32]) {
-    let scale = _mm512_set1_ps(scale);
-    for (x, out) in x.chunks_exact(PANEL).zip(out.chunks_exact_mut(LANES)) {
-        let part = |n| _mm512_mul_ps(scale, numbers(&x[n..]));
-        put_pairs(narrow([part(0), part(LANES)]), out);
-    }
 }
 
 /// The larger of x and 0; NaN stays NaN.
@@ -363,11 +292,4 @@ fn scaled(x: &[f32], scale: f32, out: &mut [u32]) {
 #[target_feature(enable = "avx512f")]
 fn relu(x: __m512) -> __m512 {
     _mm512_max_ps(_mm512_setzero_ps(), x)
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn put_two(x: [__m512; 2], out: &mut [f32]) {
-    put(x[0], out);
-    put(x[1], &mut out[LANES..]);
 }

@@ -9,7 +9,7 @@ use crate::loss;
 use crate::norm_rope::Norm;
 use crate::out::Out;
 use crate::xla_ffi::{CallFrame, FLOAT32, Handler, answer};
-use crate::xla_mlp;
+use crate::{xla_linear, xla_mlp};
 
 const INT32: c_int = 4; // types of numbers
 pub(crate) const BFLOAT16: c_int = 16;
@@ -18,9 +18,11 @@ const PIECE: usize = 1 << 16;
 
 /// All handlers by the names of their targets; none where the processor lacks the instructions.
 pub(crate) fn handlers() -> Vec<(&'static str, Handler)> {
-    let all: [(&str, Handler); 7] = [
+    let all: [(&str, Handler); 9] = [
         ("jaxchat_attention", attention),
         ("jaxchat_attention_gradient", attention_gradient),
+        ("jaxchat_linear", xla_linear::linear),
+        ("jaxchat_linear_gradient", xla_linear::linear_gradient),
         ("jaxchat_loss", loss),
         ("jaxchat_mlp", xla_mlp::mlp),
         ("jaxchat_mlp_gradient", xla_mlp::mlp_gradient),

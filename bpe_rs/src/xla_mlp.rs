@@ -139,7 +139,7 @@ impl<'a> Call<'a> {
 ///
 /// # Safety
 /// As `mlp`.
-unsafe fn halves(frame: &CallFrame, at: usize, dims: [i64; 3]) -> Option<[Out<u32>; 2]> {
+pub(crate) unsafe fn halves(frame: &CallFrame, at: usize, dims: [i64; 3]) -> Option<[Out<u32>; 2]> {
     // SAFETY: 16 bits are 16 bits; XLA's results lie as vectors do, and D, F and M are even
     unsafe {
         let first = frame.result::<u16>(at, BFLOAT16, &dims)?.cast::<u32>();

@@ -121,7 +121,7 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of one layer; `attend` decides what the queries see."""
+    """Attention of one layer to the normalised x; `attend` decides what the queries see."""
 
     config: ModelConfig
     layer: int
@@ -138,25 +138,35 @@ class Attention(nn.Module):
         config, init = self.config, init_table(self.config)
         size, groups = config.head_dim, config.n_kv_head
 
-        bound = math.sqrt(config.n_embd) if self.compute.fused else None  # x is normalised
+        bound = math.sqrt(config.n_embd) if self.compute.fused else None  # of what is normalised
+        normed = rms_norm(x, config, self.compute)
+        is_native = self.compute.native and native.takes_products(config.n_embd, groups * size)
 
         def heads(name: str, count: int) -> Array:
             initializer = init.get(name, init["c_q"])  # a joined kernel is never initialised
-            y = Linear(count * size, initializer, self.compute.matmul, bound, name=name)(x)
+            y = Linear(count * size, initializer, self.compute.matmul, bound, name=name)(normed)
             return y.reshape(*y.shape[:-1], count, size)
 
+        counts = {"c_q": config.n_head, "c_k": groups, "c_v": groups}
         if self.has_variable("params", JOINED):
             first, second = config.n_head, config.n_head + groups
             q, k, v = jnp.split(heads(JOINED, second + groups), (first, second), axis=-2)
+        elif is_native:
+            all_ = (Matrix(n * size, init[c], name=c)(config.n_embd)[0] for c, n in counts.items())
+            ys = native.linear(x, tuple(all_), config.norm_epsilon)
+            q, k, v = (y.reshape(*y.shape[:-1], -1, size) for y in ys)
         else:
-            q, k, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
+            q, k, v = (heads(name, count) for name, count in counts.items())
         if value is not None:
-            channels = x[..., : min(VALUE_GATE_CHANNELS, config.n_embd)]
+            channels = normed[..., : min(VALUE_GATE_CHANNELS, config.n_embd)]
             gate = 3.0 * nn.sigmoid(Linear(groups, init["ve_gate"], name="ve_gate")(channels))
             v = v + gate[..., None] * value.reshape(v.shape)
         q, k = (norm_rotated(a, rope, config, self.compute) for a in (q, k))
         y, saved = attend(self.layer, q, k, v)
         y = y.reshape(*y.shape[:-2], -1)
+        if is_native:
+            kernel = Matrix(config.n_embd, init["c_proj"], name="c_proj")(y.shape[-1])[0]
+            return native.linear(y, (kernel,))[0], saved
         return Linear(config.n_embd, init["c_proj"], self.compute.matmul, name="c_proj")(y), saved
 
 
@@ -169,7 +179,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         config, init, width = self.config, init_table(self.config), self.config.n_embd
-        is_native = self.compute.native and native.takes_mlp(width)
+        is_native = self.compute.native and native.takes_products(width)
         if is_native or (self.compute.fused_fp8 and fp8.takes(width, 4 * width)):
             up = Matrix(4 * width, init["c_fc"], name="c_fc")(width)
             down = Matrix(width, init["c_proj"], name="c_proj")(4 * width)
@@ -198,7 +208,7 @@ class Block(nn.Module):
         attend: Attend,
     ) -> tuple[Float[Array, "B T D"], Any]:
         attention = Attention(self.config, self.layer, self.compute, name="attn")
-        y, saved = attention(rms_norm(x, self.config, self.compute), value, rope, attend)
+        y, saved = attention(x, value, rope, attend)
         return MLP(self.config, self.compute, name="mlp")(x + y), saved
 
 

@@ -44,9 +44,9 @@ def takes(size: int) -> bool:
     return size % MULTIPLE == 0 and able()
 
 
-def takes_mlp(width: int) -> bool:
-    """Whether `mlp` is for this width, of which the hidden size is a multiple."""
-    return takes(width) and matmul.takes(width, width)
+def takes_products(*sides: int) -> bool:
+    """Whether products with matrices of these sides are done here."""
+    return able() and all(side % MULTIPLE == 0 for side in sides) and min(sides) >= matmul.SMALLEST
 
 
 def native_attention(
@@ -121,6 +121,52 @@ def _norm_rope_backward(
 norm_rope.defvjp(_norm_rope_forward, _norm_rope_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(
+    x: Float32[Array, "*rows D"],
+    kernels: tuple[Float32[Array, "D _"], ...],
+    epsilon: float | None = None,
+) -> tuple[Float32[Array, "*rows _"], ...]:
+    """x, normalised where there is an epsilon, times each of up to three kernels.
+
+    By the roundings of `matmul.rounded_matmul`; sides of kernels are multiples of `MULTIPLE`.
+    """
+    return _linear_forward(x, kernels, epsilon)[0]
+
+
+def _linear_forward(
+    x: Array, kernels: tuple[Array, ...], epsilon: float | None
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    rows, narrow = x.reshape(-1, x.shape[-1]), [k.astype(jnp.bfloat16) for k in kernels]
+    columns = [k.shape[1] for k in kernels]
+    shapes = [((len(rows), size), jnp.float32) for size in columns]
+    shapes.append(((sum(columns), rows.shape[1]), jnp.bfloat16))
+    *ys, _ = _call("linear", tuple(shapes))(rows, _epsilon(epsilon), *narrow)
+    return tuple(y.reshape(*x.shape[:-1], -1) for y in ys), (rows, *narrow)
+
+
+def _linear_backward(
+    epsilon: float | None, saved: tuple[Array, ...], dys: tuple[Array, ...]
+) -> tuple[Array, tuple[Array, ...]]:
+    rows, *narrow = saved
+    width, columns = rows.shape[1], sum(k.shape[1] for k in narrow)
+    filled = -(-len(rows) // UNIT) * UNIT
+    shapes = [(x.shape, jnp.float32) for x in saved]
+    room = ((columns, width), (width, filled), (columns, filled))
+    shapes += [(sizes, jnp.bfloat16) for sizes in room]
+    flat = [dy.reshape(len(rows), -1) for dy in dys]
+    dx, *grads = _call("linear_gradient", tuple(shapes))(rows, _epsilon(epsilon), *narrow, *flat)
+    return dx.reshape(*dys[0].shape[:-1], width), tuple(grads[: len(narrow)])
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _epsilon(epsilon: float | None) -> Array:
+    """As kernels take it: below 0 for no norm."""
+    return jnp.full(1, -1.0 if epsilon is None else epsilon, jnp.float32)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def mlp(
     x: Float32[Array, "*rows D"],
@@ -142,7 +188,7 @@ def _mlp_forward(
     room = ((2, *up.shape), jnp.bfloat16)
     hidden = ((len(rows), up.shape[1]), jnp.float32)
     y, u, _ = _call("mlp", ((rows.shape, jnp.float32), hidden, room))(
-        rows, *matrices, jnp.full(1, epsilon, jnp.float32)
+        rows, *matrices, _epsilon(epsilon)
     )
     return y.reshape(x.shape), (rows, u, *matrices)
 
@@ -154,7 +200,7 @@ def _mlp_backward(epsilon: float, saved: tuple[Array, ...], dy: Array) -> tuple[
     shapes = [(x.shape, jnp.float32) for x in (rows, up, down)]
     shapes += [((2, *sizes), jnp.bfloat16) for sizes in (up.shape, (width, filled), (hidden, filled))]
     dx, dup, ddown, *_ = _call("mlp_gradient", tuple(shapes))(
-        rows, u, dy.reshape(rows.shape), up, down, jnp.full(1, epsilon, jnp.float32)
+        rows, u, dy.reshape(rows.shape), up, down, _epsilon(epsilon)
     )
     return dx.reshape(dy.shape), dup, ddown
 
