@@ -38,6 +38,8 @@ mod machine;
 pub mod mlp;
 #[cfg(target_arch = "x86_64")]
 pub mod norm_rope;
+#[cfg(target_arch = "x86_64")]
+pub mod orthogonal;
 pub mod out;
 #[cfg(feature = "python")]
 mod python;

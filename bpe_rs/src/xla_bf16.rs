@@ -18,7 +18,7 @@ const PIECE: usize = 1 << 16;
 
 /// All handlers by the names of their targets; none where the processor lacks the instructions.
 pub(crate) fn handlers() -> Vec<(&'static str, Handler)> {
-    let all: [(&str, Handler); 9] = [
+    let all: [(&str, Handler); 10] = [
         ("jaxchat_attention", attention),
         ("jaxchat_attention_gradient", attention_gradient),
         ("jaxchat_linear", xla_linear::linear),
@@ -28,6 +28,7 @@ pub(crate) fn handlers() -> Vec<(&'static str, Handler)> {
         ("jaxchat_mlp_gradient", xla_mlp::mlp_gradient),
         ("jaxchat_norm_rope", norm_rope),
         ("jaxchat_norm_rope_gradient", norm_rope_gradient),
+        ("jaxchat_orthogonalize", xla_linear::orthogonalize),
     ];
     if able() { all.to_vec() } else { Vec::new() }
 }

@@ -1,10 +1,11 @@
-//! `linear` as XLA calls it, on a processor with AVX-512 BF16.
+//! `linear` and `orthogonal` as XLA calls them, on a processor with AVX-512 BF16.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
 
 use crate::bf16::able;
 use crate::linear::{MOST, Shape, Sides};
+use crate::orthogonal;
 use crate::out::Out;
 use crate::xla_bf16::{BFLOAT16, pairs};
 use crate::xla_ffi::{CallFrame, FLOAT32, answer};
@@ -78,6 +79,41 @@ pub unsafe extern "C" fn linear_gradient(frame: *mut CallFrame) -> *mut c_void {
                 shape.backward(unit, call.x, dy, panels, dx, sides)
             });
             frame.share(shape.panels(), &|unit| shape.weights(unit, sides, grads));
+            Some(())
+        })
+    }
+}
+
+/// The handler `jaxchat_orthogonalize`: y [N,M,K] bfloat16, a, b and c of each iteration [I,3] float32
+/// -> y after the iterations.
+///
+/// # Safety
+/// As `linear`.
+pub unsafe extern "C" fn orthogonalize(frame: *mut CallFrame) -> *mut c_void {
+    let takes =
+        c"jaxchat_orthogonalize takes bfloat16 [N,M,K], with M and K multiples of 32, float32 \
+        [I,3], and needs a processor with AVX-512 BF16";
+    // SAFETY: as in `linear`
+    unsafe {
+        answer(frame, takes, |frame| {
+            let (y, dims) = frame.argument::<u16>(0, BFLOAT16)?;
+            let (coefficients, &[_, 3]) = frame.argument::<f32>(1, FLOAT32)? else {
+                return None;
+            };
+            let &[count, rows, width] = dims else {
+                return None;
+            };
+            let whole = |size: i64| size > 0 && size % 32 == 0;
+            (able() && whole(rows) && whole(width)).then_some(())?;
+            let out = Out(frame.result::<u16>(0, BFLOAT16, dims)?.cast::<u32>());
+            let (y, (coefficients, _)) = (pairs(y)?, coefficients.as_chunks::<3>());
+            let (rows, width) = (rows as usize, width as usize);
+            let held = rows * width / 2;
+            frame.share(count as usize, &|matrix| {
+                let out = out.at(matrix * held, held);
+                out.copy_from_slice(&y[matrix * held..][..held]);
+                orthogonal::Shape { rows, width }.iterate(out, coefficients);
+            });
             Some(())
         })
     }

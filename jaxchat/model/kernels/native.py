@@ -16,6 +16,7 @@ C = K/2 pairs of channels.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -206,6 +207,19 @@ def _mlp_backward(epsilon: float, saved: tuple[Array, ...], dy: Array) -> tuple[
 
 
 mlp.defvjp(_mlp_forward, _mlp_backward)
+
+
+def orthogonalize(
+    y: BFloat16[Array, "N M K"], coefficients: Sequence[tuple[float, float, float]]
+) -> BFloat16[Array, "N M K"]:
+    """y <- a y + (b G + c G^2) y with G = y y^T, for each (a, b, c), of each matrix.
+
+    By the roundings of `optim.muon`, whose iterations these are; sides are multiples of `MULTIPLE`.
+    """
+    result: Array = _call("orthogonalize", ((y.shape, jnp.bfloat16),))(
+        y, jnp.asarray(coefficients, jnp.float32)
+    )[0]
+    return result
 
 
 def loss_gradient(
