@@ -273,4 +273,33 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn columns_are_multiplied_as_rows_are() {
+        if !crate::bf16::able() {
+            return;
+        }
+        for pairs in [16, 32] {
+            let number = |n: usize, salt: usize| 0x3f80 + ((n * 7 + salt) % 9) as u32;
+            let one = |salt: usize| -> Vec<u32> {
+                let pair = |n| number(2 * n, salt) | number(2 * n + 1, salt) << 16;
+                (0..pairs * PANEL).map(pair).collect()
+            };
+            let (a, b) = (one(1), one(4));
+            let rows: Vec<u32> = (0..a.len())
+                .map(|n| a[n % pairs * PANEL + n / pairs])
+                .collect();
+            for amx in [false, able()] {
+                let blocks = Blocks::of(amx);
+                let [mut got, mut want] = [vec![0.0; TILE], vec![0.0; TILE]];
+                // SAFETY: the processor was asked
+                unsafe {
+                    blocks.multiply_columns(&a, &b, pairs, &mut got);
+                    blocks.multiply(&rows, pairs, &b, pairs, &mut want);
+                }
+                assert!(want.iter().all(|x| *x > 2.0 * pairs as f32));
+                assert_eq!(got, want, "{pairs} {amx}");
+            }
+        }
+    }
 }

@@ -135,12 +135,10 @@ class Attention(nn.Module):
         rope: Rope,
         attend: Attend,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        config, init = self.config, init_table(self.config)
+        config, init, width = self.config, init_table(self.config), self.config.n_embd
         size, groups = config.head_dim, config.n_kv_head
-
-        bound = math.sqrt(config.n_embd) if self.compute.fused else None  # of what is normalised
+        bound = math.sqrt(width) if self.compute.fused else None  # of what is normalised
         normed = rms_norm(x, config, self.compute)
-        is_native = self.compute.native and native.takes_products(config.n_embd, groups * size)
 
         def heads(name: str, count: int) -> Array:
             initializer = init.get(name, init["c_q"])  # a joined kernel is never initialised
@@ -151,23 +149,20 @@ class Attention(nn.Module):
         if self.has_variable("params", JOINED):
             first, second = config.n_head, config.n_head + groups
             q, k, v = jnp.split(heads(JOINED, second + groups), (first, second), axis=-2)
-        elif is_native:
-            all_ = (Matrix(n * size, init[c], name=c)(config.n_embd)[0] for c, n in counts.items())
-            ys = native.linear(x, tuple(all_), config.norm_epsilon)
+        elif self.compute.native and native.takes_products(width, groups * size):
+            all_three = [Matrix(n * size, init[c], name=c)(width)[0] for c, n in counts.items()]
+            ys = native.linear(x, tuple(all_three), config.norm_epsilon)
             q, k, v = (y.reshape(*y.shape[:-1], -1, size) for y in ys)
         else:
             q, k, v = (heads(name, count) for name, count in counts.items())
         if value is not None:
-            channels = normed[..., : min(VALUE_GATE_CHANNELS, config.n_embd)]
+            channels = normed[..., : min(VALUE_GATE_CHANNELS, width)]
             gate = 3.0 * nn.sigmoid(Linear(groups, init["ve_gate"], name="ve_gate")(channels))
             v = v + gate[..., None] * value.reshape(v.shape)
         q, k = (norm_rotated(a, rope, config, self.compute) for a in (q, k))
         y, saved = attend(self.layer, q, k, v)
         y = y.reshape(*y.shape[:-2], -1)
-        if is_native:
-            kernel = Matrix(config.n_embd, init["c_proj"], name="c_proj")(y.shape[-1])[0]
-            return native.linear(y, (kernel,))[0], saved
-        return Linear(config.n_embd, init["c_proj"], self.compute.matmul, name="c_proj")(y), saved
+        return Linear(width, init["c_proj"], self.compute.products, name="c_proj")(y), saved
 
 
 class MLP(nn.Module):
@@ -207,8 +202,8 @@ class Block(nn.Module):
         rope: Rope,
         attend: Attend,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        attention = Attention(self.config, self.layer, self.compute, name="attn")
-        y, saved = attention(x, value, rope, attend)
+        part = Attention(self.config, self.layer, self.compute, name="attn")
+        y, saved = part(x, value, rope, attend)
         return MLP(self.config, self.compute, name="mlp")(x + y), saved
 
 
@@ -226,17 +221,18 @@ class GPT(nn.Module):
         previous: Float[Array, "B D"],
         attend: Attend,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], list[Any]]:
-        """Features, embeddings before smear, what `attend` saved of each layer; `previous` may be 0."""
+        """Features, embeddings before smear, and what `attend` saved of each layer.
+
+        `previous` is the embedding before, or 0.
+        """
         config, init = self.config, init_table(self.config)
         norm = functools.partial(rms_norm, config=config, compute=self.compute)
         embedded = norm(self._table("wte", config.n_embd, "wte")(tokens))
-        x = embedded
-        if config.smear:
-            x = self._smear(x, previous)
+        x = self._smear(embedded, previous) if config.smear else embedded
         fused, dtype = self.compute.fused, self.compute.scalars
         # Kept, as XLA would otherwise compute it again from the embeddings wherever it is used
         start = x = jax.lax.optimization_barrier(x) if fused else x
-        mix = residual.mix if fused else _mix
+        mix = residual.mix if fused else residual.plain_mix
         if config.residual_scalars:
             shape = (config.n_layer,)
             share = parameter(self, "resid_lambdas", init["resid_lambdas"], shape).astype(dtype)
@@ -275,10 +271,6 @@ class GPT(nn.Module):
         gate = strength * gate.astype(dtype)
         before = jnp.concatenate([previous[:, None, :], x[:, :-1]], axis=1)
         return (x.astype(dtype) + gate * before.astype(dtype)).astype(x.dtype)
-
-
-def _mix(x: Array, y: Array, a: Array, b: Array) -> Array:
-    return a * x + b * y
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -426,9 +418,8 @@ def decode(
     is False stay as they are: their logits mean nothing, and what was written for them lies beyond
     what they see.
 
-    Rows of which nothing is kept make them compute.decode_rows, but in the cache. A GPU's XLA makes
-    of a vector times a matrix all products of two numbers, rounds and writes them, and then sums;
-    of two rows it makes matrix products, one for queries, keys and values, and one kernel a norm.
+    Rows of which nothing is kept make them compute.decode_rows, but in the cache: of one row a
+    GPU's XLA makes no matrix product, but writes all products of two numbers and then sums.
     """
     position, dtype, store = cache.length, compute.dtype, cache.previous.dtype
     batch = tokens.shape[0]

@@ -2,15 +2,15 @@
 
 They are for a processor with AVX-512 BF16, and compute what `kernels.banded`, `kernels.norms` and
 `model.loss` write for XLA, with the same roundings: operands of products are bfloat16, sums
-float32. XLA makes of attention many small products with copies and masks between, and of the loss
-several passes over logits; here scores and what a row of logits needs never leave a core's cache,
-and keys that a query does not see cost nothing. Results are the same to the last bit for any number
-of threads.
+float32. XLA makes of attention many small products with copies and masks between, of the loss
+several passes over logits, and of what lies between products as many passes over rows; here it is
+done while it is in a core's cache, and keys that a query does not see cost nothing. Results are the
+same to the last bit for any number of threads. Products are done by AMX where there is one.
 
 XLA cannot split such a call over devices, so it belongs on one, or within a `shard_map`.
 
 Axes: B batch, T time, H query heads, G key/value heads, K head size, N rows, V vocabulary,
-C = K/2 pairs of channels.
+C = K/2 pairs of channels; of layers D width, F hidden.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from jax import Array
 from jaxtyping import BFloat16, Float, Float32, Int32
 
 from jaxchat import _bpe
-from jaxchat.model.kernels import matmul
 
 MULTIPLE = 32  # of head sizes, widths and hidden sizes
 UNIT = 64  # rows of `mlp` that one thread takes at once, as in bpe_rs/src/mlp.rs
@@ -47,7 +46,7 @@ def takes(size: int) -> bool:
 
 def takes_products(*sides: int) -> bool:
     """Whether products with matrices of these sides are done here."""
-    return able() and all(side % MULTIPLE == 0 for side in sides) and min(sides) >= matmul.SMALLEST
+    return all(side % (2 * MULTIPLE) == 0 for side in sides) and able()
 
 
 def native_attention(
@@ -185,7 +184,10 @@ def mlp(
 def _mlp_forward(
     x: Array, up: Array, down: Array, epsilon: float
 ) -> tuple[Array, tuple[Array, ...]]:
-    rows, matrices = x.reshape(-1, x.shape[-1]), (up.astype(jnp.bfloat16), down.astype(jnp.bfloat16))
+    rows, matrices = (
+        x.reshape(-1, x.shape[-1]),
+        (up.astype(jnp.bfloat16), down.astype(jnp.bfloat16)),
+    )
     room = ((2, *up.shape), jnp.bfloat16)
     hidden = ((len(rows), up.shape[1]), jnp.float32)
     y, u, _ = _call("mlp", ((rows.shape, jnp.float32), hidden, room))(
@@ -199,7 +201,9 @@ def _mlp_backward(epsilon: float, saved: tuple[Array, ...], dy: Array) -> tuple[
     filled = -(-len(rows) // UNIT) * UNIT
     width, hidden = up.shape
     shapes = [(x.shape, jnp.float32) for x in (rows, up, down)]
-    shapes += [((2, *sizes), jnp.bfloat16) for sizes in (up.shape, (width, filled), (hidden, filled))]
+    shapes += [
+        ((2, *sizes), jnp.bfloat16) for sizes in (up.shape, (width, filled), (hidden, filled))
+    ]
     dx, dup, ddown, *_ = _call("mlp_gradient", tuple(shapes))(
         rows, u, dy.reshape(rows.shape), up, down, _epsilon(epsilon)
     )
