@@ -4,6 +4,8 @@
 //! Rust's own functions for AMX are not stable, so the loop is in assembly, as a function: whoever
 //! calls a function expects it to change these registers.
 #![allow(unsafe_code)]
+// Where the processor has the instructions (`bf16::able`), functions that need them are safe to call.
+#![allow(clippy::missing_safety_doc)]
 
 use std::arch::naked_asm;
 use std::arch::x86_64::*;

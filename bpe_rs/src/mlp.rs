@@ -201,9 +201,9 @@ impl Shape {
                             _mm512_mul_ps(sum, _mm512_add_ps(relu, relu))
                         };
                         let grads = [0, 1].map(|n| [grad(n, 0), grad(n, 1)]);
-                        for n in 0..2 {
+                        for (n, grad) in grads.into_iter().enumerate() {
                             let at = (first + row + n) * deep + panel * LANES;
-                            put_pairs(narrow(grads[n]), &mut du[at..]);
+                            put_pairs(narrow(grad), &mut du[at..]);
                         }
                         let place = (panel * self.filled() + start + first + row) / 2 * PANEL;
                         // SAFETY: these rows are this unit's

@@ -1,5 +1,7 @@
 //! What `mlp` and `linear` do with rows of float32 numbers: the norm, rounding, turning.
 #![allow(unsafe_code)]
+// As in `bf16`: safe to call where the processor has the instructions.
+#![allow(clippy::missing_safety_doc)]
 
 use std::arch::x86_64::*;
 
