@@ -110,7 +110,7 @@ def test_every_function_that_states_shapes_keeps_them(monkeypatch: pytest.Monkey
     muon = load("optim.muon")
     trace(
         lambda x: muon.orthogonalize_matrix(x, muon.POLAR_EXPRESS, jnp.bfloat16, 1.0, 1e-6),
-        shaped(2, 8, 4),
+        shaped(2, 128, 64),
     )
 
     small, cache = (

@@ -12,9 +12,8 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::bf16::{
-    GROUP, LANES, PANEL, Rows, Sums, exp, narrow, numbers, paired, product, put, put_pairs,
-};
+use crate::amx::{BLOCK, Blocks, TILE, sums};
+use crate::bf16::{GROUP, LANES, PANEL, Rows, Sums, exp, narrow, numbers, paired, put, put_pairs};
 use crate::out::Out;
 use crate::scratch::{self, floats};
 
@@ -134,60 +133,62 @@ impl Shape {
             FORWARD * half,
             FORWARD * panels * LANES,
             FORWARD * LANES,
+            TILE,
         ];
-        scratch::with(lengths, |[k, v, q, weights, sums]| {
-            let sums = floats(sums);
+        scratch::with(lengths, |[k, v, q, weights, rests, tile]| {
+            let (blocks, tile, rests) = (Blocks::new(), floats(tile), floats(rests));
             self.rows(x.k, b, span.clone(), g, self.groups)
                 .as_columns(k);
             self.rows(x.v, b, span, g, self.groups).as_rows(v);
             for head in self.heads_of(g) {
                 copy(self.rows(x.q, b, queries.clone(), head, self.heads), q);
-                sums.fill(0.0);
+                rests.fill(0.0);
                 for panel in 0..panels {
-                    for row in (0..queries.len()).step_by(GROUP) {
-                        let query = start + row;
-                        if !self
-                            .seen(query..query + GROUP)
-                            .contains(&(keys.start + panel))
-                        {
+                    for first in (0..queries.len()).step_by(BLOCK) {
+                        let query = start + first;
+                        let seen = self.seen(query..query + BLOCK);
+                        if !seen.contains(&(keys.start + panel)) {
                             continue;
                         }
                         let k = &k[panel * PANEL * half..];
-                        let mut scores = product(&q[row * half..], half, 1, k, half);
-                        self.weigh(&mut scores, query, keys.start + panel);
-                        for (row, w) in (row..).zip(scores) {
-                            let sum = &mut sums[row * LANES..];
-                            put(_mm512_add_ps(numbers(sum), _mm512_add_ps(w[0], w[1])), sum);
-                            put_pairs(narrow(w), &mut weights[(row * panels + panel) * LANES..]);
+                        blocks.multiply(&q[first * half..], half, k, half, tile);
+                        for row in (0..BLOCK).step_by(GROUP) {
+                            let mut scores = sums(tile, row);
+                            self.weigh(&mut scores, query + row, keys.start + panel);
+                            for (row, w) in (first + row..).zip(scores) {
+                                let sum = &mut rests[row * LANES..];
+                                put(_mm512_add_ps(numbers(sum), _mm512_add_ps(w[0], w[1])), sum);
+                                put_pairs(
+                                    narrow(w),
+                                    &mut weights[(row * panels + panel) * LANES..],
+                                );
+                            }
                         }
                     }
                 }
                 let mut totals = [1.0; FORWARD];
-                for (row, sum) in totals[..queries.len()].iter_mut().zip(sums.chunks(LANES)) {
+                for (row, sum) in totals[..queries.len()].iter_mut().zip(rests.chunks(LANES)) {
                     *row = _mm512_reduce_add_ps(numbers(sum));
                 }
                 // SAFETY: these rows are this unit's
                 unsafe { total.at((b * self.heads + head) * self.time + start, queries.len()) }
                     .copy_from_slice(&totals[..queries.len()]);
                 for (column, v) in v.chunks_exact(panels * LANES * PANEL).enumerate() {
-                    for row in (0..queries.len()).step_by(GROUP) {
-                        let seen = self.seen(start + row..start + row + GROUP);
-                        let first = (seen.start - keys.start) * LANES;
-                        let w = &weights[row * panels * LANES + first..];
-                        let sums = product(
-                            w,
-                            panels * LANES,
-                            1,
-                            &v[first * PANEL..],
-                            seen.len() * LANES,
-                        );
-                        for (row, sum) in (row..queries.len()).zip(sums) {
+                    for first in (0..queries.len()).step_by(BLOCK) {
+                        let seen = self.seen(start + first..start + first + BLOCK);
+                        let key = (seen.start - keys.start) * LANES; // in pairs
+                        let (w, v) = (&weights[first * panels * LANES + key..], &v[key * PANEL..]);
+                        blocks.multiply(w, panels * LANES, v, seen.len() * LANES, tile);
+                        for (row, sum) in (first..queries.len()).zip(tile.chunks_exact(PANEL)) {
                             let at = self.place(b, start + row, head, self.heads) + column * PANEL;
                             let inverse = _mm512_set1_ps(1.0 / totals[row]);
                             // SAFETY: as above
                             let y = unsafe { y.at(at, PANEL) };
-                            put(_mm512_mul_ps(sum[0], inverse), y);
-                            put(_mm512_mul_ps(sum[1], inverse), &mut y[LANES..]);
+                            put(_mm512_mul_ps(numbers(sum), inverse), y);
+                            put(
+                                _mm512_mul_ps(numbers(&sum[LANES..]), inverse),
+                                &mut y[LANES..],
+                            );
                         }
                     }
                 }
@@ -214,102 +215,129 @@ impl Shape {
             4 * block,
             BACKWARD * panels * LANES,
             BACKWARD * LANES * 2,
+            2 * TILE,
         ];
-        scratch::with(lengths, |[k, k_rows, v, queries, by_scores, tile]| {
-            let keys = self.rows(x.k, b, 0..self.time, g, self.groups);
-            keys.as_columns(k);
-            keys.as_rows(k_rows);
-            self.rows(x.v, b, 0..self.time, g, self.groups)
-                .as_columns(v);
-            for t in 0..self.time {
-                let at = self.place(b, t, g, self.groups);
-                // SAFETY: these rows are this unit's
-                unsafe {
-                    (
-                        dk.at(at, self.size).fill(0.0),
-                        dv.at(at, self.size).fill(0.0),
-                    )
-                };
-            }
-            let (q, queries) = queries.split_at_mut(block);
-            let (q_rows, queries) = queries.split_at_mut(block);
-            let (dy, dy_rows) = queries.split_at_mut(block);
-            let (weights, scores) = tile.split_at_mut(BACKWARD * LANES);
-            for start in (0..self.time).step_by(BACKWARD) {
-                let span = start..self.time.min(start + BACKWARD);
-                let seen = self.seen(span.clone());
-                for head in self.heads_of(g) {
-                    copy(self.rows(x.q, b, span.clone(), head, self.heads), q);
-                    let delta = self.divide(&saved, b, head, span.clone(), dy);
-                    let packed = |pairs| Rows {
-                        pairs,
-                        stride: half,
-                        count: BACKWARD,
-                        width: half,
+        scratch::with(
+            lengths,
+            |[k, k_rows, v, queries, by_scores, tile, products]| {
+                let blocks = Blocks::new();
+                let (product, other) = floats(products).split_at_mut(TILE);
+                let keys = self.rows(x.k, b, 0..self.time, g, self.groups);
+                keys.as_columns(k);
+                keys.as_rows(k_rows);
+                self.rows(x.v, b, 0..self.time, g, self.groups)
+                    .as_columns(v);
+                for t in 0..self.time {
+                    let at = self.place(b, t, g, self.groups);
+                    // SAFETY: these rows are this unit's
+                    unsafe {
+                        (
+                            dk.at(at, self.size).fill(0.0),
+                            dv.at(at, self.size).fill(0.0),
+                        )
                     };
-                    packed(q).as_rows(q_rows);
-                    packed(dy).as_rows(dy_rows);
-                    for panel in seen.clone() {
-                        let mut rows = (0..span.len()).step_by(GROUP);
-                        let sees = |row: &usize| {
-                            let query = start + row;
-                            self.seen(query..query + GROUP).contains(&panel)
+                }
+                let (q, queries) = queries.split_at_mut(block);
+                let (q_rows, queries) = queries.split_at_mut(block);
+                let (dy, dy_rows) = queries.split_at_mut(block);
+                let (weights, scores) = tile.split_at_mut(BACKWARD * LANES);
+                for start in (0..self.time).step_by(BACKWARD) {
+                    let span = start..self.time.min(start + BACKWARD);
+                    let seen = self.seen(span.clone());
+                    for head in self.heads_of(g) {
+                        copy(self.rows(x.q, b, span.clone(), head, self.heads), q);
+                        let delta = self.divide(&saved, b, head, span.clone(), dy);
+                        let packed = |pairs| Rows {
+                            pairs,
+                            stride: half,
+                            count: BACKWARD,
+                            width: half,
                         };
-                        let Some(first) = rows.find(sees) else {
-                            continue;
-                        };
-                        let mut end = first;
-                        for row in std::iter::once(first).chain(rows.take_while(sees)) {
-                            end = row + GROUP;
-                            let of = panel * PANEL * half;
-                            let mut w = product(&q[row * half..], half, 1, &k[of..], half);
-                            self.weigh(&mut w, start + row, panel);
-                            let mut dw = product(&dy[row * half..], half, 1, &v[of..], half);
-                            for r in 0..GROUP {
-                                let delta = _mm512_set1_ps(delta[row + r]);
-                                for h in 0..2 {
-                                    dw[r][h] =
-                                        _mm512_mul_ps(w[r][h], _mm512_sub_ps(dw[r][h], delta));
+                        packed(q).as_rows(q_rows);
+                        packed(dy).as_rows(dy_rows);
+                        for panel in seen.clone() {
+                            let mut rows = (0..span.len()).step_by(BLOCK);
+                            let sees = |row: &usize| {
+                                let query = start + row;
+                                self.seen(query..query + BLOCK).contains(&panel)
+                            };
+                            let Some(first) = rows.find(sees) else {
+                                continue;
+                            };
+                            let mut end = first;
+                            for block in std::iter::once(first).chain(rows.take_while(sees)) {
+                                end = block + BLOCK;
+                                let of = panel * PANEL * half;
+                                blocks.multiply(&q[block * half..], half, &k[of..], half, product);
+                                blocks.multiply(&dy[block * half..], half, &v[of..], half, other);
+                                for row in (block..end).step_by(GROUP) {
+                                    let mut w = sums(product, row - block);
+                                    let mut dw = sums(other, row - block);
+                                    self.weigh(&mut w, start + row, panel);
+                                    for r in 0..GROUP {
+                                        let delta = _mm512_set1_ps(delta[row + r]);
+                                        for h in 0..2 {
+                                            dw[r][h] = _mm512_mul_ps(
+                                                w[r][h],
+                                                _mm512_sub_ps(dw[r][h], delta),
+                                            );
+                                        }
+                                        let at = ((row + r) * panels + panel) * LANES;
+                                        put_pairs(narrow(dw[r]), &mut by_scores[at..]);
+                                    }
+                                    for r in (0..GROUP).step_by(2) {
+                                        for h in 0..2 {
+                                            let at = (row + r) / 2 * PANEL + h * LANES;
+                                            put_pairs(
+                                                paired(w[r][h], w[r + 1][h]),
+                                                &mut weights[at..],
+                                            );
+                                            put_pairs(
+                                                paired(dw[r][h], dw[r + 1][h]),
+                                                &mut scores[at..],
+                                            );
+                                        }
+                                    }
                                 }
-                                let at = ((row + r) * panels + panel) * LANES;
-                                put_pairs(narrow(dw[r]), &mut by_scores[at..]);
                             }
-                            for r in (0..GROUP).step_by(2) {
-                                for h in 0..2 {
-                                    let at = (row + r) / 2 * PANEL + h * LANES;
-                                    put_pairs(paired(w[r][h], w[r + 1][h]), &mut weights[at..]);
-                                    put_pairs(paired(dw[r][h], dw[r + 1][h]), &mut scores[at..]);
-                                }
-                            }
-                        }
-                        for (tile, rows, grad) in
-                            [(&*weights, &*dy_rows, dv), (&*scores, &*q_rows, dk)]
-                        {
-                            // SAFETY: as above
-                            unsafe { self.add(tile, rows, first..end, (b, g, panel), grad) };
-                        }
-                    }
-                    for (column, k) in k_rows.chunks_exact(panels * LANES * PANEL).enumerate() {
-                        for row in (0..span.len()).step_by(GROUP) {
-                            let seen = self.seen(start + row..start + row + GROUP);
-                            let first = seen.start * LANES;
-                            let scores = &by_scores[row * panels * LANES + first..];
-                            let pairs = seen.len() * LANES;
-                            let sums =
-                                product(scores, panels * LANES, 1, &k[first * PANEL..], pairs);
-                            for (row, sum) in (row..span.len()).zip(sums) {
-                                let at =
-                                    self.place(b, start + row, head, self.heads) + column * PANEL;
+                            for (tile, rows, grad) in
+                                [(&*weights, &*dy_rows, dv), (&*scores, &*q_rows, dk)]
+                            {
                                 // SAFETY: as above
-                                let dq = unsafe { dq.at(at, PANEL) };
-                                put(sum[0], dq);
-                                put(sum[1], &mut dq[LANES..]);
+                                unsafe {
+                                    self.add(
+                                        (&blocks, &mut *product),
+                                        tile,
+                                        rows,
+                                        first..end,
+                                        (b, g, panel),
+                                        grad,
+                                    )
+                                };
+                            }
+                        }
+                        for (column, k) in k_rows.chunks_exact(panels * LANES * PANEL).enumerate() {
+                            for first in (0..span.len()).step_by(BLOCK) {
+                                let seen = self.seen(start + first..start + first + BLOCK);
+                                let key = seen.start * LANES;
+                                let (scores, row) = (first * panels * LANES + key, panels * LANES);
+                                let (scores, k) = (&by_scores[scores..], &k[key * PANEL..]);
+                                blocks.multiply(scores, row, k, seen.len() * LANES, product);
+                                for (row, sum) in
+                                    (first..span.len()).zip(product.chunks_exact(PANEL))
+                                {
+                                    let at = self.place(b, start + row, head, self.heads)
+                                        + column * PANEL;
+                                    // SAFETY: as above
+                                    let dq = unsafe { dq.at(at, PANEL) };
+                                    dq.copy_from_slice(sum);
+                                }
                             }
                         }
                     }
                 }
-            }
-        });
+            },
+        );
     }
 
     /// Adds the products of a panel's weights, [queries / 2, 32] in pairs of queries, with rows of
@@ -320,6 +348,7 @@ impl Shape {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn add(
         &self,
+        (blocks, out): (&Blocks, &mut [f32]),
         tile: &[u32],
         rows: &[u32],
         of: Range<usize>,
@@ -329,15 +358,14 @@ impl Shape {
         let (b, g, panel) = at;
         let (first, pairs) = (of.start / 2 * PANEL, of.len() / 2);
         for (column, rows) in rows.chunks_exact(BACKWARD / 2 * PANEL).enumerate() {
-            for key in (0..PANEL).step_by(GROUP) {
-                let sums = product(&tile[first + key..], 1, PANEL, &rows[first..], pairs);
-                for (key, sum) in (panel * PANEL + key..self.time).zip(sums) {
-                    let at = self.place(b, key, g, self.groups) + column * PANEL;
-                    // SAFETY: the caller's promise
-                    let grad = unsafe { grad.at(at, PANEL) };
-                    put(_mm512_add_ps(numbers(grad), sum[0]), grad);
-                    let grad = &mut grad[LANES..];
-                    put(_mm512_add_ps(numbers(grad), sum[1]), grad);
+            blocks.multiply_columns(&tile[first..], &rows[first..], pairs, out);
+            for (key, sum) in (panel * PANEL..self.time).zip(out.chunks_exact(PANEL)) {
+                let at = self.place(b, key, g, self.groups) + column * PANEL;
+                // SAFETY: the caller's promise
+                let grad = unsafe { grad.at(at, PANEL) };
+                for at in [0, LANES] {
+                    let sum = _mm512_add_ps(numbers(&grad[at..]), numbers(&sum[at..]));
+                    put(sum, &mut grad[at..]);
                 }
             }
         }

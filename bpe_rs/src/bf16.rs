@@ -118,7 +118,7 @@ fn number(x: __m512i) -> __m512bh {
 /// The first 16 pairs.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn pairs(x: &[u32]) -> __m512i {
+pub fn pairs(x: &[u32]) -> __m512i {
     assert!(x.len() >= LANES);
     // SAFETY: there are 16
     unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
@@ -215,7 +215,7 @@ impl<'a> Rows<'a> {
 /// The columns of 16 rows of 16.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transposed(x: [__m512i; LANES]) -> [__m512i; LANES] {
+pub fn transposed(x: [__m512i; LANES]) -> [__m512i; LANES] {
     let mut y = x;
     for n in (0..LANES).step_by(2) {
         y[n] = _mm512_unpacklo_epi32(x[n], x[n + 1]);

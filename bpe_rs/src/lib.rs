@@ -12,6 +12,8 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+pub mod amx;
 mod apply_merges;
 #[cfg(target_arch = "x86_64")]
 pub mod attention;
@@ -28,13 +30,21 @@ mod ids;
 pub mod int8;
 mod learn_merges;
 #[cfg(target_arch = "x86_64")]
+pub mod linear;
+#[cfg(target_arch = "x86_64")]
 pub mod loss;
 mod machine;
 #[cfg(target_arch = "x86_64")]
+pub mod mlp;
+#[cfg(target_arch = "x86_64")]
 pub mod norm_rope;
+#[cfg(target_arch = "x86_64")]
+pub mod orthogonal;
 pub mod out;
 #[cfg(feature = "python")]
 mod python;
+#[cfg(target_arch = "x86_64")]
+mod rows;
 mod scan;
 #[cfg(target_arch = "x86_64")]
 mod scratch;
@@ -49,6 +59,10 @@ mod xla_bf16;
 mod xla_cached;
 #[cfg(feature = "python")]
 mod xla_ffi;
+#[cfg(all(feature = "python", target_arch = "x86_64"))]
+mod xla_linear;
+#[cfg(all(feature = "python", target_arch = "x86_64"))]
+mod xla_mlp;
 
 pub use count::Summary;
 pub use encode::{Encoded, Encoder, TokenId};

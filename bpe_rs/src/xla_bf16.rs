@@ -9,20 +9,26 @@ use crate::loss;
 use crate::norm_rope::Norm;
 use crate::out::Out;
 use crate::xla_ffi::{CallFrame, FLOAT32, Handler, answer};
+use crate::{xla_linear, xla_mlp};
 
 const INT32: c_int = 4; // types of numbers
-const BFLOAT16: c_int = 16;
+pub(crate) const BFLOAT16: c_int = 16;
 /// Numbers of a piece of work, about.
 const PIECE: usize = 1 << 16;
 
 /// All handlers by the names of their targets; none where the processor lacks the instructions.
 pub(crate) fn handlers() -> Vec<(&'static str, Handler)> {
-    let all: [(&str, Handler); 5] = [
+    let all: [(&str, Handler); 10] = [
         ("jaxchat_attention", attention),
         ("jaxchat_attention_gradient", attention_gradient),
+        ("jaxchat_linear", xla_linear::linear),
+        ("jaxchat_linear_gradient", xla_linear::linear_gradient),
         ("jaxchat_loss", loss),
+        ("jaxchat_mlp", xla_mlp::mlp),
+        ("jaxchat_mlp_gradient", xla_mlp::mlp_gradient),
         ("jaxchat_norm_rope", norm_rope),
         ("jaxchat_norm_rope_gradient", norm_rope_gradient),
+        ("jaxchat_orthogonalize", xla_linear::orthogonalize),
     ];
     if able() { all.to_vec() } else { Vec::new() }
 }
@@ -137,7 +143,7 @@ impl<'a> Call<'a> {
 }
 
 /// Numbers in pairs; None where they do not lie as pairs must.
-fn pairs(x: &[u16]) -> Option<&[u32]> {
+pub(crate) fn pairs(x: &[u16]) -> Option<&[u32]> {
     // SAFETY: any 32 bits are of either type
     let (before, pairs, after) = unsafe { x.align_to::<u32>() };
     (before.is_empty() && after.is_empty()).then_some(pairs)

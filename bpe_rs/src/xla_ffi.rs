@@ -170,6 +170,11 @@ pub(crate) unsafe fn answer(
 }
 
 impl CallFrame {
+    /// How many arguments there are.
+    pub(crate) fn arguments(&self) -> usize {
+        self.args.count as usize
+    }
+
     /// The numbers and dimensions of an argument of this type; None where it is not of it.
     ///
     /// # Safety

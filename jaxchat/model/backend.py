@@ -24,7 +24,9 @@ Implementation = (
     Literal["blocked", "banded", "native", "cudnn", "splash", "xla"] | Callable[..., Array]
 )
 # How large matrices are multiplied: in the dtype of the activations, or narrower.
-MatmulPrecision = Literal["default", "bfloat16", "fp8"]
+MatmulPrecision = Literal[
+    "default", "bfloat16", "native", "fp8"
+]  # native: bfloat16, by our kernels
 Value = bool | int | str
 Option = tuple[str, Value]  # XLA's, name and value
 # A collective that one GPU never enters ends all processes with an error; XLA's default is to wait.
@@ -119,6 +121,11 @@ class Compute:
         """Whether other parts have kernels of our own, too: where no head is on another device."""
         rounded = self.matmul == "bfloat16" and self.dtype == jnp.float32
         return rounded and self.attention == "native"
+
+    @property
+    def products(self) -> MatmulPrecision:
+        """How a layer's large matrices are multiplied, by `kernels.matmul.matmul`."""
+        return "native" if self.native else self.matmul
 
     def unrounded(self) -> Compute:
         """The same for evaluating a model: nothing is rounded to less than `dtype`, and without

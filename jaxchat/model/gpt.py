@@ -121,7 +121,7 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of one layer; `attend` decides what the queries see."""
+    """Attention of one layer to the normalised x; `attend` decides what the queries see."""
 
     config: ModelConfig
     layer: int
@@ -135,47 +135,56 @@ class Attention(nn.Module):
         rope: Rope,
         attend: Attend,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        config, init = self.config, init_table(self.config)
+        config, init, width = self.config, init_table(self.config), self.config.n_embd
         size, groups = config.head_dim, config.n_kv_head
-
-        bound = math.sqrt(config.n_embd) if self.compute.fused else None  # x is normalised
+        bound = math.sqrt(width) if self.compute.fused else None  # of what is normalised
+        normed = rms_norm(x, config, self.compute)
 
         def heads(name: str, count: int) -> Array:
             initializer = init.get(name, init["c_q"])  # a joined kernel is never initialised
-            y = Linear(count * size, initializer, self.compute.matmul, bound, name=name)(x)
+            y = Linear(count * size, initializer, self.compute.matmul, bound, name=name)(normed)
             return y.reshape(*y.shape[:-1], count, size)
 
+        counts = {"c_q": config.n_head, "c_k": groups, "c_v": groups}
         if self.has_variable("params", JOINED):
             first, second = config.n_head, config.n_head + groups
             q, k, v = jnp.split(heads(JOINED, second + groups), (first, second), axis=-2)
+        elif self.compute.native and native.takes_products(width, groups * size):
+            all_three = [Matrix(n * size, init[c], name=c)(width)[0] for c, n in counts.items()]
+            ys = native.linear(x, tuple(all_three), config.norm_epsilon)
+            q, k, v = (y.reshape(*y.shape[:-1], -1, size) for y in ys)
         else:
-            q, k, v = heads("c_q", config.n_head), heads("c_k", groups), heads("c_v", groups)
+            q, k, v = (heads(name, count) for name, count in counts.items())
         if value is not None:
-            channels = x[..., : min(VALUE_GATE_CHANNELS, config.n_embd)]
+            channels = normed[..., : min(VALUE_GATE_CHANNELS, width)]
             gate = 3.0 * nn.sigmoid(Linear(groups, init["ve_gate"], name="ve_gate")(channels))
             v = v + gate[..., None] * value.reshape(v.shape)
         q, k = (norm_rotated(a, rope, config, self.compute) for a in (q, k))
         y, saved = attend(self.layer, q, k, v)
         y = y.reshape(*y.shape[:-2], -1)
-        return Linear(config.n_embd, init["c_proj"], self.compute.matmul, name="c_proj")(y), saved
+        return Linear(width, init["c_proj"], self.compute.products, name="c_proj")(y), saved
 
 
 class MLP(nn.Module):
-    """D -> F = 4D -> D with relu^2 between."""
+    """x + the normalised x -> F = 4D -> D, with relu^2 between."""
 
     config: ModelConfig
     compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        init, width = init_table(self.config), self.config.n_embd
-        if self.compute.fused_fp8 and fp8.takes(width, 4 * width):
+        config, init, width = self.config, init_table(self.config), self.config.n_embd
+        is_native = self.compute.native and native.takes_products(width)
+        if is_native or (self.compute.fused_fp8 and fp8.takes(width, 4 * width)):
             up = Matrix(4 * width, init["c_fc"], name="c_fc")(width)
             down = Matrix(width, init["c_proj"], name="c_proj")(4 * width)
-            return fp8.relu2_mlp(x, up, down)
-        x = Linear(4 * width, init["c_fc"], self.compute.matmul, name="c_fc")(x)
-        x = relu2(x) if self.compute.lean_relu2 else jnp.square(nn.relu(x))
-        return Linear(width, init["c_proj"], self.compute.matmul, name="c_proj")(x)
+            if is_native:
+                return native.mlp(x, up[0], down[0], config.norm_epsilon)
+            return x + fp8.relu2_mlp(rms_norm(x, config, self.compute), up, down)
+        y = rms_norm(x, config, self.compute)
+        y = Linear(4 * width, init["c_fc"], self.compute.matmul, name="c_fc")(y)
+        y = relu2(y) if self.compute.lean_relu2 else jnp.square(nn.relu(y))
+        return x + Linear(width, init["c_proj"], self.compute.matmul, name="c_proj")(y)
 
 
 class Block(nn.Module):
@@ -193,11 +202,9 @@ class Block(nn.Module):
         rope: Rope,
         attend: Attend,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        norm = functools.partial(rms_norm, config=self.config, compute=self.compute)
-        attention = Attention(self.config, self.layer, self.compute, name="attn")
-        y, saved = attention(norm(x), value, rope, attend)
-        x = x + y
-        return x + MLP(self.config, self.compute, name="mlp")(norm(x)), saved
+        part = Attention(self.config, self.layer, self.compute, name="attn")
+        y, saved = part(x, value, rope, attend)
+        return MLP(self.config, self.compute, name="mlp")(x + y), saved
 
 
 class GPT(nn.Module):
@@ -214,20 +221,18 @@ class GPT(nn.Module):
         previous: Float[Array, "B D"],
         attend: Attend,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], list[Any]]:
-        """`previous` is the embedding before, or 0.
+        """Features, embeddings before smear, and what `attend` saved of each layer.
 
-        Returns features, embeddings before smear, and what `attend` saved of each layer.
+        `previous` is the embedding before, or 0.
         """
         config, init = self.config, init_table(self.config)
         norm = functools.partial(rms_norm, config=config, compute=self.compute)
         embedded = norm(self._table("wte", config.n_embd, "wte")(tokens))
-        x = embedded
-        if config.smear:
-            x = self._smear(x, previous)
+        x = self._smear(embedded, previous) if config.smear else embedded
         fused, dtype = self.compute.fused, self.compute.scalars
         # Kept, as XLA would otherwise compute it again from the embeddings wherever it is used
         start = x = jax.lax.optimization_barrier(x) if fused else x
-        mix = residual.mix if fused else _mix
+        mix = residual.mix if fused else residual.plain_mix
         if config.residual_scalars:
             shape = (config.n_layer,)
             share = parameter(self, "resid_lambdas", init["resid_lambdas"], shape).astype(dtype)
@@ -266,10 +271,6 @@ class GPT(nn.Module):
         gate = strength * gate.astype(dtype)
         before = jnp.concatenate([previous[:, None, :], x[:, :-1]], axis=1)
         return (x.astype(dtype) + gate * before.astype(dtype)).astype(x.dtype)
-
-
-def _mix(x: Array, y: Array, a: Array, b: Array) -> Array:
-    return a * x + b * y
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -417,9 +418,8 @@ def decode(
     is False stay as they are: their logits mean nothing, and what was written for them lies beyond
     what they see.
 
-    Rows of which nothing is kept make them compute.decode_rows, but in the cache. A GPU's XLA makes
-    of a vector times a matrix all products of two numbers, rounds and writes them, and then sums;
-    of two rows it makes matrix products, one for queries, keys and values, and one kernel a norm.
+    Rows of which nothing is kept make them compute.decode_rows, but in the cache: of one row a
+    GPU's XLA makes no matrix product, but writes all products of two numbers and then sums.
     """
     position, dtype, store = cache.length, compute.dtype, cache.previous.dtype
     batch = tokens.shape[0]

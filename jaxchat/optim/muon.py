@@ -22,6 +22,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Int
 
+from jaxchat.model.kernels import native
 from jaxchat.model.kernels.matmul import dot, transposed
 from jaxchat.optim.schedule import Schedule
 
@@ -92,8 +93,12 @@ def orthogonalize_matrix(
     y = (x / (_norm(x, (-2, -1)) * slack + eps)).astype(dtype)
     y = transposed(y) if tall else y  # the smaller of the two Gram matrices is enough
     plain, narrow = (functools.partial(f, coefficients) for f in (_iterate, _iterate_narrow))
-    half = jnp.dtype(dtype).itemsize == 2
-    y = jax.lax.platform_dependent(y, cuda=narrow, default=plain) if half else plain(y)
+    if jnp.dtype(dtype) == jnp.bfloat16:
+        own = functools.partial(_iterate_native, coefficients)
+        own = own if native.takes_products(*y.shape[-2:]) else plain
+        y = jax.lax.platform_dependent(y, cpu=own, cuda=narrow, default=plain)
+    else:
+        y = plain(y)
     return (transposed(y) if tall else y).astype(x.dtype)
 
 
@@ -107,6 +112,12 @@ def _iterate(coefficients: Coefficients, y: Matrices) -> Matrices:
         poly = b * gram + c * product(narrow, narrow, over=(-1, -1))
         y = (a * y.astype(jnp.float32) + product(poly, y)).astype(dtype)
     return y
+
+
+def _iterate_native(coefficients: Coefficients, y: Matrices) -> Matrices:
+    """`_iterate` by a kernel of our own."""
+    stack = y.reshape(-1, *y.shape[-2:])
+    return native.orthogonalize(stack, coefficients).reshape(y.shape)
 
 
 def _iterate_narrow(coefficients: Coefficients, y: Matrices) -> Matrices:

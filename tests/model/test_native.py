@@ -1,16 +1,23 @@
-"""Attention and the loss's gradient by our own kernels, against the plain formulas."""
+"""Parts of a step by our own kernels, against the plain formulas."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxchat.config.schema import ModelConfig
+from jaxchat.model import gpt
 from jaxchat.model.backend import Compute, backend
 from jaxchat.model.capabilities import choose_attention
 from jaxchat.model.kernels import native
+from jaxchat.model.kernels.matmul import rounded_matmul
 from jaxchat.model.kernels.native import loss_gradient, native_attention
 from jaxchat.model.loss import cross_entropy
 from jaxchat.model.rope import rotary, rotate
+from jaxchat.optim import muon
+from jaxchat.train.step import batch_loss
 
 SOFTCAP = 15.0
 needs_kernels = pytest.mark.skipif(not native.able(), reason="no AVX-512 BF16")
@@ -137,6 +144,132 @@ def test_the_loss_of_native_kernels_is_xlas(chunk_rows):
         assert float(jnp.linalg.norm(a - b)) < 1e-3 * float(jnp.linalg.norm(b))
 
 
+def with_gradients(function, *inputs):
+    """What `function` gives, and its gradients by all inputs for random ones of what it gives."""
+
+    def run(*inputs):
+        ys, pull = jax.vjp(function, *inputs)
+        keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(ys)))
+        dys = [
+            jax.random.normal(k, y.shape) for k, y in zip(keys, jax.tree.leaves(ys), strict=True)
+        ]
+        return ys, pull(jax.tree.unflatten(jax.tree.structure(ys), dys))
+
+    return jax.tree.leaves(jax.jit(run)(*inputs))
+
+
+def assert_near(got, want, tolerance):
+    for a, b in zip(got, want, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        assert float(jnp.linalg.norm(a - b)) < tolerance * float(jnp.linalg.norm(b))
+
+
+def normed(x, epsilon):
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+
+
+def random_kernels(*shapes):
+    keys = jax.random.split(jax.random.key(7), len(shapes))
+    return [
+        jax.random.normal(key, shape) * shape[0] ** -0.5
+        for key, shape in zip(keys, shapes, strict=True)
+    ]
+
+
+@needs_kernels
+@pytest.mark.parametrize(("rows", "width", "hidden"), [((1,), 64, 256), ((3, 43), 128, 192)])
+def test_a_blocks_second_half_is_the_one_of_rounded_products(rows, width, hidden):
+    """But for numbers that another order of sums rounds to the other side."""
+    kernels = random_kernels((width, hidden), (hidden, width))
+    x = 2.0 * jax.random.normal(jax.random.key(0), (*rows, width))
+
+    def plain(x, up, down):
+        y = jnp.square(jax.nn.relu(rounded_matmul(normed(x, 1e-6), up)))
+        return x + rounded_matmul(y, down)
+
+    got = with_gradients(lambda *a: native.mlp(*a, 1e-6), x, *kernels)
+    assert_near(got, with_gradients(plain, x, *kernels), 3e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("epsilon", [None, 1e-6])
+@pytest.mark.parametrize(
+    ("rows", "width", "columns"),
+    [((1,), 64, (64,)), ((2, 50), 96, (96, 32)), ((64,), 64, (192, 64, 64)), ((130,), 32, (32,))],
+)
+def test_products_with_several_kernels_are_the_rounded_ones(rows, width, columns, epsilon):
+    kernels = random_kernels(*((width, count) for count in columns))
+    x = 2.0 * jax.random.normal(jax.random.key(0), (*rows, width))
+
+    def plain(x, *kernels):
+        x = x if epsilon is None else normed(x, epsilon)
+        return tuple(rounded_matmul(x, kernel) for kernel in kernels)
+
+    got = with_gradients(lambda x, *k: native.linear(x, k, epsilon), x, *kernels)
+    assert_near(got, with_gradients(plain, x, *kernels), 3e-4)
+
+
+@needs_kernels
+def test_products_have_the_same_bits_each_time_and_a_row_in_any_company():
+    up, down, kernel = random_kernels((128, 512), (512, 128), (128, 384))
+    x = jax.random.normal(jax.random.key(0), (700, 128))
+    for function, kernels in (
+        (lambda *a: native.mlp(*a, 1e-6), (up, down)),
+        (lambda x, *k: native.linear(x, k)[0], (kernel,)),
+    ):
+        whole = with_gradients(function, x, *kernels)
+        for a, b in zip(whole, with_gradients(function, x, *kernels), strict=True):
+            np.testing.assert_array_equal(a, b)
+        alone = jax.jit(function)(x[37:39], *kernels)
+        np.testing.assert_array_equal(whole[0][37:39], alone)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(2, 64, 64), (5, 128, 64), (1, 64, 192), (2, 3, 64, 128)])
+def test_muons_iterations_are_the_ones_of_rounded_products(shape):
+    """float32 is at 1.5 to 2.5%."""
+    x = jax.random.normal(jax.random.key(0), shape) / math.sqrt(math.prod(shape[-2:]))
+
+    def run(x):
+        return muon.orthogonalize_matrix(x, muon.NEWTON_SCHULZ, jnp.bfloat16, 1.0, 1e-7)
+
+    def plain(x):
+        turn = x.shape[-2] > x.shape[-1]
+        y = jnp.swapaxes(x, -1, -2) if turn else x
+        y = muon._iterate(muon.NEWTON_SCHULZ, y)
+        return jnp.swapaxes(y, -1, -2) if turn else y
+
+    lowered = jax.jit(run).lower(x)
+    assert "jaxchat_orthogonalize" in lowered.as_text()
+    assert_near([lowered.compile()(x)], [jax.jit(plain)(x)], 3e-2)
+
+
+@needs_kernels
+def test_a_model_of_native_kernels_learns_what_one_of_rounded_products_does():
+    """Gradients of every parameter; value embeddings and grouped queries among them."""
+    config = ModelConfig(
+        vocab_size=96, sequence_len=40, n_layer=2, n_head=4, n_kv_head=2, n_embd=128,
+        value_embeds=True, residual_scalars=True, window_pattern="SL", short_window=16,
+    )  # fmt: skip
+    params = gpt.init_params(jax.random.key(0), config)
+    noise = iter(jax.random.split(jax.random.key(1), 200))
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(noise), p.shape), params)
+    tokens = jax.random.randint(jax.random.key(2), (3, 41), 0, 96)
+    batch = {"tokens": tokens, "mask": jnp.ones(tokens.shape)}
+
+    def grads(attention):
+        how = Compute(matmul="bfloat16", attention=attention)
+        lowered = jax.jit(jax.grad(lambda p: batch_loss(p, batch, config, how)[0])).lower(params)
+        return lowered.as_text(), lowered.compile()(params)
+
+    (text, got), (_, want) = grads("native"), grads("banded")
+    assert text.count("jaxchat_mlp_gradient") == 2
+    assert text.count("jaxchat_linear_gradient") == 4
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert float(jnp.linalg.norm(a - b)) <= 2e-2 * float(jnp.linalg.norm(b))
+
+
 @needs_kernels
 def test_what_is_not_finite_is_not_hidden():
     inputs = random_qkv(40, 2, 2, 32)
@@ -150,6 +283,13 @@ def test_what_is_not_finite_is_not_hidden():
     assert jnp.isfinite(nll[0])
     assert jnp.isnan(nll[1])
     assert jnp.isnan(grad[1].astype(jnp.float32)).all()
+    up, down = random_kernels((64, 256), (256, 64))
+    x = jnp.ones((3, 64)).at[1, 5].set(jnp.nan)
+    y, dx, *grads = with_gradients(lambda *a: native.mlp(*a, 1e-6), x, up, down)
+    for rows in (y, dx):
+        assert jnp.isnan(rows[1]).all()
+        assert jnp.isfinite(rows[::2]).all()
+    assert all(jnp.isnan(grad).all() for grad in grads[:1])
 
 
 @needs_kernels
@@ -161,6 +301,13 @@ def test_other_shapes_are_an_error_and_not_a_crash(shape):
         jax.block_until_ready(native.norm_rope(q, q, q, 1.0, 1e-6))
     with pytest.raises(jax.errors.JaxRuntimeError, match="jaxchat_attention takes bfloat16"):
         jax.block_until_ready(native_attention(q, k, k, window=3))
+    odd = jnp.zeros((64, 48))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="jaxchat_linear takes float32"):
+        jax.block_until_ready(native.linear(jnp.zeros((8, 64)), (odd,)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="jaxchat_mlp takes float32"):
+        jax.block_until_ready(native.mlp(jnp.zeros((8, 64)), odd, odd.T, 1e-6))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="jaxchat_orthogonalize takes bfloat16"):
+        jax.block_until_ready(native.orthogonalize(odd[None].astype(jnp.bfloat16), ((1, 2, 3),)))
 
 
 def test_it_is_for_a_processor_and_heads_that_have_it(monkeypatch):

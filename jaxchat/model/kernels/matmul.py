@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Float32
 
 from jaxchat.model.backend import MatmulPrecision
-from jaxchat.model.kernels import fp8, int8
+from jaxchat.model.kernels import fp8, int8, native
 
 SMALLEST = 64  # side of a matrix: rounding costs more than a smaller product gains
 
@@ -48,7 +48,9 @@ def matmul(
     if precision == "fp8" and fp8.takes(*kernel.shape):
         assert rounded is None or isinstance(rounded, fp8.Kernel)
         return fp8.matmul(x, kernel, rounded, bound)
-    if precision == "bfloat16" and takes(*kernel.shape):
+    if precision == "native" and native.takes_products(*kernel.shape):
+        return native.linear(x, (kernel,))[0]
+    if precision in ("bfloat16", "native") and takes(*kernel.shape):
         return rounded_matmul(x, kernel)
     if x.dtype != kernel.dtype:
         assert not isinstance(rounded, fp8.Kernel)

@@ -2,20 +2,21 @@
 
 They are for a processor with AVX-512 BF16, and compute what `kernels.banded`, `kernels.norms` and
 `model.loss` write for XLA, with the same roundings: operands of products are bfloat16, sums
-float32. XLA makes of attention many small products with copies and masks between, and of the loss
-several passes over logits; here scores and what a row of logits needs never leave a core's cache,
-and keys that a query does not see cost nothing. Results are the same to the last bit for any number
-of threads.
+float32. XLA makes of attention many small products with copies and masks between, of the loss
+several passes over logits, and of what lies between products as many passes over rows; here it is
+done while it is in a core's cache, and keys that a query does not see cost nothing. Results are the
+same to the last bit for any number of threads. Products are done by AMX where there is one.
 
 XLA cannot split such a call over devices, so it belongs on one, or within a `shard_map`.
 
 Axes: B batch, T time, H query heads, G key/value heads, K head size, N rows, V vocabulary,
-C = K/2 pairs of channels.
+C = K/2 pairs of channels; of layers D width, F hidden.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,7 +26,8 @@ from jaxtyping import BFloat16, Float, Float32, Int32
 
 from jaxchat import _bpe
 
-MULTIPLE = 32  # of head sizes
+MULTIPLE = 32  # of head sizes, widths and hidden sizes
+UNIT = 64  # rows of `mlp` that one thread takes at once, as in bpe_rs/src/mlp.rs
 
 
 @functools.cache
@@ -40,6 +42,11 @@ def able() -> bool:
 def takes(size: int) -> bool:
     """Whether heads of this size are attended to here."""
     return size % MULTIPLE == 0 and able()
+
+
+def takes_products(*sides: int) -> bool:
+    """Whether products with matrices of these sides are done here."""
+    return all(side % (2 * MULTIPLE) == 0 for side in sides) and able()
 
 
 def native_attention(
@@ -112,6 +119,111 @@ def _norm_rope_backward(
 
 
 norm_rope.defvjp(_norm_rope_forward, _norm_rope_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(
+    x: Float32[Array, "*rows D"],
+    kernels: tuple[Float32[Array, "D _"], ...],
+    epsilon: float | None = None,
+) -> tuple[Float32[Array, "*rows _"], ...]:
+    """x, normalised where there is an epsilon, times each of up to three kernels.
+
+    By the roundings of `matmul.rounded_matmul`; sides of kernels are multiples of `MULTIPLE`.
+    """
+    return _linear_forward(x, kernels, epsilon)[0]
+
+
+def _linear_forward(
+    x: Array, kernels: tuple[Array, ...], epsilon: float | None
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    rows, narrow = x.reshape(-1, x.shape[-1]), [k.astype(jnp.bfloat16) for k in kernels]
+    columns = [k.shape[1] for k in kernels]
+    shapes = [((len(rows), size), jnp.float32) for size in columns]
+    shapes.append(((sum(columns), rows.shape[1]), jnp.bfloat16))
+    *ys, _ = _call("linear", tuple(shapes))(rows, _epsilon(epsilon), *narrow)
+    return tuple(y.reshape(*x.shape[:-1], -1) for y in ys), (rows, *narrow)
+
+
+def _linear_backward(
+    epsilon: float | None, saved: tuple[Array, ...], dys: tuple[Array, ...]
+) -> tuple[Array, tuple[Array, ...]]:
+    rows, *narrow = saved
+    width, columns = rows.shape[1], sum(k.shape[1] for k in narrow)
+    filled = -(-len(rows) // UNIT) * UNIT
+    shapes = [(x.shape, jnp.float32) for x in saved]
+    room = ((columns, width), (width, filled), (columns, filled))
+    shapes += [(sizes, jnp.bfloat16) for sizes in room]
+    flat = [dy.reshape(len(rows), -1) for dy in dys]
+    dx, *grads = _call("linear_gradient", tuple(shapes))(rows, _epsilon(epsilon), *narrow, *flat)
+    return dx.reshape(*dys[0].shape[:-1], width), tuple(grads[: len(narrow)])
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _epsilon(epsilon: float | None) -> Array:
+    """As kernels take it: below 0 for no norm."""
+    return jnp.full(1, -1.0 if epsilon is None else epsilon, jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def mlp(
+    x: Float32[Array, "*rows D"],
+    up: Float32[Array, "D F"],
+    down: Float32[Array, "F D"],
+    epsilon: float,
+) -> Float32[Array, "*rows D"]:
+    """x + relu(norm(x) up)^2 down, by the roundings of `matmul.rounded_matmul`.
+
+    D and F are multiples of `MULTIPLE`.
+    """
+    return _mlp_forward(x, up, down, epsilon)[0]
+
+
+def _mlp_forward(
+    x: Array, up: Array, down: Array, epsilon: float
+) -> tuple[Array, tuple[Array, ...]]:
+    rows, matrices = (
+        x.reshape(-1, x.shape[-1]),
+        (up.astype(jnp.bfloat16), down.astype(jnp.bfloat16)),
+    )
+    room = ((2, *up.shape), jnp.bfloat16)
+    hidden = ((len(rows), up.shape[1]), jnp.float32)
+    y, u, _ = _call("mlp", ((rows.shape, jnp.float32), hidden, room))(
+        rows, *matrices, _epsilon(epsilon)
+    )
+    return y.reshape(x.shape), (rows, u, *matrices)
+
+
+def _mlp_backward(epsilon: float, saved: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
+    rows, u, up, down = saved
+    filled = -(-len(rows) // UNIT) * UNIT
+    width, hidden = up.shape
+    shapes = [(x.shape, jnp.float32) for x in (rows, up, down)]
+    shapes += [
+        ((2, *sizes), jnp.bfloat16) for sizes in (up.shape, (width, filled), (hidden, filled))
+    ]
+    dx, dup, ddown, *_ = _call("mlp_gradient", tuple(shapes))(
+        rows, u, dy.reshape(rows.shape), up, down, _epsilon(epsilon)
+    )
+    return dx.reshape(dy.shape), dup, ddown
+
+
+mlp.defvjp(_mlp_forward, _mlp_backward)
+
+
+def orthogonalize(
+    y: BFloat16[Array, "N M K"], coefficients: Sequence[tuple[float, float, float]]
+) -> BFloat16[Array, "N M K"]:
+    """y <- a y + (b G + c G^2) y with G = y y^T, for each (a, b, c), of each matrix.
+
+    By the roundings of `optim.muon`, whose iterations these are; sides are multiples of `MULTIPLE`.
+    """
+    result: Array = _call("orthogonalize", ((y.shape, jnp.bfloat16),))(
+        y, jnp.asarray(coefficients, jnp.float32)
+    )[0]
+    return result
 
 
 def loss_gradient(

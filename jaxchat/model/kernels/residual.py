@@ -13,6 +13,16 @@ from jax import Array, lax
 from jaxtyping import Float, Float32
 
 
+def plain_mix(
+    x: Float[Array, "*rows D"],
+    y: Float[Array, "*rows D"],
+    a: Float[Array, ""],
+    b: Float[Array, ""],
+) -> Float[Array, "*rows D"]:
+    """a x + b y."""
+    return a * x + b * y
+
+
 @jax.custom_vjp
 def mix(
     x: Float[Array, "*rows D"],
