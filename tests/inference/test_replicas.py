@@ -10,7 +10,7 @@ from jaxchat.inference.replicas import Replicas, make_service, serving_devices
 from jaxchat.model.backend import Compute
 from jaxchat.parallel.mesh import make_mesh, param_shardings, put, replicated
 
-SETTINGS = {"slots": 8, "max_len": 128, "steps_per_dispatch": 4}
+SETTINGS = {"slots": 4, "max_len": 128, "steps_per_dispatch": 4}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def random_requests(count, seed=0, n=1):
 
 def test_a_pool_gives_what_one_engine_gives(pool, one):
     requests = random_requests(30)
-    assert pool.slots == 24
+    assert pool.slots == 12
     assert pool.generate(requests) == one.generate(requests)
     many = random_requests(2, seed=1, n=17)
     assert pool.generate(many) == one.generate(many)
