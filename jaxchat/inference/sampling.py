@@ -92,6 +92,15 @@ def sample(
     return token, _log_probability(chosen, model)
 
 
+def greedy(
+    logits: Float32[Array, "B V"],
+) -> tuple[Int32[Array, " B"], Float32[Array, " B"]]:
+    """What `sample` returns at temperature 0; less to compile."""
+    token = _argmax(logits)
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    return token, _log_probability(chosen, logits)
+
+
 def likeliest(
     logits: Float32[Array, "B V"], count: int
 ) -> tuple[Int32[Array, "B {count}"], Float32[Array, "B {count}"]]:
