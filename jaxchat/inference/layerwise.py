@@ -71,7 +71,7 @@ def end(
         token, logprob = greedy(logits)
     token = jnp.where(forced_count > 0, forced[:, 0], token)
     found = DecodeOutput(token, logprob, active, *likeliest(logits, 0))
-    return jax.tree.map(lambda x: x[None], found)
+    return DecodeOutput(*(x[None] for x in found))
 
 
 class LayerwiseEngine(Engine):

@@ -41,15 +41,16 @@ class Parts(NamedTuple):
 
 def parts_of(params: Params, config: ModelConfig) -> Parts:
     """The parameters of each part; none is copied."""
-    scales = {name: params[name] for name in ("resid_lambdas", "x0_lambdas") if name in params}
-    layers = []
+
+    def picked(*names: str) -> Params:
+        return {name: params[name] for name in names if name in params}
+
+    scales, layers = picked("resid_lambdas", "x0_lambdas"), []
     for layer, spec in enumerate(layer_specs(config)):
         table = {"table": params[f"value_embeds_{layer}"]} if spec.value_embedding else {}
         layers.append({"block": params[f"h_{layer}"], **scales, **table})
-    embedding = {
-        name: params[name] for name in ("wte", "smear_gate", "smear_lambda") if name in params
-    }
-    head = {name: params[name] for name in ("lm_head", "backout_lambda") if name in params}
+    embedding = picked("wte", "smear_gate", "smear_lambda")
+    head = picked("lm_head", "backout_lambda")
     return Parts(embedding, tuple(layers), head)
 
 
@@ -126,4 +127,5 @@ def logits(
 
 
 def _row(table: Params, tokens: Int[Array, " B"], compute: Compute) -> Float[Array, "B 1 D"]:
-    return table["embedding"][tokens[:, None]].astype(compute.dtype)
+    rows: Array = table["embedding"][tokens[:, None]]
+    return rows.astype(compute.dtype)

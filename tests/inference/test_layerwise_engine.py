@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 from compilation import compilations
@@ -55,9 +54,7 @@ def test_what_it_does_not_take_an_ordinary_engine_answers(quick, params, config,
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_question_is_prepared_before_its_weights_are_read(
-    params, config, tokenizer, temperature
-):
+def test_a_question_is_prepared_before_its_weights_are_read(params, config, tokenizer, temperature):
     alike = dataclasses.replace(config, n_layer=4, window_pattern="L", value_embeds=False)
     cut = {name: value for name, value in params.items() if not name.startswith("value_embeds")}
     blocks = {f"h_{n}": {**params["h_0"]} for n in range(4)}

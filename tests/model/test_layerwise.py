@@ -18,9 +18,7 @@ def step(params, tokens, cache, config):
     parts = layerwise.parts_of(params, config)
     slots = tuple(k.shape[2] for k in cache.k)
     position = cache.length
-    first = layerwise.start(
-        parts.embedding, tokens, position, cache.previous, slots, config, PLAIN
-    )
+    first = layerwise.start(parts.embedding, tokens, position, cache.previous, slots, config, PLAIN)
     x = middle = first.x
     kept = []
     for number, (part, *old) in enumerate(zip(parts.layers, cache.k, cache.v, strict=True)):
