@@ -26,6 +26,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference.changes import Counts, change, count, count_next, unpacked_changes
+from jaxchat.inference.grammar import FREE
 from jaxchat.inference.masks import masked, pauses_after, unpacked_masks
 from jaxchat.inference.request import Alternatives
 from jaxchat.inference.sampling import Sampling, likeliest, sample, uniforms
@@ -216,6 +217,9 @@ def decode_steps(
     asked = None if changes is None else unpacked_changes(jnp.asarray(changes))
     counts = None if asked is None else count(asked, config.vocab_size)
     limits = None if masks is None else unpacked_masks(jnp.asarray(masks), config.vocab_size)
+    if limits is not None:
+        held = jnp.where(limits.kind == FREE, remaining, forced_count + limits.most)
+        remaining = jnp.minimum(remaining, held)
 
     def step(
         carry: tuple[Cache, Array, Array, Array, Counts | None], now: tuple[Array, Array, View]
