@@ -197,6 +197,7 @@ def next_tokens(logits: jax.Array, position: jax.Array) -> Any:
     zeros, count = jnp.zeros(B), jnp.zeros(B, jnp.int32)
     rows = sampling.Sampling(zeros, count, zeros, count.astype(jnp.uint32), count)
     uniform = sampling.uniforms(rows, position)
+    sampling.token_key(rows.seed[0], rows.stream[0], position[0])
     likely = sampling.greedy(logits), sampling.likeliest(logits, 3)
     return sampling.sample(logits, rows, uniform, truncate=True), likely
 

@@ -99,9 +99,10 @@ class Vocabulary:
 
     @cached_property
     def kinds(self) -> dict[int, list[bool]]:
-        """TEXT, DIGITS -> for each token but the special ones, whether it is such."""
+        """TEXT, DIGITS -> for each token but the special ones, whether it is such; ONE: none is."""
         tests = {TEXT: _is_plain, DIGITS: _is_digits}
-        return {kind: list(map(test, self.source.tokens)) for kind, test in tests.items()}
+        found = {kind: list(map(test, self.source.tokens)) for kind, test in tests.items()}
+        return {ONE: [], **found}
 
     @cached_property
     def words_of(self) -> dict[int, npt.NDArray[np.uint32]]:
@@ -192,7 +193,8 @@ class Matcher:
         end = self.vocabulary.end
         if self._stays(token) and self._fits(left - 2):
             self._run.append(token)
-            self._count_digits([token])
+            if self._kind == DIGITS:
+                self._count_digits([token])
             return token, []
         if self._run:
             self._state.consume_tokens(self._run)
@@ -219,11 +221,13 @@ class Matcher:
 
     def _stays(self, token: int) -> bool:
         """Whether what may come next is what might have come instead of this token."""
-        flags = self.vocabulary.kinds.get(self._kind, ())
+        flags = self.vocabulary.kinds[self._kind]
         if not (token < len(flags) and flags[token]):
             return False
-        new = len(self.vocabulary.source.tokens[token])
-        return self._kind == TEXT or self._digits + new + self.vocabulary.most_digits <= FREE_DIGITS
+        if self._kind == TEXT:
+            return True
+        new, most = len(self.vocabulary.source.tokens[token]), self.vocabulary.most_digits
+        return self._digits + new + most <= FREE_DIGITS
 
     def _count_digits(self, tokens: Sequence[int]) -> None:
         for token in tokens if self._grammar.free_numbers else ():
