@@ -123,6 +123,7 @@ def test_every_function_that_states_shapes_keeps_them(monkeypatch: pytest.Monkey
         ),
         params, ids(B), cache, shaped(B, dtype=bool),
     )  # fmt: skip
+    trace(functools.partial(one_layer, config=config), params, ids(B), cache)
     for copy in (cache_of.place, cache_of.copy_to_rows, cache_of.scatter_to_rows):
         trace(copy, cache, small, ids(3))
     chunks, start = load("model.chunks"), shaped(dtype=jnp.int32)
@@ -157,6 +158,19 @@ def mean_loss(params: Any, tokens: jax.Array, *, model: Any, compute: Any) -> ja
     return total / weight
 
 
+def one_layer(params: Any, tokens: jax.Array, cache: Any, *, config: Any) -> jax.Array:
+    """A step of decoding in parts, with its last layer alone."""
+    layerwise, how = load("model.layerwise"), (config, compute())
+    parts, slots = layerwise.parts_of(params, config), [k.shape[2] for k in cache.k]
+    at, kept = cache.length, (cache.k[-1], cache.v[-1])
+    first = layerwise.start(parts.embedding, tokens, at, cache.previous, tuple(slots), *how)
+    here = first._replace(view=first.view._replace(visible=first.view.visible[-1:]))
+    number = jnp.int32(len(parts.layers) - 1)
+    x, _ = layerwise.layer(parts.layers[-1], number, here.x, here, kept, tokens, at, *how)
+    logits: jax.Array = layerwise.logits(parts.head, x, x, *how)
+    return logits
+
+
 def steps_over_a_mesh(config: Any, params: Any) -> None:
     """Rows, parameters and heads are split: what a function gets are its device's parts."""
     step, schema = load("train.step"), load("config.schema")
@@ -183,7 +197,9 @@ def next_tokens(logits: jax.Array, position: jax.Array) -> Any:
     zeros, count = jnp.zeros(B), jnp.zeros(B, jnp.int32)
     rows = sampling.Sampling(zeros, count, zeros, count.astype(jnp.uint32), count)
     uniform = sampling.uniforms(rows, position)
-    return sampling.sample(logits, rows, uniform, truncate=True), sampling.likeliest(logits, 3)
+    sampling.token_key(rows.seed[0], rows.stream[0], position[0])
+    likely = sampling.greedy(logits), sampling.likeliest(logits, 3)
+    return sampling.sample(logits, rows, uniform, truncate=True), likely
 
 
 def rewards_to_rows() -> None:

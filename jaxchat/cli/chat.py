@@ -107,7 +107,7 @@ def _open(args: argparse.Namespace, root: Path, config: RunConfig, *, once: bool
         args.max_tokens, 1, args.temperature, args.seed, args.top_k, args.min_p,
         args.repetition_penalty,
     )  # fmt: skip
-    chat = load(root, args.run, args.stage, sampling, args.weights)
+    chat = load(root, args.run, args.stage, sampling, args.weights, once=once)
     chat.system = args.system
     console = Console()  # it knows terminals and NO_COLOR
     session = Session(

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -15,9 +16,10 @@ from jaxchat.config.schema import CHAT_STAGES
 from jaxchat.errors import ConfigError
 from jaxchat.evals.chat import Sampling
 from jaxchat.inference.engine import Engine, Request
+from jaxchat.inference.layerwise import LayerwiseEngine
 from jaxchat.inference.request import ROOM
 from jaxchat.inference.transcript import PartStream, printable
-from jaxchat.model.backend import PLAIN
+from jaxchat.model.backend import PLAIN, backend
 from jaxchat.model.capabilities import with_weights
 from jaxchat.runs.opening import check_stage, find_model, load_model
 from jaxchat.runs.run_tokenizer import tokenizer_of
@@ -185,18 +187,26 @@ def load(
     stage: str | None,
     sampling: Sampling,
     weights: Weights = "auto",
+    *,
+    once: bool = False,
 ) -> RunChat:
     """Opens a run of the home `root` and one of its chat models, by default the last and the best.
 
+    `once`: for one question, answered as soon as can be; its weights are read once that is asked.
     Raises ArtifactError when there is no such run, or the stage is not complete; ConfigError where
     the device takes no such weights.
     """
     compute = with_weights(PLAIN, weights)
     context, chosen = find_model(root, name, stage)
     model = context.config.model
-    params: Any = load_model(context.root, chosen, model)
     tokenizer = tokenizer_of(context)
-    engine = Engine(params, model, tokenizer, slots=1, prefix_bytes=PREFIX_BYTES, compute=compute)
+    read = partial(load_model, context.root, chosen, model)
+    settings: dict[str, Any] = {"prefix_bytes": PREFIX_BYTES, "compute": compute}
+    engine = (
+        LayerwiseEngine(read, model, tokenizer, **settings)
+        if once and weights == "auto" and backend().shares_host
+        else Engine(read(), model, tokenizer, slots=1, **settings)
+    )
     return RunChat(engine, tokenizer, model.sequence_len, sampling, run=context, stage=chosen)
 
 

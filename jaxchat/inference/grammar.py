@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KEPT = 64  # compiled grammars, the most recent ones
 CLOSING = 128  # tokens of an end that is looked for; it is, from twice as many left on
+FREE_DIGITS = 15  # of a number that is none of `serve.json_schema.EXACT` or more
 RETRY = 16  # tokens after which an end is looked for again where none was found
 # Of llguidance's limits: about 40 ms to compile, 15 ms and 40 MB for the automaton of a grammar
 LIMITS = {
@@ -37,6 +38,9 @@ ABSENT = (
     "answers cannot follow a schema here: llguidance is not installed; install it with "
     "pip install 'llguidance>=1.7' (wheels: Linux with glibc 2.31 or newer, macOS)."
 )
+FREE, ONE, TEXT, DIGITS = range(
+    4
+)  # no grammar; one token is drawn; as many as are such, or one more
 # Bytes by how soon they probably end an answer
 SOONEST = bytes(dict.fromkeys(b'"]},:@./ 0123456789-aAntfx[{' + bytes(range(256))))
 
@@ -54,6 +58,9 @@ class Grammar:
     # Whether the characters of a string in a document depend on nothing but the string's end. Where
     # they do, a dispatch may draw several without asking again.
     free_strings: bool = False
+    # Whether, besides, no number is restricted but to FREE_DIGITS digits, or to some more: then so
+    # may digits that follow a number's first.
+    free_numbers: bool = False
 
     def compile(self, tokenizer: Tokenizer) -> CompiledGrammar:
         """Its automaton over the tokenizer's tokens; the same one again while it is kept.
@@ -91,15 +98,32 @@ class Vocabulary:
         self.words = -(-tokenizer.vocab_size // 32)
 
     @cached_property
-    def is_plain(self) -> list[bool]:
-        """The same for each token but the special ones."""
-        return [_is_plain(token) for token in self.source.tokens]
+    def kinds(self) -> dict[int, list[bool]]:
+        """TEXT, DIGITS -> for each token but the special ones, whether it is such; ONE: none is."""
+        tests = {TEXT: _is_plain, DIGITS: _is_digits}
+        found = {kind: list(map(test, self.source.tokens)) for kind, test in tests.items()}
+        return {ONE: [], **found}
 
     @cached_property
-    def plain(self) -> npt.NDArray[np.uint32]:
-        """[W] the tokens of whole characters that a JSON string may hold as they are."""
+    def words_of(self) -> dict[int, npt.NDArray[np.uint32]]:
+        """TEXT -> [W] the tokens of whole characters that a JSON string may hold as they are;
+        DIGITS -> those of digits.
+        """
+        return {kind: self._bits(flags) for kind, flags in self.kinds.items()}
+
+    @cached_property
+    def after_number(self) -> npt.NDArray[np.uint32]:
+        """[W] what may follow a number in a document, and no string's character alone."""
+        return self._bits([token in b",]}" for token in range(256)])
+
+    @cached_property
+    def most_digits(self) -> int:
+        """Of a token."""
+        return max(map(len, filter(_is_digits, self.source.tokens)))
+
+    def _bits(self, flags: Sequence[bool]) -> npt.NDArray[np.uint32]:
         bits = np.zeros(self.words * 32, np.uint8)
-        bits[: len(self.is_plain)] = self.is_plain
+        bits[: len(flags)] = flags
         return np.packbits(bits, bitorder="little").view(np.uint32)
 
 
@@ -112,13 +136,16 @@ class Matcher:
         self._closing: list[int] | None = None  # tokens that would end it from here
         self._look = 2 * CLOSING  # tokens left, from which on an end is looked for
         self._words: npt.NDArray[np.uint32] | None = None  # what may come next; None: not known
-        self._inside = False  # a string whose next characters change nothing of that
-        self._run: list[int] = []  # tokens of such characters, which the state has not got yet
+        self._kind = ONE  # TEXT or DIGITS: tokens that are such change nothing of that
+        self._run: list[int] = []  # such tokens, which the state has not got yet
+        self._digits = 0  # with which the answer ends so far
         self.failed = False  # the automaton has come to its limits
 
     def begin(self) -> list[int]:
         """The tokens with which every answer begins."""
-        return self._forced()
+        forced = self._forced()
+        self._count_digits(forced)
+        return forced
 
     def fill(self, words: npt.NDArray[np.uint32]) -> None:
         """Writes the tokens that may come next as bits into [W] words."""
@@ -126,16 +153,37 @@ class Matcher:
             self._words = np.zeros_like(words)
             self._state.unsafe_compute_mask_ptr(self._words.ctypes.data, words.nbytes)
             self.failed |= self._state.is_error()
-            free, plain = self._grammar.free_strings, self.vocabulary.plain
-            self._inside = free and not self.failed and not np.any(plain & ~self._words)
+            self._kind = self._find_kind(self._words)
         words[:] = self._words
 
-    def may_run(self, steps: int, left: int) -> bool:
-        """Whether plain tokens may follow each other for `steps` of the `left` tokens.
+    def _find_kind(self, words: npt.NDArray[np.uint32]) -> int:
+        """TEXT within a free string, DIGITS within a free number, else ONE."""
+        if self.failed or not self._grammar.free_strings:
+            return ONE
+        known, quote = self.vocabulary.words_of, ord('"')
+        if not np.any(known[TEXT] & ~words):
+            return TEXT
+        in_number = (
+            self._grammar.free_numbers
+            and self._digits > 0
+            and not np.any(known[DIGITS] & ~words)
+            and np.any(self.vocabulary.after_number & words)
+            and not words[quote // 32] >> np.uint32(quote % 32) & np.uint32(1)
+        )
+        return DIGITS if in_number else ONE
+
+    def reach(self, steps: int, left: int) -> tuple[int, int]:
+        """TEXT, DIGITS or ONE, and how many of `steps` tokens, where `left` are left, may be drawn
+        one after the other, as long as they are such.
 
         As they change neither what may come next nor how the answer can be closed.
         """
-        return self._inside and self._fits(left - steps - 1)
+        most = steps if self._kind != ONE else 1
+        if self._kind == DIGITS:
+            most = min(most, (FREE_DIGITS - self._digits) // self.vocabulary.most_digits)
+        while most > 1 and not self._fits(left - most - 1):
+            most -= 1
+        return (self._kind, most) if most > 1 else (ONE, 1)
 
     def advance(self, token: int, left: int) -> tuple[int, list[int]]:
         """Takes a token that was drawn where `left` are left; gives it and those that must follow.
@@ -143,8 +191,10 @@ class Matcher:
         Where an answer with it could no longer be closed, they are the tokens that close it now.
         """
         end = self.vocabulary.end
-        if self._inside and self._is_plain(token) and self._fits(left - 2):
+        if self._stays(token) and self._fits(left - 2):
             self._run.append(token)
+            if self._kind == DIGITS:
+                self._count_digits([token])
             return token, []
         if self._run:
             self._state.consume_tokens(self._run)
@@ -154,8 +204,9 @@ class Matcher:
             return token, []
         if token == end:
             return token, []
-        self._words, self._inside = None, False
+        self._words, self._kind = None, ONE
         forced = self._forced()
+        self._count_digits([token, *forced])
         if left > self._look or self._closes(1 + len(forced), left - len(forced) - 2):
             return token, forced
         self._state.rollback(1 + len(forced))
@@ -168,9 +219,25 @@ class Matcher:
         self._state.consume_tokens(closing)
         return closing[0], closing[1:]
 
-    def _is_plain(self, token: int) -> bool:
-        flags = self.vocabulary.is_plain
-        return token < len(flags) and flags[token]
+    def _stays(self, token: int) -> bool:
+        """Whether what may come next is what might have come instead of this token."""
+        flags = self.vocabulary.kinds[self._kind]
+        if not (token < len(flags) and flags[token]):
+            return False
+        if self._kind == TEXT:
+            return True
+        new, most = len(self.vocabulary.source.tokens[token]), self.vocabulary.most_digits
+        return self._digits + new + most <= FREE_DIGITS
+
+    def _count_digits(self, tokens: Sequence[int]) -> None:
+        for token in tokens if self._grammar.free_numbers else ():
+            flags, text = self.vocabulary.kinds[DIGITS], self.vocabulary.source.tokens
+            is_digits = token < len(flags) and flags[token]
+            if is_digits:
+                self._digits += len(text[token])
+            else:
+                end = text[token] if token < len(text) else b""
+                self._digits = len(end) - len(end.rstrip(b"0123456789"))
 
     def _fits(self, left: int) -> bool:
         """Whether `left` tokens are plenty, or enough for the end that is known."""
@@ -244,6 +311,10 @@ def _library() -> Any:
     except ImportError as error:
         raise GrammarError(ABSENT) from error
     return llguidance
+
+
+def _is_digits(token: bytes) -> bool:
+    return bool(token) and not token.strip(b"0123456789")
 
 
 def _is_plain(token: bytes) -> bool:

@@ -26,6 +26,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.inference.changes import Counts, change, count, count_next, unpacked_changes
+from jaxchat.inference.grammar import FREE
 from jaxchat.inference.masks import masked, pauses_after, unpacked_masks
 from jaxchat.inference.request import Alternatives
 from jaxchat.inference.sampling import Sampling, likeliest, sample, uniforms
@@ -84,7 +85,7 @@ def packed_slots(slots: Sequence[SequenceState | None], steps: int) -> npt.NDArr
     return packed.view(np.int32).reshape(len(slots), -1)
 
 
-def _unpacked(packed: Array) -> tuple[Array, Array, Array, Array, Array, Sampling]:
+def unpacked_slots(packed: Array) -> tuple[Array, Array, Array, Array, Array, Sampling]:
     """Packed slots [B,9+N] -> token, active, remaining, forced_count, forced [B,N], sampling."""
     token, active, remaining, forced_count, *settings = packed[:, : len(SLOT)].T
     kinds = [jnp.dtype(kind) for _, kind in SLOT[-len(settings) :]]
@@ -212,10 +213,13 @@ def decode_steps(
     With packed `masks` (see `masks.packed_masks`) there are only as many steps as these say; else
     as many as `steps` [], where these are given.
     """
-    token, active, remaining, forced_count, forced, settings = _unpacked(jnp.asarray(slots))
+    token, active, remaining, forced_count, forced, settings = unpacked_slots(jnp.asarray(slots))
     asked = None if changes is None else unpacked_changes(jnp.asarray(changes))
     counts = None if asked is None else count(asked, config.vocab_size)
     limits = None if masks is None else unpacked_masks(jnp.asarray(masks), config.vocab_size)
+    if limits is not None:
+        held = jnp.where(limits.kind == FREE, remaining, forced_count + limits.most)
+        remaining = jnp.minimum(remaining, held)
 
     def step(
         carry: tuple[Cache, Array, Array, Array, Counts | None], now: tuple[Array, Array, View]

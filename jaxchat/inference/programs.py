@@ -67,21 +67,23 @@ class Programs(Service):
         progress: Callable[[float], object] = lambda share: None,
         *,
         at_once: bool = True,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> None:
         """Compiles what the calls need: they run with shapes instead of arrays.
 
-        `at_once`: several programs side by side.
+        `at_once`: several programs side by side. `meanwhile` is called while the last are compiled.
         """
         cache, length = self._cache, self._cache_length
         with contextlib.closing(Ahead(self.device)) as ahead:
             self._ahead = ahead
             try:
                 for number, program in enumerate(programs):
+                    (ahead.make_room if at_once else ahead.finish)()
+                    progress(number / len(programs))
                     if stopped():
                         return
                     program()
-                    (ahead.make_room if at_once else ahead.finish)()
-                    progress(number / len(programs))
+                meanwhile()
                 ahead.finish()
                 progress(1.0)
             finally:

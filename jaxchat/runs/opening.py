@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-from jaxchat.checkpoints.save import load_params
 from jaxchat.config.machine import lanes
 from jaxchat.config.schema import (
     CHAT_STAGES,
@@ -37,6 +36,8 @@ _evaluation_compute = functools.cache(evaluation_compute)  # it may try the devi
 
 def load_model(root: Path, stage: str, model: ModelConfig) -> Any:
     """The weights a stage of the run in `root` made, on one device."""
+    from jaxchat.checkpoints.save import load_params  # Orbax: most of what this module imports
+
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), gpt.param_shapes(model)

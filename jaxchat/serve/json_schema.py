@@ -74,11 +74,12 @@ class SchemaReader:
     Attributes:
         free_strings: whether no string but those of `enum` and `const` is restricted (see
             `inference.grammar.Grammar`); after `read`.
+        free_numbers: whether no number is, but to those that are exact; after `read`.
     """
 
     def __init__(self, base: str = "#") -> None:
         """`base` is where the schema will stand in another one: its references are to there."""
-        self.free_strings = True
+        self.free_strings = self.free_numbers = True
         self._base, self._schemas, self._values = base, 0, 0
         self._joined, self._meeting = False, 0
 
@@ -151,6 +152,9 @@ class SchemaReader:
             raise SchemaError(f"the keyword {key!r:.80} is not supported.")
         if key in SHAPING:
             self.free_strings = False
+        named = key in ("enum", "const") and re.search("[0-9]", json.dumps(value))
+        if key in NUMBERS or named:
+            self.free_numbers = False
         if key in SCHEMA_OR_BOOL:
             return self._sub(value, depth)
         if key in LISTS:

@@ -18,7 +18,7 @@ from jaxchat.tokenizer.bpe import Tokenizer
 
 CHOICES = 1_000
 CHARACTERS = 65_536  # of all choices
-JSON_OBJECT = Grammar("json_schema", '{"type": "object"}', free_strings=True)
+JSON_OBJECT = Grammar("json_schema", '{"type": "object"}', free_strings=True, free_numbers=True)
 FORMATS = "text, json_object and json_schema"
 NAMES = ("json", "regex", "choice")  # of vLLM's ways that are supported
 # Of structured_outputs: how vLLM gets there, without effect on what is right; and what is refused.
@@ -69,7 +69,7 @@ def schema_grammar(schema: object) -> Grammar:
     """The JSON documents of a schema. Raises SchemaError."""
     reader = SchemaReader()
     text = json.dumps(reader.read(schema), ensure_ascii=False)
-    return Grammar("json_schema", text, reader.free_strings)
+    return Grammar("json_schema", text, reader.free_strings, reader.free_numbers)
 
 
 def _given(body: GenerationRequest, name: str) -> Any:

@@ -60,7 +60,11 @@ def call_grammar(functions: Functions) -> Grammar:
             raise bad_request(message, "tools") from error
         schemas.append(arguments if single else _call(name, arguments))
     text = json.dumps(schemas[0] if single else {"anyOf": schemas}, ensure_ascii=False)
-    return Grammar("json_schema", text, all(reader.free_strings for reader in readers))
+    free = (
+        all(getattr(reader, name) for reader in readers)
+        for name in ("free_strings", "free_numbers")
+    )
+    return Grammar("json_schema", text, *free)
 
 
 def _call(name: str, arguments: object) -> dict[str, Any]:

@@ -103,6 +103,18 @@ def test_a_damaged_model_is_one_sentence(root):
     with pytest.raises(ArtifactError, match="--force") as caught:
         conversation.load(root, None, None, Sampling(256))
     assert "\n" not in str(caught.value)
+    once = conversation.load(root, None, None, Sampling(256), once=True)
+    with pytest.raises(ArtifactError, match="--force"):  # when it is asked: only then it is read
+        list(once.ask("who are you"))
+
+
+@pytest.mark.parametrize("question", ["who", "who are you " * 9])
+def test_one_question_is_answered_as_the_first_of_many(root, question):
+    many, once = (
+        conversation.load(root, None, None, Sampling(20), once=is_once) for is_once in (False, True)
+    )
+    assert joined(once.ask(question)) == joined(many.ask(question))
+    assert once.last.completion_tokens == many.last.completion_tokens
 
 
 def test_another_stage_continues_the_conversation(root):

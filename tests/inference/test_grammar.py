@@ -10,8 +10,8 @@ from compilation import compilations
 
 from jaxchat.inference import grammar as grammar_module
 from jaxchat.inference.engine import Engine, EngineError, Request
-from jaxchat.inference.grammar import Grammar, GrammarError
-from jaxchat.inference.masks import RUN, packed_masks
+from jaxchat.inference.grammar import DIGITS, FREE_DIGITS, TEXT, Grammar, GrammarError
+from jaxchat.inference.masks import packed_masks
 from jaxchat.tokenizer import train_tokenizer
 
 pytest.importorskip("llguidance")
@@ -119,11 +119,80 @@ def test_plain_text_of_a_string_is_drawn_several_tokens_at_once(tokenizer, param
     kinds, calls = set(), 0
     while not job.done:
         (row,) = job.rows
-        kinds.add(int(packed_masks([row], 4, tokenizer.vocab_size)[0, -1]))
+        kinds.add(int(packed_masks([row], 4, tokenizer.vocab_size)[0, -2]))
         engine.step()
         calls += 1
-    assert RUN in kinds
+    assert TEXT in kinds
     assert calls < 0.7 * len(row.tokens)
+
+
+LARGEST = 2**53 - 1
+NUMBERS = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
+SCHEMAS = [
+    PERSON,
+    {"type": "array", "items": {**NUMBERS, "type": "integer"}},
+    {"type": "array", "items": NUMBERS},
+    {"type": "object"},  # any, with exponents
+]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=["person", "integers", "numbers", "any"])
+@pytest.mark.parametrize("most", [60, 400])
+def test_what_is_drawn_at_once_has_the_masks_of_one_after_the_other(tokenizer, schema, most):
+    text, rng, kinds = json.dumps(schema), np.random.default_rng(most), set()
+    free = Grammar("json_schema", text, free_strings=True, free_numbers=True).compile(tokenizer)
+    bound = Grammar("json_schema", text).compile(tokenizer)
+    got, want = np.zeros((2, bound.vocabulary.words), np.uint32)
+    digits = [token for token, is_one in enumerate(free.vocabulary.kinds[DIGITS]) if is_one]
+    for _ in range(30):
+        quick, slow = free.matcher(), bound.matcher()
+        assert quick.begin() == slow.begin()
+        left, run, kind = most, 0, None
+        while left > 1:
+            slow.fill(want)
+            if not run:
+                quick.fill(got)
+                kind, run = quick.reach(8, left)
+                kinds.add(kind)
+            assert got.tolist() == want.tolist(), "what was drawn from may be drawn from again"
+            bits = np.flatnonzero(np.unpackbits(want.view(np.uint8), bitorder="little"))
+            among = np.intersect1d(bits, digits) if rng.random() < 0.8 else bits
+            token = int(rng.choice(among if len(among) else bits))
+            taken = quick.advance(token, left)
+            assert taken == slow.advance(token, left)
+            flags = free.vocabulary.kinds.get(kind, ())
+            run = run - 1 if token < len(flags) and flags[token] else 0
+            left -= 1 + len(taken[1])
+            if taken[0] == free.vocabulary.end or free.vocabulary.end in taken[1]:
+                break
+    assert {TEXT, DIGITS} <= kinds or schema in SCHEMAS[1:3]
+    assert DIGITS in kinds
+
+
+def test_answers_are_the_same_however_many_tokens_are_drawn_at_once(engine, tokenizer, person):
+    bound = Grammar("json_schema", json.dumps(PERSON)).compile(tokenizer)
+    quick = Grammar("json_schema", json.dumps(PERSON), free_strings=True, free_numbers=True)
+    for limit in (33, 40, 90):
+        answers = [
+            engine.generate([ask(grammar, seed, max_tokens=limit) for seed in range(12)])
+            for grammar in (bound, person, quick.compile(tokenizer))
+        ]
+        assert answers[0] == answers[1] == answers[2]
+
+
+def test_digits_are_drawn_several_at_once_but_no_more_than_are_free(tokenizer, params, config):
+    engine = Engine(params, config, tokenizer, slots=1, max_len=256, steps_per_dispatch=8)
+    text = json.dumps({"type": "array", "items": {**NUMBERS, "type": "integer"}})
+    grammar = Grammar("json_schema", text, free_strings=True, free_numbers=True).compile(tokenizer)
+    job = engine.submit(ask(grammar, 3, max_tokens=200, temperature=5.0))
+    (row,), kinds = job.rows, []
+    while not job.done:
+        packed = packed_masks([row], 8, tokenizer.vocab_size)
+        kinds.append(tuple(packed[0, -2:].tolist()))
+        assert kinds[-1][1] * grammar.vocabulary.most_digits <= FREE_DIGITS
+        engine.step()
+    assert {kind for kind, most in kinds if most > 1} == {DIGITS}
+    assert len(kinds) < 0.9 * len(row.tokens)
 
 
 @pytest.mark.parametrize("limit", [31, 33, 36, 40, 55])

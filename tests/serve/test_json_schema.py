@@ -137,6 +137,22 @@ def test_strings_are_free_where_only_their_end_matters(schema, free):
 
 
 @pytest.mark.parametrize(
+    ("schema", "free"),
+    [
+        ({"properties": {"a": {"type": "integer"}, "b": {"enum": ["x", True]}}}, True),
+        ({"type": "array", "items": {"type": "number"}}, True),
+        ({"items": {"maximum": 12}}, False),
+        ({"items": {"multipleOf": 3}}, False),
+        ({"$defs": {"x": {"enum": [1, 10, 11]}}, "items": {"$ref": "#/$defs/x"}}, False),
+        ({"anyOf": [{"const": {"a": 10}}, {"type": "null"}]}, False),
+        ({"enum": ["1,2"]}, False),
+    ],
+)
+def test_numbers_are_free_where_only_their_length_matters(schema, free):
+    assert schema_grammar(schema).free_numbers == free
+
+
+@pytest.mark.parametrize(
     "schema",
     [
         {"oneOf": [{"type": "integer"}, {"type": "number"}]},
