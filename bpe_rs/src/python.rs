@@ -10,7 +10,7 @@ use pyo3::create_exception;
 use pyo3::exceptions::{PyTypeError, PyUnicodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBytes, PyCapsule, PyIterator, PyString};
+use pyo3::types::{PyBytes, PyCapsule, PyIterator, PySlice, PyString};
 
 #[cfg(target_arch = "x86_64")]
 use crate::xla_bf16;
@@ -167,24 +167,27 @@ impl Encoder {
             py.check_signals()?;
         }
         Ok((
-            match ids.as_slice() {
-                [all] => to_numpy(py, all, dtype)?,
-                parts => to_numpy(py, &parts.concat(), dtype)?,
-            },
-            to_numpy(py, &offsets, "int64")?,
+            to_numpy(py, &ids, dtype)?,
+            to_numpy(py, &[offsets], "int64")?,
         ))
     }
 }
 
+/// One array of the parts' values, which are copied once.
 fn to_numpy<'py, T: Element>(
     py: Python<'py>,
-    values: &[T],
+    parts: &[Vec<T>],
     dtype: &str,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let array = py
-        .import("numpy")?
-        .call_method1("empty", (values.len(), dtype))?;
-    PyBuffer::<T>::get(&array)?.copy_from_slice(py, values)?;
+    let len = parts.iter().map(Vec::len).sum::<usize>();
+    let array = py.import("numpy")?.call_method1("empty", (len, dtype))?;
+    let mut at = 0;
+    for part in parts {
+        let end = at + part.len() as isize;
+        let place = array.get_item(PySlice::new(py, at, end, 1))?;
+        PyBuffer::<T>::get(&place)?.copy_from_slice(py, part)?;
+        at = end;
+    }
     Ok(array)
 }
 
