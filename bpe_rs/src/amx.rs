@@ -27,7 +27,11 @@ pub fn able() -> bool {
 
 fn present() -> bool {
     const NEEDED: u32 = 1 << 24 | 1 << 22; // AMX-TILE, AMX-BF16
-    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & NEEDED == NEEDED
+    // SAFETY: every x86-64 processor has the instruction; older compilers ask for the block
+    #[allow(unused_unsafe)]
+    unsafe {
+        __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & NEEDED == NEEDED
+    }
 }
 
 /// Asks Linux to keep the registers of this process's threads.

@@ -14,6 +14,8 @@ CLASSES = (MATMUL, ATTENTION, ELEMENTWISE, LOOKUP, COPY, COLLECTIVE, OTHER)
 
 PRODUCTS_FILE = "/jaxchat/model/kernels/matmul.py"
 ATTENTION_FILES = re.compile(r"model/(attention|kernels/blocked|kernels/banded|kernels/native)\.py")
+# Kernels of our own that are mostly products, as they are called in `kernels/native.py`
+OWN_PRODUCTS = ("jaxchat_linear", "jaxchat_mlp", "jaxchat_orthogonalize")
 _COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
     "collective-broadcast", "ragged-all-to-all", "send", "recv",
@@ -127,6 +129,8 @@ def _chief(module: Module, instruction: Instruction) -> Instruction:
 def _class_of(module: Module, instruction: Instruction, chief: Instruction) -> str:
     if is_collective(module, instruction):
         return COLLECTIVE
+    if chief.target.startswith(OWN_PRODUCTS):
+        return MATMUL
     if "fmha" in chief.target or any(ATTENTION_FILES.search(frame.file) for frame in chief.frames):
         return ATTENTION
     if _is_product(chief):

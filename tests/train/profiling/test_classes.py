@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxchat.config.schema import MeshConfig
 from jaxchat.model.attention import causal_attention
+from jaxchat.model.kernels import native
 from jaxchat.parallel.mesh import make_mesh
 from jaxchat.train.profiling.classes import (
     ATTENTION,
@@ -78,6 +79,20 @@ def test_products_of_attention_are_not_those_of_its_projections() -> None:
     assert {o.kind for o in products} == {MATMUL, ATTENTION}
     assert all(o.source.startswith("jaxchat/model/kernels/blocked.py:") for o in attention)
     assert all(o.flops == 2 * 2 * 64 * 16 * 16 for o in products if o.kind == MATMUL)
+
+
+@pytest.mark.skipif(not native.able(), reason="no AVX-512 BF16")
+def test_products_by_our_own_kernels_are_products_and_attention_is_not() -> None:
+    def layer(x: jax.Array, w: jax.Array) -> jax.Array:
+        return native.linear(x, (w,))[0]
+
+    def attention(q: jax.Array) -> jax.Array:
+        return native.native_attention(q, q, q, window=3)
+
+    assert MATMUL in kinds(layer, jnp.ones((8, 64)), jnp.ones((64, 64)))
+    found = kinds(attention, jnp.ones((1, 8, 2, 32)))
+    assert ATTENTION in found
+    assert MATMUL not in found
 
 
 def test_a_sum_over_devices_is_a_collective() -> None:
