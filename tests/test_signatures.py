@@ -94,7 +94,8 @@ def test_every_function_that_states_shapes_keeps_them(monkeypatch: pytest.Monkey
     wide = replace(config, n_embd=128)
     narrow = {"dtype": jnp.bfloat16}
     # Traced as any processor can, and never run
-    monkeypatch.setattr(load("model.kernels.native"), "able", lambda: True)
+    for ask in ("able", "multiplies"):
+        monkeypatch.setattr(load("model.kernels.native"), ask, lambda: True)
     for how in (
         {"attention": "native", "matmul": "bfloat16"},
         {"attention": "banded", "matmul": "bfloat16"},

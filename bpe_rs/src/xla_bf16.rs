@@ -16,21 +16,31 @@ pub(crate) const BFLOAT16: c_int = 16;
 /// Numbers of a piece of work, about.
 const PIECE: usize = 1 << 16;
 
-/// All handlers by the names of their targets; none where the processor lacks the instructions.
+/// The handlers by the names of their targets that this processor has instructions for. Those of
+/// products need AMX: without it they have not been seen to be faster than XLA's.
 pub(crate) fn handlers() -> Vec<(&'static str, Handler)> {
-    let all: [(&str, Handler); 10] = [
+    let parts: [(&str, Handler); 5] = [
         ("jaxchat_attention", attention),
         ("jaxchat_attention_gradient", attention_gradient),
-        ("jaxchat_linear", xla_linear::linear),
-        ("jaxchat_linear_gradient", xla_linear::linear_gradient),
         ("jaxchat_loss", loss),
-        ("jaxchat_mlp", xla_mlp::mlp),
-        ("jaxchat_mlp_gradient", xla_mlp::mlp_gradient),
         ("jaxchat_norm_rope", norm_rope),
         ("jaxchat_norm_rope_gradient", norm_rope_gradient),
+    ];
+    let products: [(&str, Handler); 5] = [
+        ("jaxchat_linear", xla_linear::linear),
+        ("jaxchat_linear_gradient", xla_linear::linear_gradient),
+        ("jaxchat_mlp", xla_mlp::mlp),
+        ("jaxchat_mlp_gradient", xla_mlp::mlp_gradient),
         ("jaxchat_orthogonalize", xla_linear::orthogonalize),
     ];
-    if able() { all.to_vec() } else { Vec::new() }
+    let mut found = Vec::new();
+    if able() {
+        found.extend(parts);
+    }
+    if crate::amx::able() {
+        found.extend(products);
+    }
+    found
 }
 
 /// The handler `jaxchat_attention`: q [B,T,H,K], k and v [B,T,G,K] bfloat16, window [1] int32 ->

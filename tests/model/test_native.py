@@ -21,6 +21,7 @@ from jaxchat.train.step import batch_loss
 
 SOFTCAP = 15.0
 needs_kernels = pytest.mark.skipif(not native.able(), reason="no AVX-512 BF16")
+needs_products = pytest.mark.skipif(not native.multiplies(), reason="no AMX")
 
 
 def random_qkv(time, heads, groups, size, batch=2):
@@ -177,7 +178,7 @@ def random_kernels(*shapes):
     ]
 
 
-@needs_kernels
+@needs_products
 @pytest.mark.parametrize(("rows", "width", "hidden"), [((1,), 64, 256), ((3, 43), 128, 192)])
 def test_a_blocks_second_half_is_the_one_of_rounded_products(rows, width, hidden):
     """But for numbers that another order of sums rounds to the other side."""
@@ -192,7 +193,7 @@ def test_a_blocks_second_half_is_the_one_of_rounded_products(rows, width, hidden
     assert_near(got, with_gradients(plain, x, *kernels), 3e-4)
 
 
-@needs_kernels
+@needs_products
 @pytest.mark.parametrize("epsilon", [None, 1e-6])
 @pytest.mark.parametrize(
     ("rows", "width", "columns"),
@@ -210,7 +211,7 @@ def test_products_with_several_kernels_are_the_rounded_ones(rows, width, columns
     assert_near(got, with_gradients(plain, x, *kernels), 3e-4)
 
 
-@needs_kernels
+@needs_products
 def test_products_have_the_same_bits_each_time_and_a_row_in_any_company():
     up, down, kernel = random_kernels((128, 512), (512, 128), (128, 384))
     x = jax.random.normal(jax.random.key(0), (700, 128))
@@ -225,7 +226,7 @@ def test_products_have_the_same_bits_each_time_and_a_row_in_any_company():
         np.testing.assert_array_equal(whole[0][37:39], alone)
 
 
-@needs_kernels
+@needs_products
 @pytest.mark.parametrize("shape", [(2, 64, 64), (5, 128, 64), (1, 64, 192), (2, 3, 64, 128)])
 def test_muons_iterations_are_the_ones_of_rounded_products(shape):
     """float32 is at 1.5 to 2.5%."""
@@ -245,7 +246,7 @@ def test_muons_iterations_are_the_ones_of_rounded_products(shape):
     assert_near([lowered.compile()(x)], [jax.jit(plain)(x)], 3e-2)
 
 
-@needs_kernels
+@needs_products
 def test_a_model_of_native_kernels_learns_what_one_of_rounded_products_does():
     """Gradients of every parameter; value embeddings and grouped queries among them."""
     config = ModelConfig(
@@ -283,6 +284,10 @@ def test_what_is_not_finite_is_not_hidden():
     assert jnp.isfinite(nll[0])
     assert jnp.isnan(nll[1])
     assert jnp.isnan(grad[1].astype(jnp.float32)).all()
+
+
+@needs_products
+def test_a_row_that_is_not_finite_is_not_hidden_by_products():
     up, down = random_kernels((64, 256), (256, 64))
     x = jnp.ones((3, 64)).at[1, 5].set(jnp.nan)
     y, dx, *grads = with_gradients(lambda *a: native.mlp(*a, 1e-6), x, up, down)
@@ -301,6 +306,10 @@ def test_other_shapes_are_an_error_and_not_a_crash(shape):
         jax.block_until_ready(native.norm_rope(q, q, q, 1.0, 1e-6))
     with pytest.raises(jax.errors.JaxRuntimeError, match="jaxchat_attention takes bfloat16"):
         jax.block_until_ready(native_attention(q, k, k, window=3))
+
+
+@needs_products
+def test_other_sizes_of_matrices_are_an_error_and_not_a_crash():
     odd = jnp.zeros((64, 48))
     with pytest.raises(jax.errors.JaxRuntimeError, match="jaxchat_linear takes float32"):
         jax.block_until_ready(native.linear(jnp.zeros((8, 64)), (odd,)))

@@ -5,7 +5,7 @@ They are for a processor with AVX-512 BF16, and compute what `kernels.banded`, `
 float32. XLA makes of attention many small products with copies and masks between, of the loss
 several passes over logits, and of what lies between products as many passes over rows; here it is
 done while it is in a core's cache, and keys that a query does not see cost nothing. Results are the
-same to the last bit for any number of threads. Products are done by AMX where there is one.
+same to the last bit for any number of threads. Products of layers have kernels where there is AMX.
 
 XLA cannot split such a call over devices, so it belongs on one, or within a `shard_map`.
 
@@ -39,6 +39,12 @@ def able() -> bool:
     return bool(handlers)
 
 
+@functools.cache
+def multiplies() -> bool:
+    """Whether this processor has the kernels of products, too, which are for AMX."""
+    return able() and "jaxchat_linear" in _bpe.bfloat16_kernels()
+
+
 def takes(size: int) -> bool:
     """Whether heads of this size are attended to here."""
     return size % MULTIPLE == 0 and able()
@@ -46,7 +52,7 @@ def takes(size: int) -> bool:
 
 def takes_products(*sides: int) -> bool:
     """Whether products with matrices of these sides are done here."""
-    return all(side % (2 * MULTIPLE) == 0 for side in sides) and able()
+    return all(side % (2 * MULTIPLE) == 0 for side in sides) and multiplies()
 
 
 def native_attention(
