@@ -31,8 +31,7 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "jaxchat-installed"
 CRATE = "bpe_rs/Cargo.toml"
 WITHOUT_TESTS = "without what tests need"  # a line of STAMP
-MOST_WORKERS = 4  # of pytest
-WORKER_BYTES = 3e9  # that one may take
+MOST_WORKERS = 4  # of pytest: each may take 3 GB
 HEARTBEAT = 10  # seconds after which a silent step says that it is still at work
 
 
@@ -190,7 +189,8 @@ def test(arguments: list[str]) -> int:
     print(f"== pytest; beside it {', '.join(long)}", flush=True)
     # Tests mostly compile, on one core each; those of a file share what they compiled.
     # The long ones come first (tests/conftest.py), which xdist would undo.
-    workers = ["-n", str(worker_count()), "--dist", "loadfile", "--no-loadscope-reorder"]
+    count = str(min(os.cpu_count() or 1, MOST_WORKERS))
+    workers = ["-n", count, "--dist", "loadfile", "--no-loadscope-reorder"]
     with ThreadPoolExecutor(1) as beside:
         try:
             found = {name: beside.submit(captured, command) for name, command in long.items()}
@@ -205,12 +205,6 @@ def test(arguments: list[str]) -> int:
     if failed:
         print(f"Failed besides pytest: {', '.join(failed)}", file=sys.stderr)
     return code or int(bool(failed))
-
-
-def worker_count() -> int:
-    """Workers of pytest: one more than cores, as some always wait, where memory suffices."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min((os.cpu_count() or 1) + 1, MOST_WORKERS, int(memory / WORKER_BYTES)))
 
 
 def captured(command: list[str]) -> "subprocess.CompletedProcess[str]":
