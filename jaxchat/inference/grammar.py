@@ -38,9 +38,8 @@ ABSENT = (
     "answers cannot follow a schema here: llguidance is not installed; install it with "
     "pip install 'llguidance>=1.7' (wheels: Linux with glibc 2.31 or newer, macOS)."
 )
-FREE, ONE, TEXT, DIGITS = range(
-    4
-)  # no grammar; one token is drawn; as many as are such, or one more
+# No grammar; one token is drawn; tokens of text, or of digits, are drawn, and one more
+FREE, ONE, TEXT, DIGITS = range(4)
 # Bytes by how soon they probably end an answer
 SOONEST = bytes(dict.fromkeys(b'"]},:@./ 0123456789-aAntfx[{' + bytes(range(256))))
 

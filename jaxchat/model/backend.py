@@ -23,10 +23,9 @@ from jaxchat.config.operations import Weights
 Implementation = (
     Literal["blocked", "banded", "native", "cudnn", "splash", "xla"] | Callable[..., Array]
 )
-# How large matrices are multiplied: in the dtype of the activations, or narrower.
-MatmulPrecision = Literal[
-    "default", "bfloat16", "native", "fp8"
-]  # native: bfloat16, by our kernels
+# How large matrices are multiplied: in the dtype of the activations, or narrower; native is
+# bfloat16 by kernels of our own.
+MatmulPrecision = Literal["default", "bfloat16", "native", "fp8"]
 Value = bool | int | str
 Option = tuple[str, Value]  # XLA's, name and value
 # A collective that one GPU never enters ends all processes with an error; XLA's default is to wait.

@@ -60,11 +60,9 @@ def call_grammar(functions: Functions) -> Grammar:
             raise bad_request(message, "tools") from error
         schemas.append(arguments if single else _call(name, arguments))
     text = json.dumps(schemas[0] if single else {"anyOf": schemas}, ensure_ascii=False)
-    free = (
-        all(getattr(reader, name) for reader in readers)
-        for name in ("free_strings", "free_numbers")
-    )
-    return Grammar("json_schema", text, *free)
+    strings = all(reader.free_strings for reader in readers)
+    numbers = all(reader.free_numbers for reader in readers)
+    return Grammar("json_schema", text, strings, numbers)
 
 
 def _call(name: str, arguments: object) -> dict[str, Any]:

@@ -190,10 +190,7 @@ def mlp(
 def _mlp_forward(
     x: Array, up: Array, down: Array, epsilon: float
 ) -> tuple[Array, tuple[Array, ...]]:
-    rows, matrices = (
-        x.reshape(-1, x.shape[-1]),
-        (up.astype(jnp.bfloat16), down.astype(jnp.bfloat16)),
-    )
+    rows, matrices = x.reshape(-1, x.shape[-1]), [k.astype(jnp.bfloat16) for k in (up, down)]
     room = ((2, *up.shape), jnp.bfloat16)
     hidden = ((len(rows), up.shape[1]), jnp.float32)
     y, u, _ = _call("mlp", ((rows.shape, jnp.float32), hidden, room))(
