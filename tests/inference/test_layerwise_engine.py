@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from compilation import compilations
+from whole_model import shaken
 
 from jaxchat.inference.engine import Engine, Request
 from jaxchat.inference.layerwise import MOST_READ, LayerwiseEngine
+from jaxchat.model.gpt import init_params
 
 PROMPTS = [(7,), (1, 50, 3), tuple(range(40, 40 + MOST_READ))]
 
@@ -35,6 +38,16 @@ def test_its_answers_are_an_engines(quick, params, config, tokenizer):
         is_same(got, want)
         called |= 0 in want.mask
     assert called, "a tool's answer is read in the same way"
+
+
+def test_what_the_middle_layer_gives_is_taken_back_out(config, tokenizer):
+    modern = dataclasses.replace(config, backout=True, residual_scalars=True)
+    params = shaken(init_params(jax.random.key(3), modern), 4, 0.2)
+    engine = Engine(params, modern, tokenizer, slots=1)
+    request = Request(PROMPTS[1], max_tokens=20)
+    ((want,),) = engine.generate([request])
+    ((got,),) = LayerwiseEngine(lambda: params, modern, tokenizer).generate([request])
+    is_same(got, want)
 
 
 def test_what_it_does_not_take_an_ordinary_engine_answers(quick, params, config, tokenizer):

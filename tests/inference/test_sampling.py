@@ -216,6 +216,21 @@ def keys_of_weights(seed: int, config: ModelConfig) -> np.ndarray:
     return np.stack(keys).view(np.uint64)[:, 0]
 
 
+@pytest.mark.parametrize("seed", [0, 42, 2**31, 2**32 - 1])
+def test_the_uniform_numbers_are_those_of_jax_to_the_bit(seed):
+    streams = jnp.array([0, 1, 7, 2**31 - 1])
+    positions = jnp.stack([jnp.arange(300), jnp.arange(2**31 - 300, 2**31)]).reshape(4, 150)
+    seeds, zeros = jnp.full(4, seed, jnp.uint32), jnp.zeros(4)
+    rows = Sampling(zeros, zeros.astype(jnp.int32), zeros, seeds, streams)
+
+    def one(stream, position):
+        return jax.random.uniform(token_key(jnp.uint32(seed), stream, position))
+
+    wanted = jax.vmap(jax.vmap(one, (None, 0)))(streams, positions)
+    np.testing.assert_array_equal(sampling.uniforms(rows, positions), wanted)
+    np.testing.assert_array_equal(sampling.uniforms(rows, positions[:, 0]), wanted[:, 0])
+
+
 @pytest.mark.parametrize("seed", [0, 42, 2**32 - 1])
 def test_no_token_has_the_key_of_a_weight(seed):
     """Of a prompt and an answer of 65,536 tokens, in any of 8 samples."""

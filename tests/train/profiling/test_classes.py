@@ -83,13 +83,20 @@ def test_products_of_attention_are_not_those_of_its_projections() -> None:
 
 @pytest.mark.skipif(not native.multiplies(), reason="no AMX")
 def test_products_by_our_own_kernels_are_products_and_attention_is_not() -> None:
-    def layer(x: jax.Array, w: jax.Array) -> jax.Array:
-        return native.linear(x, (w,))[0]
+    def linear(x: jax.Array) -> jax.Array:
+        return native.linear(x, (x,))[0]
+
+    def mlp(x: jax.Array) -> jax.Array:
+        return native.mlp(x, x, x, 1e-6)
+
+    def muon(x: jax.Array) -> jax.Array:
+        return native.orthogonalize(x.astype(jnp.bfloat16)[None], [(1.0, 0.5, 0.1)])
 
     def attention(q: jax.Array) -> jax.Array:
         return native.native_attention(q, q, q, window=3)
 
-    assert MATMUL in kinds(layer, jnp.ones((8, 64)), jnp.ones((64, 64)))
+    for product in (linear, mlp, muon):
+        assert MATMUL in kinds(product, jnp.ones((64, 64))), product.__name__
     found = kinds(attention, jnp.ones((1, 8, 2, 32)))
     assert ATTENTION in found
     assert MATMUL not in found
