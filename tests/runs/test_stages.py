@@ -92,6 +92,7 @@ CONVERSATIONS_BEFORE = {
         "counting=1, choice=2.3, facts=0.7, repeat=1.8}",
         "sft.mixture={identity=1, arithmetic=0.3, arithmetic_two_step=0.3, spelling=3.6, "
         "counting=1, choice=2.3}",
+        "sft.text_share=0.0",
     )
 }
 
