@@ -80,6 +80,7 @@ LONG = {
     *("test_page_browser.py", "test_bpe_training.py", "test_answers.py", "test_loss_curve.py"),
     *("test_oom.py", "test_climb.py", "test_gpt.py", "test_fused.py", "test_changes.py"),
     *("test_grammar.py", "test_screen.py", "test_september_training.py", "test_fp8.py"),
+    *("test_openapi.py", "test_page_faults.py", "test_process.py", "test_native.py"),
 }
 
 

@@ -6,7 +6,6 @@ import re
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +16,7 @@ import screen_table
 from screen_pairs import difference
 from screen_plan import COMPARED, STEPS, SWITCHES, Choice, Row, chosen, rows
 from screen_prototypes import crop, prototype
+from whole_model import features, shaken
 
 from jaxchat.model import gpt
 from jaxchat.optim.optimizer import make_optimizer
@@ -188,16 +188,18 @@ def test_cropping_loses_what_does_not_fit():
 def test_attention_within_documents_is_that_of_each_alone():
     config = Row("x", 2, 0, ('run.preset="september"', "model.sequence_len=24")).config().model
     params = gpt.init_params(jax.random.key(0), config)
-    keys = jax.random.split(jax.random.key(1), 2)
-    params = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(keys[0], x.shape), params)
-    tokens = jax.random.randint(keys[1], (2, 24), 0, 999)
-    cut = tokens.at[:, 10].set(1000)
+    params = shaken(params, 1, 0.02)
+    tokens = np.random.default_rng(1).integers(0, 999, (2, 24), np.int32)
+    cut = tokens.copy()
+    cut[:, 10] = 1000
     plain = gpt.features
     with prototype("documents", 1000) as compute:
-        found, whole = (gpt.features(params, x, config, compute) for x in (cut, tokens))
-        assert jnp.allclose(plain(params, tokens, config), whole, atol=1e-5)
-        assert jnp.allclose(plain(params, cut[:, 10:], config), found[:, 10:], atol=1e-5)
-        assert not jnp.allclose(plain(params, cut, config)[:, 10:], found[:, 10:], atol=1e-2)
+        within = jax.jit(lambda x: gpt.features(params, x, config, compute))
+        found, whole = (np.asarray(within(x)) for x in (cut, tokens))
+        assert np.allclose(features(params, tokens, config), whole, atol=1e-5)
+        assert np.allclose(features(params, cut[:, 10:], config), found[:, 10:], atol=1e-5)
+        across = np.asarray(features(params, cut, config))
+        assert not np.allclose(across[:, 10:], found[:, 10:], atol=1e-2)
     assert gpt.features is plain
 
 
@@ -207,11 +209,12 @@ def test_embeddings_move_every_fourth_step():
     params = gpt.init_params(jax.random.key(0), config.model)
     with prototype("fourth", 0):
         optimizer = make_optimizer(config.model, config.optim, 8)
-    view = stack(params)
-    state, moved = optimizer.init(view), []
+    view = jax.jit(stack)(params)
+    state, moved, update = jax.jit(optimizer.init)(view), [], jax.jit(optimizer.update)
+    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), view)
     for _ in range(8):
-        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, view), state, view)
-        moved.append([bool(jnp.any(updates[name][leaf])) for name, leaf in
+        updates, state = update(ones, state, view)
+        moved.append([bool(np.any(updates[name][leaf])) for name, leaf in
                       (("wte", "embedding"), ("lm_head", "kernel"))])  # fmt: skip
     assert [embedding for embedding, _ in moved] == [False, False, False, True] * 2
     assert all(head for _, head in moved)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 
 from jaxchat.model.attention import causal_attention
 from jaxchat.model.backend import backend
@@ -35,8 +36,7 @@ def plain(q, k, v, window):
 
 def random_qkv(time, seed=0):
     rng = np.random.default_rng(seed)
-    shapes = ((B, time, H, K), (B, time, G, K), (B, time, G, K), (B, time, H, K))
-    return [jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes]
+    return [normal(rng, B, time, heads, K) for heads in (H, G, G, H)]
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_banded_attention_and_its_gradients_are_the_plain_ones_but_for_rounding(
 
 def test_banded_attention_of_exact_operands_is_exact():
     """Where nothing is lost by rounding q, k, v and dy, what is left is the rounding of weights."""
-    q, k, v, _ = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in random_qkv(200))
-    k = jnp.zeros_like(k)  # every weight is 1
+    q, k, v, _ = (x.astype(jnp.bfloat16).astype(np.float32) for x in random_qkv(200))
+    k = np.zeros_like(k)  # every weight is 1
     got = attend_banded(q, k, v, window=50)
     np.testing.assert_allclose(got, plain(q, k, v, 50), atol=2e-6)
 
@@ -115,7 +115,7 @@ def test_long_rows_make_few_blocks_and_the_same_result():
 @pytest.mark.parametrize("cached_attention", [cached_attention, plain_cached_attention])
 def test_one_query_against_a_cache_is_the_last_row_of_attention(cached_attention):
     q, k, v, _ = random_qkv(40)
-    want = plain(q, k, v, 1000)
+    want = np.asarray(plain(q, k, v, 1000))
     rows, lengths = np.arange(B), np.array([13, 40])
     visible = np.arange(40)[None, :] < lengths[:, None]
     got = jax.jit(cached_attention)(
@@ -206,16 +206,15 @@ def test_hidden_slots_that_come_after_change_no_bit(heads, cached_attention):
 @pytest.mark.parametrize(("rows", "slots"), [(1, 1), (3, 64), (40, 200)])
 def test_our_own_cached_attention_is_the_plain_formula(rows, slots, size):
     """Rings, too, of which any slot may be hidden; a row that sees nothing gives NaN in both."""
-    keys = jax.random.split(jax.random.key(slots), 4)
-    q = jax.random.normal(keys[0], (rows, 6, size))
-    k = jax.random.normal(keys[1], (rows, 2, slots, size))
-    v = jax.random.normal(keys[2], (rows, 2, slots, size))
-    visible = jax.random.bernoulli(keys[3], 0.7, (rows, slots)).at[-1].set(rows == 1)
-    got, want = cached_attention(q, k, v, visible), plain_cached_attention(q, k, v, visible)
+    rng = np.random.default_rng(slots)
+    q, k, v = (normal(rng, rows, *shape, size) for shape in ((6,), (2, slots), (2, slots)))
+    visible = rng.random((rows, slots)) < 0.7
+    visible[-1] = rows == 1
+    cached = jax.jit(cached_attention)
+    got, want = (np.asarray(f(q, k, v, visible)) for f in (cached, jax.jit(plain_cached_attention)))
     np.testing.assert_allclose(got, want, atol=2e-6)
-    assert jnp.isnan(got[-1]).all() == (rows > 1)
-    alone = jax.jit(cached_attention)(q[:1], k[:1], v[:1], visible[:1])
-    assert jnp.array_equal(alone, jax.jit(cached_attention)(q, k, v, visible)[:1])
+    assert np.isnan(got[-1]).all() == (rows > 1)
+    np.testing.assert_array_equal(cached(q[:1], k[:1], v[:1], visible[:1]), got[:1])
 
 
 def test_our_own_cached_attention_refuses_what_it_cannot_take():

@@ -89,9 +89,10 @@ def test_an_inactive_row_continues_as_if_it_had_not_waited():
 
 @every_variant
 def test_a_view_computed_beforehand_is_that_of_each_rows_position(config):
-    params, tokens = lively_params(config), random_tokens(config, 2, 20)
-    lengths = np.array([3, 20], np.int32)
-    _, cache = prefill(params, tokens, lengths, init_cache(config, 2, 64), config)
+    params, tokens = lively_params(config), random_tokens(config, 6, 140)
+    lengths = np.array([1, 3, 20, 90, 128, 140], np.int32)
+    # of the shapes of the test above: one program
+    _, cache = prefill(params, tokens, lengths, init_cache(config, 6, 170), config)
     want, _ = decode(params, tokens[:, 0], cache, config)
     slots = [k.shape[2] for k in cache.k]
     here, there = (view_of(lengths + shift, slots, config, jnp.float32) for shift in (0, 1))

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import distance, norm, normal
+from whole_model import shaken
 
 from jaxchat.config.schema import ModelConfig
 from jaxchat.model import gpt
@@ -25,11 +27,8 @@ needs_products = pytest.mark.skipif(not native.multiplies(), reason="no AMX")
 
 
 def random_qkv(time, heads, groups, size, batch=2):
-    keys = jax.random.split(jax.random.key(time), 4)
-    return [
-        jax.random.normal(key, (batch, time, count, size))
-        for key, count in zip(keys, (heads, groups, groups, heads), strict=True)
-    ]
+    rng = np.random.default_rng(time)
+    return [normal(rng, batch, time, count, size) for count in (heads, groups, groups, heads)]
 
 
 def plain(q, k, v, window):
@@ -64,10 +63,10 @@ def test_attention_and_its_gradients_are_the_plain_ones_but_for_rounding(
     inputs = random_qkv(time, heads, groups, size)
     got = results(native_attention, *inputs, window)
     want = results(plain, *inputs, window)
-    scale = max(float(jnp.linalg.norm(b)) for b in want)  # some gradients are zero but for rounding
+    scale = max(norm(b) for b in want)  # some gradients are zero but for rounding
     for a, b in zip(got, want, strict=True):
         assert a.dtype == jnp.float32
-        assert float(jnp.linalg.norm(a - b)) < 6e-3 * scale
+        assert distance(a, b) < 6e-3 * scale
 
 
 @needs_kernels
@@ -78,38 +77,39 @@ def test_a_row_gets_the_same_bits_in_any_company_and_each_time():
         np.testing.assert_array_equal(a, b)
     alone = results(native_attention, *(x[3:4] for x in inputs), 90)
     for a, b in zip(together, alone, strict=True):
-        np.testing.assert_array_equal(a[3:4], b)
+        np.testing.assert_array_equal(np.asarray(a)[3:4], b)
 
 
 @needs_kernels
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 33), (300, 1000), (17, 8192)])
 def test_the_losss_gradient_is_the_plain_one_but_for_rounding(rows, columns):
-    keys = jax.random.split(jax.random.key(rows), 3)
-    logits = 9.0 * jax.random.normal(keys[0], (rows, columns))
-    targets = jax.random.randint(keys[1], (rows,), 0, columns)
-    factor = jnp.where(jnp.arange(rows) % 3 == 1, 0.0, jax.random.normal(keys[2], (rows,)))
+    rng = np.random.default_rng(rows)
+    logits = 9 * normal(rng, rows, columns)
+    targets = rng.integers(0, columns, rows, np.int32)
+    factor = np.where(np.arange(rows) % 3 == 1, np.float32(0), normal(rng, rows))
 
+    @jax.jit
     def nll(logits):
         logprobs = jax.nn.log_softmax(SOFTCAP * jnp.tanh(logits / SOFTCAP), axis=-1)
         return -jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
 
-    want = jax.grad(lambda logits: jnp.sum(factor * nll(logits)))(logits)
-    found, got = jax.jit(lambda: loss_gradient(logits, targets, factor, SOFTCAP))()
-    np.testing.assert_allclose(found, jnp.where(factor == 0.0, 0.0, nll(logits)), atol=2e-5)
+    want = jax.jit(jax.grad(lambda logits: jnp.sum(factor * nll(logits))))(logits)
+    found, got = jax.jit(loss_gradient)(logits, targets, factor, SOFTCAP)
+    np.testing.assert_allclose(found, np.where(factor == 0.0, 0.0, nll(logits)), atol=2e-5)
     assert got.dtype == jnp.bfloat16
-    np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=8e-3, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=8e-3, atol=1e-6)
 
 
 @needs_kernels
 @pytest.mark.parametrize(("batch", "time", "heads", "size"), [(1, 1, 1, 32), (3, 70, 5, 128)])
 @pytest.mark.parametrize("own", [False, True])
 def test_norm_rope_and_its_gradient_are_the_plain_ones(batch, time, heads, size, own):
-    keys = jax.random.split(jax.random.key(size), 2)
-    x, dy = (3.0 * jax.random.normal(key, (batch, time, heads, size)) for key in keys)
-    positions = jnp.arange(time)[None] + (7 * jnp.arange(batch)[:, None] if own else 0)
-    rope = rotary(positions, size, 10_000.0, jnp.float32)
+    rng = np.random.default_rng(size)
+    x, dy = (3 * normal(rng, batch, time, heads, size) for _ in range(2))
+    positions = np.arange(time)[None] + (7 * np.arange(batch)[:, None] if own else 0)
+    rope = jax.jit(lambda: rotary(jnp.asarray(positions), size, 10_000.0, jnp.float32))()
 
-    def norm(x):
+    def normed_rotated(x):
         turned = rotate(x, *rope)
         return 1.2 * turned / jnp.sqrt(jnp.mean(turned**2, axis=-1, keepdims=True) + 1e-6)
 
@@ -118,18 +118,17 @@ def test_norm_rope_and_its_gradient_are_the_plain_ones(batch, time, heads, size,
         return y, *pull(dy)
 
     got = jax.jit(lambda: run(lambda x: native.norm_rope(x, *rope, 1.2, 1e-6)))()
-    for a, b in zip(got, run(norm), strict=True):
+    for a, b in zip(got, jax.jit(lambda: run(normed_rotated))(), strict=True):
         np.testing.assert_allclose(a, b, atol=4e-6)
 
 
 @needs_kernels
 @pytest.mark.parametrize("chunk_rows", [64, 1000])
 def test_the_loss_of_native_kernels_is_xlas(chunk_rows):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (3, 50, 64))
-    kernel = jax.random.normal(keys[1], (64, 333))
-    targets = jax.random.randint(keys[2], (3, 50), 0, 333)
-    mask = (jnp.arange(150).reshape(3, 50) % 4 > 0).astype(jnp.float32)
+    rng = np.random.default_rng(0)
+    x, kernel = normal(rng, 3, 50, 64), normal(rng, 64, 333)
+    targets = rng.integers(0, 333, (3, 50), np.int32)
+    mask = (np.arange(150).reshape(3, 50) % 4 > 0).astype(np.float32)
 
     def run(attention):
         how = Compute(matmul="bfloat16", attention=attention, chunk_rows=chunk_rows)
@@ -142,7 +141,7 @@ def test_the_loss_of_native_kernels_is_xlas(chunk_rows):
     (got, grads), (want, wanted) = run("native"), run("banded")
     np.testing.assert_allclose(got, want, rtol=1e-6)
     for a, b in zip(grads, wanted, strict=True):
-        assert float(jnp.linalg.norm(a - b)) < 1e-3 * float(jnp.linalg.norm(b))
+        assert distance(a, b) < 1e-3 * norm(b)
 
 
 def with_gradients(function, *inputs):
@@ -150,11 +149,8 @@ def with_gradients(function, *inputs):
 
     def run(*inputs):
         ys, pull = jax.vjp(function, *inputs)
-        keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(ys)))
-        dys = [
-            jax.random.normal(k, y.shape) for k, y in zip(keys, jax.tree.leaves(ys), strict=True)
-        ]
-        return ys, pull(jax.tree.unflatten(jax.tree.structure(ys), dys))
+        rng = np.random.default_rng(1)
+        return ys, pull(jax.tree.map(lambda y: jnp.asarray(normal(rng, *y.shape)), ys))
 
     return jax.tree.leaves(jax.jit(run)(*inputs))
 
@@ -163,7 +159,7 @@ def assert_near(got, want, tolerance):
     for a, b in zip(got, want, strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
-        assert float(jnp.linalg.norm(a - b)) < tolerance * float(jnp.linalg.norm(b))
+        assert distance(a, b) < tolerance * norm(b)
 
 
 def normed(x, epsilon):
@@ -171,11 +167,8 @@ def normed(x, epsilon):
 
 
 def random_kernels(*shapes):
-    keys = jax.random.split(jax.random.key(7), len(shapes))
-    return [
-        jax.random.normal(key, shape) * shape[0] ** -0.5
-        for key, shape in zip(keys, shapes, strict=True)
-    ]
+    rng = np.random.default_rng(7)
+    return [np.float32(shape[0] ** -0.5) * normal(rng, *shape) for shape in shapes]
 
 
 @needs_products
@@ -183,7 +176,7 @@ def random_kernels(*shapes):
 def test_a_blocks_second_half_is_the_one_of_rounded_products(rows, width, hidden):
     """But for numbers that another order of sums rounds to the other side."""
     kernels = random_kernels((width, hidden), (hidden, width))
-    x = 2.0 * jax.random.normal(jax.random.key(0), (*rows, width))
+    x = 2 * normal(0, *rows, width)
 
     def plain(x, up, down):
         y = jnp.square(jax.nn.relu(rounded_matmul(normed(x, 1e-6), up)))
@@ -201,7 +194,7 @@ def test_a_blocks_second_half_is_the_one_of_rounded_products(rows, width, hidden
 )
 def test_products_with_several_kernels_are_the_rounded_ones(rows, width, columns, epsilon):
     kernels = random_kernels(*((width, count) for count in columns))
-    x = 2.0 * jax.random.normal(jax.random.key(0), (*rows, width))
+    x = 2 * normal(0, *rows, width)
 
     def plain(x, *kernels):
         x = x if epsilon is None else normed(x, epsilon)
@@ -214,7 +207,7 @@ def test_products_with_several_kernels_are_the_rounded_ones(rows, width, columns
 @needs_products
 def test_products_have_the_same_bits_each_time_and_a_row_in_any_company():
     up, down, kernel = random_kernels((128, 512), (512, 128), (128, 384))
-    x = jax.random.normal(jax.random.key(0), (700, 128))
+    x = normal(0, 700, 128)
     for function, kernels in (
         (lambda *a: native.mlp(*a, 1e-6), (up, down)),
         (lambda x, *k: native.linear(x, k)[0], (kernel,)),
@@ -223,14 +216,14 @@ def test_products_have_the_same_bits_each_time_and_a_row_in_any_company():
         for a, b in zip(whole, with_gradients(function, x, *kernels), strict=True):
             np.testing.assert_array_equal(a, b)
         alone = jax.jit(function)(x[37:39], *kernels)
-        np.testing.assert_array_equal(whole[0][37:39], alone)
+        np.testing.assert_array_equal(np.asarray(whole[0])[37:39], alone)
 
 
 @needs_products
 @pytest.mark.parametrize("shape", [(2, 64, 64), (5, 128, 64), (1, 64, 192), (2, 3, 64, 128)])
 def test_muons_iterations_are_the_ones_of_rounded_products(shape):
     """float32 is at 1.5 to 2.5%."""
-    x = jax.random.normal(jax.random.key(0), shape) / math.sqrt(math.prod(shape[-2:]))
+    x = normal(0, *shape) / np.float32(math.sqrt(math.prod(shape[-2:])))
 
     def run(x):
         return muon.orthogonalize_matrix(x, muon.NEWTON_SCHULZ, jnp.bfloat16, 1.0, 1e-7)
@@ -254,10 +247,9 @@ def test_a_model_of_native_kernels_learns_what_one_of_rounded_products_does():
         value_embeds=True, residual_scalars=True, window_pattern="SL", short_window=16,
     )  # fmt: skip
     params = gpt.init_params(jax.random.key(0), config)
-    noise = iter(jax.random.split(jax.random.key(1), 200))
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(noise), p.shape), params)
-    tokens = jax.random.randint(jax.random.key(2), (3, 41), 0, 96)
-    batch = {"tokens": tokens, "mask": jnp.ones(tokens.shape)}
+    params = shaken(params, 1, 0.1)
+    tokens = np.random.default_rng(2).integers(0, 96, (3, 41), np.int32)
+    batch = {"tokens": tokens, "mask": np.ones(tokens.shape, np.float32)}
 
     def grads(attention):
         how = Compute(matmul="bfloat16", attention=attention)
@@ -268,33 +260,37 @@ def test_a_model_of_native_kernels_learns_what_one_of_rounded_products_does():
     assert text.count("jaxchat_mlp_gradient") == 2
     assert text.count("jaxchat_linear_gradient") == 4
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert float(jnp.linalg.norm(a - b)) <= 2e-2 * float(jnp.linalg.norm(b))
+        assert distance(a, b) <= 2e-2 * norm(b)
 
 
 @needs_kernels
 def test_what_is_not_finite_is_not_hidden():
     inputs = random_qkv(40, 2, 2, 32)
-    inputs[1] = inputs[1].at[0, 7, 0, 3].set(jnp.nan)
-    y = native_attention(*inputs[:3], window=40)
-    assert jnp.isnan(y[0, 7:, 0]).all()
-    assert jnp.isfinite(y[0, :, 1]).all()
-    assert jnp.isfinite(y[1]).all()
-    logits = jnp.zeros((2, 40)).at[1, 3].set(jnp.nan)
-    nll, grad = loss_gradient(logits, jnp.zeros(2, jnp.int32), jnp.ones(2), SOFTCAP)
-    assert jnp.isfinite(nll[0])
-    assert jnp.isnan(nll[1])
-    assert jnp.isnan(grad[1].astype(jnp.float32)).all()
+    inputs[1][0, 7, 0, 3] = np.nan
+    y = np.asarray(native_attention(*inputs[:3], window=40))
+    assert np.isnan(y[0, 7:, 0]).all()
+    assert np.isfinite(y[0, :, 1]).all()
+    assert np.isfinite(y[1]).all()
+    logits = np.zeros((2, 40), np.float32)
+    logits[1, 3] = np.nan
+    gradient = loss_gradient(logits, np.zeros(2, np.int32), np.ones(2, np.float32), SOFTCAP)
+    nll, grad = (np.asarray(x, np.float32) for x in gradient)
+    assert np.isfinite(nll[0])
+    assert np.isnan(nll[1])
+    assert np.isnan(grad[1]).all()
 
 
 @needs_products
 def test_a_row_that_is_not_finite_is_not_hidden_by_products():
     up, down = random_kernels((64, 256), (256, 64))
-    x = jnp.ones((3, 64)).at[1, 5].set(jnp.nan)
-    y, dx, *grads = with_gradients(lambda *a: native.mlp(*a, 1e-6), x, up, down)
+    x = np.ones((3, 64), np.float32)
+    x[1, 5] = np.nan
+    found = with_gradients(lambda *a: native.mlp(*a, 1e-6), x, up, down)
+    y, dx, *grads = map(np.asarray, found)
     for rows in (y, dx):
-        assert jnp.isnan(rows[1]).all()
-        assert jnp.isfinite(rows[::2]).all()
-    assert all(jnp.isnan(grad).all() for grad in grads[:1])
+        assert np.isnan(rows[1]).all()
+        assert np.isfinite(rows[::2]).all()
+    assert all(np.isnan(grad).all() for grad in grads[:1])
 
 
 @needs_kernels

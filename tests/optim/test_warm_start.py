@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -25,17 +24,22 @@ MID = StageOptimConfig(warm_start=True).within(BASE)  # without base's decay
 def gradients(seed: int) -> Any:
     shapes = jax.eval_shape(lambda: gpt.init_params(jax.random.key(0), MODEL))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), jnp.float32), shapes)
+    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
 
 
 def trained(optim: OptimConfig, model: ModelConfig, steps: int) -> tuple[Any, Any]:
     """The optimizer's state after some steps, and the parameters."""
     optimizer = make_optimizer(model, optim, 10)
+
+    @jax.jit
+    def update(state: Any, params: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = optimizer.update(grads, state, params)
+        return state, optax.apply_updates(params, updates)
+
     params = gradients(0)
-    state = optimizer.init(params)
+    state = jax.jit(optimizer.init)(params)
     for step in range(steps):
-        updates, state = optimizer.update(gradients(step + 1), state, params)
-        params = optax.apply_updates(params, updates)
+        state, params = update(state, params, gradients(step + 1))
     return state, params
 
 
@@ -74,7 +78,7 @@ def test_the_first_step_is_that_of_the_averages() -> None:
     optimizer = make_optimizer(MODEL, MID, 10)
     grads = gradients(9)
     warm = carry_over(optimizer.init(params), before)
-    _, after = optimizer.update(grads, warm, params)
+    _, after = jax.jit(optimizer.update)(grads, warm, params)
     (momentum,) = found(after, MomentumState)
     for path, average in jax.tree_util.tree_leaves_with_path(of_base.momentum):
         grad: Any = grads
