@@ -153,8 +153,12 @@ def test_the_held_out_shard_is_said():
 
 
 def test_a_stage_without_steps_is_one_pass_over_its_conversations():
-    plan = plan_of("tier_cpu", "mid.steps=0", "mid.conversations=1024", "mid.batch_tokens=4096")
+    settings = ("mid.steps=0", "mid.conversations=1024", "mid.batch_tokens=4096")
+    plan = plan_of("tier_cpu", *settings, "mid.text_share=0")
     assert plan.stages[1].steps == 1_024 * 40 // 4_096
+    with_text = plan_of("tier_cpu", *settings, "mid.text_share=1.5")
+    assert with_text.stages[1].steps == 5 * 1_024 * 40 // (2 * 4_096)
+    assert with_text.disk["rows"] > plan.disk["rows"]
     assert plan_of("tier_cpu", "mid.steps=7").stages[1].steps == 7
 
 

@@ -74,9 +74,9 @@ def plan_downloads(config: RunConfig) -> list[Download]:
 
 
 def chat_tokens(train: TrainConfig) -> int:
-    """Tokens of a pass over a stage's conversations, about."""
+    """Tokens of a pass over a stage's conversations and its share of text, about."""
     read = 0.0
     for name, epochs in train.epochs.items():
         if (source := chat_source(name)) is not None:
             read += epochs * train_rows(source) * TOKENS_PER_ROW.get(name, OWN_TOKENS_PER_ROW)
-    return int(read) + train.conversations * TOKENS_PER_PROBLEM
+    return int((read + train.conversations * TOKENS_PER_PROBLEM) * (1 + train.text_share))
